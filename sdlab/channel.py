@@ -1,0 +1,78 @@
+"""How threads meet: the latest value, a log of events, and a fair turnstile."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Latest(Generic[T]):
+    """One writer, many readers; a new value replaces the old one."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._value: T | None = None
+        self.version = 0
+
+    def set(self, value: T) -> None:
+        with self._changed:
+            self._value = value
+            self.version += 1
+            self._changed.notify_all()
+
+    def get(self) -> T | None:
+        return self._value
+
+    def wait(self, version: int, timeout: float | None = None) -> bool:
+        """Block until a value newer than `version` is there; False when `timeout` seconds pass first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.version > version, timeout)
+
+
+class EventLog(Generic[T]):
+    """A bounded history; readers remember how far they have read by its running number."""
+
+    def __init__(self, capacity: int = 5000) -> None:
+        self._lock = threading.Lock()
+        self._events: deque[T] = deque(maxlen=capacity)
+        self._end = 0  # the number that the next event will get
+
+    def append(self, event: T) -> None:
+        with self._lock:
+            self._events.append(event)
+            self._end += 1
+
+    def since(self, number: int = 0) -> tuple[list[T], int]:
+        """Events from running number `number` on that are still held, and the number to ask with next time."""
+        with self._lock:
+            first = self._end - len(self._events)
+            skip = max(number - first, 0)
+            return list(self._events)[skip:], self._end
+
+
+class Turnstile:
+    """A lock that is served in the order of arrival.
+
+    `threading.Lock` lets the thread that just released it take it again while others starve; here n sessions on
+    one device take turns step by step.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next_ticket = 0
+        self._serving = 0
+
+    def __enter__(self) -> Turnstile:
+        with self._changed:
+            ticket = self._next_ticket
+            self._next_ticket += 1
+            self._changed.wait_for(lambda: self._serving == ticket)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()

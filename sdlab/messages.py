@@ -1,0 +1,156 @@
+"""The closed union of what may be said to a session (commands) and what it says back (events).
+
+All are frozen and picklable. Commands may be sent from any thread; each takes effect before the next step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Change settings as one transaction: all of `changes` (path, value) are taken, or none."""
+
+    changes: tuple[tuple[str, Any], ...]
+
+    @staticmethod
+    def one(path: str, value: Any) -> Patch:
+        return Patch(((path, value),))
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Stop stepping; the session keeps answering commands."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Step on (also the first start)."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Take `n` steps, then pause."""
+
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Build the scene anew from the present settings, back to step 0."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """Write a checkpoint into `folder`."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """Go on from the checkpoint in `folder`."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write scene.ply, turntable.png and turntable.mp4 into `folder`."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the session."""
+
+
+Command = Patch | Pause | Resume | Advance | Reset | Save | Load | Export | Stop
+
+# ---- events ----------------------------------------------------------------------------------------------
+
+Phase = Literal["loading", "compiling", "ready", "running", "paused", "saving", "exporting", "failed", "ended"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the session is doing now, for the status line."""
+
+    step: int
+    phase: Phase
+    text: str
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A change of settings is in force from `step` on; `note` says so when it waits for a reset."""
+
+    step: int
+    path: str
+    value: Any
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A command was refused or rolled back; the run goes on as before."""
+
+    step: int
+    path: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Figures of one step."""
+
+    step: int
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """The update of `step` was skipped because `what` was not finite."""
+
+    step: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    step: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The session cannot go on stepping (it keeps its state and answers commands)."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    step: int
+
+
+Event = Status | Applied | Rejected | Stepped | Skipped | Saved | Loaded | Exported | Failed | Ended

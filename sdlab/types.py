@@ -1,0 +1,209 @@
+"""Core types and every convention of the project, stated once.
+
+Letters in shapes: B views of one step, N Gaussians, C H W the prior's space, L D tokens and their width.
+
+World      right-handed, +z up; an object's front faces +x. Azimuth in degrees, 0 on +x (front), 90 on +y,
+           counter-clockwise seen from above. Elevation in degrees above the horizon, 90 straight overhead.
+Cameras    OpenCV: x right, y down, z forward. `viewmats` map world to camera, `Ks` camera to pixels.
+           The centre of pixel (i, j) lies at (i + 0.5, j + 0.5).
+Quaternions  (w, x, y, z), need not be normalised.
+Pictures   [B, 3, H, W], RGB in [0, 1]. Depth is accumulated (alpha-weighted), not normalised.
+Prior's space  z [B, C, H, W]; for a pixel prior z = 2 rgb - 1, for a latent one the scaled VAE latent.
+Timesteps  integers t in 0 .. 999; z_t = alpha_t z0 + sigma_t noise with alpha^2 + sigma^2 = 1.
+Guidance   classifier-free guidance in form A: eps_u + s (eps_c - eps_u). DreamFusion's form B(s) is A(s + 1).
+Residual   what a loss returns, in units of eps: d loss / d z0 = w(t) * residual, summed over pixels, mean over views.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+N_TIMESTEPS = 1000
+
+
+class Cameras(NamedTuple):
+    """B cameras looking at the scene; angles in degrees, distance in world units."""
+
+    viewmats: Float[Tensor, "B 4 4"]
+    Ks: Float[Tensor, "B 3 3"]
+    width: int
+    height: int
+    azimuth: Float[Tensor, " B"]
+    elevation: Float[Tensor, " B"]
+    distance: Float[Tensor, " B"]
+
+    def __len__(self) -> int:  # the number of views, not of fields
+        return int(self.viewmats.shape[0])
+
+
+class ScreenInfo:
+    """What density control needs of one render: where each Gaussian fell on the screen and how it was pulled.
+
+    radii [B, N] in pixels, 0 where a Gaussian was not drawn; means2d [B, N, 2] in pixels; means2d_grad [B, N, 2]
+    is the gradient of the loss with respect to means2d, None until the backward pass has run.
+    """
+
+    def __init__(self, radii: Tensor, means2d: Tensor) -> None:
+        self.radii = radii
+        self.means2d = means2d
+        self._means2d_grad: Tensor | None = None
+
+    @property
+    def means2d_grad(self) -> Tensor | None:
+        if self._means2d_grad is not None:
+            return self._means2d_grad
+        return self.means2d.grad if self.means2d.requires_grad else None  # a rasteriser that retains its own
+
+    @means2d_grad.setter
+    def means2d_grad(self, value: Tensor) -> None:
+        self._means2d_grad = value
+
+
+class Render(NamedTuple):
+    """B rendered views. `info` is None for scenes that are not made of Gaussians."""
+
+    rgb: Float[Tensor, "B 3 H W"]
+    alpha: Float[Tensor, "B 1 H W"]
+    depth: Float[Tensor, "B 1 H W"]
+    info: ScreenInfo | None = None
+
+
+class Noised(NamedTuple):
+    """A batch on its way to the prior: z_t = alpha z0 + sigma noise, everything detached; alpha, sigma [B, 1, 1, 1]."""
+
+    z0: Float[Tensor, "B C H W"]
+    noise: Float[Tensor, "B C H W"]
+    t: Int[Tensor, " B"]
+    alpha: Float[Tensor, "B 1 1 1"]
+    sigma: Float[Tensor, "B 1 1 1"]
+    z_t: Float[Tensor, "B C H W"]
+
+
+class Guidance(NamedTuple):
+    """What a loss answers: `residual` in eps units before w(t); `preds`, every eps it used by name, so that the
+    page can show x0-hat of each; `stats`, 0-d tensors left on the device until a frame is published."""
+
+    residual: Float[Tensor, "B C H W"]
+    preds: dict[str, Tensor] = {}
+    stats: dict[str, Tensor] = {}
+
+
+class Cond(NamedTuple):
+    """Conditioning of B pictures: `hidden` [B, L, D]; `extra`, further tensors with leading B (pooled text, sizes)."""
+
+    hidden: Tensor
+    extra: dict[str, Tensor] = {}
+
+
+def cat_conds(conds: Sequence[Cond]) -> Cond:
+    """Concatenate along the batch; all must carry the same extras."""
+    return Cond(
+        torch.cat([c.hidden for c in conds]),
+        {k: torch.cat([c.extra[k] for c in conds]) for k in conds[0].extra},
+    )
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """A frozen teacher, shared by all sessions of the process and safe to call from any thread."""
+
+    name: str
+    shape: tuple[int, int, int]  # (C, H, W) of its space
+    image_size: int  # pixels of the pictures it is shown (H = W)
+    device: torch.device
+
+    def embed(self, text: str) -> Cond:
+        """Conditioning of one text, batch 1."""
+        ...
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """rgb [B, 3, S, S] in [0, 1] with S = image_size -> z [B, C, H, W]; differentiable."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z [B, C, H, W] -> rgb [B, 3, S, S] clamped to [0, 1]; no gradient."""
+        ...
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Integer t [B] in 0..999 -> alpha, sigma, each [B, 1, 1, 1]."""
+        ...
+
+    def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The noise prediction [B, C, H, W], whatever the network predicts natively; no gradient."""
+        ...
+
+
+class BoundPrior:
+    """A prior with this step's prompts (role -> Cond of B pictures) and cameras: what a loss sees.
+
+    It counts network evaluations per view (`nfe`) and the seconds spent inside the network (`seconds`).
+    """
+
+    def __init__(self, prior: Prior, conds: Mapping[str, Cond], cams: Cameras | None = None) -> None:
+        self.prior = prior
+        self.conds = conds
+        self.cams = cams
+        self.nfe = 0
+        self.seconds = 0.0
+
+    def eps(self, z_t: Tensor, t: Tensor, *roles: str) -> list[Tensor]:
+        """One batched forward for all `roles`; a list of [B, C, H, W], one per role.
+
+        Raises KeyError naming the roles that are bound when one is not.
+        """
+        missing = [r for r in roles if r not in self.conds]
+        if missing:
+            raise KeyError(f"role {missing[0]!r} is not bound; this step has {sorted(self.conds)}")
+        n = len(roles)
+        started = time.perf_counter()
+        with torch.no_grad():
+            cond = cat_conds([self.conds[r] for r in roles])
+            out = self.prior.eps(z_t.repeat(n, 1, 1, 1), t.repeat(n), cond)
+        self.seconds += time.perf_counter() - started
+        self.nfe += n
+        return list(out.chunk(n))
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha, sigma at other timesteps (inversion losses need them)."""
+        return self.prior.marginal(t)
+
+
+class Aux(Protocol):
+    """An auxiliary model that a loss owns (LoRA, network copy, U-Lite): its parameters and their optimiser."""
+
+    def eps(self, z_t: Tensor, t: Tensor, cond: Cond, cams: Cameras | None) -> Tensor: ...
+
+    def fit(self, x: Noised, model: BoundPrior, cams: Cameras | None, rng: Any) -> dict[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def to(self, device: torch.device) -> Aux: ...
+
+
+class SplatSnapshot(NamedTuple):
+    """An immutable copy of a Gaussian scene for viewers, all float32 numpy and already activated."""
+
+    means: np.ndarray  # [N, 3]
+    covariances: np.ndarray  # [N, 3, 3]
+    rgbs: np.ndarray  # [N, 3] in [0, 1]
+    opacities: np.ndarray  # [N, 1] in [0, 1]
+
+
+class Frame(NamedTuple):
+    """What the world sees of a session; only the latest counts. `preview` is what the loss saw at this step."""
+
+    step: int
+    seconds: float  # of optimisation so far, pauses not counted
+    scene: SplatSnapshot | None
+    preview: np.ndarray  # [B, H, W, 3] uint8
+    views: tuple[str, ...]  # view word of each preview picture
+    stats: dict[str, float]
