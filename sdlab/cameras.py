@@ -1,0 +1,131 @@
+"""Cameras on an orbit around the origin, their view words and the background behind the object.
+
+Conventions in `sdlab.types`. Sampling follows threestudio: azimuths stratified over the batch, so that every step
+sees the object from all around; elevation half uniform in degrees, half uniform on the sphere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdlab.knobs import knob
+from sdlab.rng import StepRng
+from sdlab.types import Cameras
+
+VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
+
+
+@dataclass(frozen=True)
+class CameraSettings:
+    """From where the object is looked at, and what is behind it."""
+
+    views: int = knob(2, 1, 16, "pictures per step; more are steadier and slower")
+    distance_min: float = knob(
+        2.8, 0.5, 20.0, "nearest camera, in units of the scene (the object fits a radius of 1)"
+    )
+    distance_max: float = knob(3.1, 0.5, 20.0, "farthest camera")
+    elevation_min: float = knob(-15.0, -80.0, 89.0, "lowest camera, degrees above the horizon")
+    elevation_max: float = knob(60.0, -80.0, 89.0, "highest camera, degrees above the horizon")
+    fovy: float = knob(40.0, 10.0, 100.0, "vertical field of view in degrees")
+    resolution: int = knob(
+        0, 0, 1024, "pixels of a rendered picture; 0 takes what the prior sees, others are resized"
+    )
+    background: str = knob(
+        "mixed",
+        help="behind the object; a fixed colour can be baked into it, 'mixed' is half white, half random",
+        choices=("mixed", "random", "white", "black", "gray"),
+    )
+
+    def __post_init__(self) -> None:
+        for low, high in (("distance_min", "distance_max"), ("elevation_min", "elevation_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(
+                    f"camera.{low} = {getattr(self, low):g} is above camera.{high} = {getattr(self, high):g}: "
+                    f"{low} must not exceed {high}"
+                )
+
+
+def look_at(
+    azimuth: Tensor, elevation: Tensor, distance: Tensor, fovy: float, width: int, height: int
+) -> Cameras:
+    """Cameras at the given angles [B] in degrees and distances [B], looking at the origin, +z up.
+
+    `fovy` is the vertical field of view in degrees. Elevations of exactly +-90 degrees have no up direction and
+    are taken as 89.9.
+    """
+    n = azimuth.shape[0]
+    a = torch.deg2rad(azimuth.double())
+    e = torch.deg2rad(elevation.double().clamp(-89.9, 89.9))
+    eye = distance.double()[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
+    forward = torch.nn.functional.normalize(-eye, dim=-1)
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(n, 3)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+    down = torch.linalg.cross(forward, right)
+    rotation = torch.stack([right, down, forward], 1)
+    viewmats = torch.eye(4, dtype=torch.float64).repeat(n, 1, 1)
+    viewmats[:, :3, :3] = rotation
+    viewmats[:, :3, 3] = -(rotation @ eye[:, :, None])[:, :, 0]
+    focal = 0.5 * height / math.tan(math.radians(fovy) / 2)
+    K = torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+    return Cameras(
+        viewmats.float(),
+        K.repeat(n, 1, 1),
+        width,
+        height,
+        azimuth.float(),
+        elevation.float(),
+        distance.float(),
+    )
+
+
+def sample_cameras(s: CameraSettings, rng: StepRng, size: int) -> Cameras:
+    """This step's `s.views` cameras, pictures of `size` x `size` pixels."""
+    g = rng("camera")
+    n = s.views
+    slots = (torch.arange(n) + torch.rand(n, generator=g)) / n
+    azimuth = ((slots + torch.rand(1, generator=g)) % 1.0) * 360.0 - 180.0
+    u = torch.rand(n, generator=g)
+    in_degrees = s.elevation_min + u * (s.elevation_max - s.elevation_min)
+    z_min, z_max = (math.sin(math.radians(v)) for v in (s.elevation_min, s.elevation_max))
+    on_sphere = torch.rad2deg(torch.asin((z_min + u * (z_max - z_min)).clamp(-1, 1)))
+    elevation = torch.where(torch.rand(n, generator=g) < 0.5, in_degrees, on_sphere)
+    distance = s.distance_min + torch.rand(n, generator=g) * (s.distance_max - s.distance_min)
+    return look_at(azimuth, elevation, distance, s.fovy, size, size)
+
+
+def turntable(n: int, s: CameraSettings, size: int, elevation: float = 15.0) -> Cameras:
+    """`n` cameras once around the object at the middle of the distance range, starting at the front."""
+    azimuth = torch.arange(n) * (360.0 / n)
+    azimuth = (azimuth + 180.0) % 360.0 - 180.0
+    distance = torch.full((n,), 0.5 * (s.distance_min + s.distance_max))
+    return look_at(azimuth, torch.full((n,), elevation), distance, s.fovy, size, size)
+
+
+def view_word(
+    azimuth: float, elevation: float, front_angle: float = 45.0, overhead_angle: float = 60.0
+) -> str:
+    """The view word of one camera (degrees); `front_angle` is the half-width of front and of back."""
+    if elevation > overhead_angle:
+        return "overhead view"
+    from_front = abs((azimuth + 180.0) % 360.0 - 180.0)
+    if from_front <= front_angle:
+        return "front view"
+    if from_front >= 180.0 - front_angle:
+        return "back view"
+    return "side view"
+
+
+def sample_background(s: CameraSettings, rng: StepRng) -> Tensor:
+    """A colour per view, [views, 3] in [0, 1]."""
+    n = s.views
+    g = rng("background")
+    random = torch.rand(n, 3, generator=g)
+    white = torch.ones(n, 3)
+    if s.background == "mixed":
+        return torch.where(torch.rand(n, 1, generator=g) < 0.5, white, random)
+    fixed = {"white": 1.0, "gray": 0.5, "black": 0.0}
+    return random if s.background == "random" else white * fixed[s.background]

@@ -1,0 +1,35 @@
+"""Score Distillation Sampling (Poole et al., DreamFusion, 2022, eq. 3).
+
+residual = eps_hat - noise, with eps_hat = eps_u + s (eps_c - eps_u) (form A).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sdlab.guidance import cfg
+from sdlab.knobs import knob
+from sdlab.losses import Distillation
+from sdlab.types import Aux, BoundPrior, Guidance, Noised
+
+
+@dataclass(frozen=True)
+class SDS(Distillation):
+    """Pulls every noised picture towards what the prior would rather see; needs a large CFG to be decided."""
+
+    kind: ClassVar[str] = "sds"
+    title: ClassVar[str] = "SDS"
+    paper: ClassVar[str] = "DreamFusion: Text-to-3D using 2D Diffusion, Poole et al., 2022, eq. 3"
+    formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - noise ]"
+    look_for: ClassVar[str] = (
+        "fast, robust shapes; smooth and over-saturated at a large s; extra faces without view words"
+    )
+
+    cfg: float = knob(
+        7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'"
+    )
+
+    def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
+        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
+        return Guidance(cfg(eps_u, eps_c, self.cfg) - x.noise, {"pos": eps_c, "uncond": eps_u})
