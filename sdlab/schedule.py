@@ -26,9 +26,7 @@ class ScheduleSettings:
     )
     t_min: float = knob(0.02, 0.0, 0.999, "least noise, as a fraction of all timesteps")
     t_max: float = knob(0.98, 0.001, 1.0, "most noise, as a fraction of all timesteps")
-    t_end: float = knob(
-        0.5, 0.001, 1.0, "t_max at the end of the run (linear) or after the switch (two-stage)"
-    )
+    t_end: float = knob(0.5, 0.001, 1.0, "t_max at the end of the run (linear) or after the switch (two-stage)")
     switch: float = knob(0.4, 0.0, 1.0, "fraction of the run after which two-stage lowers t_max")
     weight: str = knob(
         "1-alphabar",

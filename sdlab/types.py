@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -91,15 +92,15 @@ class Guidance(NamedTuple):
     page can show x0-hat of each; `stats`, 0-d tensors left on the device until a frame is published."""
 
     residual: Float[Tensor, "B C H W"]
-    preds: dict[str, Tensor] = {}
-    stats: dict[str, Tensor] = {}
+    preds: Mapping[str, Tensor] = MappingProxyType({})
+    stats: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Cond(NamedTuple):
     """Conditioning of B pictures: `hidden` [B, L, D]; `extra`, further tensors with leading B (pooled text, sizes)."""
 
     hidden: Tensor
-    extra: dict[str, Tensor] = {}
+    extra: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def cat_conds(conds: Sequence[Cond]) -> Cond:

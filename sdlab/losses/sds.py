@@ -26,9 +26,7 @@ class SDS(Distillation):
         "fast, robust shapes; smooth and over-saturated at a large s; extra faces without view words"
     )
 
-    cfg: float = knob(
-        7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'"
-    )
+    cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'")
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
         eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
