@@ -22,8 +22,8 @@ V = TypeVar("V")
 
 def knob(
     default: Any,
-    lo: float | None = None,
-    hi: float | None = None,
+    lo: float | int | None = None,
+    hi: float | int | None = None,
     help: str = "",
     apply: Apply = "live",
     choices: tuple[str, ...] | None = None,
@@ -43,8 +43,8 @@ class Knob(typing.NamedTuple):
     path: str
     type: type
     value: Any
-    lo: float | None
-    hi: float | None
+    lo: float | int | None
+    hi: float | int | None
     help: str
     apply: Apply
     choices: tuple[str, ...] | None

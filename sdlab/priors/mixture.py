@@ -1,0 +1,231 @@
+"""Exact scores of diffused Gaussian mixtures: the prior in which the truth is known.
+
+A text stands for a mixture p(z0) = sum_k pi_k N(mu_k, s_k^2 I) over events of any shape (C, H, W). Diffusion
+z_t = alpha z0 + sigma noise keeps it a mixture,
+
+    p_t(z_t) = sum_k pi_k N(alpha mu_k, v_k I),    v_k = alpha^2 s_k^2 + sigma^2,
+
+so that the noise prediction of a perfect network is known in closed form (Song et al. 2021, "Score-based generative
+modeling through SDEs", eps = -sigma * score):
+
+    eps(z_t) = -sigma grad log p_t(z_t) = sigma sum_k r_k (z_t - alpha mu_k) / v_k
+
+with r_k the posterior weight of component k. Everything is computed in the dtype of z_t from a schedule held in
+float64, so that float64 inputs give float64 answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sdlab.knobs import knob
+from sdlab.priors import PriorConfig, Progress, silent
+from sdlab.types import N_TIMESTEPS, Cond
+
+SCHEDULES = ("scaled_linear", "linear")
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+class Mixture(NamedTuple):
+    """K isotropic Gaussians over events of shape (C, H, W); weights need not be normalised."""
+
+    weights: Float[Tensor, " K"]
+    means: Float[Tensor, "K C H W"]
+    stds: Float[Tensor, " K"]
+
+
+def alphas_cumprod(schedule: str) -> Float[Tensor, " T"]:
+    """alpha_t^2 at t = 0 .. 999 in float64: "linear" (Ho et al. 2020) or "scaled_linear" (Stable Diffusion).
+
+    Raises ValueError for another name.
+    """
+    if schedule == "linear":
+        betas = torch.linspace(1e-4, 0.02, N_TIMESTEPS, dtype=torch.float64)
+    elif schedule == "scaled_linear":
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, N_TIMESTEPS, dtype=torch.float64) ** 2
+    else:
+        raise ValueError(f"prior.schedule = {schedule!r}: allowed is one of {', '.join(SCHEDULES)}")
+    return torch.cumprod(1 - betas, 0)
+
+
+def mixture_of_text(
+    text: str, shape: tuple[int, int, int], components: int, spread: float, std: float, seed: int
+) -> Mixture:
+    """A mixture that depends on `text` and `seed` alone: equal weights, smooth random means, one std.
+
+    The means are random pictures of at most 4 x 4 cells, enlarged; `spread` is the standard deviation of a cell.
+    """
+    digest = hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    channels, height, width = shape
+    cells = torch.randn(components, channels, min(height, 4), min(width, 4), generator=generator, dtype=torch.float64)
+    means = F.interpolate(spread * cells, (height, width), mode="bilinear", align_corners=False)
+    return Mixture(
+        torch.full((components,), 1 / components, dtype=torch.float64),
+        means,
+        torch.full((components,), std, dtype=torch.float64),
+    )
+
+
+def union(mixtures: Sequence[Mixture]) -> Mixture:
+    """All components together, each mixture with the same total weight."""
+    return Mixture(
+        torch.cat([m.weights / m.weights.sum() for m in mixtures]) / len(mixtures),
+        torch.cat([m.means for m in mixtures]),
+        torch.cat([m.stds for m in mixtures]),
+    )
+
+
+@dataclass(frozen=True)
+class MixturePrior(PriorConfig):
+    """A Gaussian mixture for every text, derived from the text itself; no network, no files."""
+
+    kind: ClassVar[str] = "mixture"
+
+    channels: int = knob(3, 1, 64, "channels of an event; pictures need 3", apply="rebuild")
+    height: int = knob(16, 1, 256, "rows of an event", apply="rebuild")
+    width: int = knob(16, 1, 256, "columns of an event", apply="rebuild")
+    components: int = knob(3, 1, 64, "Gaussians per text", apply="rebuild")
+    spread: float = knob(0.5, 0.0, 10.0, "how far the means lie apart, in units of z", apply="rebuild")
+    std: float = knob(0.1, 0.0, 10.0, "standard deviation of each Gaussian, in units of z", apply="rebuild")
+    schedule: str = knob("scaled_linear", help="noise schedule", apply="rebuild", choices=SCHEDULES)
+    precision: str = knob("fp32", help="number format", apply="rebuild", choices=tuple(DTYPES))
+    seed: int = knob(0, 0, 2**31 - 1, "which mixtures the texts stand for", apply="rebuild")
+
+    def load(self, device: torch.device, progress: Progress = silent) -> MixtureScores:
+        progress("mixture prior: nothing to load")
+        return MixtureScores(self, device)
+
+
+class MixtureScores:
+    """The exact `Prior` of a `MixturePrior`.
+
+    `mixtures` gives some texts a mixture of their own; then "" (unconditional) stands for the union of these, unless
+    it is among them. Without, "" is one broad Gaussian around zero with variance spread^2 + std^2.
+    """
+
+    def __init__(
+        self, config: MixturePrior, device: torch.device, mixtures: Mapping[str, Mixture] | None = None
+    ) -> None:
+        self.name = "mixture"
+        self.config = config
+        self.shape = (config.channels, config.height, config.width)
+        self.image_size = max(config.height, config.width)
+        self.device = device
+        self.engine_name = "exact"
+        self.engine_note = ""
+        self.prediction_type = "epsilon"
+        self.n_parameters = 0
+        self._dtype = DTYPES[config.precision]
+        self._alphas_cumprod = alphas_cumprod(config.schedule).to(device)
+        self._named = dict(mixtures or {})
+        for text, m in self._named.items():
+            self._check(text, m)
+        if self._named and "" not in self._named:
+            self._named[""] = union(list(self._named.values()))
+        # every text is padded to the same number of components, so that the roles of a step can be one batch
+        self._n_slots = max([config.components] + [len(m.weights) for m in self._named.values()])
+
+    def prepare(self, batch_sizes: Sequence[int]) -> None:
+        """Nothing to get ready."""
+
+    def mixture(self, text: str) -> Mixture:
+        """The mixture that `text` stands for, in float64 on the CPU."""
+        if text in self._named:
+            return self._named[text]
+        c = self.config
+        if text == "":
+            one = torch.ones(1, dtype=torch.float64)
+            broad = math.hypot(c.spread, c.std)
+            return Mixture(one, torch.zeros(1, *self.shape, dtype=torch.float64), broad * one)
+        return mixture_of_text(text, self.shape, c.components, c.spread, c.std, c.seed)
+
+    def embed(self, text: str) -> Cond:
+        """hidden [1, K, 2 + C H W]: log weight, std and mean of each component; log weight -inf marks padding."""
+        m = self.mixture(text)
+        n, event = len(m.weights), math.prod(self.shape)
+        hidden = torch.zeros(1, self._n_slots, 2 + event, dtype=torch.float64)
+        hidden[..., 0] = -math.inf
+        hidden[..., 1] = 1.0  # any std will do for padding, but 0 would divide by it
+        hidden[0, :n, 0] = torch.log(m.weights / m.weights.sum())
+        hidden[0, :n, 1] = m.stds
+        hidden[0, :n, 2:] = m.means.reshape(n, event)
+        return Cond(hidden.to(self.device, self._dtype))
+
+    def encode(self, rgb: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B C H W"]:
+        """z = 2 rgb - 1, resized to (H, W) where needed; differentiable. ValueError unless the event has 3 channels."""
+        self._must_be_pictures("encode")
+        return 2 * _resize(rgb, self.shape[1:]) - 1
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+        """The inverse of `encode`, clamped to [0, 1]."""
+        self._must_be_pictures("decode")
+        return _resize((z / 2 + 0.5).clamp(0, 1), (self.image_size, self.image_size))
+
+    def marginal(self, t: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1 1"], Float[Tensor, "B 1 1 1"]]:
+        """alpha, sigma in the precision of the configuration."""
+        return self._marginal(t, self._dtype)
+
+    @torch.no_grad()
+    def eps(self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond) -> Float[Tensor, "B C H W"]:
+        """sigma sum_k r_k (z_t - alpha mu_k) / v_k, in the dtype of z_t."""
+        _, sigma = self._marginal(t, z_t.dtype)
+        log_joint, offset, variance = self._components(z_t, t, cond)
+        posterior = torch.softmax(log_joint, dim=1)
+        eps = sigma.view(-1, 1) * torch.einsum("bk,bkd->bd", posterior / variance, offset)
+        return eps.view_as(z_t)
+
+    def log_density(self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond) -> Float[Tensor, " B"]:
+        """log p_t(z_t | text), normalised; differentiable in z_t."""
+        return torch.logsumexp(self._components(z_t, t, cond)[0], dim=1)
+
+    def _components(self, z_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi_k N(z_t; alpha mu_k, v_k) [B, K], offset z_t - alpha mu_k [B, K, D] and v_k [B, K]."""
+        hidden = cond.hidden.to(z_t.dtype)
+        if hidden.shape[0] != z_t.shape[0]:
+            raise ValueError(f"{z_t.shape[0]} pictures, but conditioning for {hidden.shape[0]}; one is needed for each")
+        log_weight, std, mean = hidden[..., 0], hidden[..., 1], hidden[..., 2:]
+        alpha, sigma = (x.view(-1, 1) for x in self._marginal(t, z_t.dtype))
+        variance = (alpha * std) ** 2 + sigma**2
+        offset = z_t.flatten(1)[:, None] - alpha[..., None] * mean
+        dims = offset.shape[-1]
+        squared = (offset**2).sum(-1) / variance
+        log_normal = -0.5 * (squared + dims * torch.log(2 * math.pi * variance))
+        return log_weight + log_normal, offset, variance
+
+    def _marginal(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        squared = self._alphas_cumprod[t].view(-1, 1, 1, 1)
+        return squared.sqrt().to(dtype), (1 - squared).sqrt().to(dtype)
+
+    def _must_be_pictures(self, verb: str) -> None:
+        if self.shape[0] != 3:
+            raise ValueError(
+                f"cannot {verb} pictures: this mixture has {self.shape[0]} channels, pictures have 3; "
+                "set prior.channels to 3, or optimise events directly"
+            )
+
+    def _check(self, text: str, m: Mixture) -> None:
+        k = m.weights.shape[0]
+        if tuple(m.means.shape) != (k, *self.shape) or tuple(m.stds.shape) != (k,):
+            raise ValueError(
+                f"mixture {text!r}: {k} weights, means {tuple(m.means.shape)}, stds {tuple(m.stds.shape)}; "
+                f"needed are means {(k, *self.shape)} and stds {(k,)}"
+            )
+        if not (m.weights > 0).all() or (m.stds < 0).any():
+            raise ValueError(f"mixture {text!r}: weights must be positive and stds at least 0")
+
+
+def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(pictures.shape[-2:]) == tuple(size):
+        return pictures
+    return F.interpolate(pictures, size, mode="bilinear", align_corners=False, antialias=True)
