@@ -21,7 +21,7 @@ class ScheduleSettings:
 
     kind: str = knob(
         "uniform",
-        help="uniform: drawn at random; linear: t falls from t_max to t_end; two-stage: t_max drops to t_end at `switch`",
+        help="uniform: drawn at random; linear: falls from t_max to t_end; two-stage: t_max drops to t_end at `switch`",
         choices=("uniform", "linear", "two-stage"),
     )
     t_min: float = knob(0.02, 0.0, 0.999, "least noise, as a fraction of all timesteps")

@@ -199,6 +199,16 @@ class SplatSnapshot(NamedTuple):
     opacities: np.ndarray  # [N, 1] in [0, 1]
 
 
+class RawSplats(NamedTuple):
+    """A Gaussian scene as splat files store it, float32 numpy, before activation."""
+
+    means: np.ndarray  # [N, 3]
+    quats: np.ndarray  # [N, 4] wxyz, unit length
+    log_scales: np.ndarray  # [N, 3]
+    opacity_logits: np.ndarray  # [N]
+    rgbs: np.ndarray  # [N, 3] in [0, 1]
+
+
 class Frame(NamedTuple):
     """What the world sees of a session; only the latest counts. `preview` is what the loss saw at this step."""
 

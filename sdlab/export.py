@@ -1,0 +1,83 @@
+"""What a run leaves behind for other programs: a PLY of the Gaussians, a turntable as a strip and as a film."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sdlab.cameras import CameraSettings, turntable
+from sdlab.scenes import Scene
+from sdlab.types import RawSplats
+
+SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 f_dc
+STRIP_VIEWS = 8
+
+
+def write_ply(path: Path, s: RawSplats) -> int:
+    """Binary PLY in the layout of the 3DGS release (INRIA): x y z, normals, f_dc, opacity logit, log-scales, wxyz.
+
+    World axes are kept (+z up). Gaussians with a value that is not finite are left out; returns how many were
+    written. Raises OSError when the file cannot be written.
+    """
+    n = len(s.means)
+    columns: dict[str, np.ndarray] = {}
+    columns.update(zip("xyz", s.means.T, strict=True))
+    columns.update({name: np.zeros(n) for name in ("nx", "ny", "nz")})
+    columns.update({f"f_dc_{i}": (s.rgbs[:, i] - 0.5) / SH_C0 for i in range(3)})
+    columns["opacity"] = s.opacity_logits
+    columns.update({f"scale_{i}": s.log_scales[:, i] for i in range(3)})
+    columns.update({f"rot_{i}": s.quats[:, i] for i in range(4)})
+    table = np.empty(n, dtype=[(name, "<f4") for name in columns])
+    for name, values in columns.items():
+        table[name] = values
+    finite = np.all([np.isfinite(table[name]) for name in columns], axis=0)
+    table = table[finite]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    header += [f"property float {name}" for name in columns] + ["end_header", ""]
+    path.write_bytes("\n".join(header).encode("ascii") + table.tobytes())
+    return len(table)
+
+
+@torch.no_grad()
+def render_turntable(scene: Scene, camera: CameraSettings, n: int, size: int) -> np.ndarray:
+    """`n` views once around before white, starting at the front: uint8 [n, size, size, 3]."""
+    pictures = []
+    for start in range(0, n, 8):  # a few at a time keeps memory flat for large pictures
+        cams = turntable(n, camera, size)
+        some = cams._replace(
+            viewmats=cams.viewmats[start : start + 8],
+            Ks=cams.Ks[start : start + 8],
+            azimuth=cams.azimuth[start : start + 8],
+            elevation=cams.elevation[start : start + 8],
+            distance=cams.distance[start : start + 8],
+        )
+        rgb = scene.render(some, torch.ones(len(some), 3)).rgb
+        pictures.append(to_uint8(rgb))
+    return np.concatenate(pictures)
+
+
+def to_uint8(rgb: torch.Tensor) -> np.ndarray:
+    """[B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3]."""
+    return (rgb.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int = 256) -> list[Path]:
+    """scene.ply, turntable.png (8 views in a strip) and turntable.mp4 (once around in 3 s) in `folder`."""
+    import imageio.v3 as iio
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    splats = scene.splats()
+    if splats is not None:
+        files.append(folder / "scene.ply")
+        write_ply(files[-1], splats)
+    strip = render_turntable(scene, camera, STRIP_VIEWS, size)
+    files.append(folder / "turntable.png")
+    Image.fromarray(np.concatenate(list(strip), axis=1)).save(files[-1])
+    film = render_turntable(scene, camera, 72, size)
+    files.append(folder / "turntable.mp4")
+    iio.imwrite(files[-1], film, fps=24, codec="libx264", macro_block_size=1, out_pixel_format="yuv420p")
+    return files

@@ -1,0 +1,108 @@
+"""Adam with one parameter group per named parameter of a scene, and row surgery when Gaussians come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sdlab.knobs import knob
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """Learning rates (Adam, eps 1e-15 as in 3DGS). A rate named `lr_x` drives the scene's parameter `x`."""
+
+    lr_means: float = knob(5e-3, 0.0, 1.0, "learning rate of positions", log=True)
+    lr_quats: float = knob(5e-3, 0.0, 1.0, "learning rate of rotations", log=True)
+    lr_log_scales: float = knob(1e-2, 0.0, 1.0, "learning rate of log-scales", log=True)
+    lr_opacity_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of opacity logits", log=True)
+    lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
+    beta1: float = knob(0.9, 0.0, 0.999, "decay of Adam's first moment")
+    beta2: float = knob(0.99, 0.0, 0.99999, "decay of Adam's second moment")
+    decay: float = knob(1.0, 0.001, 1.0, "all rates shrink to this fraction by the end of the run (exponentially)")
+
+    def rates(self) -> dict[str, float]:
+        return {f.name[3:]: getattr(self, f.name) for f in fields(self) if f.name.startswith("lr_")}
+
+
+class SceneOptimiser:
+    """Wraps `torch.optim.Adam` over `scene.params`; the dict is updated in place when rows change."""
+
+    def __init__(self, params: dict[str, Parameter], s: OptimSettings) -> None:
+        self._params = params
+        missing = [name for name in params if name not in s.rates()]
+        if missing:
+            raise ValueError(
+                f"optim has no learning rate for the scene's parameter {missing[0]!r}: add lr_{missing[0]}"
+            )
+        groups = [{"params": [p], "name": name} for name, p in params.items()]
+        self._adam = torch.optim.Adam(groups, lr=1.0, eps=1e-15)
+        self.adopt(s, 0.0)
+
+    def adopt(self, s: OptimSettings, progress: float) -> None:
+        """Set rates and betas for a step at `progress` in [0, 1] of the planned run."""
+        rates = s.rates()
+        fade = s.decay ** min(max(progress, 0.0), 1.0)
+        for group in self._adam.param_groups:
+            group["lr"] = rates[group["name"]] * fade
+            group["betas"] = (s.beta1, s.beta2)
+
+    def step(self) -> None:
+        self._adam.step()
+
+    def zero_grad(self) -> None:
+        self._adam.zero_grad(set_to_none=True)
+
+    def replace_rows(self, new: Mapping[str, Tensor], kept: Tensor) -> None:
+        """Every parameter becomes `new[name]` [M, ...]; row i keeps the moments of old row kept[i] (-1: zeros)."""
+        continues = (kept >= 0).float()
+        source = kept.clamp_min(0)
+        for group in self._adam.param_groups:
+            name, old = group["name"], group["params"][0]
+            fresh = Parameter(new[name])
+            state = self._adam.state.pop(old, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == old.shape:
+                    mask = continues.view(-1, *[1] * (value.dim() - 1)).to(value)
+                    state[key] = value[source] * mask
+            if state:
+                self._adam.state[fresh] = state
+            group["params"][0] = fresh
+            self._params[name] = fresh
+
+    def reset_moments(self, name: str) -> None:
+        """Forget the first and second moments of one parameter."""
+        state = self._adam.state.get(self._params[name], {})
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state:
+                state[key].zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Per parameter name: Adam's step count and moments (absent before the first step)."""
+        return {
+            g["name"]: {k: v.detach().clone() for k, v in self._adam.state[g["params"][0]].items()}
+            for g in self._adam.param_groups
+            if g["params"][0] in self._adam.state
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Attach to the present parameters; raises ValueError when a moment does not fit its parameter."""
+        self._adam.state.clear()
+        for group in self._adam.param_groups:
+            name = group["name"]
+            p = self._params[name]
+            group["params"][0] = p
+            if name not in state:
+                continue
+            entry = {k: v.clone() for k, v in state[name].items()}
+            if entry["exp_avg"].shape != p.shape:
+                found = tuple(entry["exp_avg"].shape)
+                raise ValueError(f"optimiser state of {name} has shape {found}, the scene has {tuple(p.shape)}")
+            entry["exp_avg"] = entry["exp_avg"].to(p)
+            entry["exp_avg_sq"] = entry["exp_avg_sq"].to(p)
+            self._adam.state[p] = entry

@@ -1,0 +1,67 @@
+"""From words to conditioning: view-dependent wording, and the roles a loss may ask for.
+
+Roles: pos      the prompt, with this view's word appended when view-dependent prompts are on
+       uncond   the empty text
+       neg      the negative prompt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdlab.cameras import view_word
+from sdlab.knobs import knob
+from sdlab.types import Cameras, Cond, Prior, cat_conds
+
+MAX_PROMPT = 300  # characters; longer ones do not fit any text encoder and are mostly an accident
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What to make, in words."""
+
+    text: str = knob("a red bear", hi=MAX_PROMPT, help="what to make")
+    negative: str = knob("", hi=MAX_PROMPT, help="what to avoid, for losses that use it")
+    view_dependent: bool = knob(True, help="append 'front view' and so on by camera; off shows the Janus problem")
+    front_angle: float = knob(45.0, 5.0, 85.0, "half-width of 'front' and of 'back' in degrees")
+    overhead_angle: float = knob(60.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
+
+
+ROLES = ("pos", "uncond", "neg")
+
+
+def wording(s: PromptSettings, role: str, view: str) -> str:
+    """The text of a role for a view word; ValueError for an unknown role."""
+    if role == "uncond":
+        return ""
+    if role == "neg":
+        return s.negative
+    if role == "pos":
+        return f"{s.text}, {view}" if s.view_dependent else s.text
+    raise ValueError(f"unknown prompt role {role!r}: allowed are {', '.join(ROLES)}")
+
+
+class PromptBank:
+    """Embeds each wording once per prior."""
+
+    def __init__(self, prior: Prior) -> None:
+        self._prior = prior
+        self._cache: dict[str, Cond] = {}
+
+    def _embed(self, text: str) -> Cond:
+        if text not in self._cache:
+            if len(self._cache) >= 256:  # a prompt typed letter by letter must not fill the memory
+                self._cache.clear()
+            self._cache[text] = self._prior.embed(text)
+        return self._cache[text]
+
+    def bind(self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras) -> dict[str, Cond]:
+        """role -> conditioning of the B views of `cams`."""
+        views = views_of(s, cams)
+        return {role: cat_conds([self._embed(wording(s, role, v)) for v in views]) for role in roles}
+
+
+def views_of(s: PromptSettings, cams: Cameras) -> list[str]:
+    """The view word of each camera."""
+    angles = zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True)
+    return [view_word(a, e, s.front_angle, s.overhead_angle) for a, e in angles]

@@ -1,0 +1,249 @@
+"""A cloud of anisotropic 3D Gaussians with one colour each (3DGS, Kerbl et al. 2023, SH degree 0).
+
+Parameters, before activation: means [N, 3]; quats [N, 4]; log_scales [N, 3] (exp); opacity_logits [N] (sigmoid);
+color_logits [N, 3] (sigmoid).
+
+Density control follows 3DGS (clone small, split large, prune transparent), but picks by *percentile* of the
+screen-space gradient instead of by a threshold: thresholds differ by 10^2 between losses, and a loss toggled
+mid-run would otherwise explode or starve the cloud.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sdlab.knobs import knob
+from sdlab.raster import choose
+from sdlab.rng import StepRng
+from sdlab.scenes import RowSurgeon, SceneConfig
+from sdlab.types import Cameras, RawSplats, Render, ScreenInfo, SplatSnapshot
+
+SPLIT_SHRINK = 1.6  # 3DGS divides the scales of a split Gaussian by phi = 1.6
+OPACITY_AFTER_RESET = 0.05
+
+
+@dataclass(frozen=True)
+class Splats(SceneConfig):
+    """Gaussians that start as a ball."""
+
+    kind: ClassVar[str] = "splats"
+
+    n_init: int = knob(1000, 1, 200_000, "Gaussians at the start", apply="restart")
+    radius: float = knob(0.8, 0.05, 2.0, "radius of the ball they start in", apply="restart")
+    opacity_init: float = knob(0.1, 0.01, 0.99, "opacity at the start", apply="restart")
+    bound: float = knob(1.05, 0.1, 5.0, "Gaussians are kept inside a box of this half-width")
+    scale_min: float = knob(0.012, 1e-4, 1.0, "smallest standard deviation of a Gaussian", log=True)
+    scale_max: float = knob(0.2, 1e-3, 5.0, "largest standard deviation of a Gaussian", log=True)
+    sparsity: float = knob(0.01, 0.0, 10.0, "pull on opacity, so that fog disappears; too much thins the object")
+    densify_every: int = knob(50, 0, 10_000, "steps between rounds of density control; 0 switches it off")
+    densify_from: float = knob(0.1, 0.0, 1.0, "fraction of the run at which density control begins")
+    densify_until: float = knob(0.75, 0.0, 1.0, "fraction of the run at which density control ends")
+    densify_share: float = knob(0.05, 0.0, 0.5, "share of the Gaussians, those pulled hardest, cloned or split a round")
+    split_scale: float = knob(0.08, 1e-3, 5.0, "Gaussians larger than this are split, smaller ones cloned", log=True)
+    prune_opacity: float = knob(0.01, 0.0, 0.5, "Gaussians more transparent than this are removed")
+    opacity_reset_every: int = knob(0, 0, 100_000, "steps between resets of all opacities to a low value; 0 is off")
+    max_gaussians: int = knob(4000, 1, 2_000_000, "density control never exceeds this number")
+
+    def __post_init__(self) -> None:
+        if self.scale_min >= self.scale_max:
+            raise ValueError(
+                f"scene.scale_min = {self.scale_min:g} is not below scene.scale_max = {self.scale_max:g}: "
+                "scale_min must be smaller"
+            )
+
+    def build(self, rng: StepRng, device: torch.device) -> SplatScene:
+        """A solid ball of `n_init` equal Gaussians that just fill it, of random muted colours."""
+        n, g = self.n_init, rng("scene")
+        direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)
+        means = direction * self.radius * torch.rand(n, 1, generator=g) ** (1 / 3)
+        spacing = self.radius * (4 / 3 * math.pi / n) ** (1 / 3)
+        scale = min(max(spacing, self.scale_min), self.scale_max)
+        quats = torch.zeros(n, 4)
+        quats[:, 0] = 1.0
+        params = {
+            "means": means,
+            "quats": quats,
+            "log_scales": torch.full((n, 3), math.log(scale)),
+            "opacity_logits": torch.full((n,), _logit(self.opacity_init)),
+            "color_logits": 0.5 * torch.randn(n, 3, generator=g),
+        }
+        return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()})
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+class SplatScene:
+    """The built cloud. `config` may be replaced between steps (live knobs)."""
+
+    def __init__(self, config: Splats, params: dict[str, Parameter]) -> None:
+        self.config = config
+        self.params = params
+        self._rasterize = choose(params["means"].device)
+        self._forget_pulls()
+
+    def _forget_pulls(self) -> None:
+        means = self.params["means"]
+        self._pull = torch.zeros(means.shape[0], device=means.device)  # sum of |d loss / d means2d| over views
+        self._seen = torch.zeros(means.shape[0], device=means.device)  # views in which the Gaussian was drawn
+
+    def render(self, cams: Cameras, background: Tensor) -> Render:
+        """Views of the cloud before `background` [B, 3]."""
+        p = self.params
+        device = p["means"].device
+        return self._rasterize(
+            p["means"],
+            p["quats"],
+            p["log_scales"].exp(),
+            p["opacity_logits"].sigmoid(),
+            p["color_logits"].sigmoid(),
+            cams.viewmats.to(device),
+            cams.Ks.to(device),
+            cams.width,
+            cams.height,
+            background.to(device),
+        )
+
+    def regulariser(self, render: Render) -> Tensor | None:
+        """sparsity * sum of opacities per view area.
+
+        It acts on the opacities, not on the rendered alpha, so that the screen-space gradients that density
+        control reads come from the guidance alone.
+        """
+        if self.config.sparsity == 0.0:
+            return None
+        return self.config.sparsity * self.params["opacity_logits"].sigmoid().sum()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        c, p = self.config, self.params
+        p["means"].clamp_(-c.bound, c.bound)
+        p["log_scales"].clamp_(math.log(c.scale_min), math.log(c.scale_max))
+
+    @torch.no_grad()
+    def observe(self, info: ScreenInfo | None) -> None:
+        if info is None or info.means2d_grad is None or self.config.densify_every == 0:
+            return
+        self._pull += info.means2d_grad.norm(dim=-1).sum(0)
+        self._seen += (info.radii > 0).sum(0)
+
+    @torch.no_grad()
+    def densify(self, progress: float, step: int, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
+        """3DGS section 5: every `densify_every` steps clone, split and prune; sometimes reset opacities."""
+        c = self.config
+        done: dict[str, int] = {}
+        due = c.densify_every > 0 and step > 0 and step % c.densify_every == 0
+        if due and c.densify_from <= progress <= c.densify_until:
+            done = self._clone_split_prune(optim, rng)
+        if c.opacity_reset_every > 0 and step > 0 and step % c.opacity_reset_every == 0:
+            self.params["opacity_logits"].clamp_(max=_logit(OPACITY_AFTER_RESET))
+            optim.reset_moments("opacity_logits")
+            done["opacity_reset"] = 1
+        return done
+
+    def _clone_split_prune(self, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
+        c, p = self.config, self.params
+        opacity = p["opacity_logits"].sigmoid()
+        keep = opacity >= c.prune_opacity
+        if not bool(keep.any()):
+            keep[opacity.argmax()] = True  # an empty cloud has no gradient to grow back from
+        grown = self._most_pulled(keep)
+        large = p["log_scales"].exp().amax(-1) > c.split_scale
+        split, clone = grown[large[grown]], grown[~large[grown]]
+
+        stay = keep.clone()
+        stay[split] = False  # two halves take its place
+        kept_rows = stay.nonzero()[:, 0]
+        halves = split.repeat(2)
+        old = torch.cat([kept_rows, clone, halves])
+        new = {name: tensor.detach()[old].clone() for name, tensor in p.items()}
+        if len(halves) > 0:
+            rows = slice(len(old) - len(halves), None)
+            g = rng("densify")
+            offset = torch.randn(len(halves), 3, generator=g).to(new["means"]) * new["log_scales"][rows].exp()
+            new["means"][rows] += _rotate(new["quats"][rows], offset)
+            new["log_scales"][rows] -= math.log(SPLIT_SHRINK)
+        fresh = torch.full((len(clone) + len(halves),), -1, dtype=torch.long, device=kept_rows.device)
+        optim.replace_rows(new, torch.cat([kept_rows, fresh]))
+        self._forget_pulls()
+        self.constrain()
+        return {"cloned": len(clone), "split": len(split), "pruned": int((~keep).sum())}
+
+    def _most_pulled(self, keep: Tensor) -> Tensor:
+        """Indices of the Gaussians to grow: the top `densify_share` by mean pull, within the cap."""
+        c = self.config
+        n_kept = int(keep.sum())
+        room = c.max_gaussians - n_kept  # a clone and a split both add exactly one
+        pull = torch.where(keep & (self._seen > 0), self._pull / self._seen.clamp_min(1), torch.zeros_like(self._pull))
+        wanted = min(int(n_kept * c.densify_share), room, int((pull > 0).sum()))
+        return pull.topk(max(wanted, 0)).indices.sort().values
+
+    @torch.no_grad()
+    def snapshot(self) -> SplatSnapshot:
+        p = self.params
+        R = quats_to_matrices(p["quats"])
+        M = R * p["log_scales"].exp()[:, None, :]
+        return SplatSnapshot(
+            _numpy(p["means"]),
+            _numpy(M @ M.transpose(1, 2)),
+            _numpy(p["color_logits"].sigmoid()),
+            _numpy(p["opacity_logits"].sigmoid()[:, None]),
+        )
+
+    @torch.no_grad()
+    def splats(self) -> RawSplats:
+        p = self.params
+        return RawSplats(
+            _numpy(p["means"]),
+            _numpy(torch.nn.functional.normalize(p["quats"], dim=-1)),
+            _numpy(p["log_scales"]),
+            _numpy(p["opacity_logits"]),
+            _numpy(p["color_logits"].sigmoid()),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**{k: v.detach().clone() for k, v in self.params.items()}, "pull": self._pull, "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when a tensor is missing or the rows do not agree."""
+        names = {*self.params, "pull", "seen"}
+        if set(state) != names:
+            raise ValueError(f"scene state holds {sorted(state)}, expected {sorted(names)}")
+        rows = {int(v.shape[0]) for v in state.values()}
+        if len(rows) != 1:
+            raise ValueError(f"scene state has tensors of different numbers of Gaussians: {sorted(rows)}")
+        device = self.params["means"].device
+        for name, old in list(self.params.items()):
+            if state[name].shape[1:] != old.shape[1:]:
+                raise ValueError(
+                    f"scene state: {name} has shape {tuple(state[name].shape)}, expected N x {old.shape[1:]}"
+                )
+            self.params[name] = Parameter(state[name].to(device=device, dtype=old.dtype, copy=True))
+        self._pull = state["pull"].to(device=device, copy=True)
+        self._seen = state["seen"].to(device=device, copy=True)
+
+
+def quats_to_matrices(quats: Tensor) -> Tensor:
+    """Rotation matrices [N, 3, 3] of quaternions [N, 4] (w, x, y, z), normalised here."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(r, -1) for r in rows], -2)
+
+
+def _rotate(quats: Tensor, vectors: Tensor) -> Tensor:
+    return (quats_to_matrices(quats) @ vectors[:, :, None])[:, :, 0]
+
+
+def _numpy(t: Tensor) -> Any:
+    return t.detach().float().cpu().clone().numpy()

@@ -1,0 +1,140 @@
+"""ONE optimisation step, and the only place where scene, prior, loss and optimiser meet.
+
+Twelve arrows, none backwards; the first (inbox -> settings) and the last (-> frame) are in `sdlab.session`:
+seed, step -> rng -> cameras -> rgb -> z -> t, noise, z_t -> eps -> residual -> d theta -> theta' -> density control.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdlab.cameras import sample_background, sample_cameras
+from sdlab.optim import SceneOptimiser
+from sdlab.prompts import PromptBank
+from sdlab.rng import StepRng
+from sdlab.scenes import Scene
+from sdlab.schedule import sample_t, weight
+from sdlab.settings import Settings
+from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Render
+
+STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "publish")
+
+
+@dataclass
+class State:
+    """Everything that a step changes. Owned by one thread."""
+
+    scene: Scene
+    optim: SceneOptimiser
+    step: int = 0
+    seconds: float = 0.0  # spent in steps, pauses not counted
+    prior_seconds: float = 0.0  # of these, inside the prior's network
+    skipped: int = 0  # updates left out because something was not finite
+    aux: dict[str, Aux] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step did. Tensors stay on the device until someone looks."""
+
+    cams: Cameras
+    render: Render
+    x: Noised
+    guidance: Guidance
+    stats: Mapping[str, Tensor]
+    stages: Mapping[str, float]  # seconds per stage
+    nfe: int  # network evaluations per view
+    skipped: str = ""  # what was not finite, if anything
+    densified: Mapping[str, int] = field(default_factory=dict)
+
+
+class Stopwatch:
+    """Seconds per stage; on CUDA these are times of launching, not of computing."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report:
+    """Take one step and leave its result in `state`. A step whose gradient is not finite changes nothing but the
+    count of skipped ones."""
+    watch = Stopwatch()
+    rng = StepRng(s.seed, state.step)
+    progress = state.step / s.steps
+    scene, loss = state.scene, s.loss
+
+    # cameras -> rgb -> z, differentiable
+    cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
+    render = scene.render(cams, sample_background(s.camera, rng))
+    watch.lap("render")
+    z = prior.encode(render.rgb)
+    watch.lap("encode")
+
+    # schedule -> t, noise -> z_t, detached; drawn on the CPU so that every device sees the same
+    x = noised(z.detach(), s, rng, prior, progress)
+
+    # z_t, prompts -> eps -> residual
+    model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams)
+    with torch.no_grad():
+        guidance = loss.gradient(x, model, state.aux.get(s.active))
+        grad = weight(s.schedule, x.alpha, x.sigma) * guidance.residual / len(cams)
+    watch.lap("loss")
+    watch.stages["loss"] -= model.seconds
+    watch.stages["prior"] = model.seconds
+
+    # w(t) residual -> d theta
+    stats = {"grad_rms": grad.square().mean().sqrt(), "residual_rms": guidance.residual.square().mean().sqrt()}
+    stats.update(guidance.stats)
+    state.optim.zero_grad()
+    skipped = "" if bool(torch.isfinite(grad).all()) else f"residual of {s.active} at t = {x.t.tolist()}"
+    if not skipped:
+        penalty = scene.regulariser(render)
+        if penalty is None:
+            torch.autograd.backward([z], [grad])
+        else:
+            torch.autograd.backward([z, penalty], [grad, None])
+        skipped = _non_finite_gradient(scene)
+    watch.lap("backward")
+
+    # d theta -> theta' -> density control
+    densified: dict[str, int] = {}
+    if skipped:
+        state.skipped += 1
+    else:
+        state.optim.adopt(s.optim, progress)
+        state.optim.step()
+        scene.constrain()
+        scene.observe(render.info)
+        densified = scene.densify(progress, state.step, state.optim, rng)
+    watch.lap("optimiser")
+
+    state.step += 1
+    state.seconds += sum(watch.stages.values())
+    state.prior_seconds += model.seconds
+    return Report(cams, render, x, guidance, stats, watch.stages, model.nfe, skipped, densified)
+
+
+def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:
+    """Draw this step's t and noise for z0 [B, C, H, W]."""
+    t = sample_t(s.schedule, rng, z0.shape[0], progress).to(z0.device)
+    noise = torch.randn(z0.shape, generator=rng("noise"), dtype=torch.float32).to(z0)
+    alpha, sigma = prior.marginal(t)
+    return Noised(z0, noise, t, alpha, sigma, alpha * z0 + sigma * noise)
+
+
+def _non_finite_gradient(scene: Scene) -> str:
+    for name, p in scene.params.items():
+        if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+            return f"gradient of {name}"
+    return ""
