@@ -10,6 +10,7 @@ takes effect:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterator, Mapping
@@ -51,9 +52,12 @@ class Knob(typing.NamedTuple):
     log: bool
 
 
+_field_types = functools.cache(typing.get_type_hints)
+
+
 def knobs_of(group: Any, prefix: str) -> list[Knob]:
     """Every knob of one dataclass instance, in order of declaration, with paths below `prefix`."""
-    types = typing.get_type_hints(type(group))
+    types = _field_types(type(group))
     found = []
     for f in dataclasses.fields(group):
         if "apply" in f.metadata:

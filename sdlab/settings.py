@@ -46,7 +46,7 @@ def family(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if issubclass(cls, base) and not inspect.isabstract(cls) and cls.__module__ == module.__name__:
-                members[getattr(cls, "kind")] = cls
+                members[cls.kind] = cls  # pyright: ignore[reportAttributeAccessIssue]  # every base declares it
     return dict(sorted(members.items()))
 
 

@@ -17,7 +17,7 @@ Residual   what a loss returns, in units of eps: d loss / d z0 = w(t) * residual
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -138,6 +138,10 @@ class Prior(Protocol):
 
     def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The noise prediction [B, C, H, W], whatever the network predicts natively; no gradient."""
+        ...
+
+    def prepare(self, batch_sizes: Iterable[int]) -> None:
+        """Do now what the first `eps` of each batch size would have to do (compile); returns at once if done."""
         ...
 
 

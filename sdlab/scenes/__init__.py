@@ -36,6 +36,10 @@ class Scene(Protocol):
 
     params: dict[str, Parameter]
 
+    def adopt(self, config: SceneConfig) -> None:
+        """Follow another configuration of the same kind from now on (live knobs)."""
+        ...
+
     def render(self, cams: Cameras, background: Tensor) -> Render: ...
 
     def regulariser(self, render: Render) -> Tensor | None:

@@ -81,7 +81,7 @@ def _logit(p: float) -> float:
 
 
 class SplatScene:
-    """The built cloud. `config` may be replaced between steps (live knobs)."""
+    """The built cloud."""
 
     def __init__(self, config: Splats, params: dict[str, Parameter]) -> None:
         self.config = config
@@ -93,6 +93,11 @@ class SplatScene:
         means = self.params["means"]
         self._pull = torch.zeros(means.shape[0], device=means.device)  # sum of |d loss / d means2d| over views
         self._seen = torch.zeros(means.shape[0], device=means.device)  # views in which the Gaussian was drawn
+
+    def adopt(self, config: SceneConfig) -> None:
+        if not isinstance(config, Splats):
+            raise ValueError(f"scene.kind = {config.kind!r}: this run is made of splats; choose a preset to change it")
+        self.config = config
 
     def render(self, cams: Cameras, background: Tensor) -> Render:
         """Views of the cloud before `background` [B, 3]."""
@@ -209,7 +214,11 @@ class SplatScene:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {**{k: v.detach().clone() for k, v in self.params.items()}, "pull": self._pull, "seen": self._seen}
+        return {
+            **{k: v.detach().clone() for k, v in self.params.items()},
+            "pull": self._pull.clone(),
+            "seen": self._seen.clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError when a tensor is missing or the rows do not agree."""

@@ -1,0 +1,148 @@
+"""Many sessions in one process: ids, time-outs, one pool of priors, one turnstile per device."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from sdlab.channel import Turnstile
+from sdlab.messages import Stop
+from sdlab.priors import PriorConfig
+from sdlab.session import Session
+from sdlab.settings import Settings
+from sdlab.types import Prior
+
+SWEEP_EVERY = 1.0  # seconds between looks for sessions that are over
+
+
+class PriorPool:
+    """Each prior is loaded once per process and device, whoever asks first; the others wait for that load."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loading: dict[tuple[PriorConfig, str], threading.Lock] = {}
+        self._loaded: dict[tuple[PriorConfig, str], Prior] = {}
+
+    def get(self, config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
+        """The prior, loaded if need be; errors of loading reach the caller and are not remembered."""
+        key = (config, str(device))
+        with self._lock:
+            gate = self._loading.setdefault(key, threading.Lock())
+        with gate:
+            if key not in self._loaded:
+                self._loaded[key] = config.load(device, progress)
+            return self._loaded[key]
+
+
+@dataclass
+class Seat:
+    """A running session and who looks at it. `id` is unguessable and serves as the token of its viewport."""
+
+    id: str
+    session: Session
+    thread: threading.Thread
+    last_seen: float = field(default_factory=time.monotonic)
+    left_at: float | None = None  # when its page was closed
+    on_close: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Manager:
+    """Opens, finds and ends sessions. A seat ends `grace` seconds after its page was closed (a refresh comes back
+    within), or after `idle` seconds without a sign of life."""
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        max_sessions: int = 8,
+        grace: float = 60.0,
+        idle: float = 3600.0,
+    ) -> None:
+        self.device = torch.device(device)
+        self.max_sessions = max_sessions
+        self.grace = grace
+        self.idle = idle
+        self.pool = PriorPool()
+        self.turnstile = Turnstile()
+        self._lock = threading.Lock()
+        self._seats: dict[str, Seat] = {}
+        self._closing = threading.Event()
+        threading.Thread(target=self._sweep, name="sdlab-sweeper", daemon=True).start()
+
+    def open(self, settings: Settings) -> Seat:
+        """A new session in its own thread, waiting for Resume. RuntimeError when all seats are taken."""
+        session = Session(settings, self.device, self.pool.get, self.turnstile)
+        thread = threading.Thread(target=session.run, kwargs={"start": False}, name="sdlab-session", daemon=True)
+        with self._lock:
+            if len(self._seats) >= self.max_sessions:
+                raise RuntimeError(
+                    f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
+                    "or start the server with a larger --max-sessions"
+                )
+            seat = Seat(secrets.token_urlsafe(16), session, thread)
+            self._seats[seat.id] = seat
+        thread.start()
+        return seat
+
+    def get(self, seat_id: str) -> Seat | None:
+        """The seat, or None when it has ended; a sign of life."""
+        with self._lock:
+            seat = self._seats.get(seat_id)
+        if seat is not None:
+            seat.last_seen = time.monotonic()
+            seat.left_at = None
+        return seat
+
+    def exists(self, seat_id: str) -> bool:
+        """Whether the seat is there; no sign of life."""
+        with self._lock:
+            return seat_id in self._seats
+
+    def leave(self, seat_id: str) -> None:
+        """Its page was closed: the grace period begins."""
+        with self._lock:
+            seat = self._seats.get(seat_id)
+        if seat is not None:
+            seat.left_at = time.monotonic()
+
+    def close(self, seat_id: str) -> None:
+        """End a session now."""
+        with self._lock:
+            seat = self._seats.pop(seat_id, None)
+        if seat is None:
+            return
+        seat.session.send(Stop())
+        for callback in seat.on_close:
+            with contextlib.suppress(Exception):  # one viewer that fails to close must not keep the others open
+                callback()
+
+    def count(self) -> int:
+        with self._lock:
+            return len(self._seats)
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """End all sessions and wait for their threads."""
+        self._closing.set()
+        with self._lock:
+            seats = list(self._seats.values())
+        for seat in seats:
+            self.close(seat.id)
+        for seat in seats:
+            seat.thread.join(timeout)
+
+    def _sweep(self) -> None:
+        while not self._closing.wait(SWEEP_EVERY):
+            now = time.monotonic()
+            with self._lock:
+                over = [s.id for s in self._seats.values() if self._is_over(s, now)]
+            for seat_id in over:
+                self.close(seat_id)
+
+    def _is_over(self, seat: Seat, now: float) -> bool:
+        left = seat.left_at is not None and now - seat.left_at > self.grace
+        return left or now - seat.last_seen > self.idle

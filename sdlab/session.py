@@ -1,0 +1,491 @@
+"""A live optimisation: commands in, frames and events out.
+
+One thread, the one that calls `run`, owns every tensor. Everybody else sends commands (never blocking) and reads
+`latest`, `events` and `status`. A patch is a transaction: if the first step after it raises, the run goes back to
+the state and settings before it and says why.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdlab import checkpoint
+from sdlab.cameras import turntable
+from sdlab.channel import EventLog, Latest, Turnstile
+from sdlab.export import to_uint8, write_results
+from sdlab.messages import (
+    Advance,
+    Applied,
+    Command,
+    Ended,
+    Event,
+    Export,
+    Exported,
+    Failed,
+    Load,
+    Loaded,
+    Patch,
+    Pause,
+    Phase,
+    Rejected,
+    Reset,
+    Resume,
+    Save,
+    Saved,
+    Skipped,
+    Status,
+    Stepped,
+    Stop,
+)
+from sdlab.optim import SceneOptimiser
+from sdlab.priors import PriorConfig
+from sdlab.prompts import PromptBank, views_of
+from sdlab.rng import StepRng
+from sdlab.settings import Settings, from_toml, to_toml
+from sdlab.step import STAGES, Report, State, step
+from sdlab.types import Frame, Prior
+
+PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
+SYNC_EVERY = 10  # steps between reading figures back from a GPU
+BUILD_STEP = -1  # the step number whose random streams build the scene
+
+LoadPrior = Callable[[PriorConfig, torch.device, Callable[[str], None]], Prior]
+
+
+def load_prior(config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
+    """Load without sharing; a manager passes a pool instead."""
+    return config.load(device, progress)
+
+
+@dataclass
+class _Undo:
+    """What to go back to when the first step after a patch fails."""
+
+    settings: Settings
+    prior: Prior
+    bank: PromptBank
+    parts: dict[str, Any]
+    changes: list[tuple[str, Any]]
+
+
+class Session:
+    """See the head of the file. `name` is for people; `turnstile` is shared by the sessions of one device."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        device: torch.device | str = "cpu",
+        load: LoadPrior = load_prior,
+        turnstile: Turnstile | None = None,
+    ) -> None:
+        self.settings = settings  # as asked for; knobs that wait for a reset included
+        self.effective = settings  # what steps follow: as asked for, but for knobs that wait for a reset
+        self.device = torch.device(device)
+        self.latest: Latest[Frame] = Latest()
+        self.events: EventLog[Event] = EventLog()
+        self.status = Status(0, "loading", "not started yet")
+        self.running = False
+        self._load = load
+        self._turnstile = turnstile or Turnstile()
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._listeners: list[Callable[[Event], None]] = []
+        self._begun = settings  # as of the last reset
+        self._state: State | None = None
+        self._prior: Prior | None = None
+        self._bank: PromptBank | None = None
+        self._undo: _Undo | None = None
+        self._stopped = False
+        self._steps_left: int | None = None  # of an Advance
+        self._until: int | None = None  # of the present run()
+        self._published_at = 0.0
+        self._rate = 0.0  # steps per second, smoothed
+
+    # ---- for any thread ----------------------------------------------------------------------------------
+
+    def send(self, command: Command) -> None:
+        """Hand over a command; never blocks."""
+        self._inbox.put(command)
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with every event, in the owner thread; before `run`."""
+        self._listeners.append(listener)
+
+    # ---- for the owner -----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The present state; RuntimeError before `run` has built it."""
+        if self._state is None:
+            raise RuntimeError("the session has no state yet: it is built when run() starts")
+        return self._state
+
+    @property
+    def prior(self) -> Prior:
+        """The loaded prior; RuntimeError before `run` has loaded it."""
+        if self._prior is None:
+            raise RuntimeError("the session has no prior yet: it is loaded when run() starts")
+        return self._prior
+
+    def run(self, until: int | None = None, start: bool = True) -> None:
+        """Serve commands and step until `until` steps are done (None: until Stop). The caller owns the tensors.
+
+        With `start` False it waits for Resume. A prior that cannot be loaded is reported as Failed and the session
+        waits for a patch of `prior.*`; with `until` given there is nobody to send one, so the error is raised.
+        """
+        self.running = start
+        self._until = until
+        try:
+            self.prepare()
+        except Exception as e:
+            if until is not None:
+                raise
+            self._fail(e)
+        while not self._stopped:
+            self._serve()
+            if self._stopped or (until is not None and self._step_number >= until):
+                break
+            if self.running and self._state is not None:
+                self._step()
+        if self._state is not None:
+            self._publish(None)
+        self._say(Ended(self._step_number))
+        self._set_status("ended", "ended")
+
+    def prepare(self) -> None:
+        """Load the prior, compile what must be compiled, build the scene. Does nothing when already done."""
+        if self._prior is None or self._bank is None:
+            self._adopt_prior(self.settings)
+        if self._state is None:
+            self._build()
+        self._set_status("running" if self.running else "ready", "running" if self.running else "ready: press Start")
+
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint of the present state into `folder`."""
+        parts = {**self._parts(), "session": self._counts()}
+        path = checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.effective)})
+        self._say(Saved(self.state.step, str(folder)))
+        return path
+
+    def restore(self, folder: Path) -> None:
+        """Take settings and state from the newest checkpoint in `folder`. ValueError when it cannot be used; the
+        session is then as before."""
+        number, parts, texts = checkpoint.load(folder)
+        if "settings.toml" not in texts:
+            raise ValueError(f"checkpoint in {folder} has no settings.toml")
+        settings = from_toml(texts["settings.toml"], f"settings of the checkpoint in {folder}")
+        before = (self._prior, self._bank, self._state)
+        wanted, begun = self.settings, self._begun
+        try:
+            self._use(settings, settings)
+            if self._prior is None or settings.prior != wanted.prior:
+                self._adopt_prior(settings)
+            self._build()
+            self._restore_parts(parts)
+            self.state.step = number
+            for name, value in parts["session"].items():
+                if name not in self._counts():
+                    raise ValueError(f"unknown count {name!r}")
+                setattr(self.state, name, value)
+        except Exception as e:
+            self._use(wanted, begun)
+            self._prior, self._bank, self._state = before
+            raise ValueError(f"the checkpoint in {folder} does not fit: {_reason(e)}") from e
+        self._say(Loaded(number, str(folder)))
+        self._publish(None)
+
+    def _use(self, settings: Settings, begun: Settings | None = None) -> None:
+        """Make `settings` the present ones (and `begun` those as of the last reset)."""
+        self.settings = settings
+        self._begun = self._begun if begun is None else begun
+        self.effective = with_begun(self.settings, self._begun)
+
+    # ---- commands ----------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Carry out all waiting commands; while not running, wait for one."""
+        while True:
+            idle = not self._stopped and (not self.running or self._state is None)
+            try:
+                command = self._inbox.get() if idle else self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self._obey(command)
+            except (ValueError, OSError, RuntimeError) as e:
+                self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), str(e)))
+                self._settle()
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Patch(changes):
+                self._patch(changes)
+            case Pause():
+                self._pause(f"paused at step {self._step_number}")
+            case Resume() | Advance():
+                if self._state is None:
+                    self.prepare()  # a second try after a failure
+                self._steps_left = command.n if isinstance(command, Advance) else None
+                self.running = True
+                self._settle()
+            case Reset():
+                self._use(self.settings, self.settings)
+                if self._prior is None:
+                    self._adopt_prior(self.settings)
+                self._build()
+                self._settle()
+            case Save(folder):
+                self._set_status("saving", f"saving to {folder}")
+                self.save(Path(folder))
+                self._settle()
+            case Load(folder):
+                self._set_status("loading", f"loading the checkpoint in {folder}")
+                self.restore(Path(folder))
+                self._settle()
+            case Export(folder):
+                self._set_status("exporting", f"exporting to {folder}")
+                files = write_results(Path(folder), self.state.scene, self.effective.camera)
+                self._say(Exported(self._step_number, tuple(str(f) for f in files)))
+                self._settle()
+            case Stop():
+                self._stopped = True
+
+    def _patch(self, changes: Iterable[tuple[str, Any]]) -> None:
+        """Validate, keep a way back, adopt."""
+        changes = list(changes)
+        try:
+            new = self.settings.patch_all(changes)
+        except ValueError as e:
+            for path, value in changes:
+                self._say(Rejected(self._step_number, path, value, str(e)))
+            return
+        old, prior, bank = self.settings, self._prior, self._bank
+        try:
+            waiting = self._adopt(old, new)
+        except Exception as e:
+            self._use(old)
+            self._prior, self._bank = prior, bank
+            for path, value in changes:
+                self._say(Rejected(self._step_number, path, value, str(e)))
+            self._settle()
+            return
+        if self._undo is None and self._state is not None and prior is not None and bank is not None:
+            self._undo = _Undo(old, prior, bank, self._parts(), [])
+        if self._undo is not None:
+            self._undo.changes += changes
+        for path, value in changes:
+            self._say(Applied(self._step_number, path, value, "from the next reset on" if path in waiting else ""))
+
+    def _adopt(self, old: Settings, new: Settings) -> set[str]:
+        """Bring the session from `old` to `new`: one table, and nothing else decides. Returns the paths of knobs
+        that wait for a reset. What is not listed is read at the next step."""
+        changed = dict(old.differences(new))
+        knobs = new.knobs()
+        restart = {path for path in changed if knobs[path].apply == "restart"}
+        self._use(new)
+        if new.prior != old.prior:  # swap the teacher; the prompt bank belongs to it
+            self._adopt_prior(new)
+            if self._state is None:
+                self._build()
+        elif self._prior is not None and "camera.views" in changed:  # compiled per batch size
+            self._compile(new)
+        if self._state is None:
+            self._use(new, new)
+            return set()
+        if restart and self._state.step == 0:  # nothing to lose yet
+            self._use(new, new)
+            self._build()
+            restart = set()
+        self._state.scene.adopt(new.scene)
+        self._settle()
+        return restart
+
+    def _adopt_prior(self, s: Settings) -> None:
+        self._set_status("loading", "loading the prior")
+        prior = self._load(s.prior, self.device, lambda text: self._set_status("loading", text))
+        previous = self._prior, self._bank
+        self._prior, self._bank = prior, PromptBank(prior)
+        try:
+            self._compile(s)
+        except Exception:
+            self._prior, self._bank = previous
+            raise
+
+    def _compile(self, s: Settings) -> None:
+        self._set_status("compiling", "compiling the prior's network and the rasteriser for this machine")
+        self.prior.prepare([s.camera.views * len(s.loss.roles)])
+
+    def _build(self) -> None:
+        """A fresh scene and optimiser from the settings as of the last reset."""
+        s = self._begun
+        scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.device)
+        self._state = State(scene, SceneOptimiser(scene.params, s.optim))
+        self._undo = None
+        self._rate = 0.0
+        self._publish(None)
+
+    # ---- stepping ----------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        assert self._bank is not None
+        state, s = self.state, self.effective
+        started = time.perf_counter()
+        try:
+            with self._turnstile:
+                report = step(state, s, self.prior, self._bank)
+        except Exception as e:
+            self._recover(e)
+            return
+        self._undo = None
+        self._after(report, time.perf_counter() - started)
+
+    def _after(self, report: Report, seconds: float) -> None:
+        state = self.state
+        self._rate = 1 / seconds if self._rate == 0.0 else 0.95 * self._rate + 0.05 / seconds
+        if report.skipped:
+            self._say(Skipped(state.step - 1, report.skipped))
+        if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
+            self._say(Stepped(state.step, self._figures(report)))
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            if self._steps_left <= 0:
+                self._steps_left = None
+                self._pause(f"paused at step {state.step}")
+        if not self.running or time.monotonic() - self._published_at >= PUBLISH_EVERY:
+            self._publish(report)
+        if state.step == self.settings.steps and self._until is None:
+            self._pause(f"finished the planned {state.step} steps; Start goes on")
+
+    def _recover(self, error: Exception) -> None:
+        """A step raised: undo the patch before it, or stop and say why. The state is kept either way."""
+        undo = self._undo
+        if undo is None:
+            self._fail(error)
+            return
+        self._undo = None
+        number = self.state.step
+        self.settings, self._prior, self._bank = undo.settings, undo.prior, undo.bank
+        self._state = State(
+            self._begun.scene.build(StepRng(self._begun.seed, BUILD_STEP), self.device), self.state.optim
+        )
+        self._state.optim = SceneOptimiser(self._state.scene.params, undo.settings.optim)
+        self._restore_parts(undo.parts)
+        self._state.step = number
+        self._state.scene.config = undo.settings.scene
+        for path, value in undo.changes:
+            self._say(Rejected(number, path, value, f"rolled back, its first step failed: {_reason(error)}"))
+        self._settle()
+
+    def _fail(self, error: Exception) -> None:
+        self.running = False
+        self._say(Failed(self._step_number, _reason(error)))
+        self._set_status("failed", f"failed because {_reason(error)}")
+
+    def _pause(self, text: str) -> None:
+        self.running = False
+        self._set_status("paused", text)
+
+    def _settle(self) -> None:
+        """Back to the status that fits after a command that had its own."""
+        if self._state is None:
+            return
+        if self.running:
+            self._set_status("running", "running")
+        elif self.state.step == 0:
+            self._set_status("ready", "ready: press Start")
+        else:
+            self._set_status("paused", f"paused at step {self.state.step}")
+
+    # ---- parts -------------------------------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "scene": state.scene.state_dict(),
+            "optim": state.optim.state_dict(),
+            "aux": {name: aux.state_dict() for name, aux in state.aux.items()},
+        }
+
+    def _counts(self) -> dict[str, float]:
+        state = self.state
+        return {"skipped": state.skipped, "seconds": state.seconds, "prior_seconds": state.prior_seconds}
+
+    def _restore_parts(self, parts: dict[str, Any]) -> None:
+        state = self.state
+        state.scene.load_state_dict(parts["scene"])
+        state.optim.load_state_dict(parts["optim"])
+        for name, aux_state in parts.get("aux", {}).items():
+            state.aux[name].load_state_dict(aux_state)
+
+    # ---- what the world sees -----------------------------------------------------------------------------
+
+    @property
+    def _step_number(self) -> int:
+        return self._state.step if self._state is not None else 0
+
+    def _say(self, event: Event) -> None:
+        self.events.append(event)
+        for listener in self._listeners:
+            listener(event)
+
+    def _set_status(self, phase: Phase, text: str) -> None:
+        self.status = Status(self._step_number, phase, text)
+        self._say(self.status)
+
+    def _figures(self, report: Report) -> dict[str, float]:
+        state = self.state
+        figures = {name: float(value) for name, value in report.stats.items()}
+        figures["t"] = float(report.x.t.float().mean())
+        figures["n_gaussians"] = float(next(iter(state.scene.params.values())).shape[0])
+        figures["seconds"] = state.seconds
+        figures["steps_per_s"] = self._rate
+        figures["prior_share"] = state.prior_seconds / state.seconds if state.seconds > 0 else 0.0
+        figures["skipped"] = float(state.skipped)
+        figures.update({f"ms_{stage}": 1e3 * report.stages.get(stage, 0.0) for stage in STAGES if stage != "publish"})
+        figures.update({name: float(count) for name, count in report.densified.items()})
+        return figures
+
+    def _publish(self, report: Report | None) -> None:
+        """Put a frame out: of the step just taken, or of front and back when there was none."""
+        state, s = self.state, self.effective
+        started = time.perf_counter()
+        if report is not None:
+            cams, preview, stats = report.cams, to_uint8(report.render.rgb), self._figures(report)
+        else:
+            size = s.camera.resolution or self.prior.image_size
+            cams = turntable(2, s.camera, size)
+            with torch.no_grad():
+                preview = to_uint8(state.scene.render(cams, torch.ones(2, 3)).rgb)
+            stats = {"n_gaussians": float(next(iter(state.scene.params.values())).shape[0]), "seconds": state.seconds}
+        views = tuple(views_of(s.prompt, cams))
+        stats["ms_publish"] = 0.0
+        frame = Frame(state.step, state.seconds, state.scene.snapshot(), preview, views, stats)
+        stats["ms_publish"] = 1e3 * (time.perf_counter() - started)
+        self._published_at = time.monotonic()
+        self.latest.set(frame)
+
+
+def with_begun(settings: Settings, begun: Settings) -> Settings:
+    """`settings` with the knobs that wait for a reset as they were in `begun`."""
+    knobs = begun.knobs()
+    changes = [
+        (path, knobs[path].value)
+        for path, k in settings.knobs().items()
+        if k.apply == "restart" and path in knobs and k.value != knobs[path].value
+    ]
+    return settings.patch_all(changes) if changes else settings
+
+
+def _target(command: Command) -> str:
+    return str(getattr(command, "folder", ""))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
