@@ -369,17 +369,12 @@ class Session:
             self._fail(error)
             return
         self._undo = None
-        number = self.state.step
-        self.settings, self._prior, self._bank = undo.settings, undo.prior, undo.bank
-        self._state = State(
-            self._begun.scene.build(StepRng(self._begun.seed, BUILD_STEP), self.device), self.state.optim
-        )
-        self._state.optim = SceneOptimiser(self._state.scene.params, undo.settings.optim)
+        self._use(undo.settings)
+        self._prior, self._bank = undo.prior, undo.bank
         self._restore_parts(undo.parts)
-        self._state.step = number
-        self._state.scene.config = undo.settings.scene
+        self.state.scene.adopt(undo.settings.scene)
         for path, value in undo.changes:
-            self._say(Rejected(number, path, value, f"rolled back, its first step failed: {_reason(error)}"))
+            self._say(Rejected(self.state.step, path, value, f"rolled back, its first step failed: {_reason(error)}"))
         self._settle()
 
     def _fail(self, error: Exception) -> None:
