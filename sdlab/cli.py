@@ -1,0 +1,328 @@
+"""The command line: `python -m sdlab run | resume | list | bench | toybox`.
+
+Errors end with exit code 2 and one line that names the knob or the option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT_EVERY = 20.0  # seconds between checkpoints of a headless run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input, 130 interrupted (a checkpoint was written)."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.call(args)
+    except (ValueError, OSError, RuntimeError) as e:
+        print(f"sdlab: {_one_line(e)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(e: Exception) -> str:
+    return " ".join((str(e) or type(e).__name__).split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sdlab", description="Score Distillation Lab, without the page.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", help="distil headless, with results in a folder")
+    run.add_argument("preset", help="a preset's name (see `list presets`) or a settings.toml")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob, e.g. losses.sds.cfg=20"
+    )
+    run.add_argument("--prior", help="short for --set prior.path=...: toybox, a folder, or a hub id")
+    run.add_argument("--steps", type=_positive, help="planned number of steps")
+    run.add_argument("--seed", type=int, help="of every random draw")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    run.add_argument("--size", type=_positive, default=256, help="pixels of the turntable")
+    _add_device(run)
+    run.set_defaults(call=_run)
+
+    resume = commands.add_parser("resume", help="go on from the checkpoint of an earlier run")
+    resume.add_argument("dir", type=Path, metavar="DIR", help="the folder that `run --out` wrote")
+    resume.add_argument("--steps", type=_positive, help="go on until this step (default: as planned)")
+    resume.add_argument("--size", type=_positive, default=256, help="pixels of the turntable")
+    _add_device(resume)
+    resume.set_defaults(call=_resume)
+
+    listing = commands.add_parser("list", help="what there is to choose from")
+    listing.add_argument("what", choices=("losses", "priors", "scenes", "presets", "knobs"))
+    listing.set_defaults(call=_list)
+
+    bench = commands.add_parser("bench", help="measure speed; prints a table and writes JSON")
+    bench.add_argument("what", choices=("raster", "step"))
+    bench.add_argument("--out", type=Path, metavar="FILE", help="JSON file (default: bench-<what>.json)")
+    bench.add_argument("--quick", action="store_true", help="fewer repeats")
+    bench.set_defaults(call=_bench)
+
+    from sdlab.toybox import cli as toybox
+
+    box = commands.add_parser("toybox", help="the embedded prior: its pictures, its training, samples of it")
+    box.set_defaults(call=_toybox)
+    toybox.add_subcommands(box.add_subparsers(required=True, metavar="train | sample | pictures"))
+    return parser
+
+
+def _toybox(args: argparse.Namespace) -> int:
+    args.toybox_command(args)
+    return 0
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda where there is one)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+# ---- run and resume --------------------------------------------------------------------------------------
+
+
+def settings_for(preset: str, assignments: Sequence[str], **named: Any) -> Any:
+    """Settings of a preset or a TOML file with `path=value` assignments; ValueError names what is wrong."""
+    from sdlab.knobs import parse
+    from sdlab.settings import from_toml, preset_names
+    from sdlab.settings import preset as by_name
+
+    file = Path(preset)
+    is_file = preset not in preset_names() and file.suffix == ".toml" and file.is_file()
+    s = from_toml(file.read_text(encoding="utf-8"), preset) if is_file else by_name(preset)
+    changes: list[tuple[str, Any]] = []
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text!r}: expected PATH=VALUE, such as losses.sds.cfg=20")
+        changes.append((path.strip(), parse(s.knob(path.strip()), value)))
+    changes += [(path.replace("__", "."), value) for path, value in named.items() if value is not None]
+    return s.patch_all(changes)
+
+
+def _run(args: argparse.Namespace) -> int:
+    s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed, prior__path=args.prior)
+    out: Path = args.out
+    _claim(out)
+    from sdlab.settings import to_toml
+
+    (out / "settings.toml").write_text(to_toml(s), encoding="utf-8")
+    return _drive(s, out, args, args.preset, until=s.steps, resumed=False)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from sdlab import checkpoint
+    from sdlab.settings import from_toml
+
+    out: Path = args.dir
+    if not out.is_dir():
+        raise ValueError(f"DIR = {out}: there is no such folder; give the folder that `run --out` wrote")
+    _claim(out)
+    _, _, texts = checkpoint.load(out / "checkpoint")
+    s = from_toml(texts.get("settings.toml", ""), f"settings of the checkpoint in {out}")
+    return _drive(s, out, args, _earlier_preset(out), until=args.steps or s.steps, resumed=True)
+
+
+def _earlier_preset(out: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads((out / "run.json").read_text(encoding="utf-8"))["preset"])
+    return str(out)
+
+
+def _claim(out: Path) -> None:
+    """Make sure that results can be written before any work is done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise ValueError(f"--out {out}: cannot write there ({e.strerror or e}); choose another folder") from e
+
+
+def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int, resumed: bool) -> int:
+    """Run until step `until` with a progress bar, a diary and checkpoints; then write the results."""
+    from tqdm import tqdm
+
+    from sdlab.export import write_results
+    from sdlab.messages import Failed, Skipped, Status, Stepped, Stop
+    from sdlab.record import Recorder
+    from sdlab.session import Session
+
+    device = choose_device(args.device)
+    (out / "run.json").write_text(json.dumps({"preset": preset}), encoding="utf-8")
+    session = Session(s, device)
+    if resumed:
+        session.prepare()
+        session.restore(out / "checkpoint")
+    first = session.state.step if resumed else 0
+    recorder = Recorder(out / "metrics.jsonl", keep_until=first if resumed else None)
+    bar = tqdm(total=until, initial=first, unit="step", disable=None if sys.stderr.isatty() else False, mininterval=1.0)
+    last_save = time.monotonic()
+    failed = ""
+
+    def listen(event: Any) -> None:
+        nonlocal last_save, failed
+        recorder(event)
+        match event:
+            case Stepped(number, stats):
+                bar.update(number - bar.n)
+                bar.set_postfix_str(f"{stats['n_gaussians']:.0f} Gaussians", refresh=False)
+                if time.monotonic() - last_save > CHECKPOINT_EVERY:
+                    recorder.flush()
+                    session.save(out / "checkpoint")
+                    last_save = time.monotonic()
+            case Status(_, phase, text) if phase in ("loading", "compiling"):
+                bar.set_description_str(text[:60])
+            case Status(_, phase, _):
+                bar.set_description_str(phase)
+            case Skipped(number, what):
+                bar.write(f"step {number} skipped: {what} is not finite", file=sys.stderr)
+            case Failed(_, reason):
+                failed = reason
+                session.send(Stop())
+
+    session.listen(listen)
+    started = time.perf_counter()
+    with _interruptible(lambda: session.send(Stop())) as interrupted:
+        session.run(until=until)
+    wall = time.perf_counter() - started
+    bar.close()
+    session.save(out / "checkpoint")
+    recorder.close()
+    if failed:
+        raise RuntimeError(f"stopped at step {session.state.step} because {failed}; the state is in {out}/checkpoint")
+    write_results(out, session.state.scene, session.effective.camera, args.size)
+    result = _result(session, preset, wall)
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{session.state.step} steps in {result['seconds']} s ({result['steps_per_s']}/s), "
+        f"{result['n_gaussians']} Gaussians, results in {out}"
+    )
+    return 130 if interrupted() else 0
+
+
+@contextlib.contextmanager
+def _interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C finishes the step and keeps the results; a second one interrupts as usual."""
+    hit: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        hit.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(hit)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _result(session: Any, preset: str, wall: float) -> dict[str, Any]:
+    state, s = session.state, session.effective
+    return {
+        "preset": preset,
+        "prompt": s.prompt.text,
+        "prior": session.prior.name,
+        "engine": getattr(session.prior, "engine_name", "exact"),
+        "loss": s.active,
+        "seed": s.seed,
+        "steps": state.step,
+        "seconds": round(state.seconds, 2),
+        "wall_seconds": round(wall, 2),
+        "steps_per_s": round(state.step / state.seconds, 2) if state.seconds else 0.0,
+        "prior_share": round(state.prior_seconds / state.seconds, 3) if state.seconds else 0.0,
+        "n_gaussians": int(state.scene.params["means"].shape[0]) if "means" in state.scene.params else 0,
+        "skipped_nonfinite": state.skipped,
+        "peak_rss_mb": peak_rss_mb(),
+        "device": str(session.device),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+    }
+
+
+def peak_rss_mb() -> int:
+    """Greatest resident memory of this process so far, in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    from sdlab import __version__
+
+    found = {"sdlab": __version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", "numba", "openvino", "diffusers", "transformers", "gsplat"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def choose_device(name: str) -> Any:
+    """The torch device of 'cpu', 'cuda' or 'auto'; ValueError when this machine has no such device."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch sees no CUDA device here; use cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as e:
+        raise ValueError(f"--device {name!r}: allowed are auto, cpu, cuda") from e
+
+
+# ---- list and bench --------------------------------------------------------------------------------------
+
+
+def _list(args: argparse.Namespace) -> int:
+    from sdlab import settings
+    from sdlab.knobs import allowed
+
+    if args.what == "presets":
+        for name in settings.preset_names():
+            note = settings.about(name)
+            print(f"{name:20} {note['title']}: {note['text']}")
+    elif args.what == "losses":
+        for name, cls in settings.losses().items():
+            print(f"{name:20} {cls.title}: {cls.formula}  ({cls.paper})")
+    elif args.what == "knobs":
+        for path, k in settings.Settings().knobs().items():
+            print(f"{path:30} {k.value!r:14} {allowed(k)}; {k.help} [{k.apply}]")
+    else:
+        members = settings.priors() if args.what == "priors" else settings.scenes()
+        for name, cls in members.items():
+            print(f"{name:20} {(cls.__doc__ or '').strip().splitlines()[0]}")
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    out = args.out or Path(f"bench-{args.what}.json")
+    if args.what == "raster":
+        from sdlab.bench import raster as bench
+    else:
+        from sdlab.bench import step as bench
+    bench.run(out, quick=args.quick)
+    print(f"written to {out}")
+    return 0
