@@ -263,7 +263,7 @@ def peak_rss_mb() -> int:
     except ImportError:  # Windows
         import psutil
 
-        return int(psutil.Process().memory_info().peak_wset / 2**20)
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0) / 2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak / (2**20 if sys.platform == "darwin" else 2**10))
 

@@ -348,19 +348,21 @@ class Session:
     def _after(self, report: Report, seconds: float) -> None:
         state = self.state
         self._rate = 1 / seconds if self._rate == 0.0 else 0.95 * self._rate + 0.05 / seconds
-        if report.skipped:
-            self._say(Skipped(state.step - 1, report.skipped))
-        if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
-            self._say(Stepped(state.step, self._figures(report)))
         if self._steps_left is not None:
             self._steps_left -= 1
             if self._steps_left <= 0:
                 self._steps_left = None
                 self._pause(f"paused at step {state.step}")
-        if not self.running or time.monotonic() - self._published_at >= PUBLISH_EVERY:
-            self._publish(report)
         if state.step == self.settings.steps and self._until is None:
             self._pause(f"finished the planned {state.step} steps; Start goes on")
+        published = time.perf_counter()
+        if not self.running or time.monotonic() - self._published_at >= PUBLISH_EVERY:
+            self._publish(report)
+        published = time.perf_counter() - published
+        if report.skipped:
+            self._say(Skipped(state.step - 1, report.skipped))
+        if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
+            self._say(Stepped(state.step, {**self._figures(report), "ms_publish": 1e3 * published}))
 
     def _recover(self, error: Exception) -> None:
         """A step raised: undo the patch before it, or stop and say why. The state is kept either way."""
@@ -449,7 +451,6 @@ class Session:
     def _publish(self, report: Report | None) -> None:
         """Put a frame out: of the step just taken, or of front and back when there was none."""
         state, s = self.state, self.effective
-        started = time.perf_counter()
         if report is not None:
             cams, preview, stats = report.cams, to_uint8(report.render.rgb), self._figures(report)
         else:
@@ -459,9 +460,7 @@ class Session:
                 preview = to_uint8(state.scene.render(cams, torch.ones(2, 3)).rgb)
             stats = {"n_gaussians": float(next(iter(state.scene.params.values())).shape[0]), "seconds": state.seconds}
         views = tuple(views_of(s.prompt, cams))
-        stats["ms_publish"] = 0.0
         frame = Frame(state.step, state.seconds, state.scene.snapshot(), preview, views, stats)
-        stats["ms_publish"] = 1e3 * (time.perf_counter() - started)
         self._published_at = time.monotonic()
         self.latest.set(frame)
 
