@@ -1,0 +1,253 @@
+"""The CPU back-end: 3D Gaussian splatting, forward and analytic backward, compiled by numba; no C compiler needed.
+
+The stages are in `cpu_kernels`; this file checks the input, spreads the stages over threads and joins autograd.
+
+Threads  A plain thread pool: numba's own threading layers are not safe for several callers at once, and here every
+         session is a caller. Work is cut into (view, part) pieces, PARTS parts of a view whatever the number of
+         threads, so results are the same bit for bit for any number of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sdlab.raster import cpu_kernels as kernels
+from sdlab.types import Render, ScreenInfo
+
+PARTS = 4  # of a view's tiles; more would let more threads help, and cost one pass over the moments each
+
+
+def rasterize(
+    means: Float[Tensor, "N 3"],
+    quats: Float[Tensor, "N 4"],
+    scales: Float[Tensor, "N 3"],
+    opacities: Float[Tensor, " N"],
+    colors: Float[Tensor, "N 3"],
+    viewmats: Float[Tensor, "B 4 4"],
+    Ks: Float[Tensor, "B 3 3"],
+    width: int,
+    height: int,
+    background: Float[Tensor, "B 3"] | None = None,
+) -> Render:
+    """Render B views of N Gaussians; differentiable in the Gaussians' parameters and the background.
+
+    Means and scales (activated, > 0) in world units, quaternions (w, x, y, z) of any length, opacities in [0, 1],
+    colours as they shall appear. `viewmats` map world to camera (OpenCV), `Ks` camera to pixels (no skew).
+    Computed in float32; other float types are converted. `info.radii` (int32) and `info.means2d` are there at once,
+    `info.means2d_grad` after the backward pass.
+
+    Raises ValueError, naming the tensor, for NaN or infinity, a wrong shape, or a tensor that is not on the CPU.
+    """
+    gaussians = {
+        "means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors
+    }  # fmt: skip
+    count, views = means.shape[0], viewmats.shape[0]
+    if background is None:
+        background = torch.zeros(views, 3)
+    cameras = {"viewmats": viewmats, "Ks": Ks, "background": background}
+    shapes = [(count, 3), (count, 4), (count, 3), (count,), (count, 3), (views, 4, 4), (views, 3, 3), (views, 3)]
+    inputs = [
+        _checked(name, tensor, shape)
+        for (name, tensor), shape in zip({**gaussians, **cameras}.items(), shapes, strict=True)
+    ]
+    if width < 1 or height < 1:
+        raise ValueError(f"the picture is {width} x {height} pixels; width and height must be at least 1")
+    frame = _Frame([t.detach().numpy() for t in inputs], width, height)
+    rgb, alpha, depth = _Rasterize.apply(frame, *inputs)
+    return Render(rgb, alpha, depth, frame.info)
+
+
+def warm_up() -> None:
+    """Compile every kernel, or load it from the cache: seconds the first time, a fraction of one later."""
+    one = torch.ones(1, 3, requires_grad=True)
+    camera = torch.eye(4)[None]
+    camera[0, 2, 3] = 3.0
+    K = torch.tensor([[[8.0, 0, 4], [0, 8, 4], [0, 0, 1]]])
+    rasterize(0 * one, torch.ones(1, 4), one, torch.ones(1), one, camera, K, 8, 8).rgb.sum().backward()
+
+
+# ---------------------------------------------------------------- threads
+
+_threads: int | None = None
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def set_threads(count: int | None) -> None:
+    """How many threads one call may use, the caller's included; None for as many as there are processors."""
+    global _threads
+    if count is not None and count < 1:
+        raise ValueError(f"{count} rasteriser threads; at least 1 is needed")
+    _threads = count
+
+
+def get_threads() -> int:
+    """How many threads one call may use."""
+    return _threads or os.cpu_count() or 1
+
+
+def _run(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run the jobs on the caller's thread and on helpers from the pool; raise what the first failing one raised.
+
+    The caller takes jobs like anyone else, so it neither idles nor waits for a pool that is busy with other callers.
+    """
+    helpers = min(get_threads(), len(jobs)) - 1
+    if helpers < 1:
+        for job in jobs:
+            job()
+        return
+    waiting = deque(jobs)
+
+    def work() -> None:
+        while True:
+            try:
+                job = waiting.popleft()
+            except IndexError:
+                return
+            job()
+
+    pool = _executor()
+    futures = [pool.submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        for future in futures:
+            if not future.cancel():
+                future.result()
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), "raster")
+        return _pool
+
+
+# ---------------------------------------------------------------- one call
+
+
+class _Frame:
+    """What the forward pass of one call leaves for its backward pass."""
+
+    def __init__(self, inputs: list[np.ndarray], width: int, height: int) -> None:
+        self.inputs = inputs
+        self.width, self.height = width, height
+        self.size = np.float32(width), np.float32(height)
+        self.tiles = -(-width // kernels.TILE_SIDE), -(-height // kernels.TILE_SIDE)
+        self.views = inputs[5].shape[0]
+        count = inputs[0].shape[0]
+        self.info = ScreenInfo(torch.empty(self.views, count, dtype=torch.int32), torch.empty(self.views, count, 2))
+        self.stops = np.empty((self.views, self.tiles[0] * self.tiles[1]), np.int32)
+        self.prepared: list[Any] = [None] * self.views  # splats, gaussians, starts, ranks of each view
+        self.parts: list[Any] = [None] * self.views  # tile boundaries of each view
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        rgb = torch.empty(self.views, 3, self.height, self.width)
+        alpha = torch.empty(self.views, 1, self.height, self.width)
+        depth = torch.empty(self.views, 1, self.height, self.width)
+        out = rgb.numpy(), alpha.numpy()[:, 0], depth.numpy()[:, 0]
+        radii, means2d = self.info.radii.numpy(), self.info.means2d.numpy()
+        *gaussians, viewmats, Ks, background = self.inputs
+
+        def prepare(view: int) -> None:
+            self.prepared[view] = kernels.prepare_view(
+                *gaussians, viewmats[view], Ks[view], *self.size, *self.tiles, radii[view], means2d[view]
+            )
+            self.parts[view] = _tile_parts(self.prepared[view][2])
+
+        def blend(view: int, part: int) -> None:
+            splats, _, starts, ranks = self.prepared[view]
+            first, last = self.parts[view][part : part + 2]
+            kernels.blend(
+                first, last, self.tiles[0], splats, starts, ranks, background[view],
+                out[0][view], out[1][view], out[2][view], self.stops[view],
+            )  # fmt: skip
+
+        _run([lambda v=v: prepare(v) for v in range(self.views)])
+        _run([lambda v=v, p=p: blend(v, p) for v in range(self.views) for p in range(PARTS)])
+        return rgb, alpha, depth
+
+    def backward(self, rgb, alpha, depth, d_rgb, d_alpha, d_depth) -> tuple[list[Tensor], Tensor]:
+        means, quats, scales, _, _, viewmats, Ks, _ = self.inputs
+        count = means.shape[0]
+        moments = [np.zeros((PARTS, p[1].size, kernels.MOMENT_COLUMNS), np.float32) for p in self.prepared]
+        d_background = np.zeros((self.views, PARTS, 3), np.float32)
+        d_views = np.empty((self.views, count, kernels.GRADIENT_COLUMNS), np.float32)
+        d_means2d = torch.empty(self.views, count, 2)
+        pixels = [t.detach().contiguous().numpy() for t in (rgb, alpha, depth, d_rgb, d_alpha, d_depth)]
+        for k in (1, 2, 4, 5):
+            pixels[k] = pixels[k][:, 0]
+
+        def blend(view: int, part: int) -> None:
+            splats, _, starts, ranks = self.prepared[view]
+            first, last = self.parts[view][part : part + 2]
+            kernels.blend_backward(
+                first, last, self.tiles[0], splats, starts, self.stops[view], ranks,
+                *(p[view] for p in pixels), moments[view][part], d_background[view, part],
+            )  # fmt: skip
+
+        def project(view: int) -> None:
+            splats, gaussians, _, _ = self.prepared[view]
+            kernels.project_backward(
+                means, quats, scales, viewmats[view], Ks[view], *self.size, splats, gaussians,
+                moments[view], d_views[view], d_means2d.numpy()[view],
+            )  # fmt: skip
+
+        _run([lambda v=v, p=p: blend(v, p) for v in range(self.views) for p in range(PARTS)])
+        _run([lambda v=v: project(v) for v in range(self.views)])
+        gradients = [torch.empty(a.shape) for a in self.inputs[:5]]
+        kernels.sum_views(d_views, *(g.numpy() for g in gradients))
+        self.info.means2d_grad = d_means2d
+        return gradients, torch.from_numpy(d_background.sum(1))
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, frame, means, quats, scales, opacities, colors, viewmats, Ks, background):
+        rgb, alpha, depth = frame.forward()
+        # Saved through autograd, although the frame holds them too, so that a change in place is noticed.
+        ctx.save_for_backward(means, quats, scales, opacities, colors, viewmats, Ks, background, rgb, alpha, depth)
+        ctx.frame = frame
+        return rgb, alpha, depth
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_rgb, d_alpha, d_depth):
+        *_, rgb, alpha, depth = ctx.saved_tensors
+        gradients, d_background = ctx.frame.backward(rgb, alpha, depth, d_rgb, d_alpha, d_depth)
+        return None, *gradients, None, None, d_background
+
+
+def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor as contiguous float32 on the CPU; ValueError if it is somewhere else, misshapen or not finite."""
+    if tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} is on {tensor.device}; this back-end takes CPU tensors (move the scene, or use gsplat)"
+        )
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
+    tensor = tensor.to(torch.float32).contiguous()
+    if not np.isfinite(tensor.detach().numpy()).all():
+        raise ValueError(f"{name} holds NaN or infinity; every value must be finite")
+    return tensor
+
+
+def _tile_parts(starts: np.ndarray) -> list[int]:
+    """PARTS + 1 tile numbers that cut the tiles into runs of about as many (splat, tile) pairs each."""
+    tiles = starts.size - 1
+    # One per tile on top, so that empty tiles, which still have to be filled, spread as well.
+    load = starts + np.arange(tiles + 1)
+    cuts = np.searchsorted(load, load[-1] * np.arange(1, PARTS) / PARTS)
+    return [0, *map(int, cuts), tiles]

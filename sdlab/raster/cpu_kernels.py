@@ -1,0 +1,667 @@
+"""The stages of the CPU rasteriser as compiled kernels: project, order, bin, blend, and the two ways back.
+
+Sources  [EWA]  Zwicker et al., "EWA Splatting", 2002: the affine approximation of the projection, eq. 31.
+         [3DGS] Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", 2023.
+         [SUP]  Ye and Kanazawa, "Mathematical Supplement for the gsplat Library", arXiv:2312.02121.
+
+For one Gaussian with mean mu, rotation R, scales s, opacity o, and one camera x -> W x + d with intrinsics K:
+
+    t   = W mu + d                        camera space                                    [SUP 3.1]
+    mu' = (fx t_x / t_z + cx, fy t_y / t_z + cy)                                          [SUP eq. 6]
+    J   = d mu' / d t, with t_x / t_z and t_y / t_z clamped to 15 % beyond the picture    [EWA 31]
+    M   = J W R diag(s)   (2 x 3)         the Gaussian's axes on the screen, in pixels
+    S'  = M M^T + 0.3 I                   its covariance there, with the low-pass filter  [3DGS 4]
+
+With S'^-1 = L^T L (L upper triangular) and w = (u, v) = L (x - mu') for a pixel centre x:
+
+    alpha = min(o exp(-|w|^2 / 2), alpha_max), 0 below 1/255;  T_1 = 1, T_{i+1} = T_i (1 - alpha_i)
+    C = sum_i T_i alpha_i c_i + T_end background                                          [3DGS 3]
+    the sum stops before the Gaussian that would bring T to 1e-4 or less (gsplat's "exclusive" stop)
+
+The factor L in place of S'^-1 is for precision: on a needle across the diagonal the three terms of the quadratic
+form are thousands of times larger than their sum, and single precision loses the difference; u and v do not.
+
+Layout   Everything is float32. Splats are the visible Gaussians of one view in depth order, one row of 16 floats
+         (64 bytes, one cache line) each, with the named columns below. Tiles are 8 x 8 pixels, row by row; tile t
+         blends the splats ranks[starts[t] : starts[t + 1]], front to back.
+Threads  Kernels release the GIL and share nothing but what they are given; the caller runs them on threads over
+         disjoint views or tile ranges.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+f32 = np.float32
+
+TILE_SIDE = 8
+TILE_SHIFT = 3  # log2 of the side
+TILE_PIXELS = TILE_SIDE * TILE_SIDE
+CHUNK = 16  # splats blended between two looks at whether the whole tile is opaque
+
+LOW_PASS = f32(0.3)  # pixels^2 added to the screen covariance
+NEAR = f32(0.01)
+ALPHA_MIN = f32(1 / 255)
+ALPHA_MAX = f32(0.999)  # gsplat 1.5.3
+T_STOP = f32(1e-4)
+CLAMP_MARGIN = f32(0.15)  # of the picture's width, on either side
+COVARIANCE_MAX = f32(1e16)  # pixels^2; beyond it the determinant leaves float32 and the Gaussian is not drawn
+
+# Columns of a splat.
+MEAN_X, MEAN_Y = 0, 1  # mu', pixels
+L_UX, L_UY, L_VY = 2, 3, 4  # L
+OPACITY = 5
+RED, GREEN, BLUE = 6, 7, 8
+DEPTH = 9  # t_z
+EXTENT_X, EXTENT_Y = 10, 11  # half the bounding box of the ellipse alpha = 1/255, pixels
+REACH = 12  # |w| on that ellipse
+TIP_Y = 13  # y of its right-most point, relative to the mean
+SPLAT_COLUMNS = 16
+
+# Columns of what the blend's backward pass gathers per splat: the gradient of what is blended, and the moments
+# sum over pixels of alpha dLoss/dalpha times 1, u, v, uu, uv, vv, from which every other gradient follows.
+D_RED, D_GREEN, D_BLUE, D_DEPTH = 0, 1, 2, 3
+SUM, SUM_U, SUM_V, SUM_UU, SUM_UV, SUM_VV = 4, 5, 6, 7, 8, 9
+MOMENT_COLUMNS = 10
+
+
+def kernel(function: Callable[..., Any] | None = None, *, inline: str = "never") -> Any:
+    """numba.njit for this file: without the GIL, cached on disk where a folder can be written.
+
+    Sums may be reordered and multiply-adds fused, which is what lets LLVM vectorise the reductions; NaN and
+    infinity keep their meaning (fastmath=True would make them undefined, and an index computed from one a crash).
+    """
+    if function is None:
+        return lambda f: kernel(f, inline=inline)
+    plain = inspect.unwrap(function)  # a run-time type checker may have wrapped it
+    options = {
+        "nogil": True,
+        "inline": inline,
+        "error_model": "numpy",
+        "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    }
+    try:
+        return numba.njit(plain, cache=True, **options)
+    except RuntimeError:  # neither this folder nor the user's cache folder can be written
+        return numba.njit(plain, **options)
+
+
+# ---------------------------------------------------------------- project
+
+
+@kernel(inline="always")
+def _to_camera(viewmat, x, y, z):
+    """t = W mu + d."""
+    return (
+        viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * z + viewmat[0, 3],
+        viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * z + viewmat[1, 3],
+        viewmat[2, 0] * x + viewmat[2, 1] * y + viewmat[2, 2] * z + viewmat[2, 3],
+    )
+
+
+@kernel(inline="always")
+def _clamped_slopes(K, width, height, slope_x, slope_y):
+    """t_x / t_z and t_y / t_z, held within the field of view plus a margin: J grows without bound outside it."""
+    fx, cx, fy, cy = K[0, 0], K[0, 2], K[1, 1], K[1, 2]
+    margin_x, margin_y = CLAMP_MARGIN * width, CLAMP_MARGIN * height
+    return (
+        min(max(slope_x, -(cx + margin_x) / fx), (width - cx + margin_x) / fx),
+        min(max(slope_y, -(cy + margin_y) / fy), (height - cy + margin_y) / fy),
+    )
+
+
+@kernel(inline="always")
+def _screen_rows(viewmat, J_xx, J_xz, J_yy, J_yz):
+    """The two rows of J W: how the pixel moves with the world position."""
+    return (
+        J_xx * viewmat[0, 0] + J_xz * viewmat[2, 0],
+        J_xx * viewmat[0, 1] + J_xz * viewmat[2, 1],
+        J_xx * viewmat[0, 2] + J_xz * viewmat[2, 2],
+        J_yy * viewmat[1, 0] + J_yz * viewmat[2, 0],
+        J_yy * viewmat[1, 1] + J_yz * viewmat[2, 1],
+        J_yy * viewmat[1, 2] + J_yz * viewmat[2, 2],
+    )
+
+
+@kernel(inline="always")
+def _unit_quaternion(quats, i):
+    """(w, x, y, z) / |q| and 1 / |q|; an all-zero quaternion counts as no rotation."""
+    w, x, y, z = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
+    inverse_norm = f32(1) / math.sqrt(max(w * w + x * x + y * y + z * z, f32(1e-24)))
+    return w * inverse_norm, x * inverse_norm, y * inverse_norm, z * inverse_norm, inverse_norm
+
+
+@kernel(inline="always")
+def _rotation(w, x, y, z):
+    """R of a unit quaternion, column by column [SUP eq. 15]: column k is where axis k of the Gaussian points."""
+    one, two = f32(1), f32(2)
+    return (
+        (one - two * (y * y + z * z), two * (x * y + w * z), two * (x * z - w * y)),
+        (two * (x * y - w * z), one - two * (x * x + z * z), two * (y * z + w * x)),
+        (two * (x * z + w * y), two * (y * z - w * x), one - two * (x * x + y * y)),
+    )
+
+
+@kernel(inline="always")
+def _dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@kernel
+def project(means, quats, scales, opacities, colors, viewmat, K, width, height, splats, gaussians, radii, means2d):
+    """Fill `splats` and `gaussians` (whose splat it is) with what is visible, in input order; return how many.
+
+    `radii` and `means2d` are filled for every Gaussian, 0 where it is not drawn.
+    """
+    fx, cx, fy, cy = K[0, 0], K[0, 2], K[1, 1], K[1, 2]
+    visible = 0
+    for i in range(means.shape[0]):
+        radii[i] = 0
+        means2d[i, 0] = f32(0)
+        means2d[i, 1] = f32(0)
+        t_x, t_y, t_z = _to_camera(viewmat, means[i, 0], means[i, 1], means[i, 2])
+        opacity = opacities[i]
+        if not (t_z > NEAR and opacity > ALPHA_MIN):
+            continue
+        inverse_z = f32(1) / t_z
+        mean_x = fx * t_x * inverse_z + cx
+        mean_y = fy * t_y * inverse_z + cy
+
+        slope_x, slope_y = _clamped_slopes(K, width, height, t_x * inverse_z, t_y * inverse_z)
+        J_xx, J_yy = fx * inverse_z, fy * inverse_z
+        a_x, a_y, a_z, b_x, b_y, b_z = _screen_rows(viewmat, J_xx, -J_xx * slope_x, J_yy, -J_yy * slope_y)
+        w, x, y, z, _ = _unit_quaternion(quats, i)
+        R_0, R_1, R_2 = _rotation(w, x, y, z)
+        a, b = (a_x, a_y, a_z), (b_x, b_y, b_z)
+        m_x0, m_x1, m_x2 = _dot(a, R_0) * scales[i, 0], _dot(a, R_1) * scales[i, 1], _dot(a, R_2) * scales[i, 2]
+        m_y0, m_y1, m_y2 = _dot(b, R_0) * scales[i, 0], _dot(b, R_1) * scales[i, 1], _dot(b, R_2) * scales[i, 2]
+
+        raw_xx = m_x0 * m_x0 + m_x1 * m_x1 + m_x2 * m_x2
+        raw_yy = m_y0 * m_y0 + m_y1 * m_y1 + m_y2 * m_y2
+        cov_xy = m_x0 * m_y0 + m_x1 * m_y1 + m_x2 * m_y2
+        cov_xx, cov_yy = raw_xx + LOW_PASS, raw_yy + LOW_PASS
+        if not (cov_xx < COVARIANCE_MAX and cov_yy < COVARIANCE_MAX):
+            continue
+        # det(M M^T + e I) as a sum of squares (Cauchy-Binet): cov_xx cov_yy - cov_xy^2 would cancel on needles.
+        minor_0 = m_x1 * m_y2 - m_x2 * m_y1
+        minor_1 = m_x2 * m_y0 - m_x0 * m_y2
+        minor_2 = m_x0 * m_y1 - m_x1 * m_y0
+        det = minor_0 * minor_0 + minor_1 * minor_1 + minor_2 * minor_2 + LOW_PASS * (raw_xx + raw_yy + LOW_PASS)
+
+        reach = math.sqrt(f32(2) * math.log(f32(255) * opacity))
+        extent_x, extent_y = reach * math.sqrt(cov_xx), reach * math.sqrt(cov_yy)
+        if not (
+            mean_x + extent_x > f32(0)
+            and mean_x - extent_x < width
+            and mean_y + extent_y > f32(0)
+            and mean_y - extent_y < height
+        ):
+            continue
+
+        splat = splats[visible]
+        splat[MEAN_X], splat[MEAN_Y] = mean_x, mean_y
+        splat[L_UX] = math.sqrt(cov_yy / det)
+        splat[L_UY] = -cov_xy / cov_yy * splat[L_UX]
+        splat[L_VY] = f32(1) / math.sqrt(cov_yy)
+        splat[OPACITY] = opacity
+        splat[RED], splat[GREEN], splat[BLUE] = colors[i, 0], colors[i, 1], colors[i, 2]
+        splat[DEPTH] = t_z
+        splat[EXTENT_X], splat[EXTENT_Y], splat[REACH] = extent_x, extent_y, reach
+        splat[TIP_Y] = cov_xy / cov_xx * extent_x
+        gaussians[visible] = i
+        radii[i] = math.ceil(min(max(extent_x, extent_y), f32(1e9)))
+        means2d[i, 0], means2d[i, 1] = mean_x, mean_y
+        visible += 1
+    return visible
+
+
+# ---------------------------------------------------------------- order
+
+
+@kernel
+def order_by_depth(depths):
+    """The permutation that sorts positive `depths` from near to far; equal depths keep their order.
+
+    A radix sort in three passes of 11, 10 and 10 bits: the bit pattern of a positive float grows with the float.
+    At a few thousand splats it is several times faster than a comparison sort, and numba has no stable one.
+    """
+    keys = depths.view(np.uint32)
+    n = keys.size
+    order = np.empty(n, np.int32)
+    other = np.empty(n, np.int32)
+    for i in range(n):
+        order[i] = i
+    positions = np.empty(2048, np.int64)
+    for shift, buckets in ((0, 2048), (11, 1024), (21, 1024)):
+        positions[:] = 0
+        mask = np.uint32(buckets - 1)
+        for i in range(n):
+            positions[(keys[i] >> np.uint32(shift)) & mask] += 1
+        total = 0
+        for k in range(buckets):
+            count = positions[k]
+            positions[k] = total
+            total += count
+        for j in range(n):
+            i = order[j]
+            bucket = (keys[i] >> np.uint32(shift)) & mask
+            other[positions[bucket]] = i
+            positions[bucket] += 1
+        order, other = other, order
+    return order
+
+
+# ---------------------------------------------------------------- bin
+
+
+@kernel(inline="always")
+def _first_tile(coordinate, limit):
+    """The tile of the first pixel centre at or after `coordinate`; clamped before it becomes an integer."""
+    return math.ceil(min(max(coordinate - f32(0.5), f32(0)), limit)) >> TILE_SHIFT
+
+
+@kernel(inline="always")
+def _last_tile(coordinate, limit):
+    """The tile of the last pixel centre at or before `coordinate`; -1 if there is none."""
+    return math.floor(min(max(coordinate - f32(0.5), f32(-1)), limit)) >> TILE_SHIFT
+
+
+@kernel(inline="always")
+def _columns_touched(splat, tile_row, width):
+    """First and last tile in this row of tiles whose pixel centres the ellipse alpha = 1/255 can reach."""
+    low = f32(tile_row * TILE_SIDE) + f32(0.5) - splat[MEAN_Y]
+    high = low + f32(TILE_SIDE - 1)
+    # The ellipse's right edge bulges up to its tip; within the band it is right-most where it is nearest to it.
+    y_right = min(max(splat[TIP_Y], low), high)
+    y_left = min(max(-splat[TIP_Y], low), high)
+    v_right, v_left = splat[L_VY] * y_right, splat[L_VY] * y_left
+    u_right = math.sqrt(max(splat[REACH] * splat[REACH] - v_right * v_right, f32(0)))
+    u_left = math.sqrt(max(splat[REACH] * splat[REACH] - v_left * v_left, f32(0)))
+    right = splat[MEAN_X] + (u_right - splat[L_UY] * y_right) / splat[L_UX]
+    left = splat[MEAN_X] - (u_left + splat[L_UY] * y_left) / splat[L_UX]
+    return _first_tile(left, width), _last_tile(right, width - f32(1))
+
+
+@kernel
+def bin_splats(splats, width, height, tiles_x, tiles_y):
+    """Which splats touch which tile -> starts [tiles + 1], ranks: of each tile in depth order."""
+    bound = 0  # on the number of (splat, tile) pairs, from the bounding boxes
+    for rank in range(splats.shape[0]):
+        splat = splats[rank]
+        rows = 1 + _last_tile(splat[MEAN_Y] + splat[EXTENT_Y], height - f32(1))
+        rows -= _first_tile(splat[MEAN_Y] - splat[EXTENT_Y], height)
+        columns = 3 + _last_tile(splat[MEAN_X] + splat[EXTENT_X], width - f32(1))  # 1, and 1 for each rounded edge
+        columns -= _first_tile(splat[MEAN_X] - splat[EXTENT_X], width)
+        bound += max(rows, 0) * min(max(columns, 0), tiles_x)
+
+    pair_tile = np.empty(bound, np.int32)
+    pair_rank = np.empty(bound, np.int32)
+    starts = np.zeros(tiles_x * tiles_y + 1, np.int32)
+    pairs = 0
+    for rank in range(splats.shape[0]):
+        splat = splats[rank]
+        first_row = _first_tile(splat[MEAN_Y] - splat[EXTENT_Y], height)
+        last_row = _last_tile(splat[MEAN_Y] + splat[EXTENT_Y], height - f32(1))
+        for row in range(first_row, last_row + 1):
+            first, last = _columns_touched(splat, row, width)
+            for column in range(first, last + 1):
+                tile = row * tiles_x + column
+                pair_tile[pairs] = tile
+                pair_rank[pairs] = rank
+                starts[tile + 1] += 1
+                pairs += 1
+
+    for tile in range(tiles_x * tiles_y):
+        starts[tile + 1] += starts[tile]
+    positions = starts[:-1].copy()
+    ranks = np.empty(pairs, np.int32)
+    for pair in range(pairs):
+        tile = pair_tile[pair]
+        ranks[positions[tile]] = pair_rank[pair]
+        positions[tile] += 1
+    return starts, ranks
+
+
+@kernel
+def prepare_view(means, quats, scales, opacities, colors, viewmat, K, width, height, tiles_x, tiles_y, radii, means2d):
+    """Project, order and bin one view -> splats [M, 16] by depth, gaussians [M], starts, ranks."""
+    drafts = np.empty((means.shape[0], SPLAT_COLUMNS), np.float32)
+    owners = np.empty(means.shape[0], np.int32)
+    visible = project(
+        means, quats, scales, opacities, colors, viewmat, K, width, height, drafts, owners, radii, means2d
+    )
+    order = order_by_depth(drafts[:visible, DEPTH].copy())
+    splats = np.empty((visible, SPLAT_COLUMNS), np.float32)
+    gaussians = np.empty(visible, np.int32)
+    for rank in range(visible):
+        splats[rank] = drafts[order[rank]]
+        gaussians[rank] = owners[order[rank]]
+    starts, ranks = bin_splats(splats, width, height, tiles_x, tiles_y)
+    return splats, gaussians, starts, ranks
+
+
+# ---------------------------------------------------------------- blend
+
+
+@kernel(inline="always")
+def _exp_minus_half(squared):
+    """exp(-squared / 2) to 2e-6 relative wherever 255 times it is at least 1, smaller than 1/255 elsewhere.
+
+    exp(x)^8 at x = -squared / 16, by a polynomial of degree 6 that is minimax on [-0.75, 0]: a call to the
+    library's exp would keep LLVM from vectorising the loop.
+    """
+    x = max(squared * f32(-0.0625), f32(-0.75))
+    p = f32(9.503820018e-04)
+    p = p * x + f32(7.899118705e-03)
+    p = p * x + f32(4.144465636e-02)
+    p = p * x + f32(1.666071022e-01)
+    p = p * x + f32(4.999922516e-01)
+    p = p * x + f32(9.999996144e-01)
+    p = p * x + f32(1)
+    p = p * p
+    p = p * p
+    return p * p
+
+
+@kernel(inline="always")
+def _pixel_grid():
+    """x and y of the 64 pixels of a tile, relative to its first one."""
+    grid_x = np.empty(TILE_PIXELS, np.float32)
+    grid_y = np.empty(TILE_PIXELS, np.float32)
+    for i in range(TILE_PIXELS):
+        grid_x[i] = i & (TILE_SIDE - 1)
+        grid_y[i] = i >> TILE_SHIFT
+    return grid_x, grid_y
+
+
+@kernel
+def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb, alpha, depth, stops):
+    """Blend the tiles first_tile .. last_tile - 1 into rgb [3, H, W], alpha [H, W] and depth [H, W].
+
+    `stops[tile]` becomes the end of the part of the tile's list that was looked at.
+
+    The pixels of a tile live in one block of 5 x 64 floats that stays in the first-level cache, and the loop
+    over them has a constant length and nothing but arithmetic and selects: LLVM turns it into SIMD code. The
+    block is indexed from constants only; numba wraps negative indices around, and one that LLVM cannot prove to
+    be non-negative makes the loop scalar (measured: 5.8 times slower).
+    A pixel that has stopped keeps its transmittance with the sign turned, so that it fails every later test.
+    """
+    T, R, G, B, Z = 0, TILE_PIXELS, 2 * TILE_PIXELS, 3 * TILE_PIXELS, 4 * TILE_PIXELS
+    height, width = alpha.shape
+    grid_x, grid_y = _pixel_grid()
+    block = np.empty(5 * TILE_PIXELS, np.float32)
+    for tile in range(first_tile, last_tile):
+        left, top = (tile % tiles_x) * TILE_SIDE, (tile // tiles_x) * TILE_SIDE
+        for i in range(TILE_PIXELS):
+            block[i] = f32(1)
+        for i in range(R, 5 * TILE_PIXELS):
+            block[i] = f32(0)
+
+        at, end = starts[tile], starts[tile + 1]
+        while at < end:
+            chunk_end = min(at + CHUNK, end)
+            for pair in range(at, chunk_end):
+                splat = splats[ranks[pair]]
+                L_ux, L_uy, L_vy = splat[L_UX], splat[L_UY], splat[L_VY]
+                to_x, to_y = f32(left) + f32(0.5) - splat[MEAN_X], f32(top) + f32(0.5) - splat[MEAN_Y]
+                opacity, z = splat[OPACITY], splat[DEPTH]
+                red, green, blue = splat[RED], splat[GREEN], splat[BLUE]
+                for i in range(TILE_PIXELS):
+                    y = to_y + grid_y[i]
+                    u = L_ux * (to_x + grid_x[i]) + L_uy * y
+                    v = L_vy * y
+                    a = min(opacity * _exp_minus_half(u * u + v * v), ALPHA_MAX)
+                    a = a if a >= ALPHA_MIN else f32(0)
+                    t = block[T + i]
+                    t_next = t - t * a
+                    goes_on = t_next > T_STOP
+                    weight = t * a if goes_on else f32(0)
+                    block[T + i] = t_next if goes_on else -abs(t)
+                    block[R + i] += weight * red
+                    block[G + i] += weight * green
+                    block[B + i] += weight * blue
+                    block[Z + i] += weight * z
+            at = chunk_end
+            still_open = f32(-1)
+            for i in range(TILE_PIXELS):
+                still_open = max(still_open, block[T + i])
+            if still_open <= f32(0):
+                break
+        stops[tile] = at
+
+        for i in range(TILE_PIXELS):
+            row, column = top + (i >> TILE_SHIFT), left + (i & (TILE_SIDE - 1))
+            if row < height and column < width:
+                t = abs(block[T + i])
+                rgb[0, row, column] = block[R + i] + t * background[0]
+                rgb[1, row, column] = block[G + i] + t * background[1]
+                rgb[2, row, column] = block[B + i] + t * background[2]
+                alpha[row, column] = f32(1) - t
+                depth[row, column] = block[Z + i]
+
+
+# ---------------------------------------------------------------- blend backward
+
+
+@kernel
+def blend_backward(
+    first_tile,
+    last_tile,
+    tiles_x,
+    splats,
+    starts,
+    stops,
+    ranks,
+    rgb,
+    alpha,
+    depth,
+    d_rgb,
+    d_alpha,
+    d_depth,
+    moments,
+    d_background,
+):
+    """Add to `moments` [M, 10] and `d_background` [3] what the tiles first_tile .. last_tile - 1 contribute.
+
+    With q_i = dLoss/dC . c_i + dLoss/dZ z_i, and a pixel's outputs C, Z and alpha_out = 1 - T_end [SUP 4.1]:
+
+        dLoss/dalpha_i = T_i q_i - suffix_i / (1 - alpha_i)
+        suffix_i       = sum_{j > i} T_j alpha_j q_j + T_end (dLoss/dC . background - dLoss/dalpha_out)
+
+    The whole sum (i = 0) is dLoss/dC . C + dLoss/dZ Z - dLoss/dalpha_out T_end, so the pass goes front to back like
+    the forward one and suffix = whole - prefix: no per-pair value is stored, and nothing is divided back out of T.
+    """
+    T, SUFFIX, D_R, D_G, D_B, D_Z = 0, 64, 128, 192, 256, 320
+    height, width = alpha.shape
+    grid_x, grid_y = _pixel_grid()
+    block = np.empty(6 * TILE_PIXELS, np.float32)
+    for tile in range(first_tile, last_tile):
+        left, top = (tile % tiles_x) * TILE_SIDE, (tile // tiles_x) * TILE_SIDE
+        block[:] = f32(0)
+        for i in range(TILE_PIXELS):
+            row, column = top + (i >> TILE_SHIFT), left + (i & (TILE_SIDE - 1))
+            if row < height and column < width:
+                g_r, g_g, g_b = d_rgb[0, row, column], d_rgb[1, row, column], d_rgb[2, row, column]
+                t_end = f32(1) - alpha[row, column]
+                whole = g_r * rgb[0, row, column] + g_g * rgb[1, row, column] + g_b * rgb[2, row, column]
+                block[T + i] = f32(1)
+                block[SUFFIX + i] = whole + d_depth[row, column] * depth[row, column] - d_alpha[row, column] * t_end
+                block[D_R + i], block[D_G + i], block[D_B + i] = g_r, g_g, g_b
+                block[D_Z + i] = d_depth[row, column]
+                d_background[0] += g_r * t_end
+                d_background[1] += g_g * t_end
+                d_background[2] += g_b * t_end
+
+        for pair in range(starts[tile], stops[tile]):
+            rank = ranks[pair]
+            splat = splats[rank]
+            L_ux, L_uy, L_vy = splat[L_UX], splat[L_UY], splat[L_VY]
+            to_x, to_y = f32(left) + f32(0.5) - splat[MEAN_X], f32(top) + f32(0.5) - splat[MEAN_Y]
+            opacity, z = splat[OPACITY], splat[DEPTH]
+            red, green, blue = splat[RED], splat[GREEN], splat[BLUE]
+            sum_r, sum_g, sum_b, sum_z = f32(0), f32(0), f32(0), f32(0)
+            sum_1, sum_u, sum_v = f32(0), f32(0), f32(0)
+            sum_uu, sum_uv, sum_vv = f32(0), f32(0), f32(0)
+            for i in range(TILE_PIXELS):
+                y = to_y + grid_y[i]
+                u = L_ux * (to_x + grid_x[i]) + L_uy * y
+                v = L_vy * y
+                a_free = opacity * _exp_minus_half(u * u + v * v)
+                a = min(a_free, ALPHA_MAX)
+                a = a if a >= ALPHA_MIN else f32(0)
+                t = block[T + i]
+                t_next = t - t * a
+                goes_on = t_next > T_STOP
+                weight = t * a if goes_on else f32(0)
+                block[T + i] = t_next if goes_on else -abs(t)
+                g_r, g_g, g_b, g_z = block[D_R + i], block[D_G + i], block[D_B + i], block[D_Z + i]
+                pull = weight * (g_r * red + g_g * green + g_b * blue + g_z * z)  # T_i alpha_i q_i
+                suffix = block[SUFFIX + i] - pull
+                block[SUFFIX + i] = suffix
+                a_d_a = pull - a * suffix / (f32(1) - a)  # alpha dLoss/dalpha
+                a_d_a = a_d_a if goes_on and a_free <= ALPHA_MAX else f32(0)
+                sum_r += weight * g_r
+                sum_g += weight * g_g
+                sum_b += weight * g_b
+                sum_z += weight * g_z
+                sum_1 += a_d_a
+                sum_u += a_d_a * u
+                sum_v += a_d_a * v
+                sum_uu += a_d_a * u * u
+                sum_uv += a_d_a * u * v
+                sum_vv += a_d_a * v * v
+            moment = moments[rank]
+            moment[D_RED] += sum_r
+            moment[D_GREEN] += sum_g
+            moment[D_BLUE] += sum_b
+            moment[D_DEPTH] += sum_z
+            moment[SUM] += sum_1
+            moment[SUM_U] += sum_u
+            moment[SUM_V] += sum_v
+            moment[SUM_UU] += sum_uu
+            moment[SUM_UV] += sum_uv
+            moment[SUM_VV] += sum_vv
+
+
+# ---------------------------------------------------------------- project backward
+
+# Columns of the gradient of one view.
+D_MEAN, D_QUAT, D_SCALE, D_OPACITY, D_COLOR = 0, 3, 7, 10, 11
+GRADIENT_COLUMNS = 14
+
+
+@kernel(inline="always")
+def _cross(a, b):
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+@kernel(inline="always")
+def _axis_backward(a, b, R_k, scale, L_ux, L_uy, L_vy, S_uu, S_uv, S_vv):
+    """Axis k of the Gaussian on the screen, m_k = s_k (a . R_k, b . R_k) -> dLoss/d(m_k / s_k) and dLoss/ds_k.
+
+    dLoss/dS' = L^T S L / 2 with S the second moments, so dLoss/dm_k = L^T S L m_k.
+    """
+    e_x, e_y = _dot(a, R_k), _dot(b, R_k)
+    e_u, e_v = L_ux * e_x + L_uy * e_y, L_vy * e_y
+    f_u, f_v = (S_uu * e_u + S_uv * e_v) * scale, (S_uv * e_u + S_vv * e_v) * scale
+    return L_ux * f_u * scale, (L_uy * f_u + L_vy * f_v) * scale, f_u * e_u + f_v * e_v
+
+
+@kernel
+def project_backward(means, quats, scales, viewmat, K, width, height, splats, gaussians, moments, gradient, d_means2d):
+    """Moments [parts, M, 10] of one view -> gradient [N, 14] and dLoss/dmu' [N, 2], 0 where nothing was drawn.
+
+    The parts are added in order, whoever computed them: the result does not depend on the number of threads.
+    """
+    fx, fy = K[0, 0], K[1, 1]
+    gradient[:] = f32(0)
+    d_means2d[:] = f32(0)
+    for rank in range(gaussians.size):
+        i = gaussians[rank]
+        splat, moment, out = splats[rank], moments[0, rank], gradient[i]
+        for part in range(1, moments.shape[0]):
+            for k in range(MOMENT_COLUMNS):
+                moment[k] += moments[part, rank, k]
+        L_ux, L_uy, L_vy = splat[L_UX], splat[L_UY], splat[L_VY]
+
+        out[D_COLOR], out[D_COLOR + 1], out[D_COLOR + 2] = moment[D_RED], moment[D_GREEN], moment[D_BLUE]
+        out[D_OPACITY] = moment[SUM] / splat[OPACITY]
+        d_mean_x = L_ux * moment[SUM_U]  # dLoss/dmu' = L^T sum(alpha dLoss/dalpha w)
+        d_mean_y = L_uy * moment[SUM_U] + L_vy * moment[SUM_V]
+        d_means2d[i, 0], d_means2d[i, 1] = d_mean_x, d_mean_y
+
+        # The forward quantities once more.
+        t_x, t_y, t_z = _to_camera(viewmat, means[i, 0], means[i, 1], means[i, 2])
+        inverse_z = f32(1) / t_z
+        free_x, free_y = t_x * inverse_z, t_y * inverse_z
+        slope_x, slope_y = _clamped_slopes(K, width, height, free_x, free_y)
+        J_xx, J_yy = fx * inverse_z, fy * inverse_z
+        J_xz, J_yz = -J_xx * slope_x, -J_yy * slope_y
+        a_x, a_y, a_z, b_x, b_y, b_z = _screen_rows(viewmat, J_xx, J_xz, J_yy, J_yz)
+        a, b = (a_x, a_y, a_z), (b_x, b_y, b_z)
+        w, x, y, z, inverse_norm = _unit_quaternion(quats, i)
+        R_0, R_1, R_2 = _rotation(w, x, y, z)
+
+        # Through the covariance to the scales and to the rows a, b of J W.
+        S_uu, S_uv, S_vv = moment[SUM_UU], moment[SUM_UV], moment[SUM_VV]
+        d_x0, d_y0, d_s0 = _axis_backward(a, b, R_0, scales[i, 0], L_ux, L_uy, L_vy, S_uu, S_uv, S_vv)
+        d_x1, d_y1, d_s1 = _axis_backward(a, b, R_1, scales[i, 1], L_ux, L_uy, L_vy, S_uu, S_uv, S_vv)
+        d_x2, d_y2, d_s2 = _axis_backward(a, b, R_2, scales[i, 2], L_ux, L_uy, L_vy, S_uu, S_uv, S_vv)
+        out[D_SCALE], out[D_SCALE + 1], out[D_SCALE + 2] = d_s0, d_s1, d_s2
+        d_a = (
+            d_x0 * R_0[0] + d_x1 * R_1[0] + d_x2 * R_2[0],
+            d_x0 * R_0[1] + d_x1 * R_1[1] + d_x2 * R_2[1],
+            d_x0 * R_0[2] + d_x1 * R_1[2] + d_x2 * R_2[2],
+        )
+        d_b = (
+            d_y0 * R_0[0] + d_y1 * R_1[0] + d_y2 * R_2[0],
+            d_y0 * R_0[1] + d_y1 * R_1[1] + d_y2 * R_2[1],
+            d_y0 * R_0[2] + d_y1 * R_1[2] + d_y2 * R_2[2],
+        )
+
+        # Turning the Gaussian by a small omega changes the loss by omega . torque, and q by (0, omega) q / 2;
+        # so the part of dLoss/dq that is tangent to the unit sphere, the only one there is, is 2 (0, torque) q.
+        torque_a, torque_b = _cross(d_a, a), _cross(d_b, b)
+        torque = (torque_a[0] + torque_b[0], torque_a[1] + torque_b[1], torque_a[2] + torque_b[2])
+        turn = _cross(torque, (x, y, z))
+        twice = f32(2) * inverse_norm
+        out[D_QUAT] = -twice * _dot(torque, (x, y, z))
+        out[D_QUAT + 1] = twice * (w * torque[0] + turn[0])
+        out[D_QUAT + 2] = twice * (w * torque[1] + turn[1])
+        out[D_QUAT + 3] = twice * (w * torque[2] + turn[2])
+
+        # Through mu' and J to the camera-space mean, and on to the world.
+        d_J_xx = d_a[0] * viewmat[0, 0] + d_a[1] * viewmat[0, 1] + d_a[2] * viewmat[0, 2]
+        d_J_xz = d_a[0] * viewmat[2, 0] + d_a[1] * viewmat[2, 1] + d_a[2] * viewmat[2, 2]
+        d_J_yy = d_b[0] * viewmat[1, 0] + d_b[1] * viewmat[1, 1] + d_b[2] * viewmat[1, 2]
+        d_J_yz = d_b[0] * viewmat[2, 0] + d_b[1] * viewmat[2, 1] + d_b[2] * viewmat[2, 2]
+        d_slope_x = fx * d_mean_x - (J_xx * d_J_xz if slope_x == free_x else f32(0))
+        d_slope_y = fy * d_mean_y - (J_yy * d_J_yz if slope_y == free_y else f32(0))
+        d_t_x, d_t_y = d_slope_x * inverse_z, d_slope_y * inverse_z
+        at_fixed_slope = d_J_xx * J_xx + d_J_xz * J_xz + d_J_yy * J_yy + d_J_yz * J_yz  # J falls off as 1 / t_z
+        d_t_z = moment[D_DEPTH] - d_t_x * free_x - d_t_y * free_y - at_fixed_slope * inverse_z
+        for k in range(3):
+            out[D_MEAN + k] = viewmat[0, k] * d_t_x + viewmat[1, k] * d_t_y + viewmat[2, k] * d_t_z
+
+
+@kernel
+def sum_views(gradients, d_means, d_quats, d_scales, d_opacities, d_colors):
+    """Gradients [B, N, 14] -> one array per parameter, the views added in order."""
+    for i in range(gradients.shape[1]):
+        total = gradients[0, i]
+        for view in range(1, gradients.shape[0]):
+            for k in range(GRADIENT_COLUMNS):
+                total[k] += gradients[view, i, k]
+        for k in range(3):
+            d_means[i, k] = total[D_MEAN + k]
+            d_scales[i, k] = total[D_SCALE + k]
+            d_colors[i, k] = total[D_COLOR + k]
+        for k in range(4):
+            d_quats[i, k] = total[D_QUAT + k]
+        d_opacities[i] = total[D_OPACITY]
