@@ -180,6 +180,7 @@ class BoundPrior:
         return self.prior.marginal(t)
 
 
+@runtime_checkable
 class Aux(Protocol):
     """An auxiliary model that a loss owns (LoRA, network copy, U-Lite): its parameters and their optimiser."""
 

@@ -7,4 +7,4 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("sdlab", "beartype.beartype")
+install_import_hook("sdlab", "typecheck.check")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from sdlab.rng import StepRng
 from sdlab.types import Cameras, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 
+@runtime_checkable
 class RowSurgeon(Protocol):
     """The optimiser as density control sees it: it keeps the moments of rows that stay and zeroes those of new ones."""
 
@@ -31,6 +32,7 @@ class RowSurgeon(Protocol):
         ...
 
 
+@runtime_checkable
 class Scene(Protocol):
     """What a session optimises; owned by one thread."""
 

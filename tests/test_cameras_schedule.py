@@ -1,0 +1,113 @@
+"""Cameras, view words, backgrounds, timesteps and weights."""
+
+import math
+
+import pytest
+import torch
+
+from sdlab.cameras import CameraSettings, look_at, sample_background, sample_cameras, turntable, view_word
+from sdlab.rng import StepRng
+from sdlab.schedule import ScheduleSettings, sample_t, weight
+
+
+def test_the_front_camera_sees_the_front_with_up_upwards():
+    cams = look_at(torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([3.0]), 40.0, 32, 32)
+    V = cams.viewmats[0]
+    front = V @ torch.tensor([1.0, 0, 0, 1])  # the object's front is nearest to the camera
+    assert front[2] == pytest.approx(2.0, abs=1e-5)
+    up = V @ torch.tensor([0.0, 0, 1, 1])
+    assert up[1] == pytest.approx(-1.0, abs=1e-5)  # y points down
+    left = V @ torch.tensor([0.0, 1, 0, 1])  # azimuth grows counter-clockwise, so +y is at the viewer's right
+    assert left[0] == pytest.approx(1.0, abs=1e-5)
+    assert torch.linalg.det(V[:3, :3]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_focal_length_follows_the_field_of_view():
+    cams = look_at(torch.tensor([10.0]), torch.tensor([5.0]), torch.tensor([3.0]), 40.0, 64, 64)
+    assert cams.Ks[0, 1, 1] == pytest.approx(32 / math.tan(math.radians(20)), rel=1e-5)
+
+
+def test_sampled_cameras_keep_their_ranges_and_are_spread_around():
+    s = CameraSettings(views=4, elevation_min=-10, elevation_max=50, distance_min=2, distance_max=3)
+    for step in range(50):
+        cams = sample_cameras(s, StepRng(1, step), 32)
+        assert ((cams.elevation >= -10.01) & (cams.elevation <= 50.01)).all()
+        assert ((cams.distance >= 2) & (cams.distance <= 3)).all()
+        quarters = ((cams.azimuth.sort().values.diff() - 90).abs() <= 90.01).all()
+        assert quarters
+    again = sample_cameras(s, StepRng(1, 49), 32)
+    assert torch.equal(cams.viewmats, again.viewmats)
+
+
+def test_azimuths_cover_the_circle_evenly():
+    azimuths = torch.cat([sample_cameras(CameraSettings(), StepRng(0, i), 8).azimuth for i in range(2000)])
+    counts = torch.histc(azimuths, 8, -180, 180) / len(azimuths)
+    assert ((counts - 1 / 8).abs() < 0.02).all()
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "word"),
+    [
+        (0, 0, "front view"),
+        (44, 10, "front view"),
+        (-44, 10, "front view"),
+        (359, 0, "front view"),
+        (90, 0, "side view"),
+        (-90, 0, "side view"),
+        (180, 0, "back view"),
+        (-136, 0, "back view"),
+        (0, 61, "overhead view"),
+    ],
+)
+def test_view_words(azimuth, elevation, word):
+    assert view_word(azimuth, elevation) == word
+
+
+def test_the_turntable_starts_at_the_front_and_goes_once_around():
+    cams = turntable(8, CameraSettings(), 16)
+    assert cams.azimuth[0] == 0
+    assert len(set(cams.azimuth.tolist())) == 8
+
+
+def test_backgrounds():
+    for kind, value in (("white", 1.0), ("black", 0.0), ("gray", 0.5)):
+        assert (sample_background(CameraSettings(background=kind), StepRng(0, 0)) == value).all()
+    s = CameraSettings(views=4, background="mixed")
+    white = torch.cat([(sample_background(s, StepRng(0, i)) == 1).all(-1) for i in range(300)]).float().mean()
+    assert 0.42 < white < 0.58
+
+
+def test_uniform_timesteps_keep_their_range_and_fill_it():
+    s = ScheduleSettings(t_min=0.1, t_max=0.6)
+    t = torch.cat([sample_t(s, StepRng(0, i), 4, 0.3) for i in range(500)])
+    assert t.min() >= 100
+    assert t.max() <= 600
+    assert abs(t.float().mean() - 350) < 15
+
+
+def test_linear_and_two_stage_schedules():
+    s = ScheduleSettings(kind="linear", t_max=0.98, t_end=0.5)
+    assert sample_t(s, StepRng(0, 0), 2, 0.0).tolist() == [980, 980]
+    assert sample_t(s, StepRng(0, 0), 2, 1.0).tolist() == [500, 500]
+    assert sample_t(s, StepRng(0, 0), 1, 0.5).item() == pytest.approx(740, abs=1)
+    s = ScheduleSettings(kind="two-stage", t_end=0.5, switch=0.4)
+    early = torch.cat([sample_t(s, StepRng(0, i), 4, 0.39) for i in range(100)])
+    late = torch.cat([sample_t(s, StepRng(0, i), 4, 0.4) for i in range(100)])
+    assert early.max() > 700
+    assert late.max() <= 500
+
+
+def test_weights():
+    alpha, sigma = torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64)
+    expected = {"1-alphabar": 0.36, "uniform": 1.0, "fantasia3d": 0.8 * 0.36, "sigma/alpha": 0.75}
+    for kind, value in expected.items():
+        assert weight(ScheduleSettings(weight=kind), alpha, sigma).item() == pytest.approx(value)
+
+
+def test_streams_are_independent_and_repeatable():
+    def draw(seed, step, stream):
+        return torch.randn(4, generator=StepRng(seed, step)(stream))
+
+    assert torch.equal(draw(1, 2, "t"), draw(1, 2, "t"))
+    others = [draw(1, 2, "noise"), draw(1, 3, "t"), draw(2, 2, "t"), draw(12, 0, "t"), draw(1, 20, "t")]
+    assert all(not torch.equal(draw(1, 2, "t"), o) for o in others)

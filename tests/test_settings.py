@@ -1,0 +1,138 @@
+"""The settings tree: patches, ranges, TOML, presets, registries."""
+
+import dataclasses
+import pickle
+
+import pytest
+
+from sdlab import settings
+from sdlab.knobs import FrozenDict, check, parse
+from sdlab.settings import Settings, from_toml, to_toml
+
+
+@pytest.fixture
+def s():
+    return Settings()
+
+
+def test_a_patch_is_a_copy(s):
+    t = s.patch("losses.sds.cfg", 20)
+    assert t.losses["sds"].cfg == 20.0
+    assert s.losses["sds"].cfg == 7.5
+    assert s.differences(t) == [("losses.sds.cfg", 20.0)]
+
+
+def test_settings_are_values(s):
+    t = s.patch("prompt.text", "a blue car")
+    assert pickle.loads(pickle.dumps(t)) == t
+    assert hash(pickle.loads(pickle.dumps(t))) == hash(t)
+    assert s != t
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("losses.sds.cfg", 1000, ["losses.sds.cfg", "1000", "0 to 200"]),
+        ("losses.sds.cfg", "much", ["losses.sds.cfg", "'much'", "a number"]),
+        ("losses.sds.cfg", float("nan"), ["losses.sds.cfg", "nan"]),
+        ("losses.sds.cgf", 7, ["losses.sds.cgf", "did you mean", "losses.sds.cfg"]),
+        ("cfg", 7, ["'cfg'", "losses.sds.cfg"]),
+        ("camera.views", 2.5, ["camera.views", "2.5", "whole number"]),
+        ("camera.views", True, ["camera.views"]),
+        ("prompt.text", "x" * 10_000, ["prompt.text", "10000 characters", "at most 300"]),
+        ("prompt.view_dependent", 1, ["prompt.view_dependent", "true or false"]),
+        ("active", "sdz", ["active", "'sdz'", "sds"]),
+        ("schedule.kind", "cosine", ["schedule.kind", "'cosine'", "uniform"]),
+        ("schedule.t_min", 0.99, ["schedule.t_min", "t_max"]),
+        ("camera.distance_min", 9.0, ["camera.distance_min", "camera.distance_max"]),
+        ("scene.scale_min", 0.5, ["scene.scale_min", "scene.scale_max"]),
+        ("scene.kind", "field", ["scene.kind", "preset"]),
+    ],
+)
+def test_bad_values_name_the_knob_what_was_given_and_what_is_allowed(s, path, value, words):
+    with pytest.raises(ValueError, match=r".") as e:
+        s.patch(path, value)
+    for word in words:
+        assert word in str(e.value)
+    assert len(str(e.value)) < 400
+
+
+def test_a_pair_moves_as_one_change(s):
+    t = s.patch_all([("camera.distance_min", 4.0), ("camera.distance_max", 5.0)])
+    assert (t.camera.distance_min, t.camera.distance_max) == (4.0, 5.0)
+
+
+def test_every_knob_has_help_and_a_default_within_its_range(s):
+    for path, k in s.knobs().items():
+        assert k.help, path
+        assert check(k, k.value) == k.value, path
+        if k.type in (int, float):
+            assert k.lo is not None, path
+            assert k.hi is not None, path
+
+
+def test_every_loss_has_a_name_a_formula_and_a_paper():
+    for name, cls in settings.losses().items():
+        assert name == cls.kind
+        assert dataclasses.is_dataclass(cls)
+        for text in (cls.title, cls.paper, cls.formula, cls.look_for):
+            assert isinstance(text, str)
+            assert text
+
+
+def test_toml_holds_only_differences_and_comes_back_equal(s):
+    t = s.patch_all([("prompt.text", 'a "red"\nbear'), ("losses.sds.cfg", 12.5), ("seed", 3), ("camera.views", 4)])
+    text = to_toml(t)
+    assert from_toml(text) == t
+    assert "distance" not in text
+    assert from_toml(to_toml(s)) == s
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("camera = [", ["somewhere", "TOML"]),
+        ("[camera]\nviewz = 2", ["somewhere", "camera.viewz", "camera.views"]),
+        ('[prior]\nkind = "oracle"', ["prior.kind", "oracle", "mixture"]),
+        ("[camera]\nviews = 900", ["camera.views", "900", "1 to 16"]),
+        ("camera = 3", ["'camera'"]),
+        ("prior = 3", ["'prior'"]),
+    ],
+)
+def test_bad_files_name_the_file_and_the_knob(text, words):
+    with pytest.raises(ValueError, match=r".") as e:
+        from_toml(text, "somewhere")
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_every_preset_loads_and_says_what_it_is():
+    names = settings.preset_names()
+    assert {"toybox", "janus", "mixture"} <= set(names)
+    for name in names:
+        assert isinstance(settings.preset(name), Settings)
+        assert settings.about(name)["text"]
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"toybx.*did you mean toybox.*mixture"):
+        settings.preset("toybx")
+
+
+def test_parse_reads_what_a_shell_gives(s):
+    assert parse(s.knob("camera.views"), "4") == 4
+    assert parse(s.knob("losses.sds.cfg"), "1e1") == 10.0
+    assert parse(s.knob("prompt.view_dependent"), "False") is False
+    assert parse(s.knob("prompt.text"), "42") == "42"
+    with pytest.raises(ValueError, match="true or false"):
+        parse(s.knob("prompt.view_dependent"), "maybe")
+
+
+def test_frozen_dict():
+    d = FrozenDict({"a": 1})
+    assert d.replace("a", 2)["a"] == 2
+    assert d["a"] == 1
+    assert hash(d) == hash(FrozenDict({"a": 1}))
+    assert pickle.loads(pickle.dumps(d)) == d
+    with pytest.raises(TypeError):
+        d["a"] = 3
