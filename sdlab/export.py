@@ -43,18 +43,11 @@ def write_ply(path: Path, s: RawSplats) -> int:
 @torch.no_grad()
 def render_turntable(scene: Scene, camera: CameraSettings, n: int, size: int) -> np.ndarray:
     """`n` views once around before white, starting at the front: uint8 [n, size, size, 3]."""
+    cams = turntable(n, camera, size)
     pictures = []
     for start in range(0, n, 8):  # a few at a time keeps memory flat for large pictures
-        cams = turntable(n, camera, size)
-        some = cams._replace(
-            viewmats=cams.viewmats[start : start + 8],
-            Ks=cams.Ks[start : start + 8],
-            azimuth=cams.azimuth[start : start + 8],
-            elevation=cams.elevation[start : start + 8],
-            distance=cams.distance[start : start + 8],
-        )
-        rgb = scene.render(some, torch.ones(len(some), 3)).rgb
-        pictures.append(to_uint8(rgb))
+        some = cams[start : start + 8]
+        pictures.append(to_uint8(scene.render(some, torch.ones(len(some), 3)).rgb))
     return np.concatenate(pictures)
 
 
@@ -64,11 +57,15 @@ def to_uint8(rgb: torch.Tensor) -> np.ndarray:
 
 
 def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int = 256) -> list[Path]:
-    """scene.ply, turntable.png (8 views in a strip) and turntable.mp4 (once around in 3 s) in `folder`."""
+    """scene.ply, turntable.png (8 views in a strip) and turntable.mp4 (once around in 3 s) in `folder`.
+
+    `size` in pixels is rounded up to an even number, which H.264 needs.
+    """
     import imageio.v3 as iio
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
+    size += size % 2
     files = []
     splats = scene.splats()
     if splats is not None:
@@ -79,5 +76,5 @@ def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int 
     Image.fromarray(np.concatenate(list(strip), axis=1)).save(files[-1])
     film = render_turntable(scene, camera, 72, size)
     files.append(folder / "turntable.mp4")
-    iio.imwrite(files[-1], film, fps=24, codec="libx264", macro_block_size=1, out_pixel_format="yuv420p")
+    iio.imwrite(files[-1], film, plugin="FFMPEG", fps=24, codec="libx264", macro_block_size=2)
     return files

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,7 +30,8 @@ from torch import Tensor
 N_TIMESTEPS = 1000
 
 
-class Cameras(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Cameras:
     """B cameras looking at the scene; angles in degrees, distance in world units."""
 
     viewmats: Float[Tensor, "B 4 4"]
@@ -40,8 +42,19 @@ class Cameras(NamedTuple):
     elevation: Float[Tensor, " B"]
     distance: Float[Tensor, " B"]
 
-    def __len__(self) -> int:  # the number of views, not of fields
+    def __len__(self) -> int:
         return int(self.viewmats.shape[0])
+
+    def __getitem__(self, rows: slice) -> Cameras:
+        """Some of the cameras."""
+        return replace(
+            self,
+            viewmats=self.viewmats[rows],
+            Ks=self.Ks[rows],
+            azimuth=self.azimuth[rows],
+            elevation=self.elevation[rows],
+            distance=self.distance[rows],
+        )
 
 
 class ScreenInfo:
