@@ -171,7 +171,8 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
         session.restore(out / "checkpoint")
     first = session.state.step if resumed else 0
     recorder = Recorder(out / "metrics.jsonl", keep_until=first if resumed else None)
-    bar = tqdm(total=until, initial=first, unit="step", disable=None if sys.stderr.isatty() else False, mininterval=1.0)
+    often = 0.5 if sys.stderr.isatty() else 10.0  # a log file needs fewer lines than a terminal
+    bar = tqdm(total=until, initial=first, unit="step", mininterval=often, maxinterval=often)
     last_save = time.monotonic()
     failed = ""
 

@@ -34,7 +34,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Advance:
-    """Take `n` steps, then pause."""
+    """Take `n` steps, then pause; several add up."""
 
     n: int = 1
 

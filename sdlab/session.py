@@ -104,6 +104,7 @@ class Session:
         self._stopped = False
         self._steps_left: int | None = None  # of an Advance
         self._until: int | None = None  # of the present run()
+        self._report: Report | None = None  # of the last step
         self._published_at = 0.0
         self._rate = 0.0  # steps per second, smoothed
 
@@ -154,7 +155,7 @@ class Session:
             if self.running and self._state is not None:
                 self._step()
         if self._state is not None:
-            self._publish(None)
+            self._publish()
         self._say(Ended(self._step_number))
         self._set_status("ended", "ended")
 
@@ -198,7 +199,7 @@ class Session:
             self._prior, self._bank, self._state = before
             raise ValueError(f"the checkpoint in {folder} does not fit: {_reason(e)}") from e
         self._say(Loaded(number, str(folder)))
-        self._publish(None)
+        self._publish()
 
     def _use(self, settings: Settings, begun: Settings | None = None) -> None:
         """Make `settings` the present ones (and `begun` those as of the last reset)."""
@@ -227,11 +228,15 @@ class Session:
             case Patch(changes):
                 self._patch(changes)
             case Pause():
-                self._pause(f"paused at step {self._step_number}")
+                self.running = False
+                self._steps_left = None
+                if self._state is not None:
+                    self._publish()
+                self._settle()
             case Resume() | Advance():
                 if self._state is None:
                     self.prepare()  # a second try after a failure
-                self._steps_left = command.n if isinstance(command, Advance) else None
+                self._steps_left = (self._steps_left or 0) + command.n if isinstance(command, Advance) else None
                 self.running = True
                 self._settle()
             case Reset():
@@ -327,8 +332,9 @@ class Session:
         scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.device)
         self._state = State(scene, SceneOptimiser(scene.params, s.optim))
         self._undo = None
+        self._report = None
         self._rate = 0.0
-        self._publish(None)
+        self._publish()
 
     # ---- stepping ----------------------------------------------------------------------------------------
 
@@ -348,21 +354,32 @@ class Session:
     def _after(self, report: Report, seconds: float) -> None:
         state = self.state
         self._rate = 1 / seconds if self._rate == 0.0 else 0.95 * self._rate + 0.05 / seconds
-        if self._steps_left is not None:
-            self._steps_left -= 1
-            if self._steps_left <= 0:
-                self._steps_left = None
-                self._pause(f"paused at step {state.step}")
-        if state.step == self.settings.steps and self._until is None:
-            self._pause(f"finished the planned {state.step} steps; Start goes on")
+        self._report = report
+        pause = self._due_to_pause()
+        if pause:
+            self.running = False
         published = time.perf_counter()
-        if not self.running or time.monotonic() - self._published_at >= PUBLISH_EVERY:
-            self._publish(report)
+        if pause or time.monotonic() - self._published_at >= PUBLISH_EVERY:
+            self._publish()
         published = time.perf_counter() - published
         if report.skipped:
             self._say(Skipped(state.step - 1, report.skipped))
         if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
             self._say(Stepped(state.step, {**self._figures(report), "ms_publish": 1e3 * published}))
+        if pause:
+            self._set_status("paused", pause)
+
+    def _due_to_pause(self) -> str:
+        """Why the session pauses after the step just taken, if it does."""
+        number = self.state.step
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            if self._steps_left <= 0:
+                self._steps_left = None
+                return f"paused at step {number}"
+        if number == self.settings.steps and self._until is None:
+            return f"finished the planned {number} steps; Start goes on"
+        return ""
 
     def _recover(self, error: Exception) -> None:
         """A step raised: undo the patch before it, or stop and say why. The state is kept either way."""
@@ -383,10 +400,6 @@ class Session:
         self.running = False
         self._say(Failed(self._step_number, _reason(error)))
         self._set_status("failed", f"failed because {_reason(error)}")
-
-    def _pause(self, text: str) -> None:
-        self.running = False
-        self._set_status("paused", text)
 
     def _settle(self) -> None:
         """Back to the status that fits after a command that had its own."""
@@ -448,9 +461,9 @@ class Session:
         figures.update({name: float(count) for name, count in report.densified.items()})
         return figures
 
-    def _publish(self, report: Report | None) -> None:
-        """Put a frame out: of the step just taken, or of front and back when there was none."""
-        state, s = self.state, self.effective
+    def _publish(self) -> None:
+        """Put a frame out: of the last step, or of front and back when there was none."""
+        state, s, report = self.state, self.effective, self._report
         if report is not None:
             cams, preview, stats = report.cams, to_uint8(report.render.rgb), self._figures(report)
         else:

@@ -33,9 +33,11 @@ def test_event_log_is_bounded_and_readers_catch_up():
 def test_the_turnstile_serves_in_order_of_arrival():
     gate = Turnstile()
     counts = [0, 0, 0, 0]
+    together = threading.Barrier(4)
     end = time.monotonic() + 0.5
 
     def work(i):
+        together.wait()
         while time.monotonic() < end:
             with gate:
                 time.sleep(0.001)

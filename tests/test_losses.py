@@ -1,0 +1,66 @@
+"""What every member of the loss family must keep; new members are found by themselves."""
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from sdlab import settings
+from sdlab.cameras import CameraSettings, sample_cameras
+from sdlab.knobs import knobs_of
+from sdlab.priors.mixture import MixturePrior
+from sdlab.prompts import ROLES, PromptBank, PromptSettings
+from sdlab.rng import StepRng
+from sdlab.settings import Settings
+from sdlab.step import noised
+from sdlab.types import BoundPrior
+
+LOSSES = settings.losses()
+
+
+@pytest.fixture
+def setting():
+    prior = MixturePrior(height=8, width=8).load(torch.device("cpu"))
+    rng = StepRng(0, 0)
+    cams = sample_cameras(CameraSettings(views=3), rng, 8)
+    z0 = torch.randn(3, 3, 8, 8, generator=rng("z0"))
+    return prior, cams, noised(z0, Settings(), rng, prior, 0.5)
+
+
+def test_there_are_losses():
+    assert "sds" in LOSSES
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_keeps_the_contract(name, setting):
+    prior, cams, x = setting
+    loss = LOSSES[name]()
+    asked = []
+
+    class Watched(BoundPrior):
+        def eps(self, z_t, t, *roles):
+            asked.extend(roles)
+            return super().eps(z_t, t, *roles)
+
+    assert set(loss.roles) <= set(ROLES)
+    model = Watched(prior, PromptBank(prior).bind(PromptSettings(), loss.roles, cams), cams)
+    g = loss.gradient(x, model, loss.init_aux(prior))
+    assert g.residual.shape == x.z0.shape
+    assert torch.isfinite(g.residual).all()
+    assert not g.residual.requires_grad
+    assert g.residual.abs().max() > 0
+    assert set(asked) <= set(loss.roles), "a loss may use only the roles it declares"
+    assert g.preds
+    assert all(p.shape == x.z0.shape for p in g.preds.values())
+    assert all(s.dim() == 0 for s in g.stats.values())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_a_value_with_described_knobs(name):
+    loss = LOSSES[name]()
+    assert pickle.loads(pickle.dumps(loss)) == loss
+    assert hash(pickle.loads(pickle.dumps(loss))) == hash(loss)
+    assert len(knobs_of(loss, name)) == len(dataclasses.fields(loss)), "every field must be a knob"
+    for k in knobs_of(loss, name):
+        assert k.help, k.path

@@ -1,0 +1,321 @@
+"""The live session: commands, patches at the next step, transactions, bit-exact resume."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from sdlab.messages import (
+    Advance,
+    Applied,
+    Ended,
+    Export,
+    Failed,
+    Load,
+    Patch,
+    Pause,
+    Rejected,
+    Reset,
+    Resume,
+    Save,
+    Skipped,
+    Stepped,
+    Stop,
+)
+from sdlab.priors.mixture import MixtureScores
+from sdlab.session import Session, with_begun
+
+
+def finished(settings, until, before=None):
+    session = Session(settings)
+    session.prepare()
+    if before:
+        before(session)
+    session.run(until=until)
+    return session
+
+
+def tensors(session):
+    state = session.state
+    flat = {f"scene/{k}": v for k, v in state.scene.state_dict().items()}
+    for name, moments in state.optim.state_dict().items():
+        flat |= {f"optim/{name}/{k}": v for k, v in moments.items()}
+    return flat
+
+
+def same(a, b):
+    a, b = tensors(a), tensors(b)
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def events(session, kind):
+    return [e for e in session.events.since()[0] if isinstance(e, kind)]
+
+
+class Live:
+    """A session in its own thread."""
+
+    def __init__(self, settings):
+        self.session = Session(settings)
+        self.thread = threading.Thread(target=self.session.run, kwargs={"start": False}, daemon=True)
+        self.thread.start()
+
+    def send(self, *commands):
+        for c in commands:
+            self.session.send(c)
+
+    def wait(self, condition, seconds=20):
+        end = time.monotonic() + seconds
+        while not condition(self.session):
+            assert time.monotonic() < end, f"waited in vain; status {self.session.status}"
+            time.sleep(0.005)
+
+    def advance(self, n):
+        """Take n steps and wait for them."""
+        goal = self.session.state.step + n
+        self.send(Advance(n))
+        self.wait(lambda s: s.state.step == goal and s.status.phase == "paused")
+
+    def phase(self, phase):
+        self.wait(lambda s: s.status.phase == phase)
+
+
+@pytest.fixture
+def live(quick):
+    x = Live(quick.patch("steps", 100_000))
+    x.phase("ready")
+    yield x
+    x.send(Stop())
+    x.thread.join(10)
+    assert not x.thread.is_alive()
+
+
+def test_two_equal_runs_are_equal_and_another_seed_is_not(quick):
+    a, b, c = (finished(quick.patch("seed", seed), 25) for seed in (1, 1, 2))
+    assert same(a, b)
+    assert not same(a, c)
+
+
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(quick, tmp_path):
+    s = quick.patch_all([("scene.densify_every", 10), ("schedule.kind", "two-stage"), ("optim.decay", 0.1)])
+    whole = finished(s, 40)
+    half = finished(s, 17)
+    half.save(tmp_path)
+    back = Session(s.patch("seed", 99))
+    back.prepare()
+    back.restore(tmp_path)
+    assert back.state.step == 17
+    back.run(until=40)
+    assert same(whole, back)
+    assert back.state.seconds > half.state.seconds
+
+
+def test_start_pause_step_reset(live):
+    assert live.session.state.step == 0
+    live.send(Resume())
+    live.wait(lambda s: s.state.step > 5)
+    live.send(Pause())
+    live.phase("paused")
+    n = live.session.state.step
+    time.sleep(0.1)
+    assert live.session.state.step == n
+    live.advance(1)
+    live.advance(3)
+    assert live.session.latest.get().step == n + 4
+    live.send(Reset())
+    live.wait(lambda s: s.state.step == 0)
+    live.phase("ready")
+
+
+def test_patches_act_at_the_next_step(live):
+    live.advance(2)
+    live.send(Patch((("losses.sds.cfg", 0.0), ("optim.lr_means", 0.0), ("prompt.text", "a blue car"))))
+    live.advance(1)
+    session = live.session
+    assert session.effective.losses["sds"].cfg == 0.0
+    assert session.state.optim._adam.param_groups[0]["lr"] == 0.0
+    assert "a blue car, front view" in session._bank._cache or "a blue car, side view" in session._bank._cache
+    assert [e.path for e in events(session, Applied)] == ["losses.sds.cfg", "optim.lr_means", "prompt.text"]
+    assert all(e.step == 2 for e in events(session, Applied))
+
+
+def test_a_refused_patch_changes_nothing_and_says_why(live):
+    live.send(Patch((("losses.sds.cfg", 3.0), ("camera.views", 99))))
+    live.advance(1)
+    assert live.session.settings.losses["sds"].cfg == 7.5
+    refused = events(live.session, Rejected)
+    assert {e.path for e in refused} == {"losses.sds.cfg", "camera.views"}
+    assert "1 to 16" in refused[0].reason
+
+
+def test_knobs_that_describe_a_beginning_wait_for_the_reset(live):
+    live.advance(2)
+    live.send(Patch.one("scene.n_init", 33), Patch.one("seed", 5))
+    live.advance(1)
+    session = live.session
+    assert [e.note for e in events(session, Applied)] == ["from the next reset on"] * 2
+    assert session.settings.seed == 5
+    assert session.effective.seed == 0
+    assert len(session.state.scene.params["means"]) == 60
+    live.send(Reset())
+    live.wait(lambda s: s.state.step == 0 and len(s.state.scene.params["means"]) == 33)
+    assert session.effective.seed == 5
+
+
+def test_before_the_first_step_such_knobs_act_at_once(live):
+    live.send(Patch.one("scene.n_init", 44))
+    live.wait(lambda s: len(s.state.scene.params["means"]) == 44 and events(s, Applied))
+    assert events(live.session, Applied)[0].note == ""
+
+
+def test_a_patch_whose_first_step_fails_is_rolled_back(quick, monkeypatch):
+    clean = finished(quick, 20)
+    original = MixtureScores.eps
+
+    def fails_for_four_views(self, z_t, t, cond):
+        if len(z_t) == 8:
+            raise RuntimeError("out of memory: 8 pictures do not fit")
+        return original(self, z_t, t, cond)
+
+    monkeypatch.setattr(MixtureScores, "eps", fails_for_four_views)
+    session = Session(quick)
+    session.run(until=10)
+    session.send(Patch((("camera.views", 4), ("losses.sds.cfg", 50.0))))
+    session.run(until=20)
+    assert session.settings == quick
+    refused = events(session, Rejected)
+    assert [e.path for e in refused] == ["camera.views", "losses.sds.cfg"]
+    assert "rolled back" in refused[0].reason
+    assert "8 pictures do not fit" in refused[0].reason
+    assert same(session, clean), "nothing may be lost and nothing may remain of the patch"
+
+
+def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch):
+    live = Live(quick.patch("steps", 1000))
+    live.phase("ready")
+    live.advance(3)
+    original = MixtureScores.eps
+    monkeypatch.setattr(MixtureScores, "eps", lambda *a: (_ for _ in ()).throw(RuntimeError("device lost")))
+    live.send(Resume())
+    live.phase("failed")
+    assert "device lost" in events(live.session, Failed)[0].reason
+    assert live.session.state.step == 3
+    monkeypatch.setattr(MixtureScores, "eps", original)
+    live.send(Resume())
+    live.wait(lambda s: s.state.step > 5)
+    live.send(Stop())
+    live.thread.join(10)
+    assert events(live.session, Ended)
+
+
+@pytest.mark.parametrize("where", ["residual", "gradient"])
+def test_what_is_not_finite_is_skipped_and_named(quick, monkeypatch, where):
+    def poison(session):
+        if where == "residual":
+            original = MixtureScores.eps
+
+            def eps(self, z_t, t, cond):
+                out = original(self, z_t, t, cond)
+                return out * float("nan") if session.state.step == 7 else out
+
+            monkeypatch.setattr(MixtureScores, "eps", eps)
+        else:
+            session.state.scene.params["quats"].register_hook(
+                lambda g: g * float("inf") if session.state.step == 7 else g
+            )
+
+    session = finished(quick.patch("scene.densify_every", 0), 12, poison)
+    assert session.state.step == 12
+    assert session.state.skipped == 1
+    (skipped,) = events(session, Skipped)
+    assert skipped.step == 7
+    assert where in skipped.what
+    assert all(torch.isfinite(v).all() for v in tensors(session).values())
+
+
+def test_a_skipped_step_changes_no_parameter(quick, monkeypatch):
+    session = finished(quick, 5)
+    before = tensors(session)
+    monkeypatch.setattr(MixtureScores, "eps", lambda self, z, t, c: torch.full_like(z, float("nan")))
+    session.run(until=6)
+    after = tensors(session)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_saving_loading_exporting_while_live(live, tmp_path):
+    live.advance(4)
+    live.send(Save(str(tmp_path / "c")))
+    live.advance(2)
+    live.send(Load(str(tmp_path / "c")))
+    live.wait(lambda s: s.state.step == 4)
+    live.send(Export(str(tmp_path / "e")))
+    live.wait(lambda s: (tmp_path / "e" / "turntable.mp4").exists())
+    live.send(Load(str(tmp_path / "nowhere")), Save("/proc/nowhere"), Export("/proc/nowhere"))
+    live.advance(1)
+    assert len(events(live.session, Rejected)) == 3
+    assert "nowhere" in events(live.session, Rejected)[0].reason
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(live, tmp_path, quick):
+    other = finished(quick, 3)
+    folder = other.save(tmp_path)
+    (folder / "settings.toml").write_text('[scene]\nkind = "splats"\nn_init = -4\n')
+    live.advance(2)
+    live.send(Load(str(tmp_path)))
+    live.advance(1)
+    assert "n_init" in events(live.session, Rejected)[0].reason
+    assert live.session.settings.scene.n_init == 60
+
+
+def test_a_prior_that_cannot_be_loaded_is_reported_and_can_be_mended(tmp_path):
+    from sdlab.settings import preset
+
+    live = Live(preset("toybox").patch("prior.path", str(tmp_path / "nothing")))
+    live.phase("failed")
+    assert "nothing" in live.session.status.text
+    assert "prior.path" in live.session.status.text
+    live.send(Patch.one("prior.path", str(tmp_path / "still nothing")))
+    live.wait(lambda s: bool(events(s, Rejected)))
+    live.send(Stop())
+    live.thread.join(10)
+
+
+def test_frames_show_the_step_and_are_copies(quick):
+    session = finished(quick, 5)
+    frame = session.latest.get()
+    assert frame.step == 5
+    assert frame.preview.shape == (2, 16, 16, 3)
+    assert len(frame.views) == 2
+    assert frame.scene.means.shape == (60, 3)
+    assert not any(frame.scene.means.base is p for p in session.state.scene.params.values()), (
+        "a viewer must never hold live parameters"
+    )
+
+
+def test_figures_of_every_step(quick):
+    session = finished(quick, 6)
+    steps = events(session, Stepped)
+    assert [e.step for e in steps] == [1, 2, 3, 4, 5, 6]
+    for name in ("grad_rms", "steps_per_s", "n_gaussians", "prior_share", "ms_prior", "ms_publish"):
+        assert name in steps[-1].stats
+    assert 0 < steps[-1].stats["prior_share"] < 1
+
+
+def test_a_planned_run_pauses_at_its_end_and_goes_on_when_asked(quick):
+    live = Live(quick.patch("steps", 5))
+    live.phase("ready")
+    live.send(Resume())
+    live.wait(lambda s: s.state.step == 5 and s.status.phase == "paused")
+    assert "finished" in live.session.status.text
+    live.send(Resume())
+    live.wait(lambda s: s.state.step > 8)
+    live.send(Stop())
+    live.thread.join(10)
+
+
+def test_with_begun_holds_back_only_what_waits(quick):
+    wanted = quick.patch_all([("seed", 9), ("scene.n_init", 5), ("losses.sds.cfg", 1.0)])
+    held = with_begun(wanted, quick)
+    assert (held.seed, held.scene.n_init, held.losses["sds"].cfg) == (0, 60, 1.0)

@@ -1,0 +1,202 @@
+"""The Gaussian scene, its optimiser and its density control."""
+
+import numpy as np
+import pytest
+import torch
+
+from sdlab.cameras import CameraSettings, turntable
+from sdlab.optim import OptimSettings, SceneOptimiser
+from sdlab.rng import StepRng
+from sdlab.scenes.splats import Splats, quats_to_matrices
+from sdlab.types import ScreenInfo
+
+CPU = torch.device("cpu")
+
+
+def built(**knobs):
+    config = Splats(**{"n_init": 50, **knobs})
+    scene = config.build(StepRng(0, -1), CPU)
+    return scene, SceneOptimiser(scene.params, OptimSettings())
+
+
+def take_step(scene, optim, seed=0):
+    """One optimiser step towards black, with statistics."""
+    cams = turntable(2, CameraSettings(), 16)
+    render = scene.render(cams, torch.ones(2, 3))
+    optim.zero_grad()
+    render.rgb.square().sum().backward()
+    optim.step()
+    scene.constrain()
+    scene.observe(render.info)
+
+
+def pulled(scene, values):
+    """Statistics as if Gaussian i had been pulled with strength values[i]."""
+    n = len(values)
+    info = ScreenInfo(torch.ones(1, n, dtype=torch.int32), torch.zeros(1, n, 2))
+    info.means2d_grad = torch.stack([torch.as_tensor(values), torch.zeros(n)], -1)[None].float()
+    scene.observe(info)
+
+
+def test_the_ball_is_where_it_should_be():
+    scene, _ = built(n_init=500, radius=0.6)
+    distance = scene.params["means"].detach().norm(dim=-1)
+    assert distance.max() <= 0.6 + 1e-5
+    assert distance.mean() == pytest.approx(0.45, abs=0.02)  # 3/4 of the radius for a solid ball
+    assert scene.params["opacity_logits"].detach().sigmoid().allclose(torch.tensor(0.1))
+    again, _ = built(n_init=500, radius=0.6)
+    assert all(torch.equal(a, b) for a, b in zip(scene.params.values(), again.params.values(), strict=True))
+
+
+def test_gradients_reach_every_parameter():
+    scene, optim = built(scale_max=1.0)
+    before = {k: v.detach().clone() for k, v in scene.params.items()}
+    take_step(scene, optim)
+    take_step(scene, optim)
+    for name, p in scene.params.items():
+        assert not torch.equal(p, before[name]), name
+
+
+def test_parameters_stay_in_their_box():
+    scene, _ = built(bound=0.5, scale_min=0.05, scale_max=0.1)
+    with torch.no_grad():
+        scene.params["means"].mul_(100)
+        scene.params["log_scales"][:25] = 3.0
+        scene.params["log_scales"][25:] = -9.0
+    scene.constrain()
+    assert scene.params["means"].abs().max() <= 0.5
+    scales = scene.params["log_scales"].exp()
+    assert scales.max() <= 0.1 + 1e-6
+    assert scales.min() >= 0.05 - 1e-6
+
+
+def densify(scene, optim, progress=0.5, step=50):
+    return scene.densify(progress, step, optim, StepRng(0, step))
+
+
+def test_the_most_pulled_are_cloned_when_small_and_split_when_large():
+    scene, optim = built(densify_share=0.04, split_scale=0.08, scale_max=1.0)
+    with torch.no_grad():
+        scene.params["log_scales"].fill_(np.log(0.05))
+        scene.params["log_scales"][7] = np.log(0.3)
+    values = torch.arange(50) * 1e-9
+    values[[3, 7]] = torch.tensor([1e-6, 2e-6])  # the scale of the pulls must not matter
+    pulled(scene, values)
+    old = {k: v.detach().clone() for k, v in scene.params.items()}
+    assert densify(scene, optim) == {"cloned": 1, "split": 1, "pruned": 0}
+    new = scene.params
+    assert len(new["means"]) == 52
+    assert torch.equal(new["means"][49], old["means"][3])  # 49 stayed, then the clone, then two halves
+    halves = new["log_scales"][50:]
+    assert torch.allclose(halves.exp(), torch.tensor(0.3 / 1.6), rtol=1e-5)
+    assert not torch.equal(new["means"][50], new["means"][51])
+    assert set(optim._params) == set(new)
+    take_step(scene, optim)  # the optimiser follows the new rows
+
+
+def test_growth_is_the_same_for_any_scale_of_gradients():
+    results = []
+    for scale in (1e-8, 1.0, 1e4):
+        scene, optim = built(densify_share=0.1)
+        pulled(scene, torch.arange(50) * scale)
+        results.append(densify(scene, optim))
+    assert results[0] == results[1] == results[2]
+
+
+def test_the_cap_holds():
+    scene, optim = built(densify_share=0.5, max_gaussians=53)
+    for step in (50, 100, 150):
+        pulled(scene, torch.arange(len(scene.params["means"])) + 1.0)
+        densify(scene, optim, step=step)
+    assert len(scene.params["means"]) == 53
+
+
+def test_the_transparent_are_removed_but_never_all():
+    scene, optim = built(prune_opacity=0.05, densify_share=0.0)
+    with torch.no_grad():
+        scene.params["opacity_logits"][:20] = -8.0
+    assert densify(scene, optim)["pruned"] == 20
+    with torch.no_grad():
+        scene.params["opacity_logits"].fill_(-8.0)
+        scene.params["opacity_logits"][4] = -7.9
+    assert densify(scene, optim)["pruned"] == 29
+    assert len(scene.params["means"]) == 1
+
+
+def test_density_control_keeps_its_hours():
+    scene, optim = built(densify_from=0.2, densify_until=0.5, densify_every=50)
+    pulled(scene, torch.ones(50))
+    assert densify(scene, optim, progress=0.1) == {}
+    assert densify(scene, optim, progress=0.6) == {}
+    assert densify(scene, optim, progress=0.3, step=51) == {}
+    assert densify(scene, optim, progress=0.3, step=100) != {}
+    off, optim = built(densify_every=0)
+    assert densify(off, optim, progress=0.3, step=100) == {}
+
+
+def test_opacity_reset():
+    scene, optim = built(opacity_reset_every=30, opacity_init=0.9)
+    take_step(scene, optim)
+    assert densify(scene, optim, step=30) == {"opacity_reset": 1}
+    assert scene.params["opacity_logits"].sigmoid().max() <= 0.05 + 1e-6
+    assert optim.state_dict()["opacity_logits"]["exp_avg"].abs().max() == 0
+
+
+def test_rows_that_stay_keep_their_moments():
+    scene, optim = built(prune_opacity=0.05, densify_share=0.02)
+    take_step(scene, optim)
+    with torch.no_grad():
+        scene.params["opacity_logits"][:10] = -8.0
+    before = optim.state_dict()["means"]["exp_avg"]
+    pulled(scene, torch.arange(50) + 1.0)
+    densify(scene, optim)
+    after = optim.state_dict()["means"]["exp_avg"]
+    n = len(scene.params["means"])
+    assert n == 40  # 50 - 10 pruned + 0 (2 % of 40 is less than one)
+    assert torch.equal(after, before[10:])
+
+
+def test_snapshot_has_true_covariances_and_is_a_copy():
+    scene, _ = built()
+    snap = scene.snapshot()
+    R = quats_to_matrices(scene.params["quats"].detach())
+    S = torch.diag_embed(scene.params["log_scales"].detach().exp())
+    np.testing.assert_allclose(snap.covariances, (R @ S @ S @ R.transpose(1, 2)).numpy(), rtol=1e-4, atol=1e-8)
+    held = snap.means.copy()
+    with torch.no_grad():
+        scene.params["means"].add_(1.0)
+    np.testing.assert_array_equal(snap.means, held)
+
+
+def test_state_comes_back_and_wrong_states_are_refused():
+    scene, optim = built()
+    take_step(scene, optim)
+    state, moments = scene.state_dict(), optim.state_dict()
+    other, other_optim = built()
+    other.load_state_dict(state)
+    other_optim.load_state_dict(moments)
+    for s, o in ((scene, optim), (other, other_optim)):
+        take_step(s, o)
+    for name, p in scene.params.items():
+        assert torch.equal(p, other.params[name]), name
+    with pytest.raises(ValueError, match="seen"):
+        other.load_state_dict({k: v for k, v in state.items() if k != "seen"})
+    with pytest.raises(ValueError, match="different numbers"):
+        other.load_state_dict({**state, "means": state["means"][:3]})
+    with pytest.raises(ValueError, match="quats"):
+        other.load_state_dict({**state, "quats": state["quats"][:, :3]})
+    with pytest.raises(ValueError, match="means has shape"):
+        other_optim.load_state_dict({"means": {**moments["means"], "exp_avg": torch.zeros(3, 3)}})
+
+
+def test_a_parameter_without_a_rate_is_named():
+    with pytest.raises(ValueError, match="lr_hue"):
+        SceneOptimiser({"hue": torch.nn.Parameter(torch.zeros(1))}, OptimSettings())
+
+
+def test_rates_fade_over_the_run():
+    _, optim = built()
+    s = OptimSettings(decay=0.01, lr_means=0.1)
+    for progress, rate in ((0.0, 0.1), (0.5, 0.01), (1.0, 0.001), (3.0, 0.001)):
+        optim.adopt(s, progress)
+        assert optim._adam.param_groups[0]["lr"] == pytest.approx(rate)
