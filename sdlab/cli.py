@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-CHECKPOINT_EVERY = 20.0  # seconds between checkpoints of a headless run
+# Seconds between checkpoints of a headless run; a slow disk may want them rarer.
+CHECKPOINT_EVERY = float(os.environ.get("SDLAB_CHECKPOINT_EVERY", "20"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

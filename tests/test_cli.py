@@ -1,0 +1,222 @@
+"""The command line, as a user calls it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from sdlab import cli
+from sdlab.export import SH_C0
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--set", "scene.n_init=60", "--set", "scene.max_gaussians=80", "--size", "48"]
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "bear"
+    arguments = ["run", "mixture", "--set", "prompt.text=a red bear", *SMALL, "--steps", 30, "--seed", 4, "--out", out]
+    assert run(*arguments) == 0
+    return out
+
+
+def test_a_run_leaves_everything_behind(done):
+    names = {p.name for p in done.iterdir()}
+    expected = {"settings.toml", "metrics.jsonl", "scene.ply", "turntable.png", "turntable.mp4", "checkpoint"}
+    assert expected | {"result.json"} <= names
+    result = json.loads((done / "result.json").read_text())
+    assert result["preset"] == "mixture"
+    assert result["prompt"] == "a red bear"
+    assert result["prior"] == "mixture"
+    assert (result["loss"], result["seed"], result["steps"], result["skipped_nonfinite"]) == ("sds", 4, 30, 0)
+    assert result["seconds"] > 0
+    assert result["steps_per_s"] == pytest.approx(30 / result["seconds"], rel=0.02)
+    assert 0 < result["prior_share"] < 1
+    assert result["peak_rss_mb"] > 50
+    assert {"sdlab", "python", "torch"} <= set(result["versions"])
+    lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == list(range(1, 31))
+
+
+def test_the_ply_is_what_splat_viewers_read(done):
+    data = (done / "scene.ply").read_bytes()
+    header, _, body = data.partition(b"end_header\n")
+    names = [line.split()[-1].decode() for line in header.splitlines() if line.startswith(b"property float")]
+    assert names[:3] == ["x", "y", "z"]
+    assert names[-4:] == ["rot_0", "rot_1", "rot_2", "rot_3"]
+    table = np.frombuffer(body, dtype=[(n, "<f4") for n in names])
+    scene = load_file(next((done / "checkpoint").glob("*/tensors.safetensors")))
+    assert len(table) == len(scene["scene/means"])
+    np.testing.assert_array_equal(table["x"], scene["scene/means"][:, 0].numpy())
+    np.testing.assert_allclose(table["opacity"], scene["scene/opacity_logits"].numpy(), rtol=1e-6)
+    colour = 0.5 + SH_C0 * table["f_dc_1"]
+    np.testing.assert_allclose(colour, scene["scene/color_logits"][:, 1].sigmoid().numpy(), atol=1e-6)
+    norm = sum(table[f"rot_{i}"] ** 2 for i in range(4))
+    np.testing.assert_allclose(norm, 1, atol=1e-5)
+
+
+def test_an_independent_reader_opens_the_ply(done):
+    import trimesh
+
+    cloud = trimesh.load(done / "scene.ply")
+    assert len(cloud.vertices) == json.loads((done / "result.json").read_text())["n_gaussians"]
+
+
+def test_the_turntable_has_eight_views_and_the_film_its_frames(done):
+    import imageio.v3 as iio
+
+    strip = np.asarray(Image.open(done / "turntable.png"))
+    assert strip.shape == (48, 8 * 48, 3)
+    views = strip.reshape(48, 8, 48, 3).swapaxes(0, 1)
+    assert all(not np.array_equal(views[0], v) for v in views[1:])
+    film = iio.imread(done / "turntable.mp4", plugin="FFMPEG")
+    assert film.shape == (72, 48, 48, 3)
+    assert abs(film[0].astype(float) - views[0]).mean() < 12  # the first frame is the front, up to compression
+
+
+def test_resume_goes_on_and_equals_the_longer_run(done, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    common = ["--set", "prompt.text=a red bear", *SMALL, "--seed", 4]
+    assert run("run", "mixture", *common, "--steps", 30, "--out", whole) == 0
+    assert run("run", "mixture", *common, "--steps", 30, "--out", part) == 0
+    assert run("resume", part, "--steps", 36, "--size", 48) == 0
+    assert run("resume", whole, "--steps", 33, "--size", 48) == 0
+    assert run("resume", whole, "--steps", 36, "--size", 48) == 0
+    a, b = (load_file(p / "checkpoint" / "00000036" / "tensors.safetensors") for p in (whole, part))
+    assert a.keys() == b.keys()
+    assert all(bool((a[k] == b[k]).all()) for k in a)
+    lines = [json.loads(x)["step"] for x in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 37))
+    assert json.loads((whole / "result.json").read_text())["preset"] == "mixture"
+
+
+def test_kill_9_at_a_random_step_then_resume_equals_the_uninterrupted_run(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = 150
+    common = ["run", "mixture", *SMALL, "--steps", str(steps)]
+    environment = {**os.environ, "SDLAB_CHECKPOINT_EVERY": "0.2", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdlab", *common, "--out", str(killed)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    aim = random.randint(20, 110)
+    metrics, checkpoints = killed / "metrics.jsonl", killed / "checkpoint"
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        time.sleep(0.002)
+        reached = sum(1 for _ in metrics.open()) if metrics.exists() else 0
+        if reached >= aim and checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir()):
+            break
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+    assert 0 < saved < steps
+    assert run("resume", killed, "--size", 48) == 0
+    assert run(*common, "--out", whole) == 0
+    a, b = (load_file(p / "checkpoint" / f"{steps:08d}" / "tensors.safetensors") for p in (whole, killed))
+    assert a.keys() == b.keys()
+    assert all(bool((a[k] == b[k]).all()) for k in a), f"differs after a kill near step {aim}"
+    lines = [json.loads(x)["step"] for x in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, steps + 1))
+
+
+def test_ctrl_c_keeps_the_results(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdlab", "run", "mixture", *SMALL, "--steps", "100000", "--out", str(tmp_path / "o")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "o" / "metrics.jsonl"
+    end = time.monotonic() + 90
+    while time.monotonic() < end and not (metrics.exists() and metrics.stat().st_size > 0):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"results in" in out
+    assert (tmp_path / "o" / "scene.ply").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "toybx", "--out", "{tmp}/a"], ["toybx", "did you mean toybox", "mixture"]),
+        (["run", "mixture", "--set", "losses.sds.cgf=3", "--out", "{tmp}/a"], ["losses.sds.cgf", "losses.sds.cfg"]),
+        (["run", "mixture", "--set", "losses.sds.cfg=900", "--out", "{tmp}/a"], ["losses.sds.cfg", "900", "0 to 200"]),
+        (["run", "mixture", "--set", "losses.sds.cfg", "--out", "{tmp}/a"], ["--set", "PATH=VALUE"]),
+        (["run", "mixture", "--set", "prompt.text=" + "x" * 10_000, "--out", "{tmp}/a"], ["prompt.text", "300"]),
+        (["run", "mixture", "--seed", "-1", "--out", "{tmp}/a"], ["seed", "-1"]),
+        (["run", "mixture", "--steps", "2", "--out", "/proc/nowhere"], ["--out", "/proc/nowhere", "cannot write"]),
+        (["run", "mixture", "--steps", "2", "--out", "{tmp}/a", "--device", "tpu0"], ["--device", "tpu0"]),
+        (["run", "toybox", "--prior", "{tmp}/nothing", "--out", "{tmp}/a"], ["prior.path", "nothing"]),
+        (["resume", "{tmp}/nothing"], ["DIR", "nothing"]),
+        (["resume", "{tmp}"], ["checkpoint"]),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line_that_names_the_knob(arguments, words, tmp_path, capsys):
+    assert run(*[a.replace("{tmp}", str(tmp_path)) for a in arguments]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    for word in words:
+        assert word in last
+    assert len(last) < 700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["run", "mixture", "--steps", "0", "--out", "x"], "--steps"),
+        (["bench", "moon"], "moon"),
+        (["list", "x"], "'x'"),
+    ],
+)
+def test_bad_options_end_with_2_too(arguments, word, capsys):
+    with pytest.raises(SystemExit) as e:
+        run(*arguments)
+    assert e.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_named_and_left_alone(done, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(done, broken)
+    for file in broken.glob("checkpoint/*/tensors.safetensors"):
+        file.write_bytes(b"not a checkpoint")
+    assert run("resume", broken) == 2
+    assert "is broken" in capsys.readouterr().err
+    assert (broken / "scene.ply").read_bytes() == (done / "scene.ply").read_bytes()
+    assert (broken / "metrics.jsonl").read_bytes() == (done / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [("losses", "DreamFusion"), ("priors", "mixture"), ("presets", "toybox"), ("knobs", "camera.views")],
+)
+def test_lists(what, word, capsys):
+    assert run("list", what) == 0
+    assert word in capsys.readouterr().out
+
+
+def test_a_settings_file_can_be_run_in_place_of_a_preset(done, tmp_path):
+    assert run("run", done / "settings.toml", "--size", 48, "--steps", 2, "--out", tmp_path / "again") == 0
+    result = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert (result["prompt"], result["seed"], result["n_gaussians"]) == ("a red bear", 4, 60)

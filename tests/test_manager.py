@@ -1,0 +1,119 @@
+"""Seats, time-outs, the shared pool of priors."""
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from sdlab.manager import Manager, PriorPool
+from sdlab.messages import Resume
+from sdlab.priors import PriorConfig, silent
+from sdlab.priors.mixture import MixturePrior
+
+
+def wait(condition, seconds=15):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def manager():
+    m = Manager(max_sessions=2, grace=0.3, idle=60.0)
+    yield m
+    m.shutdown()
+
+
+def test_seats_are_separate_and_fair(manager, quick):
+    long = quick.patch("steps", 100_000)
+    a, b = manager.open(long), manager.open(long.patch("prompt.text", "a blue car"))
+    for seat in (a, b):
+        wait(lambda seat=seat: seat.session.status.phase == "ready")
+    assert a.id != b.id
+    assert a.session.prior is b.session.prior, "a prior is loaded once"
+    a.session.send(Resume())
+    b.session.send(Resume())
+    wait(lambda: a.session.state.step > 5 and b.session.state.step > 5)
+    start = a.session.state.step, b.session.state.step
+    time.sleep(1.5)
+    steps = a.session.state.step - start[0], b.session.state.step - start[1]
+    assert abs(steps[0] - steps[1]) <= 0.1 * sum(steps) / 2 + 2, steps
+    assert not torch.equal(a.session.state.scene.params["means"], b.session.state.scene.params["means"])
+
+
+def test_when_all_seats_are_taken_it_says_so(manager, quick):
+    manager.open(quick)
+    manager.open(quick)
+    with pytest.raises(RuntimeError, match=r"all 2 seats .* --max-sessions"):
+        manager.open(quick)
+
+
+def test_a_seat_ends_after_its_grace_period_unless_someone_comes_back(manager, quick):
+    gone, back = manager.open(quick), manager.open(quick)
+    closed = []
+    gone.on_close.append(lambda: closed.append(1))
+    manager.leave(gone.id)
+    manager.leave(back.id)
+    assert manager.get(back.id) is back
+    wait(lambda: not manager.exists(gone.id))
+    gone.thread.join(5)
+    assert not gone.thread.is_alive()
+    assert closed == [1]
+    assert manager.exists(back.id)
+
+
+def test_an_idle_seat_ends(quick):
+    manager = Manager(max_sessions=2, idle=0.2)
+    seat = manager.open(quick)
+    wait(lambda: manager.count() == 0)
+    seat.thread.join(5)
+    assert not seat.thread.is_alive()
+    assert manager.get(seat.id) is None
+    manager.shutdown()
+
+
+def test_the_pool_loads_once_even_when_many_ask_at_the_same_time():
+    loads = []
+
+    @dataclass(frozen=True)
+    class Slow(PriorConfig):
+        kind: ClassVar[str] = "slow"
+
+        def load(self, device, progress=silent):
+            loads.append(1)
+            time.sleep(0.1)
+            return MixturePrior().load(device)
+
+    pool, got = PriorPool(), []
+    threads = [
+        threading.Thread(target=lambda: got.append(pool.get(Slow(), torch.device("cpu"), silent))) for _ in range(4)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert loads == [1]
+    assert all(g is got[0] for g in got)
+
+
+def test_a_failed_load_is_tried_again():
+    tries = []
+
+    @dataclass(frozen=True)
+    class Flaky(PriorConfig):
+        kind: ClassVar[str] = "flaky"
+
+        def load(self, device, progress=silent):
+            tries.append(1)
+            if len(tries) == 1:
+                raise RuntimeError("no network")
+            return MixturePrior().load(device)
+
+    pool = PriorPool()
+    with pytest.raises(RuntimeError, match="no network"):
+        pool.get(Flaky(), torch.device("cpu"), silent)
+    assert pool.get(Flaky(), torch.device("cpu"), silent).name == "mixture"
