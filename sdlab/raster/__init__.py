@@ -1,12 +1,15 @@
-"""Family of rasterisers: one function each, all with the signature of `sdlab.raster.cpu.rasterize`.
+"""The rasterisers: one function per back-end, all with the signature of `sdlab.raster.cpu.rasterize`.
 
-Import what you need by name (`from sdlab.raster import BACKENDS, choose`); a back-end's own libraries are loaded
-when it is first chosen.
+    rasterize(means [N, 3], quats [N, 4], scales [N, 3], opacities [N], colors [N, 3], viewmats [B, 4, 4],
+              Ks [B, 3, 3], width, height, background [B, 3] | None) -> Render
+
+A back-end's module, and what it needs, is imported when the back-end is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -15,38 +18,37 @@ from sdlab.types import Render
 
 Rasterizer = Callable[..., Render]
 
-_DESCRIPTIONS = {
-    "cpu": "numba, analytic gradients: the one to use without a GPU",
-    "gsplat": "gsplat's CUDA kernels",
-    "tiled": "tile-culled plain torch: where numba cannot run",
-    "reference": "dense plain torch in any precision: the oracle of the tests",
+_MODULES = {
+    "cpu": "sdlab.raster.cpu",  # numba with analytic gradients
+    "gsplat": "sdlab.raster.gsplat",  # CUDA
+    "tiled": "sdlab.raster.tiled",  # tile-culled plain torch: any device, no compiler
+    "reference": "sdlab.raster.reference",  # dense plain torch, any precision: the oracle
 }
 
 
 class _Backends(Mapping[str, Rasterizer]):
-    """name -> rasterize; a back-end's module is imported when it is asked for."""
+    """Name -> rasterize. KeyError names what there is."""
 
     def __getitem__(self, name: str) -> Rasterizer:
-        if name not in _DESCRIPTIONS:
-            raise KeyError(f"no rasteriser {name!r}; there are {', '.join(_DESCRIPTIONS)}")
-        return importlib.import_module(f"sdlab.raster.{name}").rasterize
+        if name not in _MODULES:
+            raise KeyError(f"no rasteriser {name!r}; there are {', '.join(_MODULES)}")
+        return importlib.import_module(_MODULES[name]).rasterize
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_DESCRIPTIONS)
+        return iter(_MODULES)
 
     def __len__(self) -> int:
-        return len(_DESCRIPTIONS)
+        return len(_MODULES)
 
 
 BACKENDS: Mapping[str, Rasterizer] = _Backends()
 
 
 def choose(device: torch.device | str) -> Rasterizer:
-    """The rasteriser for a device: gsplat on CUDA, the compiled CPU one on the CPU.
-
-    Raises ValueError for any other device, RuntimeError if CUDA is asked for and gsplat cannot work here.
-    """
+    """The fastest rasteriser that works on a device: gsplat on CUDA, numba on the CPU, plain torch otherwise."""
     kind = torch.device(device).type
-    if kind == "cpu":
+    if kind == "cuda" and importlib.import_module(_MODULES["gsplat"]).missing() is None:
+        return BACKENDS["gsplat"]
+    if kind == "cpu" and importlib.util.find_spec("numba") is not None:
         return BACKENDS["cpu"]
-    return BACKENDS["gsplat"]
+    return BACKENDS["tiled"]

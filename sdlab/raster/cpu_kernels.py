@@ -48,24 +48,30 @@ CHUNK = 16  # splats blended between two looks at whether the whole tile is opaq
 LOW_PASS = f32(0.3)  # pixels^2 added to the screen covariance
 NEAR = f32(0.01)
 ALPHA_MIN = f32(1 / 255)
+LOG_255 = f32(math.log(255))
 ALPHA_MAX = f32(0.999)  # gsplat 1.5.3
 T_STOP = f32(1e-4)
 CLAMP_MARGIN = f32(0.15)  # of the picture's width, on either side
 COVARIANCE_MAX = f32(1e16)  # pixels^2; beyond it the determinant leaves float32 and the Gaussian is not drawn
 
-# Columns of a splat.
+# Columns of a splat. What the inner loops read is scaled so that they need no constants of their own:
+# alpha = exp(LOG_OPACITY - |w|^2)^8 with L, w and the reach divided by 4 and the logarithm by 8.
 MEAN_X, MEAN_Y = 0, 1  # mu', pixels
-L_UX, L_UY, L_VY = 2, 3, 4  # L
-OPACITY = 5
+L_UX, L_UY, L_VY = 2, 3, 4  # L / 4
+LOG_OPACITY = 5  # ln(o) / 8
 RED, GREEN, BLUE = 6, 7, 8
 DEPTH = 9  # t_z
-EXTENT_X, EXTENT_Y = 10, 11  # half the bounding box of the ellipse alpha = 1/255, pixels
-REACH = 12  # |w| on that ellipse
-TIP_Y = 13  # y of its right-most point, relative to the mean
+REACH = 10  # |w| / 4 on the ellipse alpha = 1/255
+EXTENT_X = 11  # half the width of that ellipse's bounding box, pixels
+TIP_Y = 12  # y of its right-most point, relative to the mean
+SPREAD_X = 13  # 1 / L_UX
+FIRST_ROW, LAST_ROW = 14, 15  # pixel rows it covers, within the picture
 SPLAT_COLUMNS = 16
+L_SCALE = f32(4)
 
 # Columns of what the blend's backward pass gathers per splat: the gradient of what is blended, and the moments
-# sum over pixels of alpha dLoss/dalpha times 1, u, v, uu, uv, vv, from which every other gradient follows.
+# sum over pixels of alpha dLoss/dalpha times 1, u, v, uu, uv, vv (u and v divided by 4 as above), from which every
+# other gradient follows.
 D_RED, D_GREEN, D_BLUE, D_DEPTH = 0, 1, 2, 3
 SUM, SUM_U, SUM_V, SUM_UU, SUM_UV, SUM_VV = 4, 5, 6, 7, 8, 9
 MOMENT_COLUMNS = 10
@@ -194,7 +200,8 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
         minor_2 = m_x0 * m_y1 - m_x1 * m_y0
         det = minor_0 * minor_0 + minor_1 * minor_1 + minor_2 * minor_2 + LOW_PASS * (raw_xx + raw_yy + LOW_PASS)
 
-        reach = math.sqrt(f32(2) * math.log(f32(255) * opacity))
+        log_opacity = math.log(opacity)
+        reach = math.sqrt(max(f32(2) * (log_opacity + LOG_255), f32(0)))
         extent_x, extent_y = reach * math.sqrt(cov_xx), reach * math.sqrt(cov_yy)
         if not (
             mean_x + extent_x > f32(0)
@@ -206,14 +213,19 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
 
         splat = splats[visible]
         splat[MEAN_X], splat[MEAN_Y] = mean_x, mean_y
-        splat[L_UX] = math.sqrt(cov_yy / det)
+        splat[L_UX] = math.sqrt(cov_yy / det) / L_SCALE
         splat[L_UY] = -cov_xy / cov_yy * splat[L_UX]
-        splat[L_VY] = f32(1) / math.sqrt(cov_yy)
-        splat[OPACITY] = opacity
+        splat[L_VY] = f32(1) / (math.sqrt(cov_yy) * L_SCALE)
+        splat[LOG_OPACITY] = log_opacity * f32(1 / 8)
         splat[RED], splat[GREEN], splat[BLUE] = colors[i, 0], colors[i, 1], colors[i, 2]
         splat[DEPTH] = t_z
-        splat[EXTENT_X], splat[EXTENT_Y], splat[REACH] = extent_x, extent_y, reach
+        splat[REACH] = reach / L_SCALE
+        splat[EXTENT_X] = extent_x
         splat[TIP_Y] = cov_xy / cov_xx * extent_x
+        splat[SPREAD_X] = f32(1) / splat[L_UX]
+        # Rows whose pixel centres, at + 0.5, are inside. Clamped, as an extent may be larger than an integer.
+        splat[FIRST_ROW] = math.ceil(max(mean_y - extent_y - f32(0.5), f32(0)))
+        splat[LAST_ROW] = math.floor(min(mean_y + extent_y - f32(0.5), height - f32(1)))
         gaussians[visible] = i
         radii[i] = math.ceil(min(max(extent_x, extent_y), f32(1e9)))
         means2d[i, 0], means2d[i, 1] = mean_x, mean_y
@@ -261,44 +273,33 @@ def order_by_depth(depths):
 
 
 @kernel(inline="always")
-def _first_tile(coordinate, limit):
-    """The tile of the first pixel centre at or after `coordinate`; clamped before it becomes an integer."""
-    return math.ceil(min(max(coordinate - f32(0.5), f32(0)), limit)) >> TILE_SHIFT
-
-
-@kernel(inline="always")
-def _last_tile(coordinate, limit):
-    """The tile of the last pixel centre at or before `coordinate`; -1 if there is none."""
-    return math.floor(min(max(coordinate - f32(0.5), f32(-1)), limit)) >> TILE_SHIFT
-
-
-@kernel(inline="always")
 def _columns_touched(splat, tile_row, width):
     """First and last tile in this row of tiles whose pixel centres the ellipse alpha = 1/255 can reach."""
     low = f32(tile_row * TILE_SIDE) + f32(0.5) - splat[MEAN_Y]
     high = low + f32(TILE_SIDE - 1)
-    # The ellipse's right edge bulges up to its tip; within the band it is right-most where it is nearest to it.
+    # An ellipse widens up to its tip: within the band of rows it is right-most where the band is nearest to it.
     y_right = min(max(splat[TIP_Y], low), high)
     y_left = min(max(-splat[TIP_Y], low), high)
     v_right, v_left = splat[L_VY] * y_right, splat[L_VY] * y_left
     u_right = math.sqrt(max(splat[REACH] * splat[REACH] - v_right * v_right, f32(0)))
     u_left = math.sqrt(max(splat[REACH] * splat[REACH] - v_left * v_left, f32(0)))
-    right = splat[MEAN_X] + (u_right - splat[L_UY] * y_right) / splat[L_UX]
-    left = splat[MEAN_X] - (u_left + splat[L_UY] * y_left) / splat[L_UX]
-    return _first_tile(left, width), _last_tile(right, width - f32(1))
+    right = splat[MEAN_X] + (u_right - splat[L_UY] * y_right) * splat[SPREAD_X]
+    left = splat[MEAN_X] - (u_left + splat[L_UY] * y_left) * splat[SPREAD_X]
+    # Clamped before they become integers, which hold less than a float.
+    first = math.ceil(min(max(left - f32(0.5), f32(0)), width))
+    last = math.floor(min(max(right - f32(0.5), f32(-1)), width - f32(1)))
+    return first >> TILE_SHIFT, last >> TILE_SHIFT
 
 
 @kernel
-def bin_splats(splats, width, height, tiles_x, tiles_y):
+def bin_splats(splats, width, tiles_x, tiles_y):
     """Which splats touch which tile -> starts [tiles + 1], ranks: of each tile in depth order."""
     bound = 0  # on the number of (splat, tile) pairs, from the bounding boxes
     for rank in range(splats.shape[0]):
         splat = splats[rank]
-        rows = 1 + _last_tile(splat[MEAN_Y] + splat[EXTENT_Y], height - f32(1))
-        rows -= _first_tile(splat[MEAN_Y] - splat[EXTENT_Y], height)
-        columns = 3 + _last_tile(splat[MEAN_X] + splat[EXTENT_X], width - f32(1))  # 1, and 1 for each rounded edge
-        columns -= _first_tile(splat[MEAN_X] - splat[EXTENT_X], width)
-        bound += max(rows, 0) * min(max(columns, 0), tiles_x)
+        rows = (int(splat[LAST_ROW]) >> TILE_SHIFT) - (int(splat[FIRST_ROW]) >> TILE_SHIFT) + 1
+        columns = int(min(f32(2) * splat[EXTENT_X], width)) // TILE_SIDE + 2
+        bound += max(rows, 0) * min(columns, tiles_x)
 
     pair_tile = np.empty(bound, np.int32)
     pair_rank = np.empty(bound, np.int32)
@@ -306,9 +307,7 @@ def bin_splats(splats, width, height, tiles_x, tiles_y):
     pairs = 0
     for rank in range(splats.shape[0]):
         splat = splats[rank]
-        first_row = _first_tile(splat[MEAN_Y] - splat[EXTENT_Y], height)
-        last_row = _last_tile(splat[MEAN_Y] + splat[EXTENT_Y], height - f32(1))
-        for row in range(first_row, last_row + 1):
+        for row in range(int(splat[FIRST_ROW]) >> TILE_SHIFT, (int(splat[LAST_ROW]) >> TILE_SHIFT) + 1):
             first, last = _columns_touched(splat, row, width)
             for column in range(first, last + 1):
                 tile = row * tiles_x + column
@@ -342,21 +341,28 @@ def prepare_view(means, quats, scales, opacities, colors, viewmat, K, width, hei
     for rank in range(visible):
         splats[rank] = drafts[order[rank]]
         gaussians[rank] = owners[order[rank]]
-    starts, ranks = bin_splats(splats, width, height, tiles_x, tiles_y)
+    starts, ranks = bin_splats(splats, width, tiles_x, tiles_y)
     return splats, gaussians, starts, ranks
 
 
 # ---------------------------------------------------------------- blend
 
 
-@kernel(inline="always")
-def _exp_minus_half(squared):
-    """exp(-squared / 2) to 2e-6 relative wherever 255 times it is at least 1, smaller than 1/255 elsewhere.
+# Where a tile's block holds what. Unsigned on purpose: numba wraps negative indices around, and one that LLVM cannot
+# prove to be non-negative keeps it from vectorising the loop (measured: 5.8 times slower).
+T = np.uint64(0)
+R, G, B, Z = (np.uint64(k * TILE_PIXELS) for k in (1, 2, 3, 4))
+SUFFIX, D_R, D_G, D_B, D_Z = (np.uint64(k * TILE_PIXELS) for k in (1, 2, 3, 4, 5))
 
-    exp(x)^8 at x = -squared / 16, by a polynomial of degree 6 that is minimax on [-0.75, 0]: a call to the
-    library's exp would keep LLVM from vectorising the loop.
+
+@kernel(inline="always")
+def _exp_8(x):
+    """exp(x)^8 to 2e-6 relative for -0.75 <= x <= 0; below that range 1/403, which is under 1/255.
+
+    The polynomial is the minimax one (of the relative error) of degree 6 there. The library's exp would keep LLVM
+    from vectorising the loop.
     """
-    x = max(squared * f32(-0.0625), f32(-0.75))
+    x = max(x, f32(-0.75))
     p = f32(9.503820018e-04)
     p = p * x + f32(7.899118705e-03)
     p = p * x + f32(4.144465636e-02)
@@ -380,28 +386,31 @@ def _pixel_grid():
     return grid_x, grid_y
 
 
+@kernel(inline="always")
+def _pixels_covered(splat, top):
+    """The run of a tile's pixels in the rows that the splat covers: the first one, and how many."""
+    first = max(int(splat[FIRST_ROW]) - top, 0)
+    last = min(int(splat[LAST_ROW]) - top, TILE_SIDE - 1)
+    return np.uint64(first * TILE_SIDE), (last - first + 1) * TILE_SIDE
+
+
 @kernel
 def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb, alpha, depth, stops):
     """Blend the tiles first_tile .. last_tile - 1 into rgb [3, H, W], alpha [H, W] and depth [H, W].
 
     `stops[tile]` becomes the end of the part of the tile's list that was looked at.
 
-    The pixels of a tile live in one block of 5 x 64 floats that stays in the first-level cache, and the loop
-    over them has a constant length and nothing but arithmetic and selects: LLVM turns it into SIMD code. The
-    block is indexed from constants only; numba wraps negative indices around, and one that LLVM cannot prove to
-    be non-negative makes the loop scalar (measured: 5.8 times slower).
-    A pixel that has stopped keeps its transmittance with the sign turned, so that it fails every later test.
+    The pixels of a tile live in one block of 5 x 64 floats that stays in the first-level cache. The loop over them
+    holds nothing but arithmetic and selects, and its length is visibly a multiple of 8: LLVM turns it into SIMD
+    code without a remainder. A pixel that has stopped keeps its T with the sign turned, and so fails all later tests.
     """
-    T, R, G, B, Z = 0, TILE_PIXELS, 2 * TILE_PIXELS, 3 * TILE_PIXELS, 4 * TILE_PIXELS
     height, width = alpha.shape
     grid_x, grid_y = _pixel_grid()
     block = np.empty(5 * TILE_PIXELS, np.float32)
     for tile in range(first_tile, last_tile):
         left, top = (tile % tiles_x) * TILE_SIDE, (tile // tiles_x) * TILE_SIDE
-        for i in range(TILE_PIXELS):
-            block[i] = f32(1)
-        for i in range(R, 5 * TILE_PIXELS):
-            block[i] = f32(0)
+        block[:TILE_PIXELS] = f32(1)
+        block[TILE_PIXELS:] = f32(0)
 
         at, end = starts[tile], starts[tile + 1]
         while at < end:
@@ -410,13 +419,15 @@ def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb
                 splat = splats[ranks[pair]]
                 L_ux, L_uy, L_vy = splat[L_UX], splat[L_UY], splat[L_VY]
                 to_x, to_y = f32(left) + f32(0.5) - splat[MEAN_X], f32(top) + f32(0.5) - splat[MEAN_Y]
-                opacity, z = splat[OPACITY], splat[DEPTH]
+                log_opacity, z = splat[LOG_OPACITY], splat[DEPTH]
                 red, green, blue = splat[RED], splat[GREEN], splat[BLUE]
-                for i in range(TILE_PIXELS):
+                first, count = _pixels_covered(splat, top)
+                for k in range(count):
+                    i = first + np.uint64(k)
                     y = to_y + grid_y[i]
                     u = L_ux * (to_x + grid_x[i]) + L_uy * y
                     v = L_vy * y
-                    a = min(opacity * _exp_minus_half(u * u + v * v), ALPHA_MAX)
+                    a = min(_exp_8(log_opacity - (u * u + v * v)), ALPHA_MAX)
                     a = a if a >= ALPHA_MIN else f32(0)
                     t = block[T + i]
                     t_next = t - t * a
@@ -430,13 +441,13 @@ def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb
             at = chunk_end
             still_open = f32(-1)
             for i in range(TILE_PIXELS):
-                still_open = max(still_open, block[T + i])
+                still_open = max(still_open, block[i])
             if still_open <= f32(0):
                 break
         stops[tile] = at
 
-        for i in range(TILE_PIXELS):
-            row, column = top + (i >> TILE_SHIFT), left + (i & (TILE_SIDE - 1))
+        for k in range(TILE_PIXELS):
+            i, row, column = np.uint64(k), top + (k >> TILE_SHIFT), left + (k & (TILE_SIDE - 1))
             if row < height and column < width:
                 t = abs(block[T + i])
                 rgb[0, row, column] = block[R + i] + t * background[0]
@@ -451,22 +462,9 @@ def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb
 
 @kernel
 def blend_backward(
-    first_tile,
-    last_tile,
-    tiles_x,
-    splats,
-    starts,
-    stops,
-    ranks,
-    rgb,
-    alpha,
-    depth,
-    d_rgb,
-    d_alpha,
-    d_depth,
-    moments,
-    d_background,
-):
+    first_tile, last_tile, tiles_x, splats, starts, stops, ranks,
+    rgb, alpha, depth, d_rgb, d_alpha, d_depth, moments, d_background,
+):  # fmt: skip
     """Add to `moments` [M, 10] and `d_background` [3] what the tiles first_tile .. last_tile - 1 contribute.
 
     With q_i = dLoss/dC . c_i + dLoss/dZ z_i, and a pixel's outputs C, Z and alpha_out = 1 - T_end [SUP 4.1]:
@@ -477,23 +475,22 @@ def blend_backward(
     The whole sum (i = 0) is dLoss/dC . C + dLoss/dZ Z - dLoss/dalpha_out T_end, so the pass goes front to back like
     the forward one and suffix = whole - prefix: no per-pair value is stored, and nothing is divided back out of T.
     """
-    T, SUFFIX, D_R, D_G, D_B, D_Z = 0, 64, 128, 192, 256, 320
     height, width = alpha.shape
     grid_x, grid_y = _pixel_grid()
     block = np.empty(6 * TILE_PIXELS, np.float32)
     for tile in range(first_tile, last_tile):
         left, top = (tile % tiles_x) * TILE_SIDE, (tile // tiles_x) * TILE_SIDE
         block[:] = f32(0)
-        for i in range(TILE_PIXELS):
-            row, column = top + (i >> TILE_SHIFT), left + (i & (TILE_SIDE - 1))
+        for k in range(TILE_PIXELS):
+            i, row, column = np.uint64(k), top + (k >> TILE_SHIFT), left + (k & (TILE_SIDE - 1))
             if row < height and column < width:
                 g_r, g_g, g_b = d_rgb[0, row, column], d_rgb[1, row, column], d_rgb[2, row, column]
+                g_z = d_depth[row, column]
                 t_end = f32(1) - alpha[row, column]
                 whole = g_r * rgb[0, row, column] + g_g * rgb[1, row, column] + g_b * rgb[2, row, column]
                 block[T + i] = f32(1)
-                block[SUFFIX + i] = whole + d_depth[row, column] * depth[row, column] - d_alpha[row, column] * t_end
-                block[D_R + i], block[D_G + i], block[D_B + i] = g_r, g_g, g_b
-                block[D_Z + i] = d_depth[row, column]
+                block[SUFFIX + i] = whole + g_z * depth[row, column] - d_alpha[row, column] * t_end
+                block[D_R + i], block[D_G + i], block[D_B + i], block[D_Z + i] = g_r, g_g, g_b, g_z
                 d_background[0] += g_r * t_end
                 d_background[1] += g_g * t_end
                 d_background[2] += g_b * t_end
@@ -503,16 +500,18 @@ def blend_backward(
             splat = splats[rank]
             L_ux, L_uy, L_vy = splat[L_UX], splat[L_UY], splat[L_VY]
             to_x, to_y = f32(left) + f32(0.5) - splat[MEAN_X], f32(top) + f32(0.5) - splat[MEAN_Y]
-            opacity, z = splat[OPACITY], splat[DEPTH]
+            log_opacity, z = splat[LOG_OPACITY], splat[DEPTH]
             red, green, blue = splat[RED], splat[GREEN], splat[BLUE]
             sum_r, sum_g, sum_b, sum_z = f32(0), f32(0), f32(0), f32(0)
             sum_1, sum_u, sum_v = f32(0), f32(0), f32(0)
             sum_uu, sum_uv, sum_vv = f32(0), f32(0), f32(0)
-            for i in range(TILE_PIXELS):
+            first, count = _pixels_covered(splat, top)
+            for k in range(count):
+                i = first + np.uint64(k)
                 y = to_y + grid_y[i]
                 u = L_ux * (to_x + grid_x[i]) + L_uy * y
                 v = L_vy * y
-                a_free = opacity * _exp_minus_half(u * u + v * v)
+                a_free = _exp_8(log_opacity - (u * u + v * v))
                 a = min(a_free, ALPHA_MAX)
                 a = a if a >= ALPHA_MIN else f32(0)
                 t = block[T + i]
@@ -574,7 +573,9 @@ def _axis_backward(a, b, R_k, scale, L_ux, L_uy, L_vy, S_uu, S_uv, S_vv):
 
 
 @kernel
-def project_backward(means, quats, scales, viewmat, K, width, height, splats, gaussians, moments, gradient, d_means2d):
+def project_backward(
+    means, quats, scales, opacities, viewmat, K, width, height, splats, gaussians, moments, gradient, d_means2d
+):  # fmt: skip
     """Moments [parts, M, 10] of one view -> gradient [N, 14] and dLoss/dmu' [N, 2], 0 where nothing was drawn.
 
     The parts are added in order, whoever computed them: the result does not depend on the number of threads.
@@ -588,12 +589,13 @@ def project_backward(means, quats, scales, viewmat, K, width, height, splats, ga
         for part in range(1, moments.shape[0]):
             for k in range(MOMENT_COLUMNS):
                 moment[k] += moments[part, rank, k]
-        L_ux, L_uy, L_vy = splat[L_UX], splat[L_UY], splat[L_VY]
+        L_ux, L_uy, L_vy = L_SCALE * splat[L_UX], L_SCALE * splat[L_UY], L_SCALE * splat[L_VY]
+        sum_u, sum_v = L_SCALE * moment[SUM_U], L_SCALE * moment[SUM_V]
 
         out[D_COLOR], out[D_COLOR + 1], out[D_COLOR + 2] = moment[D_RED], moment[D_GREEN], moment[D_BLUE]
-        out[D_OPACITY] = moment[SUM] / splat[OPACITY]
-        d_mean_x = L_ux * moment[SUM_U]  # dLoss/dmu' = L^T sum(alpha dLoss/dalpha w)
-        d_mean_y = L_uy * moment[SUM_U] + L_vy * moment[SUM_V]
+        out[D_OPACITY] = moment[SUM] / opacities[i]
+        d_mean_x = L_ux * sum_u  # dLoss/dmu' = L^T sum(alpha dLoss/dalpha w)
+        d_mean_y = L_uy * sum_u + L_vy * sum_v
         d_means2d[i, 0], d_means2d[i, 1] = d_mean_x, d_mean_y
 
         # The forward quantities once more.
@@ -609,7 +611,8 @@ def project_backward(means, quats, scales, viewmat, K, width, height, splats, ga
         R_0, R_1, R_2 = _rotation(w, x, y, z)
 
         # Through the covariance to the scales and to the rows a, b of J W.
-        S_uu, S_uv, S_vv = moment[SUM_UU], moment[SUM_UV], moment[SUM_VV]
+        squared = L_SCALE * L_SCALE
+        S_uu, S_uv, S_vv = squared * moment[SUM_UU], squared * moment[SUM_UV], squared * moment[SUM_VV]
         d_x0, d_y0, d_s0 = _axis_backward(a, b, R_0, scales[i, 0], L_ux, L_uy, L_vy, S_uu, S_uv, S_vv)
         d_x1, d_y1, d_s1 = _axis_backward(a, b, R_1, scales[i, 1], L_ux, L_uy, L_vy, S_uu, S_uv, S_vv)
         d_x2, d_y2, d_s2 = _axis_backward(a, b, R_2, scales[i, 2], L_ux, L_uy, L_vy, S_uu, S_uv, S_vv)

@@ -1,0 +1,82 @@
+"""The projection of Gaussians onto the screen in plain torch, for the back-ends that leave gradients to autograd.
+
+Conventions and sources are those of `cpu_kernels`: S' = M M^T + 0.3 I with M = J W R diag(s).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LOW_PASS = 0.3  # pixels^2 added to the screen covariance
+NEAR = 0.01
+ALPHA_MIN = 1 / 255
+ALPHA_MAX = 0.999  # gsplat 1.5.3
+T_STOP = 1e-4
+CLAMP_MARGIN = 0.15  # of the picture's width, on either side
+
+
+def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
+    """R of (w, x, y, z), normalised first."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = (
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
+        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
+    )
+    return torch.stack(rows, -2)
+
+
+def project(
+    means: Float[Tensor, "N 3"],
+    quats: Float[Tensor, "N 4"],
+    scales: Float[Tensor, "N 3"],
+    viewmats: Float[Tensor, "B 4 4"],
+    Ks: Float[Tensor, "B 3 3"],
+    width: int,
+    height: int,
+) -> tuple[Float[Tensor, "B N 2"], Float[Tensor, "B N 2 3"], Float[Tensor, "B N"]]:
+    """-> means2d (pixels), M (the Gaussian's axes on the screen, pixels), depths.
+
+    What lies behind the near plane is projected from a depth of 1 instead, and must be left out by its depth.
+    """
+    t = torch.einsum("bij,nj->bni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
+    t_x, t_y, depths = t.unbind(-1)
+    t_z = torch.where(depths > NEAR, depths, torch.ones_like(depths))
+    fx, fy, cx, cy = (Ks[:, i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    slope_x, slope_y = t_x / t_z, t_y / t_z
+    means2d = torch.stack([fx * slope_x + cx, fy * slope_y + cy], -1)
+
+    margin_x, margin_y = CLAMP_MARGIN * width, CLAMP_MARGIN * height
+    held_x = torch.minimum(torch.maximum(slope_x, -(cx + margin_x) / fx), (width - cx + margin_x) / fx)
+    held_y = torch.minimum(torch.maximum(slope_y, -(cy + margin_y) / fy), (height - cy + margin_y) / fy)
+    zero = torch.zeros_like(t_z)
+    J_x = torch.stack([fx / t_z, zero, -fx * held_x / t_z], -1)
+    J_y = torch.stack([zero, fy / t_z, -fy * held_y / t_z], -1)
+    M = torch.stack([J_x, J_y], -2) @ viewmats[:, None, :3, :3] @ (rotation_matrices(quats) * scales[:, None, :])
+    return means2d, M, depths
+
+
+def covariance(M: Float[Tensor, "B N 2 3"]) -> Float[Tensor, "B N 2 2"]:
+    """S', the screen covariance with the low-pass filter, pixels^2."""
+    return M @ M.transpose(-1, -2) + LOW_PASS * torch.eye(2, dtype=M.dtype, device=M.device)
+
+
+@torch.no_grad()
+def screen_extents(
+    means2d: Float[Tensor, "B N 2"],
+    covariances: Float[Tensor, "B N 2 2"],
+    depths: Float[Tensor, "B N"],
+    opacities: Float[Tensor, " N"],
+    width: int,
+    height: int,
+) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B N 2"], Int[Tensor, "B N"]]:
+    """-> what is drawn, half the box around the ellipse alpha = 1/255 in pixels, and the radii of `ScreenInfo`."""
+    reach = torch.sqrt(2 * torch.log((opacities / ALPHA_MIN).clamp(min=1)))
+    extents = reach[None, :, None] * torch.sqrt(covariances.diagonal(dim1=-2, dim2=-1))
+    size = means2d.new_tensor([width, height])
+    drawn = ((means2d + extents > 0) & (means2d - extents < size)).all(-1)
+    drawn &= (depths > NEAR) & (opacities > ALPHA_MIN)
+    radii = torch.where(drawn, extents.amax(-1).ceil(), torch.zeros_like(depths)).to(torch.int32)
+    return drawn, extents, radii
