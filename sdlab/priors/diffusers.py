@@ -1,0 +1,481 @@
+"""Any text-to-image U-Net in the diffusers layout as a prior: a folder, or a repository of the Hugging Face Hub.
+
+    unet/           UNet2DConditionModel
+    text_encoder/   CLIP or T5, with tokenizer/
+    scheduler/      the noise schedule and what the network predicts
+    vae/            AutoencoderKL or AutoencoderTiny; absent in a pixel model
+
+Whatever the network predicts natively becomes eps here, once (Salimans & Ho 2022, "Progressive distillation", D):
+
+    epsilon        eps = out
+    v_prediction   eps = alpha out + sigma z_t          since v = alpha eps - sigma x0
+    sample         eps = (z_t - alpha out) / sigma      since z_t = alpha x0 + sigma eps
+
+Only safetensors, JSON and text are read, and no code comes with a model: a prior from a stranger is data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sdlab.knobs import knob
+from sdlab.priors import PriorConfig, Progress, first_line, silent
+from sdlab.priors.engines import (
+    ENGINES,
+    PRECISIONS,
+    Engine,
+    EngineFailure,
+    Shapes,
+    TorchEngine,
+    choose_engine,
+    resolve_precision,
+    weights_dtype,
+)
+from sdlab.priors.files import checked_weights, find_model, read_json, require_layout
+from sdlab.types import N_TIMESTEPS, Cond
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+VAES = ("AutoencoderKL", "AutoencoderTiny")
+KEPT_TEXTS = 256
+ALPHA_MIN = 1e-4  # zero-terminal-SNR schedules end in alpha = 0, by which losses would divide
+T5_TOKENS = 77  # T5 has no limit of its own; DeepFloyd IF was trained on 77
+
+
+@dataclass(frozen=True)
+class DiffusersPrior(PriorConfig):
+    """A trained text-to-image model."""
+
+    kind: ClassVar[str] = "diffusers"
+
+    path: str = knob(
+        "toybox", hi=500, help="'toybox', a folder in the diffusers layout, or owner/name on the Hub", apply="rebuild"
+    )
+    engine: str = knob("auto", help="what runs the network on a processor", apply="rebuild", choices=ENGINES)
+    precision: str = knob(
+        "auto", help="number format of the network; auto is the fastest", apply="rebuild", choices=PRECISIONS
+    )
+    revision: str = knob("", hi=100, help="branch, tag or commit on the Hub; empty is the newest", apply="rebuild")
+    threads: int = knob(0, 0, 256, "processor threads for the network; 0 takes every core", apply="rebuild")
+
+    def load(self, device: torch.device, progress: Progress = silent) -> DiffusersModel:
+        """The model; a Hub repository is downloaded first, and OpenVINO converts a network it has not met.
+
+        Raises ValueError for a path that holds no such model, RuntimeError for damaged or unsafe files and for
+        failing downloads.
+        """
+        # read by diffusers when it is first imported; nothing here runs a model's code, this forbids it to others
+        os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+        precision, precision_note = resolve_precision(self.precision, device)
+        folder = find_model(self.path, self.revision, half=precision != "fp32", progress=progress)
+        require_layout(folder)
+
+        progress(f"loading {self.path}")
+        dtype = weights_dtype(precision, device)
+        alphas_cumprod, prediction_type = _read_schedule(folder)
+        encoder = _load_part(folder / "text_encoder", _text_encoder_class(folder), dtype, device)
+        text = TextEncoder(_load_tokenizer(folder), encoder)
+        unet = _load_unet(folder, dtype, device)
+        space = _load_space(folder, unet, device)
+
+        hidden = text.embed("")
+        _must_match(unet, hidden.shape[-1], folder)
+        _, weight_files = checked_weights(folder / "unet", half=dtype == torch.float16)
+        engine, engine_note = choose_engine(
+            self.engine,
+            unet,
+            weight_files,
+            Shapes((2, *space.shape), (2, *hidden.shape[1:])),
+            precision,
+            device,
+            self.threads,
+            progress,
+        )
+        name = folder.resolve().name if Path(self.path).expanduser().is_dir() else self.path
+        notes = "; ".join(n for n in (precision_note, engine_note) if n)
+        return DiffusersModel(name, unet, text, space, alphas_cumprod, prediction_type, engine, precision, notes)
+
+
+class DiffusersModel:
+    """The `Prior` of a `DiffusersPrior`; frozen, and safe to call from any thread.
+
+    `unet` is the torch network, whatever engine evaluates it, for losses that make their own copy of it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        unet: nn.Module,
+        text: TextEncoder,
+        space: Space,
+        alphas_cumprod: Float[Tensor, " T"],
+        prediction_type: str,
+        engine: Engine,
+        precision: str,
+        note: str,
+    ) -> None:
+        self.name = name
+        self.shape = space.shape
+        self.image_size = space.image_size
+        self.device = next(unet.parameters()).device
+        self.unet = unet
+        self.prediction_type = prediction_type
+        self.n_parameters = sum(p.numel() for part in (unet, text.model, space.model) for p in part.parameters())
+        self.engine_note = note
+        self._text = text
+        self._space = space
+        self._engine = engine
+        self._precision = precision
+        self._falling_back = threading.Lock()
+        alpha = alphas_cumprod.double().sqrt().clamp(ALPHA_MIN, (1 - ALPHA_MIN**2) ** 0.5)
+        self._alpha = alpha.float().to(self.device)
+        self._sigma = (1 - alpha**2).sqrt().float().to(self.device)
+
+    @property
+    def engine_name(self) -> str:
+        return self._engine.name
+
+    def prepare(self, batch_sizes: Sequence[int]) -> None:
+        """Compile for batches of these sizes (pictures times roles), so that the first step need not."""
+        hidden = self._text.embed("")
+        for b in sorted(set(batch_sizes)):
+            engine = self._engine
+            try:
+                engine.prepare(Shapes((b, *self.shape), (b, *hidden.shape[1:])))
+            except EngineFailure as e:
+                self._fall_back(engine, e)
+
+    def embed(self, text: str) -> Cond:
+        """hidden [1, L, D]; "" is unconditional. Warns of words that the text encoder does not get to see."""
+        remark = self.remark(text)
+        if remark:
+            warnings.warn(remark, stacklevel=2)
+        return Cond(self._text.embed(text))
+
+    def remark(self, text: str) -> str:
+        """Which words of `text` the model does not get to see and why; "" where it sees all."""
+        return self._text.remark(text)
+
+    def encode(self, rgb: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B C H W"]:
+        """rgb in [0, 1] of any size -> z; differentiable. A VAE gives the mean of its posterior."""
+        return self._space.encode(_resize(rgb, self.image_size))
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+        """z -> rgb clamped to [0, 1]."""
+        return self._space.decode(z).clamp(0, 1)
+
+    def marginal(self, t: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1 1"], Float[Tensor, "B 1 1 1"]]:
+        """alpha, sigma of the model's own schedule, alpha at least 1e-4."""
+        return self._alpha[t].view(-1, 1, 1, 1), self._sigma[t].view(-1, 1, 1, 1)
+
+    @torch.no_grad()
+    def eps(self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond) -> Float[Tensor, "B C H W"]:
+        """The noise prediction, in the dtype of z_t. ValueError unless each picture has its conditioning."""
+        if not len(z_t) == len(t) == len(cond.hidden):
+            raise ValueError(
+                f"{len(z_t)} pictures with {len(t)} timesteps and conditioning for {len(cond.hidden)}: "
+                "there must be one of each per picture"
+            )
+        # networks with a learned variance (Nichol & Dhariwal 2021; DeepFloyd IF) answer with it behind the mean
+        out = self._network(z_t, t, cond.hidden)[:, : z_t.shape[1]].to(z_t.dtype)
+        if self.prediction_type == "epsilon":
+            return out
+        alpha, sigma = (x.to(z_t.dtype) for x in self.marginal(t))
+        if self.prediction_type == "v_prediction":
+            return alpha * out + sigma * z_t
+        return (z_t - alpha * out) / sigma
+
+    def _network(self, z_t: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
+        engine = self._engine
+        try:
+            return engine.forward(z_t.float(), t, hidden)
+        except EngineFailure as e:
+            self._fall_back(engine, e)
+            return self._engine.forward(z_t.float(), t, hidden)
+
+    def _fall_back(self, failed: Engine, reason: EngineFailure) -> None:
+        with self._falling_back:
+            if self._engine is failed:
+                self._engine = TorchEngine(self.unet, self._precision)
+                notes = (self.engine_note, f"{reason}; torch runs instead")
+                self.engine_note = "; ".join(n for n in notes if n)
+
+
+# ---- words ------------------------------------------------------------------------------------------------------
+
+
+class TextEncoder:
+    """Text -> hidden [1, L, D], as the Stable Diffusion and DeepFloyd IF pipelines do it; the last texts are kept."""
+
+    def __init__(self, tokenizer: Any, model: nn.Module) -> None:
+        self.model = model
+        self._tokenizer = tokenizer
+        config: Any = model.config
+        is_t5 = config.model_type == "t5"
+        # CLIP attends to the padding too: the networks were trained that way
+        self._masks_padding = is_t5 or getattr(config, "use_attention_mask", False)
+        own_limit = T5_TOKENS if is_t5 else config.max_position_embeddings
+        self._n_tokens = min(tokenizer.model_max_length, own_limit)
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._turn = threading.Lock()  # also for the tokenizer, which fails when two threads set its padding
+
+    @torch.no_grad()
+    def embed(self, text: str) -> Float[Tensor, "1 L D"]:
+        with self._turn:
+            if text not in self._kept:
+                self._kept[text] = self._encode(text)
+            self._kept.move_to_end(text)
+            while len(self._kept) > KEPT_TEXTS:
+                self._kept.popitem(last=False)
+            return self._kept[text]
+
+    def _encode(self, text: str) -> Tensor:
+        tokens = self._tokenizer(
+            text,
+            padding="max_length",
+            truncation=True,
+            max_length=self._n_tokens,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        mask = tokens.attention_mask if self._masks_padding else None
+        return self.model(input_ids=tokens.input_ids, attention_mask=mask).last_hidden_state.float()
+
+    def remark(self, text: str) -> str:
+        with self._turn:
+            tokens = self._tokenizer(
+                text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
+            )
+        ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
+        room = self._n_tokens - self._tokenizer.num_special_tokens_to_add()
+        remarks = []
+        if len(ids) > room:
+            start = offsets[room][0]
+            start = max(text.rfind(" ", 0, start + 1), -1) + 1 if start and not text[start - 1].isspace() else start
+            remarks.append(f"the model reads the first {room} tokens of a prompt; cut: {_listed(text[start:].split())}")
+        unknown = self._unknown_token()
+        words = [text[a:b] for i, (a, b) in zip(ids[:room], offsets, strict=False) if i == unknown]
+        if words:
+            remarks.append(f"the model does not know these words: {_listed(dict.fromkeys(words))}")
+        return "; ".join(remarks)
+
+    def _unknown_token(self) -> int | None:
+        k = self._tokenizer
+        # CLIP's tokenizer knows every text and reuses the end token's number here
+        return None if k.unk_token_id in (k.eos_token_id, k.pad_token_id) else k.unk_token_id
+
+
+def _listed(words: Iterable[str], show: int = 8) -> str:
+    words = list(words)
+    more = f" and {len(words) - show} more" if len(words) > show else ""
+    return ", ".join(repr(w[:40]) for w in words[:show]) + more
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Space(Protocol):
+    """The space the network works in."""
+
+    shape: tuple[int, int, int]
+    image_size: int
+    model: nn.Module
+
+    def encode(self, rgb: Tensor) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+class PixelSpace:
+    """z = 2 rgb - 1."""
+
+    def __init__(self, size: int) -> None:
+        self.shape: tuple[int, int, int] = (3, size, size)
+        self.image_size = size
+        self.model: nn.Module = nn.Identity()
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        return 2 * rgb - 1
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z / 2 + 0.5
+
+
+class LatentSpace:
+    """z = scale (latent - shift) of a VAE; the VAE stays in float32, for its gradient is what reaches the scene."""
+
+    def __init__(self, vae: nn.Module, size: int) -> None:
+        config: Any = vae.config
+        blocks = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+        self.shape: tuple[int, int, int] = (config.latent_channels, size, size)
+        self.image_size = size * 2 ** (len(blocks) - 1)
+        self.model: nn.Module = vae
+        self._vae: Any = vae
+        self._scale = config.scaling_factor
+        self._shift = getattr(config, "shift_factor", None) or 0.0
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        answer = self._vae.encode(2 * rgb - 1)
+        latent = answer.latent_dist.mean if hasattr(answer, "latent_dist") else answer.latents
+        return self._scale * (latent - self._shift)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self._vae.decode(z / self._scale + self._shift, return_dict=False)[0] / 2 + 0.5
+
+
+def _resize(rgb: Tensor, size: int) -> Tensor:
+    if tuple(rgb.shape[-2:]) == (size, size):
+        return rgb
+    return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+# ---- reading the parts ------------------------------------------------------------------------------------------
+
+
+def _read_schedule(folder: Path) -> tuple[Tensor, str]:
+    """alpha_t^2 [1000] and what the network predicts."""
+    from diffusers import DDPMScheduler
+
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(file)
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"{file}: prediction_type {prediction!r}; supported are {', '.join(PREDICTIONS)}")
+    # whichever sampler the file names, the schedule it was trained with is that of DDPM
+    named = {k: config[k] for k in ("beta_start", "beta_end", "beta_schedule", "trained_betas") if k in config}
+    try:
+        scheduler = DDPMScheduler(
+            num_train_timesteps=config.get("num_train_timesteps", N_TIMESTEPS),
+            rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
+            **named,
+        )
+    except Exception as e:
+        raise ValueError(f"{file}: not a noise schedule of the DDPM kind ({first_line(e)})") from e
+    if len(scheduler.alphas_cumprod) != N_TIMESTEPS:
+        raise ValueError(f"{file}: {len(scheduler.alphas_cumprod)} timesteps; supported are {N_TIMESTEPS}")
+    return scheduler.alphas_cumprod, prediction
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder / "tokenizer", local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as e:
+        raise RuntimeError(f"{folder / 'tokenizer'} cannot be loaded ({first_line(e)}); copy it again") from e
+
+
+def _text_encoder_class(folder: Path) -> Any:
+    import transformers
+
+    file = folder / "text_encoder" / "config.json"
+    config = read_json(file)
+    name = (config.get("architectures") or ["none"])[0]
+    if config.get("model_type") == "t5":
+        name = "T5EncoderModel"  # whatever head the file was saved with, only the encoder is used
+    if name not in TEXT_ENCODERS:
+        raise ValueError(f"{file}: text encoder {name}; supported are {', '.join(TEXT_ENCODERS)}")
+    return getattr(transformers, name)
+
+
+def _load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    file = folder / "unet" / "config.json"
+    config = read_json(file)
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise ValueError(f"{file}: {config.get('_class_name')}; supported is UNet2DConditionModel")
+    extra = [k for k in ("class_embed_type", "num_class_embeds") if config.get(k) is not None]
+    if config.get("addition_embed_type") not in (None, "text"):  # "text" needs nothing but the hidden states
+        extra.append("addition_embed_type")
+    if extra:
+        shown = ", ".join(f"{k} {config[k]!r}" for k in extra)
+        raise ValueError(f"{file}: {shown}; supported are networks that are conditioned on text and timestep alone")
+    if not isinstance(config.get("sample_size"), int):
+        raise ValueError(
+            f"{file}: sample_size {config.get('sample_size')!r}; needed is one number, for square pictures"
+        )
+    return _load_part(folder / "unet", UNet2DConditionModel, dtype, device)
+
+
+def _load_space(folder: Path, unet: nn.Module, device: torch.device) -> Space:
+    """Pixels, or the latent space of the VAE in `folder`."""
+    import diffusers
+
+    config: Any = unet.config
+    c, out, size = config.in_channels, config.out_channels, config.sample_size
+    if out not in (c, 2 * c):
+        raise ValueError(f"{folder / 'unet'}: {c} channels in, {out} out; needed are as many, or twice as many, out")
+    if not (folder / "vae").is_dir():
+        if c != 3:
+            raise ValueError(f"{folder}: the network works on {c} channels, so a vae/ folder is needed; there is none")
+        return PixelSpace(size)
+    file = folder / "vae" / "config.json"
+    name = read_json(file).get("_class_name")
+    if name not in VAES:
+        raise ValueError(f"{file}: {name}; supported are {', '.join(VAES)}")
+    vae = _load_part(folder / "vae", getattr(diffusers, name), torch.float32, device)
+    if vae.config.latent_channels != c:
+        raise ValueError(f"{file}: latents of {vae.config.latent_channels} channels, but the U-Net works on {c}")
+    return LatentSpace(vae, size)
+
+
+def _must_match(unet: nn.Module, width: int, folder: Path) -> None:
+    config: Any = unet.config
+    wanted = config.encoder_hid_dim or config.cross_attention_dim
+    if width != (wanted if isinstance(wanted, int) else wanted[0]):
+        raise ValueError(f"{folder}: the text encoder gives {width} numbers per token, the U-Net expects {wanted}")
+
+
+def _load_part(place: Path, cls: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """One network, frozen. RuntimeError when its files are missing, damaged or of another network."""
+    variant, _ = checked_weights(place, half=dtype == torch.float16)
+    try:
+        with _no_progress_bar():
+            model, info = cls.from_pretrained(
+                place,
+                variant=variant or None,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as e:
+        raise RuntimeError(f"{place} cannot be loaded as {cls.__name__}: {first_line(e)}") from e
+    lacking = sorted(info["missing_keys"])
+    if lacking:  # the libraries would fill them with random numbers
+        raise RuntimeError(
+            f"{place}: the weights lack {len(lacking)} tensors that its config.json asks for: {lacking[0]}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar on the terminal, which is another one than our own and is gone in a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,550 @@
+"""Models in the diffusers layout, on tiny ones with random weights: reading, converting to eps, refusing."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import huggingface_hub
+import pytest
+import tiny_models as tiny
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from sdlab.priors import diffusers as module
+from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
+from sdlab.priors.files import ASSETS, files_to_download
+from sdlab.types import BoundPrior, Cond, Prior, cat_conds
+
+CPU = torch.device("cpu")
+EDGES = torch.tensor([0, 1, 500, 998, 999])
+
+
+def load(folder: Path, **knobs) -> DiffusersModel:
+    return DiffusersPrior(path=str(folder), **({"engine": "torch", "precision": "fp32"} | knobs)).load(CPU)
+
+
+def conds(model: DiffusersModel, n: int, text: str = "a red bear") -> Cond:
+    return cat_conds([model.embed(text)] * n)
+
+
+def noisy(model: DiffusersModel, n: int) -> torch.Tensor:
+    return torch.randn(n, *model.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def pixel(tmp_path_factory) -> Path:
+    return tiny.pixel_model(tmp_path_factory.mktemp("pixel") / "tiny")
+
+
+@pytest.fixture
+def broken(pixel, tmp_path) -> Path:
+    """A copy of the pixel model, to be damaged."""
+    return Path(shutil.copytree(pixel, tmp_path / "model"))
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pixel_model_is_a_frozen_prior(pixel):
+    model = load(pixel)
+    assert isinstance(model, Prior)
+    assert (model.name, model.shape, model.image_size) == ("tiny", (3, 8, 8), 8)
+    assert (model.engine_name, model.engine_note, model.prediction_type) == ("torch fp32", "", "epsilon")
+    assert not any(p.requires_grad for p in model.unet.parameters())
+    assert not model.unet.training
+    assert model.n_parameters > sum(p.numel() for p in model.unet.parameters())
+
+
+def test_its_eps_is_what_the_network_in_the_folder_says(pixel):
+    from diffusers import UNet2DConditionModel
+
+    model = load(pixel)
+    z_t, cond = noisy(model, 5), conds(model, 5)
+    unet = UNet2DConditionModel.from_pretrained(pixel / "unet").eval()
+    with torch.no_grad():
+        expected = unet(z_t, EDGES, encoder_hidden_states=cond.hidden).sample
+    torch.testing.assert_close(model.eps(z_t, EDGES, cond), expected)
+
+
+def test_half_precision_files_are_read_where_there_are_no_others(pixel, broken):
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        (broken / part / f"{stem}.safetensors").rename(broken / part / f"{stem}.fp16.safetensors")
+    whole, half = load(pixel), load(broken)
+    z_t = noisy(whole, 5)
+    torch.testing.assert_close(half.eps(z_t, EDGES, conds(half, 5)), whole.eps(z_t, EDGES, conds(whole, 5)))
+
+
+def test_the_configuration_is_a_value():
+    config = DiffusersPrior(path="somewhere")
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert hash(config) == hash(DiffusersPrior(path="somewhere"))
+
+
+def test_importing_the_family_imports_no_model_library():
+    code = (
+        "import sys, sdlab.priors.diffusers, sdlab.priors.mixture, sdlab.priors.engines;"
+        "heavy = {'diffusers', 'transformers', 'openvino', 'huggingface_hub'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ASSETS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- predictions become eps -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_perfect_network_returns_the_noise_whatever_it_predicts(prediction, tmp_path):
+    model = load(tiny.pixel_model(tmp_path / "m", prediction_type=prediction))
+    z0, noise = noisy(model, 10).chunk(2)
+    alpha, sigma = model.marginal(EDGES)
+    native = {"epsilon": noise, "v_prediction": alpha * noise - sigma * z0, "sample": z0}[prediction]
+    model._engine = SimpleNamespace(name="perfect", forward=lambda z_t, t, hidden: native)
+    eps = model.eps(alpha * z0 + sigma * noise, EDGES, conds(model, 5))
+    torch.testing.assert_close(eps, noise, rtol=1e-4, atol=1e-4)
+
+
+def test_twins_that_differ_in_prediction_type_differ_by_the_conversion(pixel, tmp_path):
+    eps_twin, v_twin = load(pixel), load(tiny.pixel_model(tmp_path / "v", prediction_type="v_prediction"))
+    z_t, cond = noisy(eps_twin, 5), conds(eps_twin, 5)
+    alpha, sigma = eps_twin.marginal(EDGES)
+    out = eps_twin.eps(z_t, EDGES, cond)
+    torch.testing.assert_close(v_twin.eps(z_t, EDGES, cond), alpha * out + sigma * z_t)
+
+
+def test_a_learned_variance_is_dropped(tmp_path):
+    model = load(tiny.pixel_model(tmp_path / "six", out_channels=6))
+    z_t, cond = noisy(model, 5), conds(model, 5)
+    with torch.no_grad():
+        both = model.unet(z_t, EDGES, encoder_hidden_states=cond.hidden).sample
+    torch.testing.assert_close(model.eps(z_t, EDGES, cond), both[:, :3])
+
+
+def test_the_answer_has_the_dtype_of_the_question(pixel):
+    model = load(pixel)
+    assert model.eps(noisy(model, 5).double(), EDGES, conds(model, 5)).dtype == torch.float64
+
+
+def test_roles_are_one_batch_and_depend_on_the_text(pixel):
+    model = load(pixel)
+    bound = BoundPrior(model, {"pos": conds(model, 5), "uncond": conds(model, 5, "")})
+    pos, uncond = bound.eps(noisy(model, 5), EDGES, "pos", "uncond")
+    torch.testing.assert_close(pos, model.eps(noisy(model, 5), EDGES, conds(model, 5)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(pos, uncond)
+
+
+# ---- noise schedule ---------------------------------------------------------------------------------------------
+
+
+def test_marginals_are_those_of_the_scheduler(pixel):
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    expected = torch.cumprod(1 - betas, 0)[EDGES].float()
+    alpha, sigma = load(pixel).marginal(EDGES)
+    assert alpha.shape == sigma.shape == (5, 1, 1, 1)
+    torch.testing.assert_close(alpha.flatten() ** 2, expected)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
+
+
+def test_zero_terminal_snr_never_divides_by_zero(tmp_path):
+    knobs = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    model = load(tiny.pixel_model(tmp_path / "z", **knobs))
+    alpha, sigma = model.marginal(EDGES)
+    assert 0 < alpha[-1].item() <= 1e-3
+    assert sigma.min().item() > 0
+    z_t = noisy(model, 5)
+    eps = model.eps(z_t, EDGES, conds(model, 5))
+    torch.testing.assert_close(eps[-1], z_t[-1], rtol=0, atol=1e-3)  # at alpha = 0 all is noise
+
+
+def test_the_sampler_a_model_names_does_not_matter(pixel, broken):
+    tiny.edit_json(broken / "scheduler" / "scheduler_config.json", _class_name="PNDMScheduler", skip_prk_steps=True)
+    torch.testing.assert_close(load(broken).marginal(EDGES), load(pixel).marginal(EDGES))
+
+
+# ---- words ------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_embedded_once_and_kept(pixel):
+    model = load(pixel)
+    first = model.embed("a red bear").hidden
+    assert first.shape == (1, tiny.TOKENS, tiny.WIDTH)
+    assert model.embed("a red bear").hidden is first
+    assert not torch.allclose(first, model.embed("a blue bear").hidden)
+
+
+def test_only_the_last_texts_are_kept(pixel, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_TEXTS", 2)
+    model = load(pixel)
+    first = model.embed("a").hidden
+    for text in ("red", "a", "blue"):
+        model.embed(text)
+    assert model.embed("a").hidden is first
+    red = model.embed("red").hidden
+    for text in ("blue", "cat", "bear"):
+        model.embed(text)
+    assert model.embed("red").hidden is not red
+
+
+def test_threads_may_embed_at_once(pixel):
+    model, texts = load(pixel), [f"a {c} {o}" for c in ("red", "blue", "green") for o in ("bear", "cat", "car")] * 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(model.embed, texts))
+    fresh = load(pixel)
+    for text, cond in zip(texts, found, strict=True):
+        torch.testing.assert_close(cond.hidden, fresh.embed(text).hidden)
+
+
+def test_words_beyond_the_limit_are_named(pixel):
+    model = load(pixel)
+    with pytest.warns(UserWarning, match=r"first 10 tokens of a prompt; cut: 'overhead', 'view'$"):
+        long = model.embed("a red bear a blue cat a green car , overhead view")
+    torch.testing.assert_close(long.hidden, model.embed("a red bear a blue cat a green car ,").hidden)
+    assert "and 1982 more" in model.remark("bear " * 2000)
+
+
+def test_unknown_words_are_named_once(pixel):
+    with pytest.warns(UserWarning, match=r"does not know these words: 'Dragon', 'purple'$"):
+        load(pixel).embed("a Dragon, a purple Dragon")
+
+
+def test_a_prompt_it_can_read_gives_no_remark(pixel):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for text in ("", "a red bear, front view"):
+            load(pixel).embed(text)
+
+
+def test_t5_ignores_the_padding(pixel, broken):
+    model = load(tiny.with_t5(broken))
+    assert model.embed("a red bear").hidden.shape == (1, tiny.TOKENS, tiny.WIDTH)
+    ids = torch.tensor([[1, 4, 5, 8, 2]])
+    with torch.no_grad():
+        unpadded = model._text.model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(model.embed("a red bear").hidden[:, :5], unpadded)
+    assert model.eps(noisy(model, 5), EDGES, conds(model, 5)).isfinite().all()
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vae", ["AutoencoderKL", "AutoencoderTiny"])
+def test_a_latent_model_encodes_with_gradient_and_decodes(vae, tmp_path):
+    model = load(tiny.latent_model(tmp_path / "latent", vae=vae))
+    assert (model.shape, model.image_size) == ((4, 8, 8), 16)
+    rgb = torch.rand(2, 3, 16, 16, requires_grad=True)
+    z = model.encode(rgb)
+    assert z.shape == (2, 4, 8, 8)
+    (z**2).sum().backward()
+    assert rgb.grad is not None
+    assert rgb.grad.isfinite().all()
+    assert (rgb.grad.abs().amax((0, 1)) > 0).all()
+    back = model.decode(100 * z.detach())
+    assert back.shape == rgb.shape
+    assert back.min().item() == 0
+    assert back.max().item() <= 1
+    assert model.eps(noisy(model, 5), EDGES, conds(model, 5)).shape == (5, 4, 8, 8)
+
+
+def test_latents_are_the_scaled_mean_of_the_vae(tmp_path):
+    from diffusers import AutoencoderKL
+
+    model = load(tiny.latent_model(tmp_path / "latent"))
+    vae = AutoencoderKL.from_pretrained(tmp_path / "latent" / "vae")
+    rgb = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        mean = vae.encode(2 * rgb - 1).latent_dist.mode()
+        torch.testing.assert_close(model.encode(rgb), 0.2 * (mean - 0.1))
+        picture = (vae.decode(mean).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(model.decode(0.2 * (mean - 0.1)), picture)
+
+
+def test_pixels_go_in_and_come_back(pixel):
+    model = load(pixel)
+    rgb = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(model.decode(model.encode(rgb)), rgb)
+    large = torch.rand(2, 3, 32, 32, requires_grad=True)
+    z = model.encode(large)
+    assert z.shape == (2, 3, 8, 8)
+    z.sum().backward()
+    assert large.grad is not None
+    assert (large.grad > 0).all()
+
+
+# ---- the Hub ----------------------------------------------------------------------------------------------------
+
+REPO = (
+    "README.md",
+    "model_index.json",
+    "v1-5.ckpt",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/merges.txt",
+    "tokenizer/spiece.model",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/custom_code.py",
+    "safety_checker/model.safetensors",
+)
+
+
+def test_only_one_set_of_safe_weights_is_downloaded():
+    half = set(files_to_download(REPO, True, "o/n"))
+    assert half == {
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/merges.txt",
+        "tokenizer/spiece.model",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    }
+    full = set(files_to_download(REPO, False, "o/n"))
+    assert full ^ half == {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_sharded_weights_come_with_their_index():
+    shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert files_to_download(["unet/config.json", *shards, index], True, "o/n") == ["unet/config.json", *shards, index]
+
+
+def test_a_repository_with_pickles_only_is_refused_before_the_download():
+    with pytest.raises(RuntimeError, match=r"o/n/unet has its weights only in the pickle format.*can run code"):
+        files_to_download(["unet/config.json", "unet/diffusion_pytorch_model.bin"], False, "o/n")
+
+
+def test_a_repository_is_downloaded_and_read_like_a_folder(pixel, monkeypatch):
+    names = [str(f.relative_to(pixel)) for f in pixel.rglob("*") if f.is_file()]
+    siblings = [SimpleNamespace(rfilename=n, size=500_000_000) for n in names]
+    asked = {}
+
+    def model_info(self, repo, revision, files_metadata):
+        return SimpleNamespace(siblings=siblings, sha="0123abc")
+
+    def snapshot_download(repo, revision, allow_patterns):
+        asked.update(repo=repo, revision=revision, files=set(allow_patterns))
+        return str(pixel)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    said: list[str] = []
+    config = DiffusersPrior(path="owner/tiny", engine="torch", precision="bf16", revision="main")
+    model = config.load(CPU, said.append)
+    assert model.name == "owner/tiny"
+    assert (asked["repo"], asked["revision"]) == ("owner/tiny", "0123abc")
+    assert asked["files"] == set(names)
+    assert any("downloading owner/tiny, which has no float16 files (" in text for text in said)
+
+
+def _answer(error):
+    response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
+    return error("no", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (RepositoryNotFoundError, ValueError, r"'owner/name'.*no such folder here and no such public model.*spelling"),
+        (GatedRepoError, RuntimeError, r"accept a licence first: open https://huggingface.co/owner/name.*HF_TOKEN"),
+        (RevisionNotFoundError, ValueError, r"prior\.revision = 'v9': owner/name has no such branch"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(error, raised, message, monkeypatch):
+    def model_info(self, *args, **kwargs):
+        raise _answer(error)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    with pytest.raises(raised, match=message):
+        DiffusersPrior(path="owner/name", revision="v9").load(CPU)
+
+
+def test_without_network_a_model_that_was_never_downloaded_is_explained(monkeypatch, tmp_path):
+    def model_info(self, *args, **kwargs):
+        raise httpx.ConnectError("Name or service not known")
+
+    def snapshot_download(repo, **kwargs):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(RuntimeError, match=r"Hub cannot be reached \(Name or service not known\).*use 'toybox'"):
+        DiffusersPrior(path="owner/name").load(CPU)
+
+
+def test_without_network_an_earlier_download_is_used(pixel, monkeypatch):
+    def model_info(self, *args, **kwargs):
+        raise httpx.ConnectError("down")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **kwargs: str(pixel))
+    assert DiffusersPrior(path="owner/tiny", engine="torch").load(CPU).shape == (3, 8, 8)
+
+
+# ---- what cannot be read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["", "  ", "/nowhere/at/all", "../nowhere", "a/b/c"])
+def test_a_path_that_is_nothing_is_named(path):
+    with pytest.raises(ValueError, match=r"prior\.path = '.*there is no such folder; give 'toybox'"):
+        DiffusersPrior(path=path).load(CPU)
+
+
+def test_a_file_is_not_a_folder(pixel):
+    with pytest.raises(ValueError, match=r"is a file; give the folder"):
+        load(pixel / "unet" / "config.json")
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "tokenizer", "scheduler"])
+def test_a_missing_part_is_named(part, broken):
+    shutil.rmtree(broken / part)
+    with pytest.raises(ValueError, match=rf"prior\.path = .*: {part}\S* missing\. Needed is the diffusers layout"):
+        load(broken)
+
+
+def test_a_transformer_model_is_told_apart(broken):
+    (broken / "unet").rename(broken / "transformer")
+    with pytest.raises(ValueError, match=r"unet/config.json missing.*holds a transformer, which is not supported"):
+        load(broken)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not safetensors" + b])
+def test_damaged_weights_are_named(part, damage, broken):
+    (file,) = (broken / part).glob("*.safetensors")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(RuntimeError, match=rf"{part}/{file.name} is damaged or cut short.*copy or download"):
+        load(broken)
+
+
+def test_pickled_weights_are_refused(broken):
+    (file,) = (broken / "unet").glob("*.safetensors")
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(RuntimeError, match=r"unet has its weights only in the pickle format.*safetensors"):
+        load(broken)
+
+
+def test_absent_weights_are_named(broken):
+    next((broken / "text_encoder").glob("*.safetensors")).unlink()
+    with pytest.raises(RuntimeError, match=r"text_encoder has no weights: model\.safetensors is missing"):
+        load(broken)
+
+
+def test_weights_that_lack_tensors_are_refused(broken):
+    from safetensors.torch import load_file, save_file
+
+    (file,) = (broken / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    del tensors["conv_out.weight"]
+    save_file(tensors, file)
+    with pytest.raises(RuntimeError, match=r"lack 1 tensors .*conv_out\.weight"):
+        load(broken)
+
+
+def test_weights_of_another_network_are_refused(broken):
+    tiny.edit_json(broken / "unet" / "config.json", block_out_channels=[16, 16])
+    with pytest.raises(RuntimeError, match=r"unet cannot be loaded as UNet2DConditionModel"):
+        load(broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("unet", {"_class_name": "UNet3D"}, r"unet/config\.json: UNet3D; supported is UNet2DConditionModel"),
+        ("unet", {"addition_embed_type": "text_time"}, r"addition_embed_type 'text_time'; supported are networks"),
+        ("unet", {"num_class_embeds": 7}, r"num_class_embeds 7; supported are"),
+        ("unet", {"sample_size": [8, 16]}, r"sample_size \[8, 16\]; needed is one number"),
+        ("text_encoder", {"architectures": ["BertModel"]}, r"text encoder BertModel; supported are CLIPTextModel"),
+        ("scheduler", {"prediction_type": "flow"}, r"prediction_type 'flow'; supported are epsilon"),
+        ("scheduler", {"num_train_timesteps": 500}, r"500 timesteps; supported are 1000"),
+        ("scheduler", {"beta_schedule": "odd"}, r"not a noise schedule of the DDPM kind"),
+    ],
+)
+def test_an_unsupported_configuration_is_named(file, values, message, broken):
+    name = "scheduler_config.json" if file == "scheduler" else "config.json"
+    tiny.edit_json(broken / file / name, **values)
+    with pytest.raises(ValueError, match=message):
+        load(broken)
+
+
+def test_broken_json_is_named(broken):
+    (broken / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(RuntimeError, match=r"scheduler_config\.json cannot be read as JSON"):
+        load(broken)
+
+
+def test_a_latent_network_needs_its_vae(tmp_path):
+    folder = tiny.latent_model(tmp_path / "latent")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ValueError, match=r"works on 4 channels, so a vae/ folder is needed"):
+        load(folder)
+
+
+def test_a_foreign_vae_is_named(tmp_path):
+    folder = tiny.latent_model(tmp_path / "latent")
+    tiny.edit_json(folder / "vae" / "config.json", _class_name="VQModel")
+    with pytest.raises(ValueError, match=r"VQModel; supported are AutoencoderKL, AutoencoderTiny"):
+        load(folder)
+
+
+def test_a_text_encoder_of_another_width_is_named(broken, monkeypatch):
+    monkeypatch.setattr(tiny, "WIDTH", 8)
+    shutil.rmtree(broken / "text_encoder")
+    tiny._save_text(broken, 0)
+    with pytest.raises(ValueError, match=r"gives 8 numbers per token, the U-Net expects 16"):
+        load(broken)
+
+
+def test_each_picture_needs_its_conditioning(pixel):
+    model = load(pixel)
+    with pytest.raises(ValueError, match=r"2 pictures with 2 timesteps and conditioning for 1"):
+        model.eps(noisy(model, 2), EDGES[:2], model.embed("a"))
+
+
+def test_reading_draws_no_progress_bars(pixel, capfd):
+    load(pixel)
+    assert "Loading" not in capfd.readouterr().err
+
+
+def test_half_precision_needs_a_gpu(pixel):
+    with pytest.raises(ValueError, match=r"prior\.precision = 'fp16' needs a GPU.*'auto'"):
+        load(pixel, precision="fp16")
+
+
+# ---- the bundled model ------------------------------------------------------------------------------------------
+
+
+def test_a_missing_bundle_says_how_to_get_one(monkeypatch, tmp_path):
+    from sdlab.priors import files
+
+    monkeypatch.setattr(files, "ASSETS", tmp_path)
+    with pytest.raises(RuntimeError, match=r"bundled prior is missing.*python -m sdlab toybox train"):
+        DiffusersPrior().load(CPU)
+
+
+@pytest.mark.skipif(not (ASSETS / "toybox").is_dir(), reason="assets/toybox is not there")
+def test_the_bundled_model_removes_noise():
+    model = DiffusersPrior(engine="torch", precision="fp32").load(CPU)
+    assert (model.name, model.shape[0]) == ("toybox", 3)
+    z0 = model.encode(torch.ones(2, 3, model.image_size, model.image_size))
+    noise, t = noisy(model, 2), torch.tensor([100, 400])
+    alpha, sigma = model.marginal(t)
+    eps = model.eps(alpha * z0 + sigma * noise, t, conds(model, 2, ""))
+    assert ((eps - noise).pow(2).mean() / noise.pow(2).mean()).item() < 0.5

@@ -1,0 +1,327 @@
+"""The engines: OpenVINO held against torch, its cache against damage, and what happens where it cannot run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tiny_models as tiny
+import torch
+
+from sdlab.priors import engines
+from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
+from sdlab.priors.engines import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine, usable_cores
+from sdlab.types import cat_conds
+
+CPU = torch.device("cpu")
+
+try:
+    engines._openvino()
+    missing = ""
+except EngineFailure as e:
+    missing = str(e)
+
+needs_openvino = pytest.mark.skipif(bool(missing), reason=missing)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny.pixel_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def filled_cache(tmp_path_factory, folder) -> Path:
+    """A cache that has met the model: converting it takes seconds, so it is done once."""
+    place = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDLAB_CACHE", str(place))
+        for precision in ("fp32", "bf16"):
+            load(folder, precision=precision).prepare([2, 4])
+    return place
+
+
+@pytest.fixture
+def cache(filled_cache, tmp_path, monkeypatch) -> Path:
+    """A copy of that cache, in use."""
+    import shutil
+
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(filled_cache, tmp_path / "cache"))
+
+
+@pytest.fixture
+def never_convert(monkeypatch):
+    def convert(unet, shapes):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(engines, "_convert", convert)
+
+
+def load(folder: Path, **knobs) -> DiffusersModel:
+    return DiffusersPrior(path=str(folder), **({"engine": "openvino", "precision": "fp32"} | knobs)).load(CPU)
+
+
+def question(model: DiffusersModel, n: int):
+    z_t = torch.randn(n, *model.shape, generator=torch.Generator().manual_seed(n))
+    texts = ["a red bear", "", "a blue cat, side view", "a car"]
+    return z_t, torch.linspace(0, 999, n).long(), cat_conds([model.embed(texts[i % 4]) for i in range(n)])
+
+
+def relative_error(model: DiffusersModel, reference: DiffusersModel, batch: int) -> float:
+    """Of the model's eps; it must have come from the engine that the model was loaded with."""
+    asked, engine = question(reference, batch), model.engine_name
+    a, b = model.eps(*asked), reference.eps(*asked)
+    assert (model.engine_name, model.engine_note) == (engine, "")
+    return ((a - b).norm() / b.norm()).item()
+
+
+def files(cache: Path) -> list[Path]:
+    return sorted(f for f in cache.rglob("*") if f.is_file())
+
+
+# ---- the same answers -------------------------------------------------------------------------------------------
+
+
+@needs_openvino
+@pytest.mark.parametrize("batch", [2, 4])
+def test_openvino_in_float32_agrees_with_torch(folder, cache, batch):
+    reference, model = load(folder, engine="torch"), load(folder)
+    assert model.engine_name == "openvino fp32"
+    assert relative_error(model, reference, batch) < 1e-4
+
+
+@needs_openvino
+@pytest.mark.skipif(not engines.cpu_has_bf16(), reason="this processor does not compute in bf16")
+@pytest.mark.parametrize("batch", [2, 4])
+def test_openvino_in_bf16_is_close_to_torch(folder, cache, batch):
+    reference, model = load(folder, engine="torch"), load(folder, precision="auto")
+    assert model.engine_name == "openvino bf16"
+    assert 1e-5 < relative_error(model, reference, batch) < 2e-2
+
+
+@needs_openvino
+def test_late_timesteps_are_told_apart_in_bf16(folder, cache):
+    reference, model = load(folder, engine="torch"), load(folder, precision="bf16")
+    z_t, _, cond = question(model, 2)
+    for late in (257, 513, 998):  # bf16 has no such integers
+        late_t = torch.tensor([late, late])
+        asked, next_asked = (z_t, late_t, cond), (z_t, late_t + 1, cond)
+        assert not torch.equal(model.eps(*asked), model.eps(*next_asked))
+        expected = reference.eps(*asked)
+        assert ((model.eps(*asked) - expected).norm() / expected.norm()).item() < 2e-2
+
+
+def test_torch_in_bf16_is_close_to_float32_and_keeps_the_weights(folder):
+    reference, model = load(folder, engine="torch"), load(folder, engine="torch", precision="bf16")
+    assert model.unet.conv_in.weight.dtype == torch.float32
+    if engines.cpu_has_bf16():
+        assert 1e-5 < relative_error(model, reference, 4) < 2e-2
+    else:
+        assert "does not compute in bf16: fp32 instead" in model.engine_note
+
+
+@needs_openvino
+def test_answers_do_not_share_memory(folder, cache):
+    model = load(folder)
+    z_t, t, cond = question(model, 2)
+    first = model.eps(z_t, t, cond)
+    kept = first.clone()
+    model.eps(-z_t, t, cond)
+    torch.testing.assert_close(first, kept, rtol=0, atol=0)
+
+
+@needs_openvino
+def test_strided_inputs_are_understood(folder, cache):
+    model = load(folder)
+    z_t, t, cond = question(model, 2)
+    turned = z_t.transpose(-1, -2).contiguous().transpose(-1, -2)
+    torch.testing.assert_close(model.eps(turned, t, cond), model.eps(z_t, t, cond), rtol=0, atol=0)
+
+
+@needs_openvino
+def test_threads_share_one_engine(folder, cache):
+    model = load(folder)
+    asked = [question(model, n) for n in (2, 4, 3)] * 4
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda q: model.eps(*q), asked))
+    for q, answer in zip(asked, answers, strict=True):
+        torch.testing.assert_close(answer, model.eps(*q), rtol=0, atol=0)
+
+
+# ---- the cache --------------------------------------------------------------------------------------------------
+
+
+@needs_openvino
+def test_the_second_start_converts_and_compiles_nothing(folder, cache, never_convert, monkeypatch):
+    before = {f: f.stat().st_mtime_ns for f in files(cache)}
+    assert len(before) == 1 + 2 * 2  # the network; two precisions of two batch sizes
+    said: list[str] = []
+    model = DiffusersPrior(path=str(folder), engine="openvino", precision="fp32").load(CPU, said.append)
+    model.prepare([4, 2])
+    assert (model.engine_name, model.engine_note) == ("openvino fp32", "")
+    assert not any("converting" in text for text in said)
+    assert {f: f.stat().st_mtime_ns for f in files(cache)} == before
+    model.prepare([3])
+    assert len(files(cache)) == len(before) + 1
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b[:500] + b"?" + b[501:]])
+def test_damaged_files_are_made_anew(folder, cache, damage):
+    reference = load(folder, engine="torch")
+    whole = {f: f.read_bytes() for f in files(cache)}
+    for file, contents in whole.items():
+        file.write_bytes(damage(contents))
+    model = load(folder)
+    assert model.engine_name == "openvino fp32"
+    assert relative_error(model, reference, 2) < 1e-4
+    mended = [f for f in whole if f.read_bytes() != damage(whole[f])]
+    assert len(mended) == 2  # the network and the one compiled model that was asked for
+    assert not list(cache.rglob("*.part"))
+
+
+@needs_openvino
+def test_whole_files_of_something_else_are_made_anew(folder, cache):
+    for file in files(cache):
+        SealedFolder(file.parent).write(file.name, b"\0\0\0\0\0\0\0\4 not a network")
+    reference = load(folder, engine="torch")
+    model = load(folder)
+    assert model.engine_name == "openvino fp32"
+    assert relative_error(model, reference, 2) < 1e-4
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_is_done_without(folder, cache, filled_cache, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("in the way")
+    network = next(f for f in files(cache) if f.name == "network")
+    packed = SealedFolder(network.parent).read("network")
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "file"))
+    core = engines._openvino().Core()
+    n = int.from_bytes(packed[:8], "big")
+    monkeypatch.setattr(engines, "_convert", lambda *a: core.read_model(packed[8 : 8 + n], packed[8 + n :]))
+    reference, model = load(folder, engine="torch"), load(folder)
+    assert model.engine_name == "openvino fp32"
+    assert relative_error(model, reference, 2) < 1e-4
+    assert "set SDLAB_CACHE" in caplog.text
+
+
+def test_a_sealed_file_is_whole_or_not_there(tmp_path):
+    folder = SealedFolder(tmp_path / "deep" / "folder")
+    assert folder.read("x") is None
+    folder.write("x", b"contents")
+    assert folder.read("x") == b"contents"
+    folder.write("x", b"")
+    assert folder.read("x") == b""
+    assert [f.name for f in folder.folder.iterdir()] == ["x"]
+
+
+def test_the_key_follows_weights_and_configuration_not_place(tmp_path):
+    config = {"width": 8, "_name_or_path": "here"}
+    (tmp_path / "a").write_bytes(b"weights")
+    (tmp_path / "b").write_bytes(b"weights")
+    (tmp_path / "c").write_bytes(b"Weights")
+    key = engines.network_key(config, [tmp_path / "a"])
+    assert key == engines.network_key(config | {"_name_or_path": "there"}, [tmp_path / "b"])
+    assert key != engines.network_key(config, [tmp_path / "c"])
+    assert key != engines.network_key(config | {"width": 9}, [tmp_path / "a"])
+
+
+def test_only_the_networks_used_last_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path))
+    for age, name in enumerate(["now", "recent", "old"]):
+        folder = SealedFolder(tmp_path / "openvino" / name)
+        folder.write("network", b"")
+        os.utime(folder.folder, (1e9 - age, 1e9 - age))
+    SealedFolder(tmp_path / "openvino" / "old").read("network")
+    engines.forget_old_networks(keep=2)
+    assert {f.name for f in (tmp_path / "openvino").iterdir()} == {"now", "old"}
+
+
+# ---- choosing and falling back ----------------------------------------------------------------------------------
+
+
+def test_auto_takes_openvino_on_a_processor_and_torch_when_asked(folder, cache):
+    assert load(folder, engine="auto").engine_name == ("torch fp32" if missing else "openvino fp32")
+    assert (load(folder, engine="torch").engine_name, load(folder, engine="torch").engine_note) == ("torch fp32", "")
+
+
+def test_without_openvino_torch_runs_and_says_why(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    engines._openvino.cache_clear()
+    engines.cpu_has_bf16.cache_clear()
+    try:
+        model = load(folder)
+        assert isinstance(engines.cpu_has_bf16(), bool)
+    finally:
+        engines._openvino.cache_clear()
+        engines.cpu_has_bf16.cache_clear()
+    assert model.engine_name == "torch fp32"
+    assert model.engine_note.startswith("OpenVINO is not available (")
+    assert model.engine_note.endswith("; torch runs instead")
+
+
+@needs_openvino
+def test_a_network_that_cannot_be_converted_runs_in_torch(folder, tmp_path, monkeypatch):
+    def convert(unet, shapes):
+        raise RuntimeError("no such operation\nand a long trace")
+
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(engines, "_convert", convert)
+    model = load(folder)
+    assert model.engine_name == "torch fp32"
+    assert model.engine_note == "OpenVINO could not convert the network: no such operation; torch runs instead"
+
+
+@needs_openvino
+@pytest.mark.parametrize("early", [True, False])
+def test_a_network_that_cannot_be_compiled_goes_on_in_torch(folder, cache, early, monkeypatch):
+    def fail(self, shapes):
+        raise RuntimeError("out of memory")
+
+    reference, model = load(folder, engine="torch"), load(folder)
+    asked = question(model, 2)
+    monkeypatch.setattr(engines.OpenVinoEngine, "_load", fail)
+    if early:
+        model.prepare([2, 4])
+        assert model.engine_name == "torch fp32"
+    torch.testing.assert_close(model.eps(*asked), reference.eps(*asked))
+    assert model.engine_name == "torch fp32"
+    assert model.engine_note == "OpenVINO could not compile the network: out of memory; torch runs instead"
+
+
+def test_openvino_is_for_processors(folder):
+    unet = load(folder, engine="torch").unet
+    shapes = Shapes((2, 3, 8, 8), (2, tiny.TOKENS, tiny.WIDTH))
+    engine, note = choose_engine("openvino", unet, [], shapes, "fp16", torch.device("cuda"))
+    assert isinstance(engine, TorchEngine)
+    assert note == "OpenVINO runs on the processor only, not on cuda; torch runs instead"
+    assert choose_engine("auto", unet, [], shapes, "fp16", torch.device("cuda"))[1] == ""
+
+
+@pytest.mark.parametrize(("knob", "given"), [("engine", "onnx"), ("precision", "int8")])
+def test_an_unknown_choice_is_named(knob, given, folder):
+    with pytest.raises(ValueError, match=rf"prior\.{knob} = '{given}': allowed is one of auto, "):
+        load(folder, **{knob: given})
+
+
+def test_accelerators_run_in_half_precision_by_default():
+    assert engines.resolve_precision("auto", torch.device("cuda")) == ("fp16", "")
+    assert engines.weights_dtype("fp16", torch.device("cuda")) == torch.float16
+    assert engines.weights_dtype("bf16", CPU) == torch.float32
+
+
+def test_cores_are_limited_by_the_environment(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert usable_cores() == 1
+
+
+@needs_openvino
+def test_openvino_reports_nothing_to_its_makers():
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__.endswith("telemetry_stub")

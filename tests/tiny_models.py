@@ -1,0 +1,126 @@
+"""Builders of tiny models with random weights in the diffusers layout, a few hundred kB each.
+
+They answer nonsense, but are read, converted and run like real ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+WORDS = [
+    *("<pad>", "<bos>", "<eos>", "<unk>"),
+    *("a", "red", "blue", "green", "bear", "cat", "car", "front", "side", "back", "overhead", "view", ","),
+]
+TOKENS = 12  # of a prompt, the two at its ends included
+WIDTH = 16  # of a token's embedding
+
+
+def pixel_model(folder: Path, size: int = 8, out_channels: int = 3, seed: int = 0, **scheduler: Any) -> Path:
+    """A model of size x size pictures; `scheduler` overrides its configuration, prediction_type for one."""
+    _save_text(folder, seed)
+    _save_unet(folder, 3, out_channels, size, seed)
+    _save_scheduler(folder, **scheduler)
+    return folder
+
+
+def latent_model(folder: Path, size: int = 8, vae: str = "AutoencoderKL", seed: int = 0, **scheduler: Any) -> Path:
+    """A model of 2 size x 2 size pictures in the latent space of a VAE that halves them."""
+    _save_text(folder, seed)
+    _save_unet(folder, 4, 4, size, seed)
+    _save_scheduler(folder, **scheduler)
+    torch.manual_seed(seed)
+    if vae == "AutoencoderKL":
+        AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+            scaling_factor=0.2,
+            shift_factor=0.1,
+        ).save_pretrained(folder / "vae")
+    else:
+        AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        ).save_pretrained(folder / "vae")
+    return folder
+
+
+def with_t5(folder: Path, seed: int = 0) -> Path:
+    """Replace a model's text encoder by a tiny T5."""
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=len(WORDS), d_model=WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=2
+    )
+    for file in (folder / "text_encoder").iterdir():
+        file.unlink()
+    T5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def edit_json(file: Path, **values: Any) -> None:
+    """Overwrite entries of a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def _save_unet(folder: Path, channels: int, out_channels: int, size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    UNet2DConditionModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=out_channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "unet")
+
+
+def _save_scheduler(folder: Path, **scheduler: Any) -> None:
+    defaults = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    DDPMScheduler(**(defaults | scheduler)).save_pretrained(folder / "scheduler")
+
+
+def _save_text(folder: Path, seed: int) -> None:
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=TOKENS,
+    ).save_pretrained(folder / "tokenizer")
+    torch.manual_seed(seed)
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(WORDS),
+            hidden_size=WIDTH,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).save_pretrained(folder / "text_encoder")
