@@ -1,0 +1,1 @@
+"""The page: settings to a form, a session to panels, and the server that carries both."""

@@ -1,0 +1,1 @@
+"""Frames to viser, and viser through the one port of the page."""

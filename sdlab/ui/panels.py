@@ -1,0 +1,253 @@
+"""What a session says, as HTML: pure functions from figures to markup.
+
+Every text that a person typed goes through `html.escape`. Charts are inline SVG stretched to their box, pictures are
+data URIs, so that a page that is open for hours leaves no files behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sdlab.losses import Distillation
+from sdlab.messages import Phase
+
+CHART_POINTS = 200
+NOT_YET = "\N{EN DASH}"  # in place of a figure that is not known
+KEPT_POINTS = 2000  # of a curve before neighbours are merged
+CHART_WIDTH, CHART_HEIGHT = 200.0, 60.0  # of the SVG's own coordinates, with room for the line's width
+
+Tone = Literal["info", "warning", "error"]
+
+
+class Message(NamedTuple):
+    """Something the status line says until the next change."""
+
+    tone: Tone
+    text: str
+
+
+class Mark(NamedTuple):
+    """A change of settings on the time axis."""
+
+    step: int
+    text: str
+
+
+# ---- curves ----------------------------------------------------------------------------------------------
+
+
+class Curve:
+    """A figure over steps, kept in bounded memory: when full, neighbours are merged into their mean."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, float]] = []
+        self._per_point = 1
+        self._pending: list[tuple[float, float]] = []
+
+    def add(self, step: int, value: float) -> None:
+        """Non-finite values leave a gap."""
+        if not math.isfinite(value):
+            return
+        self._pending.append((float(step), value))
+        if len(self._pending) < self._per_point:
+            return
+        self._points.append(_mean(self._pending))
+        self._pending = []
+        if len(self._points) >= KEPT_POINTS:
+            self._points = _merged(self._points, 2)
+            self._per_point *= 2
+
+    def points(self, n: int = CHART_POINTS) -> list[tuple[float, float]]:
+        """At most `n` (step, value), each the mean of a stretch of the curve."""
+        points = [*self._points, _mean(self._pending)] if self._pending else self._points
+        return _merged(points, math.ceil(len(points) / n)) if len(points) > n else list(points)
+
+    def last(self) -> float | None:
+        points = self._pending or self._points
+        return points[-1][1] if points else None
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum(p[0] for p in points) / len(points), sum(p[1] for p in points) / len(points)
+
+
+def _merged(points: Sequence[tuple[float, float]], n: int) -> list[tuple[float, float]]:
+    return [_mean(points[i : i + n]) for i in range(0, len(points), n)]
+
+
+def chart(title: str, curve: Curve, marks: Sequence[Mark], log: bool = False, name: str = "") -> str:
+    """One figure over steps with a line where settings changed; `log` for a logarithmic value axis."""
+    points = [(s, v) for s, v in curve.points() if not log or v > 0]
+    last = curve.last()
+    now = number(last) if last is not None else NOT_YET
+    head = f'<figcaption><span>{html.escape(title)}</span><b data-figure="{name}">{now}</b></figcaption>'
+    if len(points) < 2:
+        return f'<figure class="chart">{head}<div class="plot empty"><span>no steps yet</span></div></figure>'
+    heights = [math.log10(v) if log else v for _, v in points]
+    low, high = min(heights), max(heights)
+    if not log:
+        low = min(low, 0.0)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    first, end = points[0][0], points[-1][0]
+
+    def x(step: float) -> float:
+        return CHART_WIDTH * (step - first) / (end - first)
+
+    def y(height: float) -> float:
+        return CHART_HEIGHT - 2.0 - (CHART_HEIGHT - 4.0) * (height - low) / (high - low)
+
+    line = " ".join(f"{x(s):.1f},{y(h):.1f}" for (s, _), h in zip(points, heights, strict=True))
+    ticks = "".join(
+        f'<g><title>{html.escape(m.text)}</title><line class="mark" x1="{x(m.step):.1f}" x2="{x(m.step):.1f}" y1="0"'
+        f' y2="{CHART_HEIGHT}"/></g>'
+        for m in marks
+        if first <= m.step <= end
+    )
+    top, bottom = (10**high, 10**low) if log else (high, low)
+    return (
+        f'<figure class="chart">{head}<div class="plot">'
+        f'<svg viewBox="0 0 {CHART_WIDTH:g} {CHART_HEIGHT:g}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{html.escape(title)} over steps">{ticks}<polyline class="line" points="{line}"/></svg>'
+        f'<span class="top">{number(top)}</span><span class="bottom">{number(bottom)}</span></div>'
+        f'<div class="axis"><span>step {first:.0f}</span><span>{end:.0f}</span></div></figure>'
+    )
+
+
+# ---- status ----------------------------------------------------------------------------------------------
+
+PHASE_WORDS: dict[Phase, str] = {
+    "loading": "Loading",
+    "compiling": "Compiling",
+    "ready": "Ready",
+    "running": "Running",
+    "paused": "Paused",
+    "saving": "Saving",
+    "exporting": "Exporting",
+    "failed": "Failed",
+    "ended": "Ended",
+}
+
+
+def status(phase: Phase, text: str, step: int, steps: int, rate: float, message: Message | None) -> str:
+    """The line that says what is happening; `rate` in steps per second, 0 when unknown."""
+    facts = [f"step <b>{step}</b> of {steps}"]
+    if phase == "running" and rate > 0:
+        facts.append(f"{number(rate)} steps/s")
+        if step < steps:
+            facts.append(f"{duration((steps - step) / rate)} left")
+    word = PHASE_WORDS[phase]
+    said = text if text.lower() != word.lower() else "the scene follows the prior; turn it while it grows"
+    tone, line = (message.tone, message.text) if message is not None else ("info", said)
+    busy = " busy" if phase in ("loading", "compiling", "saving", "exporting") else ""
+    role = "alert" if tone == "error" else "status"
+    return (
+        f'<div class="status {phase}" data-phase="{phase}" data-step="{step}">'
+        f'<div class="status-head"><span class="dot{busy}"></span><strong>{word}</strong>'
+        f'<span class="facts">{"".join(f"<span>{f}</span>" for f in facts)}</span></div>'
+        f'<div class="bar{busy}"><i style="width:{100 * min(step / max(steps, 1), 1):.1f}%"></i></div>'
+        f'<p class="say {tone}" role="{role}">{html.escape(_sentence(line))}</p></div>'
+    )
+
+
+def no_session(title: str, text: str) -> str:
+    """The status line of a page without a session."""
+    return (
+        f'<div class="status ended" data-phase="none"><div class="status-head"><span class="dot"></span>'
+        f"<strong>{html.escape(title)}</strong></div>"
+        f'<p class="say warning" role="alert">{html.escape(text)}</p></div>'
+    )
+
+
+# ---- pictures, figures, words ----------------------------------------------------------------------------
+
+
+def preview(pictures: np.ndarray, views: Sequence[str], step: int) -> str:
+    """What the loss saw: [B, H, W, 3] uint8 with a view word each."""
+    cells = "".join(
+        f'<figure><img src="{data_uri(p)}" alt="{html.escape(v)}" width="{p.shape[1]}" height="{p.shape[0]}">'
+        f"<figcaption>{html.escape(v)}</figcaption></figure>"
+        for p, v in zip(pictures, views, strict=True)
+    )
+    head = "What the loss sees" if step > 0 else "Before the first step"
+    return f'<div class="strip"><h3>{head}</h3><div class="pictures">{cells}</div></div>'
+
+
+def data_uri(picture: np.ndarray) -> str:
+    """A picture [H, W, 3] uint8 as an address that holds it."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def figures(rows: Sequence[tuple[str, str, str]]) -> str:
+    """(name, value, explanation) as a row of numbers."""
+    cells = "".join(
+        f'<div title="{html.escape(note)}"><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
+        for name, value, note in rows
+    )
+    return f'<dl class="figures">{cells}</dl>'
+
+
+def loss_card(loss: Distillation) -> str:
+    """The loss in force: name, formula, what to watch, where it is from."""
+    return (
+        f'<div class="loss"><h3>{html.escape(loss.title)}</h3><p class="formula">{formula(loss.formula)}</p>'
+        f"<p>{html.escape(_sentence(loss.look_for))}.</p><p class='source'>{html.escape(loss.paper)}</p></div>"
+    )
+
+
+GREEK = {"eps": "epsilon", "lam": "lambda"} | {
+    name: name
+    for name in ("alpha", "beta", "gamma", "delta", "eta", "lambda", "mu", "phi", "psi", "sigma", "tau", "theta")
+}
+
+
+def formula(text: str) -> str:
+    """A formula in plain letters with Greek ones and subscripts: eps_u becomes ε with an index u."""
+
+    def symbol(name: str) -> str:
+        return f"&{GREEK[name]};" if name in GREEK else name
+
+    def word(m: re.Match[str]) -> str:
+        base, index = m.group(1), m.group(2)
+        letter = f"<i>{symbol(base)}</i>" if base in GREEK or len(base) == 1 else base
+        return letter + (f"<sub>{symbol(index)}</sub>" if index else "")
+
+    escaped = html.escape(text, quote=False)
+    return re.sub(r"(?<!&)\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b", word, escaped).replace(" - ", " &minus; ")
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where that is short."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else NOT_YET
+    size = abs(value)
+    if size >= 1e5 or size < 1e-3:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 s, 3 min 5 s, 2 h 10 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60} s"
+    return f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def _sentence(text: str) -> str:
+    """With a capital, unless it begins with the path of a knob."""
+    return text if "." in text.partition(" ")[0] else text[:1].upper() + text[1:]

@@ -1,0 +1,86 @@
+"""One FastAPI application: the page at /, the views below /viewport, on one port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Collection
+
+# Gradio reads these when it is imported: nothing is reported to anybody.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sdlab.manager import Manager
+from sdlab.settings import Settings
+from sdlab.ui.page import ASSETS, Page, theme
+from sdlab.viewport.proxy import routes
+from sdlab.viewport.splat_view import Viewports
+
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+HUB = "https://huggingface.co https://*.hf.space"  # a Space shows its page in a frame of the Hub's
+
+
+class SecurityHeaders:
+    """Adds `HEADERS` to every HTTP answer. Plain ASGI, because Starlette's own base class buffers event streams."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def build(
+    manager: Manager,
+    settings: Settings,
+    preset: str | None = None,
+    locked: Collection[str] = (),
+    on_space: bool = False,
+) -> FastAPI:
+    """The application. Visitors begin with `settings`, which is `preset` or a variation of it.
+
+    `locked` are paths of knobs that visitors may not change: on a server that others reach, the prior's path, with
+    which they could have it load any folder or download any model. The manager's sessions end with the application.
+    """
+    viewports = Viewports()
+    page = Page(manager, viewports, settings, preset, locked)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        viewports.close_all()
+        manager.shutdown()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(SecurityHeaders)
+    # before the page is mounted at /, which would answer for every address
+    app.include_router(routes(viewports, f"'self' {HUB}" if on_space else "'self'"))
+    return gr.mount_gradio_app(
+        app,
+        page.build(),
+        path="/",
+        theme=theme(),
+        css=(ASSETS / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(ASSETS / 'page.js').read_text(encoding='utf-8')}</script>",
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,  # its front server forwards no WebSockets
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        allowed_paths=[],
+        max_file_size="1mb",  # nothing is uploaded
+        show_error=True,
+    )

@@ -1,0 +1,217 @@
+"""One page and its seat: what was read from the session, what the form shows, and what changed since the last look."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from sdlab.manager import Seat
+from sdlab.messages import (
+    Applied,
+    Command,
+    Event,
+    Failed,
+    Loaded,
+    Patch,
+    Phase,
+    Rejected,
+    Skipped,
+    Stepped,
+)
+from sdlab.settings import Settings
+from sdlab.ui.form import label_of
+from sdlab.ui.panels import NOT_YET, Curve, Mark, Message, chart, duration, figures, number, preview, status
+from sdlab.viewport.splat_view import SplatView
+
+MAX_MARKS = 60
+
+
+class Look(NamedTuple):
+    """What a page needs to show now; None for what is as it was at the last look."""
+
+    status: str | None
+    preview: str | None
+    charts: str | None
+    phase: Phase | None
+    nudge: int | None  # grows when controls show something else than what is in force
+
+
+class Visit:
+    """Shared by the handlers of one page, which run in several threads."""
+
+    def __init__(self, seat: Seat, view: SplatView, preset: str | None) -> None:
+        self.seat = seat
+        self.view = view
+        self.preset = preset  # the one last picked
+        self.left_at: float | None = None  # when the page was closed
+        self._lock = threading.Lock()
+        self._next_event = 0
+        self._frame_version = -1
+        self._last: dict[str, str] = {}  # what the page was last given, by panel
+        self._shown: dict[str, Any] = {}  # path -> value that a control was given by a person
+        self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # preset before the last, paths changed
+        self._stale: set[str] = set()
+        self._nudges = 0
+        self._message: Message | None = None
+        self._figures: dict[str, float] = {}
+        self._forget_curves()
+
+    def _forget_curves(self) -> None:
+        self._gradient, self._rate = Curve(), Curve()
+        self._marks: list[Mark] = []
+        self._last_step = 0
+        self._curves_changed = True
+
+    @property
+    def settings(self) -> Settings:
+        """As asked for, knobs that wait for a reset included."""
+        return self.seat.session.settings
+
+    # ---- from the page to the session --------------------------------------------------------------------
+
+    def send(self, *commands: Command, note: str = "") -> None:
+        """Hand commands over; what was said before is answered by this, `note` is said instead."""
+        with self._lock:
+            self._message = Message("info", note) if note else None
+        for command in commands:
+            self.seat.session.send(command)
+
+    def patch(self, changes: Iterable[tuple[str, Any]]) -> None:
+        """Ask for changes as one transaction, and remember what the controls show."""
+        changes = tuple(changes)
+        if not changes:
+            return
+        with self._lock:
+            self._shown.update(changes)
+        self.seat.session.send(Patch(changes))
+
+    def pick(self, preset: str, settings: Settings) -> None:
+        """Ask for everything in which a preset differs from what is in force."""
+        changes = self.settings.differences(settings)
+        with self._lock:
+            self._picked = (self.preset, frozenset(path for path, _ in changes))
+            self.preset = preset
+        self.patch(changes)
+
+    # ---- from the session to the page --------------------------------------------------------------------
+
+    def look(self) -> Look:
+        """Read what is new. Called by one tick at a time."""
+        with self._lock:
+            events, self._next_event = self.seat.session.events.since(self._next_event)
+            stale_before = len(self._stale)
+            waiting: list[str] = []
+            for event in events:
+                self._take(event, waiting)
+            if len(self._stale) > stale_before:
+                self._nudges += 1
+            phase = self.seat.session.status.phase
+            return Look(
+                self._if_new("status", self._status()),
+                self._preview(),
+                self._charts(),
+                phase if self._if_new("phase", phase) else None,
+                self._nudges if len(self._stale) > stale_before else None,
+            )
+
+    def take_stale(self) -> frozenset[str]:
+        """Paths of controls that show something else than what is in force; they are thereby taken as put right."""
+        with self._lock:
+            stale, self._stale = frozenset(self._stale), set()
+            return stale
+
+    def _if_new(self, panel: str, content: str) -> str | None:
+        if self._last.get(panel) == content:
+            return None
+        self._last[panel] = content
+        return content
+
+    def _take(self, event: Event, waiting: list[str]) -> None:
+        match event:
+            case Stepped(step, stats):
+                if step <= self._last_step:
+                    self._forget_curves()  # a reset
+                self._last_step = step
+                self._figures = stats
+                self._gradient.add(step, stats["grad_rms"])
+                self._rate.add(step, stats["steps_per_s"])
+                self._curves_changed = True
+            case Applied(step, path, value, note):
+                self._settle(path, value)
+                self._mark(step, f"{path} = {value}")
+                if note:
+                    waiting.append(label_of(path))
+                names = ", ".join(waiting)
+                self._message = Message("info", f"{names}: in force at the next reset") if waiting else None
+            case Rejected(_, path, value, reason):
+                self._settle(path, value)
+                if path in self._picked[1]:
+                    self.preset = self._picked[0]
+                self._message = Message("error", reason)
+            case Skipped(step, what):
+                self._message = Message("warning", f"the update of step {step} was left out: not finite, {what}")
+            case Failed(_, reason):
+                self._message = Message("error", reason)
+            case Loaded():
+                self._forget_curves()
+                self._stale |= set(self.settings.knobs())
+
+    def _settle(self, path: str, value: Any) -> None:
+        """The session has answered for one knob: is the control still right? While the answer is to an older value
+        than the control shows (a slider being dragged), a later answer is under way."""
+        if path not in self._shown or self._shown[path] != value:
+            return
+        knob = self.settings.knobs().get(path)
+        if knob is not None and knob.value != value:
+            self._shown[path] = knob.value
+            self._stale.add(path)
+
+    def _mark(self, step: int, text: str) -> None:
+        if self._marks and self._marks[-1].step == step:
+            text = f"{self._marks.pop().text}\n{text}"
+        self._marks = [*self._marks, Mark(step, text)][-MAX_MARKS:]
+        self._curves_changed = True
+
+    def _status(self) -> str:
+        session = self.seat.session
+        frame = session.latest.get()
+        now = session.status
+        step = frame.step if frame is not None else 0
+        return status(
+            now.phase, now.text, step, session.settings.steps, self._figures.get("steps_per_s", 0.0), self._message
+        )
+
+    def _preview(self) -> str | None:
+        latest = self.seat.session.latest
+        if latest.version == self._frame_version:
+            return None
+        self._frame_version = latest.version
+        frame = latest.get()
+        return preview(frame.preview, frame.views, frame.step) if frame is not None else None
+
+    def _charts(self) -> str | None:
+        """Charts and numbers together; they change together."""
+        frame = self.seat.session.latest.get()
+        if frame is None:
+            return None
+        if frame.step == 0 and self._last_step > 0:
+            self._forget_curves()
+            self._figures = {}
+        if not self._curves_changed:
+            return None
+        self._curves_changed = False
+        f = self._figures
+        rows = [
+            ("Gaussians", f"{frame.stats['n_gaussians']:,.0f}".replace(",", " "), "how many make up the scene now"),
+            ("Skipped steps", f"{f.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
+            ("Inside the prior", f"{100 * f['prior_share']:.0f} %" if f else NOT_YET, "share of the time of all steps"),
+            ("Noise level t", number(f["t"]) if f else NOT_YET, "timestep of the last step, mean over views, 0 to 999"),
+            ("Optimised for", duration(f["seconds"]) if f else NOT_YET, "time spent in steps, pauses not counted"),
+        ]
+        return (
+            '<div class="charts">'
+            + chart("Gradient RMS", self._gradient, self._marks, log=True, name="gradient")
+            + chart("Steps per second", self._rate, self._marks, name="rate")
+            + f"</div>{figures(rows)}"
+        )
