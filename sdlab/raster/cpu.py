@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,21 +51,23 @@ def rasterize(
 
     Raises ValueError, naming the tensor, for NaN or infinity, a wrong shape, or a tensor that is not on the CPU.
     """
-    gaussians = {
-        "means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors
-    }  # fmt: skip
     count, views = means.shape[0], viewmats.shape[0]
     if background is None:
         background = torch.zeros(views, 3)
-    cameras = {"viewmats": viewmats, "Ks": Ks, "background": background}
-    shapes = [(count, 3), (count, 4), (count, 3), (count,), (count, 3), (views, 4, 4), (views, 3, 3), (views, 3)]
     inputs = [
-        _checked(name, tensor, shape)
-        for (name, tensor), shape in zip({**gaussians, **cameras}.items(), shapes, strict=True)
+        _checked("means", means, (count, 3)),
+        _checked("quats", quats, (count, 4)),
+        _checked("scales", scales, (count, 3)),
+        _checked("opacities", opacities, (count,)),
+        _checked("colors", colors, (count, 3)),
+        _checked("viewmats", viewmats, (views, 4, 4)),
+        _checked("Ks", Ks, (views, 3, 3)),
+        _checked("background", background, (views, 3)),
     ]
     if width < 1 or height < 1:
         raise ValueError(f"the picture is {width} x {height} pixels; width and height must be at least 1")
-    frame = _Frame([t.detach().numpy() for t in inputs], width, height)
+    arrays = [t.detach().numpy() for t in inputs]
+    frame = _Frame(arrays[:5], arrays[5:], width, height)
     rgb, alpha, depth = _Rasterize.apply(frame, *inputs)
     return Render(rgb, alpha, depth, frame.info)
 
@@ -140,100 +143,111 @@ def _executor() -> ThreadPoolExecutor:
 
 
 class _Frame:
-    """What the forward pass of one call leaves for its backward pass."""
+    """The stages of one call, and what its forward pass leaves for its backward pass."""
 
-    def __init__(self, inputs: list[np.ndarray], width: int, height: int) -> None:
-        self.inputs = inputs
+    def __init__(self, scene: list[np.ndarray], cameras: list[np.ndarray], width: int, height: int) -> None:
+        self.scene = scene  # means, quats, scales, opacities, colors
+        self.viewmats, self.Ks, self.background = cameras
         self.width, self.height = width, height
-        self.size = np.float32(width), np.float32(height)
-        self.tiles = -(-width // kernels.TILE_SIDE), -(-height // kernels.TILE_SIDE)
-        self.views = inputs[5].shape[0]
-        count = inputs[0].shape[0]
-        self.info = ScreenInfo(torch.empty(self.views, count, dtype=torch.int32), torch.empty(self.views, count, 2))
-        self.stops = np.empty((self.views, self.tiles[0] * self.tiles[1]), np.int32)
+        self.tiles_x, self.tiles_y = -(-width // kernels.TILE_SIDE), -(-height // kernels.TILE_SIDE)
+        self.views, self.count = self.viewmats.shape[0], scene[0].shape[0]
+        self.info = ScreenInfo(
+            torch.empty(self.views, self.count, dtype=torch.int32), torch.empty(self.views, self.count, 2)
+        )
+        self.T_end = np.empty((self.views, height, width), np.float32)
+        self.stops = np.empty((self.views, self.tiles_x * self.tiles_y), np.int32)
         self.prepared: list[Any] = [None] * self.views  # splats, gaussians, starts, ranks of each view
-        self.parts: list[Any] = [None] * self.views  # tile boundaries of each view
+        self.parts: list[list[int]] = [[]] * self.views  # tile numbers between which each view is cut
+
+    def _camera(self, view: int) -> tuple[np.ndarray, np.ndarray, np.float32, np.float32]:
+        return self.viewmats[view], self.Ks[view], np.float32(self.width), np.float32(self.height)
+
+    def _pieces(self) -> list[tuple[int, int]]:
+        """Every (view, part)."""
+        return [(view, part) for view, cuts in enumerate(self.parts) for part in range(len(cuts) - 1)]
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill `info` -> rgb [B, 3, H, W], alpha and depth [B, 1, H, W]."""
         rgb = torch.empty(self.views, 3, self.height, self.width)
         alpha = torch.empty(self.views, 1, self.height, self.width)
         depth = torch.empty(self.views, 1, self.height, self.width)
-        out = rgb.numpy(), alpha.numpy()[:, 0], depth.numpy()[:, 0]
+        rgb_, alpha_, depth_ = rgb.numpy(), alpha.numpy()[:, 0], depth.numpy()[:, 0]
         radii, means2d = self.info.radii.numpy(), self.info.means2d.numpy()
-        *gaussians, viewmats, Ks, background = self.inputs
 
         def prepare(view: int) -> None:
             self.prepared[view] = kernels.prepare_view(
-                *gaussians, viewmats[view], Ks[view], *self.size, *self.tiles, radii[view], means2d[view]
+                *self.scene, *self._camera(view), self.tiles_x, self.tiles_y, radii[view], means2d[view]
             )
-            self.parts[view] = _tile_parts(self.prepared[view][2])
+            _, _, starts, _ = self.prepared[view]
+            self.parts[view] = _cut(starts)
 
         def blend(view: int, part: int) -> None:
             splats, _, starts, ranks = self.prepared[view]
             first, last = self.parts[view][part : part + 2]
             kernels.blend(
-                first, last, self.tiles[0], splats, starts, ranks, background[view],
-                out[0][view], out[1][view], out[2][view], self.stops[view],
+                first, last, self.tiles_x, splats, starts, ranks, self.background[view],
+                rgb_[view], alpha_[view], depth_[view], self.T_end[view], self.stops[view],
             )  # fmt: skip
 
-        _run([lambda v=v: prepare(v) for v in range(self.views)])
-        _run([lambda v=v, p=p: blend(v, p) for v, p in self._pieces()])
+        _run([partial(prepare, view) for view in range(self.views)])
+        _run([partial(blend, view, part) for view, part in self._pieces()])
         return rgb, alpha, depth
 
-    def _pieces(self) -> list[tuple[int, int]]:
-        return [(v, p) for v in range(self.views) for p in range(len(self.parts[v]) - 1)]
-
-    def backward(self, rgb, alpha, depth, d_rgb, d_alpha, d_depth) -> tuple[list[Tensor], Tensor]:
-        means, quats, scales, opacities, _, viewmats, Ks, _ = self.inputs
-        count = means.shape[0]
+    def backward(
+        self, rgb: Tensor, depth: Tensor, d_rgb: Tensor, d_alpha: Tensor, d_depth: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Fill `info.means2d_grad` -> gradients of the five scene tensors, and of the background."""
+        rgb_, depth_, d_rgb_, d_alpha_, d_depth_ = (
+            t.detach().contiguous().numpy() for t in (rgb, depth[:, 0], d_rgb, d_alpha[:, 0], d_depth[:, 0])
+        )
         moments = [
-            np.zeros((len(parts) - 1, splats.shape[0], kernels.MOMENT_COLUMNS), np.float32)
-            for parts, (splats, *_) in zip(self.parts, self.prepared, strict=True)
+            np.zeros((len(cuts) - 1, splats.shape[0], kernels.MOMENT_COLUMNS), np.float32)
+            for cuts, (splats, *_) in zip(self.parts, self.prepared, strict=True)
         ]
         d_background = np.zeros((self.views, PARTS_MAX, 3), np.float32)
-        d_views = np.empty((self.views, count, kernels.GRADIENT_COLUMNS), np.float32)
-        d_means2d = torch.empty(self.views, count, 2)
-        pixels = [t.detach().contiguous().numpy() for t in (rgb, alpha, depth, d_rgb, d_alpha, d_depth)]
-        for k in (1, 2, 4, 5):
-            pixels[k] = pixels[k][:, 0]
+        d_scene = np.empty((self.views, self.count, kernels.GRADIENT_COLUMNS), np.float32)
+        means2d_grad = torch.empty(self.views, self.count, 2)
+        d_means2d = means2d_grad.numpy()
 
         def blend(view: int, part: int) -> None:
             splats, _, starts, ranks = self.prepared[view]
             first, last = self.parts[view][part : part + 2]
             kernels.blend_backward(
-                first, last, self.tiles[0], splats, starts, self.stops[view], ranks,
-                *(p[view] for p in pixels), moments[view][part], d_background[view, part],
+                first, last, self.tiles_x, splats, starts, self.stops[view], ranks,
+                rgb_[view], depth_[view], self.T_end[view], d_rgb_[view], d_alpha_[view], d_depth_[view],
+                moments[view][part], d_background[view, part],
             )  # fmt: skip
 
         def project(view: int) -> None:
             splats, gaussians, _, _ = self.prepared[view]
             kernels.project_backward(
-                means, quats, scales, opacities, viewmats[view], Ks[view], *self.size, splats, gaussians,
-                moments[view], d_views[view], d_means2d.numpy()[view],
-            )  # fmt: skip
+                *self.scene[:4], *self._camera(view), splats, gaussians, moments[view], d_scene[view], d_means2d[view]
+            )
 
-        _run([lambda v=v, p=p: blend(v, p) for v, p in self._pieces()])
-        _run([lambda v=v: project(v) for v in range(self.views)])
-        gradients = [torch.empty(a.shape) for a in self.inputs[:5]]
-        kernels.sum_views(d_views, *(g.numpy() for g in gradients))
-        self.info.means2d_grad = d_means2d
+        _run([partial(blend, view, part) for view, part in self._pieces()])
+        _run([partial(project, view) for view in range(self.views)])
+        gradients = [torch.empty(parameter.shape) for parameter in self.scene]
+        kernels.sum_views(d_scene, *(gradient.numpy() for gradient in gradients))
+        self.info.means2d_grad = means2d_grad
         return gradients, torch.from_numpy(d_background.sum(1))
 
 
 class _Rasterize(torch.autograd.Function):
+    """One call of `rasterize`; the tensors are those that the frame holds as arrays."""
+
     @staticmethod
-    def forward(ctx, frame, means, quats, scales, opacities, colors, viewmats, Ks, background):
+    def forward(ctx: Any, frame: _Frame, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rgb, alpha, depth = frame.forward()
-        # Saved through autograd, although the frame holds them too, so that a change in place is noticed.
-        ctx.save_for_backward(means, quats, scales, opacities, colors, viewmats, Ks, background, rgb, alpha, depth)
+        # The inputs go through autograd, although the frame holds them too, so that a change in place is noticed.
+        ctx.save_for_backward(rgb, depth, *inputs)
         ctx.frame = frame
         return rgb, alpha, depth
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_rgb, d_alpha, d_depth):
-        *_, rgb, alpha, depth = ctx.saved_tensors
-        gradients, d_background = ctx.frame.backward(rgb, alpha, depth, d_rgb, d_alpha, d_depth)
+    def backward(ctx: Any, d_rgb: Tensor, d_alpha: Tensor, d_depth: Tensor) -> tuple[Tensor | None, ...]:
+        rgb, depth, *_ = ctx.saved_tensors
+        gradients, d_background = ctx.frame.backward(rgb, depth, d_rgb, d_alpha, d_depth)
         return None, *gradients, None, None, d_background
 
 
@@ -251,7 +265,7 @@ def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def _tile_parts(starts: np.ndarray) -> list[int]:
+def _cut(starts: np.ndarray) -> list[int]:
     """Tile numbers that cut the tiles, from 0 to the last, into runs of about as many (splat, tile) pairs each."""
     tiles, pairs = starts.size - 1, int(starts[-1])
     parts = min(1 + pairs // PAIRS_PER_PART, PARTS_MAX)

@@ -395,8 +395,8 @@ def _pixels_covered(splat, top):
 
 
 @kernel
-def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb, alpha, depth, stops):
-    """Blend the tiles first_tile .. last_tile - 1 into rgb [3, H, W], alpha [H, W] and depth [H, W].
+def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb, alpha, depth, T_end, stops):
+    """Blend the tiles first_tile .. last_tile - 1 into rgb [3, H, W], and alpha, depth and T_end [H, W].
 
     `stops[tile]` becomes the end of the part of the tile's list that was looked at.
 
@@ -454,6 +454,7 @@ def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb
                 rgb[1, row, column] = block[G + i] + t * background[1]
                 rgb[2, row, column] = block[B + i] + t * background[2]
                 alpha[row, column] = f32(1) - t
+                T_end[row, column] = t  # kept, because 1 - alpha has lost it where it is small
                 depth[row, column] = block[Z + i]
 
 
@@ -463,7 +464,7 @@ def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb
 @kernel
 def blend_backward(
     first_tile, last_tile, tiles_x, splats, starts, stops, ranks,
-    rgb, alpha, depth, d_rgb, d_alpha, d_depth, moments, d_background,
+    rgb, depth, T_end, d_rgb, d_alpha, d_depth, moments, d_background,
 ):  # fmt: skip
     """Add to `moments` [M, 10] and `d_background` [3] what the tiles first_tile .. last_tile - 1 contribute.
 
@@ -475,7 +476,7 @@ def blend_backward(
     The whole sum (i = 0) is dLoss/dC . C + dLoss/dZ Z - dLoss/dalpha_out T_end, so the pass goes front to back like
     the forward one and suffix = whole - prefix: no per-pair value is stored, and nothing is divided back out of T.
     """
-    height, width = alpha.shape
+    height, width = T_end.shape
     grid_x, grid_y = _pixel_grid()
     block = np.empty(6 * TILE_PIXELS, np.float32)
     for tile in range(first_tile, last_tile):
@@ -486,7 +487,7 @@ def blend_backward(
             if row < height and column < width:
                 g_r, g_g, g_b = d_rgb[0, row, column], d_rgb[1, row, column], d_rgb[2, row, column]
                 g_z = d_depth[row, column]
-                t_end = f32(1) - alpha[row, column]
+                t_end = T_end[row, column]
                 whole = g_r * rgb[0, row, column] + g_g * rgb[1, row, column] + g_b * rgb[2, row, column]
                 block[T + i] = f32(1)
                 block[SUFFIX + i] = whole + g_z * depth[row, column] - d_alpha[row, column] * t_end

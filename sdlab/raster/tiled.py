@@ -69,10 +69,9 @@ def rasterize(
         numbers.append(number)
         sums.append(total)
         ends.append(end)
-    if numbers:
-        number = torch.cat(numbers)
-        blended = blended.index_copy(0, number, torch.cat(sums))
-        T_end = T_end.index_copy(0, number, torch.cat(ends))
+    number = torch.cat(numbers)
+    blended = blended.index_copy(0, number, torch.cat(sums))
+    T_end = T_end.index_copy(0, number, torch.cat(ends))
 
     picture = torch.cat([blended, T_end[:, None]], 1).unflatten(0, (views, tiles_y, tiles_x))
     picture = picture.unflatten(-1, (TILE_SIDE, TILE_SIDE)).permute(0, 3, 1, 4, 2, 5)
@@ -126,7 +125,10 @@ def _pairs(
 def _batches(
     tile: Int[Tensor, " P"], splat: Int[Tensor, " P"], tiles: int
 ) -> list[tuple[Int[Tensor, " G"], Int[Tensor, "G K"]]]:
-    """Tiles with lists of similar length, and their lists padded with -1 to the longest; empty tiles left out."""
+    """Tiles with lists of similar length, and their lists padded with -1 to the longest; empty tiles left out.
+
+    If all are empty, the first one remains, so that the pictures still hang on the scene and gradients are zeros.
+    """
     counts = torch.bincount(tile, minlength=tiles)
     starts = counts.cumsum(0) - counts
     by_length = torch.argsort(counts, descending=True)
@@ -143,7 +145,7 @@ def _batches(
         members = splat[(starts[number, None] + place).clamp(max=splat.numel() - 1)]
         batches.append((number, torch.where(place < counts[number, None], members, -1)))
         first = last
-    return batches
+    return batches or [(by_length[:1], splat.new_empty(1, 0))]
 
 
 def _blend(
@@ -169,9 +171,10 @@ def _blend(
     alpha = torch.where((alpha >= ALPHA_MIN) & present[..., None], alpha, torch.zeros_like(alpha))
 
     # ln T before each splat; sums of logarithms, because the gradient of a cumulative product is slow.
-    log_T = torch.log1p(-alpha).cumsum(1)
+    log_factor = torch.log1p(-alpha)
+    log_T = log_factor.cumsum(1)
     alive = torch.exp(log_T.detach()) > T_STOP
     log_before = torch.cat([torch.zeros_like(log_T[:, :1]), log_T[:, :-1]], 1)
     weights = torch.where(alive, alpha * torch.exp(log_before), torch.zeros_like(alpha))
     blended = features[members].transpose(1, 2) @ weights
-    return blended, 1 - weights.sum(1)
+    return blended, torch.exp(torch.where(alive, log_factor, torch.zeros_like(log_factor)).sum(1))
