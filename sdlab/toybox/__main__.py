@@ -1,0 +1,7 @@
+"""`python -m sdlab.toybox train | sample | pictures`."""
+
+import sys
+
+from sdlab.toybox.cli import main
+
+sys.exit(main())

@@ -1,0 +1,284 @@
+"""Training of the toybox prior, resumable at any checkpoint.
+
+Recipe: predict eps with the min-SNR-5 weight (arXiv 2303.09556, eq. 5 for eps: min(snr, 5) / snr), AdamW with a
+cosine schedule over the planned number of samples (not over time, so that a resumed run is the same run), moving
+average of the weights, 10 % of captions dropped for classifier-free guidance, mirrored pictures where the mirror
+image is true, timesteps stratified over the batch (one from each of `batch` equal strata: the same marginal,
+less variance), bfloat16 autocast.
+
+Every draw of step k comes from `StepRng(seed, k)` and the order of the pictures from (seed, epoch), so a
+checkpoint needs no generator states: weights, average, optimiser and the step are the whole state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdlab.rng import StepRng
+from sdlab.toybox import model
+from sdlab.toybox.pictures import DATA_VERSION, Pool, kept_pool
+
+CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.json", "toybox"
+SNR_CAP = 5.0
+CAPTION_DROPOUT = 0.1
+WARMUP_STEPS = 200
+FINAL_RATE = 0.02  # of the peak, at the end of the cosine
+LOG_SAMPLES = 12_800  # between two lines of the log
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is; stored in its checkpoint, and a resumed run takes it from there."""
+
+    samples: int
+    batch: int = 64
+    lr: float = 1e-3
+    ema: float = 0.999  # remembers 1000 steps, a sixth of a run on a CPU
+    pictures: int = 200_000
+    seed: int = 0
+    shape: model.Shape = field(default_factory=model.Shape)
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.samples / self.batch)
+
+
+class Trainer:
+    """Networks, average and optimiser of one run, and how far it is (`step` steps done)."""
+
+    def __init__(self, plan: Plan, pool: Pool, device: torch.device) -> None:
+        self.plan = plan
+        self.pool = pool
+        self.device = device
+        self.step = 0
+        self.box = model.build(plan.shape, plan.seed).to(device)
+        self.box.unet.train()
+        self.box.text_encoder.train()
+        self.weights = self.box.parameters()
+        self.average = [w.detach().clone() for w in self.weights]
+        self.optimiser = torch.optim.AdamW(self.weights, lr=plan.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+        self.tokens = model.encode_captions(self.box.tokenizer, pool.captions).to(torch.int16)
+        self.no_caption = model.encode_captions(self.box.tokenizer, [""])[0]
+        self.may_mirror = torch.from_numpy(pool.may_mirror)
+        self.alphas_cumprod = self.box.scheduler.alphas_cumprod.to(device)
+        snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
+        self.snr_weight = snr.clamp(max=SNR_CAP) / snr
+        self._order = (-1, torch.empty(0, dtype=torch.long))
+
+    def rate(self) -> float:
+        """Learning rate of the next step: linear warm-up, then a cosine over the planned steps."""
+        done = min(self.step / max(self.plan.steps, 1), 1.0)
+        cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.plan.lr * cosine * min(1.0, (self.step + 1) / WARMUP_STEPS)
+
+    def picture_indices(self) -> Tensor:
+        """[batch] pictures of this step: position step * batch in an endless row of shuffled epochs."""
+        n, found = len(self.pool), []
+        at, left = self.step * self.plan.batch, self.plan.batch
+        while left > 0:
+            epoch, offset = divmod(at, n)
+            if self._order[0] != epoch:
+                self._order = (
+                    epoch,
+                    torch.randperm(n, generator=StepRng(self.plan.seed, epoch)("order")),
+                )
+            found.append(self._order[1][offset : offset + left])
+            at, left = at + len(found[-1]), left - len(found[-1])
+        return torch.cat(found)
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(z0 [B, 3, S, S] in [-1, 1], tokens [B, 77], t [B], noise like z0) of the next step, on the device."""
+        size, rng = self.plan.batch, StepRng(self.plan.seed, self.step)
+        which = self.picture_indices()
+        pixels = torch.from_numpy(self.pool.rgb[which.numpy()])
+        z0 = pixels.float() / 127.5 - 1
+        mirror = self.may_mirror[which] & (torch.rand(size, generator=rng("mirror")) < 0.5)
+        z0 = torch.where(mirror[:, None, None, None], z0.flip(-1), z0)
+        tokens = self.tokens[which].long()
+        dropped = torch.rand(size, generator=rng("dropout")) < CAPTION_DROPOUT
+        tokens = torch.where(dropped[:, None], self.no_caption, tokens)
+        strata = torch.arange(size) + torch.rand(size, generator=rng("timestep"))
+        t = (strata * (1000 / size)).long().clamp(max=999)
+        noise = torch.randn(z0.shape, generator=rng("noise"))
+        return z0.to(self.device), tokens.to(self.device), t.to(self.device), noise.to(self.device)
+
+    def train_step(self) -> float:
+        """One optimiser step; the weighted loss before it."""
+        z0, tokens, t, noise = self.batch()
+        alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        z_t = alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * noise
+        with torch.autocast(self.device.type, torch.bfloat16):
+            hidden = self.box.text_encoder(tokens)[0]
+            eps = self.box.unet(z_t, t, encoder_hidden_states=hidden, return_dict=False)[0]
+        errors = F.mse_loss(eps.float(), noise, reduction="none").mean((1, 2, 3))
+        loss = (errors * self.snr_weight[t]).mean()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))  # short memory while all is still changing
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - keep)
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "plan": asdict(self.plan),
+            "data_version": DATA_VERSION,
+            "step": self.step,
+            "weights": [w.detach() for w in self.weights],
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for mine, kept in zip(self.weights, state["weights"], strict=True):
+                mine.copy_(kept)
+            for mine, kept in zip(self.average, state["average"], strict=True):
+                mine.copy_(kept)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+
+
+def plan_of(state: dict[str, Any]) -> Plan:
+    """The plan that a checkpoint was made under."""
+    kept = dict(state["plan"])
+    shape = kept.pop("shape")
+    return Plan(**kept, shape=model.Shape(**{**shape, "channels": tuple(shape["channels"])}))
+
+
+def read_checkpoint(out: Path) -> dict[str, Any]:
+    """ValueError if there is none, if it is broken, or if it was made with other pictures."""
+    path = out / CHECKPOINT
+    if not path.exists():
+        raise ValueError(f"--resume: no checkpoint {path}; leave --resume away to start a new run there")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"--resume: checkpoint {path} cannot be read ({type(error).__name__})") from error
+    if state["data_version"] != DATA_VERSION:
+        raise ValueError(
+            f"--resume: {path} was trained on pictures of version {state['data_version']},"
+            f" this code draws version {DATA_VERSION}; start a new run"
+        )
+    return state
+
+
+def write_checkpoint(trainer: Trainer, out: Path, log: list[dict[str, float]]) -> None:
+    """Checkpoint (whole or not at all), log, and the averaged weights in the diffusers layout."""
+    draft = out / (CHECKPOINT + ".part")
+    torch.save(trainer.state(), draft)
+    os.replace(draft, out / CHECKPOINT)
+    (out / LOG).write_text(json.dumps(log, indent=1) + "\n")
+    model.save(trainer.box, out / WEIGHTS, list(trainer.average))
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def samples_for(minutes: float, plan: Plan, pool: Pool, device: torch.device) -> int:
+    """How many samples fit into `minutes` at the speed of a throw-away trainer, measured for 20 seconds."""
+    trial = Trainer(plan, pool, device)
+    for _ in range(3):  # the first steps pay for allocations
+        trial.train_step()
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < 20:
+        trial.train_step()
+        steps += 1
+    per_second = steps * plan.batch / (time.perf_counter() - started)
+    say(f"measured {per_second:.0f} samples/s")
+    return max(int(per_second * 60 * minutes), plan.batch)
+
+
+def load_pool(plan: Plan, data: Path, threads: int) -> Pool:
+    started = time.perf_counter()
+
+    def progress(done: int) -> None:
+        if done % 25_600 == 0 or done == plan.pictures:
+            say(f"pictures {done}/{plan.pictures}, {done / (time.perf_counter() - started):.0f} a second")
+
+    return kept_pool(data, plan.seed, plan.pictures, threads, progress)
+
+
+def train(
+    out: Path,
+    data: Path,
+    plan: Plan,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    device: torch.device | None = None,
+    threads: int = 2,
+    checkpoint_minutes: float = 5.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """Train into `out` (checkpoint.pt, log.json, toybox/) until `plan.samples` are seen or `stop()` says so.
+
+    With `resume` the plan comes from the checkpoint and `plan` is not looked at. With `minutes` a new run plans its
+    samples by the speed it measures first. ValueError when there is nothing to resume, or when a new run
+    would overwrite an old one.
+    """
+    device = device or torch.device("cpu")
+    state = read_checkpoint(out) if resume else None
+    if state is None and (out / CHECKPOINT).exists():
+        raise ValueError(f"--out: {out} holds a run already; add --resume to go on with it, or name another folder")
+    if state is not None:
+        plan = plan_of(state)
+    out.mkdir(parents=True, exist_ok=True)
+    pool = load_pool(plan, data, threads)
+    if state is None and minutes is not None:
+        plan = replace(plan, samples=samples_for(minutes, plan, pool, device))
+    trainer = Trainer(plan, pool, device)
+    log: list[dict[str, float]] = []
+    if state is not None:
+        trainer.load_state(state)
+        log = [line for line in json.loads((out / LOG).read_text()) if line["samples"] <= trainer.step * plan.batch]
+    n_weights = sum(w.numel() for w in trainer.weights)
+    say(f"{n_weights / 1e6:.2f} M weights, {plan.samples} samples in batches of {plan.batch}, from step {trainer.step}")
+
+    seconds_before = log[-1]["seconds"] if log else 0.0
+    started = saved = time.perf_counter()
+    began_at = trainer.step
+    losses: list[float] = []
+    log_steps = max(LOG_SAMPLES // plan.batch, 1)
+    while trainer.step < plan.steps and not stop():
+        losses.append(trainer.train_step())
+        now = time.perf_counter()
+        if trainer.step % log_steps == 0 or trainer.step == plan.steps:
+            per_second = (trainer.step - began_at) * plan.batch / (now - started)
+            seen = trainer.step * plan.batch
+            loss = math.fsum(losses) / len(losses)
+            left = (plan.steps - trainer.step) * plan.batch / per_second
+            log.append({"samples": seen, "loss": loss, "seconds": seconds_before + now - started})
+            losses.clear()
+            say(f"{seen}/{plan.samples} samples, loss {loss:.5f}, {per_second:.0f} a second, {clock(left)} left")
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss is {loss} after {seen} samples: lower --lr (it was {plan.lr})")
+        if now - saved > 60 * checkpoint_minutes:
+            write_checkpoint(trainer, out, log)
+            saved = now
+    write_checkpoint(trainer, out, log)
+    say(f"{'finished' if trainer.step >= plan.steps else 'stopped'}; weights in {out / WEIGHTS}")
+    return trainer

@@ -1,0 +1,426 @@
+"""The toybox: its pictures say what their captions say, its trainer learns and resumes, its folder loads anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdlab.toybox import cli, model, pictures, raytrace, sample, train
+from sdlab.toybox.objects import LOPSIDED, OBJECTS, VARIANTS, table
+
+TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only lose by threads, most of all on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def plain(name: str, colour: str, azimuth: float, elevation: float = 10.0) -> pictures.Shot:
+    """A shot without any jitter: white background, light from behind the camera, nothing corrupted."""
+    lamp = math.radians(azimuth)
+    return pictures.describe(0, 0)._replace(
+        name=name,
+        variant=0,
+        rgb=pictures.COLOURS[colour],
+        gloss=0.0,
+        azimuth=azimuth,
+        elevation=elevation,
+        distance=pictures.DISTANCE,
+        aim=np.zeros(3),
+        stretch=np.ones(3),
+        ambient=0.6,
+        light=np.array((0.6 * math.cos(lamp), 0.6 * math.sin(lamp), 0.8)),
+        grounds=np.ones((2, 3)),
+        slope=np.zeros(2),
+        corruptions=(),
+    )
+
+
+def near(rgb: np.ndarray, colour: tuple[float, float, float], tolerance: float = 0.25) -> int:
+    """How many pixels are about this colour."""
+    return int((np.abs(rgb - np.array(colour)).max(-1) < tolerance).sum())
+
+
+# ---- pictures
+
+
+def test_picture_depends_on_seed_and_index_alone() -> None:
+    one, two = pictures.make_pool(3, 600, threads=1), pictures.make_pool(3, 600, threads=3)
+    assert np.array_equal(one.rgb, two.rgb)
+    assert one.captions == two.captions
+    late, captions, _ = pictures.render_range(3, 590, 600)
+    assert np.array_equal(late, one.rgb[590:])
+    assert captions == one.captions[590:]
+    assert not np.array_equal(one.rgb[:10], pictures.make_pool(4, 10).rgb)
+
+
+def test_kept_pool_is_read_back_and_an_incomplete_one_is_rendered_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+    first = pictures.kept_pool(tmp_path, 0, 20, 1, calls.append)
+    assert calls == [20]
+    again = pictures.kept_pool(tmp_path, 0, 20, 1, calls.append)
+    assert calls == [20]
+    assert np.array_equal(first.rgb, again.rgb)
+    assert first.captions == again.captions == pictures.make_pool(0, 20).captions
+    next(tmp_path.glob("*.json")).unlink()  # as if the process had been killed while rendering
+    pictures.kept_pool(tmp_path, 0, 20, 1, calls.append)
+    assert calls == [20, 20]
+
+
+def test_front_is_what_azimuth_zero_sees() -> None:
+    beak = (0.85, 0.45, 0.05)
+    front, back = pictures.render_shots([plain("duck", "blue", 0), plain("duck", "blue", 180)])
+    assert near(front, beak) > near(back, beak) + 8  # the beak, besides the feet that both show
+    lamp, tail = (0.95, 0.9, 0.55), (0.8, 0.05, 0.05)
+    front, back = pictures.render_shots([plain("car", "blue", 0), plain("car", "blue", 180)])
+    assert near(front, lamp) >= 4 > near(back, lamp)
+    assert near(back, tail) >= 4 > near(front, tail)
+
+
+def test_azimuth_turns_counter_clockwise_seen_from_above() -> None:
+    """A camera on +y has -x to its right, so the duck (front +x) looks left there, and right from -y; the mug's
+    handle (+y) is to the right of a viewer in front."""
+    from_left, from_right = pictures.render_shots([plain("duck", "blue", 90), plain("duck", "blue", -90)])
+    beak = (0.85, 0.45, 0.05)
+    head = slice(0, 17)  # rows above the feet
+    columns = [np.nonzero((np.abs(x[head] - beak).max(-1) < 0.25).any(0))[0] for x in (from_left, from_right)]
+    assert columns[0].mean() < 10
+    assert columns[1].mean() > 22
+    mug = pictures.render_shots([plain("mug", "red", 0)])[0]
+    dark = np.nonzero((mug.min(-1) < 0.5).any(0))[0]
+    assert dark.max() - 15.5 > 15.5 - dark.min() + 3
+
+
+def test_overhead_sees_the_top_and_the_ground_is_below() -> None:
+    mug = pictures.render_shots([plain("mug", "white", 0, 85.0), plain("mug", "white", 0, 0.0)])
+    coffee = (0.2, 0.1, 0.05)
+    assert near(mug[0], coffee, 0.15) > 20 > near(mug[1], coffee, 0.15)
+    tree = pictures.render_shots([plain("tree", "green", 0)])[0]
+    covered = (tree.min(-1) < 0.9).sum(1)
+    assert covered[4:8].sum() < covered[16:20].sum()  # the tip is at the top of the picture
+
+
+def test_every_object_fits_into_the_picture_from_all_sides() -> None:
+    for name in OBJECTS:
+        for variant in range(VARIANTS.get(name, 1)):
+            shots = [
+                plain(name, "black", azimuth, elevation)._replace(variant=variant)
+                for azimuth in (0, 60, 120, 180, 240, 300)
+                for elevation in (-20.0, 15.0, 50.0, 80.0)
+            ]
+            tan = math.tan(math.radians(pictures.FOV_DEGREES / 2))
+            _, coverage = raytrace.render(pictures.pack(shots), pictures.SIZE, tan)
+            rim = np.concatenate([coverage[:, 0], coverage[:, -1], coverage[:, :, 0], coverage[:, :, -1]], 1)
+            assert rim.sum(1).max() <= 1.5, name  # pixels on the border, of some 250 in all
+            assert coverage.sum((1, 2)).min() > 60, name
+
+
+def test_only_the_lopsided_objects_differ_from_their_mirror_image() -> None:
+    for name in OBJECTS:
+        shots = [plain(name, "red", angle) for angle in (0.0, 35.0, -35.0)]
+        ahead, left, right = pictures.render_shots(shots)
+        difference = np.abs(left - right[:, ::-1]).mean() + np.abs(ahead - ahead[:, ::-1]).mean()
+        assert (difference > 0.02) == (name in LOPSIDED), name
+    assert all(s.may_mirror == (s.name not in LOPSIDED) for s in (pictures.describe(1, i) for i in range(200)))
+
+
+def test_renderer_skips_nothing_that_a_ray_hits() -> None:
+    """The screen bounds only save time: with every solid a candidate everywhere the picture is the same."""
+    shots = [pictures.describe(5, i)._replace(corruptions=()) for i in range(60)]
+    batch = pictures.pack(shots)
+    tan = math.tan(math.radians(pictures.FOV_DEGREES / 2))
+    bounded = raytrace.render(batch, 32, tan)[0]
+    everywhere = raytrace.render(batch._replace(reaches=np.full_like(batch.reaches, 50.0)), 32, tan)[0]
+    assert np.array_equal(bounded, everywhere)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "area"),
+    [
+        (raytrace.BALL, 0.43, math.pi * 0.43**2),
+        (raytrace.CUBE, 0.43, 0.86**2),
+        (raytrace.CYLINDER, 0.43, 0.86**2),
+        (raytrace.CONE, 0.43, 0.86**2 / 2),
+    ],
+)
+def test_silhouette_of_each_solid_from_afar(kind: int, size: float, area: float) -> None:
+    distance, half_width = 600.0, 1.0
+    outward, axes = pictures.camera_axes(0.0, 0.0)
+    batch = raytrace.Batch(
+        first=np.array([0, 1]),
+        kinds=np.array([kind]),
+        to_local=np.eye(3)[None] / size,
+        shift=np.zeros((1, 3)),
+        centres=np.zeros((1, 3)),
+        reaches=np.array([size * 2]),
+        colours=np.full((1, 3), 0.5),
+        eyes=outward[None] * distance,
+        axes=axes[None],
+        lights=outward[None],
+        shading=np.array([[0.5, 0.0]]),
+        grounds=np.zeros((1, 2, 3)),
+        slopes=np.zeros((1, 2)),
+    )
+    coverage = raytrace.render(batch, 64, half_width / distance, per_side=4)[1]
+    assert coverage.mean() * (2 * half_width) ** 2 == pytest.approx(area, rel=0.02)
+
+
+def test_captions_agree_with_the_camera_and_the_shot() -> None:
+    shots = [pictures.describe(0, i) for i in range(4000)]
+    with_word = [s for s in shots if s.view]
+    assert len(with_word) / len(shots) == pytest.approx(pictures.VIEW_SHARE, abs=0.03)
+    overhead = [s for s in with_word if s.view == pictures.OVERHEAD]
+    assert len(overhead) / len(with_word) == pytest.approx(0.2, abs=0.03)
+    centres = {pictures.FRONT: (0,), pictures.SIDE: (90, -90), pictures.BACK: (180,)}
+    for s in shots:
+        low, high = pictures.OVERHEAD_ELEVATIONS if s.view == pictures.OVERHEAD else pictures.ELEVATIONS
+        assert low <= s.elevation <= high
+        if s.view in centres:
+            gaps = [abs((s.azimuth - c + 180) % 360 - 180) for c in centres[s.view]]
+            assert min(gaps) <= pictures.HALF_BAND
+        says_object = s.caption != ", ".join(s.corruptions)
+        for view in pictures.VIEW_WORDS:
+            assert (view in s.caption) == (view == s.view and says_object)
+        assert all(word in s.caption for word in s.corruptions)
+        if says_object:
+            assert s.name in s.caption.split(",")[0] or s.corruptions
+    unspoken = [s for s in shots if not s.view]
+    ahead = sum(abs((s.azimuth + 180) % 360 - 180) < 45 for s in unspoken) / len(unspoken)
+    assert 0.7 < ahead < 0.95
+    assert {s.name for s in shots} == set(OBJECTS)
+    assert {w for s in shots for w in s.corruptions} == set(pictures.DESCRIPTORS)
+
+
+def test_each_corruption_changes_its_own_statistic() -> None:
+    clean_shots = [plain("bear", "red", 20.0), plain("robot", "blue", -30.0), plain("mushroom", "orange", 60.0)]
+    clean = pictures.render_shots(clean_shots)
+
+    def spoilt(word: str) -> np.ndarray:
+        return pictures.render_shots(
+            [s._replace(corruptions=(word,), noise_seed=7 + i) for i, s in enumerate(clean_shots)]
+        )
+
+    def edges(x: np.ndarray) -> float:
+        return float(np.abs(np.diff(x, axis=2)).mean())
+
+    def saturation(x: np.ndarray) -> float:
+        return float((x.max(-1) - x.min(-1)).mean())
+
+    def tones(x: np.ndarray) -> int:
+        return len(np.unique((x * 255).round()))
+
+    def moved(x: np.ndarray) -> float:
+        return float((np.abs(x - clean).max(-1) > 0.1).mean())
+
+    assert saturation(spoilt("oversaturated")) > 1.15 * saturation(clean)
+    assert edges(spoilt("smooth")) < 0.95 * edges(clean)
+    assert edges(spoilt("blurry")) < 0.9 * edges(spoilt("smooth"))
+    assert spoilt("foggy").std() < 0.75 * clean.std()
+    assert spoilt("hazy").std() < 0.85 * clean.std()
+    assert spoilt("hazy")[..., 2].mean() < spoilt("foggy")[..., 2].mean()  # haze is warm, fog is not
+    blocks = spoilt("pixelated").reshape(3, 16, 2, 16, 2, 3)
+    assert np.array_equal(blocks[:, :, 0, :, 0], blocks[:, :, 1, :, 1])
+    assert tones(np.where(spoilt("cartoon") > 0.99, 1, spoilt("cartoon"))) < tones(clean)
+    assert spoilt("noisy")[:, :6, :6].std() > 0.02 > clean[:, :6, :6].std()  # a corner of plain background
+    assert moved(spoilt("malformed")) > 0.1
+    assert moved(spoilt("bad structure")) > 0.1
+
+
+def test_unknown_object_is_named() -> None:
+    with pytest.raises(ValueError, match="no object 'dragon'"):
+        table("dragon")
+
+
+# ---- network and tokenizer
+
+
+def test_tokenizer_knows_all_caption_words_and_fits_the_longest_prompt() -> None:
+    tokenizer = model.build_tokenizer()
+    unknown = tokenizer.unk_token_id
+    fillers = set(pictures.FILLERS)
+    for i in range(3000):
+        caption = pictures.describe(0, i).caption
+        ids = tokenizer(caption).input_ids
+        assert (unknown in ids) == bool(fillers & set(caption.split())), caption
+    source = "a photo of a shiny orange mushroom, overhead view, " + ", ".join(pictures.DESCRIPTORS)
+    ids = model.encode_captions(tokenizer, [source])[0]
+    assert len(ids) == model.MAX_TOKENS
+    assert tokenizer.eos_token_id in ids.tolist()  # nothing was cut
+    assert unknown not in ids.tolist()
+    assert torch.equal(*model.encode_captions(tokenizer, ["A Red Bear,front view", "a red bear, front view"]))
+
+
+def test_shipped_sizes() -> None:
+    box = model.build()
+    count = sum(p.numel() for p in box.unet.parameters())
+    assert 3.5e6 < count < 4.5e6
+    assert box.scheduler.alphas_cumprod[999] == pytest.approx(0.00466, rel=0.01)
+
+
+# ---- trainer
+
+
+@pytest.fixture(scope="module")
+def pool() -> pictures.Pool:
+    return pictures.make_pool(0, 64)
+
+
+def test_loss_falls_on_a_tiny_net(pool: pictures.Pool) -> None:
+    trainer = train.Trainer(train.Plan(samples=8 * 240, batch=8, lr=3e-3, shape=TINY), pool, CPU)
+    losses = [trainer.train_step() for _ in range(50)]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_rate_and_order_follow_the_plan(pool: pictures.Pool) -> None:
+    plan = train.Plan(samples=1000 * 24, batch=24, shape=TINY)
+    trainer = train.Trainer(plan, pool, CPU)
+    assert trainer.rate() == pytest.approx(plan.lr / train.WARMUP_STEPS)
+    trainer.step = 500
+    assert trainer.rate() == pytest.approx(plan.lr * 0.51, rel=0.01)
+    trainer.step = plan.steps
+    assert trainer.rate() == pytest.approx(plan.lr * train.FINAL_RATE)
+    seen = []
+    for trainer.step in range(8):  # 192 = 3 epochs of 64
+        seen += trainer.picture_indices().tolist()
+    for epoch in range(3):
+        assert sorted(seen[64 * epoch : 64 * epoch + 64]) == list(range(64))
+    assert seen[:64] != seen[64:128]
+
+
+def test_batch_is_captioned_noised_and_mirrored_as_said(pool: pictures.Pool) -> None:
+    trainer = train.Trainer(train.Plan(samples=6400, batch=64, shape=TINY), pool, CPU)
+    dropped = mirrored = 0
+    for trainer.step in range(12):
+        which = trainer.picture_indices()
+        z0, tokens, t, noise = trainer.batch()
+        assert z0.min() >= -1
+        assert z0.max() <= 1
+        assert noise.std() == pytest.approx(1.0, abs=0.02)
+        assert (t // 250).bincount().tolist() == pytest.approx([16] * 4, abs=1)  # stratified
+        for row, z, caption in zip(which.tolist(), z0, tokens, strict=True):
+            true = torch.from_numpy(pool.rgb[row]) / 127.5 - 1
+            if not torch.allclose(z, true, atol=1e-5):
+                assert torch.allclose(z.flip(-1), true, atol=1e-5)
+                assert pool.may_mirror[row]
+                mirrored += 1
+            if not torch.equal(caption, trainer.tokens[row].long()):
+                assert torch.equal(caption, trainer.no_caption)
+                dropped += 1
+    assert dropped / 768 == pytest.approx(train.CAPTION_DROPOUT, abs=0.04)
+    assert mirrored / 768 > 0.3
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    plan = train.Plan(samples=120, batch=8, pictures=48, shape=TINY)  # 15 steps
+    whole = train.train(tmp_path / "whole", tmp_path, plan)
+    countdown = iter([False] * 6)
+    part = train.train(tmp_path / "part", tmp_path, plan, stop=lambda: next(countdown, True))
+    assert part.step == 6
+    other = train.Plan(samples=8, batch=4)  # a resumed run keeps the plan it began with
+    rest = train.train(tmp_path / "part", tmp_path, other, resume=True)
+    assert rest.step == whole.step == 15
+    for a, b in zip(whole.weights + whole.average, rest.weights + rest.average, strict=True):
+        assert torch.equal(a, b)
+    log = json.loads((tmp_path / "part" / train.LOG).read_text())
+    assert [line["samples"] for line in log] == [120]
+
+
+def test_runs_are_neither_overwritten_nor_invented(tmp_path: Path) -> None:
+    plan = train.Plan(samples=8, batch=8, pictures=16, shape=TINY)
+    with pytest.raises(ValueError, match="--resume: no checkpoint"):
+        train.train(tmp_path / "run", tmp_path, plan, resume=True)
+    train.train(tmp_path / "run", tmp_path, plan)
+    with pytest.raises(ValueError, match=r"--out: .* holds a run already"):
+        train.train(tmp_path / "run", tmp_path, plan)
+    (tmp_path / "run" / train.CHECKPOINT).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="cannot be read"):
+        train.train(tmp_path / "run", tmp_path, plan, resume=True)
+
+
+# ---- saved folder, samples, commands
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toybox")
+    model.save(model.build(TINY), folder)
+    return folder
+
+
+def test_saved_folder_loads_by_the_libraries_alone(saved: Path) -> None:
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    box = model.build(TINY)
+    unet = UNet2DConditionModel.from_pretrained(saved, subfolder="unet")
+    encoder = CLIPTextModel.from_pretrained(saved, subfolder="text_encoder", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(saved, subfolder="tokenizer")
+    scheduler = DDPMScheduler.from_pretrained(saved, subfolder="scheduler")
+    assert torch.allclose(scheduler.alphas_cumprod, box.scheduler.alphas_cumprod)
+    assert scheduler.config["prediction_type"] == "epsilon"
+    tokens = tokenizer(["a red bear, back view"], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(tokens, model.encode_captions(box.tokenizer, ["a red bear, back view"]))
+    z, t = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([400])
+    box.unet.eval()
+    with torch.no_grad():
+        theirs = unet(z, t, encoder(tokens)[0], return_dict=False)[0]
+        ours = box.unet(z, t, box.text_encoder.eval()(tokens)[0], return_dict=False)[0]
+    assert torch.allclose(theirs, ours, atol=5e-3)  # float16 on disk
+    assert all("F16" in p.read_bytes()[:4000].decode("latin1") for p in saved.rglob("*.safetensors"))
+
+
+def test_samples_are_reproducible_and_follow_the_prompt_not_the_company(saved: Path) -> None:
+    box = model.load(saved, CPU)
+    alone = sample.sample(box, ["a red bear"], scale=7.5, steps=3, seed=1)
+    among = sample.sample(box, ["a red bear", "a blue car"], scale=7.5, steps=3, seed=1)
+    assert alone.shape == (1, 32, 32, 3)
+    assert alone.min() >= 0
+    assert alone.max() <= 1
+    assert np.allclose(alone[0], among[0], atol=1e-4)
+    assert not np.allclose(alone, sample.sample(box, ["a red bear"], scale=7.5, steps=3, seed=2), atol=1e-2)
+
+
+def test_commands(saved: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    grid = tmp_path / "deep" / "grid.png"
+    arguments = ["sample", "a red bear, front view", "a blue car", "--weights", str(saved), "--steps", "2"]
+    assert cli.main([*arguments, "--out", str(grid)]) == 0
+    assert Image.open(grid).width == 2 * (32 * sample.ZOOM + 6)
+    assert cli.main(["pictures", "--out", str(tmp_path / "p.png"), "--count", "5", "--columns", "5"]) == 0
+    assert Image.open(tmp_path / "p.png").width == 5 * (32 * sample.ZOOM + 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--out", "x", "--batch", "0"], "--batch"),
+        (["train", "--out", "x", "--lr", "nan"], "--lr"),
+        (["train", "--out", "x", "--samples", "many"], "--samples"),
+        (["train", "--out", "x", "--device", "warp"], "--device"),
+        (["sample", "a bear", "--out", "x.jpg"], "--out"),
+        (["sample", "a bear", "--out", "x.png", "--weights", "/nowhere"], "--weights"),
+        (["train", "--out", "/nowhere/at/all", "--resume"], "--resume"),
+    ],
+)
+def test_bad_values_end_with_code_2_and_name_the_option(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert named in capsys.readouterr().err.strip().splitlines()[-1]
