@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import look_at
-from sdlab.raster import BACKENDS, choose, cpu, cpu_kernels, reference, tiled
+from sdlab.raster import BACKENDS, choose, cpu, cpu_kernels, reference, tiled, torch_project
+from sdlab.raster import gsplat as gsplat_backend
 from sdlab.types import Cameras, Render
 
 NAMES = ("means", "quats", "scales", "opacities", "colors", "background")
@@ -503,6 +504,54 @@ def test_gsplat_without_cuda_says_what_to_do():
     case = ball()
     with pytest.raises(RuntimeError, match=r"no CUDA device.*'cpu' rasteriser"):
         case.render(BACKENDS["gsplat"], case.inputs(torch.float32))
+
+
+def test_projection_equals_gsplats_own():
+    """gsplat's CUDA kernels need a GPU, but its projection also exists in plain torch."""
+    theirs = pytest.importorskip("gsplat.cuda._torch_impl")
+    for build in (shell, huge, behind, off_centre):
+        case = build()
+        means, quats, scales = (t.detach() for t in case.inputs(torch.float64)[:3])
+        viewmats, Ks = case.cams.viewmats.double(), case.cams.Ks.double()
+        size = case.cams.width, case.cams.height
+        covariances, _ = theirs._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
+        _, means2d, depths, conics, _ = theirs._fully_fused_projection(means, covariances, viewmats, Ks, *size)
+        my_means2d, M, my_depths = torch_project.project(means, quats, scales, viewmats, Ks, *size)
+        inverse = torch.linalg.inv(torch_project.covariance(M))
+        front = depths > torch_project.NEAR
+        assert torch.allclose(my_depths, depths, atol=1e-12)
+        assert torch.allclose(my_means2d[front], means2d[front], rtol=1e-10)
+        for k, (i, j) in enumerate(((0, 0), (0, 1), (1, 1))):
+            assert torch.allclose(inverse[front][:, i, j], conics[front][:, k], rtol=1e-7, atol=1e-9)
+
+
+def test_gsplat_adapter_converts_layouts_both_ways(monkeypatch: pytest.MonkeyPatch):
+    """Against a stand-in with gsplat's signature, layouts and means2d inside the graph, so that it runs anywhere."""
+    gsplat = pytest.importorskip("gsplat")
+    signature = inspect.signature(gsplat.rasterization)
+
+    def stand_in(*args: object, **options: object) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        call = signature.bind(*args, **options).arguments
+        assert call["packed"] is False
+        assert call["render_mode"] == "RGB+D"
+        order = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "width", "height", "backgrounds")
+        render = reference.rasterize(*(call[name] for name in order))
+        pictures = torch.cat([render.rgb, render.depth], 1).permute(0, 2, 3, 1)
+        radii = torch.stack([render.info.radii, render.info.radii // 2], -1)
+        return pictures, render.alpha.permute(0, 2, 3, 1), {"means2d": render.info.means2d, "radii": radii}
+
+    monkeypatch.setattr(gsplat, "rasterization", stand_in)
+    case = shell()
+    mine, expected = case.inputs(torch.float32), case.inputs(torch.float32)
+    cams = case.cams
+    render = gsplat_backend._render(*mine[:5], cams.viewmats, cams.Ks, cams.width, cams.height, mine[5])
+    truth = case.render(reference.rasterize, expected)
+    for out, same in zip(render[:3], truth[:3], strict=True):
+        assert torch.equal(out, same)
+    assert torch.equal(render.info.radii, truth.info.radii)
+    case.loss(render).backward()
+    case.loss(truth).backward()
+    assert torch.allclose(render.info.means2d_grad, truth.info.means2d_grad, rtol=1e-4, atol=1e-5)
 
 
 def test_kernels_work_where_no_cache_can_be_written():

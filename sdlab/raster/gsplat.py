@@ -51,6 +51,21 @@ def rasterize(
         raise RuntimeError(f"the gsplat rasteriser needs CUDA: {reason}. Use the 'cpu' rasteriser, or 'tiled' on a GPU")
     if means.device.type != "cuda":
         raise ValueError(f"means is on {means.device}; this back-end takes CUDA tensors: move the scene, or use 'cpu'")
+    return _render(means, quats, scales, opacities, colors, viewmats, Ks, width, height, background)
+
+
+def _render(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    background: Tensor | None,
+) -> Render:
     rasterization = importlib.import_module("gsplat").rasterization
     pictures, alpha, meta = rasterization(
         means.float(),
