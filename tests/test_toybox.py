@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdlab.toybox import cli, model, pictures, raytrace, sample, train
+from sdlab.toybox import cli, judge, model, pictures, raytrace, sample, train
 from sdlab.toybox.objects import LOPSIDED, OBJECTS, VARIANTS, table
 
 TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
@@ -347,6 +347,39 @@ def test_runs_are_neither_overwritten_nor_invented(tmp_path: Path) -> None:
     (tmp_path / "run" / train.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(ValueError, match="cannot be read"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True)
+
+
+# ---- judge
+
+
+def test_judge_asks_for_the_view_that_the_caption_names() -> None:
+    for s in (pictures.describe(2, i) for i in range(500)):
+        if s.view:
+            assert judge.view_of(s.azimuth, s.elevation) == s.view
+    assert judge.view_of(45.0, 10.0) == ""
+    assert judge.view_of(-315.0 + 90, 10.0) == ""
+    assert judge.view_of(-200.0, 10.0) == pictures.BACK
+
+
+def test_score_counts_right_answers_and_leaves_out_what_was_not_asked() -> None:
+    front, side, back = pictures.FRONT, pictures.SIDE, pictures.BACK
+    asked = [judge.Truth("bear", "red", front), judge.Truth("tree", "red", side), judge.Truth("car", "blue", "")]
+    answered = [judge.Truth("cat", "red", front), judge.Truth("tree", "red", back), judge.Truth("car", "red", front)]
+    shares = judge.score(asked, answered)
+    assert shares["object"] == pytest.approx(2 / 3)
+    assert shares["colour"] == pytest.approx(2 / 3)
+    assert shares["view"] == 1.0  # a tree's side and back are one view; the car's was not asked
+    assert shares[f"view: {side}"] == 1.0
+    wrong = judge.score([judge.Truth("bear", "red", front)], [judge.Truth("bear", "red", back)])
+    assert wrong["view"] == 0.0
+
+
+def test_classifier_reads_pictures_it_has_not_seen() -> None:
+    classifier = judge.train_classifier(count=1500, epochs=3, batch=50)
+    rgb, truths = judge.true_pictures(5_000_000, 200)
+    shares = judge.score(truths, judge.read(classifier, rgb))
+    assert shares["object"] > 0.3  # chance is 1/16
+    assert shares["colour"] > 0.4  # 1/11
 
 
 # ---- saved folder, samples, commands

@@ -1,4 +1,4 @@
-"""`python -m sdlab.toybox train | sample | pictures`."""
+"""`python -m sdlab.toybox train | sample | pictures | judge`."""
 
 import sys
 

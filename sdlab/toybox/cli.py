@@ -1,4 +1,4 @@
-"""Commands of the toybox: train the prior, sample from it, look at its training pictures.
+"""Commands of the toybox: train the prior, sample from it, judge it, look at its training pictures.
 
 `add_subcommands` hangs them under any argparse parser: `python -m sdlab.toybox ...` uses it, the project's
 own command line mounts it under `toybox`. A bad value ends with exit code 2 and one line that names the option.
@@ -7,6 +7,7 @@ own command line mounts it under `toybox`. A bad value ends with exit code 2 and
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -77,9 +78,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "--samples", type=whole(1, 10**9), default=400_000, help="samples to train on (default %(default)s)"
     )
     length.add_argument("--minutes", type=real(0.5, 1e5), help="plan the samples for this time, by measured speed")
-    p.add_argument("--batch", type=whole(1, 65536), default=64, help="samples in a step (default %(default)s)")
+    p.add_argument("--batch", type=whole(1, 65536), default=32, help="samples in a step (default %(default)s)")
     p.add_argument("--lr", type=real(1e-7, 1.0), default=1e-3, help="peak learning rate (default %(default)s)")
-    p.add_argument("--ema", type=real(0.0, 0.99999), default=0.999, help="memory of the average (default %(default)s)")
+    p.add_argument("--ema", type=real(0.0, 0.99999), default=0.9995, help="memory of the average (default %(default)s)")
     p.add_argument(
         "--pictures", type=whole(1, 10**8), default=200_000, help="different pictures, 3 kB each (default %(default)s)"
     )
@@ -114,11 +115,22 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
     p.set_defaults(toybox_command=run_pictures)
 
 
+def add_judge(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("judge", help="how often samples show the object, colour and view that was asked for")
+    p.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="a toybox folder (default: the shipped one)")
+    p.add_argument("--out", type=Path, help="also write the figures there as JSON")
+    p.add_argument("--cfg", type=real(0.0, 100.0), default=4.0, help="guidance scale (default %(default)s)")
+    p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
+    p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of the starting noise")
+    p.set_defaults(toybox_command=run_judge)
+
+
 def add_subcommands(commands: argparse._SubParsersAction) -> None:
-    """Add train, sample and pictures; the parsed namespace's `toybox_command` is the function to call with it."""
+    """Add train, sample, pictures and judge; `toybox_command` of what is parsed is the function to call with it."""
     add_train(commands)
     add_sample(commands)
     add_pictures(commands)
+    add_judge(commands)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -158,9 +170,28 @@ def run_pictures(options: argparse.Namespace) -> None:
     sample.save_grid(pool.rgb.transpose(0, 2, 3, 1) / 255.0, pool.captions, options.out, options.columns)
 
 
+def run_judge(options: argparse.Namespace) -> None:
+    import torch
+
+    from sdlab.toybox import model
+    from sdlab.toybox.judge import judge
+
+    box = model.load(options.weights, torch.device("cpu"))
+    verdict = judge(box, scale=options.cfg, steps=options.steps, seed=options.seed)
+    print(f"{'':24}true pictures  samples")
+    for question, share in verdict.samples.items():
+        print(f"{question:24}{verdict.true[question]:13.1%}{share:9.1%}")
+    print(f"\n{'samples of':12}{'object':>8}{'colour':>8}{'view':>8}")
+    for name, shares in verdict.by_object.items():
+        print(f"{name:12}{shares['object']:8.0%}{shares['colour']:8.0%}{shares['view']:8.0%}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"cfg": options.cfg, **verdict._asdict()}, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sdlab.toybox", description="The embedded prior of the lab.")
-    add_subcommands(parser.add_subparsers(required=True, metavar="train | sample | pictures"))
+    add_subcommands(parser.add_subparsers(required=True, metavar="train | sample | pictures | judge"))
     options = parser.parse_args(arguments)
     try:
         options.toybox_command(options)

@@ -85,6 +85,7 @@ class Shot(NamedTuple):
 
     name: str
     variant: int
+    colour: str
     rgb: tuple[float, float, float]
     gloss: float
     azimuth: float  # degrees
@@ -188,6 +189,7 @@ def describe(seed: int, index: int) -> Shot:
     return Shot(
         name=name,
         variant=int(rng.random() * VARIANTS.get(name, 1)),
+        colour=colour,
         rgb=(red, green, blue),
         gloss=MATERIALS[material],
         azimuth=azimuth,
