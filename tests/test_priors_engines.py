@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,15 @@ except EngineFailure as e:
 needs_openvino = pytest.mark.skipif(bool(missing), reason=missing)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny tensors gain nothing from threads, which wait long for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tiny.pixel_model(tmp_path_factory.mktemp("model") / "tiny")
@@ -46,10 +56,25 @@ def filled_cache(tmp_path_factory, folder) -> Path:
 @pytest.fixture
 def cache(filled_cache, tmp_path, monkeypatch) -> Path:
     """A copy of that cache, in use."""
-    import shutil
-
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(filled_cache, tmp_path / "cache"))
+
+
+@pytest.fixture
+def quick_convert(filled_cache, monkeypatch) -> list[Shapes]:
+    """Conversion that takes its result from elsewhere; a list of what was converted."""
+    network = next(filled_cache.rglob("network"))
+    packed = SealedFolder(network.parent).read("network")
+    assert packed is not None
+    n = int.from_bytes(packed[:8], "big")
+    core, converted = engines._openvino().Core(), []
+
+    def convert(unet, shapes):
+        converted.append(shapes)
+        return core.read_model(packed[8 : 8 + n], packed[8 + n :])
+
+    monkeypatch.setattr(engines, "_convert", convert)
+    return converted
 
 
 @pytest.fixture
@@ -170,7 +195,7 @@ def test_the_second_start_converts_and_compiles_nothing(folder, cache, never_con
 
 @needs_openvino
 @pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b[:500] + b"?" + b[501:]])
-def test_damaged_files_are_made_anew(folder, cache, damage):
+def test_damaged_files_are_made_anew(folder, cache, quick_convert, damage):
     reference = load(folder, engine="torch")
     whole = {f: f.read_bytes() for f in files(cache)}
     for file, contents in whole.items():
@@ -178,13 +203,14 @@ def test_damaged_files_are_made_anew(folder, cache, damage):
     model = load(folder)
     assert model.engine_name == "openvino fp32"
     assert relative_error(model, reference, 2) < 1e-4
+    assert len(quick_convert) == 1
     mended = [f for f in whole if f.read_bytes() != damage(whole[f])]
     assert len(mended) == 2  # the network and the one compiled model that was asked for
     assert not list(cache.rglob("*.part"))
 
 
 @needs_openvino
-def test_whole_files_of_something_else_are_made_anew(folder, cache):
+def test_whole_files_of_something_else_are_made_anew(folder, cache, quick_convert):
     for file in files(cache):
         SealedFolder(file.parent).write(file.name, b"\0\0\0\0\0\0\0\4 not a network")
     reference = load(folder, engine="torch")
@@ -194,14 +220,9 @@ def test_whole_files_of_something_else_are_made_anew(folder, cache):
 
 
 @needs_openvino
-def test_a_cache_that_cannot_be_written_is_done_without(folder, cache, filled_cache, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_is_done_without(folder, quick_convert, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
-    network = next(f for f in files(cache) if f.name == "network")
-    packed = SealedFolder(network.parent).read("network")
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "file"))
-    core = engines._openvino().Core()
-    n = int.from_bytes(packed[:8], "big")
-    monkeypatch.setattr(engines, "_convert", lambda *a: core.read_model(packed[8 : 8 + n], packed[8 + n :]))
     reference, model = load(folder, engine="torch"), load(folder)
     assert model.engine_name == "openvino fp32"
     assert relative_error(model, reference, 2) < 1e-4

@@ -265,7 +265,8 @@ class TextEncoder:
         remarks = []
         if len(ids) > room:
             start = offsets[room][0]
-            start = max(text.rfind(" ", 0, start + 1), -1) + 1 if start and not text[start - 1].isspace() else start
+            while start > 0 and not text[start - 1].isspace():
+                start -= 1  # a word that is cut in the middle is named as a whole
             remarks.append(f"the model reads the first {room} tokens of a prompt; cut: {_listed(text[start:].split())}")
         unknown = self._unknown_token()
         words = [text[a:b] for i, (a, b) in zip(ids[:room], offsets, strict=False) if i == unknown]
