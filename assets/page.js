@@ -1,79 +1,104 @@
-// The page's own controls. Each is a gr.HTML component whose body was built in Python (sdlab/ui/form.py); here it
-// gets its behaviour: what the person does becomes `props.value` and an "input" event, and what the server says
-// becomes the control's state again.
+// The form is one gr.HTML component whose body is built in Python (sdlab/ui/form.py). What a person does becomes an
+// event with the knob's path and value; what the server says comes as `props.value` and is shown. The body itself is
+// never rendered anew, so that open groups stay open and a slider in the hand stays there.
 
 const SLIDER_STEPS = 1000;
 const SEND_EVERY = 120; // ms while a slider is dragged
 
-function sdlKnob(element, props, trigger, watch) {
-  const field = element.querySelector("[data-field]");
-  const slider = element.querySelector("input[type=range]");
-  const { kind, lo, hi, log, step } = props;
+function sdlForm(element, props, trigger, watch) {
+  let sent = 0; // numbers the changes, because requests may overtake each other
+  const send = (path, value) => trigger("input", { knob: path, value, number: ++sent }); // "path" would mean a file
+  const controls = [...element.querySelectorAll("[data-path]")].map((node) => sdlKnob(node, send));
+  const sections = [...element.querySelectorAll("[data-owner]")];
+  const picker = element.querySelector("[data-preset]");
+  const about = element.querySelector("[data-about-preset]");
+
+  const showAbout = () => { about.textContent = picker.selectedOptions[0]?.dataset.about ?? ""; };
+  picker.addEventListener("change", () => { showAbout(); trigger("select", { preset: picker.value }); });
+
+  const show = () => {
+    const { values, owners, preset } = props.value;
+    for (const section of sections) section.hidden = !owners.includes(section.dataset.owner);
+    for (const c of controls) if (c.path in values && !c.node.closest("[data-owner][hidden]")) c.show(values[c.path]);
+    picker.value = preset ?? "";
+    showAbout();
+  };
+  watch("value", show);
+  show();
+}
+
+function sdlKnob(node, send) {
+  const { path, kind } = node.dataset;
+  const [lo, hi, step] = [node.dataset.lo, node.dataset.hi, node.dataset.step].map(Number);
+  const log = "log" in node.dataset;
   const whole = kind === "int";
+  const field = node.querySelector("[data-field]");
+  const slider = node.querySelector("input[type=range]");
   // a logarithmic scale cannot reach 0: its left end then stands for 0, and the scale proper begins a little above
   const floor = !log || lo > 0 ? lo : whole ? 1 : hi / 1e6;
+  let shown; // the value that the server and this control agree on, as far as is known here
 
-  const toPosition = (v) =>
-    log
-      ? v <= floor ? (v < floor ? 0 : 1) : SLIDER_STEPS * Math.log(v / floor) / Math.log(hi / floor)
-      : SLIDER_STEPS * (v - lo) / (hi - lo);
-  const toValue = (p) => {
-    if (p <= 0) return lo;
-    const v = log ? floor * (hi / floor) ** (p / SLIDER_STEPS) : lo + (hi - lo) * p / SLIDER_STEPS;
-    const rounded = log ? Number(v.toPrecision(2)) : Number((Math.round(v / step) * step).toPrecision(6));
-    return Math.min(Math.max(whole ? Math.round(rounded) : rounded, lo), hi);
+  const toPosition = (v) => {
+    if (!log) return (SLIDER_STEPS * (v - lo)) / (hi - lo);
+    if (v <= floor) return v < floor ? 0 : 1;
+    return (SLIDER_STEPS * Math.log(v / floor)) / Math.log(hi / floor);
   };
-  const paint = () => {
-    const share = Math.min(Math.max((slider.value - slider.min) / (slider.max - slider.min), 0), 1);
-    slider.style.setProperty("--share", `${100 * share}%`);
+  const toValue = (position) => {
+    if (position <= 0) return lo;
+    if (position >= SLIDER_STEPS) return hi;
+    const share = position / SLIDER_STEPS;
+    const v = log
+      ? Number((floor * (hi / floor) ** share).toPrecision(2))
+      : Number((Math.round((lo + (hi - lo) * share) / step) * step).toPrecision(6));
+    return Math.min(Math.max(whole ? Math.round(v) : v, lo), hi);
+  };
+  const place = (v) => {
+    if (!slider) return;
+    slider.value = toPosition(v);
+    slider.style.setProperty("--share", `${(100 * slider.value) / SLIDER_STEPS}%`);
   };
   const show = (v) => {
+    shown = v;
     if (kind === "bool") field.checked = v;
     else field.value = v;
-    if (slider) { slider.value = toPosition(v); paint(); }
+    place(v);
   };
-
-  let waiting = null;
-  const send = (v) => {
+  const change = (v) => {
     clearTimeout(waiting);
-    waiting = null;
-    if (v === props.value) return;
-    props.value = v;
-    trigger("input");
-  };
-  const sendSoon = (v) => {
-    if (waiting === null) waiting = setTimeout(() => { waiting = null; send(toValue(Number(slider.value))); }, SEND_EVERY);
+    waiting = undefined;
+    if (v === shown) return;
+    shown = v;
+    send(path, v);
   };
 
+  let waiting;
   field.addEventListener("change", () => {
-    if (kind === "bool") return send(field.checked);
-    if (kind === "text" || kind === "choice") return send(field.value);
+    if (kind === "bool") return change(field.checked);
+    if (kind === "text" || kind === "choice") return change(field.value);
     const v = Number(field.value);
-    if (field.value.trim() === "" || !Number.isFinite(v)) return show(props.value);
-    if (slider) { slider.value = toPosition(v); paint(); }
-    send(v);
+    if (field.value.trim() === "" || !Number.isFinite(v)) return show(shown);
+    place(v);
+    change(v);
   });
-  if (slider) {
-    slider.addEventListener("input", () => { field.value = toValue(Number(slider.value)); paint(); sendSoon(); });
-    slider.addEventListener("change", () => send(toValue(Number(slider.value))));
-  }
-  watch("value", () => show(props.value));
-  show(props.value);
+  slider?.addEventListener("input", () => {
+    const v = toValue(Number(slider.value));
+    field.value = v;
+    slider.style.setProperty("--share", `${(100 * slider.value) / SLIDER_STEPS}%`);
+    waiting ??= setTimeout(() => change(toValue(Number(slider.value))), SEND_EVERY);
+  });
+  slider?.addEventListener("change", () => change(toValue(Number(slider.value))));
+  return { path, node, show };
 }
 
 // ---- light and dark: the system's choice until somebody presses the button -------------------------------
 
 const THEME_KEY = "sdlab-theme";
 
-function sdlIsDark() {
-  return document.body.classList.contains("dark");
-}
-
 function sdlRestoreTheme() {
   let kept = null;
   try { kept = localStorage.getItem(THEME_KEY); } catch { /* storage may be forbidden in a frame */ }
   if (kept !== null) document.body.classList.toggle("dark", kept === "dark");
-  return sdlIsDark();
+  return document.body.classList.contains("dark");
 }
 
 function sdlTheme(element, props, trigger) {

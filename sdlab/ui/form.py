@@ -1,7 +1,8 @@
 """Settings to a form: one function turns any knob into a control, whatever loss, scene or prior it belongs to.
 
-A control is a small `gr.HTML` component (its behaviour is in assets/page.js): label, value, slider where the range
-is closed, and the knob's help. It sends when the person is done (sliders while they are dragged), never per key.
+The form is one `gr.HTML` component (a page of a hundred Gradio inputs would be slow to load and to update); its
+behaviour is in assets/page.js. A control shows the knob's value, a slider where the range is closed, and the help. It
+speaks when the person is done (sliders while they are dragged), never per key.
 """
 
 from __future__ import annotations
@@ -9,38 +10,51 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
-
-import gradio as gr
+from typing import Any
 
 from sdlab.knobs import Knob, knobs_of
-from sdlab.settings import Settings, priors, scenes
+from sdlab.losses import Distillation
+from sdlab.settings import Settings, about, priors, scenes
+from sdlab.ui.panels import formula, sentence
 
 MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
 LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
 SLIDER_NOTCHES = 400  # about so many values on a linear slider
 
-TITLES = {"": "Run", "optim": "Learning rates"}
+TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
 LABELS = {"cfg": "CFG", "fovy": "Field of view"}
-KEPT_ELSEWHERE = ("active", "prompt.text")  # they have controls of their own, above the form
-APPLY_NOTES = {"live": "", "rebuild": "", "restart": "at the next reset"}
+SYMBOLS = ("t", "w", "s")  # words that stay small at the beginning of a label
+KEPT_ELSEWHERE = ("active", "prompt.text")  # they have controls of their own, above the groups
+NOTES = {"live": "", "rebuild": "", "restart": "at the next reset"}
 
 
-def knob_control(k: Knob, elem_id: str, locked: bool = False) -> gr.HTML:
-    """The control of one knob; its value is a number, a bool or a text."""
-    return gr.HTML(
-        k.value,
-        html_template="${body}",
-        js_on_load="sdlKnob(element, props, trigger, watch)",
-        apply_default_css=False,
-        elem_id=elem_id,
-        elem_classes=["knob"],
-        body=_body(k, f"{elem_id}-field", locked),
-        kind=_kind(k),
-        lo=k.lo,
-        hi=k.hi,
-        log=_is_log(k),
-        step=_notch(k),
+# ---- one knob --------------------------------------------------------------------------------------------
+
+
+def control(k: Knob, owner: str, locked: bool = False) -> str:
+    """The control of one knob as HTML. `owner` tells apart knobs of one path, such as those of two priors; a locked
+    control shows its value and cannot be changed."""
+    kind = _kind(k)
+    name = f"knob-{owner or 'run'}-{k.path.rpartition('.')[2]}".replace(".", "-").replace("/", "-")
+    label = html.escape(label_of(k.path))
+    off = " disabled" if locked else ""
+    field = f'id="{name}" data-field aria-describedby="{name}-help"{off}'
+    if kind == "bool":
+        field = f'<input {field} type="checkbox" role="switch">'
+    elif kind == "choice":
+        options = "".join(f'<option value="{html.escape(c)}">{html.escape(c)}</option>' for c in k.choices or ())
+        field = f"<select {field}>{options}</select>"
+    elif kind == "text":
+        field = f'<input {field} type="text" spellcheck="false" autocomplete="off">'
+    else:
+        field = f'<input {field} type="number" step="any" autocomplete="off">'
+    scale = f'<input type="range" min="0" max="1000" step="1" aria-label="{label}, slider"{off}>'
+    tag = f'<span class="knob-tag">{NOTES[k.apply]}</span>' if NOTES[k.apply] else ""
+    help_text = html.escape(sentence(k.help)) + (" Fixed on this server." if locked else "")
+    return (
+        f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}>'
+        f'<div class="knob-head"><label for="{name}">{label}</label>{tag}{field}</div>'
+        f'{scale if _has_slider(k) else ""}<p id="{name}-help">{help_text}</p></div>'
     )
 
 
@@ -50,22 +64,31 @@ def _kind(k: Knob) -> str:
     return {bool: "bool", str: "text", int: "int"}.get(k.type, "float")
 
 
+def _range(k: Knob) -> str:
+    """What the slider needs to know, as attributes."""
+    if not _has_slider(k):
+        return ""
+    return f' data-lo="{k.lo}" data-hi="{k.hi}" data-step="{_notch(k):g}"{" data-log" if _is_log(k) else ""}'
+
+
 def _has_slider(k: Knob) -> bool:
-    return (
-        _kind(k) in ("int", "float") and k.lo is not None and k.hi is not None and 0 < k.hi - k.lo <= MAX_SLIDER_RANGE
-    )
+    closed = k.type in (int, float) and k.lo is not None and k.hi is not None
+    return closed and 0 < _width(k) <= MAX_SLIDER_RANGE
+
+
+def _width(k: Knob) -> float:
+    return float(k.hi or 0) - float(k.lo or 0)
 
 
 def _is_log(k: Knob) -> bool:
-    wide = k.type is int and _has_slider(k) and float(k.hi or 0) - float(k.lo or 0) > LOG_RANGE
-    return (k.log or wide) and k.lo is not None and k.lo >= 0
+    return (k.log or (k.type is int and _width(k) > LOG_RANGE)) and float(k.lo or 0) >= 0
 
 
 def _notch(k: Knob) -> float:
     """A round number: the step of a linear slider."""
-    if not _has_slider(k) or k.type is int:
+    if k.type is int:
         return 1.0
-    rough = (float(k.hi or 0) - float(k.lo or 0)) / SLIDER_NOTCHES
+    rough = _width(k) / SLIDER_NOTCHES
     power = 10.0 ** math.floor(math.log10(rough))
     return power * max(m for m in (1, 2, 5) if m * power <= rough * 1.0001)
 
@@ -76,138 +99,94 @@ def label_of(path: str) -> str:
     if name in LABELS:
         return LABELS[name]
     words = name.replace("_", " ")
-    return words if words.partition(" ")[0] in ("t", "w") else words[:1].upper() + words[1:]
+    return words if words.partition(" ")[0] in SYMBOLS else words[:1].upper() + words[1:]
 
 
-def title_of(prefix: str) -> str:
-    """What a group of knobs is called on the page."""
-    return TITLES.get(prefix, prefix.rpartition(".")[2].capitalize())
+# ---- the whole form --------------------------------------------------------------------------------------
 
 
-def _body(k: Knob, field_id: str, locked: bool) -> str:
-    """The control's HTML. Nothing in it is given by visitors; it is escaped all the same."""
-    label, note = html.escape(label_of(k.path)), APPLY_NOTES[k.apply]
-    tag = f'<span class="knob-tag">{note}</span>' if note else ""
-    off = "disabled" if locked else ""
-    described = f'id="{field_id}" data-field aria-describedby="{field_id}-help" {off}'
-    match _kind(k):
-        case "bool":
-            field = f'<input {described} type="checkbox" role="switch">'
-        case "choice":
-            options = "".join(f"<option>{html.escape(c)}</option>" for c in k.choices or ())
-            field = f"<select {described}>{options}</select>"
-        case "text":
-            field = f'<input {described} type="text" spellcheck="false">'
-        case _:
-            field = f'<input {described} type="number" step="any" inputmode="decimal">'
-    slider = ""
-    if _has_slider(k):
-        slider = f'<input type="range" min="0" max="1000" step="1" aria-label="{label}, slider" {off}>'
-    fixed = " Fixed on this server." if locked else ""
+def form_html(settings: Settings, presets: Sequence[str], locked: Collection[str] = ()) -> str:
+    """Preset picker, losses and groups of knobs: all losses, priors and scenes there are, of which those in force
+    are shown. `locked` are paths that cannot be changed here."""
     return (
-        f'<div class="knob-head {_kind(k)}"><label for="{field_id}">{label}</label>{tag}{field}</div>{slider}'
-        f'<p id="{field_id}-help">{html.escape(_sentence(k.help))}{fixed}</p>'
+        f'<div class="card">{_picker(presets)}</div>'
+        f'<div class="card">{_losses(settings, locked)}</div>'
+        f'<div class="card groups">{"".join(_groups(settings, locked))}</div>'
     )
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def form_state(settings: Settings, preset: str | None, number: int, paths: Collection[str] | None = None) -> Any:
+    """What the form is to show: all of `settings`, or with `paths` only these. `number` must differ from the last
+    one, so that the same correction twice is still news to the browser."""
+    knobs = settings.knobs()
+    return {
+        "number": number,
+        "values": {path: k.value for path, k in knobs.items() if paths is None or path in paths},
+        "owners": [_owner(settings, p) for p in ("prior", "scene")] + [f"losses.{settings.active}"],
+        "preset": preset,
+    }
 
 
-class Field(NamedTuple):
-    """One control on the page; `owner` tells apart the knobs of members that share a prefix, such as two priors."""
-
-    path: str
-    owner: str
-    control: gr.components.Component
+def _owner(settings: Settings, prefix: str) -> str:
+    return f"{prefix}/{getattr(settings, prefix).kind}"
 
 
-class Section(NamedTuple):
-    """A part of the page that shows only while its owner is in force."""
+def _picker(presets: Sequence[str]) -> str:
+    options = ['<option value="" hidden data-about="Settings of your own.">Own settings</option>']
+    for name in presets:
+        note = about(name)
+        options.append(
+            f'<option value="{html.escape(name)}" data-about="{html.escape(note["text"])}">'
+            f"{html.escape(note['title'])}</option>"
+        )
+    return (
+        '<div class="preset"><label for="preset">Preset</label>'
+        f'<select id="preset" data-preset>{"".join(options)}</select><p data-about-preset></p></div>'
+    )
 
-    owner: str
-    block: gr.Column
+
+def _losses(settings: Settings, locked: Collection[str]) -> str:
+    """Which loss is in force, what it is, and its knobs."""
+    choice = "".join(f'<option value="{n}">{html.escape(loss.title)}</option>' for n, loss in settings.losses.items())
+    hidden = " hidden" if len(settings.losses) < 2 else ""
+    cards = "".join(
+        f'<section data-owner="losses.{name}">{loss_card(loss)}{_knobs(loss, f"losses.{name}", "", locked)}</section>'
+        for name, loss in settings.losses.items()
+    )
+    return (
+        f'<div class="knob active-loss" data-path="active" data-kind="choice"{hidden}><div class="knob-head">'
+        f'<label for="active">Loss</label><select id="active" data-field>{choice}</select></div></div>{cards}'
+    )
 
 
-def owner_of(settings: Settings, prefix: str) -> str:
-    """`prior/mixture` for the prior in force; losses and plain groups own themselves."""
-    return f"{prefix}/{getattr(settings, prefix).kind}" if prefix in ("prior", "scene") else prefix
+def loss_card(loss: Distillation) -> str:
+    """Name, formula, what to watch, where it is from."""
+    return (
+        f'<div class="loss"><h3>{html.escape(loss.title)}</h3><p class="formula">{formula(loss.formula)}</p>'
+        f"<p>{html.escape(sentence(loss.look_for))}.</p><p class='source'>{html.escape(loss.paper)}</p></div>"
+    )
 
 
-class Form:
-    """Every control of a page, and what must be sent to show given settings."""
+def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
+    """A fold for each group of settings but the losses."""
+    folds = []
+    for prefix, group in settings.groups().items():
+        if prefix.startswith("losses."):
+            continue
+        members = {"prior": priors(), "scene": scenes()}.get(prefix)
+        if members is None:
+            body = _knobs(group, prefix, "", locked)
+        else:
+            body = "".join(
+                f'<section data-owner="{prefix}/{kind}">'
+                f"{_knobs(group if kind == group.kind else cls(), prefix, f'{prefix}/{kind}', locked)}</section>"
+                for kind, cls in members.items()
+            )
+        title = html.escape(TITLES.get(prefix, prefix.capitalize()))
+        folds.append(f'<details data-group="{prefix or "run"}"><summary>{title}</summary>{body}</details>')
+    return folds
 
-    def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
-        """`locked`: paths that visitors of this server may not change."""
-        self._initial = settings
-        self._locked = set(locked)
-        self.fields: list[Field] = []
-        self.sections: list[Section] = []
 
-    # ---- building, inside a gr.Blocks --------------------------------------------------------------------
-
-    def add(self, path: str, control: gr.components.Component, owner: str = "") -> None:
-        """Take in a control that the page has made itself."""
-        self.fields.append(Field(path, owner, control))
-
-    def accordions(self) -> None:
-        """An accordion for each group of settings but the losses."""
-        for prefix in self._initial.groups():
-            if prefix.startswith("losses."):
-                continue
-            with gr.Accordion(title_of(prefix), open=False, elem_classes=["group"]):
-                members = {"prior": priors(), "scene": scenes()}.get(prefix)
-                if members is None:
-                    self._knobs(self._initial.groups()[prefix], prefix, prefix)
-                    continue
-                mine = getattr(self._initial, prefix)
-                for kind, cls in members.items():
-                    self._section(mine if kind == mine.kind else cls(), prefix, f"{prefix}/{kind}", kind == mine.kind)
-
-    def losses(self) -> None:
-        """The knobs of every loss; those of the loss in force show."""
-        for name, loss in self._initial.losses.items():
-            prefix = f"losses.{name}"
-            self._section(loss, prefix, prefix, name == self._initial.active)
-
-    def _section(self, group: Any, prefix: str, owner: str, visible: bool) -> None:
-        with gr.Column(visible=visible, elem_classes=["knobs"]) as block:
-            self._knobs(group, prefix, owner)
-        self.sections.append(Section(owner, block))
-
-    def _knobs(self, group: Any, prefix: str, owner: str) -> None:
-        for k in knobs_of(group, prefix):
-            if k.path in KEPT_ELSEWHERE:
-                continue
-            elem_id = f"knob-{owner or 'run'}-{k.path.rpartition('.')[2]}".replace(".", "-").replace("/", "-")
-            self.add(k.path, knob_control(k, elem_id, k.path in self._locked), owner)
-
-    # ---- showing -----------------------------------------------------------------------------------------
-
-    def sent_by_visitors(self) -> list[Field]:
-        """The fields that may be changed."""
-        return [f for f in self.fields if f.path not in self._locked]
-
-    def outputs(self) -> list[gr.components.Component]:
-        """What `updates` fills."""
-        return [*(f.control for f in self.fields), *(s.block for s in self.sections)]  # type: ignore[list-item]
-
-    def updates(self, settings: Settings, paths: Collection[str] | None = None) -> Sequence[Any]:
-        """Values for `outputs` that make the form show `settings`; with `paths`, only these controls change."""
-        knobs = settings.knobs()
-        shown: list[Any] = []
-        for f in self.fields:
-            prefix = f.path.rpartition(".")[0]
-            in_force = "/" not in f.owner or f.owner == owner_of(settings, prefix)
-            wanted = in_force and f.path in knobs and (paths is None or f.path in paths)
-            shown.append(knobs[f.path].value if wanted else gr.skip())
-        for s in self.sections:
-            changes = paths is None or "active" in paths
-            shown.append(gr.update(visible=self._is_in_force(s.owner, settings)) if changes else gr.skip())
-        return shown
-
-    @staticmethod
-    def _is_in_force(owner: str, settings: Settings) -> bool:
-        if "/" in owner:
-            return owner == owner_of(settings, owner.partition("/")[0])
-        return owner == f"losses.{settings.active}"
+def _knobs(group: Any, prefix: str, owner: str, locked: Collection[str]) -> str:
+    found = [k for k in knobs_of(group, prefix) if k.path not in KEPT_ELSEWHERE]
+    return "".join(control(k, owner or prefix, k.path in locked) for k in found)

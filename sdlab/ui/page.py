@@ -6,13 +6,12 @@ milliseconds; what a session answers is picked up by the timer.
 
 from __future__ import annotations
 
-import functools
 import html
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.themes.utils import fonts
@@ -21,8 +20,8 @@ from sdlab import settings as catalogue
 from sdlab.manager import Manager
 from sdlab.messages import Advance, Pause, Phase, Reset, Resume
 from sdlab.settings import Settings
-from sdlab.ui.form import Form
-from sdlab.ui.panels import loss_card, no_session
+from sdlab.ui.form import form_html, form_state
+from sdlab.ui.panels import no_session
 from sdlab.ui.visit import Visit
 from sdlab.viewport.splat_view import Viewports
 
@@ -113,7 +112,103 @@ class Page:
         visit.left_at = None
         return visit if self._manager.get(seat_id) is not None else None
 
-    def left(self, request: gr.Request) -> None:
+    # ---- layout and wiring -------------------------------------------------------------------------------
+
+    def build(self) -> gr.Blocks:
+        """The page; to be mounted with `theme`, page.css and page.js."""
+        with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+            seat = gr.State("")
+            look = gr.HTML(
+                False,
+                html_template="${body}",
+                js_on_load="sdlTheme(element, props, trigger)",
+                body=_title_bar(str(self._manager.device)),
+                apply_default_css=False,
+                elem_id="title",
+            )
+            with gr.Row(elem_id="bench"):
+                with gr.Column(elem_id="view"):
+                    with gr.Column(elem_id="stage"):
+                        viewport = gr.HTML(_no_view(), elem_id="viewport", apply_default_css=False)
+                        front = gr.Button("Front view", size="sm", elem_id="front")
+                    status = gr.HTML(elem_id="status", apply_default_css=False)
+                with gr.Column(elem_id="side"):
+                    with gr.Column(elem_classes=["card"]):
+                        prompt = gr.Textbox(
+                            self._settings.prompt.text,
+                            label="Prompt",
+                            placeholder="what to make, for example: a red bear",
+                            max_lines=3,
+                            elem_id="prompt",
+                        )
+                        with gr.Row(elem_id="run-buttons"):
+                            start = gr.Button("Start", variant="primary", elem_id="start")
+                            pause = gr.Button("Pause", interactive=False, elem_id="pause")
+                            step = gr.Button("Step", interactive=False, elem_id="step")
+                            reset = gr.Button("Reset", interactive=False, elem_id="reset")
+                        again = gr.Button("New session", variant="primary", visible=False, elem_id="again")
+                    form = gr.HTML(
+                        form_state(self._settings, self._preset, 0),
+                        html_template="${body}",
+                        js_on_load="sdlForm(element, props, trigger, watch)",
+                        body=form_html(self._settings, catalogue.preset_names(), self._locked),
+                        apply_default_css=False,
+                        elem_id="form",
+                    )
+                with gr.Row(elem_id="readings"):
+                    preview = gr.HTML(elem_id="preview", apply_default_css=False)
+                    charts = gr.HTML(elem_id="charts", apply_default_css=False)
+            timer = gr.Timer(TICK)
+
+            # in the order of Answer
+            everything = [seat, viewport, again, status, preview, charts, start, pause, step, reset, prompt, form]
+            demo.load(self._arrive, [look], everything, js="() => [sdlRestoreTheme()]", **QUICK)
+            demo.unload(self._leave)
+            again.click(self._arrive, [look], everything, **QUICK)
+            timer.tick(self._tick, [seat], everything, **QUICK)
+            start.click(self._press_start, [seat, prompt], None, **QUICK)
+            pause.click(self._press_pause, [seat], None, **QUICK)
+            step.click(self._press_step, [seat, prompt], None, **QUICK)
+            reset.click(self._press_reset, [seat, prompt], None, **QUICK)
+            front.click(self._press_front, [seat], None, **QUICK)
+            look.input(self._change_look, [seat, look], None, trigger_mode="always_last", **QUICK)
+            typed = [prompt.submit, prompt.blur]
+            gr.on(typed, self._change_prompt, [seat, prompt], None, trigger_mode="always_last", **QUICK)
+            form.input(self._change_knob, [seat], None, trigger_mode="multiple", **QUICK)
+            form.select(self._pick_preset, [seat, look], everything, trigger_mode="always_last", **QUICK)
+        demo.queue(max_size=64, api_open=False)
+        return demo
+
+    # ---- handlers: a page comes, looks, goes -------------------------------------------------------------
+
+    def _arrive(self, dark: bool, request: gr.Request) -> list[Any]:
+        return self._take_seat(request, self._settings, self._preset, dark)
+
+    def _take_seat(self, request: gr.Request, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
+        try:
+            visit = self._open(request.session_hash or "", settings, preset, bool(dark))
+        except RuntimeError as e:
+            return _without_session("No free seat", str(e), "Try again")
+        answer = _looked(visit)._replace(
+            seat=visit.seat.id,
+            viewport=_view(visit.seat.id),
+            again=gr.update(visible=False),
+            prompt=settings.prompt.text,
+            form=form_state(settings, preset, visit.next_number()),
+        )
+        return list(answer)
+
+    def _tick(self, seat_id: str) -> Any:
+        if not seat_id:
+            return gr.skip()
+        visit = self._find(seat_id)
+        if visit is None:
+            text = "This session is over: nobody was here for a while, or the server was restarted."
+            return _without_session("Session ended", text, "New session")
+        answer = _looked(visit)
+        return gr.skip() if answer == Answer() else list(answer)
+
+    def _leave(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
         with self._lock:
             seat_id = self._seats_of.get(request.session_hash or "")
@@ -122,306 +217,120 @@ class Page:
             visit.left_at = time.monotonic()
             self._manager.leave(seat_id)
 
-    # ---- layout ------------------------------------------------------------------------------------------
-
-    def build(self) -> gr.Blocks:
-        form = Form(self._settings, self._locked)
-        with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-            self.seat = gr.State("")
-            # Grows when controls are to be put right. It passes through the browser because a gr.State that changes
-            # outside the queue triggers nothing.
-            self.nudge = gr.HTML(
-                0, html_template="", js_on_load="watch('value', () => trigger('change'))", visible="hidden"
-            )
-            self.theme = gr.HTML(
-                False,
-                html_template="${body}",
-                body=_title_bar(str(self._manager.device)),
-                js_on_load="sdlTheme(element, props, trigger)",
-                apply_default_css=False,
-                elem_id="title",
-            )
-            with gr.Row(elem_id="bench"):
-                with gr.Column(elem_id="view"):
-                    self.viewport = gr.HTML(_no_view(), elem_id="viewport", apply_default_css=False)
-                    self.front = gr.Button("Front view", size="sm", elem_id="front")
-                with gr.Column(elem_id="side"):
-                    self._side(form)
-                with gr.Column(elem_id="panels"):
-                    self.status = gr.HTML(elem_id="status", apply_default_css=False)
-                    with gr.Row(elem_id="readings"):
-                        self.preview = gr.HTML(elem_id="preview", apply_default_css=False)
-                        self.charts = gr.HTML(elem_id="charts", apply_default_css=False)
-            self.timer = gr.Timer(TICK)
-            self._wire(demo, form)
-        demo.queue(max_size=64, api_open=False)
-        return demo
-
-    def _side(self, form: Form) -> None:
-        """The controls, from what is used most to what is used least."""
-        with gr.Column(elem_classes=["card"]):
-            self.prompt = gr.Textbox(
-                self._settings.prompt.text,
-                label="Prompt",
-                placeholder="what to make, for example: a red bear",
-                lines=1,
-                max_lines=3,
-                elem_id="prompt",
-                container=True,
-            )
-            form.add("prompt.text", self.prompt, "prompt")
-            with gr.Row(elem_id="run-buttons"):
-                self.start = gr.Button("Start", variant="primary", elem_id="start", min_width=60)
-                self.pause = gr.Button("Pause", interactive=False, elem_id="pause", min_width=60)
-                self.step = gr.Button("Step", interactive=False, elem_id="step", min_width=60)
-                self.reset = gr.Button("Reset", interactive=False, elem_id="reset", min_width=60)
-            self.again = gr.Button("New session", variant="primary", visible=False, elem_id="again")
-        with gr.Column(elem_classes=["card"]):
-            names = catalogue.preset_names()
-            self.picker = gr.Dropdown(
-                [(catalogue.about(n)["title"], n) for n in names],
-                value=self._preset,
-                label="Preset",
-                elem_id="preset",
-                filterable=False,
-            )
-            self.about = gr.HTML(_about(self._preset), elem_id="about", apply_default_css=False)
-        with gr.Column(elem_classes=["card"]):
-            losses = self._settings.losses
-            self.active = gr.Dropdown(
-                [(loss.title, name) for name, loss in losses.items()],
-                value=self._settings.active,
-                label="Loss",
-                elem_id="active",
-                visible=len(losses) > 1,
-            )
-            form.add("active", self.active)
-            self.loss = gr.HTML(loss_card(self._settings.loss), elem_id="loss", apply_default_css=False)
-            form.losses()
-        with gr.Column(elem_classes=["card", "groups"]):
-            form.accordions()
-
-    # ---- wiring ------------------------------------------------------------------------------------------
-
-    def _wire(self, demo: gr.Blocks, form: Form) -> None:
-        live = [self.status, self.preview, self.charts, self.start, self.pause, self.step, self.reset]
-        lasting = [self.picker, self.about, self.loss]
-        place = [self.seat, self.viewport, self.again]
-        whole_form = [*lasting, *form.outputs()]
-
-        demo.load(
-            self._arrive,
-            [self.theme],
-            [*place, *live],
-            js="() => [sdlRestoreTheme()]",
-            **QUICK,
-        )
-        demo.unload(self.left)
-        self.again.click(self._start_anew(form), [self.theme], [*place, *live, *whole_form], **QUICK)
-        self.timer.tick(self._tick, [self.seat], [*place, *live, self.nudge], **QUICK)
-        self.nudge.change(self._put_right(form), [self.seat], whole_form, **QUICK)
-
-        for button, send in (
-            (self.start, self._press_start),
-            (self.pause, self._press_pause),
-            (self.step, self._press_step),
-            (self.reset, self._press_reset),
-        ):
-            button.click(send, [self.seat, self.prompt], None, **QUICK)
-        self.front.click(self._press_front, [self.seat], None, **QUICK)
-        self.theme.input(self._change_theme, [self.seat, self.theme], None, trigger_mode="always_last", **QUICK)
-
-        gr.on(
-            [self.prompt.submit, self.prompt.blur],
-            self._change_prompt,
-            [self.seat, self.prompt],
-            None,
-            trigger_mode="always_last",
-            **QUICK,
-        )
-        self.picker.input(
-            self._pick(form),
-            [self.seat, self.picker, self.theme],
-            [*place, *live, *whole_form],
-            trigger_mode="always_last",
-            **QUICK,
-        )
-        self.active.input(
-            self._change_loss(form), [self.seat, self.active], whole_form, trigger_mode="always_last", **QUICK
-        )
-        for field in form.sent_by_visitors():
-            if field.control not in (self.prompt, self.active):
-                change = functools.partial(self._change_knob, field.path)
-                field.control.input(  # type: ignore[attr-defined]
-                    change, [self.seat, field.control], None, trigger_mode="always_last", **QUICK
-                )
-
-    # ---- handlers: a page comes, looks, goes -------------------------------------------------------------
-
-    def _arrive(self, dark: bool, request: gr.Request) -> list[Any]:
-        return self._seat_page(request, self._settings, self._preset, bool(dark))[0]
-
-    def _start_anew(self, form: Form) -> Callable[..., list[Any]]:
-        def start_anew(dark: bool, request: gr.Request) -> list[Any]:
-            updates, visit = self._seat_page(request, self._settings, self._preset, bool(dark))
-            return [*updates, *(self._whole_form(form, visit) if visit else _skips(3 + len(form.outputs())))]
-
-        return start_anew
-
-    def _seat_page(
-        self, request: gr.Request, settings: Settings, preset: str | None, dark: bool
-    ) -> tuple[list[Any], Visit | None]:
-        """What a page shows after it asked for a seat, and its visit unless there was none to be had."""
-        try:
-            visit = self._open(request.session_hash or "", settings, preset, dark)
-        except RuntimeError as e:
-            return ["", _no_view(), gr.update(visible=True, value="Try again"), *_lost("No free seat", str(e))], None
-        return [visit.seat.id, _view(visit.seat.id), gr.update(visible=False), *_shown(visit)[:-1]], visit
-
-    def _tick(self, seat_id: str) -> Any:
-        if not seat_id:
-            return gr.skip()
-        visit = self._find(seat_id)
-        if visit is None:
-            text = "This session is over: nobody was here for a while, or the server was restarted."
-            again = gr.update(visible=True, value="New session")
-            return ["", _no_view(), again, *_lost("Session ended", text), gr.skip()]
-        shown = _shown(visit)
-        if all(_is_skip(u) for u in shown):
-            return gr.skip()
-        return [*_skips(3), *shown]
-
-    def _put_right(self, form: Form) -> Callable[..., list[Any]]:
-        def put_right(seat_id: str) -> list[Any]:
-            visit = self._find(seat_id)
-            if visit is None:
-                return _skips(3 + len(form.outputs()))
-            return self._whole_form(form, visit, visit.take_stale())
-
-        return put_right
-
-    @staticmethod
-    def _whole_form(form: Form, visit: Visit, paths: Collection[str] | None = None) -> list[Any]:
-        settings = visit.settings
-        return [
-            gr.update(value=visit.preset),
-            _about(visit.preset),
-            loss_card(settings.loss),
-            *form.updates(settings, paths),
-        ]
-
     # ---- handlers: what a person does --------------------------------------------------------------------
 
     def _press_start(self, seat_id: str, prompt: str) -> None:
         if (visit := self._find(seat_id)) is not None:
             loading = visit.seat.session.status.phase in ("loading", "compiling")
-            visit.send(Resume(), note="starts as soon as everything is ready" if loading else "")
-            self._take_prompt(visit, prompt)
+            visit.send(Resume(), note="starts as soon as everything is ready" if loading else "", prompt=prompt)
 
-    def _press_pause(self, seat_id: str, prompt: str) -> None:
+    def _press_pause(self, seat_id: str) -> None:
         if (visit := self._find(seat_id)) is not None:
             visit.send(Pause())
 
     def _press_step(self, seat_id: str, prompt: str) -> None:
         if (visit := self._find(seat_id)) is not None:
-            self._take_prompt(visit, prompt)
-            visit.send(Advance(1))
+            visit.send(Advance(1), prompt=prompt)
 
     def _press_reset(self, seat_id: str, prompt: str) -> None:
         if (visit := self._find(seat_id)) is not None:
-            self._take_prompt(visit, prompt)
-            visit.send(Pause(), Reset())
+            visit.send(Pause(), Reset(), prompt=prompt)
 
     def _press_front(self, seat_id: str) -> None:
         if (visit := self._find(seat_id)) is not None:
             visit.view.look_from_front()
 
-    def _change_theme(self, seat_id: str, dark: bool) -> None:
+    def _change_look(self, seat_id: str, dark: bool) -> None:
         if (visit := self._find(seat_id)) is not None:
             visit.view.set_dark(bool(dark))
 
     def _change_prompt(self, seat_id: str, text: str) -> None:
         if (visit := self._find(seat_id)) is not None:
-            self._take_prompt(visit, text)
+            visit.send(prompt=text)
 
-    @staticmethod
-    def _take_prompt(visit: Visit, text: str) -> None:
-        if text != visit.settings.prompt.text:
-            visit.patch([("prompt.text", text)])
+    def _change_knob(self, seat_id: str, event: gr.EventData) -> None:
+        change = event._data
+        path, number = str(change.get("knob")), int(change.get("number", 0))
+        if (visit := self._find(seat_id)) is not None and path not in self._locked:
+            visit.change(path, change.get("value"), number)
 
-    def _change_knob(self, path: str, seat_id: str, value: Any) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            visit.patch([(path, value)])
-
-    def _change_loss(self, form: Form) -> Callable[..., list[Any]]:
-        def change_loss(seat_id: str, name: str) -> list[Any]:
-            visit = self._find(seat_id)
-            if visit is None or name not in visit.settings.losses:
-                return _skips(3 + len(form.outputs()))
-            visit.patch([("active", name)])
-            return [
-                *_skips(2),
-                loss_card(visit.settings.losses[name]),
-                *form.updates(visit.settings.patch("active", name), ["active"]),
-            ]
-
-        return change_loss
-
-    def _pick(self, form: Form) -> Callable[..., list[Any]]:
-        def pick(seat_id: str, name: str, dark: bool, request: gr.Request) -> list[Any]:
-            n_place = 3 + N_LIVE
-            visit = self._find(seat_id)
-            wanted = catalogue.preset(name)
-            if visit is None:
-                return _skips(n_place + 3 + len(form.outputs()))
-            now = visit.settings
-            if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
-                updates, anew = self._seat_page(request, wanted, name, bool(dark))
-                return [*updates, *(self._whole_form(form, anew) if anew else _skips(3 + len(form.outputs())))]
-            visit.pick(name, wanted)
-            return [
-                *_skips(n_place),
-                *_skips(1),
-                _about(name),
-                loss_card(wanted.loss),
-                *form.updates(wanted),
-            ]
-
-        return pick
+    def _pick_preset(self, seat_id: str, dark: bool, request: gr.Request, event: gr.EventData) -> Any:
+        name = str(event._data.get("preset"))
+        visit = self._find(seat_id)
+        if visit is None or name not in catalogue.preset_names():
+            return gr.skip()
+        wanted, now = catalogue.preset(name), visit.settings
+        if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
+            return self._take_seat(request, wanted, name, dark)
+        visit.pick(name, wanted)
+        return list(Answer(prompt=wanted.prompt.text, form=form_state(wanted, name, visit.next_number())))
 
 
-# ---- pieces ----------------------------------------------------------------------------------------------
-
-N_LIVE = 7  # status, preview, charts, and the four buttons
+# ---- answers ---------------------------------------------------------------------------------------------
 
 
-def _shown(visit: Visit) -> list[Any]:
-    """Updates of status, preview, charts and buttons, and the number of times that controls were put right."""
+class Answer(NamedTuple):
+    """What a handler may change on the page; gr.skip() leaves a part as it is."""
+
+    seat: Any = gr.skip()
+    viewport: Any = gr.skip()
+    again: Any = gr.skip()
+    status: Any = gr.skip()
+    preview: Any = gr.skip()
+    charts: Any = gr.skip()
+    start: Any = gr.skip()
+    pause: Any = gr.skip()
+    step: Any = gr.skip()
+    reset: Any = gr.skip()
+    prompt: Any = gr.skip()
+    form: Any = gr.skip()
+
+
+def _looked(visit: Visit) -> Answer:
+    """What is new in a session."""
     look = visit.look()
-    panels = [gr.skip() if content is None else content for content in (look.status, look.preview, look.charts)]
-    return [*panels, *_buttons(look.phase), gr.skip() if look.nudge is None else look.nudge]
+    news: dict[str, Any] = {
+        name: content
+        for name, content in (("status", look.status), ("preview", look.preview), ("charts", look.charts))
+        if content is not None
+    }
+    if look.phase is not None:
+        news |= {name: gr.update(interactive=can) for name, can in _pressable(look.phase).items()}
+    if look.stale:
+        settings = visit.settings
+        news["form"] = form_state(settings, visit.preset, visit.next_number(), look.stale)
+        if "prompt.text" in look.stale:
+            news["prompt"] = settings.prompt.text
+    return Answer(**news)
 
 
-def _buttons(phase: Phase | None) -> list[Any]:
-    """Start, Pause, Step, Reset: what can be pressed in a phase."""
-    if phase is None:
-        return _skips(4)
+def _pressable(phase: Phase) -> dict[str, bool]:
+    """Which buttons have a meaning in a phase; Start may be pressed ahead, while things are loading."""
     idle = phase in ("ready", "paused", "failed")
-    can = (phase != "running", phase == "running", idle, idle or phase == "running")
-    return [gr.update(interactive=c) for c in can]
+    return {
+        "start": phase != "running",
+        "pause": phase == "running",
+        "step": idle,
+        "reset": idle or phase == "running",
+    }
 
 
-def _lost(title: str, text: str) -> list[Any]:
-    """Status, preview, charts and buttons of a page without a session."""
-    return [no_session(title, text), "", "", *(gr.update(interactive=False) for _ in range(4))]
+def _without_session(title: str, text: str, button: str) -> list[Any]:
+    dead = {name: gr.update(interactive=False) for name in ("start", "pause", "step", "reset")}
+    return list(
+        Answer(
+            seat="",
+            viewport=_no_view(),
+            again=gr.update(visible=True, value=button),
+            status=no_session(title, text),
+            preview="",
+            charts="",
+            **dead,
+        )
+    )
 
 
-def _skips(n: int) -> list[Any]:
-    return [gr.skip() for _ in range(n)]
-
-
-def _is_skip(update: Any) -> bool:
-    return isinstance(update, dict) and update.get("__type__") == "update" and len(update) == 1
+# ---- pieces of HTML --------------------------------------------------------------------------------------
 
 
 def _view(token: str) -> str:
@@ -433,16 +342,11 @@ def _no_view() -> str:
     return '<div class="no-view">The scene appears here.</div>'
 
 
-def _about(preset: str | None) -> str:
-    text = catalogue.about(preset)["text"] if preset is not None else "Settings of your own."
-    return f"<p>{html.escape(text)}</p>"
-
-
 def _title_bar(device: str) -> str:
     where = {"cpu": "on the processor", "cuda": "on the GPU"}.get(device.partition(":")[0], f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
         '<button type="button" aria-label="Switch between light and dark" title="Light or dark">'
-        '<span class="sun">☀</span><span class="moon">☾</span></button></header>'
+        '<span class="sun">&#9728;</span><span class="moon">&#9790;</span></button></header>'
     )

@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sdlab.losses import Distillation
 from sdlab.messages import Phase
 
 CHART_POINTS = 200
@@ -155,7 +154,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
         f'<div class="status-head"><span class="dot{busy}"></span><strong>{word}</strong>'
         f'<span class="facts">{"".join(f"<span>{f}</span>" for f in facts)}</span></div>'
         f'<div class="bar{busy}"><i style="width:{100 * min(step / max(steps, 1), 1):.1f}%"></i></div>'
-        f'<p class="say {tone}" role="{role}">{html.escape(_sentence(line))}</p></div>'
+        f'<p class="say {tone}" role="{role}">{html.escape(sentence(line))}</p></div>'
     )
 
 
@@ -196,14 +195,6 @@ def figures(rows: Sequence[tuple[str, str, str]]) -> str:
         for name, value, note in rows
     )
     return f'<dl class="figures">{cells}</dl>'
-
-
-def loss_card(loss: Distillation) -> str:
-    """The loss in force: name, formula, what to watch, where it is from."""
-    return (
-        f'<div class="loss"><h3>{html.escape(loss.title)}</h3><p class="formula">{formula(loss.formula)}</p>'
-        f"<p>{html.escape(_sentence(loss.look_for))}.</p><p class='source'>{html.escape(loss.paper)}</p></div>"
-    )
 
 
 GREEK = {"eps": "epsilon", "lam": "lambda"} | {
@@ -248,6 +239,7 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60} min"
 
 
-def _sentence(text: str) -> str:
-    """With a capital, unless it begins with the path of a knob."""
-    return text if "." in text.partition(" ")[0] else text[:1].upper() + text[1:]
+def sentence(text: str) -> str:
+    """With a capital, unless it begins with a symbol or the path of a knob."""
+    first = text.partition(" ")[0].strip(",:;")
+    return text if len(first) == 1 or any(c in first for c in "._(") else text[:1].upper() + text[1:]

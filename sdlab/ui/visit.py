@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Look(NamedTuple):
     preview: str | None
     charts: str | None
     phase: Phase | None
-    nudge: int | None  # grows when controls show something else than what is in force
+    stale: frozenset[str]  # paths of controls that show something else than what is in force
 
 
 class Visit:
@@ -51,8 +52,8 @@ class Visit:
         self._last: dict[str, str] = {}  # what the page was last given, by panel
         self._shown: dict[str, Any] = {}  # path -> value that a control was given by a person
         self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # preset before the last, paths changed
-        self._stale: set[str] = set()
-        self._nudges = 0
+        self._form_numbers = itertools.count(1)
+        self._numbers: dict[str, int] = {}  # path -> number of the last change that a person made
         self._message: Message | None = None
         self._figures: dict[str, float] = {}
         self._forget_curves()
@@ -70,12 +71,30 @@ class Visit:
 
     # ---- from the page to the session --------------------------------------------------------------------
 
-    def send(self, *commands: Command, note: str = "") -> None:
-        """Hand commands over; what was said before is answered by this, `note` is said instead."""
+    def send(self, *commands: Command, note: str = "", prompt: str | None = None) -> None:
+        """Hand commands over, after the prompt as it is typed now. What was said before is thereby answered; `note`
+        is said instead."""
+        retyped = prompt is not None and prompt != self.settings.prompt.text
+        if not commands and not retyped:
+            return
         with self._lock:
             self._message = Message("info", note) if note else None
+        if retyped:
+            self.patch([("prompt.text", prompt)])
         for command in commands:
             self.seat.session.send(command)
+
+    def next_number(self) -> int:
+        """Tells successive states of the form apart."""
+        return next(self._form_numbers)
+
+    def change(self, path: str, value: Any, number: int) -> None:
+        """One control was moved; changes are numbered by the browser, and one that was overtaken is dropped."""
+        with self._lock:
+            if number <= self._numbers.get(path, 0):
+                return
+            self._numbers[path] = number
+        self.patch([(path, value)])
 
     def patch(self, changes: Iterable[tuple[str, Any]]) -> None:
         """Ask for changes as one transaction, and remember what the controls show."""
@@ -100,26 +119,18 @@ class Visit:
         """Read what is new. Called by one tick at a time."""
         with self._lock:
             events, self._next_event = self.seat.session.events.since(self._next_event)
-            stale_before = len(self._stale)
+            stale: set[str] = set()
             waiting: list[str] = []
             for event in events:
-                self._take(event, waiting)
-            if len(self._stale) > stale_before:
-                self._nudges += 1
+                self._take(event, stale, waiting)
             phase = self.seat.session.status.phase
             return Look(
                 self._if_new("status", self._status()),
                 self._preview(),
                 self._charts(),
                 phase if self._if_new("phase", phase) else None,
-                self._nudges if len(self._stale) > stale_before else None,
+                frozenset(stale),
             )
-
-    def take_stale(self) -> frozenset[str]:
-        """Paths of controls that show something else than what is in force; they are thereby taken as put right."""
-        with self._lock:
-            stale, self._stale = frozenset(self._stale), set()
-            return stale
 
     def _if_new(self, panel: str, content: str) -> str | None:
         if self._last.get(panel) == content:
@@ -127,7 +138,7 @@ class Visit:
         self._last[panel] = content
         return content
 
-    def _take(self, event: Event, waiting: list[str]) -> None:
+    def _take(self, event: Event, stale: set[str], waiting: list[str]) -> None:
         match event:
             case Stepped(step, stats):
                 if step <= self._last_step:
@@ -138,14 +149,14 @@ class Visit:
                 self._rate.add(step, stats["steps_per_s"])
                 self._curves_changed = True
             case Applied(step, path, value, note):
-                self._settle(path, value)
+                self._settle(path, value, stale)
                 self._mark(step, f"{path} = {value}")
                 if note:
                     waiting.append(label_of(path))
                 names = ", ".join(waiting)
                 self._message = Message("info", f"{names}: in force at the next reset") if waiting else None
             case Rejected(_, path, value, reason):
-                self._settle(path, value)
+                self._settle(path, value, stale)
                 if path in self._picked[1]:
                     self.preset = self._picked[0]
                 self._message = Message("error", reason)
@@ -155,9 +166,9 @@ class Visit:
                 self._message = Message("error", reason)
             case Loaded():
                 self._forget_curves()
-                self._stale |= set(self.settings.knobs())
+                stale |= set(self.settings.knobs())
 
-    def _settle(self, path: str, value: Any) -> None:
+    def _settle(self, path: str, value: Any, stale: set[str]) -> None:
         """The session has answered for one knob: is the control still right? While the answer is to an older value
         than the control shows (a slider being dragged), a later answer is under way."""
         if path not in self._shown or self._shown[path] != value:
@@ -165,7 +176,7 @@ class Visit:
         knob = self.settings.knobs().get(path)
         if knob is not None and knob.value != value:
             self._shown[path] = knob.value
-            self._stale.add(path)
+            stale.add(path)
 
     def _mark(self, step: int, text: str) -> None:
         if self._marks and self._marks[-1].step == step:
@@ -207,7 +218,7 @@ class Visit:
             ("Skipped steps", f"{f.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
             ("Inside the prior", f"{100 * f['prior_share']:.0f} %" if f else NOT_YET, "share of the time of all steps"),
             ("Noise level t", number(f["t"]) if f else NOT_YET, "timestep of the last step, mean over views, 0 to 999"),
-            ("Optimised for", duration(f["seconds"]) if f else NOT_YET, "time spent in steps, pauses not counted"),
+            ("Time", duration(f["seconds"]) if f else NOT_YET, "time spent in steps, pauses not counted"),
         ]
         return (
             '<div class="charts">'

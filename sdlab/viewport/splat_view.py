@@ -5,8 +5,10 @@ World and angles as in `sdlab.types`: +z up, the object's front towards +x, abou
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import rich
@@ -33,18 +35,25 @@ class LocalServer(viser.ViserServer):
         return None
 
 
-_starting = threading.Lock()
+_muting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """viser prints when a server starts or stops, even when told not to; one line per visitor is too much."""
+    console = rich.get_console()
+    with _muting:
+        quiet, console.quiet = console.quiet, True
+        try:
+            yield
+        finally:
+            console.quiet = quiet
 
 
 def _start_server() -> LocalServer:
-    """A server on a free port of the loop-back interface. viser announces each by a banner; here it is muted."""
-    console = rich.get_console()
-    with _starting:
-        quiet, console.quiet = console.quiet, True
-        try:
-            return LocalServer(host="127.0.0.1", port=0, verbose=False)
-        finally:
-            console.quiet = quiet
+    """A server on a free port of the loop-back interface."""
+    with _muted():
+        return LocalServer(host="127.0.0.1", port=0, verbose=False)
 
 
 def floor_lines() -> np.ndarray:
@@ -85,7 +94,9 @@ class SplatView:
             return
         self._server.gui.configure_theme(dark_mode=dark, show_logo=False, show_share_button=False)
         # lines, because viser draws its own grid over Gaussians that are in front of it
-        self._server.scene.add_line_segments("/floor", floor_lines(), FLOOR_COLOUR[dark], line_width=1.0)
+        self._server.scene.add_line_segments(
+            "/floor", floor_lines(), FLOOR_COLOUR[dark], thickness=1.0, thickness_units="screen"
+        )
 
     def look_from_front(self) -> None:
         """Take every browser's camera back to where it began."""
@@ -117,7 +128,8 @@ class SplatView:
                     self.shown_step = frame.step
                 self._closed.wait(UPDATE_EVERY)
         finally:
-            self._server.stop()
+            with _muted():
+                self._server.stop()
 
     def _show(self, scene: SplatSnapshot | None) -> None:
         if scene is None:  # not made of Gaussians

@@ -1,0 +1,121 @@
+"""Score Distillation Lab in the browser: `python app.py`. Parses its arguments, builds the server, launches it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import Sequence
+from typing import Any
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; on a Space of the Hugging Face Hub the server is reachable from outside by default."""
+    on_space = "SPACE_ID" in os.environ
+    p = argparse.ArgumentParser(prog="app.py", description="Watch score distillation shape a 3D object, live.")
+    p.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1", help="address to listen on")
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+    p.add_argument("--port", default=port, help="port to listen on; 0 takes any free one (default %(default)s)")
+    p.add_argument("--preset", default="toybox", help="preset to begin with, or a .toml file")
+    p.add_argument("--prior", help="toybox, a folder in the diffusers layout, or owner/name on the Hub")
+    p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda where there is one)")
+    p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
+    p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
+    p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until interrupted. Returns 2 after one line on stderr when an argument cannot be used."""
+    args = parser().parse_args(argv)
+    try:
+        if args.max_sessions < 1:
+            raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
+        listener = bind(args.host, args.port)  # before anything slow is imported
+        app = build(args)
+    except (ValueError, OSError) as e:
+        print(f"app.py: {e}", file=sys.stderr)
+        return 2
+    serve(app, listener, args)
+    return 0
+
+
+def bind(host: str, port: str) -> socket.socket:
+    """The listening socket; ValueError names --port or --host and what to do."""
+    if not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"--port {port}: a number from 0 to 65535 is needed")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if os.name == "posix":  # a port just left by another server may be taken over; on Windows this would share it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, int(port)))
+        listener.listen(128)
+    except OSError as e:
+        listener.close()
+        if isinstance(e, socket.gaierror):
+            raise ValueError(f"--host {host}: there is no such address; 127.0.0.1 is this machine") from e
+        raise ValueError(f"--port {port} on {host}: {e.strerror or e}; choose another with --port, or --port 0") from e
+    return listener
+
+
+def build(args: argparse.Namespace) -> Any:
+    """The application; ValueError when the preset, the prior or the device is not to be had."""
+    from sdlab.cli import choose_device, settings_for
+
+    settings = settings_for(args.preset, [], prior__path=args.prior)
+    device = choose_device(args.device)
+
+    import torch
+
+    from sdlab.manager import Manager
+    from sdlab.settings import preset_names
+    from sdlab.ui.server import build as build_server
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    named = args.preset if args.preset in preset_names() and args.prior is None else None
+    locked = () if args.host in LOOPBACK else ("prior.path", "prior.revision")
+    manager = Manager(device, args.max_sessions, args.grace)
+    return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
+
+
+def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
+    """Run until interrupted; says the address once the page can be opened, and opens it where there is a screen."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws_per_message_deflate=False,  # splats do not shrink, and it doubles the work
+        ws_max_size=64 << 20,
+        timeout_graceful_shutdown=2,  # pages keep event streams open
+    )
+    server = uvicorn.Server(config)
+    host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+
+    def announce() -> None:
+        while not server.started:
+            if server.should_exit:
+                return
+            time.sleep(0.05)
+        print(f"Score Distillation Lab is at {url} (Ctrl+C ends it)", flush=True)
+        if args.host in LOOPBACK and not args.no_browser and has_screen():
+            webbrowser.open(url)
+
+    threading.Thread(target=announce, daemon=True).start()
+    server.run(sockets=[listener])
+
+
+def has_screen() -> bool:
+    """Whether a browser window could be shown here."""
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
