@@ -86,7 +86,12 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of pictures, weights and all draws")
     p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")
-    p.add_argument("--threads", type=whole(1, 1024), default=os.cpu_count() or 1, help="CPU threads (all)")
+    p.add_argument(
+        "--threads",
+        type=whole(1, 1024),
+        default=os.cpu_count() or 1,
+        help="CPU threads (default: all cores; one where other work runs, since threads then wait for each other)",
+    )
     p.add_argument("--checkpoint-minutes", type=real(0.01, 1e5), default=5.0, help="between checkpoints (default 5)")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, with the plan it began with")
     p.set_defaults(toybox_command=run_train)
@@ -133,11 +138,19 @@ def add_subcommands(commands: argparse._SubParsersAction) -> None:
     add_judge(commands)
 
 
+def without_progress_bars() -> None:
+    """The libraries draw a bar for every small file they read or write."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def run_train(options: argparse.Namespace) -> None:
     import torch
 
     from sdlab.toybox.train import Plan, train
 
+    without_progress_bars()
     torch.set_num_threads(options.threads)
     plan = Plan(options.samples, options.batch, options.lr, options.ema, options.pictures, options.seed)
     train(
@@ -157,6 +170,7 @@ def run_sample(options: argparse.Namespace) -> None:
 
     from sdlab.toybox import model, sample
 
+    without_progress_bars()
     box = model.load(options.weights, torch.device(options.device))
     prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
     rgb = sample.sample(box, prompts, scale=options.cfg, steps=options.steps, seed=options.seed)
@@ -176,6 +190,7 @@ def run_judge(options: argparse.Namespace) -> None:
     from sdlab.toybox import model
     from sdlab.toybox.judge import judge
 
+    without_progress_bars()
     box = model.load(options.weights, torch.device("cpu"))
     verdict = judge(box, scale=options.cfg, steps=options.steps, seed=options.seed)
     print(f"{'':24}true pictures  samples")
