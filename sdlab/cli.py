@@ -241,7 +241,7 @@ def _result(session: Any, preset: str, wall: float) -> dict[str, Any]:
         "preset": preset,
         "prompt": s.prompt.text,
         "prior": session.prior.name,
-        "engine": getattr(session.prior, "engine_name", "exact"),
+        "engine": session.prior.engine_name,
         "loss": s.active,
         "seed": s.seed,
         "steps": state.step,

@@ -88,7 +88,8 @@ class Status:
 
 @dataclass(frozen=True)
 class Applied:
-    """A change of settings is in force from `step` on; `note` says so when it waits for a reset."""
+    """A change of settings is in force from `step` on; `note` says so when it waits for a reset, or names the words
+    of a prompt that the prior does not know."""
 
     step: int
     path: str

@@ -107,6 +107,7 @@ class Session:
         self._report: Report | None = None  # of the last step
         self._published_at = 0.0
         self._rate = 0.0  # steps per second, smoothed
+        self._failure = ""  # why there is no state yet
 
     # ---- for any thread ----------------------------------------------------------------------------------
 
@@ -163,9 +164,10 @@ class Session:
         """Load the prior, compile what must be compiled, build the scene. Does nothing when already done."""
         if self._prior is None or self._bank is None:
             self._adopt_prior(self.settings)
+        torch.set_num_threads(self.prior.torch_threads)  # of this thread, which owns the tensors from now on
         if self._state is None:
             self._build()
-        self._set_status("running" if self.running else "ready", "running" if self.running else "ready: press Start")
+        self._settle()
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint of the present state into `folder`."""
@@ -221,7 +223,10 @@ class Session:
                 self._obey(command)
             except (ValueError, OSError, RuntimeError) as e:
                 self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), str(e)))
-                self._settle()
+                if self._state is None:
+                    self._fail(e)
+                else:
+                    self._settle()
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -285,7 +290,10 @@ class Session:
         if self._undo is not None:
             self._undo.changes += changes
         for path, value in changes:
-            self._say(Applied(self._step_number, path, value, "from the next reset on" if path in waiting else ""))
+            note = "from the next reset on" if path in waiting else ""
+            if path == "prompt.text" and self._prior is not None:
+                note = self._prior.remark(str(value))
+            self._say(Applied(self._step_number, path, value, note))
 
     def _adopt(self, old: Settings, new: Settings) -> set[str]:
         """Bring the session from `old` to `new`: one table, and nothing else decides. Returns the paths of knobs
@@ -296,6 +304,7 @@ class Session:
         self._use(new)
         if new.prior != old.prior:  # swap the teacher; the prompt bank belongs to it
             self._adopt_prior(new)
+            torch.set_num_threads(self.prior.torch_threads)
             if self._state is None:
                 self._build()
         elif self._prior is not None and "camera.views" in changed:  # compiled per batch size
@@ -399,13 +408,14 @@ class Session:
     def _fail(self, error: Exception) -> None:
         self.running = False
         self._say(Failed(self._step_number, _reason(error)))
-        self._set_status("failed", f"failed because {_reason(error)}")
+        self._failure = f"failed because {_reason(error)}"
+        self._set_status("failed", self._failure)
 
     def _settle(self) -> None:
         """Back to the status that fits after a command that had its own."""
         if self._state is None:
-            return
-        if self.running:
+            self._set_status("failed", self._failure)
+        elif self.running:
             self._set_status("running", "running")
         elif self.state.step == 0:
             self._set_status("ready", "ready: press Start")

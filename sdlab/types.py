@@ -133,8 +133,22 @@ class Prior(Protocol):
     image_size: int  # pixels of the pictures it is shown (H = W)
     device: torch.device
 
+    @property
+    def engine_name(self) -> str:
+        """What evaluates the network; "exact" where there is none."""
+        ...
+
+    @property
+    def torch_threads(self) -> int:
+        """How many threads torch should have in a thread that uses this prior."""
+        ...
+
     def embed(self, text: str) -> Cond:
         """Conditioning of one text, batch 1."""
+        ...
+
+    def remark(self, text: str) -> str:
+        """Which words of `text` it cannot read, for people; "" when it reads them all."""
         ...
 
     def encode(self, rgb: Tensor) -> Tensor:

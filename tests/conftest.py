@@ -1,7 +1,9 @@
 """Runs before any test module: shapes and types of sdlab are checked at run time under pytest only."""
 
 import os
+import tempfile
 
+os.environ["SDLAB_CACHE"] = tempfile.mkdtemp(prefix="sdlab-test-cache-")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -9,7 +11,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook("sdlab", "typecheck.check")
 
-import pytest
+import pytest  # noqa: E402  (the hook must be in place before anything imports sdlab)
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # everything here is small, and OpenMP threads of several processes only disturb each other
 
 
 @pytest.fixture

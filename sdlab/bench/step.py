@@ -107,7 +107,7 @@ def _summary(live: _Lane, slow: _Lane | None, rows: list[dict[str, float]], name
     s, prior = live.session.settings, live.session.prior
     result: dict[str, Any] = {
         "preset": name,
-        "engine": getattr(prior, "engine_name", "exact"),
+        "engine": prior.engine_name,
         "views": s.camera.views,
         "gaussians": int(live.session.state.scene.params["means"].shape[0]),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",

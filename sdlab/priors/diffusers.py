@@ -106,7 +106,8 @@ class DiffusersPrior(PriorConfig):
         )
         name = folder.resolve().name if Path(self.path).expanduser().is_dir() else self.path
         notes = "; ".join(n for n in (precision_note, engine_note) if n)
-        return DiffusersModel(name, unet, text, space, alphas_cumprod, prediction_type, engine, precision, notes)
+        schedule = alphas_cumprod, prediction_type
+        return DiffusersModel(name, unet, text, space, *schedule, engine, precision, self.threads, notes)
 
 
 class DiffusersModel:
@@ -125,6 +126,7 @@ class DiffusersModel:
         prediction_type: str,
         engine: Engine,
         precision: str,
+        threads: int,
         note: str,
     ) -> None:
         self.name = name
@@ -139,6 +141,7 @@ class DiffusersModel:
         self._space = space
         self._engine = engine
         self._precision = precision
+        self._threads = threads
         self._falling_back = threading.Lock()
         alpha = alphas_cumprod.double().sqrt().clamp(ALPHA_MIN, (1 - ALPHA_MIN**2) ** 0.5)
         self._alpha = alpha.float().to(self.device)
@@ -147,6 +150,10 @@ class DiffusersModel:
     @property
     def engine_name(self) -> str:
         return self._engine.name
+
+    @property
+    def torch_threads(self) -> int:
+        return self._engine.torch_threads
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
         """Compile for batches of these sizes (pictures times roles), so that the first step need not."""
@@ -210,7 +217,7 @@ class DiffusersModel:
     def _fall_back(self, failed: Engine, reason: EngineFailure) -> None:
         with self._falling_back:
             if self._engine is failed:
-                self._engine = TorchEngine(self.unet, self._precision)
+                self._engine = TorchEngine(self.unet, self._precision, self._threads)
                 notes = (self.engine_note, f"{reason}; torch runs instead")
                 self.engine_note = "; ".join(n for n in notes if n)
 

@@ -62,9 +62,10 @@ class EngineFailure(RuntimeError):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Evaluates one frozen network."""
+    """Evaluates one frozen network. `torch_threads` is how many threads torch should have beside it."""
 
     name: str
+    torch_threads: int
 
     def prepare(self, shapes: Shapes) -> None:
         """Whatever the first forward with these shapes would otherwise have to do. Raises EngineFailure."""
@@ -81,8 +82,9 @@ class TorchEngine:
     """The reference: the module itself. On a processor the weights stay float32 and bf16 means autocast; elsewhere
     the weights are held in the precision asked for."""
 
-    def __init__(self, unet: nn.Module, precision: str) -> None:
+    def __init__(self, unet: nn.Module, precision: str, threads: int = 0) -> None:
         self.name = f"torch {precision}"
+        self.torch_threads = threads or usable_cores()
         self._unet = unet
         self._autocast = precision == "bf16" and next(unet.parameters()).device.type == "cpu"
 
@@ -117,6 +119,7 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": str(threads or usable_cores()),
         }
         self.name = f"openvino {precision}"
+        self.torch_threads = 1  # what torch still does is small, and its idle threads spin on OpenVINO's cores
         self._cache = SealedFolder(cache_folder() / "openvino" / key)
         self._network = self._converted(unet, shapes, progress)
         self._compiled: dict[Shapes, _CompiledNetwork] = {}
@@ -252,7 +255,7 @@ def choose_engine(
             note = f"{e}; torch runs instead"
     elif engine == "openvino":
         note = f"OpenVINO runs on the processor only, not on {device.type}; torch runs instead"
-    return TorchEngine(unet, precision), note
+    return TorchEngine(unet, precision, threads), note
 
 
 @functools.cache

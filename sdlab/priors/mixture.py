@@ -122,6 +122,7 @@ class MixtureScores:
         self.image_size = max(config.height, config.width)
         self.device = device
         self.engine_name = "exact"
+        self.torch_threads = 1  # too little work to share
         self.engine_note = ""
         self.prediction_type = "epsilon"
         self.n_parameters = 0
@@ -137,6 +138,10 @@ class MixtureScores:
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
         """Nothing to get ready."""
+
+    def remark(self, text: str) -> str:
+        """Every word counts."""
+        return ""
 
     def mixture(self, text: str) -> Mixture:
         """The mixture that `text` stands for, in float64 on the CPU."""
