@@ -201,7 +201,7 @@ class _Frame:
             t.detach().contiguous().numpy() for t in (rgb, depth[:, 0], d_rgb, d_alpha[:, 0], d_depth[:, 0])
         )
         moments = [
-            np.zeros((len(cuts) - 1, splats.shape[0], kernels.MOMENT_COLUMNS), np.float32)
+            np.empty((len(cuts) - 1, splats.shape[0], kernels.MOMENT_COLUMNS), np.float32)
             for cuts, (splats, *_) in zip(self.parts, self.prepared, strict=True)
         ]
         d_background = np.zeros((self.views, PARTS_MAX, 3), np.float32)

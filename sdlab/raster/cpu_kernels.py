@@ -112,14 +112,11 @@ def _to_camera(viewmat, x, y, z):
 
 
 @kernel(inline="always")
-def _clamped_slopes(K, width, height, slope_x, slope_y):
-    """t_x / t_z and t_y / t_z, held within the field of view plus a margin: J grows without bound outside it."""
+def _slope_limits(K, width, height):
+    """Lowest and highest t_x / t_z, then t_y / t_z, that J is evaluated at: it grows without bound off the picture."""
     fx, cx, fy, cy = K[0, 0], K[0, 2], K[1, 1], K[1, 2]
     margin_x, margin_y = CLAMP_MARGIN * width, CLAMP_MARGIN * height
-    return (
-        min(max(slope_x, -(cx + margin_x) / fx), (width - cx + margin_x) / fx),
-        min(max(slope_y, -(cy + margin_y) / fy), (height - cy + margin_y) / fy),
-    )
+    return -(cx + margin_x) / fx, (width - cx + margin_x) / fx, -(cy + margin_y) / fy, (height - cy + margin_y) / fy
 
 
 @kernel(inline="always")
@@ -166,6 +163,7 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
     `radii` and `means2d` are filled for every Gaussian, 0 where it is not drawn.
     """
     fx, cx, fy, cy = K[0, 0], K[0, 2], K[1, 1], K[1, 2]
+    low_x, high_x, low_y, high_y = _slope_limits(K, width, height)
     visible = 0
     for i in range(means.shape[0]):
         radii[i] = 0
@@ -179,7 +177,8 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
         mean_x = fx * t_x * inverse_z + cx
         mean_y = fy * t_y * inverse_z + cy
 
-        slope_x, slope_y = _clamped_slopes(K, width, height, t_x * inverse_z, t_y * inverse_z)
+        slope_x = min(max(t_x * inverse_z, low_x), high_x)
+        slope_y = min(max(t_y * inverse_z, low_y), high_y)
         J_xx, J_yy = fx * inverse_z, fy * inverse_z
         a_x, a_y, a_z, b_x, b_y, b_z = _screen_rows(viewmat, J_xx, -J_xx * slope_x, J_yy, -J_yy * slope_y)
         w, x, y, z, _ = _unit_quaternion(quats, i)
@@ -466,7 +465,7 @@ def blend_backward(
     first_tile, last_tile, tiles_x, splats, starts, stops, ranks,
     rgb, depth, T_end, d_rgb, d_alpha, d_depth, moments, d_background,
 ):  # fmt: skip
-    """Add to `moments` [M, 10] and `d_background` [3] what the tiles first_tile .. last_tile - 1 contribute.
+    """What the tiles first_tile .. last_tile - 1 contribute to `moments` [M, 10] and `d_background` [3].
 
     With q_i = dLoss/dC . c_i + dLoss/dZ z_i, and a pixel's outputs C, Z and alpha_out = 1 - T_end [SUP 4.1]:
 
@@ -479,6 +478,8 @@ def blend_backward(
     height, width = T_end.shape
     grid_x, grid_y = _pixel_grid()
     block = np.empty(6 * TILE_PIXELS, np.float32)
+    moments[:] = f32(0)
+    d_background[:] = f32(0)
     for tile in range(first_tile, last_tile):
         left, top = (tile % tiles_x) * TILE_SIDE, (tile // tiles_x) * TILE_SIDE
         block[:] = f32(0)
@@ -582,6 +583,7 @@ def project_backward(
     The parts are added in order, whoever computed them: the result does not depend on the number of threads.
     """
     fx, fy = K[0, 0], K[1, 1]
+    low_x, high_x, low_y, high_y = _slope_limits(K, width, height)
     gradient[:] = f32(0)
     d_means2d[:] = f32(0)
     for rank in range(gaussians.size):
@@ -603,7 +605,7 @@ def project_backward(
         t_x, t_y, t_z = _to_camera(viewmat, means[i, 0], means[i, 1], means[i, 2])
         inverse_z = f32(1) / t_z
         free_x, free_y = t_x * inverse_z, t_y * inverse_z
-        slope_x, slope_y = _clamped_slopes(K, width, height, free_x, free_y)
+        slope_x, slope_y = min(max(free_x, low_x), high_x), min(max(free_y, low_y), high_y)
         J_xx, J_yy = fx * inverse_z, fy * inverse_z
         J_xz, J_yz = -J_xx * slope_x, -J_yy * slope_y
         a_x, a_y, a_z, b_x, b_y, b_z = _screen_rows(viewmat, J_xx, J_xz, J_yy, J_yz)

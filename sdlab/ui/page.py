@@ -189,14 +189,16 @@ class Page:
             visit = self._open(request.session_hash or "", settings, preset, bool(dark))
         except RuntimeError as e:
             return _without_session("No free seat", str(e), "Try again")
-        answer = _looked(visit)._replace(
+        answer = Answer(
             seat=visit.seat.id,
             viewport=_view(visit.seat.id),
             again=gr.update(visible=False),
+            preview="",
+            charts="",
             prompt=settings.prompt.text,
             form=form_state(settings, preset, visit.next_number()),
         )
-        return list(answer)
+        return list(answer._replace(**_news(visit)))
 
     def _tick(self, seat_id: str) -> Any:
         if not seat_id:
@@ -205,8 +207,8 @@ class Page:
         if visit is None:
             text = "This session is over: nobody was here for a while, or the server was restarted."
             return _without_session("Session ended", text, "New session")
-        answer = _looked(visit)
-        return gr.skip() if answer == Answer() else list(answer)
+        news = _news(visit)
+        return list(Answer(**news)) if news else gr.skip()
 
     def _leave(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
@@ -286,8 +288,8 @@ class Answer(NamedTuple):
     form: Any = gr.skip()
 
 
-def _looked(visit: Visit) -> Answer:
-    """What is new in a session."""
+def _news(visit: Visit) -> dict[str, Any]:
+    """What is new in a session, by part of the page."""
     look = visit.look()
     news: dict[str, Any] = {
         name: content
@@ -301,7 +303,7 @@ def _looked(visit: Visit) -> Answer:
         news["form"] = form_state(settings, visit.preset, visit.next_number(), look.stale)
         if "prompt.text" in look.stale:
             news["prompt"] = settings.prompt.text
-    return Answer(**news)
+    return news
 
 
 def _pressable(phase: Phase) -> dict[str, bool]:
