@@ -108,7 +108,6 @@ class Session:
         self._published_at = 0.0
         self._rate = 0.0  # steps per second, smoothed
         self._failure = ""  # why there is no state yet
-        self._failure = ""  # why there is no state yet
 
     # ---- for any thread ----------------------------------------------------------------------------------
 
