@@ -71,13 +71,10 @@ def build(args: argparse.Namespace) -> Any:
     settings = settings_for(args.preset, [], prior__path=args.prior)
     device = choose_device(args.device)
 
-    import torch
-
     from sdlab.manager import Manager
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     named = args.preset if args.preset in preset_names() and args.prior is None else None
     locked = () if args.host in LOOPBACK else ("prior.path", "prior.revision")
     manager = Manager(device, args.max_sessions, args.grace)

@@ -151,10 +151,7 @@ class Visit:
             case Applied(step, path, value, note):
                 self._settle(path, value, stale)
                 self._mark(step, f"{path} = {value}")
-                if note:
-                    waiting.append(label_of(path))
-                names = ", ".join(waiting)
-                self._message = Message("info", f"{names}: in force at the next reset") if waiting else None
+                self._message = self._applied(path, note, waiting)
             case Rejected(_, path, value, reason):
                 self._settle(path, value, stale)
                 if path in self._picked[1]:
@@ -167,6 +164,15 @@ class Visit:
             case Loaded():
                 self._forget_curves()
                 stale |= set(self.settings.knobs())
+
+    def _applied(self, path: str, note: str, waiting: list[str]) -> Message | None:
+        """What is worth saying about a change that was taken; `waiting` collects those that wait for a reset."""
+        knob = self.settings.knobs().get(path)
+        if note and knob is not None and knob.apply == "restart":
+            waiting.append(label_of(path))
+        elif note:
+            return Message("warning", note)
+        return Message("info", f"{', '.join(waiting)}: in force at the next reset") if waiting else None
 
     def _settle(self, path: str, value: Any, stale: set[str]) -> None:
         """The session has answered for one knob: is the control still right? While the answer is to an older value
