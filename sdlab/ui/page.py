@@ -21,7 +21,7 @@ from sdlab.manager import Manager
 from sdlab.messages import Advance, Pause, Phase, Reset, Resume
 from sdlab.settings import Settings
 from sdlab.ui.form import form_html, form_state
-from sdlab.ui.panels import no_session
+from sdlab.ui.panels import no_charts, no_preview, no_session
 from sdlab.ui.visit import Visit
 from sdlab.viewport.splat_view import Viewports
 
@@ -156,8 +156,8 @@ class Page:
                         elem_id="form",
                     )
                 with gr.Row(elem_id="readings"):
-                    preview = gr.HTML(elem_id="preview", apply_default_css=False)
-                    charts = gr.HTML(elem_id="charts", apply_default_css=False)
+                    preview = gr.HTML(no_preview(), elem_id="preview", apply_default_css=False)
+                    charts = gr.HTML(no_charts(), elem_id="charts", apply_default_css=False)
             timer = gr.Timer(TICK)
 
             # in the order of Answer
@@ -193,8 +193,8 @@ class Page:
             seat=visit.seat.id,
             viewport=_view(visit.seat.id),
             again=gr.update(visible=False),
-            preview="",
-            charts="",
+            preview=no_preview(),
+            charts=no_charts(),
             prompt=settings.prompt.text,
             form=form_state(settings, preset, visit.next_number()),
         )
@@ -325,8 +325,8 @@ def _without_session(title: str, text: str, button: str) -> list[Any]:
             viewport=_no_view(),
             again=gr.update(visible=True, value=button),
             status=no_session(title, text),
-            preview="",
-            charts="",
+            preview=no_preview(),
+            charts=no_charts(),
             **dead,
         )
     )

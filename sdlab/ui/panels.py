@@ -11,7 +11,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -179,6 +179,34 @@ def preview(pictures: np.ndarray, views: Sequence[str], step: int) -> str:
     )
     head = "What the loss sees" if step > 0 else "Before the first step"
     return f'<div class="strip"><h3>{head}</h3><div class="pictures">{cells}</div></div>'
+
+
+def no_preview() -> str:
+    """Where the pictures will be."""
+    return '<div class="strip"><h3>What the loss sees</h3><div class="pictures"><i></i><i></i></div></div>'
+
+
+def charts(gradient: Curve, rate: Curve, marks: Sequence[Mark], n_gaussians: float, stats: Mapping[str, float]) -> str:
+    """Both charts and the numbers below them; `stats` of the last step, empty before the first."""
+    known = bool(stats)
+    rows = [
+        ("Gaussians", f"{n_gaussians:,.0f}".replace(",", " "), "how many make up the scene now"),
+        ("Skipped steps", f"{stats.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
+        ("Inside the prior", f"{100 * stats['prior_share']:.0f} %" if known else NOT_YET, "share of all steps' time"),
+        ("Noise level t", number(stats["t"]) if known else NOT_YET, "timestep, 0 to 999, mean over the last views"),
+        ("Time", duration(stats["seconds"]) if known else NOT_YET, "spent in steps, pauses not counted"),
+    ]
+    return (
+        '<div class="charts">'
+        + chart("Gradient RMS", gradient, marks, log=True, name="gradient")
+        + chart("Steps per second", rate, marks, name="rate")
+        + f"</div>{figures(rows)}"
+    )
+
+
+def no_charts() -> str:
+    """The charts before there is anything to draw."""
+    return charts(Curve(), Curve(), [], 0, {})
 
 
 def data_uri(picture: np.ndarray) -> str:

@@ -22,7 +22,7 @@ from sdlab.messages import (
 )
 from sdlab.settings import Settings
 from sdlab.ui.form import label_of
-from sdlab.ui.panels import NOT_YET, Curve, Mark, Message, chart, duration, figures, number, preview, status
+from sdlab.ui.panels import Curve, Mark, Message, charts, preview, status
 from sdlab.viewport.splat_view import SplatView
 
 MAX_MARKS = 60
@@ -218,17 +218,4 @@ class Visit:
         if not self._curves_changed:
             return None
         self._curves_changed = False
-        f = self._figures
-        rows = [
-            ("Gaussians", f"{frame.stats['n_gaussians']:,.0f}".replace(",", " "), "how many make up the scene now"),
-            ("Skipped steps", f"{f.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
-            ("Inside the prior", f"{100 * f['prior_share']:.0f} %" if f else NOT_YET, "share of the time of all steps"),
-            ("Noise level t", number(f["t"]) if f else NOT_YET, "timestep of the last step, mean over views, 0 to 999"),
-            ("Time", duration(f["seconds"]) if f else NOT_YET, "time spent in steps, pauses not counted"),
-        ]
-        return (
-            '<div class="charts">'
-            + chart("Gradient RMS", self._gradient, self._marks, log=True, name="gradient")
-            + chart("Steps per second", self._rate, self._marks, name="rate")
-            + f"</div>{figures(rows)}"
-        )
+        return charts(self._gradient, self._rate, self._marks, frame.stats["n_gaussians"], self._figures)
