@@ -1,13 +1,13 @@
 """The toybox network: a small pixel-space U-Net, a two-layer CLIP text model, a word-level tokenizer.
 
-Everything is saved in the diffusers layout (unet/ text_encoder/ tokenizer/ scheduler/ model_index.json), weights
-as float16 safetensors, so that nothing here is needed to load it: `from_pretrained(folder, subfolder=...)` of
-diffusers and transformers does. There is no vae/: the space is pixels, z = 2 rgb - 1.
+Everything is saved in the diffusers layout (unet/ text_encoder/ tokenizer/ scheduler/), weights as float16
+safetensors, so that nothing here is needed to load it: `from_pretrained(folder, subfolder=...)` of diffusers and
+transformers does. There is no vae/, the space is pixels, z = 2 rgb - 1; and no model_index.json, for no pipeline
+class of diffusers puts just these parts together.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,14 +148,6 @@ def save(box: Toybox, folder: Path, parameters: list[Tensor] | None = None) -> N
     half.text_encoder.save_pretrained(folder / "text_encoder")
     box.tokenizer.save_pretrained(folder / "tokenizer")
     box.scheduler.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "DiffusionPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:
