@@ -1,0 +1,300 @@
+"""The views: what they show, who may see them, and that nothing is left of them."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+import uvicorn
+import viser
+import viser._messages
+import viser._viser
+from fastapi import FastAPI
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from sdlab.channel import Latest
+from sdlab.manager import Manager, Seat
+from sdlab.session import Session
+from sdlab.settings import default_settings, preset
+from sdlab.types import Frame, SplatSnapshot
+from sdlab.viewport.proxy import client_html, routes, same_origin
+from sdlab.viewport.splat_view import FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, LocalServer, SplatView, Viewports, floor_lines
+
+VERSION = f"viser-v{viser.__version__}"
+
+
+def frame(step: int, n: int = 50) -> Frame:
+    rng = np.random.default_rng(step)
+    scene = SplatSnapshot(
+        rng.normal(size=(n, 3)).astype(np.float32),
+        np.tile(0.01 * np.eye(3, dtype=np.float32), (n, 1, 1)),
+        rng.random((n, 3)).astype(np.float32),
+        np.ones((n, 1), np.float32),
+    )
+    return Frame(step, 0.0, scene, np.zeros((1, 8, 8, 3), np.uint8), ("front view",), {})
+
+
+def seat(token: str = "token") -> Seat:
+    """A seat whose session does not run; frames are put into it by hand."""
+    return Seat(token, Session(default_settings("mixture")), threading.Thread())
+
+
+def until(condition, timeout: float = 5.0) -> bool:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def is_listening(port: int) -> bool:
+    return any(c.laddr.port == port for c in listeners())
+
+
+def listeners() -> list:
+    return [c for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+
+
+# ---- the view --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def view() -> Iterator[SplatView]:
+    made = SplatView(Latest())
+    yield made
+    made.close()
+    assert made.join(5)
+
+
+def test_the_server_listens_on_the_loop_back_interface_only(view: SplatView):
+    assert [c.laddr.ip for c in listeners() if c.laddr.port == view.port] == ["127.0.0.1"]
+
+
+def test_no_public_tunnel_can_be_asked_for(monkeypatch: pytest.MonkeyPatch):
+    opened = []
+    monkeypatch.setattr(viser._viser, "ViserTunnel", lambda *args, **options: opened.append(args))
+    asked = []
+    answer = LocalServer.request_share_url
+    monkeypatch.setattr(LocalServer, "request_share_url", lambda self: asked.append(answer(self)))
+    v = SplatView(Latest())
+    with connect(f"ws://127.0.0.1:{v.port}", subprotocols=[VERSION], max_size=None) as client:
+        client.send(msgspec.msgpack.encode(viser._messages.ShareUrlRequest().as_serializable_dict()))
+        assert until(lambda: asked == [None])
+    assert not opened
+    v.close()
+    assert v.join(5)
+
+
+def test_new_frames_are_shown_and_may_change_their_size(view: SplatView):
+    for step, n in ((1, 50), (2, 80), (3, 20)):
+        view._latest.set(frame(step, n))
+        assert until(lambda step=step: view.shown_step == step)
+        assert view._splats is not None
+        assert len(view._splats.centers) == n
+
+
+def test_a_scene_without_gaussians_empties_the_view(view: SplatView):
+    view._latest.set(frame(1))
+    assert until(lambda: view.shown_step == 1)
+    view._latest.set(frame(2)._replace(scene=None))
+    assert until(lambda: view.shown_step == 2)
+    assert view._splats is None
+    view._latest.set(frame(3))
+    assert until(lambda: view.shown_step == 3)
+    assert view._splats is not None
+
+
+def test_frames_come_at_a_rate_that_a_browser_can_use(view: SplatView):
+    shown = set()
+    begun = time.monotonic()
+    step = 0
+    while time.monotonic() - begun < 1.0:
+        step += 1
+        view._latest.set(frame(step, 5))
+        shown.add(view.shown_step)
+        time.sleep(0.005)
+    assert 3 <= len(shown) <= 13
+
+
+def test_the_view_follows_the_theme(view: SplatView):
+    for dark in (True, False):
+        view.set_dark(dark)
+        floor = view._server.scene.get_handle_by_name("/floor")
+        assert np.array_equal(np.unique(floor.colors.reshape(-1, 3), axis=0), [FLOOR_COLOUR[dark]])
+    view.close()
+    assert view.join(5)
+    view.set_dark(False)  # a late click on a closed view is nothing to fail over
+    view.look_from_front()
+
+
+def test_the_floor_is_a_disc_below_the_object():
+    lines = floor_lines()
+    assert lines.shape[1:] == (2, 3)
+    assert np.allclose(lines[..., 2], FLOOR)
+    assert np.allclose(np.hypot(lines[..., 0], lines[..., 1]), FLOOR_RADIUS, atol=1e-5)
+
+
+def test_closing_the_seat_ends_server_and_thread():
+    s = seat()
+    views = Viewports()
+    v = views.open(s)
+    port = v.port
+    assert is_listening(port)
+    for callback in s.on_close:
+        callback()
+    assert views.get("token") is None
+    assert v.join(5)
+    assert until(lambda: not is_listening(port))
+
+
+# ---- through the page's port -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def views() -> Viewports:
+    return Viewports()
+
+
+@pytest.fixture(scope="module")
+def port(views: Viewports) -> Iterator[int]:
+    app = FastAPI()
+    app.include_router(routes(views))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert until(lambda: server.started)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def open_view(views: Viewports) -> Iterator[SplatView]:
+    s = seat("an-open-view")
+    v = views.open(s)
+    s.session.latest.set(frame(1))
+    yield v
+    views.close_all()
+    assert v.join(5)
+
+
+def get(port: int, token: str, **headers: str) -> tuple[int, str, dict]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/viewport/{token}/", headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as e:
+        return e.code, "", {}
+
+
+def dial(port: int, token: str, slash: str = "", **options) -> ClientConnection:
+    return connect(f"ws://127.0.0.1:{port}/viewport/{token}{slash}", subprotocols=[VERSION], max_size=None, **options)
+
+
+def close_code(client: ClientConnection) -> int:
+    with client, pytest.raises(ConnectionClosed) as closed:
+        client.recv(timeout=5)
+    assert closed.value.rcvd is not None
+    return closed.value.rcvd.code
+
+
+def test_the_page_of_a_view_is_visers_client_with_the_reconnect_fix(port: int, open_view: SplatView):
+    status, body, headers = get(port, "an-open-view")
+    assert status == 200
+    assert "Document.prototype.hasFocus" in body
+    assert body.index("hasFocus") < body.index("<script data-p")  # before the client itself
+    assert headers["content-security-policy"] == "frame-ancestors 'self'"
+    assert len(client_html()) > 500_000
+
+
+def test_the_page_is_refused_to_wrong_tokens_and_foreign_pages(port: int, open_view: SplatView):
+    assert get(port, "guess")[0] == 404
+    assert get(port, "an-open-view", Origin="https://evil.example")[0] == 403
+    assert get(port, "an-open-view", Origin=f"http://127.0.0.1:{port}")[0] == 200
+
+
+def test_the_stream_is_refused_to_wrong_tokens_and_foreign_pages(port: int, open_view: SplatView):
+    assert close_code(dial(port, "guess")) == 4404
+    assert close_code(dial(port, "an-open-view", origin="https://evil.example")) == 4403
+    assert close_code(dial(port, "an-open-view", origin="null")) == 4403
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_stream_passes_version_and_splats(port: int, open_view: SplatView, slash: str):
+    with dial(port, "an-open-view", slash, origin=f"http://127.0.0.1:{port}") as client:
+        assert client.subprotocol == VERSION
+        assert until(lambda: open_view.shown_step == 1)
+        for step, n in ((1, 50), (2, 4000)):
+            sent = frame(step, n)
+            open_view._latest.set(sent)
+            assert sent.scene is not None
+            assert receives(client, sent.scene.means[0].tobytes())  # a splat's record begins with its centre
+
+
+def receives(client: ClientConnection, part: bytes, timeout: float = 5.0) -> bool:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        message = client.recv(timeout=timeout)
+        if isinstance(message, bytes) and part in message:
+            return True
+    return False
+
+
+def test_a_client_of_another_version_is_hung_up_on(port: int, open_view: SplatView):
+    with connect(f"ws://127.0.0.1:{port}/viewport/an-open-view", subprotocols=["viser-v0.0.1"]) as client:
+        assert hangs_up(client)
+
+
+def test_closing_the_view_hangs_up(port: int, open_view: SplatView):
+    with dial(port, "an-open-view") as client:
+        client.recv(timeout=5)
+        open_view.close()
+        assert hangs_up(client)
+
+
+def hangs_up(client: ClientConnection, timeout: float = 5.0) -> bool:
+    end = time.monotonic() + timeout
+    try:
+        while time.monotonic() < end:
+            client.recv(timeout=timeout)
+    except ConnectionClosed:
+        return True
+    return False
+
+
+def test_a_watched_view_does_not_keep_its_seat(port: int, views: Viewports):
+    manager = Manager(idle=0.5)
+    try:
+        s = manager.open(preset("mixture"))
+        v = views.open(s)
+        with dial(port, s.id) as client:
+            client.recv(timeout=5)
+            assert until(lambda: manager.count() == 0)
+            assert v.join(5)
+        assert views.get(s.id) is None
+    finally:
+        manager.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("headers", "ours"),
+    [
+        ({"host": "lab.example"}, True),  # no browser
+        ({"host": "lab.example", "origin": "https://lab.example"}, True),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, True),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:8000"}, False),
+        ({"host": "10.0.0.1:80", "x-forwarded-host": "lab.example", "origin": "https://lab.example"}, True),
+        ({"host": "lab.example", "origin": "https://lab.example.evil.example"}, False),
+        ({"host": "lab.example", "origin": "null"}, False),
+        ({"host": "", "origin": ""}, False),
+    ],
+)
+def test_what_counts_as_the_same_origin(headers: dict[str, str], ours: bool):
+    assert same_origin(headers) is ours
