@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +143,11 @@ def _default_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("build", CASES)
-@pytest.mark.parametrize("rasterize", [cpu.rasterize, tiled.rasterize], ids=["cpu", "tiled"])
+@pytest.mark.parametrize(
+    "rasterize",
+    [cpu.rasterize, tiled.rasterize, partial(tiled.rasterize, tile_side=16)],
+    ids=["cpu", "tiled", "tiled-16"],
+)
 def test_pictures_and_every_gradient_equal_the_oracles(rasterize: Callable[..., Render], build: Callable[[], Case]):
     case = build()
     mine, exact = case.inputs(torch.float32), case.inputs(torch.float64)

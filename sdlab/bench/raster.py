@@ -1,7 +1,8 @@
 """Forward and backward time of the CPU rasteriser beside tile-culled plain torch, over sizes of scene and picture.
 
-Both run the same scene, camera and gradient in one process, cell by cell one right after the other, because
-machines are noisy: trust the ratios of one run more than the times of two. Torch has one thread.
+All run the same scene, camera and gradient in one process, in turns, because machines are noisy: trust the ratios of
+one run more than the times of two. Torch has one thread and runs with two sizes of tile: 16 pixels, as in 3DGS and
+gsplat, and 8, which suits it best on a CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,13 @@ from sdlab.types import Cameras
 SCENES = ("ball", "shell")
 COUNTS = (1000, 5000, 20000)
 SIZES = (64, 128, 256)
-COLUMNS = ("cpu_1_ms", "cpu_2_ms", "torch_ms")
-SECONDS_PER_CELL = 0.6  # repeats fill this much time, but there are never fewer than REPEATS_MIN
-REPEATS_MIN = 3
+THREADS = (1, 2)
+TILE_SIDES = (16, 8)
+COLUMNS = ("cpu_1_ms", "cpu_2_ms", "torch_16_ms", "torch_8_ms")
+RATIOS = ("ratio_16", "ratio_8")
+SECONDS_PER_CELL = 1.5  # rounds fill this much time, but there are never fewer than ROUNDS_MIN
+ROUNDS_MIN = 3
+FAST_PER_ROUND = 5  # runs of the CPU rasteriser beside one of torch
 
 
 def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
@@ -40,9 +46,8 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
     """
     threads, torch_threads = cpu.get_threads(), torch.get_num_threads()
     cpu.warm_up()
-    print(
-        f"{'scene':6}{'Gaussians':>10}{'pixels':>8}{'1 thread':>11}{'2 threads':>11}{'torch':>11}{'torch/1 thread':>16}"
-    )
+    heads = ("1 thread", "2 threads", "torch 16", "torch 8")
+    print(f"{'scene':6}{'Gaussians':>10}{'pixels':>8}{''.join(f'{h:>12}' for h in heads)}   over 1 thread")
     rows: list[dict[str, Any]] = []
     try:
         torch.set_num_threads(1)
@@ -51,13 +56,14 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
                 for size in SIZES[:-1] if quick else SIZES:
                     row = _measure(name, count, size)
                     rows.append(row)
-                    times = "".join(f"{row[column]:9.2f}ms" for column in COLUMNS)
-                    print(f"{name:6}{count:10}{size:8}{times}{row['ratio']:15.1f}x", flush=True)
+                    times = "".join(f"{row[column]:10.2f}ms" for column in COLUMNS)
+                    ratios = "".join(f"{row[ratio]:8.1f}x" for ratio in RATIOS)
+                    print(f"{name:6}{count:10}{size:8}{times}{ratios}", flush=True)
     finally:
         cpu.set_threads(threads)
         torch.set_num_threads(torch_threads)
     result = {
-        "what": "forward + backward, one view, median ms; ratio = torch_ms / cpu_1_ms",
+        "what": "forward + backward, one view, median ms; ratio_T = torch_T_ms / cpu_1_ms, T the side of torch's tiles",
         "rows": rows,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__},
@@ -95,25 +101,28 @@ def _measure(name: str, count: int, size: int) -> dict[str, Any]:
     angles = torch.tensor([30.0]), torch.tensor([15.0]), torch.tensor([2.8])
     cams = look_at(*angles, 49.1, size, size)
     pull = torch.randn(1, 3, size, size, generator=StepRng(0, 0)("bench/pull"))
+    times: dict[str, list[float]] = {column: [] for column in COLUMNS}
+    torch_runs = {f"torch_{side}_ms": partial(tiled.rasterize, tile_side=side) for side in TILE_SIDES}
+    for rasterize in (cpu.rasterize, *torch_runs.values()):
+        _forward_backward(rasterize, scene, cams, pull)  # caches, and memory from the system
+    started, rounds = time.perf_counter(), 0
+    while rounds < ROUNDS_MIN or time.perf_counter() - started < SECONDS_PER_CELL:
+        for threads in THREADS:
+            cpu.set_threads(threads)
+            for _ in range(FAST_PER_ROUND):
+                times[f"cpu_{threads}_ms"].append(_forward_backward(cpu.rasterize, scene, cams, pull))
+        for column, rasterize in torch_runs.items():
+            times[column].append(_forward_backward(rasterize, scene, cams, pull))
+        rounds += 1
     row: dict[str, Any] = {"scene": name, "gaussians": count, "pixels": size}
-    for threads in (1, 2):
-        cpu.set_threads(threads)
-        row[f"cpu_{threads}_ms"] = _median_ms(lambda: _forward_backward(cpu.rasterize, scene, cams, pull))
-    row["torch_ms"] = _median_ms(lambda: _forward_backward(tiled.rasterize, scene, cams, pull))
-    row["ratio"] = row["torch_ms"] / row["cpu_1_ms"]
+    row |= {column: statistics.median(values) for column, values in times.items()}
+    row |= {f"ratio_{side}": row[f"torch_{side}_ms"] / row["cpu_1_ms"] for side in TILE_SIDES}
     return row
 
 
-def _forward_backward(rasterize: Callable[..., Any], scene: list[Tensor], cams: Cameras, pull: Tensor) -> None:
+def _forward_backward(rasterize: Callable[..., Any], scene: list[Tensor], cams: Cameras, pull: Tensor) -> float:
+    """Milliseconds for one picture and its gradients."""
+    started = time.perf_counter()
     picture = rasterize(*scene, cams.viewmats, cams.Ks, cams.width, cams.height, torch.ones(1, 3)).rgb
     torch.autograd.grad(picture, scene, pull)
-
-
-def _median_ms(work: Callable[[], None]) -> float:
-    work()  # caches, and memory from the system
-    times: list[float] = []
-    while len(times) < REPEATS_MIN or sum(times) < SECONDS_PER_CELL:
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(times)
+    return 1e3 * (time.perf_counter() - started)

@@ -1,7 +1,7 @@
 """Plain torch with tile culling: where numba cannot run, and the yardstick of `sdlab.bench.raster`.
 
 Same image model as `cpu_kernels`, on any device and in any float type, differentiated by autograd. The picture is
-cut into 8 x 8 tiles, a Gaussian is evaluated only in the tiles that its box touches, and tiles with lists of
+cut into square tiles, a Gaussian is evaluated only in the tiles that its box touches, and tiles with lists of
 similar length are blended together as one batch of dense tensors.
 """
 
@@ -22,7 +22,7 @@ from sdlab.raster.torch_project import (
 )
 from sdlab.types import Render, ScreenInfo
 
-TILE_SIDE = 8  # measured: a third less time than 16 at 5000 Gaussians and 64 to 128 pixels
+TILE_SIDE = 8  # pixels; the usual 16 takes 1.4 to 2.5 times as long at 5000 Gaussians and 64 to 128 pixels
 BATCH_ELEMENTS = 1 << 18  # (tile, Gaussian, pixel) triples in one batch: 1 MB per tensor, which caches hold
 PADDING = 1.5  # longest to shortest list within one batch
 
@@ -38,20 +38,22 @@ def rasterize(
     width: int,
     height: int,
     background: Float[Tensor, "B 3"] | None = None,
+    *,
+    tile_side: int = TILE_SIDE,
 ) -> Render:
-    """Render B views; differentiable in everything.
+    """Render B views; differentiable in everything. `tile_side` changes the time taken and nothing else.
 
     Units and conventions are those of `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps
     its gradient.
     """
     views = viewmats.shape[0]
-    tiles_x, tiles_y = -(-width // TILE_SIDE), -(-height // TILE_SIDE)
+    tiles_x, tiles_y = -(-width // tile_side), -(-height // tile_side)
     means2d, M, depths = project(means, quats, scales, viewmats, Ks, width, height)
     if means2d.requires_grad:
         means2d.retain_grad()
     covariances = covariance(M)
     drawn, extents, radii = screen_extents(means2d, covariances, depths, opacities, width, height)
-    tile, splat = _pairs(means2d, extents, depths, drawn, tiles_x, tiles_y)
+    tile, splat = _pairs(means2d, extents, depths, drawn, tiles_x, tiles_y, tile_side)
 
     # One row per (view, Gaussian): the affine map from pixels to w, and what is blended.
     L = _whitening(M, covariances)
@@ -60,12 +62,12 @@ def rasterize(
     log_opacity = opacities.clamp(min=ALPHA_MIN).log().expand(views, -1).flatten()
     features = torch.cat([colors.expand(views, -1, -1), depths[..., None]], -1).flatten(0, 1)  # [B N, 4]
 
-    blended = means.new_zeros(views * tiles_y * tiles_x, 4, TILE_SIDE**2)
-    T_end = means.new_ones(views * tiles_y * tiles_x, TILE_SIDE**2)
+    blended = means.new_zeros(views * tiles_y * tiles_x, 4, tile_side**2)
+    T_end = means.new_ones(views * tiles_y * tiles_x, tile_side**2)
     numbers, sums, ends = [], [], []
-    for number, members in _batches(tile, splat, views * tiles_y * tiles_x):
-        corner = torch.stack([number % tiles_x, number // tiles_x % tiles_y], -1) * TILE_SIDE
-        total, end = _blend(members, corner, affine, log_opacity, features)
+    for number, members in _batches(tile, splat, views * tiles_y * tiles_x, tile_side**2):
+        corner = torch.stack([number % tiles_x, number // tiles_x % tiles_y], -1) * tile_side
+        total, end = _blend(members, corner, affine, log_opacity, features, tile_side)
         numbers.append(number)
         sums.append(total)
         ends.append(end)
@@ -74,8 +76,8 @@ def rasterize(
     T_end = T_end.index_copy(0, number, torch.cat(ends))
 
     picture = torch.cat([blended, T_end[:, None]], 1).unflatten(0, (views, tiles_y, tiles_x))
-    picture = picture.unflatten(-1, (TILE_SIDE, TILE_SIDE)).permute(0, 3, 1, 4, 2, 5)
-    picture = picture.reshape(views, 5, tiles_y * TILE_SIDE, tiles_x * TILE_SIDE)[:, :, :height, :width]
+    picture = picture.unflatten(-1, (tile_side, tile_side)).permute(0, 3, 1, 4, 2, 5)
+    picture = picture.reshape(views, 5, tiles_y * tile_side, tiles_x * tile_side)[:, :, :height, :width]
     rgb, depth, T_end = picture.split([3, 1, 1], 1)
     if background is not None:
         rgb = rgb + T_end * background[:, :, None, None]
@@ -101,13 +103,14 @@ def _pairs(
     drawn: Tensor,
     tiles_x: int,
     tiles_y: int,
+    tile_side: int,
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
     """Every (tile, splat) that touch, by tile and then by depth; tiles and splats are numbered across the views."""
     view, gaussian = drawn.nonzero().unbind(-1)
     centre, extent = means2d[view, gaussian], extents[view, gaussian]
     limit = means2d.new_tensor([tiles_x, tiles_y])
-    low = ((centre - extent) / TILE_SIDE).floor().maximum(torch.zeros_like(limit)).long()
-    high = ((centre + extent) / TILE_SIDE).floor().minimum(limit - 1).long()
+    low = ((centre - extent) / tile_side).floor().maximum(torch.zeros_like(limit)).long()
+    high = ((centre + extent) / tile_side).floor().minimum(limit - 1).long()
     order = torch.argsort(depths[view, gaussian], stable=True)
     view, gaussian, low, high = view[order], gaussian[order], low[order], high[order]
     columns, rows = (high - low + 1).clamp(min=0).unbind(-1)
@@ -123,7 +126,7 @@ def _pairs(
 
 @torch.no_grad()
 def _batches(
-    tile: Int[Tensor, " P"], splat: Int[Tensor, " P"], tiles: int
+    tile: Int[Tensor, " P"], splat: Int[Tensor, " P"], tiles: int, tile_pixels: int
 ) -> list[tuple[Int[Tensor, " G"], Int[Tensor, "G K"]]]:
     """Tiles with lists of similar length, and their lists padded with -1 to the longest; empty tiles left out.
 
@@ -136,7 +139,7 @@ def _batches(
     batches, first = [], 0
     while first < tiles and lengths[first] > 0:
         longest = lengths[first]
-        most = max(BATCH_ELEMENTS // (longest * TILE_SIDE**2), 1)
+        most = max(BATCH_ELEMENTS // (longest * tile_pixels), 1)
         last = first + 1
         while last < min(first + most, tiles) and lengths[last] * PADDING > longest:
             last += 1
@@ -154,11 +157,12 @@ def _blend(
     affine: Float[Tensor, "S 2 3"],
     log_opacity: Float[Tensor, " S"],
     features: Float[Tensor, "S 4"],
+    tile_side: int,
 ) -> tuple[Float[Tensor, "G 4 P"], Float[Tensor, "G P"]]:
     """G tiles with K splats each -> their blended features and final transmittances."""
     present = members >= 0
     members = members.clamp(min=0)
-    side = torch.arange(TILE_SIDE, dtype=affine.dtype, device=affine.device) + 0.5
+    side = torch.arange(tile_side, dtype=affine.dtype, device=affine.device) + 0.5
     y, x = torch.meshgrid(side, side, indexing="ij")
     pixel = torch.stack([x.flatten(), y.flatten(), torch.ones_like(x).flatten()])  # [3, P]
 
