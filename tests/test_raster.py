@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import look_at
-from sdlab.raster import BACKENDS, choose, cpu, cpu_kernels, reference, tiled, torch_project
+from sdlab.raster import BACKENDS, choose, cpu, cpu_kernels, model, reference, tiled, torch_project
 from sdlab.raster import gsplat as gsplat_backend
 from sdlab.types import Cameras, Render
 
@@ -523,7 +523,7 @@ def test_projection_equals_gsplats_own():
         _, means2d, depths, conics, _ = theirs._fully_fused_projection(means, covariances, viewmats, Ks, *size)
         my_means2d, M, my_depths = torch_project.project(means, quats, scales, viewmats, Ks, *size)
         inverse = torch.linalg.inv(torch_project.covariance(M))
-        front = depths > torch_project.NEAR
+        front = depths > model.NEAR
         assert torch.allclose(my_depths, depths, atol=1e-12)
         assert torch.allclose(my_means2d[front], means2d[front], rtol=1e-10)
         for k, (i, j) in enumerate(((0, 0), (0, 1), (1, 1))):

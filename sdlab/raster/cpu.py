@@ -98,7 +98,13 @@ def set_threads(count: int | None) -> None:
 
 def get_threads() -> int:
     """How many threads one call may use."""
-    return _threads or os.cpu_count() or 1
+    return _threads or _processors()
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system tells
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run(jobs: Sequence[Callable[[], None]]) -> None:
@@ -135,7 +141,7 @@ def _executor() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), "raster")
+            _pool = ThreadPoolExecutor(max(_processors(), 2), "raster")
         return _pool
 
 

@@ -1,22 +1,9 @@
 """The stages of the CPU rasteriser as compiled kernels: project, order, bin, blend, and the two ways back.
 
-Sources  [EWA]  Zwicker et al., "EWA Splatting", 2002: the affine approximation of the projection, eq. 31.
-         [3DGS] Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", 2023.
-         [SUP]  Ye and Kanazawa, "Mathematical Supplement for the gsplat Library", arXiv:2312.02121.
+The image model and its letters are those of `sdlab.raster.model`, with one rewriting. With S'^-1 = L^T L, L upper
+triangular, and w = (u, v) = L (x - mu'):
 
-For one Gaussian with mean mu, rotation R, scales s, opacity o, and one camera x -> W x + d with intrinsics K:
-
-    t   = W mu + d                        camera space                                    [SUP 3.1]
-    mu' = (fx t_x / t_z + cx, fy t_y / t_z + cy)                                          [SUP eq. 6]
-    J   = d mu' / d t, with t_x / t_z and t_y / t_z clamped to 15 % beyond the picture    [EWA 31]
-    M   = J W R diag(s)   (2 x 3)         the Gaussian's axes on the screen, in pixels
-    S'  = M M^T + 0.3 I                   its covariance there, with the low-pass filter  [3DGS 4]
-
-With S'^-1 = L^T L (L upper triangular) and w = (u, v) = L (x - mu') for a pixel centre x:
-
-    alpha = min(o exp(-|w|^2 / 2), alpha_max), 0 below 1/255;  T_1 = 1, T_{i+1} = T_i (1 - alpha_i)
-    C = sum_i T_i alpha_i c_i + T_end background                                          [3DGS 3]
-    the sum stops before the Gaussian that would bring T to 1e-4 or less (gsplat's "exclusive" stop)
+    alpha = min(o exp(-|w|^2 / 2), ALPHA_MAX)
 
 The factor L in place of S'^-1 is for precision: on a needle across the diagonal the three terms of the quadratic
 form are thousands of times larger than their sum, and single precision loses the difference; u and v do not.
@@ -38,6 +25,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from sdlab.raster import model
+
 f32 = np.float32
 
 TILE_SIDE = 8
@@ -45,13 +34,13 @@ TILE_SHIFT = 3  # log2 of the side
 TILE_PIXELS = TILE_SIDE * TILE_SIDE
 CHUNK = 16  # splats blended between two looks at whether the whole tile is opaque
 
-LOW_PASS = f32(0.3)  # pixels^2 added to the screen covariance
-NEAR = f32(0.01)
-ALPHA_MIN = f32(1 / 255)
-LOG_255 = f32(math.log(255))
-ALPHA_MAX = f32(0.999)  # gsplat 1.5.3
-T_STOP = f32(1e-4)
-CLAMP_MARGIN = f32(0.15)  # of the picture's width, on either side
+NEAR = f32(model.NEAR)
+CLAMP_MARGIN = f32(model.CLAMP_MARGIN)
+LOW_PASS = f32(model.LOW_PASS)
+ALPHA_MIN = f32(model.ALPHA_MIN)
+LOG_ALPHA_MIN = f32(math.log(model.ALPHA_MIN))
+ALPHA_MAX = f32(model.ALPHA_MAX)
+T_STOP = f32(model.T_STOP)
 COVARIANCE_MAX = f32(1e16)  # pixels^2; beyond it the determinant leaves float32 and the Gaussian is not drawn
 
 # Columns of a splat. What the inner loops read is scaled so that they need no constants of their own:
@@ -142,7 +131,7 @@ def _unit_quaternion(quats, i):
 
 @kernel(inline="always")
 def _rotation(w, x, y, z):
-    """R of a unit quaternion, column by column [SUP eq. 15]: column k is where axis k of the Gaussian points."""
+    """R of a unit quaternion, column by column: column k is where axis k of the Gaussian points."""
     one, two = f32(1), f32(2)
     return (
         (one - two * (y * y + z * z), two * (x * y + w * z), two * (x * z - w * y)),
@@ -200,7 +189,7 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
         det = minor_0 * minor_0 + minor_1 * minor_1 + minor_2 * minor_2 + LOW_PASS * (raw_xx + raw_yy + LOW_PASS)
 
         log_opacity = math.log(opacity)
-        reach = math.sqrt(max(f32(2) * (log_opacity + LOG_255), f32(0)))
+        reach = math.sqrt(max(f32(2) * (log_opacity - LOG_ALPHA_MIN), f32(0)))
         extent_x, extent_y = reach * math.sqrt(cov_xx), reach * math.sqrt(cov_yy)
         if not (
             mean_x + extent_x > f32(0)
@@ -240,7 +229,7 @@ def order_by_depth(depths):
     """The permutation that sorts positive `depths` from near to far; equal depths keep their order.
 
     A radix sort in three passes of 11, 10 and 10 bits: the bit pattern of a positive float grows with the float.
-    At a few thousand splats it is several times faster than a comparison sort, and numba has no stable one.
+    At a few thousand splats it is several times faster than a comparison sort.
     """
     keys = depths.view(np.uint32)
     n = keys.size
@@ -467,7 +456,7 @@ def blend_backward(
 ):  # fmt: skip
     """What the tiles first_tile .. last_tile - 1 contribute to `moments` [M, 10] and `d_background` [3].
 
-    With q_i = dLoss/dC . c_i + dLoss/dZ z_i, and a pixel's outputs C, Z and alpha_out = 1 - T_end [SUP 4.1]:
+    With q_i = dLoss/dC . c_i + dLoss/dZ z_i, and a pixel's outputs C, Z and alpha_out = 1 - T_end [SUP]:
 
         dLoss/dalpha_i = T_i q_i - suffix_i / (1 - alpha_i)
         suffix_i       = sum_{j > i} T_j alpha_j q_j + T_end (dLoss/dC . background - dLoss/dalpha_out)

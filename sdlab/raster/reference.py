@@ -1,4 +1,4 @@
-"""The oracle: the image model of `cpu_kernels` as dense plain torch, in any float type, differentiated by autograd.
+"""The oracle: the model of `sdlab.raster.model` as dense plain torch, in any float type, differentiated by autograd.
 
 Every Gaussian is evaluated at every pixel, so time and memory grow as B N H W; use it for checks on small scenes.
 The blend is the textbook formula (the conic S'^-1, no factorisation, products of 1 - alpha), so that it shares no
@@ -11,15 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdlab.raster.torch_project import (
-    ALPHA_MAX,
-    ALPHA_MIN,
-    NEAR,
-    T_STOP,
-    covariance,
-    project,
-    screen_extents,
-)
+from sdlab.raster.model import ALPHA_MAX, ALPHA_MIN, NEAR, T_STOP
+from sdlab.raster.torch_project import covariance, project, screen_extents
 from sdlab.types import Render, ScreenInfo
 
 

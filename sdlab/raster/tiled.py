@@ -1,6 +1,6 @@
 """Plain torch with tile culling: where numba cannot run, and the yardstick of `sdlab.bench.raster`.
 
-Same image model as `cpu_kernels`, on any device and in any float type, differentiated by autograd. The picture is
+The image model of `sdlab.raster.model`, on any device and in any float type, differentiated by autograd. The picture is
 cut into square tiles, a Gaussian is evaluated only in the tiles that its box touches, and tiles with lists of
 similar length are blended together as one batch of dense tensors.
 """
@@ -11,15 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdlab.raster.torch_project import (
-    ALPHA_MAX,
-    ALPHA_MIN,
-    LOW_PASS,
-    T_STOP,
-    covariance,
-    project,
-    screen_extents,
-)
+from sdlab.raster.model import ALPHA_MAX, ALPHA_MIN, LOW_PASS, T_STOP
+from sdlab.raster.torch_project import covariance, project, screen_extents
 from sdlab.types import Render, ScreenInfo
 
 TILE_SIDE = 8  # pixels; the usual 16 takes 1.4 to 2.5 times as long at 5000 Gaussians and 64 to 128 pixels

@@ -1,6 +1,6 @@
 """The projection of Gaussians onto the screen in plain torch, for the back-ends that leave gradients to autograd.
 
-Conventions and sources are those of `cpu_kernels`: S' = M M^T + 0.3 I with M = J W R diag(s).
+The image model and its letters are those of `sdlab.raster.model`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-LOW_PASS = 0.3  # pixels^2 added to the screen covariance
-NEAR = 0.01
-ALPHA_MIN = 1 / 255
-ALPHA_MAX = 0.999  # gsplat 1.5.3
-T_STOP = 1e-4
-CLAMP_MARGIN = 0.15  # of the picture's width, on either side
+from sdlab.raster.model import ALPHA_MIN, CLAMP_MARGIN, LOW_PASS, NEAR
 
 
 def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
