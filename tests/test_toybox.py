@@ -382,6 +382,20 @@ def test_classifier_reads_pictures_it_has_not_seen() -> None:
     assert shares["colour"] > 0.4  # 1/11
 
 
+def test_classifier_is_trained_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[judge.Classifier] = []
+
+    def fake() -> judge.Classifier:
+        trained.append(judge.Classifier().eval())
+        return trained[-1]
+
+    monkeypatch.setattr(judge, "train_classifier", fake)
+    rgb = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first, second = (judge.kept_classifier(tmp_path)(rgb) for _ in range(2))
+    assert len(trained) == 1
+    assert all(torch.equal(first[q], second[q]) and torch.equal(first[q], trained[0](rgb)[q]) for q in first)
+
+
 # ---- saved folder, samples, commands
 
 
@@ -434,6 +448,20 @@ def test_commands(saved: Path, tmp_path: Path) -> None:
     assert Image.open(grid).width == 2 * (32 * sample.ZOOM + 6)
     assert cli.main(["pictures", "--out", str(tmp_path / "p.png"), "--count", "5", "--columns", "5"]) == 0
     assert Image.open(tmp_path / "p.png").width == 5 * (32 * sample.ZOOM + 6)
+
+
+def test_judge_command_writes_a_figure_for_every_question_and_object(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "train_classifier", lambda: judge.Classifier().eval())
+    monkeypatch.setattr(judge, "COLOURS", ("red",))  # a tenth of the prompts
+    out = tmp_path / "verdict.json"
+    arguments = ["judge", "--weights", str(saved), "--steps", "1", "--data", str(tmp_path), "--out", str(out)]
+    assert cli.main(arguments) == 0
+    verdict = json.loads(out.read_text())
+    assert set(verdict["by_object"]) == set(OBJECTS)
+    questions = {"object", "colour", "view", *(f"view: {word}" for word in pictures.VIEW_WORDS)}
+    assert set(verdict["true"]) == set(verdict["samples"]) == questions
 
 
 @pytest.mark.parametrize(

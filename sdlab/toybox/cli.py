@@ -124,6 +124,7 @@ def add_judge(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("judge", help="how often samples show the object, colour and view that was asked for")
     p.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="a toybox folder (default: the shipped one)")
     p.add_argument("--out", type=Path, help="also write the figures there as JSON")
+    p.add_argument("--data", type=Path, default=default_data(), help="where the classifier is kept (%(default)s)")
     p.add_argument("--cfg", type=real(0.0, 100.0), default=4.0, help="guidance scale (default %(default)s)")
     p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
     p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of the starting noise")
@@ -188,11 +189,11 @@ def run_judge(options: argparse.Namespace) -> None:
     import torch
 
     from sdlab.toybox import model
-    from sdlab.toybox.judge import judge
+    from sdlab.toybox.judge import judge, kept_classifier
 
     without_progress_bars()
     box = model.load(options.weights, torch.device("cpu"))
-    verdict = judge(box, scale=options.cfg, steps=options.steps, seed=options.seed)
+    verdict = judge(box, kept_classifier(options.data), scale=options.cfg, steps=options.steps, seed=options.seed)
     print(f"{'':24}true pictures  samples")
     for question, share in verdict.samples.items():
         print(f"{question:24}{verdict.true[question]:13.1%}{share:9.1%}")

@@ -8,8 +8,10 @@ the same answer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +101,19 @@ def train_classifier(count: int = 60_000, epochs: int = 3, batch: int = 128) -> 
     return classifier.eval()
 
 
+def kept_classifier(folder: Path) -> Classifier:
+    """The trained classifier from `folder`; trained (some minutes) and kept there the first time."""
+    path = folder / f"judge-v{pictures.DATA_VERSION}.pt"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".part")
+        torch.save(train_classifier().state_dict(), draft)
+        os.replace(draft, path)
+    classifier = Classifier()
+    classifier.load_state_dict(torch.load(path, weights_only=True))
+    return classifier.eval()
+
+
 @torch.no_grad()
 def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
     """The classifier's answers for rgb [n, 3, 32, 32] in [0, 1]."""
@@ -135,11 +150,10 @@ class Verdict(NamedTuple):
     by_object: dict[str, dict[str, float]]
 
 
-def judge(box: Toybox, *, scale: float, steps: int, seed: int, colours: Sequence[str] = tuple(COLOURS)) -> Verdict:
-    """Sample "a <colour> <object>, <view word>" for every object, view word and each of `colours`, and read them."""
-    classifier = train_classifier()
+def judge(box: Toybox, classifier: Classifier, *, scale: float, steps: int, seed: int) -> Verdict:
+    """Sample "a <colour> <object>, <view word>" once for every object, colour and view word, and read the samples."""
     rgb, truths = true_pictures(10_000_000, 4000)
-    asked = [Truth(name, colour, view) for name in OBJECTS for colour in colours for view in VIEW_WORDS]
+    asked = [Truth(name, colour, view) for name in OBJECTS for colour in COLOURS for view in VIEW_WORDS]
     prompts = [f"a {t.colour} {t.object}, {t.view}" for t in asked]
     drawn = sample.sample(box, prompts, scale=scale, steps=steps, seed=seed)
     answered = read(classifier, torch.from_numpy(drawn).permute(0, 3, 1, 2))
