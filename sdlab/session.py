@@ -307,7 +307,7 @@ class Session:
             torch.set_num_threads(self.prior.torch_threads)
             if self._state is None:
                 self._build()
-        elif self._prior is not None and "camera.views" in changed:  # compiled per batch size
+        elif self._prior is not None and changed.keys() & {"camera.views", "active"}:  # compiled per batch size
             self._compile(new)
         if self._state is None:
             self._use(new, new)
@@ -333,6 +333,7 @@ class Session:
 
     def _compile(self, s: Settings) -> None:
         self._set_status("compiling", "compiling the prior's network and the rasteriser for this machine")
+        s.scene.prepare(self.device)
         self.prior.prepare([s.camera.views * len(s.loss.roles)])
 
     def _build(self) -> None:

@@ -52,3 +52,9 @@ def choose(device: torch.device | str) -> Rasterizer:
     if kind == "cpu" and importlib.util.find_spec("numba") is not None:
         return BACKENDS["cpu"]
     return BACKENDS["tiled"]
+
+
+def warm_up(device: torch.device | str) -> None:
+    """Compile what `choose(device)` would compile at its first call; at once where there is nothing to compile."""
+    module = importlib.import_module(choose(device).__module__)
+    getattr(module, "warm_up", lambda: None)()

@@ -79,6 +79,9 @@ class SceneConfig(ABC):
 
     kind: ClassVar[str]
 
+    def prepare(self, device: torch.device) -> None:  # noqa: B027  (most scenes have nothing to compile)
+        """Do now what the first step would otherwise have to (compile kernels)."""
+
     @abstractmethod
     def build(self, rng: StepRng, device: torch.device) -> Scene:
         """A fresh scene; all randomness from `rng`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdlab.knobs import knob
-from sdlab.raster import choose
+from sdlab.raster import choose, warm_up
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
 from sdlab.types import Cameras, RawSplats, Render, ScreenInfo, SplatSnapshot
@@ -56,6 +56,9 @@ class Splats(SceneConfig):
                 f"scene.scale_min = {self.scale_min:g} is not below scene.scale_max = {self.scale_max:g}: "
                 "scale_min must be smaller"
             )
+
+    def prepare(self, device: torch.device) -> None:
+        warm_up(device)
 
     def build(self, rng: StepRng, device: torch.device) -> SplatScene:
         """A solid ball of `n_init` equal Gaussians that just fill it, of random muted colours."""
