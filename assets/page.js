@@ -37,6 +37,8 @@ function sdlKnob(node, send) {
   // a logarithmic scale cannot reach 0: its left end then stands for 0, and the scale proper begins a little above
   const floor = !log || lo > 0 ? lo : whole ? 1 : hi / 1e6;
   let shown; // the value that the server and this control agree on, as far as is known here
+  let typing = false; // something is typed that was not sent yet
+  let waiting; // the timer that sends the slider's position
 
   const toPosition = (v) => {
     if (!log) return (SLIDER_STEPS * (v - lo)) / (hi - lo);
@@ -59,6 +61,7 @@ function sdlKnob(node, send) {
   };
   const show = (v) => {
     shown = v;
+    if (typing || waiting !== undefined) return; // what is being done here comes next, and wins
     if (kind === "bool") field.checked = v;
     else field.value = v;
     place(v);
@@ -71,8 +74,9 @@ function sdlKnob(node, send) {
     send(path, v);
   };
 
-  let waiting;
+  field.addEventListener("input", () => { typing = true; });
   field.addEventListener("change", () => {
+    typing = false;
     if (kind === "bool") return change(field.checked);
     if (kind === "text" || kind === "choice") return change(field.value);
     const v = Number(field.value);

@@ -7,6 +7,7 @@ milliseconds; what a session answers is picked up by the timer.
 from __future__ import annotations
 
 import html
+import itertools
 import threading
 import time
 from collections.abc import Collection
@@ -196,7 +197,7 @@ class Page:
             preview=no_preview(),
             charts=no_charts(),
             prompt=settings.prompt.text,
-            form=form_state(settings, preset, visit.next_number()),
+            form=form_state(settings, preset, next(_form_numbers)),
         )
         return list(answer._replace(**_news(visit)))
 
@@ -265,7 +266,7 @@ class Page:
         if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
             return self._take_seat(request, wanted, name, dark)
         visit.pick(name, wanted)
-        return list(Answer(prompt=wanted.prompt.text, form=form_state(wanted, name, visit.next_number())))
+        return list(Answer(prompt=wanted.prompt.text, form=form_state(wanted, name, next(_form_numbers))))
 
 
 # ---- answers ---------------------------------------------------------------------------------------------
@@ -288,6 +289,9 @@ class Answer(NamedTuple):
     form: Any = gr.skip()
 
 
+_form_numbers = itertools.count(1)  # tells successive states of a form apart, also those of two sessions on one page
+
+
 def _news(visit: Visit) -> dict[str, Any]:
     """What is new in a session, by part of the page."""
     look = visit.look()
@@ -300,7 +304,7 @@ def _news(visit: Visit) -> dict[str, Any]:
         news |= {name: gr.update(interactive=can) for name, can in _pressable(look.phase).items()}
     if look.stale:
         settings = visit.settings
-        news["form"] = form_state(settings, visit.preset, visit.next_number(), look.stale)
+        news["form"] = form_state(settings, visit.preset, next(_form_numbers), look.stale)
         if "prompt.text" in look.stale:
             news["prompt"] = settings.prompt.text
     return news

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -52,7 +51,6 @@ class Visit:
         self._last: dict[str, str] = {}  # what the page was last given, by panel
         self._shown: dict[str, Any] = {}  # path -> value that a control was given by a person
         self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # preset before the last, paths changed
-        self._form_numbers = itertools.count(1)
         self._numbers: dict[str, int] = {}  # path -> number of the last change that a person made
         self._message: Message | None = None
         self._figures: dict[str, float] = {}
@@ -83,10 +81,6 @@ class Visit:
             self.patch([("prompt.text", prompt)])
         for command in commands:
             self.seat.session.send(command)
-
-    def next_number(self) -> int:
-        """Tells successive states of the form apart."""
-        return next(self._form_numbers)
 
     def change(self, path: str, value: Any, number: int) -> None:
         """One control was moved; changes are numbered by the browser, and one that was overtaken is dropped."""

@@ -1,0 +1,506 @@
+"""The page as a person uses it: a real server, a real browser (headless Chromium with software WebGL)."""
+
+import io
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from sdlab.manager import Manager, Seat
+from sdlab.messages import Applied, Event, Rejected, Stepped
+from sdlab.session import Session
+from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names
+from sdlab.ui.server import build
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
+SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+LONG = 30_000  # ms; a machine under load is slow, and waiting costs nothing when it is not
+# viser's own: the instances of a splat cloud carry indices where three.js looks for positions
+KNOWN_ERRORS = ("THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",)
+GRACE = 1.0
+
+
+def settings() -> Settings:
+    """Exact scores: milliseconds a step, and no file is needed."""
+    changes = [("steps", 100_000), ("scene.n_init", 100), ("scene.max_gaussians", 100), ("camera.views", 1)]
+    return preset("mixture").patch_all(changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Presets of which none loads a network."""
+    folder = tmp_path_factory.mktemp("presets")
+    texts = {
+        "mixture": (PRESETS / "mixture.toml").read_text(),
+        "strong": (
+            '[about]\ntitle = "Strong"\ntext = "CFG 50, to see what it does"\n[prompt]\ntext = "a strong bear"\n'
+            '[prior]\nkind = "mixture"\n[losses.sds]\ncfg = 50.0\n'
+        ),
+        "elsewhere": '[prior]\nkind = "diffusers"\npath = "/nowhere"\n',
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.toml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdlab.settings.PRESETS", folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def manager() -> Manager:
+    return Manager(max_sessions=3, grace=GRACE)
+
+
+@pytest.fixture(scope="module")
+def address(manager: Manager) -> Iterator[str]:
+    app = build(manager, settings(), "mixture", locked=["prior.seed"])
+    config = uvicorn.Config(app, port=0, log_level="warning", ws_per_message_deflate=False, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(20)
+    assert manager.count() == 0, "the application ends its sessions"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_GL)
+        yield chromium
+        chromium.close()
+
+
+class Tab:
+    """A visitor's tab and the seat it was given; `view` False leaves the 3D view out, which is slow to draw."""
+
+    def __init__(self, browser, manager: Manager, address: str, ready: bool, view: bool, **context) -> None:
+        self.context = browser.new_context(viewport={"width": 960, "height": 640}, **context)
+        self.page = self.context.new_page()
+        if not view:
+            self.page.route("**/viewport/**", lambda route: route.fulfill(body="", content_type="text/html"))
+        self.page.set_default_timeout(LONG)
+        self.errors: list[str] = []
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.manager = manager
+        self.page.goto(address)
+        if ready:
+            self.wait_for_phase("ready")
+
+    @property
+    def token(self) -> str:
+        source = self.page.get_attribute("#viewport iframe", "src")
+        return re.fullmatch(r"viewport/(.+)/", source).group(1)
+
+    @property
+    def seat(self) -> Seat:
+        return self.manager._seats[self.token]  # not `get`, which would be a sign of life
+
+    @property
+    def session(self) -> Session:
+        return self.seat.session
+
+    @property
+    def step(self) -> int:
+        """What the page says."""
+        return int(self.page.get_attribute("#status .status", "data-step"))
+
+    def events(self) -> list[Event]:
+        return self.session.events.since(0)[0]
+
+    def wait_for_phase(self, *phases: str) -> None:
+        self.page.wait_for_selector(", ".join(f'#status [data-phase="{p}"]' for p in phases))
+
+    def wait_for_step(self, step: int) -> None:
+        until(lambda: self.step >= step)
+
+    def type(self, selector: str, text: str) -> None:
+        self.page.fill(selector, text)
+        self.page.press(selector, "Enter")
+
+    def view(self) -> np.ndarray:
+        """The viewport as it is drawn."""
+        return np.asarray(Image.open(io.BytesIO(self.page.locator("#viewport iframe").screenshot())).convert("RGB"))
+
+    def shoot(self, name: str) -> None:
+        folder = ROOT / "test-artifacts"
+        folder.mkdir(exist_ok=True)
+        self.page.screenshot(path=folder / f"{name}.png")
+
+    def close(self) -> None:
+        self.context.close()
+        unknown = [e for e in self.errors if not e.startswith(KNOWN_ERRORS)]
+        assert not unknown, unknown
+
+
+def until(condition: Callable[[], object], seconds: float = LONG / 1000) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def open_tab(browser, manager: Manager, address: str) -> Iterator[Callable[..., Tab]]:
+    tabs = []
+
+    def open_one(ready: bool = True, view: bool = False, **options) -> Tab:
+        tabs.append(Tab(browser, manager, address, ready, view, **options))
+        return tabs[-1]
+
+    yield open_one
+    for tab in tabs:
+        tab.close()
+    until(lambda: manager.count() == 0, 30)  # closed tabs give their seats back
+
+
+# ---- one run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_a_run_from_start_to_reset(open_tab: Callable[..., Tab]):
+    tab = open_tab(view=True)
+    assert tab.step == 0
+    assert tab.session.latest.get().step == 0
+    until(lambda: tab.view().std() > 3)  # the ball at the start: the canvas is not uniform
+    before = tab.view().astype(float)
+
+    tab.page.click("#start")
+    tab.wait_for_phase("running")
+    tab.wait_for_step(20)
+    until(lambda: np.abs(tab.view() - before).mean() > 2)  # it is another picture by now
+    assert tab.page.locator("#charts polyline").count() == 2
+    assert tab.page.locator("#preview img").count() == 1
+    tab.shoot("running")
+
+    # CFG and prompt, while it runs
+    tab.type("#knob-losses-sds-cfg", "20")
+    tab.type("#prompt textarea, #prompt input", "a blue car")
+    until(lambda: tab.session.settings.loss.cfg == 20 and tab.session.settings.prompt.text == "a blue car")
+    applied = {e.path: e for e in tab.events() if isinstance(e, Applied)}
+    assert set(applied) == {"losses.sds.cfg", "prompt.text"}
+    last = max(e.step for e in applied.values())
+    until(lambda: any(isinstance(e, Stepped) and e.step > last for e in tab.events()))  # and steps follow them
+    assert tab.session.effective.loss.cfg == 20
+    until(lambda: tab.page.locator("#charts .mark").count() >= 2)
+
+    # pause: nothing moves
+    tab.page.click("#pause")
+    tab.wait_for_phase("paused")
+    until(lambda: tab.session.status.phase == "paused")
+    paused = tab.session.state.step
+    until(lambda: tab.step == paused)
+    time.sleep(0.5)
+    assert tab.session.state.step == paused
+
+    # one step is one step
+    tab.page.click("#step")
+    until(lambda: tab.step == paused + 1)
+    time.sleep(0.5)
+    assert tab.session.state.step == paused + 1
+    assert tab.session.status.phase == "paused"
+
+    # and back to the beginning
+    tab.page.click("#reset")
+    tab.wait_for_phase("ready")
+    until(lambda: tab.step == 0)
+    assert tab.session.state.step == 0
+    assert tab.session.settings.prompt.text == "a blue car", "a reset keeps the settings"
+    until(lambda: tab.page.locator("#charts polyline").count() == 0)
+
+
+@pytest.mark.browser
+def test_start_takes_the_prompt_as_typed(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    tab.page.fill("#prompt textarea, #prompt input", "a green tree")
+    tab.page.click("#step")
+    until(lambda: tab.step == 1)
+    first = next(i for i, e in enumerate(tab.events()) if isinstance(e, Stepped))
+    assert any(isinstance(e, Applied) and e.value == "a green tree" for e in tab.events()[:first])
+
+
+# ---- knobs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_a_refused_value_is_explained_and_the_run_goes_on(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    tab.page.click("#start")
+    tab.wait_for_phase("running")
+    tab.page.click("[data-group=camera] summary")
+    tab.type("#knob-camera-distance_min", "9")
+    tab.page.wait_for_selector("#status .error")
+    assert "camera.distance_min = 9 is above camera.distance_max" in tab.page.inner_text("#status .error")
+    until(lambda: tab.page.input_value("#knob-camera-distance_min") == "2.8")  # the value in force
+    tab.shoot("refused")
+
+    before = tab.step
+    tab.wait_for_step(before + 5)
+    tab.type("#knob-losses-sds-cfg", "1000")
+    until(lambda: "allowed is a number from 0 to 200" in tab.page.inner_text("#status"))
+    until(lambda: tab.page.input_value("#knob-losses-sds-cfg") == "7.5")
+    tab.type("#prompt textarea, #prompt input", "x" * 10_000)
+    until(lambda: "at most 300 characters" in tab.page.inner_text("#status"))
+    until(lambda: tab.page.input_value("#prompt textarea, #prompt input") == "a red bear")
+    assert {e.path for e in tab.events() if isinstance(e, Rejected)} == {
+        "camera.distance_min",
+        "losses.sds.cfg",
+        "prompt.text",
+    }
+
+    tab.type("#knob-losses-sds-cfg", "30")  # the next change ends the message
+    tab.page.wait_for_selector("#status .error", state="detached")
+    assert tab.session.settings.loss.cfg == 30
+    assert tab.session.settings.camera == settings().camera
+
+
+@pytest.mark.browser
+def test_sliders_switches_and_choices(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    s = tab.session
+    for group in ("run", "prompt", "camera", "optim", "scene", "prior"):
+        tab.page.click(f"[data-group={group}] > summary")
+
+    slider = tab.page.locator('[data-path="losses.sds.cfg"] input[type=range]')
+    slider.fill("500")  # of 1000 notches over 0 .. 200
+    until(lambda: s.settings.loss.cfg == 100)
+    assert tab.page.input_value("#knob-losses-sds-cfg") == "100"
+
+    rate = tab.page.locator('[data-path="optim.lr_means"] input[type=range]')
+    rate.fill("500")  # logarithmic, 1e-6 .. 1
+    until(lambda: s.settings.optim.lr_means == pytest.approx(1e-3))
+    rate.fill("0")  # and off at the left end
+    until(lambda: s.settings.optim.lr_means == 0)
+
+    tab.page.uncheck("#knob-prompt-view_dependent")
+    until(lambda: not s.settings.prompt.view_dependent)
+    tab.page.select_option("#knob-camera-background", "black")
+    until(lambda: s.settings.camera.background == "black")
+
+    tab.page.click("#step")
+    until(lambda: tab.step == 1)
+    tab.type("#knob-scene-splats-n_init", "50")
+    until(lambda: s.settings.scene.n_init == 50)
+    until(lambda: "N init: in force at the next reset" in tab.page.inner_text("#status"))
+    assert s.effective.scene.n_init == 100
+    assert "at the next reset" in tab.page.inner_text('[data-path="scene.n_init"]')
+    tab.page.click("#reset")
+    until(lambda: s.latest.get().stats["n_gaussians"] == 50)
+
+    locked = tab.page.locator("#knob-prior-mixture-seed")
+    assert locked.is_disabled()
+    assert "Fixed on this server" in tab.page.inner_text('[data-owner="prior/mixture"] [data-path="prior.seed"]')
+    tab.page.evaluate(  # and a visitor who enables it is not heard
+        """() => { const f = document.querySelector('#knob-prior-mixture-seed'); f.disabled = false; f.value = 5;
+        f.dispatchEvent(new Event('change')); }"""
+    )
+    tab.type("#knob-run-steps", "77")
+    until(lambda: s.settings.steps == 77)
+    assert s.settings.prior.seed == 0
+
+
+@pytest.mark.browser
+def test_another_preset_and_another_prior(open_tab: Callable[..., Tab], manager: Manager):
+    tab = open_tab()
+    first = tab.token
+    assert tab.page.input_value("#preset") == "mixture"
+    tab.type("#knob-losses-sds-cfg", "33")
+    until(lambda: tab.session.settings.loss.cfg == 33)
+    tab.page.select_option("#preset", "strong")  # the same kind of prior: one patch to the same session
+    until(lambda: tab.session.settings == preset("strong"))
+    until(lambda: tab.page.input_value("#knob-losses-sds-cfg") == "50")
+    assert tab.page.input_value("#prompt textarea, #prompt input") == "a strong bear"
+    assert "CFG 50, to see what it does" in tab.page.inner_text(".preset")
+    assert tab.token == first
+
+    tab.page.select_option("#preset", "elsewhere")  # another kind needs another session
+    until(lambda: tab.token != first)
+    assert not manager.exists(first)
+    tab.wait_for_phase("failed")
+    assert "/nowhere" in tab.page.inner_text("#status")
+    assert tab.page.input_value("#knob-losses-sds-cfg") == "7.5"
+    assert tab.page.locator('[data-owner="prior/mixture"]').get_attribute("hidden") is not None
+    assert tab.page.locator('[data-owner="prior/diffusers"]').get_attribute("hidden") is None
+    tab.page.click("#start")  # a second try fails as the first, and is said again
+    time.sleep(1)
+    tab.wait_for_phase("failed")
+
+
+@pytest.mark.browser
+def test_nothing_typed_becomes_html(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    tab.page.click("#start")
+    evil = "<img src=x onerror=window.broken=1>\"'${window.broken=1}{{broken}}`"
+    tab.type("#prompt textarea, #prompt input", evil)
+    until(lambda: tab.session.settings.prompt.text == evil)
+    until(lambda: tab.page.locator("#charts .mark").count() > 0)
+    assert evil in tab.page.locator("#charts title").last.text_content()
+    tab.type("#prompt textarea, #prompt input", evil + "x" * 300)
+    tab.page.wait_for_selector("#status .error")
+    assert tab.page.evaluate("window.broken") is None
+
+
+# ---- visitors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_two_tabs_do_not_see_each_other(open_tab: Callable[..., Tab]):
+    a, b = open_tab(), open_tab()
+    assert a.token != b.token
+    a.page.click("#start")
+    a.wait_for_step(5)
+    a.type("#knob-losses-sds-cfg", "40")
+    until(lambda: a.session.settings.loss.cfg == 40)
+    time.sleep(1.2)  # two ticks
+    assert b.step == 0
+    assert b.session.status.phase == "ready"
+    assert b.session.settings == settings()
+    assert b.page.input_value("#knob-losses-sds-cfg") == "7.5"
+
+
+@pytest.mark.browser
+def test_a_closed_tab_frees_its_session(open_tab: Callable[..., Tab], manager: Manager, address: str):
+    tab = open_tab()
+    token, session, thread = tab.token, tab.session, tab.seat.thread
+    assert urllib.request.urlopen(f"{address}viewport/{token}/").status == 200
+    tab.page.click("#start")
+    tab.wait_for_step(3)
+    tab.page.close()
+    until(lambda: not manager.exists(token), GRACE + 15)
+    thread.join(10)
+    assert session.status.phase == "ended"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{address}viewport/{token}/")
+
+
+@pytest.mark.browser
+def test_when_all_seats_are_taken_and_when_a_seat_has_ended(open_tab: Callable[..., Tab], manager: Manager):
+    tab = open_tab()
+    others = [manager.open(settings()) for _ in range(2)]
+    late = open_tab(ready=False)
+    late.wait_for_phase("none")
+    assert "all 3 seats of this server are taken" in late.page.inner_text("#status")
+    assert late.page.locator("#start").is_disabled()
+    for seat in others:
+        manager.close(seat.id)
+    late.page.click("#again")
+    late.wait_for_phase("ready")
+    assert late.page.locator("#again").is_hidden()
+
+    tab.type("#knob-losses-sds-cfg", "40")
+    manager.close(tab.token)  # as the sweeper does when nobody is there for a long time
+    tab.wait_for_phase("none")
+    assert "This session is over" in tab.page.inner_text("#status")
+    tab.shoot("ended")
+    tab.page.click("#again")
+    tab.wait_for_phase("ready")
+    assert tab.session.settings == settings()
+    assert tab.page.input_value("#knob-losses-sds-cfg") == "7.5"
+
+
+@pytest.mark.browser
+def test_it_fits_the_window_in_light_and_dark(open_tab: Callable[..., Tab]):
+    tab = open_tab(view=True, color_scheme="dark")
+    tab.page.set_viewport_size({"width": 400, "height": 700})
+    until(lambda: tab.view()[3, 3].max() < 60)  # viser follows the page
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 400, "nothing sticks out"
+    tab.shoot("dark-400")
+    tab.page.click("#front")  # takes the camera back; must at least not fail
+    tab.page.click("#title button")
+    tab.page.set_viewport_size({"width": 1280, "height": 800})
+    until(lambda: tab.view()[3, 3].min() > 200)
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 1280
+    tab.shoot("light-1280")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not (ROOT / "assets/toybox/unet/config.json").exists(), reason="the toybox's weights are not here")
+def test_the_embedded_prior_runs_on_the_page(browser):
+    embedded = from_toml((PRESETS / "toybox.toml").read_text())
+    manager = Manager(max_sessions=1, grace=GRACE)
+    server = uvicorn.Server(uvicorn.Config(build(manager, embedded), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    tab = Tab(browser, manager, f"http://127.0.0.1:{port}/", ready=False, view=True)
+    try:
+        tab.page.click("#start")  # while it is still loading
+        tab.wait_for_step(10)
+        assert tab.session.prior.image_size == 32
+        tab.shoot("toybox")
+    finally:
+        tab.close()
+        server.should_exit = True
+        thread.join(20)
+
+
+# ---- without a browser -----------------------------------------------------------------------------------
+
+
+def test_answers_carry_security_headers_and_no_foreign_addresses(address: str):
+    with urllib.request.urlopen(address) as answer:
+        headers, body = dict(answer.headers), answer.read().decode()
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert "fonts.googleapis.com" not in body
+    assert "cdn" not in re.sub(r"https://raw\.githubusercontent\.com\S+", "", body).lower()
+
+
+def app(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "app.py", "--no-browser", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--preset", "toybx"), "did you mean toybox?"),
+        (("--device", "mars"), "--device 'mars': allowed are auto, cpu, cuda"),
+        (("--port", "ninety"), "--port ninety: a number from 0 to 65535 is needed"),
+        (("--max-sessions", "0"), "--max-sessions 0: at least 1 is needed"),
+    ],
+)
+def test_bad_arguments_end_with_one_line_and_code_2(arguments: tuple[str, ...], said: str):
+    done = app("--port", "0", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_ends_with_one_line_and_code_2():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        begun = time.monotonic()
+        done = app("--port", str(port))
+    assert done.returncode == 2
+    assert f"--port {port} on 127.0.0.1" in done.stderr
+    assert "choose another with --port" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert time.monotonic() - begun < 2, "it is told before anything heavy is imported"
+
+
+def test_presets_are_all_on_the_page(address: str):
+    body = urllib.request.urlopen(address).read().decode()
+    for name in preset_names():
+        assert f'value=\\"{name}\\"' in body
