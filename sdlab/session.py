@@ -363,7 +363,8 @@ class Session:
 
     def _after(self, report: Report, seconds: float) -> None:
         state = self.state
-        self._rate = 1 / seconds if self._rate == 0.0 else 0.95 * self._rate + 0.05 / seconds
+        # the durations are averaged, not the rates: of these the mean is above steps / time where steps are uneven
+        self._rate = 1 / seconds if self._rate == 0.0 else 1 / (0.95 / self._rate + 0.05 * seconds)
         self._report = report
         pause = self._due_to_pause()
         if pause:
