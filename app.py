@@ -75,9 +75,10 @@ def build(args: argparse.Namespace) -> Any:
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
 
+    local = args.host in LOOPBACK
     named = args.preset if args.preset in preset_names() and args.prior is None else None
-    locked = () if args.host in LOOPBACK else ("prior.path", "prior.revision")
-    manager = Manager(device, args.max_sessions, args.grace)
+    locked = () if local else ("prior.path", "prior.revision")
+    manager = Manager(device, args.max_sessions, args.grace, idle=3600.0 if local else 600.0)
     return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
 
 

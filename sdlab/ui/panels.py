@@ -118,7 +118,7 @@ def chart(title: str, curve: Curve, marks: Sequence[Mark], log: bool = False, na
         f'<svg viewBox="0 0 {CHART_WIDTH:g} {CHART_HEIGHT:g}" preserveAspectRatio="none" role="img" '
         f'aria-label="{html.escape(title)} over steps">{ticks}<polyline class="line" points="{line}"/></svg>'
         f'<span class="top">{number(top)}</span><span class="bottom">{number(bottom)}</span></div>'
-        f'<div class="axis"><span>step {first:.0f}</span><span>{end:.0f}</span></div></figure>'
+        f'<div class="axis"><span>step {math.floor(first)}</span><span>{math.ceil(end)}</span></div></figure>'
     )
 
 
@@ -270,4 +270,5 @@ def duration(seconds: float) -> str:
 def sentence(text: str) -> str:
     """With a capital, unless it begins with a symbol or the path of a knob."""
     first = text.partition(" ")[0].strip(",:;")
-    return text if len(first) == 1 or any(c in first for c in "._(") else text[:1].upper() + text[1:]
+    is_symbol = (len(first) == 1 and first != "a") or any(c in first for c in "._(")
+    return text if is_symbol else text[:1].upper() + text[1:]

@@ -6,9 +6,10 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Collection
 
-# Gradio reads these when it is imported: nothing is reported to anybody.
+# Gradio reads these: nothing is reported to anybody, and what visitors do is not kept in their browsers.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 
 import gradio as gr
 from fastapi import FastAPI
@@ -75,7 +76,6 @@ def build(
         css=(ASSETS / "page.css").read_text(encoding="utf-8"),
         head=f"<script>{(ASSETS / 'page.js').read_text(encoding='utf-8')}</script>",
         footer_links=[],
-        run_history=False,
         ssr_mode=False,  # its front server forwards no WebSockets
         mcp_server=False,
         enable_monitoring=False,

@@ -1,0 +1,378 @@
+"""The form generator, what a visit remembers, and the pieces of the page, without a browser."""
+
+import math
+import re
+import threading
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from sdlab.knobs import knob, knobs_of
+from sdlab.losses import Distillation
+from sdlab.manager import Seat
+from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Skipped, Stepped
+from sdlab.session import Session
+from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
+from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
+from sdlab.ui.form import control, form_html, form_state, label_of
+from sdlab.ui.panels import Curve, Mark, Message, chart, duration, formula, number, preview, sentence, status
+from sdlab.ui.visit import Visit
+from sdlab.viewport.splat_view import SplatView
+
+# ---- form ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Odd(Distillation):
+    """A loss with one knob of every sort, which no file of the project knows."""
+
+    kind: ClassVar[str] = "odd"
+    title: ClassVar[str] = "Odd <loss>"
+    paper: ClassVar[str] = "Nobody, 2026"
+    formula: ClassVar[str] = "eps_phi - eps_u"
+    look_for: ClassVar[str] = "oddities"
+
+    lam: float = knob(0.5, 0.0, 1.0, "a share")
+    rate: float = knob(1e-4, 0.0, 1.0, "a rate", log=True)
+    rank: int = knob(4, 1, 64, "a rank", apply="rebuild")
+    many: int = knob(100, 0, 1_000_000, "a great number")
+    open_end: float = knob(1.0, 0.0, None, "has no upper end")
+    seed: int = knob(0, 0, 2**31 - 1, "a seed", apply="restart")
+    on: bool = knob(True, help="a switch")
+    mode: str = knob("a<b", help="a choice", choices=("a<b", "c"))
+    note: str = knob("", hi=20, help='a text with "quotes" & <tags>')
+
+    def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
+        return Guidance(x.noise)
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, and proof that every tag is closed."""
+
+    VOID = ("input", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, attribute: str) -> list[str]:
+        return [a[attribute] or "" for _, a in self.tags if attribute in a]
+
+
+def settings() -> Settings:
+    base = default_settings("mixture")
+    return Settings(prior=base.prior, scene=base.scene, losses=FrozenDict({**base.losses, "odd": Odd()}))
+
+
+def controls(loss: Odd) -> dict[str, Parsed]:
+    return {k.path: Parsed(control(k, "losses.odd")) for k in knobs_of(loss, "losses.odd")}
+
+
+def test_every_knob_of_every_member_gets_a_control():
+    form = Parsed(form_html(settings(), ["mixture"]))
+    wanted = {p for p in settings().knobs() if p != "prompt.text"}
+    for group, members in (("prior", priors()), ("scene", scenes())):
+        wanted |= {k.path for cls in members.values() for k in knobs_of(cls(), group)}
+    assert set(form.all("data-path")) == wanted
+    ids = form.all("id")
+    assert len(ids) == len(set(ids)), "two priors may share the name of a knob"
+    assert set(form.all("aria-describedby")) <= set(ids)
+    assert set(form.all("for")) <= set(ids)
+
+
+def test_a_control_fits_its_knob():
+    c = controls(Odd())
+    tags = {path: {t for t, _ in p.tags} for path, p in c.items()}
+    kinds = {path.removeprefix("losses.odd."): p.all("data-kind")[0] for path, p in c.items()}
+    assert kinds == {
+        "lam": "float",
+        "rate": "float",
+        "rank": "int",
+        "many": "int",
+        "open_end": "float",
+        "seed": "int",
+        "on": "bool",
+        "mode": "choice",
+        "note": "text",
+    }
+    with_slider = {n for n in kinds if "range" in c[f"losses.odd.{n}"].all("type")}
+    assert with_slider == {"lam", "rate", "rank", "many"}, "an open or a huge range is typed"
+    assert {n for n in kinds if c[f"losses.odd.{n}"].all("data-log")} == {"rate", "many"}
+    assert "select" in tags["losses.odd.mode"]
+    assert c["losses.odd.mode"].all("value") == ["a<b", "c"]
+
+
+def test_help_and_moment_are_said():
+    texts = {k.path: control(k, "losses.odd") for k in knobs_of(Odd(), "losses.odd")}
+    assert "at the next reset" in texts["losses.odd.seed"]
+    assert "at the next reset" not in texts["losses.odd.lam"]
+    assert "A text with &quot;quotes&quot; &amp; &lt;tags&gt;" in texts["losses.odd.note"]
+    assert "disabled" in control(knobs_of(Odd(), "losses.odd")[0], "losses.odd", locked=True)
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0.0, 1.0), (0.02, 0.98), (0.0, 200.0), (-80.0, 89.0), (0.5, 20.0)])
+def test_a_linear_slider_has_round_steps_and_enough_of_them(lo: float, hi: float):
+    @dataclass(frozen=True)
+    class Group:
+        x: float = knob(lo, lo, hi, "x")
+
+    step = float(Parsed(control(knobs_of(Group(), "g")[0], "g")).all("data-step")[0])
+    assert 400 <= (hi - lo) / step <= 1000
+    assert f"{step:e}"[0] in "125"
+
+
+def test_the_form_shows_what_is_in_force():
+    s = settings()
+    state = form_state(s, "mixture", 7)
+    assert state["values"] == {path: k.value for path, k in s.knobs().items()}
+    assert state["owners"] == ["prior/mixture", "scene/splats", "losses.sds"]
+    assert form_state(s.patch("active", "odd"), None, 8)["owners"][-1] == "losses.odd"
+    assert form_state(s, None, 9, {"camera.views"})["values"] == {"camera.views": s.camera.views}
+    assert "losses.odd" in Parsed(form_html(s, [])).all("data-owner")
+    assert "Odd &lt;loss&gt;" in form_html(s, [])
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [("losses.sds.cfg", "CFG"), ("optim.lr_means", "Means"), ("schedule.t_min", "t min"), ("steps", "Steps")],
+)
+def test_labels(path: str, label: str):
+    assert label_of(path) == label
+
+
+# ---- a visit ---------------------------------------------------------------------------------------------
+
+
+class Silent(SplatView):
+    """A view without a server."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Driven:
+    """A visit to a session that does not run; what it answers is put in by hand."""
+
+    def __init__(self) -> None:
+        self.session = Session(default_settings("mixture"))
+        self.visit = Visit(Seat("seat", self.session, threading.Thread()), Silent(), "mixture")
+
+    def say(self, *events: Event) -> None:
+        for event in events:
+            self.session.events.append(event)
+
+    def sent(self) -> list:
+        inbox = self.session._inbox
+        return [inbox.get_nowait() for _ in range(inbox.qsize())]
+
+    def frame(self, step: int) -> None:
+        picture = np.zeros((1, 4, 4, 3), np.uint8)
+        self.session.latest.set(Frame(step, 0.0, None, picture, ("front view",), {"n_gaussians": 1234.0}))
+
+
+@pytest.fixture
+def driven() -> Driven:
+    return Driven()
+
+
+def stepped(step: int, rms: float = 0.1) -> Stepped:
+    stats = {"grad_rms": rms, "steps_per_s": 5.0, "prior_share": 0.8, "t": 500.0, "seconds": 3.0, "skipped": 0.0}
+    return Stepped(step, stats)
+
+
+def test_a_change_is_sent_once_and_one_that_was_overtaken_not_at_all(driven: Driven):
+    driven.visit.change("camera.views", 3, 2)
+    driven.visit.change("camera.views", 2, 1)
+    driven.visit.change("camera.fovy", 50.0, 3)
+    assert driven.sent() == [Patch.one("camera.views", 3), Patch.one("camera.fovy", 50.0)]
+
+
+def test_the_prompt_goes_before_the_command_and_only_if_it_is_new(driven: Driven):
+    driven.visit.send(Advance(1), prompt="a blue car")
+    driven.visit.send(Advance(1), prompt="a red bear")
+    driven.visit.send(prompt="a red bear")
+    assert driven.sent() == [Patch.one("prompt.text", "a blue car"), Advance(1), Advance(1)]
+
+
+def test_a_refused_value_is_put_right_but_not_while_newer_ones_are_under_way(driven: Driven):
+    v = driven.visit
+    v.change("camera.views", 99, 1)
+    driven.say(Rejected(0, "camera.views", 99, "too many"))
+    look = v.look()
+    assert look.stale == {"camera.views"}
+    assert look.status is not None
+    assert "Too many" in look.status
+
+    v.change("camera.views", 98, 2)
+    v.change("camera.views", 3, 3)
+    driven.say(Rejected(0, "camera.views", 98, "too many"))
+    assert not v.look().stale
+    driven.session.settings = driven.session.settings.patch("camera.views", 3)
+    driven.say(Applied(0, "camera.views", 3))
+    look = v.look()
+    assert not look.stale
+    assert "Too many" not in (look.status or ""), "the next change ends the message"
+
+
+def test_a_change_that_was_rolled_back_is_put_right(driven: Driven):
+    before = driven.session.settings
+    driven.visit.change("camera.views", 3, 1)
+    driven.session.settings = before.patch("camera.views", 3)
+    driven.say(Applied(0, "camera.views", 3))
+    assert not driven.visit.look().stale
+    driven.session.settings = before
+    driven.say(Rejected(1, "camera.views", 3, "rolled back"))
+    assert driven.visit.look().stale == {"camera.views"}
+
+
+def test_a_refused_preset_is_not_the_one_shown(driven: Driven):
+    wanted = driven.session.settings.patch_all([("camera.views", 4), ("optim.lr_means", 0.1)])
+    driven.visit.pick("other", wanted)
+    assert driven.visit.preset == "other"
+    (patch,) = driven.sent()
+    assert dict(patch.changes) == {"camera.views": 4, "optim.lr_means": 0.1}
+    driven.say(*(Rejected(0, path, value, "no") for path, value in patch.changes))
+    assert driven.visit.look().stale == {"camera.views", "optim.lr_means"}
+    assert driven.visit.preset == "mixture"
+
+
+def test_messages_name_what_waits_and_what_went_wrong(driven: Driven):
+    v = driven.visit
+    driven.say(Applied(3, "scene.n_init", 5, "later"), Applied(3, "camera.views", 3), Applied(3, "seed", 1, "later"))
+    assert "N init, Seed: in force at the next reset" in (v.look().status or "")
+    driven.say(Applied(3, "prompt.text", "a zorb", "the model does not know: zorb"))
+    assert "The model does not know: zorb" in (v.look().status or "")
+    driven.say(Skipped(4, "gradient of means"))
+    assert "The update of step 4 was left out: not finite, gradient of means" in (v.look().status or "")
+    driven.say(Failed(4, "out of memory"))
+    assert 'class="say error"' in (v.look().status or "")
+
+
+def test_only_news_is_sent(driven: Driven):
+    driven.frame(0)
+    first = driven.visit.look()
+    assert first.status
+    assert first.preview
+    assert first.charts
+    assert "1 234" in first.charts
+    again = driven.visit.look()
+    assert (again.status, again.preview, again.charts, again.phase) == (None, None, None, None)
+    driven.say(stepped(1), stepped(2))
+    driven.frame(2)
+    later = driven.visit.look()
+    assert "polyline" in (later.charts or "")
+    assert "80 %" in (later.charts or "")
+
+
+def test_a_reset_empties_the_charts(driven: Driven):
+    driven.say(*(stepped(n) for n in range(1, 10)), Applied(4, "camera.views", 3))
+    driven.frame(9)
+    assert "camera.views = 3" in (driven.visit.look().charts or "")
+    driven.frame(0)
+    charts = driven.visit.look().charts or ""
+    assert "no steps yet" in charts
+    assert "camera.views" not in charts
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------
+
+
+def test_a_curve_stays_small_and_true():
+    curve = Curve()
+    for step in range(100_000):
+        curve.add(step, float(step))
+    points = curve.points()
+    assert 100 <= len(points) <= 200
+    assert all(v == pytest.approx(s) for s, v in points)
+    assert points[-1][0] > 99_000
+    assert len(curve._points) <= 2000
+    curve.add(100_000, math.nan)
+    assert curve.last() == pytest.approx(99_999, abs=200)
+
+
+def test_a_chart_is_drawn_inside_its_box_with_marks():
+    curve = Curve()
+    for step in range(1, 50):
+        curve.add(step, 10.0 ** (step % 5 - 3))
+    marks = [Mark(10, "a <b>"), Mark(400, "outside")]
+    text = chart("Gradient", curve, marks, log=True)
+    line = re.search(r'points="([^"]+)"', text)
+    assert line is not None
+    points = np.array([[float(v) for v in p.split(",")] for p in line[1].split()])
+    assert (points >= 0).all()
+    assert points[:, 0].max() == 200
+    assert points[:, 1].max() <= 60
+    assert "a &lt;b&gt;" in text
+    assert "outside" not in text
+    assert "no steps yet" in chart("Empty", Curve(), [])
+    Parsed(chart("Flat", _flat(), []))
+
+
+def _flat() -> Curve:
+    curve = Curve()
+    curve.add(1, 0.0)
+    curve.add(2, 0.0)
+    return curve
+
+
+def test_the_status_line():
+    text = status("running", "running", 100, 400, 4.0, None)
+    assert "step <b>100</b> of 400" in text
+    assert "1 min 15 s left" in text
+    assert "width:25.0%" in text
+    refused = status("paused", "paused at step 3", 3, 400, 0.0, Message("error", 'camera.views = "<b>"'))
+    assert "camera.views = &quot;&lt;b&gt;&quot;" in refused
+    assert "left" not in refused
+    Parsed(text + refused)
+
+
+def test_the_preview_holds_its_pictures():
+    text = preview(np.full((2, 8, 8, 3), 200, np.uint8), ["front view", "<i>"], 3)
+    assert text.count("data:image/jpeg;base64,") == 2
+    assert "&lt;i&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("plain", "shown"),
+    [
+        ("eps_u + s (eps_c - eps_u)", "<i>&epsilon;</i><sub>u</sub> + <i>s</i> ("),
+        ("eps_phi", "<i>&epsilon;</i><sub>&phi;</sub>"),
+        ("w(t) noise", "<i>w</i>(<i>t</i>) noise"),
+        ("a < b", "&lt;"),
+    ],
+)
+def test_formulas(plain: str, shown: str):
+    assert shown in formula(plain)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0, "0"), (0.00012, "1.2e-4"), (0.1234, "0.123"), (12.34, "12.3"), (1234.0, "1234")]
+)
+def test_numbers(value: float, shown: str):
+    assert number(value) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(4.4, "4 s"), (75.0, "1 min 15 s"), (7800.0, "2 h 10 min")])
+def test_durations(seconds: float, shown: str):
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a text", "A text"), ("s, the scale", "s, the scale"), ("w(t): x", "w(t): x"), ("", "")]
+)
+def test_sentences(text: str, shown: str):
+    assert sentence(text) == shown
