@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -84,16 +85,9 @@ def build(args: argparse.Namespace) -> Any:
 
 def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
     """Run until interrupted; says the address once the page can be opened, and opens it where there is a screen."""
-    import uvicorn
+    from sdlab.ui.server import server as page_server
 
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        ws_per_message_deflate=False,  # splats do not shrink, and it doubles the work
-        ws_max_size=64 << 20,
-        timeout_graceful_shutdown=2,  # pages keep event streams open
-    )
-    server = uvicorn.Server(config)
+    server = page_server(app)
     host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
 
@@ -107,7 +101,8 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
             webbrowser.open(url)
 
     threading.Thread(target=announce, daemon=True).start()
-    server.run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on after it has ended well
+        server.run(sockets=[listener])
 
 
 def has_screen() -> bool:

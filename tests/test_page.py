@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from sdlab.manager import Manager, Seat
@@ -23,6 +23,7 @@ from sdlab.messages import Applied, Event, Rejected, Stepped
 from sdlab.session import Session
 from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names
 from sdlab.ui.server import build
+from sdlab.ui.server import server as page_server
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
@@ -66,8 +67,7 @@ def manager() -> Manager:
 @pytest.fixture(scope="module")
 def address(manager: Manager) -> Iterator[str]:
     app = build(manager, settings(), "mixture", locked=["prior.seed"])
-    config = uvicorn.Config(app, port=0, log_level="warning", ws_per_message_deflate=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = page_server(app, port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)
@@ -436,7 +436,7 @@ def test_it_fits_the_window_in_light_and_dark(open_tab: Callable[..., Tab]):
 def test_the_embedded_prior_runs_on_the_page(browser):
     embedded = from_toml((PRESETS / "toybox.toml").read_text())
     manager = Manager(max_sessions=1, grace=GRACE)
-    server = uvicorn.Server(uvicorn.Config(build(manager, embedded), port=0, log_level="warning"))
+    server = page_server(build(manager, embedded), port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)
@@ -498,6 +498,20 @@ def test_a_port_in_use_ends_with_one_line_and_code_2():
     assert "choose another with --port" in done.stderr
     assert done.stderr.count("\n") == 1
     assert time.monotonic() - begun < 2, "it is told before anything heavy is imported"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent in another way there")
+def test_the_app_says_where_it_is_and_ends_quietly_when_interrupted():
+    command = [sys.executable, "app.py", "--no-browser", "--port", "0", "--preset", "mixture"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert address, line
+        stream = urllib.request.urlopen(f"{address[0]}gradio_api/heartbeat/a-page-that-stays-open")
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+        stream.close()
+    assert (process.returncode, rest, errors) == (0, "", "")
 
 
 def test_presets_are_all_on_the_page(address: str):

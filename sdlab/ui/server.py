@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Collection
+from typing import Any
 
 # Gradio reads these: nothing is reported to anybody, and what visitors do is not kept in their browsers.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -12,8 +14,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI
+from gradio.routes import App
 from starlette.datastructures import MutableHeaders
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.manager import Manager
@@ -68,7 +73,7 @@ def build(
     app.add_middleware(SecurityHeaders)
     # before the page is mounted at /, which would answer for every address
     app.include_router(routes(viewports, f"'self' {HUB}" if on_space else "'self'"))
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         page.build(),
         path="/",
@@ -84,3 +89,28 @@ def build(
         max_file_size="1mb",  # nothing is uploaded
         show_error=True,
     )
+    return app
+
+
+class PageServer(uvicorn.Server):
+    """Serves what `build` made. Every open page keeps an event stream, which Gradio ends only when told to; without
+    that, the server would wait for them and then complain about each."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for route in getattr(self.config.app, "routes", []):
+            if isinstance(route, Mount) and isinstance(route.app, App):
+                route.app.stop_event.set()
+        await super().shutdown(sockets)
+
+
+def server(app: FastAPI, **options: Any) -> PageServer:
+    """A server for `app`, to be `run`; `options` are uvicorn's."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws_per_message_deflate=False,  # splats do not shrink, and it doubles the work
+        ws_max_size=64 << 20,
+        timeout_graceful_shutdown=3,
+        **options,
+    )
+    return PageServer(config)
