@@ -83,13 +83,19 @@ class Page:
     # ---- visits ------------------------------------------------------------------------------------------
 
     def _open(self, page: str, settings: Settings, preset: str | None, dark: bool) -> Visit:
-        """A seat for a page in place of the one it had; RuntimeError when all are taken."""
+        """A seat for a page in place of the one it had; RuntimeError when all are taken, OSError when the machine has
+        no socket left for its view."""
         with self._lock:
             previous = self._seats_of.pop(page, None)
         if previous is not None:
             self._manager.close(previous)
         seat = self._manager.open(settings)
-        visit = Visit(seat, self._viewports.open(seat, dark), preset)
+        try:
+            view = self._viewports.open(seat, dark)
+        except OSError:
+            self._manager.close(seat.id)
+            raise
+        visit = Visit(seat, view, preset)
         with self._lock:
             self._visits[seat.id] = visit
             self._seats_of[page] = seat.id
@@ -188,7 +194,7 @@ class Page:
     def _take_seat(self, request: gr.Request, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
         try:
             visit = self._open(request.session_hash or "", settings, preset, bool(dark))
-        except RuntimeError as e:
+        except (RuntimeError, OSError) as e:
             return _without_session("No free seat", str(e), "Try again")
         answer = Answer(
             seat=visit.seat.id,
