@@ -27,7 +27,7 @@ class CameraSettings:
     distance_min: float = knob(2.8, 0.5, 20.0, "nearest camera, in units of the scene (the object fits a radius of 1)")
     distance_max: float = knob(3.1, 0.5, 20.0, "farthest camera")
     elevation_min: float = knob(-15.0, -80.0, 89.0, "lowest camera, degrees above the horizon")
-    elevation_max: float = knob(60.0, -80.0, 89.0, "highest camera, degrees above the horizon")
+    elevation_max: float = knob(70.0, -80.0, 89.0, "highest camera, degrees above the horizon")
     fovy: float = knob(40.0, 10.0, 100.0, "vertical field of view in degrees")
     resolution: int = knob(0, 0, 1024, "pixels of a rendered picture; 0 takes what the prior sees, others are resized")
     background: str = knob(
@@ -99,7 +99,7 @@ def turntable(n: int, s: CameraSettings, size: int, elevation: float = 15.0) -> 
     return look_at(azimuth, torch.full((n,), elevation), distance, s.fovy, size, size)
 
 
-def view_word(azimuth: float, elevation: float, front_angle: float = 45.0, overhead_angle: float = 60.0) -> str:
+def view_word(azimuth: float, elevation: float, front_angle: float = 45.0, overhead_angle: float = 55.0) -> str:
     """The view word of one camera (degrees); `front_angle` is the half-width of front and of back."""
     if elevation > overhead_angle:
         return "overhead view"

@@ -24,7 +24,7 @@ class OptimSettings:
     lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
     beta1: float = knob(0.9, 0.0, 0.999, "decay of Adam's first moment")
     beta2: float = knob(0.99, 0.0, 0.99999, "decay of Adam's second moment")
-    decay: float = knob(1.0, 0.001, 1.0, "all rates shrink to this fraction by the end of the run (exponentially)")
+    decay: float = knob(0.1, 0.001, 1.0, "all rates shrink to this fraction by the end of the run (exponentially)")
 
     def rates(self) -> dict[str, float]:
         return {f.name[3:]: getattr(self, f.name) for f in fields(self) if f.name.startswith("lr_")}

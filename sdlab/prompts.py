@@ -24,7 +24,7 @@ class PromptSettings:
     negative: str = knob("", hi=MAX_PROMPT, help="what to avoid, for losses that use it")
     view_dependent: bool = knob(True, help="append 'front view' and so on by camera; off shows the Janus problem")
     front_angle: float = knob(45.0, 5.0, 85.0, "half-width of 'front' and of 'back' in degrees")
-    overhead_angle: float = knob(60.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
+    overhead_angle: float = knob(55.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
 
 
 ROLES = ("pos", "uncond", "neg")

@@ -70,7 +70,7 @@ class Settings:
     """Everything that determines a run. Two equal trees give the same run."""
 
     active: str = knob("sds", help="the loss in force")
-    steps: int = knob(400, 1, 1_000_000, "planned length of the run; schedules are fractions of it")
+    steps: int = knob(800, 1, 1_000_000, "planned length of the run; schedules are fractions of it")
     seed: int = knob(0, 0, 2**31 - 1, "of every random draw", apply="restart")
     prompt: PromptSettings = field(default_factory=PromptSettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
