@@ -74,6 +74,18 @@ class Manager:
         self._closing = threading.Event()
         threading.Thread(target=self._sweep, name="sdlab-sweeper", daemon=True).start()
 
+    def preload(self, settings: Settings) -> None:
+        """Load and compile in the background what the first visitor will need. Errors wait for the session that
+        needs it and can say them."""
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                prior = self.pool.get(settings.prior, self.device, lambda text: None)
+                settings.scene.prepare(self.device)
+                prior.prepare([settings.camera.views * len(settings.loss.roles)])
+
+        threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
+
     def open(self, settings: Settings) -> Seat:
         """A new session in its own thread, waiting for Resume. RuntimeError when all seats are taken."""
         session = Session(settings, self.device, self.pool.get, self.turnstile)

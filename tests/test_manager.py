@@ -117,3 +117,19 @@ def test_a_failed_load_is_tried_again():
     with pytest.raises(RuntimeError, match="no network"):
         pool.get(Flaky(), torch.device("cpu"), silent)
     assert pool.get(Flaky(), torch.device("cpu"), silent).name == "mixture"
+
+
+def test_preloading_is_what_the_first_session_finds(manager, quick):
+    manager.preload(quick)
+    wait(lambda: manager.pool._loaded)
+    seat = manager.open(quick)
+    wait(lambda: seat.session.status.phase == "ready")
+    assert list(manager.pool._loaded.values()) == [seat.session.prior]
+
+
+def test_preloading_what_cannot_be_loaded_harms_nobody(manager, quick, tmp_path):
+    from sdlab.settings import preset
+
+    manager.preload(preset("toybox").patch("prior.path", str(tmp_path / "nothing")))
+    seat = manager.open(quick)
+    wait(lambda: seat.session.status.phase == "ready")

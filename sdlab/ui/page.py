@@ -23,7 +23,7 @@ from sdlab.messages import Advance, Pause, Phase, Reset, Resume
 from sdlab.settings import Settings
 from sdlab.ui.form import form_html, form_state
 from sdlab.ui.panels import no_charts, no_preview, no_session
-from sdlab.ui.visit import Visit
+from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import Viewports
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -231,7 +231,7 @@ class Page:
     def _press_start(self, seat_id: str, prompt: str) -> None:
         if (visit := self._find(seat_id)) is not None:
             loading = visit.seat.session.status.phase in ("loading", "compiling")
-            visit.send(Resume(), note="starts as soon as everything is ready" if loading else "", prompt=prompt)
+            visit.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
 
     def _press_pause(self, seat_id: str) -> None:
         if (visit := self._find(seat_id)) is not None:

@@ -25,6 +25,7 @@ from sdlab.ui.panels import Curve, Mark, Message, charts, preview, status
 from sdlab.viewport.splat_view import SplatView
 
 MAX_MARKS = 60
+WAITS_FOR_READY = "starts as soon as everything is ready"
 
 
 class Look(NamedTuple):
@@ -118,6 +119,8 @@ class Visit:
             for event in events:
                 self._take(event, stale, waiting)
             phase = self.seat.session.status.phase
+            if self._message is not None and self._message.text == WAITS_FOR_READY and phase == "running":
+                self._message = None
             return Look(
                 self._if_new("status", self._status()),
                 self._preview(),
