@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(resume)
     resume.set_defaults(call=_resume)
 
+    sheet = commands.add_parser("sheet", help="the turntables of several runs in one picture")
+    sheet.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders that `run --out` wrote")
+    sheet.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture to write")
+    sheet.set_defaults(call=_sheet)
+
     listing = commands.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("losses", "priors", "scenes", "presets", "knobs"))
     listing.set_defaults(call=_list)
@@ -293,6 +298,16 @@ def choose_device(name: str) -> Any:
         return torch.device(name)
     except RuntimeError as e:
         raise ValueError(f"--device {name!r}: allowed are auto, cpu, cuda") from e
+
+
+def _sheet(args: argparse.Namespace) -> int:
+    from sdlab.export import contact_sheet
+
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"--out {args.out}: must end in .png")
+    contact_sheet(args.runs, args.out)
+    print(f"written to {args.out}")
+    return 0
 
 
 # ---- list and bench --------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +80,32 @@ def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int 
     files.append(folder / "turntable.mp4")
     iio.imwrite(files[-1], film, plugin="FFMPEG", fps=24, codec="libx264", macro_block_size=2)
     return files
+
+
+def contact_sheet(runs: Sequence[Path], out: Path) -> None:
+    """The turntable strips of several run folders under each other, each with its prompt and time, into one PNG.
+
+    Raises ValueError that names the folder that is not a finished run.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    margin, line = 8, 26
+    strips, captions = [], []
+    for run in runs:
+        try:
+            result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+            strips.append(Image.open(run / "turntable.png").convert("RGB"))
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{run} is not the folder of a finished run: {e}") from e
+        captions.append(f"{result['prompt']}   {result['loss']}, {result['steps']} steps, {result['seconds']} s")
+    width = max(strip.width for strip in strips)
+    height = sum(strip.height + line for strip in strips)
+    sheet = Image.new("RGB", (width + 2 * margin, height + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=16)
+    y = margin // 2
+    for strip, caption in zip(strips, captions, strict=True):
+        draw.text((margin, y), caption, fill=(70, 70, 78), font=font)
+        sheet.paste(strip, (margin, y + line))
+        y += strip.height + line
+    sheet.save(out)

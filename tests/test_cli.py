@@ -220,3 +220,13 @@ def test_a_settings_file_can_be_run_in_place_of_a_preset(done, tmp_path):
     assert run("run", done / "settings.toml", "--size", 48, "--steps", 2, "--out", tmp_path / "again") == 0
     result = json.loads((tmp_path / "again" / "result.json").read_text())
     assert (result["prompt"], result["seed"], result["n_gaussians"]) == ("a red bear", 4, 60)
+
+
+def test_a_contact_sheet_of_runs(done, tmp_path, capsys):
+    assert run("sheet", done, done, "--out", tmp_path / "sheet.png") == 0
+    sheet, strip = np.asarray(Image.open(tmp_path / "sheet.png")), np.asarray(Image.open(done / "turntable.png"))
+    assert sheet.shape[0] > 2 * strip.shape[0]
+    assert np.array_equal(sheet[30 : 30 + 48, 8:-8], strip)
+    assert run("sheet", done, tmp_path, "--out", tmp_path / "other.png") == 2
+    assert f"{tmp_path} is not the folder of a finished run" in capsys.readouterr().err
+    assert run("sheet", done, "--out", tmp_path / "sheet.gif") == 2
