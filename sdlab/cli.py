@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,11 +27,19 @@ CHECKPOINT_EVERY = float(os.environ.get("SDLAB_CHECKPOINT_EVERY", "20"))
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 130 interrupted (a checkpoint was written)."""
     args = _parser().parse_args(argv)
+    warnings.showwarning = _warn
     try:
         return args.call(args)
+    except KeyboardInterrupt:  # while loading; a run that steps ends by itself, with its results
+        print("sdlab: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError) as e:
         print(f"sdlab: {_one_line(e)}", file=sys.stderr)
         return 2
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"sdlab: {message}", file=sys.stderr)
 
 
 def _one_line(e: Exception) -> str:
@@ -49,14 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--steps", type=_positive, help="planned number of steps")
     run.add_argument("--seed", type=int, help="of every random draw")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    run.add_argument("--size", type=_positive, default=256, help="pixels of the turntable")
+    run.add_argument("--size", type=_pixels, default=256, help="pixels of the turntable, 16 to 2048")
+    run.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds already")
     _add_device(run)
     run.set_defaults(call=_run)
 
     resume = commands.add_parser("resume", help="go on from the checkpoint of an earlier run")
     resume.add_argument("dir", type=Path, metavar="DIR", help="the folder that `run --out` wrote")
     resume.add_argument("--steps", type=_positive, help="go on until this step (default: as planned)")
-    resume.add_argument("--size", type=_positive, default=256, help="pixels of the turntable")
+    resume.add_argument("--size", type=_pixels, default=256, help="pixels of the turntable, 16 to 2048")
     _add_device(resume)
     resume.set_defaults(call=_resume)
 
@@ -98,6 +109,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _pixels(text: str) -> int:
+    if not text.isdigit() or not 16 <= int(text) <= 2048:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 16 to 2048")
+    return int(text)
+
+
 # ---- run and resume --------------------------------------------------------------------------------------
 
 
@@ -124,9 +141,10 @@ def _run(args: argparse.Namespace) -> int:
     s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed, prior__path=args.prior)
     out: Path = args.out
     _claim(out)
-    from sdlab.settings import to_toml
-
-    (out / "settings.toml").write_text(to_toml(s), encoding="utf-8")
+    if (out / "checkpoint").exists():
+        if not args.overwrite:
+            raise ValueError(f"--out {out} holds a run already: `resume` it, choose another folder, or add --overwrite")
+        shutil.rmtree(out / "checkpoint")
     return _drive(s, out, args, args.preset, until=s.steps, resumed=False)
 
 
@@ -138,9 +156,12 @@ def _resume(args: argparse.Namespace) -> int:
     if not out.is_dir():
         raise ValueError(f"DIR = {out}: there is no such folder; give the folder that `run --out` wrote")
     _claim(out)
-    _, _, texts = checkpoint.load(out / "checkpoint")
+    number, _, texts = checkpoint.load(out / "checkpoint")
     s = from_toml(texts.get("settings.toml", ""), f"settings of the checkpoint in {out}")
-    return _drive(s, out, args, _earlier_preset(out), until=args.steps or s.steps, resumed=True)
+    until = args.steps or s.steps
+    if number >= until:
+        raise ValueError(f"--steps {until}: the run in {out} is at step {number} already; give a larger number")
+    return _drive(s, out, args, _earlier_preset(out), until, resumed=True)
 
 
 def _earlier_preset(out: Path) -> str:
@@ -168,13 +189,16 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
     from sdlab.messages import Failed, Skipped, Status, Stepped, Stop
     from sdlab.record import Recorder
     from sdlab.session import Session
+    from sdlab.settings import to_toml
 
-    device = choose_device(args.device)
-    (out / "run.json").write_text(json.dumps({"preset": preset}), encoding="utf-8")
-    session = Session(s, device)
+    session = Session(s, choose_device(args.device))
+    session.listen(_say_loading)
+    session.prepare()  # before anything is written: a prior that is not there must not leave half a run behind
     if resumed:
-        session.prepare()
         session.restore(out / "checkpoint")
+    else:
+        (out / "settings.toml").write_text(to_toml(s), encoding="utf-8")
+        (out / "run.json").write_text(json.dumps({"preset": preset}), encoding="utf-8")
     first = session.state.step if resumed else 0
     recorder = Recorder(out / "metrics.jsonl", keep_until=first if resumed else None)
     often = 0.5 if sys.stderr.isatty() else 10.0  # a log file needs fewer lines than a terminal
@@ -193,8 +217,6 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
                     recorder.flush()
                     session.save(out / "checkpoint")
                     last_save = time.monotonic()
-            case Status(_, phase, text) if phase in ("loading", "compiling"):
-                bar.set_description_str(text[:60])
             case Status(_, phase, _):
                 bar.set_description_str(phase)
             case Skipped(number, what):
@@ -221,6 +243,13 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
         f"{result['n_gaussians']} Gaussians, results in {out}"
     )
     return 130 if interrupted() else 0
+
+
+def _say_loading(event: Any) -> None:
+    from sdlab.messages import Status
+
+    if isinstance(event, Status) and event.phase in ("loading", "compiling"):
+        print(f"{event.text} ...", file=sys.stderr)
 
 
 @contextlib.contextmanager

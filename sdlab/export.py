@@ -108,4 +108,5 @@ def contact_sheet(runs: Sequence[Path], out: Path) -> None:
         draw.text((margin, y), caption, fill=(70, 70, 78), font=font)
         sheet.paste(strip, (margin, y + line))
         y += strip.height + line
+    out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)

@@ -90,12 +90,16 @@ def allowed(k: Knob) -> str:
         return f"a text of at most {int(k.hi)} characters" if k.hi is not None else "a text"
     kind = "a whole number" if k.type is int else "a number"
     if k.lo is not None and k.hi is not None:
-        return f"{kind} from {k.lo:g} to {k.hi:g}"
+        return f"{kind} from {_plain(k.lo)} to {_plain(k.hi)}"
     if k.lo is not None:
-        return f"{kind} of at least {k.lo:g}"
+        return f"{kind} of at least {_plain(k.lo)}"
     if k.hi is not None:
-        return f"{kind} of at most {k.hi:g}"
+        return f"{kind} of at most {_plain(k.hi)}"
     return kind
+
+
+def _plain(number: float | int) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _shown(value: Any) -> str:

@@ -40,10 +40,17 @@ T = TypeVar("T")
 
 
 def family(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
-    """kind -> class of every final member of a family: the folder is the registry."""
+    """kind -> class of every final member of a family: the folder is the registry.
+
+    Raises RuntimeError naming the file that cannot be imported.
+    """
     members: dict[str, type[T]] = {}
     for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        try:
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+        except Exception as e:
+            where = f"{package.__name__.replace('.', '/')}/{info.name}.py"
+            raise RuntimeError(f"{where} cannot be imported: {type(e).__name__}: {e}") from e
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if issubclass(cls, base) and not inspect.isabstract(cls) and cls.__module__ == module.__name__:
                 members[cls.kind] = cls  # pyright: ignore[reportAttributeAccessIssue]  # every base declares it

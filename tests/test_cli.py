@@ -137,6 +137,28 @@ def test_kill_9_at_a_random_step_then_resume_equals_the_uninterrupted_run(tmp_pa
     assert lines == list(range(1, steps + 1))
 
 
+def test_a_folder_that_holds_a_run_is_not_mixed_with_another(tmp_path, capsys):
+    first = ["run", "mixture", *SMALL, "--steps", 6, "--seed", 1, "--out", tmp_path]
+    second = ["run", "mixture", *SMALL, "--steps", 3, "--seed", 2, "--out", tmp_path]
+    assert run(*first) == 0
+    before = (tmp_path / "scene.ply").read_bytes()
+    assert run(*second) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "scene.ply").read_bytes() == before
+    assert run(*second, "--overwrite") == 0
+    assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["00000003"]
+    assert run("resume", tmp_path, "--size", 48) == 2
+    assert "at step 3 already" in capsys.readouterr().err
+    assert run("resume", tmp_path, "--steps", 5, "--size", 48) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["seed"], result["steps"]) == (2, 5)
+
+
+def test_a_prior_that_is_not_there_leaves_no_half_run(tmp_path, capsys):
+    assert run("run", "toybox", "--prior", tmp_path / "nothing", "--out", tmp_path / "a") == 2
+    assert list((tmp_path / "a").iterdir()) == []
+
+
 def test_ctrl_c_keeps_the_results(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "sdlab", "run", "mixture", *SMALL, "--steps", "100000", "--out", str(tmp_path / "o")],

@@ -136,3 +136,12 @@ def test_frozen_dict():
     assert pickle.loads(pickle.dumps(d)) == d
     with pytest.raises(TypeError):
         d["a"] = 3
+
+
+def test_a_member_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    import sdlab.losses
+
+    (tmp_path / "brokenloss.py").write_text("class X(Distillation): ...")
+    monkeypatch.setattr(sdlab.losses, "__path__", [*sdlab.losses.__path__, str(tmp_path)])
+    with pytest.raises(RuntimeError, match=r"sdlab/losses/brokenloss\.py cannot be imported: NameError"):
+        settings.family(sdlab.losses, sdlab.losses.Distillation)

@@ -176,6 +176,7 @@ def run_sample(options: argparse.Namespace) -> None:
     prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
     rgb = sample.sample(box, prompts, scale=options.cfg, steps=options.steps, seed=options.seed)
     sample.save_grid(rgb, prompts, options.out, options.columns)
+    print(f"written to {options.out}")
 
 
 def run_pictures(options: argparse.Namespace) -> None:
@@ -183,6 +184,7 @@ def run_pictures(options: argparse.Namespace) -> None:
 
     pool = pictures.make_pool(options.seed, options.count)
     sample.save_grid(pool.rgb.transpose(0, 2, 3, 1) / 255.0, pool.captions, options.out, options.columns)
+    print(f"written to {options.out}")
 
 
 def run_judge(options: argparse.Namespace) -> None:

@@ -207,11 +207,15 @@ class Page:
         )
         return list(answer._replace(**_news(visit)))
 
-    def _tick(self, seat_id: str) -> Any:
+    def _tick(self, seat_id: str, request: gr.Request) -> Any:
         if not seat_id:
             return gr.skip()
         visit = self._find(seat_id)
         if visit is None:
+            with self._lock:
+                now = self._seats_of.get(request.session_hash or "")
+            if now is not None and now != seat_id:
+                return gr.skip()  # the page has just been given another seat, and asks with its old one
             text = "This session is over: nobody was here for a while, or the server was restarted."
             return _without_session("Session ended", text, "New session")
         news = _news(visit)
@@ -269,6 +273,8 @@ class Page:
         if visit is None or name not in catalogue.preset_names():
             return gr.skip()
         wanted, now = catalogue.preset(name), visit.settings
+        if wanted.prompt.text == Settings().prompt.text:  # the preset has no prompt of its own: keep what was typed
+            wanted = wanted.patch("prompt.text", now.prompt.text)
         if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
             return self._take_seat(request, wanted, name, dark)
         visit.pick(name, wanted)

@@ -147,6 +147,8 @@ class Visit:
                 self._curves_changed = True
             case Applied(step, path, value, note):
                 self._settle(path, value, stale)
+                if path == "active":
+                    stale.add(path)  # the form must turn to the knobs of another loss
                 self._mark(step, f"{path} = {value}")
                 self._message = self._applied(path, note, waiting)
             case Rejected(_, path, value, reason):
