@@ -317,6 +317,9 @@ class Session:
             self._build()
             restart = set()
         self._state.scene.adopt(new.scene)
+        if "steps" in changed and self.running and self._until is None and self._state.step >= new.steps:
+            self.running = False  # the plan is over already
+            self._publish()
         self._settle()
         return restart
 

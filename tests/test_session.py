@@ -315,6 +315,17 @@ def test_a_planned_run_pauses_at_its_end_and_goes_on_when_asked(quick):
     live.thread.join(10)
 
 
+def test_a_plan_shortened_below_the_present_step_ends_the_run(live):
+    live.send(Resume())
+    live.wait(lambda s: s.state.step > 5)
+    live.send(Patch.one("steps", 3))
+    live.phase("paused")
+    n = live.session.state.step
+    assert live.session.latest.get().step == n
+    live.send(Resume())
+    live.wait(lambda s: s.state.step > n + 3)
+
+
 def test_with_begun_holds_back_only_what_waits(quick):
     wanted = quick.patch_all([("seed", 9), ("scene.n_init", 5), ("losses.sds.cfg", 1.0)])
     held = with_begun(wanted, quick)

@@ -13,13 +13,13 @@ import pytest
 from sdlab.knobs import knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.manager import Seat
-from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Skipped, Stepped
+from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Resume, Skipped, Status, Stepped
 from sdlab.session import Session
 from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui.form import control, form_html, form_state, label_of
 from sdlab.ui.panels import Curve, Mark, Message, chart, duration, formula, number, preview, sentence, status
-from sdlab.ui.visit import Visit
+from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import SplatView
 
 # ---- form ------------------------------------------------------------------------------------------------
@@ -376,3 +376,17 @@ def test_durations(seconds: float, shown: str):
 )
 def test_sentences(text: str, shown: str):
     assert sentence(text) == shown
+
+
+def test_another_loss_brings_its_own_knobs_into_the_form(driven: Driven):
+    driven.visit.change("active", "sds", 1)
+    driven.say(Applied(0, "active", "sds"))
+    assert driven.visit.look().stale == {"active", "losses.sds.cfg"}
+
+
+def test_the_note_that_a_start_waits_goes_when_it_runs(driven: Driven):
+    driven.visit.send(Resume(), note=WAITS_FOR_READY)
+    driven.session.status = Status(0, "compiling", "compiling")
+    assert "as soon as everything is ready" in (driven.visit.look().status or "")
+    driven.session.status = Status(0, "running", "running")
+    assert "as soon as everything is ready" not in (driven.visit.look().status or "")

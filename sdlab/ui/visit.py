@@ -147,8 +147,8 @@ class Visit:
                 self._curves_changed = True
             case Applied(step, path, value, note):
                 self._settle(path, value, stale)
-                if path == "active":
-                    stale.add(path)  # the form must turn to the knobs of another loss
+                if path == "active":  # the form must turn to the knobs of another loss, and fill them
+                    stale |= {k for k in self.settings.knobs() if k == path or k.startswith(f"losses.{value}.")}
                 self._mark(step, f"{path} = {value}")
                 self._message = self._applied(path, note, waiting)
             case Rejected(_, path, value, reason):
