@@ -191,6 +191,7 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
     from sdlab.session import Session
     from sdlab.settings import to_toml
 
+    started = time.perf_counter()
     session = Session(s, choose_device(args.device))
     session.listen(_say_loading)
     session.prepare()  # before anything is written: a prior that is not there must not leave half a run behind
@@ -226,7 +227,6 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
                 session.send(Stop())
 
     session.listen(listen)
-    started = time.perf_counter()
     with _interruptible(lambda: session.send(Stop())) as interrupted:
         session.run(until=until)
     wall = time.perf_counter() - started

@@ -13,8 +13,8 @@ import torch
 
 from sdlab.channel import Turnstile
 from sdlab.messages import Stop
-from sdlab.priors import PriorConfig
-from sdlab.session import Session
+from sdlab.priors import PriorConfig, silent
+from sdlab.session import Session, compile_for
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
@@ -80,9 +80,7 @@ class Manager:
 
         def work() -> None:
             with contextlib.suppress(Exception):
-                prior = self.pool.get(settings.prior, self.device, lambda text: None)
-                settings.scene.prepare(self.device)
-                prior.prepare([settings.camera.views * len(settings.loss.roles)])
+                compile_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
 
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
 

@@ -64,6 +64,12 @@ def load_prior(config: PriorConfig, device: torch.device, progress: Callable[[st
     return config.load(device, progress)
 
 
+def compile_for(s: Settings, prior: Prior, device: torch.device) -> None:
+    """Compile what the first step under `s` would otherwise have to: the rasteriser, the network at its batch size."""
+    s.scene.prepare(device)
+    prior.prepare([s.camera.views * len(s.loss.roles)])
+
+
 @dataclass
 class _Undo:
     """What to go back to when the first step after a patch fails."""
@@ -336,8 +342,7 @@ class Session:
 
     def _compile(self, s: Settings) -> None:
         self._set_status("compiling", "compiling the prior's network and the rasteriser for this machine")
-        s.scene.prepare(self.device)
-        self.prior.prepare([s.camera.views * len(s.loss.roles)])
+        compile_for(s, self.prior, self.device)
 
     def _build(self) -> None:
         """A fresh scene and optimiser from the settings as of the last reset."""

@@ -14,7 +14,14 @@ install_import_hook("sdlab", "typecheck.check")
 import pytest  # noqa: E402  (the hook must be in place before anything imports sdlab)
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # everything here is small, and OpenMP threads of several processes only disturb each other
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny tensors gain nothing from threads, which wait long for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -39,15 +39,6 @@ def noisy(model: DiffusersModel, n: int) -> torch.Tensor:
     return torch.randn(n, *model.shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors gain nothing from threads, which wait long for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pixel(tmp_path_factory) -> Path:
     return tiny.pixel_model(tmp_path_factory.mktemp("pixel") / "tiny")

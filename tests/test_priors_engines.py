@@ -28,15 +28,6 @@ except EngineFailure as e:
 needs_openvino = pytest.mark.skipif(bool(missing), reason=missing)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors gain nothing from threads, which wait long for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tiny.pixel_model(tmp_path_factory.mktemp("model") / "tiny")

@@ -6,8 +6,9 @@ import torch
 
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.optim import OptimSettings, SceneOptimiser
+from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
-from sdlab.scenes.splats import Splats, quats_to_matrices
+from sdlab.scenes.splats import Splats
 from sdlab.types import ScreenInfo
 
 CPU = torch.device("cpu")
@@ -159,7 +160,7 @@ def test_rows_that_stay_keep_their_moments():
 def test_snapshot_has_true_covariances_and_is_a_copy():
     scene, _ = built()
     snap = scene.snapshot()
-    R = quats_to_matrices(scene.params["quats"].detach())
+    R = rotation_matrices(scene.params["quats"].detach())
     S = torch.diag_embed(scene.params["log_scales"].detach().exp())
     np.testing.assert_allclose(snap.covariances, (R @ S @ S @ R.transpose(1, 2)).numpy(), rtol=1e-4, atol=1e-8)
     held = snap.means.copy()

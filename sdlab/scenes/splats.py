@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from sdlab.knobs import knob
 from sdlab.raster import choose, warm_up
+from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
 from sdlab.types import Cameras, RawSplats, Render, ScreenInfo, SplatSnapshot
@@ -196,7 +197,7 @@ class SplatScene:
     @torch.no_grad()
     def snapshot(self) -> SplatSnapshot:
         p = self.params
-        R = quats_to_matrices(p["quats"])
+        R = rotation_matrices(p["quats"])
         M = R * p["log_scales"].exp()[:, None, :]
         return SplatSnapshot(
             _numpy(p["means"]),
@@ -242,19 +243,8 @@ class SplatScene:
         self._seen = state["seen"].to(device=device, copy=True)
 
 
-def quats_to_matrices(quats: Tensor) -> Tensor:
-    """Rotation matrices [N, 3, 3] of quaternions [N, 4] (w, x, y, z), normalised here."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(r, -1) for r in rows], -2)
-
-
 def _rotate(quats: Tensor, vectors: Tensor) -> Tensor:
-    return (quats_to_matrices(quats) @ vectors[:, :, None])[:, :, 0]
+    return (rotation_matrices(quats) @ vectors[:, :, None])[:, :, 0]
 
 
 def _numpy(t: Tensor) -> Any:
