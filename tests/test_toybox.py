@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdlab.toybox import cli, judge, model, pictures, raytrace, sample, train
-from sdlab.toybox.objects import LOPSIDED, OBJECTS, VARIANTS, table
+from sdlab.toybox.objects import OBJECTS, table
 
 TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def test_overhead_sees_the_top_and_the_ground_is_below() -> None:
 
 def test_every_object_fits_into_the_picture_from_all_sides() -> None:
     for name in OBJECTS:
-        for variant in range(VARIANTS.get(name, 1)):
+        for variant in range(OBJECTS[name].variants):
             shots = [
                 plain(name, "black", azimuth, elevation)._replace(variant=variant)
                 for azimuth in (0, 60, 120, 180, 240, 300)
@@ -132,8 +132,8 @@ def test_only_the_lopsided_objects_differ_from_their_mirror_image() -> None:
         shots = [plain(name, "red", angle) for angle in (0.0, 35.0, -35.0)]
         ahead, left, right = pictures.render_shots(shots)
         difference = np.abs(left - right[:, ::-1]).mean() + np.abs(ahead - ahead[:, ::-1]).mean()
-        assert (difference > 0.02) == (name in LOPSIDED), name
-    assert all(s.may_mirror == (s.name not in LOPSIDED) for s in (pictures.describe(1, i) for i in range(200)))
+        assert (difference > 0.02) == OBJECTS[name].lopsided, name
+    assert all(s.may_mirror == (not OBJECTS[s.name].lopsided) for s in (pictures.describe(1, i) for i in range(200)))
 
 
 def test_renderer_skips_nothing_that_a_ray_hits() -> None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdlab.toybox import raytrace
-from sdlab.toybox.objects import LOPSIDED, OBJECTS, VARIANTS, table
+from sdlab.toybox.objects import OBJECTS, table
 
 SIZE = 32
 FOV_DEGREES = 40.0
@@ -188,7 +188,7 @@ def describe(seed: int, index: int) -> Shot:
     lamp = math.radians(azimuth + rng.uniform(-60, 60))  # the light comes from behind the camera
     return Shot(
         name=name,
-        variant=int(rng.random() * VARIANTS.get(name, 1)),
+        variant=int(rng.random() * OBJECTS[name].variants),
         colour=colour,
         rgb=(red, green, blue),
         gloss=MATERIALS[material],
@@ -205,7 +205,7 @@ def describe(seed: int, index: int) -> Shot:
         corruptions=corruptions,
         noise_seed=int(rng.integers(2**62)),
         caption=write_caption(rng, name, colour, material, view, corruptions),
-        may_mirror=name not in LOPSIDED,
+        may_mirror=not OBJECTS[name].lopsided,
     )
 
 
@@ -235,7 +235,7 @@ def pack(shots: Sequence[Shot]) -> raytrace.Batch:
         centres.append(at * shot.stretch)
         corner = np.where(parts.kinds == raytrace.BALL, sizes.max(1), np.sqrt((sizes**2).sum(1)))
         reaches.append(corner * shot.stretch.max())
-        colours.append(parts.shares * np.array(shot.rgb) + parts.rests)
+        colours.append(parts.shares[:, :1] * np.array(shot.rgb) + parts.rests)
         outward, axes[i] = camera_axes(shot.azimuth, shot.elevation)
         eyes[i] = shot.aim + shot.distance * outward
     return raytrace.Batch(
