@@ -77,7 +77,7 @@ class Model:
     front: bool = True  # has an unmistakable front: front, side and back differ at a glance
     lopsided: bool = False  # not its own mirror image (handles, spouts): the trainer never flips it
     hat: tuple[float, float, float, float] | None = None  # where a hat sits: x, y, z of its brim's centre, head radius
-    neck: tuple[float, float, float, float] | None = None  # where a scarf goes: x, y, z of its centre, neck radius
+    neck: tuple[float, float, float, float, float] | None = None  # a scarf's x, y, z, radius, lean forward (degrees)
 
 
 class Builder:

@@ -1,0 +1,129 @@
+"""A second object put to a first: worn (hat, scarf), under it (box), beside it (ball). Frame: `sdlab.toybox.solids`.
+
+The second object's parts take their paint from column 1 of `Table.shares`, its own colour. The whole is then
+moved and scaled as one, so that it stays within the picture as an object alone does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sdlab.toybox.raytrace import BALL, CONE, CUBE, CYLINDER
+from sdlab.toybox.solids import DARK, OWN, WHITE, Builder, Model, Table, turned
+
+SECONDS = ("hat", "scarf", "box", "ball")
+REACH = 1.0  # radius about the origin of what a picture holds: 2.95 sin(20 degrees) = 1.009 would touch its edge
+BALL_RADIUS = 0.4
+BALL_BEARING = math.radians(30)  # from +y towards the front: seen from -y, a ball straight across would be hidden
+
+
+def unit_outlines() -> dict[int, np.ndarray]:
+    """Per kind of solid, points [n, 3] of its surface that no direction passes by more than 2 %."""
+    angles = np.arange(24) * (math.pi / 12)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    rim = {z: np.column_stack([circle, np.full(24, z)]) for z in (-1.0, 1.0)}
+    rings = [np.column_stack([circle * math.cos(a), np.full(24, math.sin(a))]) for a in angles[:7] - math.pi / 2]
+    half = np.concatenate(rings)
+    return {
+        BALL: np.concatenate([half, -half]),
+        CUBE: np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float),
+        CYLINDER: np.concatenate([rim[-1.0], rim[1.0]]),
+        CONE: np.concatenate([rim[-1.0], [(0.0, 0.0, 1.0)]]),
+    }
+
+
+UNIT_OUTLINES = unit_outlines()
+
+
+def outline(table: Table) -> np.ndarray:
+    """Points [n, 3] of the parts' surfaces, close enough to tell how far the whole reaches."""
+    parts = zip(table.kinds.tolist(), table.centres, table.sizes, table.turns, strict=True)
+    return np.concatenate([(UNIT_OUTLINES[kind] * size) @ turn.T + at for kind, at, size, turn in parts])
+
+
+def middle(points: np.ndarray) -> np.ndarray:
+    """Centre [3] of nearly the smallest ball around points [n, 3] (Badoiu and Clarkson 2003)."""
+    centre = points.mean(0)
+    for step in range(2, 400):
+        farthest = points[np.square(points - centre).sum(1).argmax()]
+        centre = centre + (farthest - centre) / step
+    return centre
+
+
+def hat(b: Builder, place: tuple[float, float, float, float]) -> None:
+    x, y, z, radius = place
+    b.rod((x, y, z), (1.6 * radius, 1.6 * radius, 0.045))
+    b.rod((x, y, z + 0.08), (1.04 * radius, 1.04 * radius, 0.05), DARK)
+    b.rod((x, y, z + 0.24), (radius, radius, 0.16))
+
+
+def scarf(b: Builder, place: tuple[float, float, float, float, float]) -> None:
+    """A ring around the neck, a knot with one end in front, the other end down the back."""
+    x, y, z, radius, lean = place
+    turn = turned("y", lean)
+
+    def at(forward: float, up: float) -> tuple[float, float, float]:
+        offset = turn @ np.array((forward, 0.0, up))
+        return x + float(offset[0]), y, z + float(offset[2])
+
+    b.ball(at(0, 0), (1.12 * radius, 1.12 * radius, 0.15), OWN, turn)
+    b.ball(at(1.08 * radius, -0.02), (0.1, 0.14, 0.13))
+    end = at(1.12 * radius, -0.1)
+    b.box((end[0], y, end[2] - 0.14), (0.05, 0.12, 0.2), OWN, turned("y", -12))
+    end = at(-1.08 * radius, -0.05)
+    b.box((end[0], y, end[2] - 0.12), (0.05, 0.12, 0.18), OWN, turned("y", 12))
+
+
+def box(b: Builder, points: np.ndarray) -> None:
+    """A box with a lid, a little wider than what stands on it."""
+    floor = float(points[:, 2].min())
+    feet = points[points[:, 2] < floor + 0.15]
+    x, y = (float(v) for v in (feet.min(0) + feet.max(0))[:2] / 2)
+    half = float(np.clip(np.abs(feet[:, :2] - (x, y)).max() + 0.06, 0.4, 0.6))
+    b.box((x, y, floor - 0.07), (half, half, 0.07))
+    b.box((x, y, floor - 0.34), (half - 0.05, half - 0.05, 0.2))
+
+
+def ball(b: Builder, points: np.ndarray) -> None:
+    """A ball with a white belt on the ground at the left, a little in front."""
+    floor = float(points[:, 2].min())
+    along = np.array((math.sin(BALL_BEARING), math.cos(BALL_BEARING)))
+    level = points[points[:, 2] < floor + 2 * BALL_RADIUS]
+    x, y = (float(v) for v in along * (float((level[:, :2] @ along).max()) + BALL_RADIUS + 0.04))
+    at = (x, y, floor + BALL_RADIUS)
+    b.ball(at, BALL_RADIUS)
+    b.rod(at, (1.01 * BALL_RADIUS, 1.01 * BALL_RADIUS, 0.07), WHITE, turned("x", 25) @ turned("y", 25))
+
+
+def allowed(model: Model) -> tuple[str, ...]:
+    """Which of SECONDS an object can have."""
+    wears = {"hat": model.hat is not None, "scarf": model.neck is not None}
+    return tuple(second for second in SECONDS if wears.get(second, True))
+
+
+def compose(main: Table, model: Model, second: str) -> Table:
+    """`main` (the table of `model`) together with a second object; ValueError names what this object can have."""
+    if second not in allowed(model):
+        raise ValueError(f"the second object is {second!r}; this one can have {', '.join(allowed(model))}")
+    b = Builder()
+    if second == "hat" and model.hat is not None:
+        hat(b, model.hat)
+    elif second == "scarf" and model.neck is not None:
+        scarf(b, model.neck)
+    elif second == "box":
+        box(b, outline(main) / model.scale)
+    else:
+        ball(b, outline(main) / model.scale)
+    added = b.table(model.scale)
+    added = added._replace(shares=added.shares[:, ::-1])
+    return fitted(Table(*(np.concatenate(columns) for columns in zip(main, added, strict=True))))
+
+
+def fitted(table: Table) -> Table:
+    """Moved to the origin and, if it reaches farther than REACH, made smaller."""
+    points = outline(table)
+    centre = middle(points).round(2)  # rounded, so that what is its own mirror image remains so
+    scale = min(1.0, REACH / float(np.sqrt(np.square(points - centre).sum(1).max())))
+    return table._replace(centres=(table.centres - centre) * scale, sizes=table.sizes * scale)
