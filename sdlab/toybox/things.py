@@ -1,130 +1,379 @@
-"""Vehicles, buildings, furniture, plants and what stands on a table. Frame and paints: `sdlab.toybox.solids`."""
+"""Vehicles, buildings, furniture, plants and what stands on a table. Frame and paints: `sdlab.toybox.solids`.
+
+The object's own colour covers most of every side and of the top. Marks of a fixed colour come as two tones that
+differ from each other (red lamps on a black band, a yellow flame in a black eye), so that one of the two shows
+whatever the own colour is.
+"""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
+from sdlab.toybox.solids import (
+    BLACK,
+    BOTH,
+    CREAM,
+    DARK,
+    OWN,
+    PALE,
+    STEEL,
+    WHITE,
+    WOOD,
+    Builder,
+    Model,
+    Paint,
+    fixed,
+    mixed,
+    turned,
+)
 
-from sdlab.toybox.solids import BLACK, BOTH, DARK, OWN, WHITE, WOOD, Builder, Model, fixed, mixed, turned
+GLASS, NIGHT = fixed(0.6, 0.85, 0.98), fixed(0.12, 0.16, 0.3)  # window panes by day; portholes
+LAMP, RED, GOLD = fixed(1.0, 0.95, 0.55), fixed(0.93, 0.05, 0.05), fixed(0.98, 0.76, 0.12)
+BRICK, LEAF, RIM = fixed(0.66, 0.27, 0.2), fixed(0.2, 0.55, 0.15), fixed(0.84, 0.85, 0.87)
+SHADED = mixed(BLACK, 0.22)
+ALONG_X, ALONG_Y = turned("y", 90), turned("x", 90)  # for rods: (z, y, x) and (x, z, y) are their half-extents
 
 
-def mug(b: Builder, variant: int) -> None:
-    """A pale badge on the front, the handle on the left (+y)."""
-    b.rod((0, 0, -0.05), (0.46, 0.46, 0.54))
-    b.rod((0, 0, 0.49), (0.39, 0.39, 0.015), fixed(0.25, 0.13, 0.06))
-    b.ball((0.4, 0, -0.05), (0.1, 0.22, 0.24), mixed(WHITE, 0.8))
-    for k in range(7):
-        angle = math.radians(-90 + 30 * k)
-        b.ball((0, 0.46 + 0.28 * math.cos(angle), -0.05 + 0.3 * math.sin(angle)), 0.09)
+def wheels(b: Builder, places: tuple[float, ...], apart: float, height: float, radius: float) -> None:
+    """A black wheel left and right at each x, and an axle whose ends are the bright hubs."""
+    for x in places:
+        for side in BOTH:
+            b.rod((x, side * apart, height), (radius, radius, 0.08), BLACK, ALONG_Y)
+        b.rod((x, 0, height), (0.5 * radius, 0.5 * radius, apart + 0.1), RIM, ALONG_Y)
 
 
-def chair(b: Builder, variant: int) -> None:
-    b.box((0, 0, -0.1), (0.44, 0.44, 0.06), DARK)
-    b.box((0.02, 0, -0.01), (0.38, 0.38, 0.06))
-    b.box((-0.4, 0, 0.42), (0.06, 0.44, 0.46), DARK)
-    b.box((-0.33, 0, 0.44), (0.04, 0.34, 0.34))
+def tail_lamps(b: Builder, x: float, z: float, width: float) -> None:
+    """A black band across the back with red lamps at its ends and a number plate in the middle."""
+    b.box((x, 0, z), (0.02, width, 0.11), BLACK)
+    b.box((x - 0.015, 0, z), (0.02, 0.4 * width, 0.075), WHITE)
     for side in BOTH:
-        for end in BOTH:
-            b.rod((end * 0.36, side * 0.36, -0.54), (0.065, 0.065, 0.38), DARK)
+        b.box((x - 0.02, side * 0.77 * width, z), (0.03, 0.22 * width, 0.1), RED)
 
 
 def car(b: Builder, variant: int) -> None:
-    glass = fixed(0.55, 0.78, 0.92)
-    b.box((0, 0, -0.2), (0.8, 0.38, 0.19))
-    b.ball((0.5, 0, -0.1), (0.36, 0.37, 0.2))
-    b.box((-0.12, 0, 0.1), (0.44, 0.33, 0.18), glass)
-    b.box((-0.53, 0, 0.1), (0.05, 0.34, 0.19))
-    b.box((-0.12, 0, 0.28), (0.44, 0.35, 0.05))
-    b.box((0.81, 0, -0.27), (0.02, 0.2, 0.08), BLACK)
-    b.box((-0.81, 0, -0.27), (0.02, 0.16, 0.07), WHITE)
+    """Long bonnet and sloping windscreen in front, a steep own-coloured hatch behind."""
+    b.box((0, 0, -0.1), (0.84, 0.38, 0.18))
+    b.box((0.53, 0, 0.08), (0.28, 0.34, 0.04), OWN, turned("y", 6))
+    b.box((-0.24, 0, 0.25), (0.42, 0.33, 0.2), GLASS)
+    b.box((0.2, 0, 0.22), (0.06, 0.33, 0.25), GLASS, turned("y", -38))
+    b.box((-0.27, 0, 0.46), (0.42, 0.36, 0.05))
+    b.box((-0.2, 0, 0.24), (0.05, 0.345, 0.2))
+    b.box((-0.68, 0, 0.25), (0.09, 0.36, 0.25), OWN, turned("y", 8))
+    b.box((-0.76, 0, 0.3), (0.03, 0.22, 0.11), GLASS, turned("y", 8))
+    b.box((0.85, 0, -0.08), (0.02, 0.18, 0.1), BLACK)
+    tail_lamps(b, -0.85, -0.04, 0.38)
+    for end in BOTH:
+        b.box((end * 0.86, 0, -0.24), (0.05, 0.4, 0.05), STEEL)
     for side in BOTH:
-        b.ball((0.8, side * 0.26, -0.15), 0.12, fixed(1.0, 0.96, 0.6))
-        b.box((-0.81, side * 0.27, -0.1), (0.03, 0.1, 0.08), fixed(0.92, 0.04, 0.04))
-        for x in (-0.46, 0.46):
-            b.rod((x, side * 0.37, -0.4), (0.21, 0.21, 0.08), BLACK, turned("x", 90))
-            b.rod((x, side * 0.42, -0.4), (0.1, 0.1, 0.05), fixed(0.82, 0.82, 0.82), turned("x", 90))
+        b.ball((0.83, side * 0.27, -0.04), (0.07, 0.13, 0.13), LAMP)
+    wheels(b, (-0.5, 0.5), 0.35, -0.28, 0.22)
 
 
-def house(b: Builder, variant: int) -> None:
-    """The gable faces front and back; a box on its edge fills the triangle under the roof's two slabs."""
-    roof = fixed(0.58, 0.2, 0.13) if variant == 0 else fixed(0.27, 0.29, 0.36)
-    glass = fixed(0.55, 0.85, 0.98)
-    b.box((0, 0, -0.36), (0.56, 0.5, 0.4))
-    b.box((0, 0, 0.04), (0.55, 0.35, 0.35), OWN, turned("x", 45))
+def bus(b: Builder, variant: int) -> None:
+    """A tall box: one large windscreen under a sign in front, a small window high up behind, four on the sides."""
+    b.box((0, 0, 0.06), (0.86, 0.36, 0.4))
+    b.box((0, 0, 0.47), (0.8, 0.3, 0.05))
+    b.box((0, 0, -0.1), (0.865, 0.365, 0.04), WHITE)
+    for x in (-0.63, -0.23, 0.17, 0.57):
+        b.box((x, 0, 0.2), (0.15, 0.37, 0.14), GLASS)
+    b.box((0.86, 0, 0.15), (0.02, 0.31, 0.19), GLASS)
+    b.box((0.87, 0, 0.42), (0.02, 0.28, 0.07), BLACK)
+    b.box((0.88, 0, 0.42), (0.02, 0.2, 0.03), LAMP)
+    b.box((-0.86, 0, 0.27), (0.02, 0.18, 0.09), GLASS)
+    tail_lamps(b, -0.87, -0.1, 0.36)
+    b.box((-0.4, 0, 0.53), (0.16, 0.18, 0.04), STEEL)
+    for end in BOTH:
+        b.box((end * 0.87, 0, -0.32), (0.03, 0.37, 0.05), BLACK)
     for side in BOTH:
-        b.box((0, side * 0.3, 0.32), (0.64, 0.44, 0.05), roof, turned("x", -side * 45))
-        b.box((0.57, side * 0.31, -0.25), (0.02, 0.13, 0.14), glass)
-        b.box((0, side * 0.51, -0.3), (0.22, 0.02, 0.15), glass)
-    b.box((0.57, 0, -0.48), (0.03, 0.14, 0.28), WOOD)
-    b.ball((0.56, 0, 0.2), (0.05, 0.12, 0.12), glass)
-    b.box((-0.34, 0, 0.62), (0.12, 0.12, 0.26), roof)
+        b.ball((0.86, side * 0.25, -0.18), (0.05, 0.1, 0.1), LAMP)
+    wheels(b, (-0.52, 0.52), 0.33, -0.36, 0.18)
 
 
-def mushroom(b: Builder, variant: int) -> None:
-    b.rod((0, 0, -0.45), (0.2, 0.2, 0.4), fixed(0.93, 0.88, 0.76))
-    b.ball((0, 0, 0.1), (0.68, 0.68, 0.42))
-    b.rod((0, 0, -0.08), (0.62, 0.62, 0.03), fixed(0.9, 0.82, 0.68))
-    for k in range(6):
-        around, up = math.radians(60 * k), math.radians(24)
-        b.ball((0.66 * math.cos(around) * math.cos(up), 0.66 * math.sin(around) * math.cos(up), 0.27), 0.12, WHITE)
-        around += math.radians(30)
-        if k % 2:
-            b.ball((0.36 * math.cos(around), 0.36 * math.sin(around), 0.44), 0.12, WHITE)
-    b.ball((0, 0, 0.5), (0.13, 0.13, 0.07), WHITE)
+def train(b: Builder, variant: int) -> None:
+    """A steam locomotive: black smokebox with a big lamp in front, the driver's cab and the coal behind."""
+    b.box((-0.05, 0, -0.3), (0.8, 0.26, 0.06), BLACK)
+    b.rod((0.12, 0, 0.0), (0.3, 0.3, 0.56), OWN, ALONG_X)
+    b.rod((0.2, 0, 0.0), (0.315, 0.315, 0.03), GOLD, ALONG_X)
+    b.rod((0.68, 0, 0.0), (0.31, 0.31, 0.07), BLACK, ALONG_X)
+    b.ball((0.75, 0, 0.03), (0.09, 0.16, 0.16), LAMP)
+    b.rod((0.52, 0, 0.4), (0.11, 0.11, 0.14), BLACK)
+    b.cone((0.52, 0, 0.5), (0.2, 0.2, 0.22), BLACK, turned("x", 180))
+    b.ball((0.02, 0, 0.3), (0.14, 0.14, 0.15), GOLD)
+    b.box((-0.55, 0, 0.12), (0.24, 0.36, 0.4))
+    b.box((-0.53, 0, 0.29), (0.13, 0.37, 0.13), NIGHT)
+    b.box((-0.55, 0, 0.55), (0.33, 0.42, 0.045))
+    b.box((-0.82, 0, -0.1), (0.1, 0.36, 0.15))
+    b.ball((-0.83, 0, 0.05), (0.1, 0.3, 0.12), BLACK)
+    b.box((0.78, 0, -0.38), (0.2, 0.2, 0.1), STEEL, turned("z", 45))
+    for side in BOTH:
+        b.ball((-0.92, side * 0.24, -0.1), (0.05, 0.09, 0.09), RED)
+    wheels(b, (-0.52, -0.1, 0.32), 0.3, -0.36, 0.2)
 
 
-def cactus(b: Builder, variant: int) -> None:
-    b.rod((0, 0, -0.66), (0.32, 0.32, 0.24), fixed(0.75, 0.36, 0.2))
-    b.rod((0, 0, -0.42), (0.38, 0.38, 0.08), fixed(0.82, 0.44, 0.27))
-    b.ball((0, 0, 0.15), (0.25, 0.25, 0.68))
-    b.ball((0, 0.34, 0.08), (0.12, 0.24, 0.12))
-    b.ball((0, 0.52, 0.28), (0.12, 0.12, 0.28))
-    b.ball((0, -0.32, -0.08), (0.12, 0.22, 0.12))
-    b.ball((0, -0.47, 0.1), (0.12, 0.12, 0.24))
-    b.ball((0, 0, 0.84), 0.14, fixed(0.95, 0.4, 0.6))
+def airplane(b: Builder, variant: int) -> None:
+    """Propeller and cockpit in front, tall fin and tailplane behind."""
+    b.ball((0, 0, 0), (0.86, 0.23, 0.24))
+    b.ball((0.12, 0, -0.05), (0.25, 0.96, 0.055))
+    b.ball((-0.74, 0, 0.08), (0.16, 0.42, 0.045))
+    b.box((-0.74, 0, 0.3), (0.13, 0.035, 0.22), OWN, turned("y", -22))
+    b.box((-0.78, 0, 0.41), (0.13, 0.04, 0.05), WHITE, turned("y", -22))
+    b.ball((0.26, 0, 0.2), (0.26, 0.15, 0.15), GLASS)
+    for x in (-0.36, -0.16):
+        b.rod((x, 0, 0.07), (0.065, 0.065, 0.222), NIGHT, ALONG_Y)
+    for side in BOTH:
+        b.box((0.84, 0, 0), (0.02, 0.05, 0.34), BLACK, turned("x", side * 45))
+        b.box((0.12, side * 0.74, -0.05), (0.2, 0.06, 0.05), WHITE)
+        b.rod((0.24, side * 0.26, -0.2), (0.04, 0.04, 0.14), STEEL)
+        b.rod((0.24, side * 0.26, -0.34), (0.12, 0.12, 0.06), BLACK, ALONG_Y)
+    b.ball((0.86, 0, 0), (0.13, 0.1, 0.1), GOLD)
 
 
-def teapot(b: Builder, variant: int) -> None:
-    """Spout on the right (-y), handle on the left (+y), a pale flower on the front."""
-    b.ball((0, 0, -0.12), (0.5, 0.5, 0.43))
-    b.ball((0.39, 0, -0.1), (0.12, 0.18, 0.18), mixed(WHITE, 0.8))
-    b.ball((0, 0, 0.28), (0.29, 0.29, 0.09), DARK)
-    b.ball((0, 0, 0.43), 0.11, DARK)
-    b.rod((0, 0, -0.52), (0.32, 0.32, 0.06), DARK)
-    b.cone((0, -0.6, 0.03), (0.15, 0.15, 0.46), OWN, turned("x", 48))
-    for k in range(7):
-        angle = math.radians(-80 + 27 * k)
-        b.ball((0, 0.46 + 0.3 * math.cos(angle), -0.08 + 0.27 * math.sin(angle)), 0.08)
-
-
-def tree(b: Builder, variant: int) -> None:
-    b.rod((0, 0, -0.62), (0.15, 0.15, 0.3), WOOD)
-    for height, radius in ((-0.14, 0.62), (0.26, 0.5), (0.62, 0.36)):
-        b.cone((0, 0, height), (radius, radius, 0.33))
+def boat(b: Builder, variant: int) -> None:
+    """The bow is a cone tipped so that its upper edge lies level with the deck; a lifebuoy hangs on the flat stern."""
+    bow = turned("y", 73)
+    b.box((-0.24, 0, -0.3), (0.56, 0.36, 0.19))
+    b.cone((0.6, 0, -0.21), (0.22, 0.36, 0.38), OWN, bow)
+    b.box((-0.24, 0, -0.13), (0.57, 0.38, 0.035), WHITE)
+    b.cone((0.62, 0, -0.13), (0.035, 0.38, 0.36), WHITE, ALONG_X)
+    b.box((-0.24, 0, -0.1), (0.53, 0.33, 0.03))
+    b.cone((0.6, 0, -0.1), (0.03, 0.33, 0.31), OWN, ALONG_X)
+    b.box((-0.08, 0, 0.08), (0.32, 0.25, 0.18), WHITE)
+    b.box((0.25, 0, 0.12), (0.02, 0.19, 0.09), NIGHT)
+    for x in (-0.22, 0.06):
+        b.rod((x, 0, 0.1), (0.085, 0.085, 0.262), NIGHT, ALONG_Y)
+    b.box((-0.08, 0, 0.29), (0.39, 0.31, 0.045))
+    b.rod((-0.16, 0, 0.47), (0.14, 0.14, 0.16))
+    b.rod((-0.16, 0, 0.66), (0.15, 0.15, 0.05), BLACK)
+    b.rod((-0.8, 0, -0.3), (0.17, 0.17, 0.04), RED, ALONG_X)
+    b.rod((-0.82, 0, -0.3), (0.09, 0.09, 0.04), WHITE, ALONG_X)
+    b.rod((-0.7, 0, 0.1), (0.025, 0.025, 0.24), WOOD)
+    b.box((-0.84, 0, 0.26), (0.14, 0.02, 0.09), RED)
 
 
 def rocket(b: Builder, variant: int) -> None:
-    b.rod((0, 0, -0.1), (0.3, 0.3, 0.48), fixed(0.92, 0.92, 0.92))
-    b.rod((0, 0, -0.38), (0.31, 0.31, 0.1))
-    b.cone((0, 0, 0.66), (0.3, 0.3, 0.3))
-    b.rod((0.28, 0, 0.12), (0.17, 0.17, 0.05), DARK, turned("y", 90))
-    b.rod((0.31, 0, 0.12), (0.12, 0.12, 0.05), fixed(0.3, 0.75, 1.0), turned("y", 90))
-    b.cone((0, 0, -0.74), (0.2, 0.2, 0.18), fixed(1.0, 0.6, 0.1), turned("x", 180))
-    for k in range(4):
-        turn = turned("z", 90 * k + 45)
-        x, y, z = (float(v) for v in turn @ np.array((0.4, 0, -0.5)))
-        b.box((x, y, z), (0.19, 0.045, 0.22), OWN, turn)
+    """A large window in front; fins left, right and behind, so that the side has one on the back only."""
+    b.ball((0, 0, 0.1), (0.35, 0.35, 0.85))
+    b.rod((0, 0, 0.56), (0.305, 0.305, 0.035), WHITE)
+    b.rod((0, 0, -0.36), (0.31, 0.31, 0.045), WHITE)
+    b.rod((0.3, 0, 0.2), (0.21, 0.21, 0.08), WHITE, ALONG_X)
+    b.rod((0.32, 0, 0.2), (0.14, 0.14, 0.08), NIGHT, ALONG_X)
+    b.ball((0.4, 0.05, 0.25), (0.02, 0.05, 0.05), WHITE)
+    for degrees in (90, 180, 270):
+        out = turned("z", degrees)
+        x, y = float(out[0, 0]), float(out[1, 0])
+        b.box((0.38 * x, 0.38 * y, -0.5), (0.22, 0.05, 0.2), OWN, out @ turned("y", 35))
+        b.box((0.54 * x, 0.54 * y, -0.68), (0.06, 0.06, 0.2), OWN, out)
+    b.rod((0, 0, -0.72), (0.2, 0.2, 0.09), BLACK)
+    b.cone((0, 0, -0.88), (0.17, 0.17, 0.14), fixed(1.0, 0.6, 0.1), turned("x", 180))
+
+
+def house(b: Builder, variant: int) -> None:
+    """Gables front and back; the door with its step in front, a chimney up the whole wall behind."""
+    trim = WHITE if variant == 0 else NIGHT
+    door = WOOD if variant == 0 else WHITE
+    b.box((0, 0, -0.36), (0.56, 0.5, 0.36))
+    b.box((0, 0, 0.0), (0.55, 0.353, 0.353), OWN, turned("x", 45))
+    for side in BOTH:
+        b.box((0, side * 0.3, 0.26), (0.64, 0.46, 0.055), trim, turned("x", -side * 45))
+        b.box((0, side * 0.315, 0.275), (0.57, 0.42, 0.06), OWN, turned("x", -side * 45))
+        b.box((0.57, side * 0.32, -0.27), (0.02, 0.13, 0.15), trim)
+        b.box((0.58, side * 0.32, -0.27), (0.02, 0.09, 0.11), GLASS)
+    for x in (-0.26, 0.26):
+        b.box((x, 0, -0.28), (0.16, 0.515, 0.15), trim)
+        b.box((x, 0, -0.28), (0.12, 0.52, 0.11), GLASS)
+    b.box((0.57, 0, -0.42), (0.03, 0.17, 0.31), trim)
+    b.box((0.59, 0, -0.44), (0.03, 0.12, 0.28), door)
+    b.box((0.68, 0, -0.7), (0.12, 0.22, 0.04), STEEL)
+    b.rod((0.55, 0, 0.15), (0.13, 0.13, 0.03), trim, ALONG_X)
+    b.rod((0.56, 0, 0.15), (0.09, 0.09, 0.03), GLASS, ALONG_X)
+    b.box((-0.62, 0, 0.0), (0.11, 0.15, 0.72), BRICK)
+    b.box((-0.62, 0, 0.73), (0.13, 0.17, 0.04), BLACK)
+
+
+def castle(b: Builder, variant: int) -> None:
+    """Gate between two tall roofed towers in front; low towers and lit windows behind."""
+    b.box((0, 0, -0.34), (0.5, 0.5, 0.32))
+    for side in BOTH:
+        b.rod((0.5, side * 0.5, -0.14), (0.2, 0.2, 0.54))
+        b.cone((0.5, side * 0.5, 0.62), (0.25, 0.25, 0.24), DARK)
+        b.rod((-0.5, side * 0.5, -0.26), (0.19, 0.19, 0.42))
+        b.rod((-0.5, side * 0.5, 0.18), (0.23, 0.23, 0.07))
+        b.box((0.7, side * 0.5, 0.1), (0.03, 0.05, 0.12), BLACK)
+        b.box((0, side * 0.5, 0.04), (0.12, 0.04, 0.06))
+        b.box((-0.51, side * 0.14, -0.3), (0.02, 0.08, 0.12), LAMP)
+        b.box((-0.5, side * 0.14, 0.04), (0.05, 0.08, 0.06))
+    b.box((0.52, 0, 0.04), (0.05, 0.1, 0.06))
+    b.box((0.5, 0, -0.42), (0.06, 0.24, 0.24), WHITE)
+    b.rod((0.5, 0, -0.2), (0.24, 0.24, 0.06), WHITE, ALONG_X)
+    b.box((0.52, 0, -0.42), (0.06, 0.17, 0.24), BLACK)
+    b.rod((0.52, 0, -0.2), (0.17, 0.17, 0.06), BLACK, ALONG_X)
+    b.box((-0.12, 0, 0.1), (0.24, 0.24, 0.3))
+    b.box((-0.12, 0, 0.42), (0.28, 0.28, 0.06))
+    b.rod((-0.12, 0, 0.64), (0.025, 0.025, 0.2), WOOD)
+    b.box((-0.26, 0, 0.76), (0.14, 0.02, 0.09), RED)
+
+
+def chair(b: Builder, variant: int) -> None:
+    """Pale cushions on the seat and on the front of the back; black slats behind."""
+    b.box((0, 0, -0.12), (0.44, 0.44, 0.07))
+    b.box((0.03, 0, -0.04), (0.34, 0.32, 0.06), PALE)
+    for side in BOTH:
+        b.box((-0.4, side * 0.38, 0.38), (0.065, 0.07, 0.52))
+        b.rod((0.36, side * 0.36, -0.54), (0.075, 0.075, 0.38))
+        b.rod((-0.38, side * 0.37, -0.54), (0.075, 0.075, 0.38))
+    b.box((-0.38, 0, 0.5), (0.05, 0.36, 0.32))
+    b.box((-0.33, 0, 0.48), (0.04, 0.24, 0.22), PALE)
+    b.box((-0.4, 0, 0.84), (0.07, 0.42, 0.08))
+    for level in (0.28, 0.48, 0.68):
+        b.box((-0.43, 0, level), (0.03, 0.3, 0.05), BLACK)
+
+
+def sofa(b: Builder, variant: int) -> None:
+    """Two seats with pale pillows in front; a plain back with a dark rail."""
+    b.box((0.02, 0, -0.28), (0.42, 0.8, 0.14))
+    b.box((-0.36, 0, 0.06), (0.13, 0.76, 0.42))
+    b.rod((-0.36, 0, 0.46), (0.14, 0.14, 0.76), OWN, ALONG_Y)
+    for side in BOTH:
+        b.box((0.02, side * 0.78, -0.12), (0.45, 0.12, 0.26))
+        b.rod((0.02, side * 0.78, 0.14), (0.14, 0.14, 0.46), OWN, ALONG_X)
+        b.ball((0.47, side * 0.78, 0.14), (0.03, 0.09, 0.09), DARK)
+        b.box((0.1, side * 0.33, -0.09), (0.37, 0.31, 0.07), SHADED)
+        b.box((-0.14, side * 0.4, 0.18), (0.08, 0.2, 0.2), PALE, turned("y", -18) @ turned("x", 12 * side))
+        for end in BOTH:
+            b.rod((end * 0.34, side * 0.72, -0.48), (0.06, 0.06, 0.08), BLACK)
+    b.box((-0.5, 0, -0.2), (0.02, 0.74, 0.06), BLACK)
+
+
+def handle(b: Builder, y: float, z: float, width: float, height: float, thickness: float) -> None:
+    """A ring of balls on the left (+y)."""
+    for k in range(7):
+        angle = math.radians(-78 + 26 * k)
+        b.ball((0, y + width * math.cos(angle), z + height * math.sin(angle)), thickness)
+
+
+def mug(b: Builder, variant: int) -> None:
+    """A red heart on a white badge in front, the handle on the left (+y)."""
+    b.rod((0, -0.1, -0.03), (0.5, 0.5, 0.6))
+    b.rod((0, -0.1, 0.57), (0.42, 0.42, 0.015), fixed(0.25, 0.13, 0.06))
+    handle(b, 0.36, -0.03, 0.34, 0.34, 0.09)
+    b.ball((0.44, -0.1, -0.02), (0.1, 0.33, 0.34), WHITE)
+    for side in BOTH:
+        b.ball((0.51, -0.1 + side * 0.08, 0.04), (0.06, 0.11, 0.11), RED)
+    b.box((0.5, -0.1, -0.04), (0.06, 0.11, 0.11), RED, turned("x", 45))
+
+
+def teapot(b: Builder, variant: int) -> None:
+    """Spout on the right (-y), handle on the left (+y), a white flower on the front."""
+    b.ball((0, 0, -0.12), (0.5, 0.5, 0.43))
+    b.ball((0, 0, 0.26), (0.3, 0.3, 0.1), SHADED)
+    b.ball((0, 0, 0.41), 0.11, GOLD)
+    b.rod((0, 0, -0.52), (0.32, 0.32, 0.06), SHADED)
+    b.cone((0, -0.62, 0.02), (0.17, 0.17, 0.46), OWN, turned("x", 48))
+    handle(b, 0.42, -0.08, 0.34, 0.28, 0.08)
+    for k in range(5):
+        angle = math.radians(90 + 72 * k)
+        b.ball((0.45, 0.16 * math.cos(angle), -0.1 + 0.16 * math.sin(angle)), (0.07, 0.105, 0.105), WHITE)
+    b.ball((0.49, 0, -0.1), (0.06, 0.1, 0.1), GOLD)
+
+
+def clock(b: Builder, variant: int) -> None:
+    """An alarm clock at ten past ten; both hands are alike, so that its mirror image is true. A gold key behind."""
+    b.rod((0, 0, -0.12), (0.6, 0.6, 0.25), OWN, ALONG_X)
+    b.rod((0.2, 0, -0.12), (0.43, 0.43, 0.07), WHITE, ALONG_X)
+    for side in BOTH:
+        b.box((0.28, side * 0.12, 0.0), (0.02, 0.04, 0.19), BLACK, turned("x", -side * 52))
+        b.box((0.27, side * 0.36, -0.12), (0.02, 0.05, 0.035), BLACK)
+        b.box((0.27, 0, -0.12 + side * 0.36), (0.02, 0.035, 0.05), BLACK)
+        b.ball((0, side * 0.36, 0.55), (0.25, 0.25, 0.2), OWN, turned("x", -side * 32))
+        b.rod((0, side * 0.4, -0.72), (0.09, 0.09, 0.14), OWN, turned("x", side * 30))
+        b.ball((-0.36, side * 0.12, -0.12), (0.04, 0.13, 0.1), GOLD)
+    b.rod((0, 0, 0.58), (0.04, 0.04, 0.16), STEEL)
+    b.ball((0, 0, 0.76), 0.08, STEEL)
+    b.rod((-0.26, 0, -0.12), (0.42, 0.42, 0.03), SHADED, ALONG_X)
+    b.rod((-0.3, 0, -0.12), (0.05, 0.05, 0.08), GOLD, ALONG_X)
+
+
+def lamp(b: Builder, variant: int) -> None:
+    """A table lamp: the shade is ten slabs that lean inwards between two pale rims."""
+    b.rod((0, 0, -0.84), (0.38, 0.38, 0.06), SHADED)
+    b.ball((0, 0, -0.5), (0.27, 0.27, 0.32))
+    b.rod((0, 0, -0.12), (0.06, 0.06, 0.14), GOLD)
+    for k in range(10):
+        out = turned("z", 36 * k)
+        b.box((0.45 * float(out[0, 0]), 0.45 * float(out[1, 0]), 0.38), (0.03, 0.19, 0.42), OWN, out @ turned("y", -20))
+    b.rod((0, 0, 0.77), (0.36, 0.36, 0.03), PALE)
+    b.rod((0, 0, -0.01), (0.61, 0.61, 0.03), PALE)
+    b.ball((0, 0, -0.02), (0.2, 0.2, 0.12), LAMP)
+
+
+def pumpkin(b: Builder, variant: int) -> None:
+    """Eight ribs; a lantern's face in front, stalk and leaf bent backwards."""
+    for k in range(8):
+        angle = math.radians(45 * k)
+        at = (0.32 * math.cos(angle), 0.32 * math.sin(angle), -0.12)
+        b.ball(at, (0.46, 0.33, 0.56), OWN if k % 2 == 0 else mixed(BLACK, 0.14), turned("z", 45 * k))
+    b.rod((-0.04, 0, 0.5), (0.1, 0.1, 0.18), LEAF, turned("y", -24))
+    b.ball((-0.4, 0, 0.42), (0.3, 0.22, 0.05), LEAF, turned("y", -35))
+    for side in BOTH:
+        b.cone((0.68, side * 0.24, 0.1), (0.08, 0.16, 0.15), BLACK, turned("z", side * 20))
+        b.cone((0.73, side * 0.23, 0.07), (0.07, 0.09, 0.09), LAMP, turned("z", side * 20))
+    b.ball((0.66, 0, -0.24), (0.14, 0.36, 0.14), BLACK)
+    b.ball((0.71, 0, -0.25), (0.12, 0.27, 0.075), LAMP)
+
+
+def cactus(b: Builder, variant: int) -> None:
+    b.rod((0, 0, -0.72), (0.28, 0.28, 0.24), BRICK)
+    b.rod((0, 0, -0.44), (0.35, 0.35, 0.08), BRICK)
+    b.rod((0, 0, 0.1), (0.27, 0.27, 0.5))
+    b.ball((0, 0, 0.6), 0.27)
+    b.ball((0, 0.4, 0.08), (0.14, 0.22, 0.14))
+    b.ball((0, 0.56, 0.3), (0.14, 0.14, 0.32))
+    b.ball((0, -0.38, -0.1), (0.13, 0.22, 0.13))
+    b.ball((0, -0.52, 0.06), (0.13, 0.13, 0.28))
+    b.ball((0, 0, 0.87), (0.13, 0.13, 0.1), fixed(0.95, 0.4, 0.6))
+    for k in range(3):
+        for level in (-0.1, 0.2, 0.5):
+            angle = math.radians(120 * k + 200 * level)
+            b.ball((0.27 * math.cos(angle), 0.27 * math.sin(angle), level), 0.05, CREAM)
+
+
+def mushroom(b: Builder, variant: int) -> None:
+    b.rod((0, 0, -0.5), (0.21, 0.21, 0.36), CREAM)
+    b.ball((0, 0, -0.78), (0.28, 0.28, 0.14), CREAM)
+    b.ball((0, 0, 0.12), (0.78, 0.78, 0.5))
+    b.rod((0, 0, -0.1), (0.7, 0.7, 0.03), mixed(CREAM, 0.4))
+    for k in range(6):
+        around, up = math.radians(60 * k), math.radians(24)
+        b.ball((0.75 * math.cos(around) * math.cos(up), 0.75 * math.sin(around) * math.cos(up), 0.3), 0.12, WHITE)
+        around += math.radians(30)
+        if k % 2:
+            b.ball((0.42 * math.cos(around), 0.42 * math.sin(around), 0.53), 0.12, WHITE)
+
+
+def tree(b: Builder, variant: int) -> None:
+    b.rod((0, 0, -0.72), (0.14, 0.14, 0.24), WOOD)
+    layers: tuple[tuple[float, float, Paint], ...] = ((-0.24, 0.66, SHADED), (0.14, 0.54, OWN), (0.56, 0.4, OWN))
+    for height, radius, paint in layers:
+        b.cone((0, 0, height), (radius, radius, 0.36), paint)
 
 
 THINGS: dict[str, Model] = {
-    "car": Model(car),
-    "house": Model(house, 0.93, variants=2),
-    "chair": Model(chair, 0.92),
-    "mug": Model(mug, lopsided=True),
+    "car": Model(car, 0.96),
+    "bus": Model(bus, 0.95),
+    "train": Model(train, 0.85),
+    "airplane": Model(airplane, 0.93),
+    "boat": Model(boat, 0.94),
+    "rocket": Model(rocket, 0.91),
+    "house": Model(house, 0.91, variants=2),
+    "castle": Model(castle, 0.89),
+    "chair": Model(chair, 0.88),
+    "sofa": Model(sofa, 0.91),
+    "mug": Model(mug, 1.1, lopsided=True),
     "teapot": Model(teapot, lopsided=True),
-    "rocket": Model(rocket),
-    "cactus": Model(cactus, 0.97, front=False, lopsided=True),
-    "mushroom": Model(mushroom, front=False),
+    "clock": Model(clock),
+    "lamp": Model(lamp, front=False),
+    "pumpkin": Model(pumpkin, 1.1),
+    "cactus": Model(cactus, front=False, lopsided=True),
+    "mushroom": Model(mushroom, 1.05, front=False),
     "tree": Model(tree, front=False),
 }
