@@ -8,7 +8,8 @@ Cameras    OpenCV: x right, y down, z forward. `viewmats` map world to camera, `
            The centre of pixel (i, j) lies at (i + 0.5, j + 0.5).
 Quaternions  (w, x, y, z), need not be normalised.
 Pictures   [B, 3, H, W], RGB in [0, 1]. Depth is accumulated (alpha-weighted), not normalised.
-Prior's space  z [B, C, H, W]; for a pixel prior z = 2 rgb - 1, for a latent one the scaled VAE latent.
+Prior's space  z [B, C, H, W]; for a pixel prior z = 2 rgb - 1 (k x k blocks of pixels may be its places, C = 3 k^2),
+           for a latent one the scaled VAE latent.
 Timesteps  integers t in 0 .. 999; z_t = alpha_t z0 + sigma_t noise with alpha^2 + sigma^2 = 1.
 Guidance   classifier-free guidance in form A: eps_u + s (eps_c - eps_u). DreamFusion's form B(s) is A(s + 1).
 Residual   what a loss returns, in units of eps: d loss / d z0 = w(t) * residual, summed over pixels, mean over views.

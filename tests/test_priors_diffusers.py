@@ -101,9 +101,10 @@ def test_importing_the_family_imports_no_model_library():
 # ---- predictions become eps -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("betas", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_a_perfect_network_returns_the_noise_whatever_it_predicts(prediction, tmp_path):
-    model = load(tiny.pixel_model(tmp_path / "m", prediction_type=prediction))
+def test_a_perfect_network_returns_the_noise_whatever_it_predicts(prediction, betas, tmp_path):
+    model = load(tiny.pixel_model(tmp_path / "m", prediction_type=prediction, beta_schedule=betas))
     z0, noise = noisy(model, 10).chunk(2)
     alpha, sigma = model.marginal(EDGES)
     native = {"epsilon": noise, "v_prediction": alpha * noise - sigma * z0, "sample": z0}[prediction]
@@ -162,6 +163,24 @@ def test_zero_terminal_snr_never_divides_by_zero(tmp_path):
     z_t = noisy(model, 5)
     eps = model.eps(z_t, EDGES, conds(model, 5))
     torch.testing.assert_close(eps[-1], z_t[-1], rtol=0, atol=1e-3)  # at alpha = 0 all is noise
+
+
+def test_the_cosine_schedule_keeps_the_picture_at_its_noisy_end(tmp_path):
+    """alpha_bar of step 999 is 2.4e-9: x0 must still come back from eps, however it is asked for."""
+    knobs = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
+    model = load(tiny.pixel_model(tmp_path / "cosine", **knobs))
+    alpha, sigma = model.marginal(EDGES)
+    steps = torch.arange(1001, dtype=torch.float64) / 1000
+    alpha_bar = torch.cos((steps + 0.008) / 1.008 * torch.pi / 2) ** 2  # Nichol & Dhariwal 2021, eq. 17
+    torch.testing.assert_close(
+        alpha.flatten()[:4].double() ** 2, (alpha_bar / alpha_bar[0])[EDGES[:4] + 1], rtol=1e-3, atol=0
+    )
+    assert alpha[-1].item() == pytest.approx(1e-4)
+    z0, noise = noisy(model, 10).chunk(2)
+    z_t, v = alpha * z0 + sigma * noise, alpha * noise - sigma * z0
+    model._engine = SimpleNamespace(name="perfect", forward=lambda z_t, t, hidden: v)
+    eps = model.eps(z_t, EDGES, conds(model, 5))
+    torch.testing.assert_close((z_t - sigma * eps) / alpha, z0, rtol=0, atol=1e-2)
 
 
 def test_the_sampler_a_model_names_does_not_matter(pixel, broken):
@@ -276,6 +295,56 @@ def test_pixels_go_in_and_come_back(pixel):
     z.sum().backward()
     assert large.grad is not None
     assert (large.grad > 0).all()
+
+
+# ---- pixels in blocks -------------------------------------------------------------------------------------------
+
+
+def to_blocks(z: torch.Tensor, k: int) -> torch.Tensor:
+    b, c, h, w = z.shape
+    return z.reshape(b, c, h // k, k, w // k, k).permute(0, 1, 3, 5, 2, 4).reshape(b, c * k * k, h // k, w // k)
+
+
+@pytest.mark.parametrize(("patch", "size"), [(2, 8), (3, 12), (4, 8)])
+def test_a_network_on_blocks_is_a_prior_on_pixels(patch, size, tmp_path):
+    model = load(tiny.pixel_model(tmp_path / "m", size, patch))
+    assert (model.shape, model.image_size) == ((3 * patch**2, size // patch, size // patch), size)
+    rgb = torch.rand(5, 3, size, size)
+    z = model.encode(rgb)
+    torch.testing.assert_close(z, to_blocks(2 * rgb - 1, patch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.decode(z), rgb)
+    cond = conds(model, 5)
+    with torch.no_grad():
+        expected = model.unet(to_blocks(2 * rgb - 1, patch), EDGES, encoder_hidden_states=cond.hidden).sample
+    torch.testing.assert_close(model.eps(z, EDGES, cond), expected, rtol=0, atol=1e-6)
+
+
+def test_larger_pictures_are_made_smaller_before_they_become_blocks(tmp_path):
+    model = load(tiny.pixel_model(tmp_path / "m", size=8, patch=2))
+    large = torch.rand(1, 3, 24, 24)
+    small = torch.nn.functional.interpolate(large, (8, 8), mode="bilinear", antialias=True)
+    torch.testing.assert_close(model.decode(model.encode(large)), small)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_residuals_pull_every_pixel_to_the_picture_the_network_knows(patch, tmp_path):
+    knobs = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
+    model = load(tiny.pixel_model(tmp_path / "m", patch=patch, **knobs))
+    t = torch.tensor([300, 600])
+    alpha, sigma = model.marginal(t)
+    target, rgb = torch.rand(1, 3, 8, 8), torch.rand(2, 3, 8, 8, requires_grad=True)
+    known = to_blocks(2 * target - 1, patch)
+
+    def perfect_v(z_t, t, hidden):
+        return alpha * (z_t - alpha * known) / sigma - sigma * known
+
+    model._engine = SimpleNamespace(name="perfect", forward=perfect_v)
+    z, noise = model.encode(rgb), noisy(model, 2)
+    eps = model.eps((alpha * z + sigma * noise).detach(), t, conds(model, 2))
+    z.backward(eps - noise)
+    assert rgb.grad is not None
+    # eps - noise = alpha / sigma (z - known); z = 2 rgb - 1 gives two factors of 2
+    torch.testing.assert_close(-rgb.grad, 4 * alpha / sigma * (target - rgb.detach()), rtol=1e-3, atol=1e-4)
 
 
 # ---- the Hub ----------------------------------------------------------------------------------------------------
@@ -493,8 +562,21 @@ def test_broken_json_is_named(broken):
 def test_a_latent_network_needs_its_vae(tmp_path):
     folder = tiny.latent_model(tmp_path / "latent")
     shutil.rmtree(folder / "vae")
-    with pytest.raises(ValueError, match=r"works on 4 channels, so a vae/ folder is needed"):
+    with pytest.raises(ValueError, match=r"no vae/ folder and the network works on 4 channels; a pixel model has 3"):
         load(folder)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 9, 24])
+def test_a_number_of_channels_that_is_no_block_of_pixels_is_named(channels, tmp_path):
+    folder = tiny.pixel_model(tmp_path / "m")
+    tiny._save_unet(folder, channels, channels, 8, seed=0)
+    with pytest.raises(ValueError, match=rf"on {channels} channels; .*3 k\^2 for blocks of k x k pixels \(12, 27, 48,"):
+        load(folder)
+
+
+def test_blocks_in_and_pixels_out_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"12 channels in, 3 out; needed are as many, or twice as many, out"):
+        load(tiny.pixel_model(tmp_path / "m", patch=2, out_channels=3))
 
 
 def test_a_foreign_vae_is_named(tmp_path):

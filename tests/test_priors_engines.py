@@ -130,6 +130,25 @@ def test_late_timesteps_are_told_apart_in_bf16(folder, cache):
         assert ((model.eps(*asked) - expected).norm() / expected.norm()).item() < 2e-2
 
 
+@needs_openvino
+def test_a_network_on_blocks_of_pixels_that_predicts_v_agrees_with_torch(tmp_path, monkeypatch):
+    """On the cosine schedule, whose last alpha is next to nothing: v is compared picture by picture."""
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
+    knobs = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
+    folder = tiny.pixel_model(tmp_path / "tiny", patch=2, **knobs)
+    reference = load(folder, engine="torch")
+    z_t, t, cond = question(reference, 4)
+    alpha, sigma = reference.marginal(t)
+    with torch.no_grad():
+        v = reference.unet(z_t, t, encoder_hidden_states=cond.hidden).sample
+    allowed = {"fp32": 1e-4, "bf16": 2e-2} if engines.cpu_has_bf16() else {"fp32": 1e-4}
+    for precision in (*allowed, *allowed):  # made, and read from the cache
+        model = load(folder, precision=precision)
+        off = (model.eps(z_t, t, cond) - (alpha * v + sigma * z_t)).flatten(1).norm(dim=1)
+        assert (model.shape, model.engine_name, model.engine_note) == ((12, 4, 4), f"openvino {precision}", "")
+        assert (off < allowed[precision] * alpha.flatten() * v.flatten(1).norm(dim=1) + 1e-5).all()
+
+
 def test_torch_in_bf16_is_close_to_float32_and_keeps_the_weights(folder):
     reference, model = load(folder, engine="torch"), load(folder, engine="torch", precision="bf16")
     assert model.unet.conv_in.weight.dtype == torch.float32

@@ -22,10 +22,16 @@ TOKENS = 12  # of a prompt, the two at its ends included
 WIDTH = 16  # of a token's embedding
 
 
-def pixel_model(folder: Path, size: int = 8, out_channels: int = 3, seed: int = 0, **scheduler: Any) -> Path:
-    """A model of size x size pictures; `scheduler` overrides its configuration, prediction_type for one."""
+def pixel_model(
+    folder: Path, size: int = 8, patch: int = 1, out_channels: int = 0, seed: int = 0, **scheduler: Any
+) -> Path:
+    """A model of size x size pictures whose U-Net sees blocks of patch x patch; `out_channels` 0 is as many as in.
+
+    `scheduler` overrides the scheduler's configuration, prediction_type for one.
+    """
+    channels = 3 * patch**2
     _save_text(folder, seed)
-    _save_unet(folder, 3, out_channels, size, seed)
+    _save_unet(folder, channels, out_channels or channels, size // patch, seed)
     _save_scheduler(folder, **scheduler)
     return folder
 

@@ -5,6 +5,8 @@
     scheduler/      the noise schedule and what the network predicts
     vae/            AutoencoderKL or AutoencoderTiny; absent in a pixel model
 
+A pixel model may work on blocks of k x k pixels: without a vae/ its 3 k^2 channels say so (see `PixelSpace`).
+
 Whatever the network predicts natively becomes eps here, once (Salimans & Ho 2022, "Progressive distillation", D):
 
     epsilon        eps = out
@@ -17,6 +19,7 @@ Only safetensors, JSON and text are read, and no code comes with a model: a prio
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import warnings
@@ -310,18 +313,24 @@ class Space(Protocol):
 
 
 class PixelSpace:
-    """z = 2 rgb - 1."""
+    """z = 2 rgb - 1, every block of patch x patch pixels being one place of z (space to depth).
 
-    def __init__(self, size: int) -> None:
-        self.shape: tuple[int, int, int] = (3, size, size)
-        self.image_size = size
+    Pixel (y, x) of colour c goes to channel patch^2 c + patch (y mod patch) + x mod patch. That is a permutation of
+    the picture's numbers and so orthonormal: white noise stays white, and norms, residuals and gradients are those
+    of the pixels.
+    """
+
+    def __init__(self, size: int, patch: int) -> None:
+        self.shape: tuple[int, int, int] = (3 * patch**2, size, size)
+        self.image_size = size * patch
         self.model: nn.Module = nn.Identity()
+        self._patch = patch
 
     def encode(self, rgb: Tensor) -> Tensor:
-        return 2 * rgb - 1
+        return F.pixel_unshuffle(2 * rgb - 1, self._patch)
 
     def decode(self, z: Tensor) -> Tensor:
-        return z / 2 + 0.5
+        return F.pixel_shuffle(z, self._patch) / 2 + 0.5
 
 
 class LatentSpace:
@@ -432,9 +441,13 @@ def _load_space(folder: Path, unet: nn.Module, device: torch.device) -> Space:
     if out not in (c, 2 * c):
         raise ValueError(f"{folder / 'unet'}: {c} channels in, {out} out; needed are as many, or twice as many, out")
     if not (folder / "vae").is_dir():
-        if c != 3:
-            raise ValueError(f"{folder}: the network works on {c} channels, so a vae/ folder is needed; there is none")
-        return PixelSpace(size)
+        patch = math.isqrt(c // 3)
+        if c < 3 or c != 3 * patch**2:
+            raise ValueError(
+                f"{folder}: there is no vae/ folder and the network works on {c} channels; a pixel model has 3, or "
+                "3 k^2 for blocks of k x k pixels (12, 27, 48, ...), and a latent model needs its vae/ folder"
+            )
+        return PixelSpace(size, patch)
     file = folder / "vae" / "config.json"
     name = read_json(file).get("_class_name")
     if name not in VAES:
