@@ -2,18 +2,23 @@
 
 Everything is saved in the diffusers layout (unet/ text_encoder/ tokenizer/ scheduler/), weights as float16
 safetensors, so that nothing here is needed to load it: `from_pretrained(folder, subfolder=...)` of diffusers and
-transformers does. There is no vae/, the space is pixels, z = 2 rgb - 1; and no model_index.json, for no pipeline
-class of diffusers puts just these parts together.
+transformers does. There is no model_index.json, for no pipeline class of diffusers puts just these parts together.
+
+There is no vae/ either: the space is pixels, space to depth. z = pixel_unshuffle(2 rgb - 1, patch) turns every
+patch x patch block of a picture into one place with 3 patch^2 channels; nothing is lost, the noise stays white, and
+the network costs 1 / patch^2 of what it would at full size.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -29,11 +34,15 @@ PUNCTUATION = (",", ".", "-")
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the networks. The shipped ones are the defaults; tests build smaller ones."""
+    """Sizes of the networks and what they predict. The shipped ones are the defaults; tests build smaller ones."""
 
-    channels: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[int, ...] = (64, 128, 192)
+    size: int = pictures.SIZE  # pixels a side
+    patch: int = 2  # pixels a side of the block that becomes one place of the network
     text_width: int = 128
     text_layers: int = 2
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
+    betas: Literal["squaredcos_cap_v2", "scaled_linear"] = "squaredcos_cap_v2"  # the latter as in Stable Diffusion
 
 
 @dataclass
@@ -45,6 +54,18 @@ class Toybox:
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.unet.parameters(), *self.text_encoder.parameters()]
+
+    @property
+    def patch(self) -> int:
+        return math.isqrt(int(self.unet.config["in_channels"]) // 3)
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """rgb [B, 3, S, S] in [0, 1] -> z [B, 3 patch^2, S / patch, S / patch] in [-1, 1]."""
+        return F.pixel_unshuffle(2 * rgb - 1, self.patch)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The inverse of `encode`, clamped to [0, 1]."""
+        return (F.pixel_shuffle(z, self.patch).clamp(-1, 1) + 1) / 2
 
     def to(self, device: torch.device) -> Toybox:
         self.unet.to(device)  # pyright: ignore[reportArgumentType]
@@ -109,9 +130,9 @@ def build(shape: Shape | None = None, seed: int = 0) -> Toybox:
             )
         )
         unet = UNet2DConditionModel(
-            sample_size=pictures.SIZE,
-            in_channels=3,
-            out_channels=3,
+            sample_size=shape.size // shape.patch,
+            in_channels=3 * shape.patch**2,
+            out_channels=3 * shape.patch**2,
             layers_per_block=1,
             block_out_channels=shape.channels,
             down_block_types=("DownBlock2D",) * (depth - 1) + ("CrossAttnDownBlock2D",),
@@ -123,10 +144,10 @@ def build(shape: Shape | None = None, seed: int = 0) -> Toybox:
         )
     scheduler = DDPMScheduler(
         num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
+        beta_schedule=shape.betas,
         beta_start=0.00085,
         beta_end=0.012,
-        prediction_type="epsilon",
+        prediction_type=shape.prediction,
         clip_sample=True,
     )
     # On CPU the backward pass of the fused attention is the slower one: 1.4 times in the U-Net, 5 % in the text model.
@@ -161,6 +182,25 @@ def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:
     unet.half()
     text_encoder.half()
     return copy
+
+
+def adopt(box: Toybox, folder: Path) -> None:
+    """Start `box` from the weights of a saved toybox of the same shape; embeddings of words go by the word.
+
+    ValueError if the networks differ.
+    """
+    other = load(folder, torch.device("cpu"))
+    words, known = box.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    names = [n for part in (box.unet, box.text_encoder) for n, _ in part.named_parameters()]
+    with torch.no_grad():
+        for name, mine, theirs in zip(names, box.parameters(), other.parameters(), strict=True):
+            if name.endswith("token_embedding.weight") and mine.shape[1:] == theirs.shape[1:]:
+                for word in words.keys() & known.keys():
+                    mine[words[word]] = theirs[known[word]].to(mine)
+            elif mine.shape != theirs.shape:
+                raise ValueError(f"--start: {folder} has other networks ({name} is {list(theirs.shape)} there)")
+            else:
+                mine.copy_(theirs)
 
 
 def load(folder: Path, device: torch.device) -> Toybox:

@@ -1,10 +1,13 @@
 """Training of the toybox prior, resumable at any checkpoint.
 
-Recipe: predict eps with the min-SNR-5 weight (arXiv 2303.09556, eq. 5 for eps: min(snr, 5) / snr), AdamW with a
-cosine schedule over the planned number of samples (not over time, so that a resumed run is the same run), moving
-average of the weights, 10 % of captions dropped for classifier-free guidance, mirrored pictures where the mirror
-image is true, timesteps stratified over the batch (one from each of `batch` equal strata: the same marginal,
-less variance), bfloat16 autocast.
+Recipe: predict v (arXiv 2202.00512) with the min-SNR-5 weight (arXiv 2303.09556: min(snr, 5) / (snr + 1) for v,
+min(snr, 5) / snr for eps), AdamW at a constant rate that falls over the last quarter of the planned samples (not over
+time, so that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving average of the weights, 10 % of
+captions dropped for classifier-free guidance, mirrored pictures where the mirror image is true, timesteps stratified
+over the batch (one from each of `batch` equal strata: the same marginal, less variance), bfloat16 autocast.
+
+The constant rate is what lets a run grow: the state before the fall is kept (plateau.pt), and a resumed run with a
+longer plan goes on from there.
 
 Every draw of step k comes from `StepRng(seed, k)` and the order of the pictures from (seed, epoch), so a
 checkpoint needs no generator states: weights, average, optimiser and the step are the whole state.
@@ -21,19 +24,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from sdlab.rng import StepRng
 from sdlab.toybox import model
 from sdlab.toybox.pictures import DATA_VERSION, Pool, kept_pool
 
-CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.json", "toybox"
+CHECKPOINT, PLATEAU, LOG, WEIGHTS = "checkpoint.pt", "plateau.pt", "log.json", "toybox"
 SNR_CAP = 5.0
 CAPTION_DROPOUT = 0.1
 WARMUP_STEPS = 200
-FINAL_RATE = 0.02  # of the peak, at the end of the cosine
+FALL = 0.25  # of the steps, at the end, over which the rate falls
+FINAL_RATE = 0.01  # of the peak, at the end
+RESIDENT = 0.5  # of a GPU's free memory that the pictures may take
 LOG_SAMPLES = 12_800  # between two lines of the log
 
 
@@ -43,26 +50,35 @@ class Plan:
 
     samples: int
     batch: int = 32  # on one CPU thread a larger one is no faster a sample
-    lr: float = 1e-3
+    lr: float = 8e-4
     ema: float = 0.9995
-    pictures: int = 200_000
+    pictures: int = 300_000
     seed: int = 0
+    start: str = ""  # a toybox folder whose weights the run starts from
     shape: model.Shape = field(default_factory=model.Shape)
 
     @property
     def steps(self) -> int:
         return math.ceil(self.samples / self.batch)
 
+    @property
+    def plateau(self) -> int:
+        """The first step at which the rate falls."""
+        return self.steps - int(FALL * self.steps)
+
 
 class Trainer:
     """Networks, average and optimiser of one run, and how far it is (`step` steps done)."""
 
-    def __init__(self, plan: Plan, pool: Pool, device: torch.device) -> None:
+    def __init__(self, plan: Plan, pool: Pool, device: torch.device, *, compiled: bool = False) -> None:
         self.plan = plan
         self.pool = pool
         self.device = device
         self.step = 0
-        self.box = model.build(plan.shape, plan.seed).to(device)
+        self.box = model.build(plan.shape, plan.seed)
+        if plan.start:
+            model.adopt(self.box, Path(plan.start))
+        self.box.to(device)
         self.box.unet.train()
         self.box.text_encoder.train()
         self.weights = self.box.parameters()
@@ -73,14 +89,21 @@ class Trainer:
         self.may_mirror = torch.from_numpy(pool.may_mirror)
         self.alphas_cumprod = self.box.scheduler.alphas_cumprod.to(device)
         snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
-        self.snr_weight = snr.clamp(max=SNR_CAP) / snr
+        self.predicts_v = plan.shape.prediction == "v_prediction"
+        self.snr_weight = snr.clamp(max=SNR_CAP) / (snr + 1 if self.predicts_v else snr)
         self._order = (-1, torch.empty(0, dtype=torch.long))
+        self._network: Any = torch.compile(self.box.unet, dynamic=False) if compiled else self.box.unet
+        self._resident: Tensor | None = None
+        if device.type == "cuda":
+            self.box.unet.set_attn_processor(AttnProcessor2_0())  # the fused one is the faster there
+            if pool.rgb.nbytes < RESIDENT * torch.cuda.mem_get_info(device)[0]:
+                self._resident = torch.from_numpy(np.asarray(pool.rgb)).to(device)
 
     def rate(self) -> float:
-        """Learning rate of the next step: linear warm-up, then a cosine over the planned steps."""
-        done = min(self.step / max(self.plan.steps, 1), 1.0)
-        cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-        return self.plan.lr * cosine * min(1.0, (self.step + 1) / WARMUP_STEPS)
+        """Learning rate of the next step: linear warm-up, constant, then falling as 1 - sqrt."""
+        fallen = max(self.step - self.plan.plateau, 0) / max(self.plan.steps - self.plan.plateau, 1)
+        share = FINAL_RATE + (1 - FINAL_RATE) * (1 - math.sqrt(min(fallen, 1.0)))
+        return self.plan.lr * share * min(1.0, (self.step + 1) / WARMUP_STEPS)
 
     def picture_indices(self) -> Tensor:
         """[batch] pictures of this step: position step * batch in an endless row of shuffled epochs."""
@@ -97,31 +120,42 @@ class Trainer:
             at, left = at + len(found[-1]), left - len(found[-1])
         return torch.cat(found)
 
+    def pixels(self, which: Tensor) -> Tensor:
+        """[B, 3, S, S] in [0, 1] of these pictures, on the device."""
+        if self._resident is not None:
+            chosen = self._resident[which.to(self.device)]
+        else:
+            chosen = torch.from_numpy(self.pool.rgb[which.numpy()]).to(self.device)
+        return chosen.float() / 255
+
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(z0 [B, 3, S, S] in [-1, 1], tokens [B, 77], t [B], noise like z0) of the next step, on the device."""
+        """(z0 [B, C, H, W] in [-1, 1], tokens [B, 77], t [B], noise like z0) of the next step, on the device."""
         size, rng = self.plan.batch, StepRng(self.plan.seed, self.step)
         which = self.picture_indices()
-        pixels = torch.from_numpy(self.pool.rgb[which.numpy()])
-        z0 = pixels.float() / 127.5 - 1
+        rgb = self.pixels(which)
         mirror = self.may_mirror[which] & (torch.rand(size, generator=rng("mirror")) < 0.5)
-        z0 = torch.where(mirror[:, None, None, None], z0.flip(-1), z0)
+        rgb = torch.where(mirror.to(self.device)[:, None, None, None], rgb.flip(-1), rgb)
         tokens = self.tokens[which].long()
         dropped = torch.rand(size, generator=rng("dropout")) < CAPTION_DROPOUT
         tokens = torch.where(dropped[:, None], self.no_caption, tokens)
         strata = torch.arange(size) + torch.rand(size, generator=rng("timestep"))
         t = (strata * (1000 / size)).long().clamp(max=999)
-        noise = torch.randn(z0.shape, generator=rng("noise"))
-        return z0.to(self.device), tokens.to(self.device), t.to(self.device), noise.to(self.device)
+        z0 = self.box.encode(rgb)
+        own = torch.Generator(self.device).manual_seed(rng("noise").initial_seed())
+        noise = torch.randn(z0.shape, generator=own, device=self.device)
+        return z0, tokens.to(self.device), t.to(self.device), noise
 
-    def train_step(self) -> float:
-        """One optimiser step; the weighted loss before it."""
+    def train_step(self) -> Tensor:
+        """One optimiser step; the weighted loss before it, a scalar that nobody has waited for yet."""
         z0, tokens, t, noise = self.batch()
         alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        z_t = alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * noise
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        z_t = alpha * z0 + sigma * noise
+        target = alpha * noise - sigma * z0 if self.predicts_v else noise
         with torch.autocast(self.device.type, torch.bfloat16):
             hidden = self.box.text_encoder(tokens)[0]
-            eps = self.box.unet(z_t, t, encoder_hidden_states=hidden, return_dict=False)[0]
-        errors = F.mse_loss(eps.float(), noise, reduction="none").mean((1, 2, 3))
+            out = self._network(z_t, t, encoder_hidden_states=hidden, return_dict=False)[0]
+        errors = F.mse_loss(out.float(), target, reduction="none").mean((1, 2, 3))
         loss = (errors * self.snr_weight[t]).mean()
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
@@ -133,7 +167,7 @@ class Trainer:
         keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))  # short memory while all is still changing
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - keep)
-        return float(loss.detach())
+        return loss.detach()
 
     def state(self) -> dict[str, Any]:
         return {
@@ -162,9 +196,9 @@ def plan_of(state: dict[str, Any]) -> Plan:
     return Plan(**kept, shape=model.Shape(**{**shape, "channels": tuple(shape["channels"])}))
 
 
-def read_checkpoint(out: Path) -> dict[str, Any]:
+def read_checkpoint(out: Path, name: str = CHECKPOINT) -> dict[str, Any]:
     """ValueError if there is none, if it is broken, or if it was made with other pictures."""
-    path = out / CHECKPOINT
+    path = out / name
     if not path.exists():
         raise ValueError(f"--resume: no checkpoint {path}; leave --resume away to start a new run there")
     try:
@@ -179,11 +213,33 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
     return state
 
 
-def write_checkpoint(trainer: Trainer, out: Path, log: list[dict[str, float]]) -> None:
-    """Checkpoint (whole or not at all), log, and the averaged weights in the diffusers layout."""
-    draft = out / (CHECKPOINT + ".part")
+def resumed(out: Path, samples: int | None) -> tuple[Plan, dict[str, Any]]:
+    """The plan to go on with and the state to go on from.
+
+    A longer plan than the checkpoint's goes on from before the rate fell, if it fell already. ValueError for a
+    shorter one, and as `read_checkpoint`.
+    """
+    state = read_checkpoint(out)
+    plan = plan_of(state)
+    if samples is None or samples == plan.samples:
+        return plan, state
+    if samples < plan.samples:
+        raise ValueError(f"--samples: {out} is planned for {plan.samples} samples; it can only be made longer")
+    if state["step"] > plan.plateau:
+        state = read_checkpoint(out, PLATEAU)
+    return replace(plan, samples=samples), state
+
+
+def save_state(trainer: Trainer, path: Path) -> None:
+    """Whole or not at all."""
+    draft = path.with_suffix(".part")
     torch.save(trainer.state(), draft)
-    os.replace(draft, out / CHECKPOINT)
+    os.replace(draft, path)
+
+
+def write_checkpoint(trainer: Trainer, out: Path, log: list[dict[str, float]]) -> None:
+    """Checkpoint, log, and the averaged weights in the diffusers layout."""
+    save_state(trainer, out / CHECKPOINT)
     (out / LOG).write_text(json.dumps(log, indent=1) + "\n")
     model.save(trainer.box, out / WEIGHTS, list(trainer.average))
 
@@ -229,28 +285,32 @@ def train(
     *,
     minutes: float | None = None,
     resume: bool = False,
+    longer: int | None = None,
     device: torch.device | None = None,
     threads: int = 2,
+    compiled: bool = False,
     checkpoint_minutes: float = 5.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """Train into `out` (checkpoint.pt, log.json, toybox/) until `plan.samples` are seen or `stop()` says so.
 
-    With `resume` the plan comes from the checkpoint and `plan` is not looked at. With `minutes` a new run plans its
-    samples by the speed it measures first. ValueError when there is nothing to resume, or when a new run
-    would overwrite an old one.
+    With `resume` the plan comes from the checkpoint and `plan` is not looked at; `longer` is its new number of samples.
+    With `minutes` a new run plans its samples by the speed it measures first. ValueError when there is nothing to
+    resume, or when a new run would overwrite an old one.
     """
     device = device or torch.device("cpu")
-    state = read_checkpoint(out) if resume else None
-    if state is None and (out / CHECKPOINT).exists():
+    state = None
+    if resume:
+        plan, state = resumed(out, longer)
+    elif (out / CHECKPOINT).exists():
         raise ValueError(f"--out: {out} holds a run already; add --resume to go on with it, or name another folder")
-    if state is not None:
-        plan = plan_of(state)
     out.mkdir(parents=True, exist_ok=True)
     pool = load_pool(plan, data, threads)
     if state is None and minutes is not None:
         plan = replace(plan, samples=samples_for(minutes, plan, pool, device))
-    trainer = Trainer(plan, pool, device)
+    # what a run started from is in its checkpoint; the folder may be gone by now
+    trainer = Trainer(plan if state is None else replace(plan, start=""), pool, device, compiled=compiled)
+    trainer.plan = plan
     log: list[dict[str, float]] = []
     if state is not None:
         trainer.load_state(state)
@@ -261,15 +321,17 @@ def train(
     seconds_before = log[-1]["seconds"] if log else 0.0
     started = saved = time.perf_counter()
     began_at = trainer.step
-    losses: list[float] = []
+    losses: list[Tensor] = []
     log_steps = max(LOG_SAMPLES // plan.batch, 1)
     while trainer.step < plan.steps and not stop():
+        if trainer.step == plan.plateau:
+            save_state(trainer, out / PLATEAU)
         losses.append(trainer.train_step())
         now = time.perf_counter()
         if trainer.step % log_steps == 0 or trainer.step == plan.steps:
             per_second = (trainer.step - began_at) * plan.batch / (now - started)
             seen = trainer.step * plan.batch
-            loss = math.fsum(losses) / len(losses)
+            loss = float(torch.stack(losses).mean())
             left = (plan.steps - trainer.step) * plan.batch / per_second
             log.append({"samples": seen, "loss": loss, "seconds": seconds_before + now - started})
             losses.clear()

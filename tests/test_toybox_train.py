@@ -1,0 +1,268 @@
+"""The toybox prior: its network is what it says, its trainer learns, resumes and grows, its folder loads anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdlab.toybox import cli, model, pictures, sample, train
+
+TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only lose by threads, most of all on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- network and tokenizer
+
+
+def test_tokenizer_knows_all_caption_words_and_fits_the_longest_prompt() -> None:
+    tokenizer = model.build_tokenizer()
+    unknown = tokenizer.unk_token_id
+    fillers = set(pictures.FILLERS)
+    for i in range(3000):
+        caption = pictures.describe(0, i).caption
+        ids = tokenizer(caption).input_ids
+        assert (unknown in ids) == bool(fillers & set(caption.split())), caption
+    source = "a photo of a shiny orange mushroom, overhead view, " + ", ".join(pictures.DESCRIPTORS)
+    ids = model.encode_captions(tokenizer, [source])[0]
+    assert len(ids) == model.MAX_TOKENS
+    assert tokenizer.eos_token_id in ids.tolist()  # nothing was cut
+    assert unknown not in ids.tolist()
+    assert torch.equal(*model.encode_captions(tokenizer, ["A Red Bear,front view", "a red bear, front view"]))
+
+
+def test_shipped_sizes() -> None:
+    box = model.build()
+    assert 9e6 < sum(p.numel() for p in box.unet.parameters()) < 10.5e6
+    assert box.patch == 2
+    assert box.scheduler.alphas_cumprod[999] < 1e-6  # ends in pure noise
+
+
+def test_space_to_depth_loses_nothing_and_keeps_lengths() -> None:
+    box = model.build(TINY)
+    rgb = torch.rand(2, 3, pictures.SIZE, pictures.SIZE, generator=torch.Generator().manual_seed(0))
+    z = box.encode(rgb)
+    assert z.shape == (2, 12, pictures.SIZE // 2, pictures.SIZE // 2)
+    assert torch.allclose(box.decode(z), rgb, atol=1e-6)
+    assert z.square().sum() == pytest.approx(float((2 * rgb - 1).square().sum()), rel=1e-5)
+
+
+def test_start_takes_weights_over_and_words_by_name(tmp_path: Path) -> None:
+    kept, box = model.build(TINY, seed=1), model.build(TINY, seed=2)
+    model.save(kept, tmp_path / "kept")
+    model.adopt(box, tmp_path / "kept")
+    for mine, theirs in zip(box.parameters(), kept.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=2e-3)  # float16 on disk
+    config = tmp_path / "kept" / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(config.read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["red"], ids["blue"] = ids["blue"], ids["red"]  # as if the other toybox had its words in another order
+    config.write_text(json.dumps(tokenizer))
+    model.adopt(box, tmp_path / "kept")
+    mine, theirs = (b.text_encoder.get_input_embeddings().weight for b in (box, kept))
+    ids = box.tokenizer.get_vocab()
+    assert torch.allclose(mine[ids["red"]], theirs[ids["blue"]], atol=2e-3)
+    assert torch.allclose(mine[ids["bear"]], theirs[ids["bear"]], atol=2e-3)
+    with pytest.raises(ValueError, match=r"--start: .* other networks"):
+        model.adopt(model.build(model.Shape(channels=(16, 48), text_width=32, text_layers=1)), tmp_path / "kept")
+
+
+# ---- trainer
+
+
+@pytest.fixture(scope="module")
+def pool() -> pictures.Pool:
+    return pictures.make_pool(0, 64)
+
+
+def test_loss_falls_on_a_tiny_net(pool: pictures.Pool) -> None:
+    trainer = train.Trainer(train.Plan(samples=8 * 240, batch=8, lr=3e-3, shape=TINY), pool, CPU)
+    losses = [float(trainer.train_step()) for _ in range(50)]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_rate_and_order_follow_the_plan(pool: pictures.Pool) -> None:
+    plan = train.Plan(samples=1000 * 24, batch=24, shape=TINY)
+    trainer = train.Trainer(plan, pool, CPU)
+    assert trainer.rate() == pytest.approx(plan.lr / train.WARMUP_STEPS)
+    trainer.step = 749
+    assert trainer.rate() == plan.lr
+    trainer.step = 750 + 250 // 4
+    assert trainer.rate() == pytest.approx(plan.lr * 0.505, rel=0.01)  # 1 - sqrt(1 / 4)
+    trainer.step = plan.steps
+    assert trainer.rate() == pytest.approx(plan.lr * train.FINAL_RATE)
+    seen = []
+    for trainer.step in range(8):  # 192 = 3 epochs of 64
+        seen += trainer.picture_indices().tolist()
+    for epoch in range(3):
+        assert sorted(seen[64 * epoch : 64 * epoch + 64]) == list(range(64))
+    assert seen[:64] != seen[64:128]
+
+
+def test_batch_is_captioned_noised_and_mirrored_as_said(pool: pictures.Pool) -> None:
+    trainer = train.Trainer(train.Plan(samples=6400, batch=64, shape=TINY), pool, CPU)
+    dropped = mirrored = 0
+    for trainer.step in range(12):
+        which = trainer.picture_indices()
+        z0, tokens, t, noise = trainer.batch()
+        assert z0.min() >= -1
+        assert z0.max() <= 1
+        assert noise.std() == pytest.approx(1.0, abs=0.02)
+        assert (t // 250).bincount().tolist() == pytest.approx([16] * 4, abs=1)  # stratified
+        for row, z, caption in zip(which.tolist(), z0, tokens, strict=True):
+            true, rgb = torch.from_numpy(pool.rgb[row]) / 255, trainer.box.decode(z[None])[0]
+            if not torch.allclose(rgb, true, atol=1e-5):
+                assert torch.allclose(rgb.flip(-1), true, atol=1e-5)
+                assert pool.may_mirror[row]
+                mirrored += 1
+            if not torch.equal(caption, trainer.tokens[row].long()):
+                assert torch.equal(caption, trainer.no_caption)
+                dropped += 1
+    assert dropped / 768 == pytest.approx(train.CAPTION_DROPOUT, abs=0.04)
+    assert mirrored / 768 > 0.3
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    plan = train.Plan(samples=120, batch=8, pictures=48, shape=TINY)  # 15 steps
+    whole = train.train(tmp_path / "whole", tmp_path, plan)
+    countdown = iter([False] * 6)
+    part = train.train(tmp_path / "part", tmp_path, plan, stop=lambda: next(countdown, True))
+    assert part.step == 6
+    other = train.Plan(samples=8, batch=4)  # a resumed run keeps the plan it began with
+    rest = train.train(tmp_path / "part", tmp_path, other, resume=True)
+    assert rest.step == whole.step == 15
+    for a, b in zip(whole.weights + whole.average, rest.weights + rest.average, strict=True):
+        assert torch.equal(a, b)
+    log = json.loads((tmp_path / "part" / train.LOG).read_text())
+    assert [line["samples"] for line in log] == [120]
+
+
+def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
+    plan = train.Plan(samples=128, batch=8, pictures=48, shape=TINY)  # 16 steps, the rate falls from step 12
+    train.train(tmp_path / "run", tmp_path, plan)
+    with pytest.raises(ValueError, match=r"--samples: .* planned for 128"):
+        train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=64)
+    longer = train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=192)
+    whole = train.train(tmp_path / "whole", tmp_path, replace(plan, samples=192))
+    assert longer.step == whole.step == 24
+    for a, b in zip(longer.weights + longer.average, whole.weights + whole.average, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_predicting_v_and_eps_train_the_same_mean(pool: pictures.Pool) -> None:
+    """With the network's answer at zero the loss is that of the zero answer: weights differ, targets are right."""
+    for prediction, weight in (("v_prediction", lambda snr: 1 / (snr + 1)), ("epsilon", lambda snr: 1 / snr)):
+        shape = replace(TINY, prediction=prediction)
+        trainer = train.Trainer(train.Plan(samples=640, batch=64, shape=shape), pool, CPU)
+        for parameter in trainer.box.unet.conv_out.parameters():
+            parameter.data.zero_()
+        z0, _, t, noise = trainer.batch()
+        alpha_bar = trainer.alphas_cumprod[t].view(-1, 1, 1, 1)
+        target = noise if prediction == "epsilon" else alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * z0
+        snr = trainer.alphas_cumprod[t] / (1 - trainer.alphas_cumprod[t])
+        expected = (target.square().mean((1, 2, 3)) * snr.clamp(max=5) * weight(snr)).mean()
+        assert float(trainer.train_step()) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_runs_are_neither_overwritten_nor_invented(tmp_path: Path) -> None:
+    plan = train.Plan(samples=8, batch=8, pictures=16, shape=TINY)
+    with pytest.raises(ValueError, match="--resume: no checkpoint"):
+        train.train(tmp_path / "run", tmp_path, plan, resume=True)
+    train.train(tmp_path / "run", tmp_path, plan)
+    with pytest.raises(ValueError, match=r"--out: .* holds a run already"):
+        train.train(tmp_path / "run", tmp_path, plan)
+    (tmp_path / "run" / train.CHECKPOINT).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="cannot be read"):
+        train.train(tmp_path / "run", tmp_path, plan, resume=True)
+
+
+# ---- saved folder, samples, commands
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toybox")
+    model.save(model.build(TINY), folder)
+    return folder
+
+
+def test_saved_folder_loads_by_the_libraries_alone(saved: Path) -> None:
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    box = model.build(TINY)
+    unet = UNet2DConditionModel.from_pretrained(saved, subfolder="unet")
+    encoder = CLIPTextModel.from_pretrained(saved, subfolder="text_encoder", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(saved, subfolder="tokenizer")
+    scheduler = DDPMScheduler.from_pretrained(saved, subfolder="scheduler")
+    assert torch.allclose(scheduler.alphas_cumprod, box.scheduler.alphas_cumprod)
+    assert scheduler.config["prediction_type"] == "v_prediction"
+    tokens = tokenizer(["a red bear, back view"], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(tokens, model.encode_captions(box.tokenizer, ["a red bear, back view"]))
+    side = box.unet.config["sample_size"]
+    z, t = torch.randn(1, 12, side, side, generator=torch.Generator().manual_seed(0)), torch.tensor([400])
+    box.unet.eval()
+    with torch.no_grad():
+        theirs = unet(z, t, encoder(tokens)[0], return_dict=False)[0]
+        ours = box.unet(z, t, box.text_encoder.eval()(tokens)[0], return_dict=False)[0]
+    assert torch.allclose(theirs, ours, atol=5e-3)  # float16 on disk
+    assert all("F16" in p.read_bytes()[:4000].decode("latin1") for p in saved.rglob("*.safetensors"))
+
+
+def test_samples_are_reproducible_and_follow_the_prompt_not_the_company(saved: Path) -> None:
+    box = model.load(saved, CPU)
+    alone = sample.sample(box, ["a red bear"], scale=7.5, steps=3, seed=1)
+    among = sample.sample(box, ["a red bear", "a blue car"], scale=7.5, steps=3, seed=1)
+    assert alone.shape == (1, pictures.SIZE, pictures.SIZE, 3)
+    assert alone.min() >= 0
+    assert alone.max() <= 1
+    assert np.allclose(alone[0], among[0], atol=1e-4)
+    assert not np.allclose(alone, sample.sample(box, ["a red bear"], scale=7.5, steps=3, seed=2), atol=1e-2)
+
+
+def test_commands(saved: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    grid = tmp_path / "deep" / "grid.png"
+    arguments = ["sample", "a red bear, front view", "a blue car", "--weights", str(saved), "--steps", "2"]
+    assert cli.main([*arguments, "--out", str(grid)]) == 0
+    assert Image.open(grid).width == 2 * (sample.ZOOMED + 6)
+    assert cli.main(["pictures", "--out", str(tmp_path / "p.png"), "--count", "5", "--columns", "5"]) == 0
+    assert Image.open(tmp_path / "p.png").width == 5 * (sample.ZOOMED + 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--out", "x", "--batch", "0"], "--batch"),
+        (["train", "--out", "x", "--lr", "nan"], "--lr"),
+        (["train", "--out", "x", "--samples", "many"], "--samples"),
+        (["train", "--out", "x", "--device", "warp"], "--device"),
+        (["sample", "a bear", "--out", "x.jpg"], "--out"),
+        (["sample", "a bear", "--out", "x.png", "--weights", "/nowhere"], "--weights"),
+        (["train", "--out", "/nowhere/at/all", "--resume"], "--resume"),
+    ],
+)
+def test_bad_values_end_with_code_2_and_name_the_option(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert named in capsys.readouterr().err.strip().splitlines()[-1]
