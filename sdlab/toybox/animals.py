@@ -10,8 +10,6 @@ from __future__ import annotations
 from sdlab.toybox.solids import (
     BLACK,
     BOTH,
-    CREAM,
-    DARK,
     ORANGE,
     OWN,
     PALE,
@@ -27,6 +25,7 @@ from sdlab.toybox.solids import (
 )
 
 WHITISH = mixed(WHITE, 0.75)
+SHADE = mixed(BLACK, 0.22)  # no darker: large wings must not read as gray on white, as brown on orange
 ROSE = fixed(1.0, 0.7, 0.72)
 YELLOW = fixed(0.98, 0.8, 0.1)
 
@@ -76,8 +75,8 @@ def cat(b: Builder, variant: int) -> None:
         b.cone((0.11, side * 0.28, 0.67), (0.1, 0.14, 0.13), PINK, turned("x", -side * 16))
         b.ball((0.34, side * 0.19, 0.42), (0.08, 0.11, 0.11), fixed(0.75, 0.95, 0.25))
         b.ball((0.4, side * 0.19, 0.42), (0.04, 0.05, 0.1), BLACK)
-    b.ball((-0.5, 0, -0.56), (0.24, 0.11, 0.12), DARK, turned("y", 30))
-    b.ball((-0.68, 0, -0.26), (0.11, 0.11, 0.3), DARK)
+    b.ball((-0.5, 0, -0.56), (0.24, 0.11, 0.12), SHADE, turned("y", 30))
+    b.ball((-0.68, 0, -0.26), (0.11, 0.11, 0.3), SHADE)
     b.ball((-0.7, 0, 0.08), (0.13, 0.13, 0.17), WHITISH)
 
 
@@ -105,7 +104,7 @@ def dog(b: Builder, variant: int) -> None:
     b.ball((0.82, 0, 0.4), (0.09, 0.11, 0.08), BLACK)
     b.ball((0.68, 0, 0.14), (0.1, 0.08, 0.11), fixed(0.9, 0.25, 0.3))
     for side in BOTH:
-        b.ball((0.18, side * 0.38, 0.36), (0.17, 0.09, 0.33), DARK, turned("x", side * 12))
+        b.ball((0.18, side * 0.38, 0.36), (0.17, 0.09, 0.33), SHADE, turned("x", side * 12))
     b.eyes(0.53, 0.16, 0.54, 0.1)
     b.ball((-0.7, 0, 0.12), (0.11, 0.11, 0.3), OWN, turned("y", -25))
     b.ball((-0.82, 0, 0.36), (0.12, 0.12, 0.14), WHITISH)
@@ -113,13 +112,13 @@ def dog(b: Builder, variant: int) -> None:
 
 def pig(b: Builder, variant: int) -> None:
     """A barrel on short legs; snout like a socket, curly tail."""
-    legs(b, 0.22, -0.48, 0.24, 0.15, -0.3, DARK)
+    legs(b, 0.22, -0.48, 0.24, 0.15, -0.3, SHADE)
     b.ball((-0.14, 0, -0.15), (0.6, 0.46, 0.44))
     b.ball((0.38, 0, 0.14), (0.36, 0.41, 0.38))
     b.rod((0.72, 0, 0.04), (0.17, 0.21, 0.1), ROSE, turned("y", 90))
     for side in BOTH:
         b.ball((0.82, side * 0.09, 0.04), (0.04, 0.05, 0.08), BLACK)
-        b.cone((0.38, side * 0.3, 0.5), (0.1, 0.2, 0.2), OWN, turned("y", 30) @ turned("x", -side * 25))
+        b.cone((0.46, side * 0.31, 0.46), (0.09, 0.2, 0.17), SHADE, turned("y", 50) @ turned("x", -side * 30))
     b.eyes(0.66, 0.19, 0.28, 0.1)
     b.ball((-0.76, 0, -0.02), (0.1, 0.1, 0.1), ROSE)
     b.ball((-0.85, 0, 0.12), (0.1, 0.1, 0.1), ROSE)
@@ -137,7 +136,7 @@ def elephant(b: Builder, variant: int) -> None:
     for x, z, radius in ((0.62, 0.16, 0.17), (0.71, -0.04, 0.15), (0.74, -0.25, 0.13), (0.85, -0.41, 0.12)):
         b.ball((x, 0, z), (radius, radius, radius + 0.04))
     b.eyes(0.57, 0.19, 0.38, 0.09)
-    b.ball((-0.76, 0, -0.12), (0.07, 0.07, 0.24), DARK, turned("y", 15))
+    b.ball((-0.76, 0, -0.12), (0.07, 0.07, 0.24), SHADE, turned("y", 15))
     b.ball((-0.83, 0, -0.38), (0.1, 0.1, 0.12), PALE)
 
 
@@ -152,9 +151,9 @@ def frog(b: Builder, variant: int) -> None:
         b.ball((0.33, side * 0.31, 0.4), 0.14, WHITE)
         b.ball((0.43, side * 0.31, 0.4), 0.08, BLACK)
         b.ball((-0.24, side * 0.52, -0.36), (0.38, 0.2, 0.27), OWN, turned("y", -20))
-        b.ball((0.1, side * 0.62, -0.58), (0.32, 0.19, 0.08), DARK)
+        b.ball((0.1, side * 0.62, -0.58), (0.32, 0.19, 0.08), SHADE)
         b.ball((0.44, side * 0.34, -0.36), (0.11, 0.11, 0.28))
-        b.ball((0.54, side * 0.36, -0.58), (0.2, 0.16, 0.08), DARK)
+        b.ball((0.54, side * 0.36, -0.58), (0.2, 0.16, 0.08), SHADE)
         b.ball((-0.3, side * 0.17, 0.02), (0.34, 0.08, 0.1), PALE, turned("y", -25))
 
 
@@ -169,8 +168,7 @@ def penguin(b: Builder, variant: int) -> None:
         b.ball((0.36, side * 0.16, 0.52), (0.05, 0.075, 0.09), BLACK)
         b.ball((-0.02, side * 0.53, -0.16), (0.17, 0.08, 0.38), OWN, turned("x", side * 28))
         b.ball((0.2, side * 0.22, -0.8), (0.27, 0.18, 0.08), ORANGE)
-    b.cone((-0.42, 0, -0.64), (0.12, 0.26, 0.2), DARK, turned("y", -120))
-    b.ball((-0.3, 0, 0.12), (0.1, 0.16, 0.1), WHITE)
+    b.ball((-0.4, 0, -0.62), (0.24, 0.2, 0.11), WHITE, turned("y", -35))
 
 
 def owl(b: Builder, variant: int) -> None:
@@ -184,9 +182,9 @@ def owl(b: Builder, variant: int) -> None:
         b.ball((0.28, side * 0.22, 0.4), (0.16, 0.24, 0.24), PALE)
         b.ball((0.38, side * 0.21, 0.41), (0.1, 0.16, 0.16), YELLOW)
         b.ball((0.46, side * 0.2, 0.41), (0.05, 0.09, 0.09), BLACK)
-        b.ball((-0.1, side * 0.44, -0.26), (0.32, 0.12, 0.42), DARK, turned("y", 15))
+        b.ball((-0.1, side * 0.44, -0.26), (0.32, 0.12, 0.42), SHADE, turned("y", 15))
         b.ball((0.26, side * 0.2, -0.78), (0.2, 0.15, 0.09), ORANGE)
-    b.box((-0.4, 0, -0.64), (0.05, 0.2, 0.2), DARK, turned("y", 35))
+    b.box((-0.4, 0, -0.64), (0.05, 0.2, 0.2), SHADE, turned("y", 35))
     b.ball((-0.34, 0, -0.2), (0.1, 0.16, 0.24), PALE)
 
 
@@ -194,13 +192,13 @@ def duck(b: Builder, variant: int) -> None:
     """Long body, so that the side differs from front and back; bill and pale breast in front, tail up behind."""
     b.ball((-0.12, 0, -0.3), (0.6, 0.4, 0.36))
     b.ball((0.24, 0, -0.26), (0.3, 0.28, 0.31), WHITISH)
-    b.cone((-0.72, 0, -0.06), (0.16, 0.24, 0.28), WHITISH, turned("y", -50))
+    b.ball((-0.7, 0, -0.08), (0.15, 0.2, 0.28), WHITISH, turned("y", -35))
     b.ball((0.2, 0, 0.3), (0.36, 0.36, 0.37))
     b.ball((0.6, 0, 0.23), (0.26, 0.24, 0.07), ORANGE)
     b.ball((0.56, 0, 0.15), (0.2, 0.19, 0.06), fixed(0.75, 0.32, 0.02))
     b.eyes(0.46, 0.19, 0.44, 0.1)
     for side in BOTH:
-        b.ball((-0.22, side * 0.36, -0.22), (0.38, 0.11, 0.23), DARK, turned("y", 14))
+        b.ball((-0.22, side * 0.36, -0.22), (0.38, 0.11, 0.23), SHADE, turned("y", 14))
         b.ball((0.12, side * 0.2, -0.78), (0.26, 0.17, 0.06), ORANGE)
         b.rod((0.0, side * 0.2, -0.66), (0.07, 0.07, 0.12), ORANGE)
 
@@ -214,9 +212,9 @@ def fish(b: Builder, variant: int) -> None:
     for side in BOTH:
         b.ball((0.56, side * 0.24, 0.14), 0.16, WHITE)
         b.ball((0.65, side * 0.3, 0.15), 0.1, BLACK)
-        b.ball((0.1, side * 0.46, -0.12), (0.22, 0.26, 0.05), DARK, turned("x", -side * 25) @ turned("z", -side * 30))
-        b.ball((-0.7, 0, side * 0.24), (0.17, 0.08, 0.34), DARK, turned("y", -side * 35))
-    b.ball((-0.02, 0, 0.46), (0.36, 0.07, 0.22), DARK, turned("y", 15))
+        b.ball((0.1, side * 0.46, -0.12), (0.22, 0.26, 0.05), SHADE, turned("x", -side * 25) @ turned("z", -side * 30))
+        b.ball((-0.7, 0, side * 0.24), (0.17, 0.08, 0.34), SHADE, turned("y", -side * 35))
+    b.ball((-0.02, 0, 0.46), (0.36, 0.07, 0.22), SHADE, turned("y", 15))
 
 
 def robot(b: Builder, variant: int) -> None:
@@ -236,7 +234,7 @@ def robot(b: Builder, variant: int) -> None:
         b.box((-0.47, side * 0.13, -0.18), (0.02, 0.08, 0.16), YELLOW)
         b.rod((0.04, side * 0.54, -0.16), (0.14, 0.14, 0.26))
         b.ball((0.06, side * 0.54, -0.48), 0.15, STEEL)
-        b.box((0.06, side * 0.21, -0.72), (0.26, 0.17, 0.16), DARK)
+        b.box((0.06, side * 0.21, -0.72), (0.26, 0.17, 0.16), SHADE)
 
 
 def person(b: Builder, variant: int) -> None:
@@ -278,18 +276,18 @@ def snowman(b: Builder, variant: int) -> None:
 
 
 ANIMALS: dict[str, Model] = {
-    "bear": Model(bear, 0.97, hat=(0.0, 0, 0.74, 0.25), neck=(0.0, 0, 0.0, 0.36, 0)),
-    "cat": Model(cat, 0.97, hat=(0.04, 0, 0.66, 0.2), neck=(0.0, 0, 0.04, 0.28, 0)),
-    "rabbit": Model(rabbit, 0.92, hat=(0.08, 0, 0.52, 0.2), neck=(0.0, 0, -0.1, 0.33, 0)),
-    "dog": Model(dog, 0.95, hat=(0.26, 0, 0.72, 0.24), neck=(0.2, 0, 0.08, 0.28, 20)),
-    "pig": Model(pig, 0.95, hat=(0.34, 0, 0.5, 0.22), neck=(0.2, 0, 0.0, 0.45, 60)),
-    "elephant": Model(elephant, 0.93, hat=(0.3, 0, 0.62, 0.26), neck=(0.12, 0, 0.06, 0.42, 60)),
-    "frog": Model(frog, hat=(0.12, 0, 0.42, 0.2), neck=(0.16, 0, -0.16, 0.42, 15)),
-    "penguin": Model(penguin, hat=(0.0, 0, 0.77, 0.24), neck=(0.0, 0, 0.16, 0.34, 0)),
-    "owl": Model(owl, 0.93, hat=(0.0, 0, 0.7, 0.24), neck=(0.0, 0, 0.02, 0.4, 0)),
-    "duck": Model(duck, 0.97, hat=(0.18, 0, 0.64, 0.25), neck=(0.14, 0, 0.0, 0.3, 10)),
+    "bear": Model(bear, 0.97, hat=(0.0, 0, 0.74, 0.22), neck=(0.02, 0, -0.0, 0.4, 0)),
+    "cat": Model(cat, 0.97, hat=(0.08, 0, 0.67, 0.19), neck=(0.0, 0, 0.04, 0.32, 0)),
+    "rabbit": Model(rabbit, 0.92, hat=(0.08, 0, 0.52, 0.2), neck=(0.0, 0, -0.1, 0.36, 0)),
+    "dog": Model(dog, 0.95, hat=(0.26, 0, 0.74, 0.21), neck=(0.2, 0, 0.08, 0.3, 20)),
+    "pig": Model(pig, 0.95, hat=(0.34, 0, 0.51, 0.21), neck=(0.2, 0, 0.0, 0.44, 60)),
+    "elephant": Model(elephant, 0.93, hat=(0.3, 0, 0.62, 0.24), neck=(0.12, 0, 0.06, 0.42, 60)),
+    "frog": Model(frog, hat=(0.12, 0, 0.42, 0.2), neck=(0.06, 0, -0.1, 0.48, 30)),
+    "penguin": Model(penguin, hat=(0.0, 0, 0.79, 0.2), neck=(0.0, 0, 0.16, 0.36, 0)),
+    "owl": Model(owl, 0.93, hat=(0.0, 0, 0.71, 0.22), neck=(0.0, 0, 0.02, 0.42, 0)),
+    "duck": Model(duck, 0.97, hat=(0.18, 0, 0.65, 0.21), neck=(0.14, 0, 0.0, 0.33, 10)),
     "fish": Model(fish, 0.95),
-    "robot": Model(robot, 0.97, hat=(0.0, 0, 0.8, 0.28), neck=(0.0, 0, 0.18, 0.3, 0)),
-    "person": Model(person, variants=2, hat=(-0.04, 0, 0.84, 0.27), neck=(0.0, 0, 0.12, 0.28, 0)),
+    "robot": Model(robot, 0.97, hat=(0.0, 0, 0.8, 0.22), neck=(0.0, 0, 0.16, 0.38, 0)),
+    "person": Model(person, variants=2, hat=(-0.04, 0, 0.88, 0.21), neck=(0.0, 0, 0.12, 0.32, 0)),
     "snowman": Model(snowman, 0.9),
 }

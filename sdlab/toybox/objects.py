@@ -30,13 +30,11 @@ def table(name: str, variant: int = 0, second: str = "") -> Table:
 
     ValueError: the name, the variant or the second is not one there is; the message says which there are.
     """
-    model = named(name)
+    model, choice = named(name), seconds_of(name)
     if not 0 <= variant < model.variants:
         raise ValueError(f"the {name} has variants 0 to {model.variants - 1}, not {variant}")
-    if second and second not in allowed(model):
-        raise ValueError(
-            f"the {name} cannot have the second object {second!r}; it can have {', '.join(allowed(model))}"
-        )
+    if second and second not in choice:
+        raise ValueError(f"the {name} cannot have {second!r} as its second object; it can have {', '.join(choice)}")
     builder = Builder()
     model.build(builder, variant)
     main = builder.table(model.scale)

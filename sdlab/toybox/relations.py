@@ -14,9 +14,9 @@ from sdlab.toybox.raytrace import BALL, CONE, CUBE, CYLINDER
 from sdlab.toybox.solids import DARK, OWN, WHITE, Builder, Model, Table, turned
 
 SECONDS = ("hat", "scarf", "box", "ball")
-REACH = 1.0  # radius about the origin of what a picture holds: 2.95 sin(20 degrees) = 1.009 would touch its edge
+REACH = 0.98  # radius about the origin of what a picture holds: 2.95 sin(20 degrees) = 1.009 would touch its edge
 BALL_RADIUS = 0.4
-BALL_BEARING = math.radians(30)  # from +y towards the front: seen from -y, a ball straight across would be hidden
+BALL_BEARING = math.radians(42)  # from +y towards the front: seen from -y, a ball straight across would be hidden
 
 
 def unit_outlines() -> dict[int, np.ndarray]:
@@ -54,13 +54,13 @@ def middle(points: np.ndarray) -> np.ndarray:
 
 def hat(b: Builder, place: tuple[float, float, float, float]) -> None:
     x, y, z, radius = place
-    b.rod((x, y, z), (1.6 * radius, 1.6 * radius, 0.045))
+    b.rod((x, y, z), (1.5 * radius, 1.5 * radius, 0.045))
     b.rod((x, y, z + 0.08), (1.04 * radius, 1.04 * radius, 0.05), DARK)
-    b.rod((x, y, z + 0.24), (radius, radius, 0.16))
+    b.rod((x, y, z + 0.22), (radius, radius, 0.14))
 
 
 def scarf(b: Builder, place: tuple[float, float, float, float, float]) -> None:
-    """A ring around the neck, a knot with one end in front, the other end down the back."""
+    """A ring around the neck, a knot in front, one end before and one behind: spread, to be seen from above too."""
     x, y, z, radius, lean = place
     turn = turned("y", lean)
 
@@ -70,20 +70,20 @@ def scarf(b: Builder, place: tuple[float, float, float, float, float]) -> None:
 
     b.ball(at(0, 0), (1.12 * radius, 1.12 * radius, 0.15), OWN, turn)
     b.ball(at(1.08 * radius, -0.02), (0.1, 0.14, 0.13))
-    end = at(1.12 * radius, -0.1)
-    b.box((end[0], y, end[2] - 0.14), (0.05, 0.12, 0.2), OWN, turned("y", -12))
-    end = at(-1.08 * radius, -0.05)
-    b.box((end[0], y, end[2] - 0.12), (0.05, 0.12, 0.18), OWN, turned("y", 12))
+    for side in (1, -1):
+        end = at(side * 1.1 * radius, -0.06)
+        b.box((end[0] + side * 0.1, y, end[2] - 0.15), (0.05, 0.12, 0.2), OWN, turned("y", -side * 33))
 
 
 def box(b: Builder, points: np.ndarray) -> None:
-    """A box with a lid, a little wider than what stands on it."""
+    """A box with a lid under the feet, wide enough to show from above around what stands on it."""
     floor = float(points[:, 2].min())
     feet = points[points[:, 2] < floor + 0.15]
     x, y = (float(v) for v in (feet.min(0) + feet.max(0))[:2] / 2)
-    half = float(np.clip(np.abs(feet[:, :2] - (x, y)).max() + 0.06, 0.4, 0.6))
-    b.box((x, y, floor - 0.07), (half, half, 0.07))
-    b.box((x, y, floor - 0.34), (half - 0.05, half - 0.05, 0.2))
+    length, width = (float(v) for v in np.ptp(points[:, :2], axis=0))
+    half = min(max(0.56 * math.sqrt(length * width), 0.5), 0.74)
+    b.box((x, y, floor - 0.06), (half, half, 0.06))
+    b.box((x, y, floor - 0.28), (half - 0.05, half - 0.05, 0.18))
 
 
 def ball(b: Builder, points: np.ndarray) -> None:
