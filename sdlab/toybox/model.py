@@ -11,8 +11,8 @@ the network costs 1 / patch^2 of what it would at full size.
 
 from __future__ import annotations
 
+import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from sdlab.toybox import pictures
+from sdlab.toybox.words import vocabulary, word_list
 
 MAX_TOKENS = 77  # CLIP's; SBP's source prompt of ten descriptors and a prompt must fit
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -71,21 +72,6 @@ class Toybox:
         self.unet.to(device)  # pyright: ignore[reportArgumentType]
         self.text_encoder.to(device)  # pyright: ignore[reportArgumentType]
         return self
-
-
-def vocabulary() -> list[str]:
-    """Every word that a caption can hold, except the fillers, in a fixed order."""
-    sources = [
-        *pictures.OBJECTS,
-        *pictures.COLOURS,
-        *pictures.MATERIALS,
-        *pictures.VIEW_WORDS,
-        *pictures.DESCRIPTORS,
-        *pictures.QUALITIES,
-        *pictures.PREFIXES,
-        "a an",
-    ]
-    return sorted({word for source in sources for word in re.findall(r"\w+", source)})
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -169,6 +155,7 @@ def save(box: Toybox, folder: Path, parameters: list[Tensor] | None = None) -> N
     half.text_encoder.save_pretrained(folder / "text_encoder")
     box.tokenizer.save_pretrained(folder / "tokenizer")
     box.scheduler.save_pretrained(folder / "scheduler")
+    (folder / "words.json").write_text(json.dumps(word_list(), indent=1) + "\n", encoding="utf-8")
 
 
 def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:

@@ -1,0 +1,377 @@
+"""The words of the toybox: what captions are made of, and how they are written.
+
+`Facts` says what a picture shows, `write_caption` puts that into words as people, and the losses, write prompts:
+
+    a red bear                                  a shiny spotted blue teapot, side view
+    a bear wearing a blue hat                   a red mushroom on a green box, overhead view
+    an oil painting of a green frog             rear view of a grey kitty
+    a red bear, front view, oversaturated, smooth, pixelated        blurry, noisy
+
+Every table holds the standard wording first, or as the key; the rest are synonyms, which are rarer. PLAIN_SHARE of the
+captions use standard wordings only and nothing that the facts do not ask for: "a <colour> <object>[, <view word>]" for
+most pictures. No word stands for two things. Everything a caption says is true of its picture, but not everything
+that is true is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PLAIN_SHARE = 0.45
+NAMELESS_SHARE = 0.01  # of captions that do not name the object: "a red thing"
+COLOURLESS_SHARE = 0.08  # of captions that do not name the object's colour
+ALONE_SHARE = 0.1  # of captions of spoilt pictures that say what is wrong and nothing else, as negative prompts do
+
+OBJECTS: dict[str, tuple[str, ...]] = {
+    "bear": ("teddy bear", "teddy"),
+    "cat": ("kitten", "kitty"),
+    "rabbit": ("bunny", "hare"),
+    "dog": ("puppy", "doggy"),
+    "pig": ("piglet", "piggy"),
+    "elephant": (),
+    "frog": ("toad",),
+    "penguin": (),
+    "owl": (),
+    "duck": ("duckling",),
+    "fish": (),
+    "robot": ("android", "droid"),
+    "person": ("human", "man", "woman"),  # the figure is a toy's: it could be either
+    "snowman": (),
+    "car": ("automobile", "auto"),
+    "bus": (),
+    "train": ("locomotive",),
+    "airplane": ("plane", "aeroplane"),
+    "boat": ("ship",),
+    "rocket": ("spaceship", "space rocket"),
+    "house": ("cottage", "home"),
+    "castle": ("fortress",),
+    "chair": (),
+    "sofa": ("couch", "settee"),
+    "mug": ("cup", "coffee cup"),
+    "teapot": ("tea pot",),
+    "clock": (),
+    "lamp": (),
+    "pumpkin": (),
+    "cactus": (),
+    "mushroom": ("toadstool",),
+    "tree": ("fir tree", "pine tree", "fir"),
+}
+COLOURS: dict[str, tuple[str, ...]] = {
+    "red": ("scarlet", "crimson"),
+    "orange": (),
+    "yellow": ("golden",),
+    "green": ("emerald",),
+    "blue": ("azure",),
+    "purple": ("violet",),
+    "pink": (),
+    "brown": (),
+    "white": (),
+    "gray": ("grey", "silver"),
+    "black": (),
+    "turquoise": ("teal", "cyan"),
+}
+# "a tree" means a green one to whoever types it: these objects go without their colour word in these colours only.
+NATURAL: dict[str, tuple[str, ...]] = {
+    "bear": ("brown", "black"),
+    "cat": ("orange", "gray", "black"),
+    "rabbit": ("white", "gray", "brown"),
+    "dog": ("brown", "white", "black"),
+    "pig": ("pink",),
+    "elephant": ("gray",),
+    "frog": ("green",),
+    "penguin": ("black",),
+    "owl": ("brown",),
+    "duck": ("yellow", "white"),
+    "fish": ("orange",),
+    "castle": ("gray",),
+    "pumpkin": ("orange",),
+    "cactus": ("green",),
+    "mushroom": ("red", "brown"),
+    "tree": ("green",),
+}
+MATERIALS: dict[str, tuple[str, ...]] = {"shiny": ("glossy",), "matte": ("matt",)}
+PATTERNS: dict[str, tuple[str, ...]] = {"striped": ("stripy",), "spotted": ("dotted", "polka dot")}
+PATTERN_PHRASES = {"striped": ("with stripes",), "spotted": ("with spots", "with dots", "with polka dots")}
+
+# The second object is {}: article, colour and one of SECONDS' words.
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "hat": ("wearing {}", "with {}", "in {}"),
+    "scarf": ("wearing {}", "with {}", "in {}"),
+    "box": ("on {}", "standing on {}", "sitting on {}", "on top of {}"),
+    "ball": ("next to {}", "beside {}", "and {}", "with {}", "near {}"),
+}
+SECONDS: dict[str, tuple[str, ...]] = {"hat": (), "scarf": (), "box": ("cube", "block"), "ball": ("sphere",)}
+# The same said from the other end: "a green box under a red bear".
+REVERSED: dict[str, tuple[str, ...]] = {"box": ("under", "below"), "ball": ("next to", "beside", "and", "near")}
+
+FRONT, SIDE, BACK, OVERHEAD = VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
+VIEW_NAMES: dict[str, tuple[str, ...]] = {  # may stand in front, too: "rear view of a red bear"
+    FRONT: ("frontal view", "view from the front"),
+    SIDE: ("profile view", "view from the side"),
+    BACK: ("rear view", "view from behind", "view from the back"),
+    OVERHEAD: ("top view", "top-down view", "view from above"),
+}
+VIEW_PHRASES: dict[str, tuple[str, ...]] = {
+    FRONT: ("from the front", "seen from the front", "facing the camera"),
+    SIDE: ("from the side", "seen from the side", "in profile"),
+    BACK: ("from behind", "seen from behind", "from the back", "seen from the back"),
+    OVERHEAD: ("from above", "seen from above", "from the top"),
+}
+
+# The source prompt of SBP (arXiv 2406.09417, section 4.2) in its order; each word here has pictures that show it.
+DESCRIPTORS: dict[str, tuple[str, ...]] = {
+    "oversaturated": ("oversaturated colors", "oversaturated color"),
+    "smooth": ("too smooth",),
+    "pixelated": ("low resolution", "low-resolution"),
+    "cartoon": ("cartoonish",),
+    "foggy": ("misty", "in the fog"),
+    "hazy": ("haze", "low contrast"),
+    "blurry": ("blurred", "out of focus"),
+    "bad structure": ("bad anatomy",),
+    "noisy": ("grainy", "noise"),
+    "malformed": ("deformed", "misshapen"),
+}
+NOUNS = frozenset({"bad structure"})  # of DESCRIPTORS: "a blurry bear", but no "bad structure bear"
+FLAWED = ("low quality", "ugly", "bad quality", "worst quality")  # true of every spoilt picture
+QUALITIES = (
+    "high quality",
+    "detailed",
+    "sharp",
+    "highly detailed",
+    "best quality",
+    "high resolution",
+    "detailed high resolution",
+    "8k",
+)
+REALISMS = ("realistic", "photorealistic", "photo", "3d")  # as qualities, but not of a painting
+PAINTING = "painting"
+STYLES: dict[str, tuple[str, ...]] = {PAINTING: ("a painting of", "an oil painting of", "painting of")}
+STYLE_MARKS: dict[str, tuple[str, ...]] = {PAINTING: ("painting", "oil painting")}
+PREFIXES = (
+    "a photo of",
+    "a picture of",
+    "an image of",
+    "a dslr photo of",
+    "a photograph of",
+    "a 3d render of",
+    "a 3d model of",
+    "a rendering of",
+)
+ARTICLES = ("a", "an", "the")
+
+# Words outside the vocabulary, so that <unk> is trained to mean "never mind": a visitor's "a fluffy red bear in the
+# forest" must not fall apart on words the toybox has never heard.
+FILLERS = ("lovely", "fluffy", "funny", "cute", "little", "old")
+THINGS = ("thing", "toy", "object")  # outside it as well, in place of the object's name
+TAILS = ("in the forest", "in a garden", "at night", "looking happy", "with a guitar", "on the beach", "made of wood")
+
+# What is shown to people, by group. Synonyms are understood and not listed.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "objects": tuple(OBJECTS),
+    "colours": tuple(COLOURS),
+    "surfaces": tuple(MATERIALS),
+    "patterns": tuple(PATTERNS),
+    "second objects": ("wearing a blue hat", "wearing a blue scarf", "on a green box", "next to a red ball"),
+    "views": VIEW_WORDS,
+    "styles": ("a photo of", *STYLES[PAINTING][:2]),
+    "descriptors": tuple(DESCRIPTORS),
+    "qualities": QUALITIES[:3],
+}
+
+
+class Facts(NamedTuple):
+    """What a picture shows, in standard words; "" where there is none."""
+
+    object: str
+    colour: str
+    material: str  # "", "shiny", "matte"
+    pattern: str  # "", "striped", "spotted"
+    second: str  # "", "hat", "scarf", "box", "ball"
+    second_colour: str  # "" or a colour
+    view: str  # "" or one of VIEW_WORDS
+    style: str  # "" or "painting"
+    corruptions: tuple[str, ...]  # descriptors, in the order in which they were applied
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold, in lower case and sorted; fillers are left out on purpose."""
+    tables = (OBJECTS, COLOURS, MATERIALS, PATTERNS, SECONDS, VIEW_NAMES, DESCRIPTORS)
+    phrases = (PATTERN_PHRASES, RELATIONS, REVERSED, VIEW_PHRASES, STYLES, STYLE_MARKS)
+    sources = [
+        *(key for table in tables for key in table),
+        *(wording for table in (*tables, *phrases) for wordings in table.values() for wording in wordings),
+        *(*FLAWED, *QUALITIES, *REALISMS, *PREFIXES, *ARTICLES),
+    ]
+    return sorted({word for source in sources for word in re.findall(r"\w+", source)})
+
+
+def word_list() -> dict[str, Any]:
+    """What a saved model carries as words.json: `groups` to show to people, and every `names` of an object."""
+    names = [name for word, synonyms in OBJECTS.items() for name in (word, *synonyms)]
+    return {"groups": {group: list(words) for group, words in GROUPS.items()}, "names": names}
+
+
+def one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.random() * len(words))]
+
+
+class Pen:
+    """Draws wordings; a plain one only ever takes the standard."""
+
+    def __init__(self, rng: np.random.Generator, plain: bool) -> None:
+        self.rng = rng
+        self.plain = plain
+
+    def may(self, share: float) -> bool:
+        """True with this probability; never for a plain pen."""
+        return not self.plain and self.rng.random() < share
+
+    def word(self, standard: str, synonyms: Mapping[str, Sequence[str]], share: float) -> str:
+        return one_of(self.rng, synonyms[standard]) if synonyms[standard] and self.may(share) else standard
+
+    def noun(self, words: Sequence[str]) -> str:
+        """The words with their article: the right one, and rarely another or none."""
+        vowel = words[0][0] in "aeiou"
+        article = "an" if vowel and self.rng.random() < 0.85 else "a"  # "a orange cat" is what templates make
+        if self.may(0.25):
+            article = "the" if self.rng.random() < 0.3 else ""
+        return " ".join(w for w in (article, *words) if w)
+
+
+def write_caption(rng: np.random.Generator, facts: Facts) -> str:
+    """A caption of a picture that shows `facts`; at most 75 words and commas, however many corruptions there are."""
+    if facts.corruptions and rng.random() < ALONE_SHARE:
+        return ", ".join(descriptors(Pen(rng, rng.random() < PLAIN_SHARE), facts))
+    pen = Pen(rng, rng.random() < PLAIN_SHARE)
+    adjective = ""
+    if len(facts.corruptions) == 1 and not NOUNS.intersection(facts.corruptions) and pen.may(0.25):
+        adjective = facts.corruptions[0]
+    before, after = framing(pen, facts, adjective)
+    subject = scene(pen, facts, "" if before else adjective)
+    view, in_front = viewing(pen, facts.view, bare=not before)
+    parts = [f"{view} {subject}" if in_front else f"{before} {subject}".strip()]
+    if view and not in_front:
+        if pen.may(0.4):
+            parts[0] += f" {view}"
+        else:
+            parts.append(view)
+    caption = ", ".join(marked(pen, parts, [*after, *([] if adjective else marks(pen, facts))]))
+    if pen.may(0.04):
+        caption = caption.replace(",", "")
+    return f"{caption}." if pen.may(0.03) else caption
+
+
+def scene(pen: Pen, facts: Facts, adjective: str) -> str:
+    """Object, second object and how they are placed: "a striped red bear on a green box"."""
+    subject = main_object(pen, facts, adjective)
+    if facts.second:
+        words = [pen.word(facts.second, SECONDS, 0.2)]
+        if facts.second_colour and not pen.may(0.1):
+            words.insert(0, pen.word(facts.second_colour, COLOURS, 0.15))
+        second = pen.noun(words)
+        if facts.second in REVERSED and pen.may(0.12):
+            subject = f"{second} {one_of(pen.rng, REVERSED[facts.second])} {subject}"
+        else:
+            standard, *others = RELATIONS[facts.second]
+            subject += " " + (one_of(pen.rng, others) if pen.may(0.4) else standard).format(second)
+    return f"{subject} {one_of(pen.rng, TAILS)}" if pen.may(0.06) else subject
+
+
+def main_object(pen: Pen, facts: Facts, adjective: str) -> str:
+    rng = pen.rng
+    name = one_of(rng, THINGS) if rng.random() < NAMELESS_SHARE else pen.word(facts.object, OBJECTS, 0.22)
+    colour = pen.word(facts.colour, COLOURS, 0.15) if names_colour(rng, facts) else ""
+    material = pen.word(facts.material, MATERIALS, 0.2) if facts.material else ""
+    pattern, phrase = "", ""
+    if facts.pattern and pen.may(0.25):
+        phrase = one_of(rng, PATTERN_PHRASES[facts.pattern])
+    elif facts.pattern:
+        pattern = pen.word(facts.pattern, PATTERNS, 0.3)
+    surface = [colour, pattern] if pen.may(0.3) else [pattern, colour]
+    late = colour if not facts.second and not phrase and pen.may(0.03) else ""  # "a bear, red"
+    words = [adjective, material, *(w for w in surface if w != late), name]
+    if pen.may(0.12):
+        words.insert(0, one_of(rng, FILLERS))
+        if pen.may(0.2):
+            words.insert(0, one_of(rng, FILLERS))
+    subject = pen.noun([w for w in words if w])
+    if late:
+        return f"{subject}, {late}"
+    return f"{subject} {phrase}" if phrase else subject
+
+
+def names_colour(rng: np.random.Generator, facts: Facts) -> bool:
+    """Whether the caption says the object's colour: nearly always, and always where silence would mislead."""
+    if facts.second:  # whose colour would be the only one in the caption
+        return True
+    natural = NATURAL.get(facts.object)
+    if natural is None:
+        return rng.random() >= COLOURLESS_SHARE
+    if facts.colour not in natural:
+        return True
+    return rng.random() >= min(COLOURLESS_SHARE * len(COLOURS) / len(natural), 0.35)
+
+
+def framing(pen: Pen, facts: Facts, adjective: str) -> tuple[str, list[str]]:
+    """(what stands in front of the scene: "a painting of", marks that name the style); takes in the adjective."""
+    if facts.style:
+        if pen.may(0.35):
+            return "", [one_of(pen.rng, STYLE_MARKS[facts.style])]
+        standard, *others = STYLES[facts.style]
+        before = one_of(pen.rng, others) if pen.may(0.4) else standard
+        return (f"{pen.noun([adjective, PAINTING])} of" if adjective else before), []
+    if adjective:
+        return (f"{pen.noun([adjective, 'picture'])} of" if pen.may(0.4) else ""), []
+    if not pen.may(0.3):
+        return "", []
+    if not facts.corruptions and pen.may(0.2):
+        return f"{pen.noun([one_of(pen.rng, QUALITIES[:4]), 'photo'])} of", []
+    return one_of(pen.rng, PREFIXES[:4] if pen.may(0.6) else PREFIXES), []
+
+
+def viewing(pen: Pen, view: str, bare: bool) -> tuple[str, bool]:
+    """(words for the view, whether they stand in front: "rear view of"); that only where nothing else does."""
+    if not view:
+        return "", False
+    in_front = bare and pen.may(0.15)
+    if in_front or not pen.may(0.35):
+        view = pen.word(view, VIEW_NAMES, 0.2)
+    else:
+        view = one_of(pen.rng, VIEW_PHRASES[view])
+    if not in_front:
+        return view, False
+    return (f"{pen.noun([view])} of" if pen.may(0.3) else f"{view} of"), True
+
+
+def marks(pen: Pen, facts: Facts) -> list[str]:
+    """Words about the picture as a whole."""
+    if facts.corruptions:
+        return descriptors(pen, facts)
+    if not pen.may(0.3):
+        return []
+    known = [*QUALITIES, *([] if facts.style else REALISMS)]
+    count = 1 + int(pen.rng.random() * 3)
+    # the three usual ones half of the time: the rest share what is left
+    chosen = [one_of(pen.rng, QUALITIES[:3] if pen.may(0.5) else known) for _ in range(count)]
+    return list(dict.fromkeys(chosen))
+
+
+def descriptors(pen: Pen, facts: Facts) -> list[str]:
+    words = [pen.word(c, DESCRIPTORS, 0.25) for c in facts.corruptions]
+    if pen.may(0.2):
+        words.insert(int(pen.rng.random() * (len(words) + 1)), one_of(pen.rng, FLAWED))
+    return words
+
+
+def marked(pen: Pen, parts: list[str], added: list[str]) -> list[str]:
+    """Caption parts (scene, view) with marks behind them, before the view, or in front of everything."""
+    where = pen.rng.random()
+    if where < 0.55:
+        return [*parts, *added]
+    if where < 0.8 or pen.plain:
+        return [parts[0], *added, *parts[1:]]
+    return [*added, *parts]
