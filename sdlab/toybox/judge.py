@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sdlab.toybox import pictures, sample
 from sdlab.toybox.model import Toybox
 from sdlab.toybox.objects import OBJECTS
-from sdlab.toybox.pictures import BACK, COLOURS, FRONT, OVERHEAD, SIDE, VIEW_WORDS
+from sdlab.toybox.words import BACK, COLOURS, FRONT, OVERHEAD, SIDE, VIEW_WORDS
 
 QUESTIONS: dict[str, tuple[str, ...]] = {"object": tuple(OBJECTS), "colour": tuple(COLOURS), "view": VIEW_WORDS}
 # Horizontal views that look the same, by object.
@@ -51,16 +51,17 @@ def view_of(azimuth: float, elevation: float) -> str:
 
 def true_pictures(begin: int, count: int) -> tuple[Tensor, list[Truth]]:
     """(float [count, 3, S, S] in [0, 1], their truths), none corrupted."""
-    shots = [pictures.describe(JUDGE_SEED, i)._replace(corruptions=()) for i in range(begin, begin + count)]
+    shots = [pictures.describe(JUDGE_SEED, i) for i in range(begin, begin + count)]
+    shots = [s._replace(facts=s.facts._replace(corruptions=())) for s in shots]
     rgb = torch.from_numpy(pictures.render_shots(shots)).permute(0, 3, 1, 2)
-    return rgb, [Truth(s.name, s.colour, view_of(s.azimuth, s.elevation)) for s in shots]
+    return rgb, [Truth(s.facts.object, s.facts.colour, view_of(s.azimuth, s.elevation)) for s in shots]
 
 
 class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 32, 64, 96, 128)
-        self.layers = nn.Sequential()
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(32))
         for i, (before, after) in enumerate(pairwise(widths)):
             self.layers.append(nn.Conv2d(before, after, 3, padding=1, stride=1 if i == 0 else 2))
             self.layers.append(nn.BatchNorm2d(after))
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
         )
 
     def forward(self, rgb: Tensor) -> dict[str, Tensor]:
-        """rgb [B, 3, 32, 32] in [0, 1] -> logits [B, answers] of each question."""
+        """rgb [B, 3, S, S] in [0, 1] -> logits [B, answers] of each question."""
         features = self.layers(2 * rgb - 1).flatten(1)
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -116,7 +117,7 @@ def kept_classifier(folder: Path) -> Classifier:
 
 @torch.no_grad()
 def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
-    """The classifier's answers for rgb [n, 3, 32, 32] in [0, 1]."""
+    """The classifier's answers for rgb [n, 3, S, S] in [0, 1]."""
     found: list[Truth] = []
     for part in rgb.split(512):
         best = {name: logits.argmax(1).tolist() for name, logits in classifier(part).items()}

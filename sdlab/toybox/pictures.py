@@ -10,30 +10,37 @@ Constants that a live run has to agree with (its cameras must lie inside the dat
 - elevation -20 .. 50, and 55 .. 88 for "overhead view".
 View words are written as view-dependent prompts write them ("a red bear, front view"). Their azimuth bands leave
 gaps of 10 degrees, so that each word means one distinct look. Without a view word the pictures are biased to the
-front, as photographs are: the Janus problem of a prompt without view words is then part of the toy, too.
+front, as photographs are: the Janus problem of a prompt without view words is then part of the toy, too. Of those
+pictures 80 % have an azimuth of N(0, 28 degrees), the rest any: 81 % of them lie within the band of "front view".
+
+Shares: 18 % show a second object, 12 % a pattern, 30 % a stated material, 65 % a stated view, 6 % are paintings;
+20 % of the rest are corrupted by one to three of the descriptors that their caption names.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from sdlab.toybox import raytrace
-from sdlab.toybox.objects import OBJECTS, table
+from sdlab.toybox.filters import FILTERS, painted
+from sdlab.toybox.objects import OBJECTS, seconds_of, table
+from sdlab.toybox.words import BACK, DESCRIPTORS, FRONT, OVERHEAD, SIDE, Facts, write_caption
 
-SIZE = 32
+SIZE = 64
 FOV_DEGREES = 40.0
 DISTANCE = 2.95
-DATA_VERSION = 1  # of everything in this file and objects.py: a kept pool of another version is not reused
+DATA_VERSION = 2  # of all that a picture or caption depends on: a kept pool of another version is not reused
 
 COLOURS = {
     "red": (0.85, 0.12, 0.1),
@@ -47,47 +54,42 @@ COLOURS = {
     "white": (0.95, 0.95, 0.93),
     "gray": (0.5, 0.5, 0.52),
     "black": (0.1, 0.1, 0.11),
+    "turquoise": (0.2, 0.78, 0.76),
 }
+SECOND_SHARE = 0.18
+LOPSIDED_SECONDS = frozenset({"ball"})  # it lies at the left
+
 MATERIALS = {"": 0.12, "shiny": 0.7, "matte": 0.0}  # word -> strength of the highlight
 MATERIAL_WEIGHTS = (0.7, 0.15, 0.15)
 
-FRONT, SIDE, BACK, OVERHEAD = VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
-VIEW_SHARE = 0.65  # of captions that carry a view word
-VIEW_WEIGHTS = (0.26, 0.30, 0.24, 0.20)
+PATTERNS = {"": raytrace.PLAIN, "striped": raytrace.STRIPED, "spotted": raytrace.SPOTTED}
+PATTERN_WEIGHTS = (0.88, 0.06, 0.06)
+DARK_MARKED = frozenset({"white", "yellow", "gray"})  # their stripes and spots are dark, all others' are white
+DARK_MARK, WHITE_MARK, MARK_STRENGTH = 0.12, 1.0, 0.85
+
+VIEW_SHARE = 0.65  # of pictures whose caption says the view
+VIEW_WEIGHTS = {FRONT: 0.26, SIDE: 0.30, BACK: 0.24, OVERHEAD: 0.20}
 HALF_BAND = 40.0  # degrees of azimuth to either side of a view word's centre
 ELEVATIONS = (-20.0, 50.0)
 OVERHEAD_ELEVATIONS = (55.0, 88.0)
 
-# The source prompt of SBP (arXiv 2406.09417, section 4.2) in its order; each word here has pictures that show it.
-DESCRIPTORS = (
-    "oversaturated",
-    "smooth",
-    "pixelated",
-    "cartoon",
-    "foggy",
-    "hazy",
-    "blurry",
-    "bad structure",
-    "noisy",
-    "malformed",
-)
+PAINTING_SHARE = 0.06
+WASHES = ((0.72, 0.56, 0.34), (0.42, 0.47, 0.36), (0.36, 0.44, 0.55), (0.62, 0.42, 0.36), (0.78, 0.72, 0.58))
+CORRUPTED_SHARE = 0.2
 STRUCTURAL = frozenset({"bad structure", "malformed"})  # change the object, not the picture
-QUALITIES = ("high quality", "detailed", "sharp")
-CORRUPTED_SHARE, QUALITY_SHARE = 0.2, 0.15
-PREFIXES = ("a photo of", "a picture of", "a 3d render of", "an image of")
-# Words outside the vocabulary, so that <unk> is trained to mean "never mind": a visitor's "a fluffy red bear"
-# must not fall apart on the word the toybox has never heard.
-FILLERS = ("lovely", "fluffy", "funny", "wonderful", "unusual")
+
+CHUNK = 256  # pictures that are rendered together
 
 
 class Shot(NamedTuple):
     """Everything random about one picture."""
 
-    name: str
+    facts: Facts
+    caption: str
+    may_mirror: bool  # the mirrored picture is a true picture of the same object
     variant: int
-    colour: str
     rgb: tuple[float, float, float]
-    gloss: float
+    second_rgb: tuple[float, float, float]
     azimuth: float  # degrees
     elevation: float
     distance: float
@@ -97,11 +99,7 @@ class Shot(NamedTuple):
     light: np.ndarray  # [3] unit vector
     grounds: np.ndarray  # [2, 3]
     slope: np.ndarray  # [2]
-    view: str  # one of VIEW_WORDS or ""
-    corruptions: tuple[str, ...]
-    noise_seed: int  # of what the corruptions draw
-    caption: str
-    may_mirror: bool  # the mirrored picture is a true picture of the same object
+    noise_seed: int  # of what corruptions and brush draw
 
 
 def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:
@@ -120,15 +118,24 @@ def draw_camera(rng: np.random.Generator) -> tuple[str, float, float]:
     elevation = rng.uniform(low, high) if rng.random() < 0.3 else min(max(rng.normal(15, 12), low), high)
     if rng.random() >= VIEW_SHARE:
         return "", rng.normal(0, 28) if rng.random() < 0.8 else rng.uniform(-180, 180), elevation
-    view = VIEW_WORDS[pick(rng, VIEW_WEIGHTS)]
+    view = tuple(VIEW_WEIGHTS)[pick(rng, tuple(VIEW_WEIGHTS.values()))]
     if view == OVERHEAD:
         return view, rng.uniform(-180, 180), rng.uniform(*OVERHEAD_ELEVATIONS)
     centre = {FRONT: 0.0, SIDE: 90.0 if rng.random() < 0.5 else -90.0, BACK: 180.0}[view]
     return view, centre + rng.uniform(-HALF_BAND, HALF_BAND), elevation
 
 
-def draw_ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Background colours [2, 3] and their slope [2]: white-ish 55 %, gray 15 %, a colour 15 %, a gradient 15 %."""
+def draw_slope(rng: np.random.Generator) -> np.ndarray:
+    angle = rng.uniform(0, 2 * math.pi)
+    return 0.8 * np.array([math.cos(angle), math.sin(angle)])
+
+
+def draw_ground(rng: np.random.Generator, style: str) -> tuple[np.ndarray, np.ndarray]:
+    """Background colours [2, 3] and their slope [2]: white-ish 55 %, gray 15 %, a colour 15 %, a gradient 15 %;
+    behind a painting an earthy gradient."""
+    if style == "painting":
+        wash = np.array(WASHES[int(rng.random() * len(WASHES))]) + rng.normal(0, 0.04, 3)
+        return np.clip(np.stack([wash * 0.75, wash * 1.15]) + rng.normal(0, 0.03, (2, 3)), 0, 1), draw_slope(rng)
     kind = rng.random()
     if kind < 0.55:
         return np.full((2, 3), 1.0 if rng.random() < 0.5 else rng.uniform(0.9, 1.0)), np.zeros(2)
@@ -137,9 +144,7 @@ def draw_ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     if kind < 0.85:
         return np.tile(rng.uniform(0.0, 1.0, 3), (2, 1)), np.zeros(2)
     start = rng.uniform(0.1, 1.0, 3)
-    angle = rng.uniform(0, 2 * math.pi)
-    finish = np.clip(start + rng.normal(0, 0.2, 3), 0, 1)
-    return np.stack([start, finish]), 0.8 * np.array([math.cos(angle), math.sin(angle)])
+    return np.stack([start, np.clip(start + rng.normal(0, 0.2, 3), 0, 1)]), draw_slope(rng)
 
 
 def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
@@ -147,51 +152,47 @@ def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
     if rng.random() >= CORRUPTED_SHARE:
         return ()
     count = 1 + pick(rng, (0.6, 0.28, 0.12))
-    return tuple(DESCRIPTORS[i] for i in rng.permutation(len(DESCRIPTORS))[:count])
+    return tuple(tuple(DESCRIPTORS)[i] for i in rng.permutation(len(DESCRIPTORS))[:count])
 
 
-def write_caption(
-    rng: np.random.Generator, name: str, colour: str, material: str, view: str, corruptions: tuple[str, ...]
-) -> str:
-    """ "[prefix] a [filler] [material] [colour] object[, view word][, descriptors or quality words]"."""
-    if corruptions and rng.random() < 0.1:
-        return ", ".join(corruptions)
-    words = [material, colour if rng.random() < 0.9 else "", name]
-    if rng.random() < 0.06:
-        words.insert(0, one_of(rng, FILLERS))
-    words = [w for w in words if w]
-    caption = ("an " if words[0][0] in "aeiou" and rng.random() < 0.7 else "a ") + " ".join(words)
-    if rng.random() < 0.2:
-        caption = f"{one_of(rng, PREFIXES)} {caption}"
-    if view:
-        caption += f", {view}"
-    if corruptions:
-        marks = ", ".join(corruptions)
-        return f"{caption}, {marks}" if rng.random() < 0.6 else f"{marks}, {caption}"
-    if rng.random() < QUALITY_SHARE:
-        first = int(rng.random() * len(QUALITIES))
-        marks = QUALITIES[first] if rng.random() < 0.6 else f"{QUALITIES[first]}, {QUALITIES[first - 1]}"
-        caption += f", {marks}"
-    return caption
+def draw_facts(rng: np.random.Generator, view: str) -> Facts:
+    name = one_of(rng, tuple(OBJECTS))
+    colour = one_of(rng, tuple(COLOURS))
+    second = one_of(rng, seconds_of(name)) if rng.random() < SECOND_SHARE else ""
+    style = "painting" if rng.random() < PAINTING_SHARE else ""
+    return Facts(
+        object=name,
+        colour=colour,
+        material=tuple(MATERIALS)[pick(rng, MATERIAL_WEIGHTS)],
+        pattern=tuple(PATTERNS)[pick(rng, PATTERN_WEIGHTS)],
+        second=second,
+        second_colour=one_of(rng, [c for c in COLOURS if c != colour]) if second else "",
+        view=view,
+        style=style,
+        corruptions=() if style else draw_corruptions(rng),
+    )
+
+
+def jittered(rng: np.random.Generator, colour: str) -> tuple[float, float, float]:
+    red, green, blue = (min(max(c + rng.normal(0, 0.03), 0.0), 1.0) for c in COLOURS[colour])
+    return red, green, blue
 
 
 def describe(seed: int, index: int) -> Shot:
     """Picture `index` of `seed`, before any pixel is drawn."""
     rng = np.random.default_rng((seed, index))
-    name = one_of(rng, tuple(OBJECTS))
-    colour = one_of(rng, tuple(COLOURS))
-    material = tuple(MATERIALS)[pick(rng, MATERIAL_WEIGHTS)]
     view, azimuth, elevation = draw_camera(rng)
-    corruptions = draw_corruptions(rng)
-    red, green, blue = (min(max(c + rng.normal(0, 0.03), 0.0), 1.0) for c in COLOURS[colour])
-    grounds, slope = draw_ground(rng)
+    facts = draw_facts(rng, view)
+    model = OBJECTS[facts.object]
+    grounds, slope = draw_ground(rng, facts.style)
     lamp = math.radians(azimuth + rng.uniform(-60, 60))  # the light comes from behind the camera
     return Shot(
-        name=name,
-        variant=int(rng.random() * OBJECTS[name].variants),
-        colour=colour,
-        rgb=(red, green, blue),
-        gloss=MATERIALS[material],
+        facts=facts,
+        caption=write_caption(rng, facts),
+        may_mirror=not model.lopsided and facts.second not in LOPSIDED_SECONDS,
+        variant=int(rng.random() * model.variants),
+        rgb=jittered(rng, facts.colour),
+        second_rgb=jittered(rng, facts.second_colour) if facts.second else (0.0, 0.0, 0.0),
         azimuth=azimuth,
         elevation=elevation,
         distance=DISTANCE * rng.uniform(0.93, 1.1),
@@ -201,11 +202,7 @@ def describe(seed: int, index: int) -> Shot:
         light=np.array((0.6 * math.cos(lamp), 0.6 * math.sin(lamp), 0.8)),
         grounds=grounds,
         slope=slope,
-        view=view,
-        corruptions=corruptions,
         noise_seed=int(rng.integers(2**62)),
-        caption=write_caption(rng, name, colour, material, view, corruptions),
-        may_mirror=not OBJECTS[name].lopsided,
     )
 
 
@@ -218,119 +215,81 @@ def camera_axes(azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarra
     return outward, np.stack([right, down, -outward])
 
 
-def pack(shots: Sequence[Shot]) -> raytrace.Batch:
-    """Solids, cameras, lights and backgrounds of the shots as the renderer wants them."""
-    kinds, to_local, shifts, centres, reaches, colours = [], [], [], [], [], []
-    eyes, axes = np.empty((len(shots), 3)), np.empty((len(shots), 3, 3))
-    for i, shot in enumerate(shots):
-        parts = table(shot.name, shot.variant)
-        at, sizes = parts.centres, parts.sizes
-        if shot.corruptions and not STRUCTURAL.isdisjoint(shot.corruptions):
-            at, sizes = deform(shot, at, sizes)
-        # world = stretch * (turn @ (size * local) + at), undone from the left
-        undo = np.swapaxes(parts.turns, 1, 2) / sizes[:, :, None]
-        kinds.append(parts.kinds)
-        to_local.append(undo / shot.stretch)
-        shifts.append(-(undo @ at[:, :, None])[:, :, 0])
-        centres.append(at * shot.stretch)
-        corner = np.where(parts.kinds == raytrace.BALL, sizes.max(1), np.sqrt((sizes**2).sum(1)))
-        reaches.append(corner * shot.stretch.max())
-        colours.append(parts.shares[:, :1] * np.array(shot.rgb) + parts.rests)
-        outward, axes[i] = camera_axes(shot.azimuth, shot.elevation)
-        eyes[i] = shot.aim + shot.distance * outward
-    return raytrace.Batch(
-        first=np.concatenate([[0], np.cumsum([len(k) for k in kinds])]).astype(np.int64),
-        kinds=np.concatenate(kinds),
-        to_local=np.concatenate(to_local),
-        shift=np.concatenate(shifts),
-        centres=np.concatenate(centres),
-        reaches=np.concatenate(reaches),
-        colours=np.concatenate(colours),
-        eyes=eyes,
-        axes=axes,
-        lights=np.stack([s.light for s in shots]),
-        shading=np.array([(s.ambient, s.gloss) for s in shots]),
-        grounds=np.stack([s.grounds for s in shots]),
-        slopes=np.stack([s.slope for s in shots]),
-    )
+def wobble(rng: np.random.Generator, at: np.ndarray) -> np.ndarray:
+    """A smooth random vector field of unit variance at points [K, 3]: neighbouring parts move together."""
+    waves, phases = rng.normal(0, 2.2, (3, 3)), rng.uniform(0, 2 * math.pi, 3)
+    return np.sin(at @ waves.T + phases) @ rng.normal(0, math.sqrt(2 / 3), (3, 3))
 
 
 def deform(shot: Shot, at: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and sizes [K, 3] of a spoilt object: parts out of place ("bad structure"), misshapen ("malformed")."""
+    """Centres and sizes [K, 3] of a spoilt object: bent, with two clusters of parts in the wrong place
+    ("bad structure"); swollen here and shrunken there ("malformed")."""
     rng = np.random.default_rng(shot.noise_seed)
-    if "bad structure" in shot.corruptions:
-        at = at + rng.normal(0, 0.6, at.shape) * sizes.max(1, keepdims=True)
-    if "malformed" in shot.corruptions:
-        sizes = sizes * np.exp(rng.normal(0, 0.4, sizes.shape))
-        at = at + rng.normal(0, 0.15, at.shape) * sizes.max(1, keepdims=True)
+    if "bad structure" in shot.facts.corruptions:
+        for _ in range(2):
+            middle = at[int(rng.random() * len(at))]
+            way = rng.normal(0, 1, 3)
+            moved = np.linalg.norm(at - middle, axis=1) < 0.3
+            at = at + moved[:, None] * way * (rng.uniform(0.28, 0.42) / np.linalg.norm(way))
+        at = at + 0.16 * wobble(rng, at)
+    if "malformed" in shot.facts.corruptions:
+        swelling = np.exp(0.3 * wobble(rng, at))
+        sizes, at = sizes * swelling, at * np.sqrt(swelling)
     return at, sizes
 
 
-def blurred(x: np.ndarray, passes: int) -> np.ndarray:
-    """Binomial (1 2 1) blur of [H, W, 3], edge pixels repeated."""
-    for _ in range(passes):
-        p = np.pad(x, ((1, 1), (1, 1), (0, 0)), "edge")
-        p = (p[:-2] + 2 * p[1:-1] + p[2:]) / 4
-        x = (p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]) / 4
-    return x
+def mark_of(shot: Shot) -> tuple[float, float, float]:
+    """Colour of the stripes or spots: a little of the object's in white or dark gray."""
+    mark = DARK_MARK if shot.facts.colour in DARK_MARKED else WHITE_MARK
+    red, green, blue = (c + MARK_STRENGTH * (mark - c) for c in shot.rgb)
+    return red, green, blue
 
 
-def oversaturated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    gray = x.mean(-1, keepdims=True)
-    return gray + (x - gray) * rng.uniform(1.6, 2.6) + (gray - 0.5) * rng.uniform(0.1, 0.4)
+def pack(shots: Sequence[Shot]) -> raytrace.Batch:
+    """Solids, cameras, lights and backgrounds of the shots as the renderer wants them."""
+    tables = [table(s.facts.object, s.variant, s.facts.second) for s in shots]
+    centres, sizes = [t.centres for t in tables], [t.sizes for t in tables]
+    eyes, axes = np.empty((len(shots), 3)), np.empty((len(shots), 3, 3))
+    for i, shot in enumerate(shots):
+        if shot.facts.corruptions and not STRUCTURAL.isdisjoint(shot.facts.corruptions):
+            centres[i], sizes[i] = deform(shot, centres[i], sizes[i])
+        outward, axes[i] = camera_axes(shot.azimuth, shot.elevation)
+        eyes[i] = shot.aim + shot.distance * outward
+    counts = [len(t.kinds) for t in tables]
+    of = np.repeat(np.arange(len(shots)), counts)  # whose part it is
+    stretches = np.array([s.stretch for s in shots])
+    extents, turns = np.concatenate(sizes), np.concatenate([t.turns for t in tables])
+    shares = np.concatenate([t.shares for t in tables])
+    own, second = np.array([s.rgb for s in shots])[of], np.array([s.second_rgb for s in shots])[of]
+    patterns = np.array([PATTERNS[s.facts.pattern] for s in shots])[of]
+    return raytrace.Batch(
+        first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        kinds=np.concatenate([t.kinds for t in tables]),
+        # world = stretch * (turn @ (size * local) + centre), and undone from the left
+        to_world=stretches[of][:, :, None] * turns * extents[:, None, :],
+        to_local=np.swapaxes(turns, 1, 2) / extents[:, :, None] / stretches[of][:, None, :],
+        centres=np.concatenate(centres) * stretches[of],
+        colours=shares[:, :1] * own + shares[:, 1:] * second + np.concatenate([t.rests for t in tables]),
+        patterns=np.where(shares[:, 0] > 0.5, patterns, raytrace.PLAIN),
+        marks=np.array([mark_of(s) for s in shots]),
+        stretches=stretches,
+        eyes=eyes,
+        axes=axes,
+        lights=np.array([s.light for s in shots]),
+        shading=np.array([(s.ambient, MATERIALS[s.facts.material]) for s in shots]),
+        grounds=np.array([s.grounds for s in shots]),
+        slopes=np.array([s.slope for s in shots]),
+    )
 
 
-def smooth(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return blurred(x, int(rng.integers(1, 3)))
-
-
-def pixelated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    step = 2 if rng.random() < 0.4 else 4
-    n = x.shape[0] // step
-    return x.reshape(n, step, n, step, 3).mean((1, 3)).repeat(step, 0).repeat(step, 1)
-
-
-def cartoon(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Few tones and softly darkened outlines."""
-    tones = int(rng.integers(3, 6))
-    outline = np.clip(np.abs(x - blurred(x, 1)).max(-1, keepdims=True) * 6 - 0.3, 0, 1)
-    return np.round(x * tones) / tones * (1 - rng.uniform(0.4, 0.8) * outline)
-
-
-def foggy(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return x + (np.array((0.8, 0.82, 0.85)) - x) * rng.uniform(0.35, 0.65)
-
-
-def hazy(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return x + (np.array((0.86, 0.8, 0.68)) - x) * rng.uniform(0.25, 0.5)
-
-
-def blurry(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return blurred(x, int(rng.integers(3, 8)))
-
-
-def noisy(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return x + rng.normal(0, rng.uniform(0.06, 0.18), x.shape)
-
-
-FILTERS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "oversaturated": oversaturated,
-    "smooth": smooth,
-    "pixelated": pixelated,
-    "cartoon": cartoon,
-    "foggy": foggy,
-    "hazy": hazy,
-    "blurry": blurry,
-    "noisy": noisy,
-}
-
-
-def corrupted(x: np.ndarray, shot: Shot) -> np.ndarray:
-    """[H, W, 3] with the shot's picture corruptions applied in the order of its caption, in [0, 1]."""
+def finished(x: np.ndarray, shot: Shot) -> np.ndarray:
+    """[H, W, 3] painted, or with the shot's picture corruptions applied in the order of its caption, in [0, 1]."""
     rng = np.random.default_rng((shot.noise_seed, 1))
-    for word in shot.corruptions:
+    if shot.facts.style == "painting":
+        x = painted(x, rng)
+    for word in shot.facts.corruptions:
         if word in FILTERS:
-            x = np.clip(FILTERS[word](x, rng), 0, 1)
+            x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
     return x
 
 
@@ -338,13 +297,13 @@ def render_shots(shots: Sequence[Shot], size: int = SIZE) -> np.ndarray:
     """float32 [n, size, size, 3] in [0, 1]."""
     rgb, _ = raytrace.render(pack(shots), size, math.tan(math.radians(FOV_DEGREES / 2)))
     for i, shot in enumerate(shots):
-        if shot.corruptions:
-            rgb[i] = corrupted(rgb[i], shot)
+        if shot.facts.style or shot.facts.corruptions:
+            rgb[i] = finished(rgb[i], shot)
     return rgb
 
 
 class Pool(NamedTuple):
-    """N pictures with captions, picture i being `describe(seed, i)`."""
+    """N pictures with captions, picture i being `describe(seed, begin + i)`."""
 
     rgb: np.ndarray  # [N, 3, SIZE, SIZE] uint8, memory-mapped where it comes from a file
     captions: list[str]
@@ -361,40 +320,57 @@ def render_range(seed: int, begin: int, end: int) -> tuple[np.ndarray, list[str]
     return rgb, [s.caption for s in shots], np.array([s.may_mirror for s in shots])
 
 
-def fill(out: np.ndarray, seed: int, threads: int, progress: Callable[[int], None]) -> tuple[list[str], np.ndarray]:
-    """Render pictures 0 .. len(out) - 1 into `out`; the result does not depend on `threads`."""
-    chunk = 256
-    begins = range(0, len(out), chunk)
+def rendered(seed: int, begin: int, end: int, workers: int) -> Iterator[tuple[np.ndarray, list[str], np.ndarray]]:
+    """`render_range` of consecutive chunks, in order, by that many processes; the result does not depend on them.
+
+    Processes, because descriptions and captions are Python. They are started afresh (not forked), so a script
+    that comes here must have the usual `if __name__ == "__main__"`; with one worker there is no other process.
+    """
+    begins = range(begin, end, CHUNK)
+    ends = [min(b + CHUNK, end) for b in begins]
+    workers = min(workers, len(begins) // 4)  # a process takes seconds to start
+    if workers <= 1:
+        yield from map(render_range, repeat(seed), begins, ends)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as processes:
+        yield from processes.map(render_range, repeat(seed), begins, ends)
+
+
+def fill(
+    out: np.ndarray, seed: int, begin: int, workers: int, progress: Callable[[int], None]
+) -> tuple[list[str], np.ndarray]:
+    """Render pictures begin .. begin + len(out) - 1 into `out`; `progress` hears how many are done."""
     captions: list[str] = []
     mirrors: list[np.ndarray] = []
-    with ThreadPoolExecutor(threads) as workers:
-        parts = workers.map(lambda b: render_range(seed, b, min(b + chunk, len(out))), begins)
-        for begin, (rgb, words, mirror) in zip(begins, parts, strict=True):
-            out[begin : begin + len(rgb)] = rgb
-            captions += words
-            mirrors.append(mirror)
-            progress(begin + len(rgb))
+    for rgb, words, mirror in rendered(seed, begin, begin + len(out), workers):
+        out[len(captions) : len(captions) + len(rgb)] = rgb
+        captions += words
+        mirrors.append(mirror)
+        progress(len(captions))
     return captions, np.concatenate(mirrors)
 
 
-def make_pool(seed: int, count: int, threads: int = 2) -> Pool:
+def make_pool(seed: int, count: int, workers: int = 1, begin: int = 0) -> Pool:
     """A pool in memory."""
     rgb = np.empty((count, 3, SIZE, SIZE), np.uint8)
-    captions, may_mirror = fill(rgb, seed, threads, lambda done: None)
+    captions, may_mirror = fill(rgb, seed, begin, workers, lambda done: None)
     return Pool(rgb, captions, may_mirror)
 
 
-def kept_pool(folder: Path, seed: int, count: int, threads: int, progress: Callable[[int], None]) -> Pool:
-    """The pool of this seed and size from `folder`, rendered there first if it is not complete.
+def kept_pool(
+    folder: Path, seed: int, count: int, workers: int, progress: Callable[[int], None], begin: int = 0
+) -> Pool:
+    """Pictures begin .. begin + count - 1 of a seed from `folder`, rendered there first if they are not complete.
 
-    The index with the captions is written last and whole, so its presence says that the pictures are complete.
+    12 kB a picture, mapped into memory, so a pool may be larger than it. The index with the captions is written
+    last and whole, so its presence says that the pictures are complete.
     """
-    stem = folder / f"pictures-v{DATA_VERSION}-{seed}-{count}"
+    stem = folder / f"pictures-v{DATA_VERSION}-{SIZE}-{seed}-{begin}-{count}"
     pixels, index = stem.with_suffix(".npy"), stem.with_suffix(".json")
     if not (pixels.exists() and index.exists()):
         folder.mkdir(parents=True, exist_ok=True)
         rgb = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, 3, SIZE, SIZE))
-        captions, may_mirror = fill(rgb, seed, threads, progress)
+        captions, may_mirror = fill(rgb, seed, begin, workers, progress)
         rgb.flush()
         draft = index.with_suffix(".part")
         draft.write_text(json.dumps({"captions": captions, "may_mirror": may_mirror.tolist()}))

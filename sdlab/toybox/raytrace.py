@@ -1,12 +1,16 @@
 """Ray casting of a few dozen simple solids, one small picture at a time, compiled by numba.
 
-A solid is a unit shape (ball, cube, cylinder, cone, see the `hit_*` functions) under an affine map. A ray is
-taken into the solid's own frame, where the intersection is a formula; distances along the ray stay comparable
-because the ray is mapped with its length. Camera rows are (right, down, forward), as everywhere in the project.
+A solid is a unit shape (ball, cube, cylinder, cone) under an affine map. A ray is taken into the solid's own
+frame, where the intersection is a formula; it is not normalised there, so distances along it stay comparable.
+Camera rows are (right, down, forward), as everywhere in the project; distances along rays are depths.
 
-The kernels release the GIL, so threads render different pictures side by side; a picture's value does not
-depend on how pictures are dealt to threads. `no_type_check` keeps the run-time type checker of the tests, which
-would wrap the Python function, away from functions that numba compiles.
+A picture is drawn in two passes. `cover` goes solid by solid over the samples that the solid may touch and keeps the
+nearest depth: inner loops without branches, which the compiler turns into vector instructions. `shade` then computes
+normal, light and pattern once for what is seen.
+
+The kernels release the GIL; a picture's value does not depend on which others are drawn with it. `no_type_check`
+keeps the run-time type checker of the tests, which would wrap the Python function, away from functions that numba
+compiles.
 """
 
 from __future__ import annotations
@@ -18,9 +22,16 @@ import numba
 import numpy as np
 
 BALL, CUBE, CYLINDER, CONE = range(4)
-FAR = 1e9  # "no hit": finite, because fastmath may not reason about infinities
-NEAR = 1e-3
-SHININESS = 16.0  # Phong exponent of the highlight
+PLAIN, STRIPED, SPOTTED = range(3)
+FAR = np.float32(1e9)  # "no hit": finite, because fastmath may not reason about infinities
+NEAR = np.float32(1e-3)
+TINY = np.float32(1e-7)
+ONE, HALF, ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
+
+# Marks of a pattern: bands across a direction tilted forward, so that no level face lies within one band; and balls
+# of a body-centred lattice, of which every plane along the axes cuts some.
+STRIPE_PERIOD, STRIPE_SHARE, STRIPE_TILT = 0.42, 0.34, math.radians(22)
+SPOT_PERIOD, SPOT_RADIUS = 0.42, 0.125
 
 
 class Batch(NamedTuple):
@@ -28,11 +39,13 @@ class Batch(NamedTuple):
 
     first: np.ndarray  # [n + 1] int64
     kinds: np.ndarray  # [K] int64: BALL, CUBE, CYLINDER or CONE
-    to_local: np.ndarray  # [K, 3, 3] linear part of world -> the solid's own frame
-    shift: np.ndarray  # [K, 3] its translation: local = to_local @ world + shift
+    to_world: np.ndarray  # [K, 3, 3] linear part of the solid's own frame -> world
+    to_local: np.ndarray  # [K, 3, 3] its inverse
     centres: np.ndarray  # [K, 3] world
-    reaches: np.ndarray  # [K] radius of a world ball around the centre that holds the solid
     colours: np.ndarray  # [K, 3] RGB in [0, 1]
+    patterns: np.ndarray  # [K] int64: PLAIN, STRIPED or SPOTTED
+    marks: np.ndarray  # [n, 3] RGB of the stripes or spots
+    stretches: np.ndarray  # [n, 3] world = stretch * object: a pattern lives in the object's frame
     eyes: np.ndarray  # [n, 3] camera positions
     axes: np.ndarray  # [n, 3, 3] camera axes right, down, forward as rows
     lights: np.ndarray  # [n, 3] unit vectors towards the light
@@ -42,211 +55,327 @@ class Batch(NamedTuple):
 
 
 compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+inlined = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy", forceinline=True)
 
 
 @compiled
 @no_type_check
-def hit_ball(ox, oy, oz, dx, dy, dz):
-    """Unit ball. Ray o + t d -> (t, normal), t = FAR for a miss; the same for the other shapes."""
-    a = dx * dx + dy * dy + dz * dz
-    half_b = ox * dx + oy * dy + oz * dz
-    discriminant = half_b * half_b - a * (ox * ox + oy * oy + oz * oz - 1.0)
-    if discriminant <= 0.0:
-        return FAR, 0.0, 0.0, 0.0
-    t = (-half_b - math.sqrt(discriminant)) / a
-    return t, ox + t * dx, oy + t * dy, oz + t * dz
+def ball_bounds(to_camera, centre, bounds):
+    """Screen box (left, right, top, bottom) in units of tan, of an ellipsoid: the tangents of its dual conic."""
+    ww = 0.0
+    for c in range(3):
+        ww += to_camera[2, c] ** 2
+    ww -= centre[2] ** 2
+    for axis in range(2):
+        uu, uw = -(centre[axis] ** 2), -centre[axis] * centre[2]
+        for c in range(3):
+            uu += to_camera[axis, c] ** 2
+            uw += to_camera[axis, c] * to_camera[2, c]
+        root = math.sqrt(max(uw * uw - uu * ww, 0.0))
+        one, other = (uw - root) / ww, (uw + root) / ww
+        bounds[2 * axis], bounds[2 * axis + 1] = min(one, other), max(one, other)
 
 
 @compiled
 @no_type_check
-def slab(o, d):
-    """Where the ray is between -1 and 1 along one axis: (enter, leave)."""
-    if abs(d) < 1e-9:
-        return (-FAR, FAR) if abs(o) <= 1.0 else (FAR, -FAR)
-    one, other = (-1.0 - o) / d, (1.0 - o) / d
-    return (one, other) if one < other else (other, one)
+def corner_bounds(to_camera, centre, bounds):
+    """The same from the eight corners of the box that holds any of the other solids."""
+    bounds[0] = bounds[2] = 1e9
+    bounds[1] = bounds[3] = -1e9
+    for corner in range(8):
+        x, y, z = 1.0 - 2.0 * (corner & 1), 1.0 - (corner & 2), 1.0 - 0.5 * (corner & 4)
+        depth = max(to_camera[2, 0] * x + to_camera[2, 1] * y + to_camera[2, 2] * z + centre[2], 0.05)
+        for axis in range(2):
+            at = to_camera[axis, 0] * x + to_camera[axis, 1] * y + to_camera[axis, 2] * z + centre[axis]
+            bounds[2 * axis] = min(bounds[2 * axis], at / depth)
+            bounds[2 * axis + 1] = max(bounds[2 * axis + 1], at / depth)
 
 
 @compiled
 @no_type_check
-def hit_cube(ox, oy, oz, dx, dy, dz):
-    """Cube from -1 to 1: the last slab entered, if it is entered before any is left."""
-    enter_x, leave_x = slab(ox, dx)
-    enter_y, leave_y = slab(oy, dy)
-    enter_z, leave_z = slab(oz, dz)
-    t = max(enter_x, enter_y, enter_z)
-    if t >= min(leave_x, leave_y, leave_z):
-        return FAR, 0.0, 0.0, 0.0
-    if t == enter_x:
-        return t, -math.copysign(1.0, dx), 0.0, 0.0
-    if t == enter_y:
-        return t, 0.0, -math.copysign(1.0, dy), 0.0
-    return t, 0.0, 0.0, -math.copysign(1.0, dz)
+def screen_span(low, high, tan_half_fov, fine):
+    """Samples along one screen axis between two tangents, one to spare: (begin, end)."""
+    begin = math.floor((low / tan_half_fov + 1.0) * 0.5 * fine) - 1.0
+    end = math.ceil((high / tan_half_fov + 1.0) * 0.5 * fine) + 1.0
+    return int(min(max(begin, 0.0), fine)), int(min(max(end, 0.0), fine))
 
 
 @compiled
 @no_type_check
-def hit_cap(ox, oy, oz, dx, dy, dz, level):
-    """The unit disc at z = level; its normal points away from z = 0."""
-    if abs(dz) > 1e-9:
-        t = (level - oz) / dz
-        x, y = ox + t * dx, oy + t * dy
-        if x * x + y * y <= 1.0:
-            return t, 0.0, 0.0, level
-    return FAR, 0.0, 0.0, 0.0
+def cover_ball(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
+    """One row of samples against the unit ball: ray o + t (l + j s) for sample j; the same for the other shapes."""
+    outside = ox * ox + oy * oy + oz * oz - ONE
+    for j in range(depths.shape[0]):
+        at = np.float32(j)
+        dx, dy, dz = lx + at * sx, ly + at * sy, lz + at * sz
+        a = dx * dx + dy * dy + dz * dz
+        half_b = ox * dx + oy * dy + oz * dz
+        discriminant = half_b * half_b - a * outside
+        t = (-half_b - np.sqrt(max(discriminant, ZERO))) / a
+        hit = (discriminant > ZERO) & (t > NEAR) & (t < depths[j])
+        depths[j] = t if hit else depths[j]
+        owners[j] = k if hit else owners[j]
 
 
 @compiled
 @no_type_check
-def hit_cylinder(ox, oy, oz, dx, dy, dz):
-    """Radius 1 about z, from z = -1 to 1. From outside, the nearest of wall and caps is the entry."""
-    t, nx, ny, nz = hit_cap(ox, oy, oz, dx, dy, dz, 1.0 if dz < 0.0 else -1.0)
-    a = dx * dx + dy * dy
-    half_b = ox * dx + oy * dy
-    discriminant = half_b * half_b - a * (ox * ox + oy * oy - 1.0)
-    if discriminant > 0.0 and a > 1e-12:
-        wall = (-half_b - math.sqrt(discriminant)) / a
-        if NEAR < wall < t and abs(oz + wall * dz) <= 1.0:
-            return wall, ox + wall * dx, oy + wall * dy, 0.0
-    return t, nx, ny, nz
+def cover_cube(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
+    """Cube from -1 to 1: hit where the last slab is entered before any is left."""
+    for j in range(depths.shape[0]):
+        at = np.float32(j)
+        dx, dy, dz = lx + at * sx, ly + at * sy, lz + at * sz
+        dx = dx if abs(dx) > TINY else TINY
+        dy = dy if abs(dy) > TINY else TINY
+        dz = dz if abs(dz) > TINY else TINY
+        ix, iy, iz = ONE / dx, ONE / dy, ONE / dz
+        mx, my, mz = -ox * ix, -oy * iy, -oz * iz
+        ix, iy, iz = abs(ix), abs(iy), abs(iz)
+        enter = max(max(mx - ix, my - iy), mz - iz)
+        leave = min(min(mx + ix, my + iy), mz + iz)
+        hit = (enter < leave) & (enter > NEAR) & (enter < depths[j])
+        depths[j] = enter if hit else depths[j]
+        owners[j] = k if hit else owners[j]
 
 
 @compiled
 @no_type_check
-def hit_cone(ox, oy, oz, dx, dy, dz):
+def cover_cylinder(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
+    """Radius 1 about z, from z = -1 to 1: wall or the cap that faces the ray, whichever it meets inside the other."""
+    outside = ox * ox + oy * oy - ONE
+    for j in range(depths.shape[0]):
+        at = np.float32(j)
+        dx, dy, dz = lx + at * sx, ly + at * sy, lz + at * sz
+        dz = dz if abs(dz) > TINY else TINY
+        a = dx * dx + dy * dy + TINY * TINY
+        half_b = ox * dx + oy * dy
+        discriminant = half_b * half_b - a * outside
+        root = np.sqrt(max(discriminant, ZERO))
+        iz, ia = ONE / dz, ONE / a
+        middle, half = -oz * iz, abs(iz)
+        enter = max((-half_b - root) * ia, middle - half)
+        leave = min((-half_b + root) * ia, middle + half)
+        hit = (discriminant > ZERO) & (enter < leave) & (enter > NEAR) & (enter < depths[j])
+        depths[j] = enter if hit else depths[j]
+        owners[j] = k if hit else owners[j]
+
+
+@compiled
+@no_type_check
+def cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
     """Apex at z = 1, unit base disc at z = -1: x^2 + y^2 = ((1 - z) / 2)^2."""
-    t, nx, ny, nz = FAR, 0.0, 0.0, 0.0
-    if dz > 0.0:
-        t, nx, ny, nz = hit_cap(ox, oy, oz, dx, dy, dz, -1.0)
-    radius, growth = 0.5 * (1.0 - oz), -0.5 * dz
-    a = dx * dx + dy * dy - growth * growth
-    half_b = ox * dx + oy * dy - radius * growth
-    discriminant = half_b * half_b - a * (ox * ox + oy * oy - radius * radius)
-    if discriminant > 0.0 and abs(a) > 1e-12:
-        root = math.sqrt(discriminant)
-        for sign in (-1.0, 1.0):  # both: the smaller one may lie on the mirror cone above the apex
-            wall = (-half_b + sign * root) / a
-            z = oz + wall * dz
-            if NEAR < wall < t and abs(z) <= 1.0:
-                t, nx, ny, nz = wall, ox + wall * dx, oy + wall * dy, 0.25 * (1.0 - z)
-    return t, nx, ny, nz
+    radius = HALF * (ONE - oz)
+    outside = ox * ox + oy * oy - radius * radius
+    for j in range(depths.shape[0]):
+        at = np.float32(j)
+        dx, dy, dz = lx + at * sx, ly + at * sy, lz + at * sz
+        growth = -HALF * dz
+        a = dx * dx + dy * dy - growth * growth
+        a = a if abs(a) > TINY * TINY else TINY * TINY
+        half_b = ox * dx + oy * dy - radius * growth
+        discriminant = half_b * half_b - a * outside
+        root, ia = np.sqrt(max(discriminant, ZERO)), ONE / a
+        one, other = (-half_b - root) * ia, (-half_b + root) * ia  # either may lie on the mirror cone above the apex
+        real = discriminant > ZERO
+        t = one if real & (abs(oz + one * dz) <= ONE) & (one > NEAR) else FAR
+        t = other if real & (abs(oz + other * dz) <= ONE) & (other > NEAR) & (other < t) else t
+        base = (-ONE - oz) / (dz if dz > TINY else TINY)
+        x, y = ox + base * dx, oy + base * dy
+        t = base if (dz > TINY) & (x * x + y * y <= ONE) & (base > NEAR) & (base < t) else t
+        hit = t < depths[j]
+        depths[j] = t if hit else depths[j]
+        owners[j] = k if hit else owners[j]
 
 
 @compiled
 @no_type_check
-def screen_interval(offset, depth, reach, tan_half_fov, size):
-    """Pixels along one screen axis that a ball at `offset` and `depth` can touch, one pixel to spare."""
-    near, far = max(depth - reach, 0.3), max(depth, 0.3) + reach
-    low, high = offset - reach, offset + reach
-    low /= (near if low < 0.0 else far) * tan_half_fov
-    high /= (far if high < 0.0 else near) * tan_half_fov
-    return (low + 1.0) * 0.5 * size - 1.0, (high + 1.0) * 0.5 * size + 1.0
+def cover(batch, i, tan_half_fov, origins, directions, depths, owners):
+    """Depth and solid (-1: none) of every sample [fine, fine] of picture i; rays in each solid's frame for `shade`.
 
-
-@compiled
-@no_type_check
-def render_one(batch, i, size, tan_half_fov, per_side, rgb, coverage):
-    """Picture i of the batch into rgb [size, size, 3] and coverage [size, size]; per_side^2 rays a pixel."""
+    The ray through the screen point (u, v), both -1 .. 1, is origins[k] + t directions[k] @ (u, v, 1).
+    """
     begin, end = batch.first[i], batch.first[i + 1]
-    count = end - begin
-    eye, axes, light = batch.eyes[i], batch.axes[i], batch.lights[i]
-    ambient, highlight = batch.shading[i, 0], batch.shading[i, 1]
-    start, finish = batch.grounds[i, 0], batch.grounds[i, 1]
-
-    origins = np.empty((count, 3))  # the eye in each solid's frame
-    bounds = np.empty((count, 4))  # pixels it may touch: left, right, top, bottom
-    for k in range(count):
-        to_local, shift, centre = batch.to_local[begin + k], batch.shift[begin + k], batch.centres[begin + k]
-        x, y, z = centre[0] - eye[0], centre[1] - eye[1], centre[2] - eye[2]
-        right = axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z
-        down = axes[1, 0] * x + axes[1, 1] * y + axes[1, 2] * z
-        depth = axes[2, 0] * x + axes[2, 1] * y + axes[2, 2] * z
-        reach = batch.reaches[begin + k]
-        bounds[k, 0], bounds[k, 1] = screen_interval(right, depth, reach, tan_half_fov, size)
-        bounds[k, 2], bounds[k, 3] = screen_interval(down, depth, reach, tan_half_fov, size)
+    fine = depths.shape[0]
+    eye, axes = batch.eyes[i], batch.axes[i]
+    step = np.float32(2.0 / fine)
+    to_camera, centre, bounds = np.empty((3, 3)), np.empty(3), np.empty(4)
+    depths[:] = FAR
+    owners[:] = -1
+    for k in range(end - begin):
+        to_local, to_world = batch.to_local[begin + k], batch.to_world[begin + k]
+        x = batch.centres[begin + k, 0] - eye[0]
+        y = batch.centres[begin + k, 1] - eye[1]
+        z = batch.centres[begin + k, 2] - eye[2]
         for r in range(3):
-            origins[k, r] = to_local[r, 0] * eye[0] + to_local[r, 1] * eye[1] + to_local[r, 2] * eye[2] + shift[r]
-
-    candidates = np.empty(count, np.int64)
-    fine = size * per_side
-    for row in range(size):
-        for column in range(size):
-            n_candidates = 0
-            for k in range(count):
-                if bounds[k, 0] <= column <= bounds[k, 1] and bounds[k, 2] <= row <= bounds[k, 3]:
-                    candidates[n_candidates] = k
-                    n_candidates += 1
-            red = green = blue = covered = 0.0
-            for sub in range(per_side * per_side):
-                u = (column * per_side + sub % per_side + 0.5) / fine * 2.0 - 1.0
-                v = (row * per_side + sub // per_side + 0.5) / fine * 2.0 - 1.0
-                right, down = u * tan_half_fov, v * tan_half_fov
-                dx = axes[0, 0] * right + axes[1, 0] * down + axes[2, 0]
-                dy = axes[0, 1] * right + axes[1, 1] * down + axes[2, 1]
-                dz = axes[0, 2] * right + axes[1, 2] * down + axes[2, 2]
-                length = math.sqrt(dx * dx + dy * dy + dz * dz)
-                dx, dy, dz = dx / length, dy / length, dz / length
-
-                nearest, solid = FAR, -1
-                nx = ny = nz = 0.0
-                for c in range(n_candidates):
-                    k = candidates[c]
-                    m = batch.to_local[begin + k]
-                    lx = m[0, 0] * dx + m[0, 1] * dy + m[0, 2] * dz
-                    ly = m[1, 0] * dx + m[1, 1] * dy + m[1, 2] * dz
-                    lz = m[2, 0] * dx + m[2, 1] * dy + m[2, 2] * dz
-                    ox, oy, oz = origins[k, 0], origins[k, 1], origins[k, 2]
-                    kind = batch.kinds[begin + k]
-                    if kind == BALL:
-                        t, hx, hy, hz = hit_ball(ox, oy, oz, lx, ly, lz)
-                    elif kind == CUBE:
-                        t, hx, hy, hz = hit_cube(ox, oy, oz, lx, ly, lz)
-                    elif kind == CYLINDER:
-                        t, hx, hy, hz = hit_cylinder(ox, oy, oz, lx, ly, lz)
-                    else:
-                        t, hx, hy, hz = hit_cone(ox, oy, oz, lx, ly, lz)
-                    if NEAR < t < nearest:
-                        nearest, solid, nx, ny, nz = t, begin + k, hx, hy, hz
-
-                if solid < 0:
-                    along = 0.5 + 0.5 * (batch.slopes[i, 0] * u + batch.slopes[i, 1] * v)
-                    along = min(max(along, 0.0), 1.0)
-                    red += start[0] + (finish[0] - start[0]) * along
-                    green += start[1] + (finish[1] - start[1]) * along
-                    blue += start[2] + (finish[2] - start[2]) * along
-                    continue
-                m = batch.to_local[solid]  # normals map with the transpose of world -> local
-                wx = m[0, 0] * nx + m[1, 0] * ny + m[2, 0] * nz
-                wy = m[0, 1] * nx + m[1, 1] * ny + m[2, 1] * nz
-                wz = m[0, 2] * nx + m[1, 2] * ny + m[2, 2] * nz
-                norm = math.sqrt(wx * wx + wy * wy + wz * wz + 1e-12)
-                wx, wy, wz = wx / norm, wy / norm, wz / norm
-                facing = wx * light[0] + wy * light[1] + wz * light[2]
-                sky = 0.8 + 0.2 * wz  # a little more ambient light from above
-                shade = ambient * sky + (1.0 - ambient) * max(facing, 0.0)
-                mirrored = (
-                    (2.0 * facing * wx - light[0]) * dx
-                    + (2.0 * facing * wy - light[1]) * dy
-                    + (2.0 * facing * wz - light[2]) * dz
+            origins[k, r] = -(to_local[r, 0] * x + to_local[r, 1] * y + to_local[r, 2] * z)
+            centre[r] = axes[r, 0] * x + axes[r, 1] * y + axes[r, 2] * z
+            for c in range(3):
+                scale = 1.0 if c == 2 else tan_half_fov
+                along = to_local[r, 0] * axes[c, 0] + to_local[r, 1] * axes[c, 1] + to_local[r, 2] * axes[c, 2]
+                directions[k, r, c] = scale * along
+                to_camera[r, c] = (
+                    axes[r, 0] * to_world[0, c] + axes[r, 1] * to_world[1, c] + axes[r, 2] * to_world[2, c]
                 )
-                gleam = highlight * max(-mirrored, 0.0) ** SHININESS
-                colour = batch.colours[solid]
-                red += min(colour[0] * shade + gleam, 1.0)
-                green += min(colour[1] * shade + gleam, 1.0)
-                blue += min(colour[2] * shade + gleam, 1.0)
-                covered += 1.0
-            share = 1.0 / (per_side * per_side)
-            rgb[row, column, 0] = red * share
-            rgb[row, column, 1] = green * share
-            rgb[row, column, 2] = blue * share
-            coverage[row, column] = covered * share
+        kind = batch.kinds[begin + k]
+        if kind == BALL:
+            ball_bounds(to_camera, centre, bounds)
+        else:
+            corner_bounds(to_camera, centre, bounds)
+        left, right = screen_span(bounds[0], bounds[1], tan_half_fov, fine)
+        top, bottom = screen_span(bounds[2], bounds[3], tan_half_fov, fine)
+        ox, oy, oz = origins[k, 0], origins[k, 1], origins[k, 2]
+        m, owner = directions[k], np.int32(k)
+        sx, sy, sz = step * m[0, 0], step * m[1, 0], step * m[2, 0]
+        u = (np.float32(left) + HALF) * step - ONE
+        for row in range(top, bottom):
+            v = (np.float32(row) + HALF) * step - ONE
+            lx = m[0, 0] * u + m[0, 1] * v + m[0, 2]
+            ly = m[1, 0] * u + m[1, 1] * v + m[1, 2]
+            lz = m[2, 0] * u + m[2, 1] * v + m[2, 2]
+            near, whose = depths[row, left:right], owners[row, left:right]
+            if kind == BALL:
+                cover_ball(ox, oy, oz, lx, ly, lz, sx, sy, sz, owner, near, whose)
+            elif kind == CUBE:
+                cover_cube(ox, oy, oz, lx, ly, lz, sx, sy, sz, owner, near, whose)
+            elif kind == CYLINDER:
+                cover_cylinder(ox, oy, oz, lx, ly, lz, sx, sy, sz, owner, near, whose)
+            else:
+                cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, owner, near, whose)
 
 
 @compiled
 @no_type_check
-def render_all(batch, size, tan_half_fov, per_side, rgb, coverage):
+def normal_at(kind, x, y, z):
+    """Outward normal, of any length, at a point on the surface of a solid, in the solid's own frame."""
+    if kind == BALL:
+        return x, y, z
+    if kind == CUBE:
+        far = max(abs(x), abs(y), abs(z))
+        if far == abs(x):
+            return x, 0.0, 0.0
+        return (0.0, y, 0.0) if far == abs(y) else (0.0, 0.0, z)
+    around = math.sqrt(x * x + y * y)
+    if kind == CYLINDER:
+        return (0.0, 0.0, z) if abs(z) > around else (x, y, 0.0)
+    if z + 1.0 < abs(around - 0.5 * (1.0 - z)):
+        return 0.0, 0.0, -1.0
+    return x, y, 0.25 * (1.0 - z)
+
+
+@compiled
+@no_type_check
+def marked(pattern, x, y, z):
+    """Whether a point of the object's frame lies within a stripe or spot."""
+    if pattern == STRIPED:
+        along = (math.sin(STRIPE_TILT) * x + math.cos(STRIPE_TILT) * z) / STRIPE_PERIOD + 0.3
+        return along - math.floor(along) < STRIPE_SHARE
+    x, y, z = x / SPOT_PERIOD, y / SPOT_PERIOD, z / SPOT_PERIOD
+    for offset in (0.0, 0.5):
+        dx = x + offset - math.floor(x + offset) - 0.5
+        dy = y + offset - math.floor(y + offset) - 0.5
+        dz = z + offset - math.floor(z + offset) - 0.5
+        if dx * dx + dy * dy + dz * dz < (SPOT_RADIUS / SPOT_PERIOD) ** 2:
+            return True
+    return False
+
+
+@inlined
+@no_type_check
+def shaded(batch, i, owner, tan_half_fov, origins, directions, u, v, t):
+    """RGB of a solid of picture i where the ray through (u, v) meets it at depth t.
+
+    No views of arrays here: to count their references would take longer than to shade.
+    """
+    k = batch.first[i] + owner
+    x = origins[owner, 0] + t * (directions[owner, 0, 0] * u + directions[owner, 0, 1] * v + directions[owner, 0, 2])
+    y = origins[owner, 1] + t * (directions[owner, 1, 0] * u + directions[owner, 1, 1] * v + directions[owner, 1, 2])
+    z = origins[owner, 2] + t * (directions[owner, 2, 0] * u + directions[owner, 2, 1] * v + directions[owner, 2, 2])
+    nx, ny, nz = normal_at(batch.kinds[k], x, y, z)
+    m = batch.to_local  # normals map with the transpose of world -> local
+    wx = m[k, 0, 0] * nx + m[k, 1, 0] * ny + m[k, 2, 0] * nz
+    wy = m[k, 0, 1] * nx + m[k, 1, 1] * ny + m[k, 2, 1] * nz
+    wz = m[k, 0, 2] * nx + m[k, 1, 2] * ny + m[k, 2, 2] * nz
+    norm = math.sqrt(wx * wx + wy * wy + wz * wz + 1e-12)
+    wx, wy, wz = wx / norm, wy / norm, wz / norm
+    light_x, light_y, light_z = batch.lights[i, 0], batch.lights[i, 1], batch.lights[i, 2]
+    facing = wx * light_x + wy * light_y + wz * light_z
+    sky = 0.8 + 0.2 * wz  # a little more ambient light from above
+    ambient, highlight = batch.shading[i, 0], batch.shading[i, 1]
+    shade = ambient * sky + (1.0 - ambient) * max(facing, 0.0)
+    red, green, blue = batch.colours[k, 0], batch.colours[k, 1], batch.colours[k, 2]
+    if highlight == 0.0 and batch.patterns[k] == PLAIN:
+        return red * shade, green * shade, blue * shade
+    axes = batch.axes
+    right, down = u * tan_half_fov, v * tan_half_fov
+    dx = axes[i, 0, 0] * right + axes[i, 1, 0] * down + axes[i, 2, 0]
+    dy = axes[i, 0, 1] * right + axes[i, 1, 1] * down + axes[i, 2, 1]
+    dz = axes[i, 0, 2] * right + axes[i, 1, 2] * down + axes[i, 2, 2]
+    if batch.patterns[k] != PLAIN:
+        x = (batch.eyes[i, 0] + t * dx) / batch.stretches[i, 0]
+        y = (batch.eyes[i, 1] + t * dy) / batch.stretches[i, 1]
+        z = (batch.eyes[i, 2] + t * dz) / batch.stretches[i, 2]
+        if marked(batch.patterns[k], x, y, z):
+            red, green, blue = batch.marks[i, 0], batch.marks[i, 1], batch.marks[i, 2]
+    mirrored = 2.0 * facing * (wx * dx + wy * dy + wz * dz) - light_x * dx - light_y * dy - light_z * dz
+    gleam = max(-mirrored, 0.0) ** 2 / (dx * dx + dy * dy + dz * dz)  # Phong's highlight with exponent 16
+    gleam = highlight * (gleam * gleam) ** 2 * (gleam * gleam) ** 2
+    return min(red * shade + gleam, 1.0), min(green * shade + gleam, 1.0), min(blue * shade + gleam, 1.0)
+
+
+@compiled
+@no_type_check
+def shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners, rgb, coverage):
+    """Mean colour of the per_side^2 samples of every pixel; a pixel within one plain ball needs only its middle."""
+    size, begin = rgb.shape[0], batch.first[i]
+    start, finish, slope = batch.grounds[i, 0], batch.grounds[i, 1], batch.slopes[i]
+    samples = per_side * per_side
+    step = 2.0 / (size * per_side)
+    for row in range(size):
+        middle_v = (row + 0.5) * 2.0 / size - 1.0
+        for column in range(size):
+            middle_u = (column + 0.5) * 2.0 / size - 1.0
+            top, left = row * per_side, column * per_side
+            owner = owners[top, left]
+            alike, depth, empty = True, 0.0, 0
+            for y in range(top, top + per_side):
+                for x in range(left, left + per_side):
+                    alike &= owners[y, x] == owner
+                    empty += owners[y, x] < 0
+                    depth += depths[y, x]
+            red = green = blue = 0.0
+            if empty > 0:
+                along = min(max(0.5 + 0.5 * (slope[0] * middle_u + slope[1] * middle_v), 0.0), 1.0)
+                red = empty * (start[0] + (finish[0] - start[0]) * along)
+                green = empty * (start[1] + (finish[1] - start[1]) * along)
+                blue = empty * (start[2] + (finish[2] - start[2]) * along)
+            one_ball = alike and owner >= 0 and batch.kinds[begin + owner] == BALL
+            if one_ball and batch.patterns[begin + owner] == PLAIN:
+                t = depth / samples
+                r, g, b = shaded(batch, i, owner, tan_half_fov, origins, directions, middle_u, middle_v, t)
+                red, green, blue = samples * r, samples * g, samples * b
+            elif empty < samples:
+                for y in range(top, top + per_side):
+                    for x in range(left, left + per_side):
+                        if owners[y, x] >= 0:
+                            u, v, t = (x + 0.5) * step - 1.0, (y + 0.5) * step - 1.0, depths[y, x]
+                            r, g, b = shaded(batch, i, owners[y, x], tan_half_fov, origins, directions, u, v, t)
+                            red, green, blue = red + r, green + g, blue + b
+            rgb[row, column, 0] = red / samples
+            rgb[row, column, 1] = green / samples
+            rgb[row, column, 2] = blue / samples
+            coverage[row, column] = 1.0 - empty / samples
+
+
+@compiled
+@no_type_check
+def render_all(batch, tan_half_fov, per_side, rgb, coverage):
+    fine, most = rgb.shape[1] * per_side, 0
     for i in range(rgb.shape[0]):
-        render_one(batch, i, size, tan_half_fov, per_side, rgb[i], coverage[i])
+        most = max(most, batch.first[i + 1] - batch.first[i])
+    depths, owners = np.empty((fine, fine), np.float32), np.empty((fine, fine), np.int32)
+    origins, directions = np.empty((most, 3), np.float32), np.empty((most, 3, 3), np.float32)
+    for i in range(rgb.shape[0]):
+        cover(batch, i, tan_half_fov, origins, directions, depths, owners)
+        shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners, rgb[i], coverage[i])
 
 
 def render(batch: Batch, size: int, tan_half_fov: float, per_side: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -254,5 +383,5 @@ def render(batch: Batch, size: int, tan_half_fov: float, per_side: int = 2) -> t
     n = len(batch.eyes)
     rgb = np.empty((n, size, size, 3), np.float32)
     coverage = np.empty((n, size, size), np.float32)
-    render_all(batch, size, tan_half_fov, per_side, rgb, coverage)
+    render_all(batch, tan_half_fov, per_side, rgb, coverage)
     return rgb, coverage

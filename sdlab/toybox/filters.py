@@ -1,0 +1,177 @@
+"""What the toybox does to finished pictures: the eight descriptors that are not about the object, and the brush.
+
+All take float32 pictures [S, S, 3] in [0, 1] and a generator; lengths are in sixty-fourths of the picture's side, so
+that a look stays the same at another resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import no_type_check
+
+import numba
+import numpy as np
+
+compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+
+FOG, HAZE = np.array((0.8, 0.82, 0.85), np.float32), np.array((0.86, 0.8, 0.68), np.float32)
+VARNISH = np.array((1.0, 0.95, 0.82), np.float32)
+
+# Brush strokes, coarse ones first: spacing of their starts, longest reach to either side of it, half-width.
+STROKES = ((3.6, 6.5, 2.1), (2.5, 4.0, 1.1))
+STROKE_STOP = 0.16  # a stroke ends where the colour underneath has changed by this much: outlines stay readable
+STROKE_OPACITY = np.float32(0.9)
+
+
+@compiled
+@no_type_check
+def convolve(x, weights, out):
+    """Separable symmetric blur of [H, W, 3], edge pixels repeated; weights[0] is the middle one."""
+    height, width = x.shape[0], x.shape[1]
+    across = np.empty_like(x)
+    for row in range(height):
+        across[row] = weights[0] * x[row]
+        for k in range(1, weights.shape[0]):
+            above, below = x[max(row - k, 0)], x[min(row + k, height - 1)]
+            across[row] += weights[k] * (above + below)
+    for row in range(height):
+        for column in range(width):
+            for c in range(3):
+                total = weights[0] * across[row, column, c]
+                for k in range(1, weights.shape[0]):
+                    left, right = max(column - k, 0), min(column + k, width - 1)
+                    total += weights[k] * (across[row, left, c] + across[row, right, c])
+                out[row, column, c] = total
+
+
+def blurred(x: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur; sigma in sixty-fourths of the side."""
+    sigma *= len(x) / 64
+    weights = np.exp(-0.5 * (np.arange(math.ceil(2.5 * sigma) + 1) / sigma) ** 2).astype(np.float32)
+    weights /= 2 * weights.sum() - weights[0]
+    out = np.empty_like(x)
+    convolve(x, weights, out)
+    return out
+
+
+def oversaturated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    gray = x.mean(-1, keepdims=True)
+    return gray + (x - gray) * rng.uniform(1.6, 2.6) + (gray - 0.5) * rng.uniform(0.1, 0.4)
+
+
+def smooth(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return blurred(x, rng.uniform(1.0, 1.6))
+
+
+def pixelated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    step = max((4 if rng.random() < 0.4 else 8) * len(x) // 64, 2)
+    n = len(x) // step
+    return x.reshape(n, step, n, step, 3).mean((1, 3)).repeat(step, 0).repeat(step, 1)
+
+
+def cartoon(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Few tones and softly darkened outlines."""
+    tones = int(rng.integers(3, 6))
+    outline = np.clip(np.abs(x - blurred(x, 1.3)).max(-1, keepdims=True) * 6 - 0.3, 0, 1)
+    return np.round(x * tones) / tones * (1 - rng.uniform(0.5, 0.9) * outline)
+
+
+def foggy(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return x + (FOG - x) * rng.uniform(0.35, 0.65)
+
+
+def hazy(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return x + (HAZE - x) * rng.uniform(0.25, 0.5)
+
+
+def blurry(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return blurred(x, rng.uniform(2.2, 3.6))
+
+
+def noisy(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    strength = rng.uniform(0.07, 0.2)
+    return x + strength * rng.standard_normal(x.shape, np.float32)
+
+
+FILTERS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "oversaturated": oversaturated,
+    "smooth": smooth,
+    "pixelated": pixelated,
+    "cartoon": cartoon,
+    "foggy": foggy,
+    "hazy": hazy,
+    "blurry": blurry,
+    "noisy": noisy,
+}
+
+
+@compiled
+@no_type_check
+def stroke_end(x, row, column, along_row, along_column, reach):
+    """How far a stroke gets from its start before the colour underneath changes."""
+    size = x.shape[0]
+    for length in range(1, int(reach) + 1):
+        r, c = int(row + length * along_row), int(column + length * along_column)
+        if r < 0 or c < 0 or r >= size or c >= size:
+            return float(length)
+        change = 0.0
+        for k in range(3):
+            change = max(change, abs(x[r, c, k] - x[int(row), int(column), k]))
+        if change > STROKE_STOP:
+            return length - 1.0
+    return reach
+
+
+@compiled
+@no_type_check
+def lay_strokes(x, guide, starts, tints, drift, reach, half_width, out):
+    """One layer of strokes onto `out`, coloured by x and running along the outlines of `guide` [S, S]."""
+    size = x.shape[0]
+    for n in range(starts.shape[0]):
+        row, column = starts[n, 0], starts[n, 1]
+        r, c = int(row), int(column)
+        down = guide[min(r + 1, size - 1), c] - guide[max(r - 1, 0), c]
+        right = guide[r, min(c + 1, size - 1)] - guide[r, max(c - 1, 0)]
+        slope = math.sqrt(down * down + right * right)
+        if slope > 0.02:
+            along_row, along_column = -right / slope, down / slope
+        else:  # nothing to follow: one direction that turns slowly across the picture
+            angle = drift[0] + drift[1] * row / size + drift[2] * column / size + 0.5 * tints[n, 3]
+            along_row, along_column = math.sin(angle), math.cos(angle)
+        ahead = stroke_end(x, row, column, along_row, along_column, reach)
+        behind = stroke_end(x, row, column, -along_row, -along_column, reach)
+        margin = max(ahead, behind) + half_width
+        for i in range(max(int(row - margin), 0), min(int(row + margin) + 1, size)):
+            for j in range(max(int(column - margin), 0), min(int(column + margin) + 1, size)):
+                y, z = i + 0.5 - row, j + 0.5 - column
+                lengthwise = y * along_row + z * along_column
+                sideways = z * along_row - y * along_column
+                beyond = max(lengthwise - ahead, -behind - lengthwise, 0.0)
+                distance = math.sqrt(beyond * beyond + sideways * sideways) / half_width
+                if distance < 1.0:
+                    ridge = (
+                        1.0 + 0.07 * (sideways / half_width) - 0.10 * distance**4
+                    )  # the paint is thicker on one side
+                    for k in range(3):
+                        paint = min(max((x[r, c, k] + tints[n, k]) * ridge, 0.0), 1.0)
+                        out[i, j, k] += STROKE_OPACITY * (paint - out[i, j, k])
+
+
+def painted(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An oil painting of the picture: two layers of strokes along the outlines, varnish, the weave of the canvas."""
+    size = len(x)
+    unit = size / 64
+    guide = blurred(x, 1.2).mean(-1)
+    out = blurred(x, 3.0)
+    drift = np.array((rng.uniform(0, 2 * math.pi), *rng.normal(0, 1.2, 2)))
+    for spacing, reach, half_width in STROKES:
+        side = math.ceil(64 / spacing)
+        rows, columns = np.divmod(rng.permutation(side * side), side)
+        starts = (np.stack([rows, columns], 1) + rng.random((side * side, 2))) * (size / side)
+        light, hue, turn = rng.normal(0, 1, (3, side * side, 1))
+        tints = np.concatenate([0.05 * light + 0.03 * rng.normal(0, 1, (side * side, 3)) * np.abs(hue), turn], 1)
+        lay_strokes(x, guide, starts, tints, drift, reach * unit, max(half_width * unit, 0.8), out)
+    weave = np.add.outer(np.arange(size) % 2, np.arange(size) % 2)[:, :, None] - 1
+    canvas = 1 + 0.025 * weave + 0.02 * rng.standard_normal((size, size, 1), np.float32)
+    return (np.clip(out * canvas, 0, 1) ** np.float32(1.15) * VARNISH).astype(np.float32)
