@@ -9,16 +9,16 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from sdlab import machine
 
 # Seconds between checkpoints of a headless run; a slow disk may want them rarer.
 CHECKPOINT_EVERY = float(os.environ.get("SDLAB_CHECKPOINT_EVERY", "20"))
@@ -88,10 +88,42 @@ def _parser() -> argparse.ArgumentParser:
 
     from sdlab.toybox import cli as toybox
 
-    box = commands.add_parser("toybox", help="the embedded prior: its pictures, its training, samples of it")
+    box = commands.add_parser("toybox", help="the embedded prior: its pictures, its training, what it distils to")
     box.set_defaults(call=_toybox)
-    toybox.add_subcommands(box.add_subparsers(required=True, metavar="train | sample | pictures"))
+    boxes = box.add_subparsers(required=True, metavar="train | sample | pictures | judge | objects | janus")
+    toybox.add_subcommands(boxes)
+    _add_objects(boxes)
+    _add_janus(boxes)
     return parser
+
+
+def _add_objects(commands: Any) -> None:
+    p = commands.add_parser("objects", help="distil every object and let the judge say what came out")
+    p.add_argument("--only", default="", metavar="NAMES", help="some of the objects: bear,car")
+    p.add_argument("--colour", default="", help="one colour for all (default: each object has its own)")
+    p.add_argument("--keep", action="store_true", help="also keep the Gaussians: DIR/<object>/scene.ply")
+    _add_distilling(p, "objects")
+    p.set_defaults(call=_objects)
+
+
+def _add_janus(commands: Any) -> None:
+    p = commands.add_parser("janus", help="count fronts with view-dependent prompts off and on")
+    p.add_argument("--objects", default="", metavar="NAMES", help="some of the objects with a front: bear,car")
+    p.add_argument("--seeds", type=_positive, default=1, metavar="N", help="runs of each, seed to seed + N - 1")
+    _add_distilling(p, "janus")
+    p.set_defaults(call=_janus)
+
+
+def _add_distilling(p: argparse.ArgumentParser, what: str) -> None:
+    """The options that `toybox objects` and `toybox janus` share."""
+    p.add_argument("--out", type=Path, default=Path("out") / what, metavar="DIR", help="for results (%(default)s)")
+    p.add_argument("--preset", default="toybox", help="a preset's name or a settings.toml (default %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob")
+    p.add_argument("--steps", type=_positive, help="of each run (default: the preset's)")
+    p.add_argument("--seconds", type=_positive, default=60, help="a run ends then at the latest (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of every random draw (default %(default)s)")
+    p.add_argument("--jobs", type=_positive, default=1, help="runs at a time; more slow each other (default 1)")
+    _add_device(p)
 
 
 def _toybox(args: argparse.Namespace) -> int:
@@ -285,34 +317,11 @@ def _result(session: Any, preset: str, wall: float) -> dict[str, Any]:
         "prior_share": round(state.prior_seconds / state.seconds, 3) if state.seconds else 0.0,
         "n_gaussians": int(state.scene.params["means"].shape[0]) if "means" in state.scene.params else 0,
         "skipped_nonfinite": state.skipped,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": machine.peak_rss_mb(),
         "device": str(session.device),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
+        "machine": machine.processor(),
+        "versions": machine.versions(),
     }
-
-
-def peak_rss_mb() -> int:
-    """Greatest resident memory of this process so far, in MB."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0) / 2**20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak / (2**20 if sys.platform == "darwin" else 2**10))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    from sdlab import __version__
-
-    found = {"sdlab": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "numba", "openvino", "diffusers", "transformers", "gsplat"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def choose_device(name: str) -> Any:
@@ -337,6 +346,45 @@ def _sheet(args: argparse.Namespace) -> int:
     contact_sheet(args.runs, args.out)
     print(f"written to {args.out}")
     return 0
+
+
+# ---- distilling the whole toybox -------------------------------------------------------------------------
+
+
+def _objects(args: argparse.Namespace) -> int:
+    from sdlab.bench import objects
+
+    bench = _distilling(args, taken=("prompt.text",))
+    cases = objects.cases(bench.settings, objects.choose(args.only, "--only"), args.colour)
+    return _measured(args, bench, lambda: objects.run_objects(bench, cases, args.out, args.keep))
+
+
+def _janus(args: argparse.Namespace) -> int:
+    from sdlab.bench import objects
+
+    bench = _distilling(args, taken=("prompt.text", "prompt.view_dependent"))
+    cases = objects.janus_cases(bench.settings, objects.choose(args.objects, "--objects", front=True), args.seeds)
+    return _measured(args, bench, lambda: objects.run_janus(bench, cases, args.out))
+
+
+def _distilling(args: argparse.Namespace, taken: Sequence[str]) -> Any:
+    """What both commands distil with; ValueError for bad options and for knobs that the command sets itself."""
+    from sdlab.bench.objects import Bench
+
+    for text in args.set:
+        if text.partition("=")[0].strip() in taken:
+            raise ValueError(f"--set {text!r}: this command sets {' and '.join(taken)} itself")
+    s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
+    return Bench(s, choose_device(args.device), args.seconds, args.jobs)
+
+
+def _measured(args: argparse.Namespace, bench: Any, measure: Callable[[], Any]) -> int:
+    """Exit code of a measurement that Ctrl-C ends early, with what is finished."""
+    _claim(args.out)
+    bench.prepare()
+    with _interruptible(bench.stop.set) as interrupted:
+        measure()
+    return 130 if interrupted() else 0
 
 
 # ---- list and bench --------------------------------------------------------------------------------------

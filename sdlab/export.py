@@ -87,9 +87,8 @@ def contact_sheet(runs: Sequence[Path], out: Path) -> None:
 
     Raises ValueError that names the folder that is not a finished run.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
-    margin, line = 8, 26
     strips, captions = [], []
     for run in runs:
         try:
@@ -98,15 +97,23 @@ def contact_sheet(runs: Sequence[Path], out: Path) -> None:
         except (OSError, ValueError) as e:
             raise ValueError(f"{run} is not the folder of a finished run: {e}") from e
         captions.append(f"{result['prompt']}   {result['loss']}, {result['steps']} steps, {result['seconds']} s")
-    width = max(strip.width for strip in strips)
-    height = sum(strip.height + line for strip in strips)
+    stack_strips([np.asarray(strip) for strip in strips], captions, out)
+
+
+def stack_strips(strips: Sequence[np.ndarray], captions: Sequence[str], out: Path) -> None:
+    """Strips, uint8 [H, W, 3] each, under each other, each below its caption, into one PNG."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    margin, line = 8, 26
+    width = max(strip.shape[1] for strip in strips)
+    height = sum(strip.shape[0] + line for strip in strips)
     sheet = Image.new("RGB", (width + 2 * margin, height + margin), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=16)
     y = margin // 2
     for strip, caption in zip(strips, captions, strict=True):
         draw.text((margin, y), caption, fill=(70, 70, 78), font=font)
-        sheet.paste(strip, (margin, y + line))
-        y += strip.height + line
+        sheet.paste(Image.fromarray(strip), (margin, y + line))
+        y += strip.shape[0] + line
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)

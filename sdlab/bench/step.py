@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sdlab import machine
 from sdlab.messages import Event, Stepped
 from sdlab.session import Session
 from sdlab.settings import Settings, preset
@@ -110,7 +109,7 @@ def _summary(live: _Lane, slow: _Lane | None, rows: list[dict[str, float]], name
         "engine": prior.engine_name,
         "views": s.camera.views,
         "gaussians": int(live.session.state.scene.params["means"].shape[0]),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine.processor(),
         "step_ms": median("live"),
         "bare_network_ms": median("bare"),
         "step_over_bare_network": ratio("live", "bare"),
