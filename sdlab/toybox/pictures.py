@@ -14,11 +14,13 @@ front, as photographs are: the Janus problem of a prompt without view words is t
 pictures 80 % have an azimuth of N(0, 28 degrees), the rest any: 81 % of them lie within the band of "front view".
 
 Shares: 18 % show a second object, 12 % a pattern, 30 % a stated material, 65 % a stated view, 6 % are paintings;
-20 % of the rest are corrupted by one to three of the descriptors that their caption names.
+20 % of the rest are corrupted by one to three of the descriptors that their caption names. One in seven combinations
+of object, colour and view word is never drawn (`held_out`): the judge asks for those.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -26,6 +28,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from itertools import accumulate, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -155,9 +158,20 @@ def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(tuple(DESCRIPTORS)[i] for i in rng.permutation(len(DESCRIPTORS))[:count])
 
 
+@cache
+def held_out(name: str, colour: str, view: str) -> bool:
+    """Whether no training picture shows this object in this colour under this view word: one in seven, for the judge."""
+    return bool(view) and hashlib.blake2b(f"{name}/{colour}/{view}".encode()).digest()[0] % 7 == 0
+
+
+@cache
+def training_colours(name: str, view: str) -> tuple[str, ...]:
+    return tuple(c for c in COLOURS if not held_out(name, c, view))
+
+
 def draw_facts(rng: np.random.Generator, view: str) -> Facts:
     name = one_of(rng, tuple(OBJECTS))
-    colour = one_of(rng, tuple(COLOURS))
+    colour = one_of(rng, training_colours(name, view))
     second = one_of(rng, seconds_of(name)) if rng.random() < SECOND_SHARE else ""
     style = "painting" if rng.random() < PAINTING_SHARE else ""
     return Facts(
