@@ -160,7 +160,7 @@ def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
 
 @cache
 def held_out(name: str, colour: str, view: str) -> bool:
-    """Whether no training picture shows this object in this colour under this view word: one in seven, for the judge."""
+    """Whether no training picture has this object in this colour under this view word: one in seven, for the judge."""
     return bool(view) and hashlib.blake2b(f"{name}/{colour}/{view}".encode()).digest()[0] % 7 == 0
 
 
