@@ -19,8 +19,8 @@ FOG, HAZE = np.array((0.8, 0.82, 0.85), np.float32), np.array((0.86, 0.8, 0.68),
 VARNISH = np.array((1.0, 0.95, 0.82), np.float32)
 
 # Brush strokes, coarse ones first: spacing of their starts, longest reach to either side of it, half-width.
-STROKES = ((3.6, 6.5, 2.1), (2.5, 4.0, 1.1))
-STROKE_STOP = 0.16  # a stroke ends where the colour underneath has changed by this much: outlines stay readable
+STROKES = ((4.2, 6.0, 2.3), (2.3, 3.0, 1.1))
+STROKE_STOP = 0.13  # a stroke ends where the colour underneath has changed by this much: outlines stay readable
 STROKE_OPACITY = np.float32(0.9)
 
 
@@ -29,20 +29,24 @@ STROKE_OPACITY = np.float32(0.9)
 def convolve(x, weights, out):
     """Separable symmetric blur of [H, W, 3], edge pixels repeated; weights[0] is the middle one."""
     height, width = x.shape[0], x.shape[1]
-    across = np.empty_like(x)
-    for row in range(height):
-        across[row] = weights[0] * x[row]
-        for k in range(1, weights.shape[0]):
-            above, below = x[max(row - k, 0)], x[min(row + k, height - 1)]
-            across[row] += weights[k] * (above + below)
+    line = np.empty((width, 3), x.dtype)
     for row in range(height):
         for column in range(width):
             for c in range(3):
-                total = weights[0] * across[row, column, c]
-                for k in range(1, weights.shape[0]):
-                    left, right = max(column - k, 0), min(column + k, width - 1)
-                    total += weights[k] * (across[row, left, c] + across[row, right, c])
-                out[row, column, c] = total
+                line[column, c] = weights[0] * x[row, column, c]
+        for k in range(1, weights.shape[0]):
+            above, below = max(row - k, 0), min(row + k, height - 1)
+            for column in range(width):
+                for c in range(3):
+                    line[column, c] += weights[k] * (x[above, column, c] + x[below, column, c])
+        for column in range(width):
+            for c in range(3):
+                out[row, column, c] = weights[0] * line[column, c]
+        for k in range(1, weights.shape[0]):
+            for column in range(width):
+                left, right = max(column - k, 0), min(column + k, width - 1)
+                for c in range(3):
+                    out[row, column, c] += weights[k] * (line[left, c] + line[right, c])
 
 
 def blurred(x: np.ndarray, sigma: float) -> np.ndarray:
@@ -65,7 +69,7 @@ def smooth(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def pixelated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    step = max((4 if rng.random() < 0.4 else 8) * len(x) // 64, 2)
+    step = max((4 if rng.random() < 0.6 else 8) * len(x) // 64, 2)
     n = len(x) // step
     return x.reshape(n, step, n, step, 3).mean((1, 3)).repeat(step, 0).repeat(step, 1)
 
@@ -141,9 +145,10 @@ def lay_strokes(x, guide, starts, tints, drift, reach, half_width, out):
             along_row, along_column = math.sin(angle), math.cos(angle)
         ahead = stroke_end(x, row, column, along_row, along_column, reach)
         behind = stroke_end(x, row, column, -along_row, -along_column, reach)
-        margin = max(ahead, behind) + half_width
-        for i in range(max(int(row - margin), 0), min(int(row + margin) + 1, size)):
-            for j in range(max(int(column - margin), 0), min(int(column + margin) + 1, size)):
+        tall = max(ahead, behind) * abs(along_row) + half_width
+        wide = max(ahead, behind) * abs(along_column) + half_width
+        for i in range(max(int(row - tall), 0), min(int(row + tall) + 1, size)):
+            for j in range(max(int(column - wide), 0), min(int(column + wide) + 1, size)):
                 y, z = i + 0.5 - row, j + 0.5 - column
                 lengthwise = y * along_row + z * along_column
                 sideways = z * along_row - y * along_column
@@ -170,8 +175,8 @@ def painted(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         rows, columns = np.divmod(rng.permutation(side * side), side)
         starts = (np.stack([rows, columns], 1) + rng.random((side * side, 2))) * (size / side)
         light, hue, turn = rng.normal(0, 1, (3, side * side, 1))
-        tints = np.concatenate([0.05 * light + 0.03 * rng.normal(0, 1, (side * side, 3)) * np.abs(hue), turn], 1)
+        tints = np.concatenate([0.035 * light + 0.015 * rng.normal(0, 1, (side * side, 3)) * np.abs(hue), turn], 1)
         lay_strokes(x, guide, starts, tints, drift, reach * unit, max(half_width * unit, 0.8), out)
     weave = np.add.outer(np.arange(size) % 2, np.arange(size) % 2)[:, :, None] - 1
-    canvas = 1 + 0.025 * weave + 0.02 * rng.standard_normal((size, size, 1), np.float32)
+    canvas = 1 + 0.025 * weave + 0.012 * rng.standard_normal((size, size, 1), np.float32)
     return (np.clip(out * canvas, 0, 1) ** np.float32(1.15) * VARNISH).astype(np.float32)

@@ -55,7 +55,6 @@ class Batch(NamedTuple):
 
 
 compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-inlined = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy", forceinline=True)
 
 
 @compiled
@@ -278,91 +277,110 @@ def marked(pattern, x, y, z):
     return False
 
 
-@inlined
+@compiled
 @no_type_check
-def shaded(batch, i, owner, tan_half_fov, origins, directions, u, v, t):
-    """RGB of a solid of picture i where the ray through (u, v) meets it at depth t.
+def lit(nx, ny, nz, dx, dy, dz, light_x, light_y, light_z, ambient, highlight):
+    """(factor of the surface's colour, highlight to be added) for a normal, a ray and a light; only the light is unit.
 
-    No views of arrays here: to count their references would take longer than to shade.
+    Lambert's and Phong's terms, exponent 16, and a little more ambient light from above.
     """
-    k = batch.first[i] + owner
-    x = origins[owner, 0] + t * (directions[owner, 0, 0] * u + directions[owner, 0, 1] * v + directions[owner, 0, 2])
-    y = origins[owner, 1] + t * (directions[owner, 1, 0] * u + directions[owner, 1, 1] * v + directions[owner, 1, 2])
-    z = origins[owner, 2] + t * (directions[owner, 2, 0] * u + directions[owner, 2, 1] * v + directions[owner, 2, 2])
-    nx, ny, nz = normal_at(batch.kinds[k], x, y, z)
-    m = batch.to_local  # normals map with the transpose of world -> local
-    wx = m[k, 0, 0] * nx + m[k, 1, 0] * ny + m[k, 2, 0] * nz
-    wy = m[k, 0, 1] * nx + m[k, 1, 1] * ny + m[k, 2, 1] * nz
-    wz = m[k, 0, 2] * nx + m[k, 1, 2] * ny + m[k, 2, 2] * nz
-    norm = math.sqrt(wx * wx + wy * wy + wz * wz + 1e-12)
-    wx, wy, wz = wx / norm, wy / norm, wz / norm
-    light_x, light_y, light_z = batch.lights[i, 0], batch.lights[i, 1], batch.lights[i, 2]
-    facing = wx * light_x + wy * light_y + wz * light_z
-    sky = 0.8 + 0.2 * wz  # a little more ambient light from above
-    ambient, highlight = batch.shading[i, 0], batch.shading[i, 1]
-    shade = ambient * sky + (1.0 - ambient) * max(facing, 0.0)
-    red, green, blue = batch.colours[k, 0], batch.colours[k, 1], batch.colours[k, 2]
-    if highlight == 0.0 and batch.patterns[k] == PLAIN:
-        return red * shade, green * shade, blue * shade
-    axes = batch.axes
-    right, down = u * tan_half_fov, v * tan_half_fov
-    dx = axes[i, 0, 0] * right + axes[i, 1, 0] * down + axes[i, 2, 0]
-    dy = axes[i, 0, 1] * right + axes[i, 1, 1] * down + axes[i, 2, 1]
-    dz = axes[i, 0, 2] * right + axes[i, 1, 2] * down + axes[i, 2, 2]
-    if batch.patterns[k] != PLAIN:
-        x = (batch.eyes[i, 0] + t * dx) / batch.stretches[i, 0]
-        y = (batch.eyes[i, 1] + t * dy) / batch.stretches[i, 1]
-        z = (batch.eyes[i, 2] + t * dz) / batch.stretches[i, 2]
-        if marked(batch.patterns[k], x, y, z):
-            red, green, blue = batch.marks[i, 0], batch.marks[i, 1], batch.marks[i, 2]
-    mirrored = 2.0 * facing * (wx * dx + wy * dy + wz * dz) - light_x * dx - light_y * dy - light_z * dz
-    gleam = max(-mirrored, 0.0) ** 2 / (dx * dx + dy * dy + dz * dz)  # Phong's highlight with exponent 16
-    gleam = highlight * (gleam * gleam) ** 2 * (gleam * gleam) ** 2
-    return min(red * shade + gleam, 1.0), min(green * shade + gleam, 1.0), min(blue * shade + gleam, 1.0)
+    norm = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
+    nx, ny, nz = nx * norm, ny * norm, nz * norm
+    facing = nx * light_x + ny * light_y + nz * light_z
+    mirrored = light_x * dx + light_y * dy + light_z * dz - 2.0 * facing * (nx * dx + ny * dy + nz * dz)
+    gleam = max(mirrored, 0.0) ** 2 / (dx * dx + dy * dy + dz * dz)
+    gleam *= gleam
+    gleam *= gleam
+    gleam *= gleam * highlight
+    return ambient * (0.8 + 0.2 * nz) + (1.0 - ambient) * max(facing, 0.0), gleam
 
 
 @compiled
 @no_type_check
 def shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners, rgb, coverage):
-    """Mean colour of the per_side^2 samples of every pixel; a pixel within one plain ball needs only its middle."""
+    """Mean colour of the per_side^2 samples of every pixel; a pixel within one plain ball needs only its middle.
+
+    Every array is taken out of the batch once: views of arrays, and calls with them, count references, which in the
+    loop would take longer than to shade.
+    """
     size, begin = rgb.shape[0], batch.first[i]
+    kinds, patterns, colours, to_local = batch.kinds, batch.patterns, batch.colours, batch.to_local
+    eye, axes, stretch, mark = batch.eyes[i], batch.axes[i], batch.stretches[i], batch.marks[i]
+    light_x, light_y, light_z = batch.lights[i, 0], batch.lights[i, 1], batch.lights[i, 2]
+    ambient, highlight = batch.shading[i, 0], batch.shading[i, 1]
     start, finish, slope = batch.grounds[i, 0], batch.grounds[i, 1], batch.slopes[i]
-    samples = per_side * per_side
-    step = 2.0 / (size * per_side)
     for row in range(size):
-        middle_v = (row + 0.5) * 2.0 / size - 1.0
         for column in range(size):
-            middle_u = (column + 0.5) * 2.0 / size - 1.0
             top, left = row * per_side, column * per_side
-            owner = owners[top, left]
-            alike, depth, empty = True, 0.0, 0
+            owner, alike, depth = owners[top, left], True, 0.0
             for y in range(top, top + per_side):
                 for x in range(left, left + per_side):
                     alike &= owners[y, x] == owner
-                    empty += owners[y, x] < 0
                     depth += depths[y, x]
-            red = green = blue = 0.0
-            if empty > 0:
-                along = min(max(0.5 + 0.5 * (slope[0] * middle_u + slope[1] * middle_v), 0.0), 1.0)
-                red = empty * (start[0] + (finish[0] - start[0]) * along)
-                green = empty * (start[1] + (finish[1] - start[1]) * along)
-                blue = empty * (start[2] + (finish[2] - start[2]) * along)
-            one_ball = alike and owner >= 0 and batch.kinds[begin + owner] == BALL
-            if one_ball and batch.patterns[begin + owner] == PLAIN:
-                t = depth / samples
-                r, g, b = shaded(batch, i, owner, tan_half_fov, origins, directions, middle_u, middle_v, t)
-                red, green, blue = samples * r, samples * g, samples * b
-            elif empty < samples:
-                for y in range(top, top + per_side):
-                    for x in range(left, left + per_side):
-                        if owners[y, x] >= 0:
-                            u, v, t = (x + 0.5) * step - 1.0, (y + 0.5) * step - 1.0, depths[y, x]
-                            r, g, b = shaded(batch, i, owners[y, x], tan_half_fov, origins, directions, u, v, t)
-                            red, green, blue = red + r, green + g, blue + b
-            rgb[row, column, 0] = red / samples
-            rgb[row, column, 1] = green / samples
-            rgb[row, column, 2] = blue / samples
-            coverage[row, column] = 1.0 - empty / samples
+            if owner >= 0:
+                alike &= kinds[begin + owner] == BALL and patterns[begin + owner] == PLAIN
+            samples = 1 if alike else per_side
+            red = green = blue = seen = 0.0
+            for y in range(samples):
+                v = (row + (y + 0.5) / samples) * 2.0 / size - 1.0
+                for x in range(samples):
+                    u = (column + (x + 0.5) / samples) * 2.0 / size - 1.0
+                    owner = owners[top + y, left + x]
+                    if owner < 0:
+                        along = min(max(0.5 + 0.5 * (slope[0] * u + slope[1] * v), 0.0), 1.0)
+                        red += start[0] + (finish[0] - start[0]) * along
+                        green += start[1] + (finish[1] - start[1]) * along
+                        blue += start[2] + (finish[2] - start[2]) * along
+                        continue
+                    k = begin + owner
+                    t = depth / (per_side * per_side) if alike else depths[top + y, left + x]
+                    right, down = t * u, t * v
+                    nx, ny, nz = normal_at(
+                        kinds[k],
+                        origins[owner, 0]
+                        + directions[owner, 0, 0] * right
+                        + directions[owner, 0, 1] * down
+                        + directions[owner, 0, 2] * t,
+                        origins[owner, 1]
+                        + directions[owner, 1, 0] * right
+                        + directions[owner, 1, 1] * down
+                        + directions[owner, 1, 2] * t,
+                        origins[owner, 2]
+                        + directions[owner, 2, 0] * right
+                        + directions[owner, 2, 1] * down
+                        + directions[owner, 2, 2] * t,
+                    )
+                    right, down = right * tan_half_fov, down * tan_half_fov
+                    dx = axes[0, 0] * right + axes[1, 0] * down + axes[2, 0] * t
+                    dy = axes[0, 1] * right + axes[1, 1] * down + axes[2, 1] * t
+                    dz = axes[0, 2] * right + axes[1, 2] * down + axes[2, 2] * t
+                    factor, gleam = lit(
+                        to_local[k, 0, 0] * nx + to_local[k, 1, 0] * ny + to_local[k, 2, 0] * nz,  # transposed:
+                        to_local[k, 0, 1] * nx + to_local[k, 1, 1] * ny + to_local[k, 2, 1] * nz,  # a normal's way
+                        to_local[k, 0, 2] * nx + to_local[k, 1, 2] * ny + to_local[k, 2, 2] * nz,  # into the world
+                        dx,
+                        dy,
+                        dz,
+                        light_x,
+                        light_y,
+                        light_z,
+                        ambient,
+                        highlight,
+                    )
+                    r, g, b = colours[k, 0], colours[k, 1], colours[k, 2]
+                    if patterns[k] != PLAIN:
+                        px, py, pz = (eye[0] + dx) / stretch[0], (eye[1] + dy) / stretch[1], (eye[2] + dz) / stretch[2]
+                        if marked(patterns[k], px, py, pz):
+                            r, g, b = mark[0], mark[1], mark[2]
+                    red += min(r * factor + gleam, 1.0)
+                    green += min(g * factor + gleam, 1.0)
+                    blue += min(b * factor + gleam, 1.0)
+                    seen += 1.0
+            share = 1.0 / (samples * samples)
+            rgb[row, column, 0] = red * share
+            rgb[row, column, 1] = green * share
+            rgb[row, column, 2] = blue * share
+            coverage[row, column] = seen * share
 
 
 @compiled
