@@ -44,16 +44,16 @@ def wheels(b: Builder, places: tuple[float, ...], apart: float, height: float, r
 
 def tail_lamps(b: Builder, x: float, z: float, width: float) -> None:
     """A black band across the back with red lamps at its ends and a number plate in the middle."""
-    b.box((x, 0, z), (0.02, width, 0.11), BLACK)
-    b.box((x - 0.015, 0, z), (0.02, 0.4 * width, 0.075), WHITE)
+    b.box((x, 0, z), (0.02, width, 0.12), BLACK)
+    b.box((x - 0.015, 0, z), (0.02, 0.38 * width, 0.075), WHITE)
     for side in BOTH:
-        b.box((x - 0.02, side * 0.77 * width, z), (0.03, 0.22 * width, 0.1), RED)
+        b.box((x - 0.02, side * 0.7 * width, z), (0.03, 0.22 * width, 0.085), RED)
 
 
 def car(b: Builder, variant: int) -> None:
     """Long bonnet and sloping windscreen in front, a steep own-coloured hatch behind."""
     b.box((0, 0, -0.1), (0.84, 0.38, 0.18))
-    b.box((0.53, 0, 0.08), (0.28, 0.34, 0.04), OWN, turned("y", 6))
+    b.box((0.53, 0, 0.07), (0.3, 0.35, 0.05), OWN, turned("y", 6))
     b.box((-0.24, 0, 0.25), (0.42, 0.33, 0.2), GLASS)
     b.box((0.2, 0, 0.22), (0.06, 0.33, 0.25), GLASS, turned("y", -38))
     b.box((-0.27, 0, 0.46), (0.42, 0.36, 0.05))
@@ -76,37 +76,39 @@ def bus(b: Builder, variant: int) -> None:
     b.box((0, 0, -0.1), (0.865, 0.365, 0.04), WHITE)
     for x in (-0.63, -0.23, 0.17, 0.57):
         b.box((x, 0, 0.2), (0.15, 0.37, 0.14), GLASS)
-    b.box((0.86, 0, 0.15), (0.02, 0.31, 0.19), GLASS)
-    b.box((0.87, 0, 0.42), (0.02, 0.28, 0.07), BLACK)
-    b.box((0.88, 0, 0.42), (0.02, 0.2, 0.03), LAMP)
+    b.box((0.86, 0, 0.14), (0.02, 0.29, 0.16), GLASS)
+    b.box((0.87, 0, 0.39), (0.02, 0.24, 0.06), BLACK)
+    b.box((0.88, 0, 0.39), (0.02, 0.18, 0.025), LAMP)
     b.box((-0.86, 0, 0.27), (0.02, 0.18, 0.09), GLASS)
     tail_lamps(b, -0.87, -0.1, 0.36)
     b.box((-0.4, 0, 0.53), (0.16, 0.18, 0.04), STEEL)
     for end in BOTH:
-        b.box((end * 0.87, 0, -0.32), (0.03, 0.37, 0.05), BLACK)
+        b.box((end * 0.87, 0, -0.3), (0.03, 0.37, 0.05), SHADED)
     for side in BOTH:
         b.ball((0.86, side * 0.25, -0.18), (0.05, 0.1, 0.1), LAMP)
     wheels(b, (-0.52, 0.52), 0.33, -0.36, 0.18)
 
 
 def train(b: Builder, variant: int) -> None:
-    """A steam locomotive: black smokebox with a big lamp in front, the driver's cab and the coal behind."""
-    b.box((-0.05, 0, -0.3), (0.8, 0.26, 0.06), BLACK)
-    b.rod((0.12, 0, 0.0), (0.3, 0.3, 0.56), OWN, ALONG_X)
-    b.rod((0.2, 0, 0.0), (0.315, 0.315, 0.03), GOLD, ALONG_X)
-    b.rod((0.68, 0, 0.0), (0.31, 0.31, 0.07), BLACK, ALONG_X)
-    b.ball((0.75, 0, 0.03), (0.09, 0.16, 0.16), LAMP)
-    b.rod((0.52, 0, 0.4), (0.11, 0.11, 0.14), BLACK)
-    b.cone((0.52, 0, 0.5), (0.2, 0.2, 0.22), BLACK, turned("x", 180))
-    b.ball((0.02, 0, 0.3), (0.14, 0.14, 0.15), GOLD)
+    """A steam locomotive: a black door with a big lamp in front, the driver's cab and the coal behind."""
+    b.box((-0.08, 0, -0.27), (0.76, 0.26, 0.07), SHADED)
+    b.rod((0.14, 0, 0.0), (0.31, 0.31, 0.58), OWN, ALONG_X)
+    b.rod((0.2, 0, 0.0), (0.325, 0.325, 0.03), GOLD, ALONG_X)
+    b.rod((0.71, 0, 0.0), (0.23, 0.23, 0.03), BLACK, ALONG_X)
+    b.ball((0.73, 0, 0.0), (0.1, 0.15, 0.15), LAMP)
+    b.rod((0.5, 0, 0.38), (0.11, 0.11, 0.14), BLACK)
+    b.cone((0.5, 0, 0.46), (0.21, 0.21, 0.22), BLACK, turned("x", 180))
+    b.ball((0.0, 0, 0.3), (0.14, 0.14, 0.15), GOLD)
     b.box((-0.55, 0, 0.12), (0.24, 0.36, 0.4))
-    b.box((-0.53, 0, 0.29), (0.13, 0.37, 0.13), NIGHT)
-    b.box((-0.55, 0, 0.55), (0.33, 0.42, 0.045))
-    b.box((-0.82, 0, -0.1), (0.1, 0.36, 0.15))
-    b.ball((-0.83, 0, 0.05), (0.1, 0.3, 0.12), BLACK)
-    b.box((0.78, 0, -0.38), (0.2, 0.2, 0.1), STEEL, turned("z", 45))
+    b.box((-0.53, 0, 0.27), (0.13, 0.37, 0.13), GLASS)
+    b.box((-0.79, 0, 0.32), (0.02, 0.2, 0.1), GLASS)
+    b.box((-0.55, 0, 0.54), (0.32, 0.42, 0.05))
+    b.box((-0.82, 0, -0.12), (0.1, 0.36, 0.18))
+    b.ball((-0.83, 0, 0.07), (0.1, 0.3, 0.12), BLACK)
+    b.box((0.7, 0, -0.25), (0.05, 0.34, 0.07))
+    b.box((0.7, 0, -0.4), (0.17, 0.17, 0.09), STEEL, turned("z", 45))
     for side in BOTH:
-        b.ball((-0.92, side * 0.24, -0.1), (0.05, 0.09, 0.09), RED)
+        b.ball((-0.92, side * 0.22, -0.14), (0.05, 0.1, 0.1), RED)
     wheels(b, (-0.52, -0.1, 0.32), 0.3, -0.36, 0.2)
 
 
@@ -129,48 +131,51 @@ def airplane(b: Builder, variant: int) -> None:
 
 
 def boat(b: Builder, variant: int) -> None:
-    """The bow is a cone tipped so that its upper edge lies level with the deck; a lifebuoy hangs on the flat stern."""
-    bow = turned("y", 73)
-    b.box((-0.24, 0, -0.3), (0.56, 0.36, 0.19))
-    b.cone((0.6, 0, -0.21), (0.22, 0.36, 0.38), OWN, bow)
-    b.box((-0.24, 0, -0.13), (0.57, 0.38, 0.035), WHITE)
-    b.cone((0.62, 0, -0.13), (0.035, 0.38, 0.36), WHITE, ALONG_X)
-    b.box((-0.24, 0, -0.1), (0.53, 0.33, 0.03))
-    b.cone((0.6, 0, -0.1), (0.03, 0.33, 0.31), OWN, ALONG_X)
-    b.box((-0.08, 0, 0.08), (0.32, 0.25, 0.18), WHITE)
-    b.box((0.25, 0, 0.12), (0.02, 0.19, 0.09), NIGHT)
-    for x in (-0.22, 0.06):
-        b.rod((x, 0, 0.1), (0.085, 0.085, 0.262), NIGHT, ALONG_Y)
-    b.box((-0.08, 0, 0.29), (0.39, 0.31, 0.045))
-    b.rod((-0.16, 0, 0.47), (0.14, 0.14, 0.16))
-    b.rod((-0.16, 0, 0.66), (0.15, 0.15, 0.05), BLACK)
-    b.rod((-0.8, 0, -0.3), (0.17, 0.17, 0.04), RED, ALONG_X)
-    b.rod((-0.82, 0, -0.3), (0.09, 0.09, 0.04), WHITE, ALONG_X)
-    b.rod((-0.7, 0, 0.1), (0.025, 0.025, 0.24), WOOD)
-    b.box((-0.84, 0, 0.26), (0.14, 0.02, 0.09), RED)
+    """A round hull; the bow is a cone tipped so that its upper edge lies level. A lifebuoy hangs on the flat stern."""
+    b.rod((-0.24, 0, -0.3), (0.25, 0.37, 0.54), OWN, ALONG_X)
+    b.cone((0.6, 0, -0.2), (0.25, 0.37, 0.4), OWN, turned("y", 73))
+    b.box((-0.24, 0, -0.1), (0.56, 0.4, 0.045), WHITE)
+    b.cone((0.62, 0, -0.1), (0.045, 0.4, 0.36), WHITE, ALONG_X)
+    b.box((-0.24, 0, -0.06), (0.52, 0.34, 0.04))
+    b.cone((0.59, 0, -0.06), (0.04, 0.34, 0.31), OWN, ALONG_X)
+    b.box((-0.1, 0, 0.11), (0.32, 0.26, 0.18), WHITE)
+    b.box((0.23, 0, 0.14), (0.02, 0.2, 0.09), NIGHT)
+    for x in (-0.25, 0.05):
+        b.rod((x, 0, 0.12), (0.09, 0.09, 0.272), NIGHT, ALONG_Y)
+    b.box((-0.1, 0, 0.32), (0.39, 0.33, 0.05))
+    b.rod((-0.18, 0, 0.5), (0.15, 0.15, 0.16))
+    b.rod((-0.18, 0, 0.68), (0.16, 0.16, 0.055), BLACK)
+    b.rod((-0.79, 0, -0.3), (0.19, 0.19, 0.04), WHITE, ALONG_X)
+    b.rod((-0.81, 0, -0.3), (0.15, 0.15, 0.04), RED, ALONG_X)
+    b.rod((-0.82, 0, -0.3), (0.08, 0.08, 0.04), WHITE, ALONG_X)
+    b.rod((-0.7, 0, 0.12), (0.025, 0.025, 0.22), WOOD)
+    b.box((-0.83, 0, 0.27), (0.13, 0.02, 0.09), RED)
 
 
 def rocket(b: Builder, variant: int) -> None:
-    """A large window in front; fins left, right and behind, so that the side has one on the back only."""
-    b.ball((0, 0, 0.1), (0.35, 0.35, 0.85))
-    b.rod((0, 0, 0.56), (0.305, 0.305, 0.035), WHITE)
+    """A large window in front, a ladder behind; fins left, right and behind, so that the side has one at the back."""
+    b.ball((0, 0, 0.14), (0.37, 0.37, 0.84))
+    b.rod((0, 0, 0.62), (0.307, 0.307, 0.04), WHITE)
     b.rod((0, 0, -0.36), (0.31, 0.31, 0.045), WHITE)
-    b.rod((0.3, 0, 0.2), (0.21, 0.21, 0.08), WHITE, ALONG_X)
-    b.rod((0.32, 0, 0.2), (0.14, 0.14, 0.08), NIGHT, ALONG_X)
-    b.ball((0.4, 0.05, 0.25), (0.02, 0.05, 0.05), WHITE)
+    b.rod((0.31, 0, 0.22), (0.22, 0.22, 0.09), WHITE, ALONG_X)
+    b.rod((0.34, 0, 0.22), (0.15, 0.15, 0.08), NIGHT, ALONG_X)
+    b.ball((0.41, 0, 0.28), (0.03, 0.05, 0.05), WHITE)
+    b.box((-0.33, 0, 0.16), (0.07, 0.14, 0.34), WHITE)
+    for level in (-0.04, 0.16, 0.36):
+        b.box((-0.36, 0, level), (0.06, 0.14, 0.04), BLACK)
     for degrees in (90, 180, 270):
         out = turned("z", degrees)
         x, y = float(out[0, 0]), float(out[1, 0])
-        b.box((0.38 * x, 0.38 * y, -0.5), (0.22, 0.05, 0.2), OWN, out @ turned("y", 35))
-        b.box((0.54 * x, 0.54 * y, -0.68), (0.06, 0.06, 0.2), OWN, out)
-    b.rod((0, 0, -0.72), (0.2, 0.2, 0.09), BLACK)
-    b.cone((0, 0, -0.88), (0.17, 0.17, 0.14), fixed(1.0, 0.6, 0.1), turned("x", 180))
+        b.box((0.42 * x, 0.42 * y, -0.46), (0.24, 0.05, 0.21), OWN, out @ turned("y", 35))
+        b.box((0.6 * x, 0.6 * y, -0.66), (0.07, 0.06, 0.2), OWN, out)
+    b.rod((0, 0, -0.68), (0.2, 0.2, 0.09), BLACK)
+    b.cone((0, 0, -0.84), (0.17, 0.17, 0.12), fixed(1.0, 0.6, 0.1), turned("x", 180))
 
 
 def house(b: Builder, variant: int) -> None:
     """Gables front and back; the door with its step in front, a chimney up the whole wall behind."""
     trim = WHITE if variant == 0 else NIGHT
-    door = WOOD if variant == 0 else WHITE
+    door, chimney = (WOOD, BRICK) if variant == 0 else (WHITE, STEEL)
     b.box((0, 0, -0.36), (0.56, 0.5, 0.36))
     b.box((0, 0, 0.0), (0.55, 0.353, 0.353), OWN, turned("x", 45))
     for side in BOTH:
@@ -186,7 +191,7 @@ def house(b: Builder, variant: int) -> None:
     b.box((0.68, 0, -0.7), (0.12, 0.22, 0.04), STEEL)
     b.rod((0.55, 0, 0.15), (0.13, 0.13, 0.03), trim, ALONG_X)
     b.rod((0.56, 0, 0.15), (0.09, 0.09, 0.03), GLASS, ALONG_X)
-    b.box((-0.62, 0, 0.0), (0.11, 0.15, 0.72), BRICK)
+    b.box((-0.62, 0, 0.0), (0.11, 0.15, 0.72), chimney)
     b.box((-0.62, 0, 0.73), (0.13, 0.17, 0.04), BLACK)
 
 
@@ -202,6 +207,7 @@ def castle(b: Builder, variant: int) -> None:
         b.box((0, side * 0.5, 0.04), (0.12, 0.04, 0.06))
         b.box((-0.51, side * 0.14, -0.3), (0.02, 0.08, 0.12), LAMP)
         b.box((-0.5, side * 0.14, 0.04), (0.05, 0.08, 0.06))
+    b.box((0, 0, -0.24), (0.05, 0.515, 0.13), BLACK)
     b.box((0.52, 0, 0.04), (0.05, 0.1, 0.06))
     b.box((0.5, 0, -0.42), (0.06, 0.24, 0.24), WHITE)
     b.rod((0.5, 0, -0.2), (0.24, 0.24, 0.06), WHITE, ALONG_X)
@@ -221,11 +227,11 @@ def chair(b: Builder, variant: int) -> None:
         b.box((-0.4, side * 0.38, 0.38), (0.065, 0.07, 0.52))
         b.rod((0.36, side * 0.36, -0.54), (0.075, 0.075, 0.38))
         b.rod((-0.38, side * 0.37, -0.54), (0.075, 0.075, 0.38))
-    b.box((-0.38, 0, 0.5), (0.05, 0.36, 0.32))
+    b.box((-0.38, 0, 0.4), (0.05, 0.36, 0.46))
     b.box((-0.33, 0, 0.48), (0.04, 0.24, 0.22), PALE)
-    b.box((-0.4, 0, 0.84), (0.07, 0.42, 0.08))
-    for level in (0.28, 0.48, 0.68):
-        b.box((-0.43, 0, level), (0.03, 0.3, 0.05), BLACK)
+    b.box((-0.4, 0, 0.86), (0.07, 0.42, 0.08))
+    for level in (0.16, 0.4, 0.64):
+        b.box((-0.43, 0, level), (0.03, 0.3, 0.065), BLACK)
 
 
 def sofa(b: Builder, variant: int) -> None:
@@ -244,36 +250,48 @@ def sofa(b: Builder, variant: int) -> None:
     b.box((-0.5, 0, -0.2), (0.02, 0.74, 0.06), BLACK)
 
 
-def handle(b: Builder, y: float, z: float, width: float, height: float, thickness: float) -> None:
-    """A ring of balls on the left (+y)."""
-    for k in range(7):
-        angle = math.radians(-78 + 26 * k)
-        b.ball((0, y + width * math.cos(angle), z + height * math.sin(angle)), thickness)
+def bar(b: Builder, start: tuple[float, float], end: tuple[float, float], radius: float) -> None:
+    """A rod with a round end between two points (y, z) of the plane x = 0."""
+    y, z = end[0] - start[0], end[1] - start[1]
+    middle = (0.0, 0.5 * (start[0] + end[0]), 0.5 * (start[1] + end[1]))
+    b.rod(middle, (radius, radius, 0.5 * math.hypot(y, z)), OWN, turned("x", -math.degrees(math.atan2(y, z))))
+    b.ball((0.0, *end), radius)
+
+
+def handle(b: Builder, y: float, z: float, width: float, height: float, radius: float) -> None:
+    """Half a ring on the left (+y)."""
+    angles = [math.radians(-85 + 34 * k) for k in range(6)]
+    points = [(y + width * math.cos(a), z + height * math.sin(a)) for a in angles]
+    for start, end in zip(points, points[1:], strict=False):
+        bar(b, start, end, radius)
 
 
 def mug(b: Builder, variant: int) -> None:
     """A red heart on a white badge in front, the handle on the left (+y)."""
-    b.rod((0, -0.1, -0.03), (0.5, 0.5, 0.6))
-    b.rod((0, -0.1, 0.57), (0.42, 0.42, 0.015), fixed(0.25, 0.13, 0.06))
-    handle(b, 0.36, -0.03, 0.34, 0.34, 0.09)
-    b.ball((0.44, -0.1, -0.02), (0.1, 0.33, 0.34), WHITE)
+    b.rod((0, -0.12, -0.03), (0.48, 0.48, 0.6))
+    b.rod((0, -0.12, 0.57), (0.41, 0.41, 0.012), SHADED)
+    b.rod((0, -0.12, 0.58), (0.33, 0.33, 0.012), fixed(0.25, 0.13, 0.06))
+    handle(b, 0.34, -0.03, 0.34, 0.34, 0.085)
+    b.ball((0.42, -0.12, -0.02), (0.1, 0.34, 0.36), WHITE)
     for side in BOTH:
-        b.ball((0.51, -0.1 + side * 0.08, 0.04), (0.06, 0.11, 0.11), RED)
-    b.box((0.5, -0.1, -0.04), (0.06, 0.11, 0.11), RED, turned("x", 45))
+        b.ball((0.49, -0.12 + side * 0.09, 0.05), (0.06, 0.12, 0.12), RED)
+    b.box((0.48, -0.12, -0.04), (0.06, 0.12, 0.12), RED, turned("x", 45))
 
 
 def teapot(b: Builder, variant: int) -> None:
     """Spout on the right (-y), handle on the left (+y), a white flower on the front."""
-    b.ball((0, 0, -0.12), (0.5, 0.5, 0.43))
-    b.ball((0, 0, 0.26), (0.3, 0.3, 0.1), SHADED)
-    b.ball((0, 0, 0.41), 0.11, GOLD)
-    b.rod((0, 0, -0.52), (0.32, 0.32, 0.06), SHADED)
-    b.cone((0, -0.62, 0.02), (0.17, 0.17, 0.46), OWN, turned("x", 48))
-    handle(b, 0.42, -0.08, 0.34, 0.28, 0.08)
+    b.ball((0, 0, -0.12), (0.54, 0.54, 0.46))
+    b.ball((0, 0, 0.3), (0.31, 0.31, 0.1), SHADED)
+    b.ball((0, 0, 0.45), 0.11, GOLD)
+    b.rod((0, 0, -0.56), (0.33, 0.33, 0.06), SHADED)
+    bar(b, (-0.4, -0.26), (-0.67, -0.06), 0.15)
+    bar(b, (-0.65, -0.1), (-0.76, 0.16), 0.11)
+    bar(b, (-0.76, 0.16), (-0.88, 0.27), 0.085)
+    handle(b, 0.46, -0.08, 0.36, 0.29, 0.075)
     for k in range(5):
         angle = math.radians(90 + 72 * k)
-        b.ball((0.45, 0.16 * math.cos(angle), -0.1 + 0.16 * math.sin(angle)), (0.07, 0.105, 0.105), WHITE)
-    b.ball((0.49, 0, -0.1), (0.06, 0.1, 0.1), GOLD)
+        b.ball((0.49, 0.17 * math.cos(angle), -0.11 + 0.17 * math.sin(angle)), (0.07, 0.115, 0.115), WHITE)
+    b.ball((0.53, 0, -0.11), (0.06, 0.1, 0.1), GOLD)
 
 
 def clock(b: Builder, variant: int) -> None:
@@ -294,16 +312,17 @@ def clock(b: Builder, variant: int) -> None:
 
 
 def lamp(b: Builder, variant: int) -> None:
-    """A table lamp: the shade is ten slabs that lean inwards between two pale rims."""
+    """A table lamp: the shade is ten slabs that lean inwards, its light shows above and below."""
     b.rod((0, 0, -0.84), (0.38, 0.38, 0.06), SHADED)
-    b.ball((0, 0, -0.5), (0.27, 0.27, 0.32))
-    b.rod((0, 0, -0.12), (0.06, 0.06, 0.14), GOLD)
+    b.ball((0, 0, -0.5), (0.28, 0.28, 0.32))
+    b.rod((0, 0, -0.14), (0.08, 0.08, 0.14), GOLD)
     for k in range(10):
         out = turned("z", 36 * k)
-        b.box((0.45 * float(out[0, 0]), 0.45 * float(out[1, 0]), 0.38), (0.03, 0.19, 0.42), OWN, out @ turned("y", -20))
-    b.rod((0, 0, 0.77), (0.36, 0.36, 0.03), PALE)
-    b.rod((0, 0, -0.01), (0.61, 0.61, 0.03), PALE)
-    b.ball((0, 0, -0.02), (0.2, 0.2, 0.12), LAMP)
+        b.box((0.46 * float(out[0, 0]), 0.46 * float(out[1, 0]), 0.38), (0.03, 0.19, 0.42), OWN, out @ turned("y", -20))
+    b.rod((0, 0, 0.77), (0.38, 0.38, 0.03))
+    b.rod((0, 0, 0.79), (0.2, 0.2, 0.03), LAMP)
+    b.rod((0, 0, -0.02), (0.63, 0.63, 0.035), PALE)
+    b.ball((0, 0, -0.03), (0.22, 0.22, 0.14), LAMP)
 
 
 def pumpkin(b: Builder, variant: int) -> None:
@@ -311,48 +330,52 @@ def pumpkin(b: Builder, variant: int) -> None:
     for k in range(8):
         angle = math.radians(45 * k)
         at = (0.32 * math.cos(angle), 0.32 * math.sin(angle), -0.12)
-        b.ball(at, (0.46, 0.33, 0.56), OWN if k % 2 == 0 else mixed(BLACK, 0.14), turned("z", 45 * k))
-    b.rod((-0.04, 0, 0.5), (0.1, 0.1, 0.18), LEAF, turned("y", -24))
-    b.ball((-0.4, 0, 0.42), (0.3, 0.22, 0.05), LEAF, turned("y", -35))
+        b.ball(at, (0.46, 0.33, 0.56), OWN if k % 2 == 0 else SHADED, turned("z", 45 * k))
+    b.rod((-0.05, 0, 0.5), (0.11, 0.11, 0.18), LEAF, turned("y", -24))
+    b.ball((-0.42, 0, 0.46), (0.32, 0.25, 0.06), LEAF, turned("y", -38))
     for side in BOTH:
-        b.cone((0.68, side * 0.24, 0.1), (0.08, 0.16, 0.15), BLACK, turned("z", side * 20))
-        b.cone((0.73, side * 0.23, 0.07), (0.07, 0.09, 0.09), LAMP, turned("z", side * 20))
-    b.ball((0.66, 0, -0.24), (0.14, 0.36, 0.14), BLACK)
-    b.ball((0.71, 0, -0.25), (0.12, 0.27, 0.075), LAMP)
+        b.cone((0.66, side * 0.25, 0.08), (0.1, 0.18, 0.17), BLACK, turned("z", side * 20))
+        b.cone((0.72, side * 0.25, 0.06), (0.08, 0.1, 0.1), LAMP, turned("z", side * 20))
+        b.ball((0.63, side * 0.24, -0.23), (0.14, 0.19, 0.12), BLACK, turned("x", side * 24))
+        b.ball((0.7, side * 0.22, -0.23), (0.12, 0.14, 0.06), LAMP, turned("x", side * 24))
+    b.box((0.72, 0, -0.29), (0.06, 0.14, 0.11), BLACK)
+    b.box((0.77, 0, -0.3), (0.05, 0.13, 0.055), LAMP)
 
 
 def cactus(b: Builder, variant: int) -> None:
-    b.rod((0, 0, -0.72), (0.28, 0.28, 0.24), BRICK)
-    b.rod((0, 0, -0.44), (0.35, 0.35, 0.08), BRICK)
-    b.rod((0, 0, 0.1), (0.27, 0.27, 0.5))
-    b.ball((0, 0, 0.6), 0.27)
-    b.ball((0, 0.4, 0.08), (0.14, 0.22, 0.14))
-    b.ball((0, 0.56, 0.3), (0.14, 0.14, 0.32))
-    b.ball((0, -0.38, -0.1), (0.13, 0.22, 0.13))
-    b.ball((0, -0.52, 0.06), (0.13, 0.13, 0.28))
-    b.ball((0, 0, 0.87), (0.13, 0.13, 0.1), fixed(0.95, 0.4, 0.6))
-    for k in range(3):
-        for level in (-0.1, 0.2, 0.5):
-            angle = math.radians(120 * k + 200 * level)
-            b.ball((0.27 * math.cos(angle), 0.27 * math.sin(angle), level), 0.05, CREAM)
+    """Arms of different height left and right, a pink flower on top."""
+    b.rod((0, 0, -0.74), (0.29, 0.29, 0.2), BRICK)
+    b.rod((0, 0, -0.5), (0.36, 0.36, 0.08), BRICK)
+    b.rod((0, 0, 0.08), (0.29, 0.29, 0.54))
+    b.ball((0, 0, 0.6), 0.29)
+    b.ball((0, 0.4, 0.02), (0.15, 0.24, 0.15))
+    b.ball((0, 0.58, 0.26), (0.15, 0.15, 0.34))
+    b.ball((0, -0.38, -0.14), (0.14, 0.24, 0.14))
+    b.ball((0, -0.54, 0.04), (0.14, 0.14, 0.29))
+    b.ball((0, 0, 0.88), (0.14, 0.14, 0.1), fixed(0.95, 0.4, 0.6))
+    for k in range(4):
+        for level in (-0.16, 0.14, 0.44):
+            angle = math.radians(90 * k + (45 if level == 0.14 else 10))
+            b.ball((0.29 * math.cos(angle), 0.29 * math.sin(angle), level), 0.045, CREAM)
 
 
 def mushroom(b: Builder, variant: int) -> None:
-    b.rod((0, 0, -0.5), (0.21, 0.21, 0.36), CREAM)
-    b.ball((0, 0, -0.78), (0.28, 0.28, 0.14), CREAM)
-    b.ball((0, 0, 0.12), (0.78, 0.78, 0.5))
-    b.rod((0, 0, -0.1), (0.7, 0.7, 0.03), mixed(CREAM, 0.4))
+    """The cap is a dome on a wide rim."""
+    b.rod((0, 0, -0.46), (0.22, 0.22, 0.36), CREAM)
+    b.ball((0, 0, -0.76), (0.3, 0.3, 0.15), CREAM)
+    b.ball((0, 0, 0.02), (0.8, 0.8, 0.33))
+    b.ball((0, 0, 0.2), (0.64, 0.64, 0.44))
+    b.rod((0, 0, -0.22), (0.6, 0.6, 0.04), mixed(CREAM, 0.5))
     for k in range(6):
-        around, up = math.radians(60 * k), math.radians(24)
-        b.ball((0.75 * math.cos(around) * math.cos(up), 0.75 * math.sin(around) * math.cos(up), 0.3), 0.12, WHITE)
-        around += math.radians(30)
+        angle = math.radians(60 * k + 30)
+        b.ball((0.64 * math.cos(angle), 0.64 * math.sin(angle), 0.2), 0.13, WHITE)
         if k % 2:
-            b.ball((0.42 * math.cos(around), 0.42 * math.sin(around), 0.53), 0.12, WHITE)
+            b.ball((0.34 * math.cos(angle + math.pi / 6), 0.34 * math.sin(angle + math.pi / 6), 0.55), 0.13, WHITE)
 
 
 def tree(b: Builder, variant: int) -> None:
-    b.rod((0, 0, -0.72), (0.14, 0.14, 0.24), WOOD)
-    layers: tuple[tuple[float, float, Paint], ...] = ((-0.24, 0.66, SHADED), (0.14, 0.54, OWN), (0.56, 0.4, OWN))
+    b.rod((0, 0, -0.74), (0.15, 0.15, 0.22), WOOD)
+    layers: tuple[tuple[float, float, Paint], ...] = ((-0.24, 0.7, SHADED), (0.14, 0.57, OWN), (0.56, 0.42, OWN))
     for height, radius, paint in layers:
         b.cone((0, 0, height), (radius, radius, 0.36), paint)
 
@@ -360,19 +383,19 @@ def tree(b: Builder, variant: int) -> None:
 THINGS: dict[str, Model] = {
     "car": Model(car, 0.96),
     "bus": Model(bus, 0.95),
-    "train": Model(train, 0.85),
+    "train": Model(train, 0.88),
     "airplane": Model(airplane, 0.93),
-    "boat": Model(boat, 0.94),
-    "rocket": Model(rocket, 0.91),
+    "boat": Model(boat, 0.95),
+    "rocket": Model(rocket, 0.89),
     "house": Model(house, 0.91, variants=2),
     "castle": Model(castle, 0.89),
-    "chair": Model(chair, 0.88),
+    "chair": Model(chair, 0.87),
     "sofa": Model(sofa, 0.91),
-    "mug": Model(mug, 1.1, lopsided=True),
-    "teapot": Model(teapot, lopsided=True),
+    "mug": Model(mug, 1.08, lopsided=True),
+    "teapot": Model(teapot, 0.97, lopsided=True),
     "clock": Model(clock),
     "lamp": Model(lamp, front=False),
-    "pumpkin": Model(pumpkin, 1.1),
+    "pumpkin": Model(pumpkin, 1.06),
     "cactus": Model(cactus, front=False, lopsided=True),
     "mushroom": Model(mushroom, 1.05, front=False),
     "tree": Model(tree, front=False),
