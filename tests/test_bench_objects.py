@@ -89,6 +89,24 @@ def test_a_run_that_takes_too_long_is_stopped_and_judged_as_it_is(judge, tmp_pat
     assert not (tmp_path / "bear").exists(), "only --keep keeps Gaussians"
 
 
+def test_a_run_whose_step_fails_is_reported_and_the_others_go_on(judge, tmp_path, monkeypatch, capsys):
+    from sdlab import session
+
+    real = session.step
+
+    def step(state, s, *rest):
+        if "duck" in s.prompt.text and state.step == 1:
+            raise RuntimeError("no ducks today")
+        return real(state, s, *rest)
+
+    monkeypatch.setattr(session, "step", step)
+    assert run("objects", "--only", "duck,bear", *TINY, "--out", tmp_path) == 0
+    duck, bear = json.loads((tmp_path / "objects.json").read_text())["rows"]
+    assert (duck["steps"], bear["steps"], bear["note"]) == (1, 3, "")
+    assert duck["note"] == "failed at step 1 of 3: RuntimeError: no ducks today"
+    assert duck["note"] in capsys.readouterr().out
+
+
 def test_ctrl_c_writes_what_is_finished(judge, tmp_path, monkeypatch, capsys):
     """The signal comes in the second of three runs, whose plan is long; nothing of it is written."""
     cases, session, begun = bench.cases, bench.Session, []
