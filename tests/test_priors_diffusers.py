@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -241,6 +242,91 @@ def test_a_prompt_it_can_read_gives_no_remark(pixel):
             load(pixel).embed(text)
 
 
+WORD_LIST = {
+    "groups": {"objects": ["bear", "cat", "car"], "colours": ["red", "green"], "views": ["front view"]},
+    "names": ["bear", "teddy bear", "cat", "car"],
+}
+
+
+@pytest.fixture
+def listed(broken) -> Path:
+    """A model that comes with a list of its words."""
+    (broken / "words.json").write_text(json.dumps(WORD_LIST))
+    return broken
+
+
+def test_a_model_with_a_word_list_says_what_it_does_not_know_and_what_it_knows(listed):
+    remark = load(listed).remark("a grean bear, a Dragon!")
+    assert remark == (
+        "the model does not know these words: 'grean' (did you mean 'green'?), 'Dragon'. The words it knows:\n"
+        "objects: bear, cat, car\ncolours: red, green\nviews: front view"
+    )
+
+
+@pytest.mark.parametrize("text", ["a red", "red, front view", "a scart"])
+def test_a_prompt_without_an_object_is_remarked_upon(listed, text):
+    model = load(listed)
+    assert "names no object that the model knows" in model.remark(text)
+    assert "objects: bear, cat, car" in model.remark(text)
+
+
+@pytest.mark.parametrize("text", ["", "a red bear", "A RED CAR,front view", "a cat!"])
+def test_a_prompt_of_listed_words_gives_no_remark(listed, text):
+    assert load(listed).remark(text) == ""
+
+
+def test_a_negative_prompt_need_not_name_an_object(listed):
+    model = load(listed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.embed("red, green")
+        model.embed("")
+    with pytest.warns(UserWarning, match="does not know these words: 'gloomy'. The words it knows"):
+        model.embed("red, gloomy")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "half a {",
+        "[]",
+        "{}",
+        b"\xff\xfe\x00",
+        "[" * 60_000,
+        json.dumps(WORD_LIST | {"names": []}),
+        json.dumps(WORD_LIST | {"names": ["bear", 7]}),
+        json.dumps(WORD_LIST | {"groups": {"objects": "bear"}}),
+        json.dumps(WORD_LIST | {"groups": {"objects": ["x" * 61]}}),
+        json.dumps(WORD_LIST | {"groups": {"objects": ["bear\n", "\x1b[2J"]}}),
+        json.dumps(WORD_LIST | {"groups": {str(i): ["x"] * 900 for i in range(2)}}),
+        json.dumps(WORD_LIST | {"more": "x" * 64_000}),
+    ],
+)
+def test_what_is_no_word_list_is_left_alone(broken, content):
+    (broken / "words.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.warns(UserWarning, match=r"words\.json is not used, it is no word list"):
+        model = load(broken)
+    assert model.remark("a red dragon") == "the model does not know these words: 'dragon'"
+    assert model.remark("a red") == ""
+
+
+def test_a_saved_toybox_carries_its_words(tmp_path):
+    from sdlab.toybox import model as toybox
+
+    toybox.save(toybox.build(toybox.Shape(channels=(16, 32), text_width=32, text_layers=1)), tmp_path)
+    remark = load(tmp_path).remark("a purpel dragon next to a red ball")
+    assert "'purpel' (did you mean 'purple'?), 'dragon'; the prompt names no object" in remark
+    for line in (
+        "objects: bear, cat,",
+        "colours: red,",
+        "views: front view,",
+        "styles:",
+        "descriptors: oversaturated,",
+    ):
+        assert f"\n{line}" in remark
+    assert load(tmp_path).remark("a grey kitty on a teal box, seen from behind, high quality") == ""
+
+
 def test_t5_ignores_the_padding(pixel, broken):
     model = load(tiny.with_t5(broken))
     assert model.embed("a red bear").hidden.shape == (1, tiny.TOKENS, tiny.WIDTH)
@@ -382,6 +468,7 @@ def test_only_one_set_of_safe_weights_is_downloaded():
         "unet/config.json",
         "unet/diffusion_pytorch_model.fp16.safetensors",
     }
+    assert "words.json" in files_to_download([*REPO, "words.json", "unet/words.json"], True, "o/n")
     full = set(files_to_download(REPO, False, "o/n"))
     assert full ^ half == {
         "unet/diffusion_pytorch_model.fp16.safetensors",

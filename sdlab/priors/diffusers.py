@@ -4,6 +4,7 @@
     text_encoder/   CLIP or T5, with tokenizer/
     scheduler/      the noise schedule and what the network predicts
     vae/            AutoencoderKL or AutoencoderTiny; absent in a pixel model
+    words.json      the words it knows, if they are few: see `sdlab.priors.wordlist`
 
 A pixel model may work on blocks of k x k pixels: without a vae/ its 3 k^2 channels say so (see `PixelSpace`).
 
@@ -21,10 +22,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import string
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -48,6 +50,7 @@ from sdlab.priors.engines import (
     weights_dtype,
 )
 from sdlab.priors.files import checked_weights, find_model, read_json, require_layout
+from sdlab.priors.wordlist import WordList, read_word_list
 from sdlab.types import N_TIMESTEPS, Cond
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -90,7 +93,7 @@ class DiffusersPrior(PriorConfig):
         dtype = weights_dtype(precision, device)
         alphas_cumprod, prediction_type = _read_schedule(folder)
         encoder = _load_part(folder / "text_encoder", _text_encoder_class(folder), dtype, device)
-        text = TextEncoder(_load_tokenizer(folder), encoder)
+        text = TextEncoder(_load_tokenizer(folder), encoder, read_word_list(folder))
         unet = _load_unet(folder, dtype, device)
         space = _load_space(folder, unet, device)
 
@@ -170,13 +173,14 @@ class DiffusersModel:
 
     def embed(self, text: str) -> Cond:
         """hidden [1, L, D]; "" is unconditional. Warns of words that the text encoder does not get to see."""
-        remark = self.remark(text)
+        remark = self._text.remark(text, is_prompt=False)  # it may be a negative one, which names no object
         if remark:
             warnings.warn(remark, stacklevel=2)
         return Cond(self._text.embed(text))
 
     def remark(self, text: str) -> str:
-        """Which words of `text` the model does not get to see and why; "" where it sees all."""
+        """Which words of the prompt `text` the model does not get to see and why; "" where it sees all. A model with
+        a word list says then which words it knows, and also where a prompt names no object."""
         return self._text.remark(text)
 
     def encode(self, rgb: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B C H W"]:
@@ -231,8 +235,9 @@ class DiffusersModel:
 class TextEncoder:
     """Text -> hidden [1, L, D], as the Stable Diffusion and DeepFloyd IF pipelines do it; the last texts are kept."""
 
-    def __init__(self, tokenizer: Any, model: nn.Module) -> None:
+    def __init__(self, tokenizer: Any, model: nn.Module, known: WordList | None = None) -> None:
         self.model = model
+        self._known = known
         self._tokenizer = tokenizer
         config: Any = model.config
         is_t5 = config.model_type == "t5"
@@ -265,7 +270,16 @@ class TextEncoder:
         mask = tokens.attention_mask if self._masks_padding else None
         return self.model(input_ids=tokens.input_ids, attention_mask=mask).last_hidden_state.float()
 
-    def remark(self, text: str) -> str:
+    def remark(self, text: str, is_prompt: bool = True) -> str:
+        """What to tell the writer of `text`; of a prompt also that it names no object."""
+        remarks = self._unread(text)
+        if self._known is None:
+            return "; ".join(remarks)
+        if is_prompt and text.strip() and not self._known.names_object(text):
+            remarks.append("the prompt names no object that the model knows, so what grows is left to chance")
+        return f"{'; '.join(remarks)}. The words it knows:\n{self._known.shown()}" if remarks else ""
+
+    def _unread(self, text: str) -> list[str]:
         with self._turn:
             tokens = self._tokenizer(
                 text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
@@ -280,9 +294,10 @@ class TextEncoder:
             remarks.append(f"the model reads the first {room} tokens of a prompt; cut: {_listed(text[start:].split())}")
         unknown = self._unknown_token()
         words = [text[a:b] for i, (a, b) in zip(ids[:room], offsets, strict=False) if i == unknown]
+        words = [w for w in dict.fromkeys(words) if w.strip(string.punctuation)]
         if words:
-            remarks.append(f"the model does not know these words: {_listed(dict.fromkeys(words))}")
-        return "; ".join(remarks)
+            remarks.append(f"the model does not know these words: {_listed(words, self._known)}")
+        return remarks
 
     def _unknown_token(self) -> int | None:
         k = self._tokenizer
@@ -290,10 +305,14 @@ class TextEncoder:
         return None if k.unk_token_id in (k.eos_token_id, k.pad_token_id) else k.unk_token_id
 
 
-def _listed(words: Iterable[str], show: int = 8) -> str:
-    words = list(words)
+def _listed(words: Sequence[str], known: WordList | None = None, show: int = 8) -> str:
+    """Some words in quotes; each with the one of `known` that may be meant."""
+    listed = []
+    for word in words[:show]:
+        near = known.nearest(word) if known else ""
+        listed.append(f"{word[:40]!r} (did you mean {near!r}?)" if near else repr(word[:40]))
     more = f" and {len(words) - show} more" if len(words) > show else ""
-    return ", ".join(repr(w[:40]) for w in words[:show]) + more
+    return ", ".join(listed) + more
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+WORD_LIST = "words.json"  # of models that know few words; see `sdlab.priors.wordlist`
 NEEDED = ("unet/config.json", "text_encoder/config.json", "tokenizer", "scheduler/scheduler_config.json")
 
 
@@ -135,7 +136,7 @@ def files_to_download(names: Sequence[str], half: bool, repo: str) -> list[str]:
     RuntimeError for a part without safetensors.
     """
     parts = ("scheduler", "tokenizer", *STEMS)
-    wanted = []
+    wanted = [n for n in names if n == WORD_LIST]
     for part in parts:
         files = [n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")]
         text = [f for f in files if f.endswith((".json", ".txt")) and ".index" not in f]
