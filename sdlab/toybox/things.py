@@ -8,6 +8,7 @@ whatever the own colour is.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from sdlab.toybox.solids import (
     BLACK,
@@ -262,7 +263,7 @@ def handle(b: Builder, y: float, z: float, width: float, height: float, radius: 
     """Half a ring on the left (+y)."""
     angles = [math.radians(-85 + 34 * k) for k in range(6)]
     points = [(y + width * math.cos(a), z + height * math.sin(a)) for a in angles]
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in pairwise(points):
         bar(b, start, end, radius)
 
 
