@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdlab.toybox import cli, judge, model, pictures, raytrace, sample, train
-from sdlab.toybox.objects import OBJECTS, table
+from sdlab.toybox.objects import OBJECTS
 
 TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
 CPU = torch.device("cpu")
@@ -110,30 +110,6 @@ def test_overhead_sees_the_top_and_the_ground_is_below() -> None:
     tree = pictures.render_shots([plain("tree", "green", 0)])[0]
     covered = (tree.min(-1) < 0.9).sum(1)
     assert covered[4:8].sum() < covered[16:20].sum()  # the tip is at the top of the picture
-
-
-def test_every_object_fits_into_the_picture_from_all_sides() -> None:
-    for name in OBJECTS:
-        for variant in range(OBJECTS[name].variants):
-            shots = [
-                plain(name, "black", azimuth, elevation)._replace(variant=variant)
-                for azimuth in (0, 60, 120, 180, 240, 300)
-                for elevation in (-20.0, 15.0, 50.0, 80.0)
-            ]
-            tan = math.tan(math.radians(pictures.FOV_DEGREES / 2))
-            _, coverage = raytrace.render(pictures.pack(shots), pictures.SIZE, tan)
-            rim = np.concatenate([coverage[:, 0], coverage[:, -1], coverage[:, :, 0], coverage[:, :, -1]], 1)
-            assert rim.sum(1).max() <= 1.5, name  # pixels on the border, of some 250 in all
-            assert coverage.sum((1, 2)).min() > 60, name
-
-
-def test_only_the_lopsided_objects_differ_from_their_mirror_image() -> None:
-    for name in OBJECTS:
-        shots = [plain(name, "red", angle) for angle in (0.0, 35.0, -35.0)]
-        ahead, left, right = pictures.render_shots(shots)
-        difference = np.abs(left - right[:, ::-1]).mean() + np.abs(ahead - ahead[:, ::-1]).mean()
-        assert (difference > 0.02) == OBJECTS[name].lopsided, name
-    assert all(s.may_mirror == (not OBJECTS[s.name].lopsided) for s in (pictures.describe(1, i) for i in range(200)))
 
 
 def test_renderer_skips_nothing_that_a_ray_hits() -> None:
@@ -236,11 +212,6 @@ def test_each_corruption_changes_its_own_statistic() -> None:
     assert spoilt("noisy")[:, :6, :6].std() > 0.02 > clean[:, :6, :6].std()  # a corner of plain background
     assert moved(spoilt("malformed")) > 0.1
     assert moved(spoilt("bad structure")) > 0.1
-
-
-def test_unknown_object_is_named() -> None:
-    with pytest.raises(ValueError, match="no object 'dragon'"):
-        table("dragon")
 
 
 # ---- judge

@@ -16,7 +16,7 @@ from sdlab.toybox.solids import DARK, OWN, WHITE, Builder, Model, Table, turned
 SECONDS = ("hat", "scarf", "box", "ball")
 REACH = 0.98  # radius about the origin of what a picture holds: 2.95 sin(20 degrees) = 1.009 would touch its edge
 BALL_RADIUS = 0.4
-BALL_BEARING = math.radians(42)  # from +y towards the front: seen from -y, a ball straight across would be hidden
+BALL_BEARING = math.radians(47)  # from +y towards the front: seen from -y, a ball straight across would be hidden
 
 
 def unit_outlines() -> dict[int, np.ndarray]:
@@ -60,7 +60,7 @@ def hat(b: Builder, place: tuple[float, float, float, float]) -> None:
 
 
 def scarf(b: Builder, place: tuple[float, float, float, float, float]) -> None:
-    """A ring around the neck, a knot in front, one end before and one behind: spread, to be seen from above too."""
+    """A ring around the neck, a knot and one end in front, the other end down the back: spread, to show from above."""
     x, y, z, radius, lean = place
     turn = turned("y", lean)
 
@@ -69,10 +69,10 @@ def scarf(b: Builder, place: tuple[float, float, float, float, float]) -> None:
         return x + float(offset[0]), y, z + float(offset[2])
 
     b.ball(at(0, 0), (1.12 * radius, 1.12 * radius, 0.15), OWN, turn)
-    b.ball(at(1.08 * radius, -0.02), (0.1, 0.14, 0.13))
-    for side in (1, -1):
-        end = at(side * 1.1 * radius, -0.06)
-        b.box((end[0] + side * 0.1, y, end[2] - 0.15), (0.05, 0.12, 0.2), OWN, turned("y", -side * 33))
+    knot = at(1.08 * radius, -0.02)
+    b.ball(knot, (0.1, 0.14, 0.13))
+    b.box((knot[0] + 0.1, y, knot[2] - 0.2), (0.05, 0.12, 0.2), OWN, turned("y", -33))
+    b.box(at(-1.06 * radius - 0.08, -0.2), (0.05, 0.12, 0.2), OWN, turn @ turned("y", 28))
 
 
 def box(b: Builder, points: np.ndarray) -> None:
