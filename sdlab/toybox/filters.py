@@ -74,11 +74,28 @@ def pixelated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x.reshape(n, step, n, step, 3).mean((1, 3)).repeat(step, 0).repeat(step, 1)
 
 
+@compiled
+@no_type_check
+def contrast(x, out):
+    """[H, W, 1]: how far the colours of a pixel and its four neighbours lie apart."""
+    height, width = x.shape[0], x.shape[1]
+    for row in range(height):
+        for column in range(width):
+            most = x.dtype.type(0.0)
+            for c in range(3):
+                left, right = x[row, max(column - 1, 0), c], x[row, min(column + 1, width - 1), c]
+                above, below = x[max(row - 1, 0), column, c], x[min(row + 1, height - 1), column, c]
+                low, high = min(left, right, above, below), max(left, right, above, below)
+                most = max(most, max(high, x[row, column, c]) - min(low, x[row, column, c]))
+            out[row, column, 0] = most
+
+
 def cartoon(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Few tones and softly darkened outlines."""
+    """Few tones and dark outlines."""
     tones = int(rng.integers(3, 6))
-    outline = np.clip(np.abs(x - blurred(x, 1.3)).max(-1, keepdims=True) * 6 - 0.3, 0, 1)
-    return np.round(x * tones) / tones * (1 - rng.uniform(0.5, 0.9) * outline)
+    outline = np.empty((*x.shape[:2], 1), x.dtype)
+    contrast(x, outline)
+    return np.round(x * tones) / tones * (1 - rng.uniform(0.6, 0.95) * np.clip(4 * outline - 0.8, 0, 1))
 
 
 def foggy(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

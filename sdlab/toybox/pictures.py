@@ -247,7 +247,8 @@ def deform(shot: Shot, at: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, n
             at = at + moved[:, None] * way * (rng.uniform(0.28, 0.42) / np.linalg.norm(way))
         at = at + 0.16 * wobble(rng, at)
     if "malformed" in shot.facts.corruptions:
-        swelling = np.exp(0.3 * wobble(rng, at))
+        growth = 0.38 * wobble(rng, at)
+        swelling = np.exp(growth - growth.mean(0))
         sizes, at = sizes * swelling, at * np.sqrt(swelling)
     return at, sizes
 

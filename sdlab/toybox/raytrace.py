@@ -30,8 +30,8 @@ ONE, HALF, ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
 
 # Marks of a pattern: bands across a direction tilted forward, so that no level face lies within one band; and balls
 # of a body-centred lattice, of which every plane along the axes cuts some.
-STRIPE_PERIOD, STRIPE_SHARE, STRIPE_TILT = 0.42, 0.34, math.radians(22)
-SPOT_PERIOD, SPOT_RADIUS = 0.42, 0.125
+STRIPE_PERIOD, STRIPE_SHARE, STRIPE_TILT = 0.36, 0.33, math.radians(30)
+SPOT_PERIOD, SPOT_RADIUS, SPOT_SHIFT = 0.42, 0.125, 0.4
 
 
 class Batch(NamedTuple):
@@ -267,7 +267,7 @@ def marked(pattern, x, y, z):
     if pattern == STRIPED:
         along = (math.sin(STRIPE_TILT) * x + math.cos(STRIPE_TILT) * z) / STRIPE_PERIOD + 0.3
         return along - math.floor(along) < STRIPE_SHARE
-    x, y, z = x / SPOT_PERIOD, y / SPOT_PERIOD, z / SPOT_PERIOD
+    x, y, z = x / SPOT_PERIOD, y / SPOT_PERIOD, z / SPOT_PERIOD + SPOT_SHIFT
     for offset in (0.0, 0.5):
         dx = x + offset - math.floor(x + offset) - 0.5
         dy = y + offset - math.floor(y + offset) - 0.5
