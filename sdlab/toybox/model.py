@@ -37,7 +37,7 @@ PUNCTUATION = (",", ".", "-")
 class Shape:
     """Sizes of the networks and what they predict. The shipped ones are the defaults; tests build smaller ones."""
 
-    channels: tuple[int, ...] = (64, 128, 192)
+    channels: tuple[int, ...] = (48, 96, 192)
     size: int = pictures.SIZE  # pixels a side
     patch: int = 2  # pixels a side of the block that becomes one place of the network
     text_width: int = 128
@@ -94,7 +94,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(shape: Shape | None = None, seed: int = 0) -> Toybox:
-    """Freshly initialised networks; attention to the words at the lowest resolution and in the middle only."""
+    """Freshly initialised networks.
+
+    The caption reaches the U-Net twice: pooled, beside the timestep, which is how small networks learn classes fast,
+    and by attention to the words at the lowest resolution and in the middle.
+    """
     shape = shape or Shape()
     depth = len(shape.channels)
     heads = tuple(max(c // 32, 1) for c in shape.channels)  # diffusers calls the number of heads attention_head_dim
@@ -127,6 +131,9 @@ def build(shape: Shape | None = None, seed: int = 0) -> Toybox:
             attention_head_dim=heads,  # pyright: ignore[reportArgumentType]  # one number a level is documented
             norm_num_groups=16,
             use_linear_projection=True,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=max(shape.text_width // 32, 1),
+            resnet_time_scale_shift="scale_shift",
         )
     scheduler = DDPMScheduler(
         num_train_timesteps=1000,
