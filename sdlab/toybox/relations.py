@@ -45,9 +45,10 @@ def outline(table: Table) -> np.ndarray:
 
 def middle(points: np.ndarray) -> np.ndarray:
     """Centre [3] of nearly the smallest ball around points [n, 3] (Badoiu and Clarkson 2003)."""
-    centre = points.mean(0)
-    for step in range(2, 400):
-        farthest = points[np.square(points - centre).sum(1).argmax()]
+    outer = points[np.unique((points @ UNIT_OUTLINES[BALL].T).argmax(0))]  # the inner ones only cost time
+    centre = outer.mean(0)
+    for step in range(2, 200):
+        farthest = outer[np.square(outer - centre).sum(1).argmax()]
         centre = centre + (farthest - centre) / step
     return centre
 
