@@ -52,26 +52,26 @@ def tail_lamps(b: Builder, x: float, z: float, width: float) -> None:
 
 
 def car(b: Builder, variant: int) -> None:
-    """Long bonnet and sloping windscreen in front, a steep own-coloured hatch behind."""
-    b.box((0, 0, -0.1), (0.84, 0.38, 0.18))
-    b.box((0.53, 0, 0.07), (0.3, 0.35, 0.05), OWN, turned("y", 6))
-    b.box((-0.24, 0, 0.25), (0.42, 0.33, 0.2), GLASS)
-    b.box((0.2, 0, 0.22), (0.06, 0.33, 0.25), GLASS, turned("y", -38))
-    b.box((-0.27, 0, 0.46), (0.42, 0.36, 0.05))
-    b.box((-0.2, 0, 0.24), (0.05, 0.345, 0.2))
-    b.box((-0.68, 0, 0.25), (0.09, 0.36, 0.25), OWN, turned("y", 8))
-    b.box((-0.76, 0, 0.3), (0.03, 0.22, 0.11), GLASS, turned("y", 8))
-    b.box((0.85, 0, -0.08), (0.02, 0.18, 0.1), BLACK)
-    tail_lamps(b, -0.85, -0.04, 0.38)
+    """Wide and low; long bonnet and sloping windscreen in front, a steep own-coloured hatch behind."""
+    b.box((0, 0, -0.1), (0.84, 0.43, 0.18))
+    b.box((0.53, 0, 0.07), (0.3, 0.39, 0.05), OWN, turned("y", 6))
+    b.box((-0.24, 0, 0.22), (0.42, 0.35, 0.17), GLASS)
+    b.box((0.2, 0, 0.18), (0.06, 0.35, 0.23), GLASS, turned("y", -40))
+    b.box((-0.27, 0, 0.4), (0.4, 0.38, 0.05))
+    b.box((-0.2, 0, 0.21), (0.05, 0.365, 0.17))
+    b.box((-0.68, 0, 0.22), (0.08, 0.38, 0.22), OWN, turned("y", 14))
+    b.box((-0.76, 0, 0.25), (0.03, 0.25, 0.11), GLASS, turned("y", 14))
+    b.box((0.85, 0, -0.08), (0.02, 0.2, 0.1), BLACK)
+    tail_lamps(b, -0.85, -0.06, 0.42)
     for end in BOTH:
-        b.box((end * 0.86, 0, -0.24), (0.05, 0.4, 0.05), STEEL)
+        b.box((end * 0.86, 0, -0.24), (0.05, 0.45, 0.045), STEEL)
     for side in BOTH:
-        b.ball((0.83, side * 0.27, -0.04), (0.07, 0.13, 0.13), LAMP)
-    wheels(b, (-0.5, 0.5), 0.35, -0.28, 0.22)
+        b.ball((0.83, side * 0.31, -0.05), (0.07, 0.13, 0.13), LAMP)
+    wheels(b, (-0.5, 0.5), 0.4, -0.28, 0.22)
 
 
 def bus(b: Builder, variant: int) -> None:
-    """A tall box: one large windscreen under a sign in front, a small window high up behind, four on the sides."""
+    """A tall box: one large windscreen under a sign in front, a small window high up behind, four on each side."""
     b.box((0, 0, 0.06), (0.86, 0.36, 0.4))
     b.box((0, 0, 0.47), (0.8, 0.3, 0.05))
     b.box((0, 0, -0.1), (0.865, 0.365, 0.04), WHITE)
@@ -82,7 +82,8 @@ def bus(b: Builder, variant: int) -> None:
     b.box((0.88, 0, 0.39), (0.02, 0.18, 0.025), LAMP)
     b.box((-0.86, 0, 0.27), (0.02, 0.18, 0.09), GLASS)
     tail_lamps(b, -0.87, -0.1, 0.36)
-    b.box((-0.4, 0, 0.53), (0.16, 0.18, 0.04), STEEL)
+    for x in (-0.45, 0.35):
+        b.box((x, 0, 0.53), (0.17, 0.2, 0.04), WHITE)
     for end in BOTH:
         b.box((end * 0.87, 0, -0.3), (0.03, 0.37, 0.05), SHADED)
     for side in BOTH:
@@ -197,7 +198,7 @@ def house(b: Builder, variant: int) -> None:
 
 
 def castle(b: Builder, variant: int) -> None:
-    """Gate between two tall roofed towers in front; low towers and lit windows behind."""
+    """Gate between two tall roofed towers in front; low towers, lit windows and a banner behind."""
     b.box((0, 0, -0.34), (0.5, 0.5, 0.32))
     for side in BOTH:
         b.rod((0.5, side * 0.5, -0.14), (0.2, 0.2, 0.54))
@@ -206,10 +207,11 @@ def castle(b: Builder, variant: int) -> None:
         b.rod((-0.5, side * 0.5, 0.18), (0.23, 0.23, 0.07))
         b.box((0.7, side * 0.5, 0.1), (0.03, 0.05, 0.12), BLACK)
         b.box((0, side * 0.5, 0.04), (0.12, 0.04, 0.06))
-        b.box((-0.51, side * 0.14, -0.3), (0.02, 0.08, 0.12), LAMP)
+        b.box((-0.51, side * 0.23, -0.3), (0.02, 0.06, 0.11), LAMP)
         b.box((-0.5, side * 0.14, 0.04), (0.05, 0.08, 0.06))
+    b.box((-0.51, 0, -0.28), (0.02, 0.13, 0.24), WHITE)
+    b.box((-0.53, 0, -0.26), (0.02, 0.08, 0.19), RED)
     b.box((0, 0, -0.24), (0.05, 0.515, 0.13), BLACK)
-    b.box((0.52, 0, 0.04), (0.05, 0.1, 0.06))
     b.box((0.5, 0, -0.42), (0.06, 0.24, 0.24), WHITE)
     b.rod((0.5, 0, -0.2), (0.24, 0.24, 0.06), WHITE, ALONG_X)
     b.box((0.52, 0, -0.42), (0.06, 0.17, 0.24), BLACK)
@@ -382,7 +384,7 @@ def tree(b: Builder, variant: int) -> None:
 
 
 THINGS: dict[str, Model] = {
-    "car": Model(car, 0.96),
+    "car": Model(car, 0.94),
     "bus": Model(bus, 0.95),
     "train": Model(train, 0.88),
     "airplane": Model(airplane, 0.93),
