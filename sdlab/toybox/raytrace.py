@@ -30,7 +30,7 @@ ONE, HALF, ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
 
 # Marks of a pattern: bands across a direction tilted forward, so that no level face lies within one band; and balls
 # of a body-centred lattice, of which every plane along the axes cuts some.
-STRIPE_PERIOD, STRIPE_SHARE, STRIPE_TILT = 0.36, 0.33, math.radians(30)
+STRIPE_PERIOD, STRIPE_SHIFT, STRIPE_SHARE, STRIPE_TILT = 0.36, 0.8, 0.30, math.radians(30)
 SPOT_PERIOD, SPOT_RADIUS, SPOT_SHIFT = 0.42, 0.125, 0.4
 
 
@@ -65,6 +65,10 @@ def ball_bounds(to_camera, centre, bounds):
     for c in range(3):
         ww += to_camera[2, c] ** 2
     ww -= centre[2] ** 2
+    if ww > -1e-6:  # reaches past the camera
+        bounds[0] = bounds[2] = -1e9
+        bounds[1] = bounds[3] = 1e9
+        return
     for axis in range(2):
         uu, uw = -(centre[axis] ** 2), -centre[axis] * centre[2]
         for c in range(3):
@@ -265,7 +269,7 @@ def normal_at(kind, x, y, z):
 def marked(pattern, x, y, z):
     """Whether a point of the object's frame lies within a stripe or spot."""
     if pattern == STRIPED:
-        along = (math.sin(STRIPE_TILT) * x + math.cos(STRIPE_TILT) * z) / STRIPE_PERIOD + 0.3
+        along = (math.sin(STRIPE_TILT) * x + math.cos(STRIPE_TILT) * z) / STRIPE_PERIOD + STRIPE_SHIFT
         return along - math.floor(along) < STRIPE_SHARE
     x, y, z = x / SPOT_PERIOD, y / SPOT_PERIOD, z / SPOT_PERIOD + SPOT_SHIFT
     for offset in (0.0, 0.5):
