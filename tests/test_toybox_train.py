@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdlab.toybox import cli, model, pictures, sample, train
+from sdlab.priors.diffusers import DiffusersPrior
+from sdlab.toybox import cli, model, pictures, sample, train, words
 
 TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
 CPU = torch.device("cpu")
@@ -32,12 +34,12 @@ def _one_thread() -> Iterator[None]:
 def test_tokenizer_knows_all_caption_words_and_fits_the_longest_prompt() -> None:
     tokenizer = model.build_tokenizer()
     unknown = tokenizer.unk_token_id
-    fillers = set(pictures.FILLERS)
+    known = set(words.vocabulary())
     for i in range(3000):
         caption = pictures.describe(0, i).caption
         ids = tokenizer(caption).input_ids
-        assert (unknown in ids) == bool(fillers & set(caption.split())), caption
-    source = "a photo of a shiny orange mushroom, overhead view, " + ", ".join(pictures.DESCRIPTORS)
+        assert (unknown in ids) == bool(set(re.findall(r"\w+", caption)) - known), caption
+    source = "a photo of a shiny orange mushroom, overhead view, " + ", ".join(words.DESCRIPTORS)
     ids = model.encode_captions(tokenizer, [source])[0]
     assert len(ids) == model.MAX_TOKENS
     assert tokenizer.eos_token_id in ids.tolist()  # nothing was cut
@@ -91,8 +93,8 @@ def pool() -> pictures.Pool:
 
 def test_loss_falls_on_a_tiny_net(pool: pictures.Pool) -> None:
     trainer = train.Trainer(train.Plan(samples=8 * 240, batch=8, lr=3e-3, shape=TINY), pool, CPU)
-    losses = [float(trainer.train_step()) for _ in range(50)]
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    losses = [float(trainer.train_step()) for _ in range(100)]
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
 
 def test_rate_and_order_follow_the_plan(pool: pictures.Pool) -> None:
@@ -154,7 +156,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
     plan = train.Plan(samples=128, batch=8, pictures=48, shape=TINY)  # 16 steps, the rate falls from step 12
     train.train(tmp_path / "run", tmp_path, plan)
-    with pytest.raises(ValueError, match=r"--samples: .* planned for 128"):
+    with pytest.raises(ValueError, match=r"--samples: .* allowed are 128 and more"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=64)
     longer = train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=192)
     whole = train.train(tmp_path / "whole", tmp_path, replace(plan, samples=192))
@@ -224,14 +226,14 @@ def test_saved_folder_loads_by_the_libraries_alone(saved: Path) -> None:
 
 
 def test_samples_are_reproducible_and_follow_the_prompt_not_the_company(saved: Path) -> None:
-    box = model.load(saved, CPU)
-    alone = sample.sample(box, ["a red bear"], scale=7.5, steps=3, seed=1)
-    among = sample.sample(box, ["a red bear", "a blue car"], scale=7.5, steps=3, seed=1)
+    prior = DiffusersPrior(path=str(saved), engine="torch", precision="fp32").load(CPU)
+    alone = sample.sample(prior, ["a red bear"], scale=7.5, steps=3, seed=1)
+    among = sample.sample(prior, ["a red bear", "a blue car"], scale=7.5, steps=3, seed=1)
     assert alone.shape == (1, pictures.SIZE, pictures.SIZE, 3)
     assert alone.min() >= 0
     assert alone.max() <= 1
     assert np.allclose(alone[0], among[0], atol=1e-4)
-    assert not np.allclose(alone, sample.sample(box, ["a red bear"], scale=7.5, steps=3, seed=2), atol=1e-2)
+    assert not np.allclose(alone, sample.sample(prior, ["a red bear"], scale=7.5, steps=3, seed=2), atol=1e-2)
 
 
 def test_commands(saved: Path, tmp_path: Path) -> None:

@@ -216,18 +216,21 @@ def read_checkpoint(out: Path, name: str = CHECKPOINT) -> dict[str, Any]:
 def resumed(out: Path, samples: int | None) -> tuple[Plan, dict[str, Any]]:
     """The plan to go on with and the state to go on from.
 
-    A longer plan than the checkpoint's goes on from before the rate fell, if it fell already. ValueError for a
-    shorter one, and as `read_checkpoint`.
+    With another number of samples than the checkpoint's, the state must be one from before the rate falls under
+    both plans: the checkpoint itself or, if its rate fell already, the kept plateau. ValueError if there is none,
+    and as `read_checkpoint`.
     """
     state = read_checkpoint(out)
-    plan = plan_of(state)
-    if samples is None or samples == plan.samples:
-        return plan, state
-    if samples < plan.samples:
-        raise ValueError(f"--samples: {out} is planned for {plan.samples} samples; it can only be made longer")
-    if state["step"] > plan.plateau:
+    old = plan_of(state)
+    if samples is None or samples == old.samples:
+        return old, state
+    plan = replace(old, samples=samples)
+    if state["step"] > old.plateau:
         state = read_checkpoint(out, PLATEAU)
-    return replace(plan, samples=samples), state
+    if state["step"] > plan.plateau:
+        least = math.ceil(state["step"] * old.batch / (1 - FALL))
+        raise ValueError(f"--samples: {out} is past the constant rate of so short a run; allowed are {least} and more")
+    return plan, state
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
