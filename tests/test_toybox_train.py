@@ -232,7 +232,7 @@ def test_samples_are_reproducible_and_follow_the_prompt_not_the_company(saved: P
     assert alone.shape == (1, pictures.SIZE, pictures.SIZE, 3)
     assert alone.min() >= 0
     assert alone.max() <= 1
-    assert np.allclose(alone[0], among[0], atol=1e-4)
+    assert np.allclose(alone[0], among[0], atol=1e-3)
     assert not np.allclose(alone, sample.sample(prior, ["a red bear"], scale=7.5, steps=3, seed=2), atol=1e-2)
 
 

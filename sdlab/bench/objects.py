@@ -35,7 +35,6 @@ from sdlab.scenes import Scene
 from sdlab.session import Session, compile_for
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
-from sdlab.toybox.cli import default_data
 from sdlab.toybox.objects import OBJECTS
 
 VIEWS = 8  # of the turntable that is read for object and colour, 45 degrees apart
@@ -55,7 +54,7 @@ Read = Callable[[np.ndarray], list[judge.Truth]]
 
 def load_judge() -> Read:
     """The judge: uint8 [n, S, S, 3] -> what each picture shows."""
-    classifier = judge.kept_classifier(default_data())
+    classifier = judge.load()
     return lambda rgb: judge.read(classifier, torch.from_numpy(rgb).permute(0, 3, 1, 2) / 255)
 
 

@@ -161,7 +161,7 @@ class DiffusersModel:
     def torch_threads(self) -> int:
         return self._engine.torch_threads
 
-    def prepare(self, batch_sizes: Sequence[int]) -> None:
+    def prepare(self, batch_sizes: Iterable[int]) -> None:
         """Compile for batches of these sizes (pictures times roles), so that the first step need not."""
         hidden = self._text.embed("")
         for b in sorted(set(batch_sizes)):

@@ -1,4 +1,4 @@
-"""Commands of the toybox: train the prior, sample from it, judge it, look at its training pictures.
+"""Commands of the toybox: train the prior and its judge, sample, measure, look at the training pictures.
 
 `add_subcommands` hangs them under any argparse parser: `python -m sdlab.toybox ...` uses it, the project's
 own command line mounts it under `toybox`. A bad value ends with exit code 2 and one line that names the option.
@@ -7,12 +7,17 @@ own command line mounts it under `toybox`. A bad value ends with exit code 2 and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from sdlab.types import Prior
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
 
@@ -125,22 +130,47 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
 
 
 def add_judge(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("judge", help="how often samples show the object, colour and view that was asked for")
+    p = commands.add_parser("judge", help="how well samples show what their captions say, read by the judge")
     p.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="a toybox folder (default: the shipped one)")
+    p.add_argument("--judge", type=Path, help="a folder of `train-judge` (default: the shipped one)")
     p.add_argument("--out", type=Path, help="also write the figures there as JSON")
-    p.add_argument("--data", type=Path, default=default_data(), help="where the classifier is kept (%(default)s)")
+    p.add_argument("--each", type=whole(1, 1000), default=16, help="samples of each held-out caption (default 16)")
+    parts = "true,held-out,two-objects,no-view,descriptors"
+    p.add_argument("--only", default=parts, metavar="PARTS", help="some of the parts (default: %(default)s)")
     p.add_argument("--cfg", type=real(0.0, 100.0), default=4.0, help="guidance scale (default %(default)s)")
     p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
     p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of the starting noise")
+    p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")
     p.set_defaults(toybox_command=run_judge)
 
 
+def add_train_judge(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("train-judge", help="train the classifier that judges, on true pictures only")
+    p.add_argument("--out", type=Path, required=True, help="folder to write: judge.safetensors, config.json")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument(
+        "--samples", type=whole(1, 10**9), help="pictures to train on, repeats counted (default 480000)"
+    )
+    length.add_argument("--minutes", type=real(0.1, 1e5), help="as many samples as fit in, by measured speed")
+    p.add_argument(
+        "--pictures", type=whole(1, 10**7), default=100_000, help="different pictures, 12 kB each (default %(default)s)"
+    )
+    p.add_argument("--batch", type=whole(2, 65536), default=128, help="samples in a step (default %(default)s)")
+    p.add_argument("--lr", type=real(1e-7, 1.0), default=4e-3, help="peak learning rate (default %(default)s)")
+    p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of weights, order and noise")
+    p.add_argument(
+        "--threads", type=whole(1, 1024), default=os.cpu_count() or 1, help="CPU threads (default: all cores)"
+    )
+    p.set_defaults(toybox_command=run_train_judge)
+
+
 def add_subcommands(commands: argparse._SubParsersAction) -> None:
-    """Add train, sample, pictures and judge; `toybox_command` of what is parsed is the function to call with it."""
+    """Add the commands; `toybox_command` of what is parsed is the function to call with it."""
     add_train(commands)
     add_sample(commands)
     add_pictures(commands)
     add_judge(commands)
+    add_train_judge(commands)
 
 
 def without_progress_bars() -> None:
@@ -148,6 +178,25 @@ def without_progress_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or a polite kill came, so that a checkpoint can still be written; the second one stops at once."""
+    ended = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if ended.is_set():
+            raise KeyboardInterrupt
+        print("stopping after this step and a checkpoint; once more stops at once", file=sys.stderr)
+        ended.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ended.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -166,29 +215,48 @@ def run_train(options: argparse.Namespace) -> None:
         options.seed,
         str(options.start or ""),
     )
-    train(
-        options.out,
-        options.data,
-        plan,
-        minutes=options.minutes,
-        resume=options.resume,
-        longer=options.samples,
-        device=torch.device(options.device),
-        threads=options.threads,
-        compiled=options.compile,
-        checkpoint_minutes=options.checkpoint_minutes,
-    )
+    with asked_to_stop() as stop:
+        train(
+            options.out,
+            options.data,
+            plan,
+            minutes=options.minutes,
+            resume=options.resume,
+            longer=options.samples,
+            device=torch.device(options.device),
+            threads=options.threads,
+            compiled=options.compile,
+            checkpoint_minutes=options.checkpoint_minutes,
+            stop=stop,
+        )
+
+
+def load_prior(folder: Path, device: str) -> Prior:
+    """The prior in `folder`, in its fastest engine. ValueError that names --weights if there is none."""
+    import torch
+
+    from sdlab.priors.diffusers import DiffusersPrior
+
+    without_progress_bars()
+    if not folder.is_dir():
+        raise ValueError(f"--weights: there is no folder {folder}")
+    return DiffusersPrior(path=str(folder)).load(torch.device(device))
 
 
 def run_sample(options: argparse.Namespace) -> None:
-    import torch
+    from sdlab.toybox import sample
+    from sdlab.toybox.progress import Meter
 
-    from sdlab.toybox import model, sample
-
-    without_progress_bars()
-    box = model.load(options.weights, torch.device(options.device))
+    prior = load_prior(options.weights, options.device)
     prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
-    rgb = sample.sample(box, prompts, scale=options.cfg, steps=options.steps, seed=options.seed)
+    rgb = sample.sample(
+        prior,
+        prompts,
+        scale=options.cfg,
+        steps=options.steps,
+        seed=options.seed,
+        progress=Meter("samples", len(prompts)),
+    )
     sample.save_grid(rgb, prompts, options.out, options.columns)
     print(f"written to {options.out}")
 
@@ -202,28 +270,39 @@ def run_pictures(options: argparse.Namespace) -> None:
 
 
 def run_judge(options: argparse.Namespace) -> None:
-    import torch
+    from sdlab.toybox import figures, judge
 
-    from sdlab.toybox import model
-    from sdlab.toybox.judge import judge, kept_classifier
-
-    without_progress_bars()
-    box = model.load(options.weights, torch.device("cpu"))
-    verdict = judge(box, kept_classifier(options.data), scale=options.cfg, steps=options.steps, seed=options.seed)
-    print(f"{'':24}true pictures  samples")
-    for question, share in verdict.samples.items():
-        print(f"{question:24}{verdict.true[question]:13.1%}{share:9.1%}")
-    print(f"\n{'samples of':12}{'object':>8}{'colour':>8}{'view':>8}")
-    for name, shares in verdict.by_object.items():
-        print(f"{name:12}{shares['object']:8.0%}{shares['colour']:8.0%}{shares['view']:8.0%}")
+    parts = figures.chosen(options.only)
+    classifier = judge.load(options.judge)
+    settings = figures.Settings(options.each, options.cfg, options.steps, options.seed)
+    prior = load_prior(options.weights, options.device)
+    found = figures.measure(prior, classifier, settings, parts)
+    print(figures.report(found))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"cfg": options.cfg, **verdict._asdict()}, indent=1) + "\n")
+        how = {**settings._asdict(), "engine": prior.engine_name, "shares": "[right answers, of how many]"}
+        options.out.write_text(json.dumps({**how, **found}, indent=1) + "\n", encoding="utf-8")
+
+
+def run_train_judge(options: argparse.Namespace) -> None:
+    import torch
+
+    from sdlab.toybox import judge
+
+    torch.set_num_threads(options.threads)
+    plan = judge.Plan(
+        options.samples or judge.Plan().samples, options.pictures, options.batch, options.lr, options.seed
+    )
+    classifier = judge.train(plan, minutes=options.minutes)
+    judge.save(classifier, options.out)
+    for question, (right, of) in classifier.facts["accuracy"].items():
+        print(f"{question:24}{right / of:8.2%}  {right}/{of}")
+    print(f"written to {options.out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sdlab.toybox", description="The embedded prior of the lab.")
-    add_subcommands(parser.add_subparsers(required=True, metavar="train | sample | pictures | judge"))
+    add_subcommands(parser.add_subparsers(required=True, metavar="train | sample | pictures | judge | train-judge"))
     options = parser.parse_args(arguments)
     try:
         options.toybox_command(options)

@@ -1,165 +1,462 @@
-"""Does a toybox draw what its prompt says? A small classifier, trained on true pictures, reads its samples.
+"""What does a picture of the toybox show? A small classifier, trained on the generator's true pictures, reads it.
 
-The classifier answers three questions about a picture: which object, which colour, which view word. It never sees
-the prior; its own score on true pictures that it was not trained on stands beside the prior's, because it bounds
-what the figures can mean. Views that an object cannot show apart (a tree looks the same from all sides) count as
-the same answer.
+It answers which object, which colour, which view, which second object and what colour that has, and never sees a
+picture that a prior drew. Its pictures come from a series of their own (`JUDGE_SEED`), with colours and cameras drawn
+anew, so that every colour of every object is seen from all sides, those too that the prior's captions leave out.
+
+A view counts only for objects that have a front (`Model.front`), and accuracy is measured at least MARGIN degrees
+away from where a view's band of cameras ends: at its edge the word is a convention, not a look.
+
+A trained judge is a folder with `judge.safetensors` (float16) and `config.json`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from itertools import pairwise
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdlab.toybox import pictures, sample
-from sdlab.toybox.model import Toybox
+from sdlab.rng import StepRng
+from sdlab.toybox import pictures
 from sdlab.toybox.objects import OBJECTS
-from sdlab.toybox.words import BACK, COLOURS, FRONT, OVERHEAD, SIDE, VIEW_WORDS
+from sdlab.toybox.pictures import Shot
+from sdlab.toybox.progress import Meter
+from sdlab.toybox.words import BACK, FRONT, OVERHEAD, SIDE, VIEW_WORDS
 
-QUESTIONS: dict[str, tuple[str, ...]] = {"object": tuple(OBJECTS), "colour": tuple(COLOURS), "view": VIEW_WORDS}
-# Horizontal views that look the same, by object.
-ALIKE = {"tree": (FRONT, SIDE, BACK), "mushroom": (FRONT, SIDE, BACK), "cactus": (FRONT, BACK)}
+SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "toybox" / "judge"
+WEIGHTS, CONFIG = "judge.safetensors", "config.json"
 JUDGE_SEED = 1_000_003  # of its pictures: another series than any training seed below it
+HELD_OUT = 10_000_000  # index of the first picture that no training of a judge comes to
+MARGIN = 10.0  # degrees to the edge of a view's band, for pictures whose view is asked
+SECONDS = ("", "hat", "scarf", "box", "ball")
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "object": tuple(OBJECTS),
+    "colour": tuple(pictures.COLOURS),
+    "view": VIEW_WORDS,
+    "second": SECONDS,
+    "second_colour": tuple(pictures.COLOURS),
+}
+LOSS_WEIGHTS = {"object": 1.0, "colour": 1.0, "view": 1.0, "second": 0.5, "second_colour": 0.5}
+LEFT_OUT = -100  # the answer that cross_entropy does not look at
+WIDTHS = (32, 64, 128, 160)
 
 
 class Truth(NamedTuple):
-    """What a picture shows; `view` is "" where the azimuth lies between two views."""
+    """What a picture shows. `view` is "" where it is no question: an object without a front, a camera between views."""
 
     object: str
     colour: str
     view: str
+    second: str = ""
+    second_colour: str = ""  # "" where there is no second object
 
 
-def view_of(azimuth: float, elevation: float) -> str:
-    """The view word whose band holds this camera, or ""."""
-    if elevation >= pictures.OVERHEAD_ELEVATIONS[0]:
+# ---- true pictures ----------------------------------------------------------------------------------------------
+
+
+def view_of(azimuth: float, elevation: float, margin: float = 0.0) -> str:
+    """The view word whose band holds this camera, at least `margin` degrees inside, or ""."""
+    if elevation >= pictures.OVERHEAD_ELEVATIONS[0] + margin:
         return OVERHEAD
+    if elevation > pictures.ELEVATIONS[1] - margin:
+        return ""
     turn = abs((azimuth + 180) % 360 - 180)
     for word, centre in ((FRONT, 0), (SIDE, 90), (BACK, 180)):
-        if abs(turn - centre) <= pictures.HALF_BAND:
+        if abs(turn - centre) <= pictures.HALF_BAND - margin:
             return word
     return ""
 
 
-def true_pictures(begin: int, count: int) -> tuple[Tensor, list[Truth]]:
-    """(float [count, 3, S, S] in [0, 1], their truths), none corrupted."""
-    shots = [pictures.describe(JUDGE_SEED, i) for i in range(begin, begin + count)]
-    shots = [s._replace(facts=s.facts._replace(corruptions=())) for s in shots]
-    rgb = torch.from_numpy(pictures.render_shots(shots)).permute(0, 3, 1, 2)
-    return rgb, [Truth(s.facts.object, s.facts.colour, view_of(s.azimuth, s.elevation)) for s in shots]
+def camera_of(rng: np.random.Generator, view: str, margin: float = 0.0) -> tuple[float, float]:
+    """(azimuth, elevation) of a camera in the band of `view`, `margin` degrees inside; any camera for ""."""
+    low, high = pictures.ELEVATIONS
+    if view == OVERHEAD:
+        low, high = pictures.OVERHEAD_ELEVATIONS
+        return rng.uniform(-180, 180), rng.uniform(low + margin, high)
+    elevation = rng.uniform(low, high - margin) if rng.random() < 0.5 else float(np.clip(rng.normal(15, 12), low, 40.0))
+    if not view:
+        return rng.uniform(-180, 180), rng.uniform(low, pictures.OVERHEAD_ELEVATIONS[1])
+    centre = {FRONT: 0.0, SIDE: 90.0 if rng.random() < 0.5 else -90.0, BACK: 180.0}[view]
+    half = pictures.HALF_BAND - margin
+    return centre + rng.uniform(-half, half), elevation
+
+
+def seen_from(shot: Shot, rng: np.random.Generator, azimuth: float, elevation: float) -> Shot:
+    """The shot from another camera, with the light behind that one."""
+    lamp = math.radians(azimuth + rng.uniform(-60, 60))
+    light = np.array((0.6 * math.cos(lamp), 0.6 * math.sin(lamp), 0.8))
+    return shot._replace(azimuth=azimuth, elevation=elevation, light=light)
+
+
+def uncorrupted(shot: Shot) -> Shot:
+    return shot._replace(facts=shot.facts._replace(corruptions=()))
+
+
+def training_shot(index: int) -> Shot:
+    """Picture `index` of the judge's own series: uncorrupted, of any colour, from any side, each view word as often."""
+    shot = uncorrupted(pictures.describe(JUDGE_SEED, index))
+    rng = np.random.default_rng((JUDGE_SEED, index, 1))
+    colour = pictures.one_of(rng, [c for c in pictures.COLOURS if c != shot.facts.second_colour])
+    view = "" if rng.random() < 0.15 else pictures.one_of(rng, VIEW_WORDS)
+    shot = shot._replace(facts=shot.facts._replace(colour=colour, view=view), rgb=pictures.jittered(rng, colour))
+    return seen_from(shot, rng, *camera_of(rng, view))
+
+
+def shot_of(index: int, name: str, colour: str, view: str) -> Shot:
+    """A true photo of one plain object, well inside the band of its view word; as random as any in all the rest."""
+    rng = np.random.default_rng((JUDGE_SEED, index, 2))
+    shot = pictures.describe(JUDGE_SEED, index)
+    facts = shot.facts._replace(
+        object=name, colour=colour, pattern="", second="", second_colour="", view=view, style="", corruptions=()
+    )
+    grounds, slope = pictures.draw_ground(rng, "")
+    shot = shot._replace(
+        facts=facts,
+        variant=int(rng.random() * OBJECTS[name].variants),
+        rgb=pictures.jittered(rng, colour),
+        grounds=grounds,
+        slope=slope,
+    )
+    return seen_from(shot, rng, *camera_of(rng, view, MARGIN))
+
+
+def truth_of(shot: Shot, margin: float = 0.0) -> Truth:
+    """What the judge should read, the view only where the camera is `margin` degrees inside its band."""
+    facts = shot.facts
+    view = view_of(shot.azimuth, shot.elevation, margin) if OBJECTS[facts.object].front else ""
+    return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
+
+
+def render(shots: Sequence[Shot], progress: Callable[[int], None] = lambda done: None) -> Tensor:
+    """uint8 [n, 3, S, S]."""
+    rgb = np.empty((len(shots), 3, pictures.SIZE, pictures.SIZE), np.uint8)
+    for begin in range(0, len(shots), pictures.CHUNK):
+        part = pictures.render_shots(shots[begin : begin + pictures.CHUNK])
+        rgb[begin : begin + len(part)] = (part * 255 + 0.5).astype(np.uint8).transpose(0, 3, 1, 2)
+        progress(begin + len(part))
+    return torch.from_numpy(rgb)
+
+
+def true_pictures(
+    begin: int, count: int, margin: float = 0.0, progress: Callable[[int], None] = lambda done: None
+) -> tuple[Tensor, list[Truth]]:
+    """(uint8 [count, 3, S, S], what they show) of the judge's series from picture `begin` on."""
+    shots = [training_shot(i) for i in range(begin, begin + count)]
+    return render(shots, progress), [truth_of(s, margin) for s in shots]
+
+
+# ---- network ----------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """x + two convolutions (He et al. 2015, arXiv 1512.03385)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.one_norm = nn.BatchNorm2d(width)
+        self.two = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.two_norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.two_norm(self.two(F.relu(self.one_norm(self.one(x))))))
+
+
+def halved(before: int, after: int, kernel: int) -> list[nn.Module]:
+    """A convolution that halves the picture's sides."""
+    convolution = nn.Conv2d(before, after, kernel, stride=2, padding=(kernel - 1) // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
 
 
 class Classifier(nn.Module):
-    def __init__(self) -> None:
+    """A residual network with one linear head a question.
+
+    The first convolution already halves the picture: most of the time would go into what comes before that.
+    """
+
+    def __init__(
+        self,
+        questions: dict[str, tuple[str, ...]] | None = None,
+        size: int = pictures.SIZE,
+        widths: Sequence[int] = WIDTHS,
+    ) -> None:
         super().__init__()
-        widths = (3, 32, 64, 96, 128)
-        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(32))
-        for i, (before, after) in enumerate(pairwise(widths)):
-            self.layers.append(nn.Conv2d(before, after, 3, padding=1, stride=1 if i == 0 else 2))
-            self.layers.append(nn.BatchNorm2d(after))
-            self.layers.append(nn.ReLU())
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(widths[-1] * 16, len(answers)) for name, answers in QUESTIONS.items()}
-        )
+        self.questions = QUESTIONS if questions is None else questions
+        self.size = size
+        self.widths = tuple(widths)
+        self.facts: dict[str, Any] = {}  # how it was trained and what it reaches, as its config.json says
+        layers = halved(3, self.widths[0], 4)
+        for before, after in zip(self.widths, self.widths[1:], strict=False):
+            layers += [*halved(before, after, 3), Block(after)]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        n_features = self.widths[-1] * math.ceil(size / 2 ** len(self.widths)) ** 2
+        self.heads = nn.ModuleDict({name: nn.Linear(n_features, len(a)) for name, a in self.questions.items()})
 
     def forward(self, rgb: Tensor) -> dict[str, Tensor]:
-        """rgb [B, 3, S, S] in [0, 1] -> logits [B, answers] of each question."""
-        features = self.layers(2 * rgb - 1).flatten(1)
+        """rgb [B, 3, size, size] in [0, 1] -> logits [B, answers] of each question."""
+        features = self.layers(2 * rgb - 1)
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def train_classifier(count: int = 60_000, epochs: int = 3, batch: int = 128) -> Classifier:
-    """Trained on `count` true pictures with a little noise, so that a sample's residue of noise does not mislead it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        classifier = Classifier()
-        rgb, truths = true_pictures(0, count)
-        answers = {
-            name: torch.tensor([known.index(a) if (a := getattr(t, name)) else -100 for t in truths])
-            for name, known in QUESTIONS.items()
-        }  # -100: what cross_entropy leaves out
-        optimiser = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
-        steps = epochs * (count // batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=max(steps, 2))
-        for _ in range(epochs):
-            order = torch.randperm(count)
-            for begin in range(0, count - batch + 1, batch):
-                which = order[begin : begin + batch]
-                logits = classifier(rgb[which] + 0.04 * torch.randn(len(which), 3, 1, 1) * torch.randn_like(rgb[which]))
-                loss = torch.stack([F.cross_entropy(logits[q], answers[q][which]) for q in QUESTIONS]).sum()
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-    return classifier.eval()
+def save(classifier: Classifier, folder: Path) -> None:
+    """Write the folder that `load` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
+    save_file(half, folder / WEIGHTS)
+    config = {
+        "data_version": pictures.DATA_VERSION,
+        "size": classifier.size,
+        "widths": classifier.widths,
+        "questions": classifier.questions,
+        **classifier.facts,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def kept_classifier(folder: Path) -> Classifier:
-    """The trained classifier from `folder`; trained (some minutes) and kept there the first time."""
-    path = folder / f"judge-v{pictures.DATA_VERSION}.pt"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".part")
-        torch.save(train_classifier().state_dict(), draft)
-        os.replace(draft, path)
-    classifier = Classifier()
-    classifier.load_state_dict(torch.load(path, weights_only=True))
-    return classifier.eval()
+def load(folder: Path | None = None) -> Classifier:
+    """The judge in `folder`, without one the shipped judge; float32, frozen, in evaluation mode.
+
+    ValueError where there is none, or one of other objects, colours or views than the toybox has now.
+    """
+    folder = folder or SHIPPED
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is no judge: it lacks {' and '.join(missing)}; train one with "
+            "`python -m sdlab toybox train-judge --out FOLDER`"
+        )
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    questions = {name: tuple(answers) for name, answers in config.pop("questions").items()}
+    if questions != QUESTIONS:
+        raise ValueError(f"the judge in {folder} was asked other questions than those of this toybox: train it anew")
+    classifier = Classifier(questions, config.pop("size"), config.pop("widths"))
+    classifier.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / WEIGHTS).items()}
+    )
+    classifier.facts = {k: v for k, v in config.items() if k != "data_version"}
+    return classifier.requires_grad_(False).eval()
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
+def chances(classifier: Classifier, rgb: Tensor) -> dict[str, Tensor]:
+    """For pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size: probabilities [n, answers] by question."""
+    found: dict[str, list[Tensor]] = {name: [] for name in classifier.questions}
+    for part in rgb.split(256):
+        x = part.float() / 255 if part.dtype == torch.uint8 else part
+        if x.shape[-2:] != (classifier.size, classifier.size):
+            x = F.interpolate(x, (classifier.size, classifier.size), mode="bilinear", antialias=True)
+        for name, logits in classifier(x).items():
+            found[name].append(logits.softmax(1))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
 def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
-    """The classifier's answers for rgb [n, 3, S, S] in [0, 1]."""
-    found: list[Truth] = []
-    for part in rgb.split(512):
-        best = {name: logits.argmax(1).tolist() for name, logits in classifier(part).items()}
-        found += [Truth(*(QUESTIONS[name][best[name][i]] for name in QUESTIONS)) for i in range(len(part))]
+    """The likeliest answers for pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size.
+
+    The view is "" where the object read has no front, the second colour where no second object is read.
+    """
+    best = {name: p.argmax(1).tolist() for name, p in chances(classifier, rgb).items()}
+    found = []
+    for i in range(len(rgb)):
+        truth = Truth(*(classifier.questions[name][best[name][i]] for name in Truth._fields))
+        view = truth.view if OBJECTS[truth.object].front else ""
+        found.append(truth._replace(view=view, second_colour=truth.second_colour if truth.second else ""))
     return found
 
 
-def same_view(name: str, one: str, other: str) -> bool:
-    alike = ALIKE.get(name, ())
-    return one == other or (one in alike and other in alike)
+class Share(NamedTuple):
+    """`right` answers of `of`."""
+
+    right: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.of if self.of else math.nan
+
+    def __str__(self) -> str:
+        return f"{self.right}/{self.of}"
 
 
-def score(asked: Sequence[Truth], answered: Sequence[Truth]) -> dict[str, float]:
-    """Shares of right answers: object, colour, view, and `view: <word>` for each; views asked as "" are left out."""
+def share(hits: Iterable[bool]) -> Share:
+    known = list(hits)
+    return Share(sum(known), len(known))
+
+
+def score(asked: Sequence[Truth], answered: Sequence[Truth]) -> dict[str, Share]:
+    """Right answers by question, and `view: <word>` for each word; what was asked as "" is left out."""
     hits: dict[str, list[bool]] = {}
     for a, b in zip(asked, answered, strict=True):
         hits.setdefault("object", []).append(a.object == b.object)
         hits.setdefault("colour", []).append(a.colour == b.colour)
         if a.view:
-            right = same_view(a.object, a.view, b.view)
-            hits.setdefault("view", []).append(right)
-            hits.setdefault(f"view: {a.view}", []).append(right)
-    return {name: float(np.mean(values)) for name, values in hits.items()}
+            hits.setdefault("view", []).append(a.view == b.view)
+            hits.setdefault(f"view: {a.view}", []).append(a.view == b.view)
+        hits.setdefault("second", []).append(a.second == b.second)
+        if a.second:
+            hits.setdefault("second_colour", []).append(a.second_colour == b.second_colour)
+    return {name: share(values) for name, values in hits.items()}
 
 
-class Verdict(NamedTuple):
-    """Shares of right answers: on true pictures, on samples, and on the samples of each object."""
+def confusions(asked: Sequence[Truth], answered: Sequence[Truth], question: str) -> list[tuple[str, str, int]]:
+    """(asked, answered, how often), the frequent first; for a view with the object in front of the words."""
+    found: Counter[tuple[str, str]] = Counter()
+    for a, b in zip(asked, answered, strict=True):
+        one, other = getattr(a, question), getattr(b, question)
+        if one != other and (one or question == "second"):
+            found[(f"{a.object}, {one}" if question == "view" else one or "none", other or "none")] += 1
+    return [(one, other, n) for (one, other), n in found.most_common()]
 
-    true: dict[str, float]
-    samples: dict[str, float]
-    by_object: dict[str, dict[str, float]]
+
+# ---- training ---------------------------------------------------------------------------------------------------
 
 
-def judge(box: Toybox, classifier: Classifier, *, scale: float, steps: int, seed: int) -> Verdict:
-    """Sample "a <colour> <object>, <view word>" once for every object, colour and view word, and read the samples."""
-    rgb, truths = true_pictures(10_000_000, 4000)
-    asked = [Truth(name, colour, view) for name in OBJECTS for colour in COLOURS for view in VIEW_WORDS]
-    prompts = [f"a {t.colour} {t.object}, {t.view}" for t in asked]
-    drawn = sample.sample(box, prompts, scale=scale, steps=steps, seed=seed)
-    answered = read(classifier, torch.from_numpy(drawn).permute(0, 3, 1, 2))
-    by_object = {}
-    for name in OBJECTS:
-        of_it = [i for i, t in enumerate(asked) if t.object == name]
-        by_object[name] = score([asked[i] for i in of_it], [answered[i] for i in of_it])
-    return Verdict(score(truths, read(classifier, rgb)), score(asked, answered), by_object)
+class Plan(NamedTuple):
+    """What a judge's training is. With the same plan and one thread it gives the same judge."""
+
+    samples: int = 480_000
+    pictures: int = 100_000
+    batch: int = 128
+    lr: float = 4e-3
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return max(self.samples // self.batch, 1)
+
+
+def answers_of(truths: Sequence[Truth]) -> dict[str, Tensor]:
+    """int64 [n] by question, LEFT_OUT where it is not asked."""
+    known = {name: {answer: i for i, answer in enumerate(answers)} for name, answers in QUESTIONS.items()}
+    return {
+        name: torch.tensor([numbers.get(getattr(t, name), LEFT_OUT) for t in truths]) for name, numbers in known.items()
+    }
+
+
+def augmented(rgb: Tensor, rng: torch.Generator) -> Tensor:
+    """rgb [B, 3, S, S] in [0, 1] as a sample or a render could show the same thing.
+
+    Mirrored (all words of the toybox stay true), moved by up to two pixels, a little more or less colourful, softer,
+    noisy, all by another amount for each picture.
+    """
+    n, size = len(rgb), rgb.shape[-1]
+
+    def draw(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, 1, 1, 1, generator=rng)
+
+    rgb = torch.where(draw(0, 1) < 0.5, rgb.flip(-1), rgb)
+    down, right = torch.randint(0, 5, (2,), generator=rng).tolist()
+    rgb = F.pad(rgb, (2, 2, 2, 2), mode="replicate")[..., down : down + size, right : right + size]
+    gray = rgb.mean(1, keepdim=True)
+    rgb = gray + (rgb - gray) * draw(0.88, 1.2)
+    softer = F.avg_pool2d(rgb, 3, stride=1, padding=1, count_include_pad=False)
+    rgb = torch.lerp(rgb, softer, draw(-0.5, 1.0).clamp(min=0))
+    strength = 0.08 * draw(0, 1) ** 2
+    return (rgb + strength * torch.randn(rgb.shape, generator=rng)).clamp(0, 1)
+
+
+class Trainer:
+    """A classifier, its optimiser and its pictures; `step` steps are done."""
+
+    def __init__(self, plan: Plan, rgb: Tensor, truths: Sequence[Truth], widths: Sequence[int] = WIDTHS) -> None:
+        self.plan = plan
+        self.rgb = rgb
+        self.answers = answers_of(truths)
+        self.step = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed)
+            self.classifier = Classifier(widths=widths).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = torch.optim.AdamW(self.classifier.parameters(), lr=plan.lr, weight_decay=0.05, fused=True)
+        self._order = (-1, torch.empty(0, dtype=torch.long))
+
+    def rate(self) -> float:
+        """Linear warm-up over the first twentieth, then a cosine to zero."""
+        done = (self.step + 1) / self.plan.steps
+        return self.plan.lr * min(done / 0.05, 0.5 + 0.5 * math.cos(math.pi * done))
+
+    def which(self) -> Tensor:
+        """[batch] pictures of this step; every epoch has its own order, and what does not fill a batch is left."""
+        batch = min(self.plan.batch, len(self.rgb))
+        epoch, i = divmod(self.step, len(self.rgb) // batch)
+        if self._order[0] != epoch:
+            self._order = epoch, torch.randperm(len(self.rgb), generator=StepRng(self.plan.seed, epoch)("order"))
+        return self._order[1][i * batch : (i + 1) * batch]
+
+    def train_step(self) -> float:
+        self.classifier.train()
+        which = self.which()
+        x = augmented(self.rgb[which].float() / 255, StepRng(self.plan.seed, self.step)("augment"))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.classifier(x.contiguous(memory_format=torch.channels_last))
+        losses = [
+            weight * F.cross_entropy(logits[name].float(), self.answers[name][which], reduction="sum") / len(which)
+            for name, weight in LOSS_WEIGHTS.items()
+        ]
+        loss = torch.stack(losses).sum()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.step += 1
+        return float(loss.detach())
+
+
+def samples_for(minutes: float, rgb: Tensor, truths: Sequence[Truth], plan: Plan) -> int:
+    """How many samples fit into `minutes` at the speed of a throw-away trainer, measured for 10 seconds."""
+    trial = Trainer(plan, rgb, truths)
+    for _ in range(3):  # the first steps pay for allocations
+        trial.train_step()
+    started, before = time.perf_counter(), trial.step
+    while time.perf_counter() - started < 10:
+        trial.train_step()
+    per_second = (trial.step - before) * plan.batch / (time.perf_counter() - started)
+    return max(int(per_second * 60 * minutes), plan.batch)
+
+
+def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> Classifier:
+    """A judge trained by `plan`, its accuracy on `checked` pictures that it never saw in its `facts`.
+
+    With `minutes` the samples are as many as fit into them, the rendering not counted. ValueError if the loss is not
+    finite.
+    """
+    rgb, truths = true_pictures(0, plan.pictures, progress=Meter("true pictures", plan.pictures))
+    if minutes is not None:
+        plan = plan._replace(samples=samples_for(minutes, rgb, truths, plan))
+    trainer = Trainer(plan, rgb, truths)
+    meter = Meter("judge", plan.samples)
+    recent = math.nan
+    while trainer.step < plan.steps:
+        loss = trainer.train_step()
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} after {trainer.step} steps: lower --lr (it was {plan.lr})")
+        recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
+        meter(trainer.step * plan.batch, f"loss {recent:.3f}")
+    classifier = trainer.classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    classifier.requires_grad_(False).eval()
+    shares, _, _ = accuracy(classifier, checked)
+    classifier.facts = {
+        "training": plan._asdict(),
+        "accuracy": {name: {"right": s.right, "of": s.of} for name, s in shares.items()},
+    }
+    return classifier
+
+
+def accuracy(classifier: Classifier, count: int) -> tuple[dict[str, Share], list[Truth], list[Truth]]:
+    """(right answers, asked, answered) on `count` pictures that no judge's training comes to."""
+    rgb, asked = true_pictures(HELD_OUT, count, MARGIN, Meter("held-out pictures", count))
+    answered = read(classifier, rgb)
+    return score(asked, answered), asked, answered

@@ -1,6 +1,6 @@
-"""Sampling from a toybox folder and a grid of pictures with captions.
+"""Samples of a prior, and a grid of pictures with captions.
 
-Two things that otherwise look like a bad network:
+The network runs in the prior's own engine, as in a live run. Two things that otherwise look like a bad network:
 - the scaled-linear schedule ends at sqrt(alpha_bar) = 0.068, not at 0, so pure noise is no sample of z_999: its mean
   is that of a gray picture and the background comes out in odd colours. Sampling starts from the noised white picture,
   which under a schedule that ends in noise (squaredcos_cap_v2) makes no difference;
@@ -11,63 +11,69 @@ Two things that otherwise look like a bad network:
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from sdlab.rng import StepRng
-from sdlab.toybox.model import Toybox, encode_captions
+from sdlab.types import Cond, Prior, cat_conds
 
 ZOOMED = 128  # pixels a side of an enlarged picture, about
-BATCH = 64
+BATCH = 32  # pictures at a time, each evaluated with and without its prompt
 
 
-def guided_eps(
-    box: Toybox, z_t: torch.Tensor, t: int, text: torch.Tensor, empty: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """eps_u + scale (eps_c - eps_u), the network evaluated once for both halves; eps from v: Salimans & Ho 2022, D."""
-    hidden = torch.cat([empty.expand_as(text), text])
-    times = torch.full((len(hidden),), t, device=z_t.device)
-    unconditional, conditional = box.unet(
-        z_t.repeat(2, 1, 1, 1), times, encoder_hidden_states=hidden, return_dict=False
-    )[0].chunk(2)
-    guided = unconditional + scale * (conditional - unconditional)
-    if box.scheduler.config["prediction_type"] == "epsilon":
-        return guided
-    alpha_bar = box.scheduler.alphas_cumprod[t].to(z_t)
-    return alpha_bar.sqrt() * guided + (1 - alpha_bar).sqrt() * z_t
+def sample(
+    prior: Prior,
+    prompts: Sequence[str],
+    *,
+    scale: float = 4.0,
+    steps: int = 30,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma = 0): float32 [n, S, S, 3] in [0, 1].
+
+    Picture i of a call depends on (seed, i) and its prompt alone, not on the other prompts, but for the rounding of
+    the engine. `scale` is classifier-free guidance in form A, `progress` hears how many pictures are done.
+    """
+    batch = min(BATCH, len(prompts))
+    prior.prepare([2 * batch])
+    embedded = {text: prior.embed(text) for text in ["", *dict.fromkeys(prompts)]}
+    white = prior.encode(torch.ones(1, 3, prior.image_size, prior.image_size, device=prior.device))
+    finished: list[Tensor] = []
+    for begin in range(0, len(prompts), batch):
+        texts = list(prompts[begin : begin + batch])
+        count = len(texts)
+        texts += [""] * (batch - count)  # engines compile for one size of batch
+        draws = (StepRng(seed, begin + i)("sample") for i in range(batch))
+        noise = torch.cat([torch.randn(1, *prior.shape, generator=g) for g in draws]).to(prior.device)
+        cond = cat_conds([embedded[text] for text in [*[""] * batch, *texts]])
+        finished.append(prior.decode(denoised(prior, white, noise, cond, scale, steps))[:count].cpu())
+        progress(begin + count)
+    return torch.cat(finished).permute(0, 2, 3, 1).numpy()
 
 
 @torch.no_grad()
-def sample(box: Toybox, prompts: Sequence[str], *, scale: float = 4.0, steps: int = 30, seed: int = 0) -> np.ndarray:
-    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma = 0): float32 [n, S, S, 3] in [0, 1].
-
-    Picture i of a call depends on (seed, i) and its prompt alone, not on the other prompts.
-    """
-    device = next(box.unet.parameters()).device
-    side, channels = int(box.unet.config["sample_size"]), int(box.unet.config["in_channels"])
-    alphas_cumprod = box.scheduler.alphas_cumprod.to(device)
-    tokens = encode_captions(box.tokenizer, ["", *prompts]).to(device)
-    empty, *_ = box.text_encoder(tokens[:1])[0].split(1)
+def denoised(prior: Prior, white: Tensor, noise: Tensor, cond: Cond, scale: float, steps: int) -> Tensor:
+    """z0 [B, C, H, W] from noise of that shape; `cond` holds B empty prompts and then the B prompts."""
     times = [int(t) for t in torch.linspace(999, 0, steps + 1)[:-1].round()]
-    finished = []
-    for begin in range(0, len(prompts), BATCH):
-        text = box.text_encoder(tokens[1 + begin : 1 + begin + BATCH])[0]
-        draws = (StepRng(seed, begin + i)("sample") for i in range(len(text)))
-        noise = torch.cat([torch.randn(1, channels, side, side, generator=g) for g in draws]).to(device)
-        z = alphas_cumprod[999].sqrt() + (1 - alphas_cumprod[999]).sqrt() * noise  # white is z = 1
-        for t, following in zip(times, [*times[1:], -1], strict=True):
-            now = alphas_cumprod[t]
-            then = alphas_cumprod[following] if following >= 0 else torch.ones((), device=device)
-            eps = guided_eps(box, z, t, text, empty, scale)
-            x0 = ((z - (1 - now).sqrt() * eps) / now.sqrt()).clamp(-1, 1)
-            eps = (z - now.sqrt() * x0) / (1 - now).sqrt()
-            z = then.sqrt() * x0 + (1 - then).sqrt() * eps
-        finished.append(box.decode(z))
-    return torch.cat(finished).permute(0, 2, 3, 1).cpu().numpy()
+    schedule = [prior.marginal(torch.tensor([t], device=prior.device)) for t in times]
+    alpha, sigma = schedule[0]
+    z = alpha * white + sigma * noise
+    for t, (alpha, sigma), following in zip(times, schedule, [*schedule[1:], None], strict=True):
+        both = torch.full((2 * len(z),), t, device=prior.device)
+        unconditional, conditional = prior.eps(z.repeat(2, 1, 1, 1), both, cond).chunk(2)
+        eps = unconditional + scale * (conditional - unconditional)
+        x0 = ((z - sigma * eps) / alpha).clamp(-1, 1)
+        if following is None:
+            return x0
+        eps = (z - alpha * x0) / sigma
+        z = following[0] * x0 + following[1] * eps
+    return z
 
 
 def save_grid(rgb: np.ndarray, captions: Sequence[str], path: Path, columns: int = 8) -> None:

@@ -1,0 +1,379 @@
+"""How well does a prior draw what its prompts say? Figures, read by the judge or measured on the pixels.
+
+`held_out_captions`  objects, colours and views in combinations that no training picture shows
+`two_objects`        "a red bear on a green box": are both there?
+`without_view`       the share of front views where the prompt says no view, beside the data's own
+`descriptors`        what each of SBP's ten words does to a statistic of its own, from the same starting noise
+
+Beside each figure of samples stands the same one of true pictures, read in the same way: it bounds what the judge
+can tell, and says what the word means in the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdlab.toybox import judge, pictures, sample
+from sdlab.toybox.judge import Classifier, Share, Truth, read, score, share
+from sdlab.toybox.objects import OBJECTS, seconds_of
+from sdlab.toybox.progress import Meter
+from sdlab.toybox.words import DESCRIPTORS, FRONT, RELATIONS, VIEW_WORDS, Facts
+from sdlab.types import Prior
+
+PAIRS = 60  # two-object captions
+PARTS = ("true", "held-out", "two-objects", "no-view", "descriptors")
+
+
+def chosen(names: str) -> tuple[str, ...]:
+    """The parts in a list such as "true,descriptors"; ValueError for what is none."""
+    parts = tuple(name.strip() for name in names.split(","))
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"--only {part}: allowed are {', '.join(PARTS)}")
+    return parts
+
+
+class Settings(NamedTuple):
+    """How samples are drawn; `each` of a caption."""
+
+    each: int = 16
+    scale: float = 4.0
+    steps: int = 30
+    seed: int = 0
+
+
+def caption_of(facts: Facts) -> str:
+    """The standard wording: "a red bear on an orange box, side view"."""
+
+    def noun(colour: str, word: str) -> str:
+        return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {word}"
+
+    caption = noun(facts.colour, facts.object)
+    if facts.second:
+        caption += " " + RELATIONS[facts.second][0].format(noun(facts.second_colour, facts.second))
+    return f"{caption}, {facts.view}" if facts.view else caption
+
+
+def plain_facts(name: str, colour: str, view: str = "", second: str = "", second_colour: str = "") -> Facts:
+    return Facts(name, colour, "", "", second, second_colour, view, "", ())
+
+
+def asked_by(facts: Facts) -> Truth:
+    """What a picture of that caption should be read as; the view only of what has a front."""
+    view = facts.view if OBJECTS[facts.object].front else ""
+    return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
+
+
+def draw(prior: Prior, captions: Sequence[str], settings: Settings, what: str) -> Tensor:
+    """Samples of the captions, [n, 3, S, S] in [0, 1]."""
+    drawn = sample.sample(
+        prior,
+        captions,
+        scale=settings.scale,
+        steps=settings.steps,
+        seed=settings.seed,
+        progress=Meter(what, len(captions)),
+    )
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2)
+
+
+# ---- words of a caption -----------------------------------------------------------------------------------------
+
+
+def true_pictures(classifier: Classifier, count: int = 8000) -> dict[str, Any]:
+    """The judge's own accuracy on pictures that its training never comes to."""
+    shares, asked, answered = judge.accuracy(classifier, count)
+    return {
+        "shares": shares,
+        "confused": {q: judge.confusions(asked, answered, q)[:12] for q in judge.QUESTIONS},
+    }
+
+
+def held_out_facts() -> list[Facts]:
+    """All combinations of object, colour and view word that the training pictures leave out."""
+    return [
+        plain_facts(name, colour, view)
+        for name in OBJECTS
+        for colour in pictures.COLOURS
+        for view in VIEW_WORDS
+        if pictures.held_out(name, colour, view)
+    ]
+
+
+def held_out_captions(prior: Prior, classifier: Classifier, settings: Settings) -> dict[str, Any]:
+    """Samples of the held-out captions, and true pictures of the same, both read by the judge."""
+    facts = held_out_facts()
+    many = [f for f in facts for _ in range(settings.each)]
+    asked = [asked_by(f) for f in many]
+    answered = read(classifier, draw(prior, [caption_of(f) for f in many], settings, "held-out captions"))
+    shots = [judge.shot_of(judge.HELD_OUT + i, f.object, f.colour, f.view) for i, f in enumerate(many)]
+    by_object = {}
+    for name in OBJECTS:
+        which = [i for i, a in enumerate(asked) if a.object == name]
+        by_object[name] = score([asked[i] for i in which], [answered[i] for i in which])
+    return {
+        "captions": len(facts),
+        "samples": score(asked, answered),
+        "true": score(asked, read(classifier, judge.render(shots))),
+        "by_object": by_object,
+        "confused": {q: judge.confusions(asked, answered, q)[:12] for q in ("object", "colour", "view")},
+    }
+
+
+def pair_facts(count: int = PAIRS) -> list[Facts]:
+    """`count` two-object combinations, always the same, each relation as often."""
+    rng = np.random.default_rng(judge.JUDGE_SEED)
+    relations = tuple(RELATIONS)
+    found: dict[str, Facts] = {}
+    while len(found) < count:
+        second = relations[len(found) % len(relations)]
+        name = pictures.one_of(rng, [n for n in OBJECTS if second in seconds_of(n)])
+        colour = pictures.one_of(rng, tuple(pictures.COLOURS))
+        other = pictures.one_of(rng, [c for c in pictures.COLOURS if c != colour])
+        facts = plain_facts(name, colour, "", second, other)
+        found[caption_of(facts)] = facts
+    return list(found.values())
+
+
+def two_objects(prior: Prior, classifier: Classifier, settings: Settings) -> dict[str, Any]:
+    """Whether samples of two-object captions show both, and in their colours."""
+    facts = pair_facts()
+    many = [f for f in facts for _ in range(max(settings.each // 4, 1))]
+    asked = [asked_by(f) for f in many]
+    answered = read(classifier, draw(prior, [caption_of(f) for f in many], settings, "two objects"))
+    both = [a.object == b.object and a.second == b.second for a, b in zip(asked, answered, strict=True)]
+    right = [a == b._replace(view="") for a, b in zip(asked, answered, strict=True)]
+    by_second = {s: share(hit for a, hit in zip(asked, both, strict=True) if a.second == s) for s in RELATIONS}
+    return {
+        "captions": len(facts),
+        "both": share(both),
+        "both in their colours": share(right),
+        "samples": score(asked, answered),
+        "both, by second object": by_second,
+    }
+
+
+def without_view(prior: Prior, classifier: Classifier, settings: Settings, count: int = 1000) -> dict[str, Any]:
+    """The share of front views where no view is asked for, of objects that have a front: samples and data."""
+    facts = [plain_facts(name, colour) for name in OBJECTS if OBJECTS[name].front for colour in pictures.COLOURS]
+    drawn = draw(prior, [caption_of(f) for f in facts], settings, "without a view word")
+    shots: list[pictures.Shot] = []
+    index = judge.HELD_OUT
+    while len(shots) < count:
+        shot = judge.uncorrupted(pictures.describe(judge.JUDGE_SEED, index))
+        if not shot.facts.view and OBJECTS[shot.facts.object].front:
+            shots.append(shot)
+        index += 1
+    return {
+        "samples": share(t.view == FRONT for t in read(classifier, drawn)),
+        "true": share(t.view == FRONT for t in read(classifier, judge.render(shots))),
+    }
+
+
+# ---- descriptors ------------------------------------------------------------------------------------------------
+
+
+def softened(x: Tensor) -> Tensor:
+    """The mean over 3 x 3 pixels."""
+    return torch.nn.functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def saturation(x: Tensor) -> Tensor:
+    """Mean distance of the largest from the smallest of R, G, B. As all statistics here: [n, 3, S, S] -> [n]."""
+    return (x.amax(1) - x.amin(1)).mean((1, 2))
+
+
+def fine_detail(x: Tensor) -> Tensor:
+    """Mean difference of a pixel from its surroundings."""
+    return (x - softened(x)).abs().mean((1, 2, 3))
+
+
+def steepest_edges(x: Tensor) -> Tensor:
+    """The 98th percentile of the difference of neighbouring pixels."""
+    return torch.quantile((x[..., 1:] - x[..., :-1]).abs().amax(1).flatten(1), 0.98, dim=1)
+
+
+def blocks(x: Tensor) -> Tensor:
+    """Share of the differences of neighbouring pixels that lies on the lines of a grid of 16 x 16 blocks."""
+    step = x.shape[-1] // 16
+    across = (x[..., 1:] - x[..., :-1]).abs().sum((1, 2))
+    down = (x[..., 1:, :] - x[..., :-1, :]).abs().sum((1, 3))
+    on_lines = across[:, step - 1 :: step].sum(1) + down[:, step - 1 :: step].sum(1)
+    return on_lines / (across.sum(1) + down.sum(1)).clamp(min=1e-6)
+
+
+def dark_outlines(x: Tensor) -> Tensor:
+    """How much darker than its surroundings the darkest fiftieth of the pixels is."""
+    deficit = (softened(softened(x)) - x).mean(1).flatten(1)
+    return torch.quantile(deficit, 0.98, dim=1)
+
+
+def contrast(x: Tensor) -> Tensor:
+    """Standard deviation of the brightness."""
+    return x.mean(1).flatten(1).std(1)
+
+
+def warmth(x: Tensor) -> Tensor:
+    """Mean red minus mean blue."""
+    return (x[:, 0] - x[:, 2]).mean((1, 2))
+
+
+def background_noise(x: Tensor) -> Tensor:
+    """Standard deviation of the fine detail in the four corners, the median of them."""
+    n = x.shape[-1] // 8
+    rough = x - softened(x)
+    corners = [
+        rough[..., rows, columns] for rows in (slice(n), slice(-n, None)) for columns in (slice(n), slice(-n, None))
+    ]
+    return torch.stack([c.flatten(1).std(1) for c in corners]).median(0).values
+
+
+def asymmetry(x: Tensor) -> Tensor:
+    """Mean difference of the picture from its mirror image."""
+    return (x - x.flip(-1)).abs().mean((1, 2, 3))
+
+
+Statistic = Callable[[Tensor], Tensor]
+MEASURES: dict[str, tuple[str, Statistic, int]] = {  # word -> name of the statistic, the statistic, which way
+    "oversaturated": ("saturation", saturation, 1),
+    "smooth": ("fine detail", fine_detail, -1),
+    "pixelated": ("blocks", blocks, 1),
+    "cartoon": ("dark outlines", dark_outlines, 1),
+    "foggy": ("contrast", contrast, -1),
+    "hazy": ("warmth", warmth, 1),
+    "blurry": ("steepest edges", steepest_edges, -1),
+    "bad structure": ("asymmetry", asymmetry, 1),
+    "noisy": ("background noise", background_noise, 1),
+    "malformed": ("asymmetry", asymmetry, 1),
+}
+
+
+class Move(NamedTuple):
+    """A statistic without and with a word, the mean of the pairs' differences and its standard error."""
+
+    without: float
+    with_word: float
+    change: float
+    error: float
+
+    def follows(self, direction: int) -> bool:
+        """Whether it moved that way by more than twice its standard error."""
+        return direction * self.change > 2 * self.error
+
+
+def moved(before: Tensor, after: Tensor) -> Move:
+    change = (after - before).double()
+    error = change.std() / math.sqrt(len(change)) if len(change) > 1 else torch.tensor(math.inf)
+    return Move(*(round(float(v), 5) for v in (before.mean(), after.mean(), change.mean(), error)))
+
+
+def descriptor_facts(count: int) -> list[Facts]:
+    """`count` of the held-out captions, evenly spread."""
+    known = held_out_facts()
+    return [known[i * len(known) // count % len(known)] for i in range(count)]
+
+
+def descriptors(prior: Prior, settings: Settings) -> dict[str, Any]:
+    """What each descriptor does to samples from the same starting noise, and to true pictures of the same shots."""
+    facts = descriptor_facts(4 * settings.each)
+    captions = [caption_of(f) for f in facts]
+    shots = [judge.shot_of(judge.HELD_OUT + i, f.object, f.colour, f.view) for i, f in enumerate(facts)]
+    plain = draw(prior, captions, settings, "without a descriptor")
+    true = judge.render(shots).float() / 255
+    rows = {}
+    for word in DESCRIPTORS:
+        name, statistic, direction = MEASURES[word]
+        spoilt = draw(prior, [f"{caption}, {word}" for caption in captions], settings, word)
+        spoilt_shots = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
+        pairs = {"samples": (plain, spoilt), "true": (true, judge.render(spoilt_shots).float() / 255)}
+        moves = {k: moved(statistic(before), statistic(after)) for k, (before, after) in pairs.items()}
+        rows[word] = {
+            "statistic": name,
+            "direction": direction,
+            **{k: move._asdict() for k, move in moves.items()},
+            "moved": moves["samples"].follows(direction),
+        }
+    return rows
+
+
+# ---- all of it --------------------------------------------------------------------------------------------------
+
+
+def measure(prior: Prior, classifier: Classifier, settings: Settings, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """The figures of these parts (of PARTS), by part; `report` puts them into words."""
+    do: dict[str, Callable[[], dict[str, Any]]] = {
+        "true": lambda: true_pictures(classifier),
+        "held-out": lambda: held_out_captions(prior, classifier, settings),
+        "two-objects": lambda: two_objects(prior, classifier, settings),
+        "no-view": lambda: without_view(prior, classifier, settings),
+        "descriptors": lambda: descriptors(prior, settings),
+    }
+    return {part: do[part]() for part in PARTS if part in parts}
+
+
+def cell(found: Share | None) -> str:
+    """ "98.3 % 3460/3520" in 20 columns."""
+    return f"{100 * found.value:6.1f} % {found!s:>11}" if found and found.of else f"{'-':>20}"
+
+
+def confused_lines(confused: dict[str, list[tuple[str, str, int]]], questions: Sequence[str]) -> list[str]:
+    return [
+        f"{q} misread: " + "; ".join(f"{one} as {other} {n}" for one, other, n in confused[q])
+        for q in questions
+        if confused[q]
+    ]
+
+
+def report(found: dict[str, Any]) -> str:
+    """The figures as text."""
+    lines: list[str] = []
+    if "true" in found:
+        lines += ["The judge on true pictures that it was not trained on"]
+        lines += [f"  {name:20}{cell(s)}" for name, s in found["true"]["shares"].items()]
+        lines += [f"  {line}" for line in confused_lines(found["true"]["confused"], tuple(judge.QUESTIONS))]
+    if "held-out" in found:
+        part = found["held-out"]
+        lines += ["", f"{part['captions']} held-out captions{'samples':>13}{'true pictures':>22}"]
+        for name, s in part["samples"].items():
+            if name != "second":
+                lines += [f"  {name:20}{cell(s)}  {cell(part['true'].get(name))}"]
+        worst = sorted(part["by_object"].items(), key=lambda item: worst_of(item[1]))
+        lines += [f"  {'worst objects':14}{'object':>20}{'colour':>20}{'view':>20}"]
+        for name, shares in worst[:12]:
+            lines += [f"  {name:14}{cell(shares.get('object'))}{cell(shares.get('colour'))}{cell(shares.get('view'))}"]
+        lines += [f"  {line}" for line in confused_lines(part["confused"], ("object", "colour", "view"))]
+    if "two-objects" in found:
+        part = found["two-objects"]
+        lines += ["", f"{part['captions']} two-object captions"]
+        lines += [f"  {name:24}{cell(part[name])}" for name in ("both", "both in their colours")]
+        lines += [
+            f"  {name:24}{cell(part['samples'][name])}" for name in ("object", "colour", "second", "second_colour")
+        ]
+        lines += [f"  both, with a {name:11}{cell(s)}" for name, s in part["both, by second object"].items()]
+    if "no-view" in found:
+        part = found["no-view"]
+        lines += ["", "Front views where no view is asked for"]
+        lines += [f"  {'samples':24}{cell(part['samples'])}", f"  {'true pictures':24}{cell(part['true'])}"]
+    if "descriptors" in found:
+        lines += [
+            "",
+            f"{'descriptor':15}{'statistic':29}{'without':>8}{'with':>8}{'change':>18}{'in the data':>18}  moved",
+        ]
+        for word, row in found["descriptors"].items():
+            samples, true = (Move(**row[k]) for k in ("samples", "true"))
+            name = f"{row['statistic']} {'up' if row['direction'] > 0 else 'down'}"
+            changes = "".join(f"{m.change:+10.4f} ± {m.error:.4f}"[:18].rjust(18) for m in (samples, true))
+            verdict = "yes" if row["moved"] else "no"
+            lines += [f"{word:15}{name:29}{samples.without:8.4f}{samples.with_word:8.4f}{changes}  {verdict}"]
+    return "\n".join(lines)
+
+
+def worst_of(shares: dict[str, Share]) -> float:
+    values = [shares[q].value for q in ("object", "colour", "view") if q in shares]
+    return min(values) if values else math.inf
