@@ -20,18 +20,30 @@ WORDS = [
 ]
 TOKENS = 12  # of a prompt, the two at its ends included
 WIDTH = 16  # of a token's embedding
+MODULATED = {
+    "resnet_time_scale_shift": "scale_shift",
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 2,
+}
 
 
 def pixel_model(
-    folder: Path, size: int = 8, patch: int = 1, out_channels: int = 0, seed: int = 0, **scheduler: Any
+    folder: Path,
+    size: int = 8,
+    patch: int = 1,
+    out_channels: int = 0,
+    modulated: bool = False,
+    seed: int = 0,
+    **scheduler: Any,
 ) -> Path:
     """A model of size x size pictures whose U-Net sees blocks of patch x patch; `out_channels` 0 is as many as in.
 
+    `modulated`: timestep and pooled text scale and shift the norms, as in the toybox and in DeepFloyd IF.
     `scheduler` overrides the scheduler's configuration, prediction_type for one.
     """
     channels = 3 * patch**2
     _save_text(folder, seed)
-    _save_unet(folder, channels, out_channels or channels, size // patch, seed)
+    _save_unet(folder, channels, out_channels or channels, size // patch, seed, **(MODULATED if modulated else {}))
     _save_scheduler(folder, **scheduler)
     return folder
 
@@ -80,7 +92,7 @@ def edit_json(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
-def _save_unet(folder: Path, channels: int, out_channels: int, size: int, seed: int) -> None:
+def _save_unet(folder: Path, channels: int, out_channels: int, size: int, seed: int, **more: Any) -> None:
     torch.manual_seed(seed)
     UNet2DConditionModel(
         sample_size=size,
@@ -93,6 +105,7 @@ def _save_unet(folder: Path, channels: int, out_channels: int, size: int, seed: 
         cross_attention_dim=WIDTH,
         attention_head_dim=2,
         norm_num_groups=4,
+        **more,
     ).save_pretrained(folder / "unet")
 
 

@@ -118,6 +118,11 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": str(threads or usable_cores()),
         }
+        config: Any = unet.config
+        if precision == "fp32" and config.resnet_time_scale_shift != "default":
+            # OpenVINO 2026.4 ends the process with a segmentation fault when it compiles, in float32, a group norm
+            # whose scale is an input, as in DeepFloyd IF; without its subgraph compiler it does not, 5 % slower
+            self._options["SNIPPETS_MODE"] = "DISABLE"
         self.name = f"openvino {precision}"
         self.torch_threads = 1  # what torch still does is small, and its idle threads spin on OpenVINO's cores
         self._cache = SealedFolder(cache_folder() / "openvino" / key)
