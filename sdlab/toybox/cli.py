@@ -57,6 +57,14 @@ def real(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def channel_list(text: str) -> tuple[int, ...]:
+    """Two to four numbers of channels, each a multiple of 16, from 16 to 1024."""
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if not 2 <= len(numbers) <= 4 or any(n % 16 or not 16 <= n <= 1024 for n in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} must be two to four multiples of 16 up to 1024, as in 48,96,192")
+    return tuple(numbers)
+
+
 def picture_file(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() != ".png":
@@ -100,6 +108,19 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         help="CPU threads (default: all cores; one where other work runs, since threads then wait for each other)",
     )
     p.add_argument("--checkpoint-minutes", type=real(0.01, 1e5), default=5.0, help="between checkpoints (default 5)")
+    p.add_argument(
+        "--channels", type=channel_list, default=(48, 96, 192), help="of the U-Net's levels (default 48,96,192)"
+    )
+    p.add_argument("--patch", type=whole(1, 8), default=2, help="pixels a side of a place of the network (default 2)")
+    p.add_argument(
+        "--predict", choices=("v_prediction", "epsilon"), default="v_prediction", help="what (default %(default)s)"
+    )
+    p.add_argument(
+        "--betas",
+        choices=("squaredcos_cap_v2", "scaled_linear"),
+        default="squaredcos_cap_v2",
+        help="noise schedule (default %(default)s)",
+    )
     p.add_argument("--start", type=Path, help="start from the weights of this toybox folder instead of from noise")
     p.add_argument("--compile", action="store_true", help="torch.compile: a fifth faster after a minute or two")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, with the plan it began with")
@@ -202,6 +223,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 def run_train(options: argparse.Namespace) -> None:
     import torch
 
+    from sdlab.toybox.model import Shape
     from sdlab.toybox.train import Plan, train
 
     without_progress_bars()
@@ -214,6 +236,7 @@ def run_train(options: argparse.Namespace) -> None:
         options.pictures,
         options.seed,
         str(options.start or ""),
+        Shape(options.channels, patch=options.patch, prediction=options.predict, betas=options.betas),
     )
     with asked_to_stop() as stop:
         train(
