@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(call=_list)
 
     bench = commands.add_parser("bench", help="measure speed; prints a table and writes JSON")
-    bench.add_argument("what", choices=("raster", "step"))
+    bench.add_argument("what", choices=("raster", "step", "network"))
     bench.add_argument("--out", type=Path, metavar="FILE", help="JSON file (default: bench-<what>.json)")
     bench.add_argument("--quick", action="store_true", help="fewer repeats")
     bench.set_defaults(call=_bench)
@@ -415,6 +415,8 @@ def _bench(args: argparse.Namespace) -> int:
     out = args.out or Path(f"bench-{args.what}.json")
     if args.what == "raster":
         from sdlab.bench import raster as bench
+    elif args.what == "network":
+        from sdlab.bench import network as bench
     else:
         from sdlab.bench import step as bench
     bench.run(out, quick=args.quick)
