@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_margin_leaves_out_the_edges_of_every_band() -> None:
 
 
 def test_series_is_uncorrupted_and_shows_every_colour_and_view_of_every_object() -> None:
-    shots = [judge.training_shot(i) for i in range(8000)]
+    shots = [judge.own_shot(i) for i in range(4000)]
     assert not any(s.facts.corruptions for s in shots)
     seen = {(s.facts.object, judge.truth_of(s).view) for s in shots}
     for name, model in OBJECTS.items():
@@ -54,6 +55,8 @@ def test_series_is_uncorrupted_and_shows_every_colour_and_view_of_every_object()
     assert any(pictures.held_out(s.facts.object, s.facts.colour, s.facts.view) for s in shots)
     assert all(s.facts.second_colour != s.facts.colour for s in shots)
     assert {s.facts.second for s in shots} == set(judge.SECONDS)
+    more = [judge.own_shot(i, more_seconds=1.0) for i in range(200)]
+    assert all(s.facts.second and s.facts.second_colour not in ("", s.facts.colour) for s in more)
 
 
 def test_shot_of_shows_what_is_asked_for_well_inside_the_view() -> None:
@@ -115,7 +118,10 @@ def test_folder_without_a_judge_or_of_another_world_is_refused(trained: judge.Cl
     config = json.loads((tmp_path / "config.json").read_text())
     config["questions"]["object"][0] = "dragon"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="train it anew"):
+    with pytest.raises(ValueError, match="other questions"):
+        judge.load(tmp_path)
+    (tmp_path / "judge.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot be read"):
         judge.load(tmp_path)
 
 
@@ -139,7 +145,7 @@ def coded(*truths: Truth) -> Tensor:
     for i, truth in enumerate(truths):
         for k, (name, answers) in enumerate(judge.QUESTIONS.items()):
             answer = getattr(truth, name)
-            rgb[i, 0, 0, k] = answers.index(answer) if answer in answers else 0
+            rgb[i, 0, 0, k] = rgb[i, 0, 0, -1 - k] = answers.index(answer) if answer in answers else 0
     return rgb
 
 
@@ -242,45 +248,60 @@ def everything(spoil: dict[str, Truth]) -> Perfect:
     return Perfect({caption: coded(truth)[0].float() / 255 for caption, truth in truths.items()})
 
 
-ONCE = figures.Settings(each=1, scale=1.0, steps=2)
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """The figures of a prior that draws every caption rightly but one held-out bear, one hat and one colour."""
+    bear = next(f for f in figures.held_out_facts() if f.object == "bear")
+    hat, scarf = (figures.asked_by(f) for f in figures.pair_facts()[:2])
+    captions = [figures.caption_of(f) for f in (bear, *figures.pair_facts()[:2])]
+    wrong = [
+        figures.asked_by(bear)._replace(object="cat"),
+        hat._replace(second="", second_colour=""),
+        scarf._replace(colour="gray" if scarf.colour != "gray" else "red"),
+    ]
+    prior = everything(dict(zip(captions, wrong, strict=True)))
+    sampling = figures.Sampling(each=1, scale=1.0, steps=2)
+    return figures.measure(prior, Oracle().eval(), sampling, figures.chosen("held-out,two-objects,no-view,descriptors"))
 
 
-def test_held_out_captions_are_counted_word_by_word() -> None:
+def test_held_out_captions_are_counted_word_by_word(found: dict[str, Any]) -> None:
     facts = figures.held_out_facts()
-    assert 180 <= len(facts) <= 260
-    wrong = next(f for f in facts if f.object == "bear")
-    prior = everything({figures.caption_of(wrong): Truth("cat", wrong.colour, wrong.view)})
-    found = figures.held_out_captions(prior, Oracle().eval(), ONCE)
-    n = len(facts)
-    assert found["captions"] == n
-    assert found["samples"]["object"] == Share(n - 1, n)
-    assert found["samples"]["colour"] == Share(n, n)
+    n, bears = len(facts), sum(f.object == "bear" for f in facts)
     with_front = sum(OBJECTS[f.object].front for f in facts)
-    assert found["samples"]["view"] == Share(with_front, with_front)
-    assert found["confused"]["object"] == [("bear", "cat", 1)]
-    bears = sum(f.object == "bear" for f in facts)
-    assert found["by_object"]["bear"]["object"] == Share(bears - 1, bears)
+    assert 180 <= n <= 260
+    part = found["held-out"]
+    assert part["captions"] == n
+    assert part["samples"]["object"] == Share(n - 1, n)
+    assert part["samples"]["colour"] == Share(n, n)
+    assert part["samples"]["view"] == Share(with_front, with_front)
+    assert part["confused"]["object"] == [("bear", "cat", 1)]
+    assert part["by_object"]["bear"]["object"] == Share(bears - 1, bears)
 
 
-def test_pairs_count_only_with_both_objects() -> None:
+def test_pairs_count_only_with_both_objects(found: dict[str, Any]) -> None:
     facts = figures.pair_facts()
     assert len({figures.caption_of(f) for f in facts}) == len(facts) == figures.PAIRS
-    assert {f.second for f in facts} == {"hat", "scarf", "box", "ball"}
-    first, second = (figures.asked_by(f) for f in facts[:2])
-    spoil = {
-        figures.caption_of(facts[0]): first._replace(second="", second_colour=""),
-        figures.caption_of(facts[1]): second._replace(colour="gray" if second.colour != "gray" else "red"),
-    }
-    found = figures.two_objects(everything(spoil), Oracle().eval(), ONCE)
-    assert found["both"] == Share(59, 60)
-    assert found["both in their colours"] == Share(58, 60)
+    assert [f.second for f in facts[:4]] == ["hat", "scarf", "box", "ball"]
+    part = found["two-objects"]
+    assert part["both"] == Share(59, 60)
+    assert part["both, by second object"]["hat"] == Share(14, 15)
+    assert part["both in their colours"] == Share(58, 60)
 
 
-def test_share_of_fronts_is_that_of_objects_with_a_front() -> None:
-    found = figures.without_view(everything({}), Oracle().eval(), ONCE, count=30)
+def test_share_of_fronts_is_that_of_objects_with_a_front(found: dict[str, Any]) -> None:
     fronts = sum(model.front for model in OBJECTS.values()) * len(pictures.COLOURS)
-    assert found["samples"] == Share(fronts, fronts)  # the oracle's answer to no view is the first, front
-    assert found["true"].of == 30
+    assert found["no-view"]["samples"] == Share(fronts, fronts)  # the oracle's answer to no view is the first, front
+    assert found["no-view"]["true"].of == 1000
+
+
+def test_report_names_every_figure(found: dict[str, Any]) -> None:
+    text = figures.report(found)
+    n = len(figures.held_out_facts())
+    assert f"{n} held-out captions" in text
+    assert f"{n - 1}/{n}" in text
+    assert "59/60" in text
+    assert all(word in text for word in DESCRIPTORS)
+    assert json.loads(json.dumps(found))["held-out"]["samples"]["colour"] == [n, n]
 
 
 def test_captions_read_as_people_write_them() -> None:
@@ -310,18 +331,6 @@ def test_move_is_a_mean_with_its_standard_error() -> None:
     assert move.follows(1)
     assert not move.follows(-1)
     assert not figures.moved(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.5])).follows(1)
-
-
-def test_report_names_every_figure() -> None:
-    settings = ONCE
-    prior, classifier = everything({}), Oracle().eval()
-    found = figures.measure(prior, classifier, settings, ("held-out", "two-objects", "no-view", "descriptors"))
-    text = figures.report(found)
-    n = len(figures.held_out_facts())
-    assert f"{n} held-out captions" in text
-    assert f"{n}/{n}" in text
-    assert all(word in text for word in DESCRIPTORS)
-    assert json.loads(json.dumps(found))["held-out"]["samples"]["object"] == [n, n]
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def add_train_judge(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", type=Path, required=True, help="folder to write: judge.safetensors, config.json")
     length = p.add_mutually_exclusive_group()
     length.add_argument(
-        "--samples", type=whole(1, 10**9), help="pictures to train on, repeats counted (default 480000)"
+        "--samples", type=whole(1, 10**9), help="pictures to train on, repeats counted (default 520000)"
     )
     length.add_argument("--minutes", type=real(0.1, 1e5), help="as many samples as fit in, by measured speed")
     p.add_argument(
@@ -297,13 +297,13 @@ def run_judge(options: argparse.Namespace) -> None:
 
     parts = figures.chosen(options.only)
     classifier = judge.load(options.judge)
-    settings = figures.Settings(options.each, options.cfg, options.steps, options.seed)
+    sampling = figures.Sampling(options.each, options.cfg, options.steps, options.seed)
     prior = load_prior(options.weights, options.device)
-    found = figures.measure(prior, classifier, settings, parts)
+    found = figures.measure(prior, classifier, sampling, parts)
     print(figures.report(found))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        how = {**settings._asdict(), "engine": prior.engine_name, "shares": "[right answers, of how many]"}
+        how = {**sampling._asdict(), "engine": prior.engine_name, "shares": "[right answers, of how many]"}
         options.out.write_text(json.dumps({**how, **found}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ def chosen(names: str) -> tuple[str, ...]:
     return parts
 
 
-class Settings(NamedTuple):
+class Sampling(NamedTuple):
     """How samples are drawn; `each` of a caption."""
 
     each: int = 16
@@ -70,14 +70,14 @@ def asked_by(facts: Facts) -> Truth:
     return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
 
 
-def draw(prior: Prior, captions: Sequence[str], settings: Settings, what: str) -> Tensor:
+def draw(prior: Prior, captions: Sequence[str], sampling: Sampling, what: str) -> Tensor:
     """Samples of the captions, [n, 3, S, S] in [0, 1]."""
     drawn = sample.sample(
         prior,
         captions,
-        scale=settings.scale,
-        steps=settings.steps,
-        seed=settings.seed,
+        scale=sampling.scale,
+        steps=sampling.steps,
+        seed=sampling.seed,
         progress=Meter(what, len(captions)),
     )
     return torch.from_numpy(drawn).permute(0, 3, 1, 2)
@@ -106,12 +106,12 @@ def held_out_facts() -> list[Facts]:
     ]
 
 
-def held_out_captions(prior: Prior, classifier: Classifier, settings: Settings) -> dict[str, Any]:
+def held_out_captions(prior: Prior, classifier: Classifier, sampling: Sampling) -> dict[str, Any]:
     """Samples of the held-out captions, and true pictures of the same, both read by the judge."""
     facts = held_out_facts()
-    many = [f for f in facts for _ in range(settings.each)]
+    many = [f for f in facts for _ in range(sampling.each)]
     asked = [asked_by(f) for f in many]
-    answered = read(classifier, draw(prior, [caption_of(f) for f in many], settings, "held-out captions"))
+    answered = read(classifier, draw(prior, [caption_of(f) for f in many], sampling, "held-out captions"))
     shots = [judge.shot_of(judge.HELD_OUT + i, f.object, f.colour, f.view) for i, f in enumerate(many)]
     by_object = {}
     for name in OBJECTS:
@@ -141,12 +141,12 @@ def pair_facts(count: int = PAIRS) -> list[Facts]:
     return list(found.values())
 
 
-def two_objects(prior: Prior, classifier: Classifier, settings: Settings) -> dict[str, Any]:
+def two_objects(prior: Prior, classifier: Classifier, sampling: Sampling) -> dict[str, Any]:
     """Whether samples of two-object captions show both, and in their colours."""
     facts = pair_facts()
-    many = [f for f in facts for _ in range(max(settings.each // 4, 1))]
+    many = [f for f in facts for _ in range(max(sampling.each // 4, 1))]
     asked = [asked_by(f) for f in many]
-    answered = read(classifier, draw(prior, [caption_of(f) for f in many], settings, "two objects"))
+    answered = read(classifier, draw(prior, [caption_of(f) for f in many], sampling, "two objects"))
     both = [a.object == b.object and a.second == b.second for a, b in zip(asked, answered, strict=True)]
     right = [a == b._replace(view="") for a, b in zip(asked, answered, strict=True)]
     by_second = {s: share(hit for a, hit in zip(asked, both, strict=True) if a.second == s) for s in RELATIONS}
@@ -159,15 +159,16 @@ def two_objects(prior: Prior, classifier: Classifier, settings: Settings) -> dic
     }
 
 
-def without_view(prior: Prior, classifier: Classifier, settings: Settings, count: int = 1000) -> dict[str, Any]:
+def without_view(prior: Prior, classifier: Classifier, sampling: Sampling, count: int = 1000) -> dict[str, Any]:
     """The share of front views where no view is asked for, of objects that have a front: samples and data."""
     facts = [plain_facts(name, colour) for name in OBJECTS if OBJECTS[name].front for colour in pictures.COLOURS]
-    drawn = draw(prior, [caption_of(f) for f in facts], settings, "without a view word")
+    drawn = draw(prior, [caption_of(f) for f in facts], sampling, "without a view word")
     shots: list[pictures.Shot] = []
     index = judge.HELD_OUT
     while len(shots) < count:
         shot = judge.uncorrupted(pictures.describe(judge.JUDGE_SEED, index))
-        if not shot.facts.view and OBJECTS[shot.facts.object].front:
+        about = shot.facts
+        if OBJECTS[about.object].front and not (about.view or about.second or about.style):
             shots.append(shot)
         index += 1
     return {
@@ -279,17 +280,17 @@ def descriptor_facts(count: int) -> list[Facts]:
     return [known[i * len(known) // count % len(known)] for i in range(count)]
 
 
-def descriptors(prior: Prior, settings: Settings) -> dict[str, Any]:
+def descriptors(prior: Prior, sampling: Sampling) -> dict[str, Any]:
     """What each descriptor does to samples from the same starting noise, and to true pictures of the same shots."""
-    facts = descriptor_facts(4 * settings.each)
+    facts = descriptor_facts(4 * sampling.each)
     captions = [caption_of(f) for f in facts]
     shots = [judge.shot_of(judge.HELD_OUT + i, f.object, f.colour, f.view) for i, f in enumerate(facts)]
-    plain = draw(prior, captions, settings, "without a descriptor")
+    plain = draw(prior, captions, sampling, "without a descriptor")
     true = judge.render(shots).float() / 255
     rows = {}
     for word in DESCRIPTORS:
         name, statistic, direction = MEASURES[word]
-        spoilt = draw(prior, [f"{caption}, {word}" for caption in captions], settings, word)
+        spoilt = draw(prior, [f"{caption}, {word}" for caption in captions], sampling, word)
         spoilt_shots = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
         pairs = {"samples": (plain, spoilt), "true": (true, judge.render(spoilt_shots).float() / 255)}
         moves = {k: moved(statistic(before), statistic(after)) for k, (before, after) in pairs.items()}
@@ -305,14 +306,14 @@ def descriptors(prior: Prior, settings: Settings) -> dict[str, Any]:
 # ---- all of it --------------------------------------------------------------------------------------------------
 
 
-def measure(prior: Prior, classifier: Classifier, settings: Settings, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+def measure(prior: Prior, classifier: Classifier, sampling: Sampling, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     """The figures of these parts (of PARTS), by part; `report` puts them into words."""
     do: dict[str, Callable[[], dict[str, Any]]] = {
         "true": lambda: true_pictures(classifier),
-        "held-out": lambda: held_out_captions(prior, classifier, settings),
-        "two-objects": lambda: two_objects(prior, classifier, settings),
-        "no-view": lambda: without_view(prior, classifier, settings),
-        "descriptors": lambda: descriptors(prior, settings),
+        "held-out": lambda: held_out_captions(prior, classifier, sampling),
+        "two-objects": lambda: two_objects(prior, classifier, sampling),
+        "no-view": lambda: without_view(prior, classifier, sampling),
+        "descriptors": lambda: descriptors(prior, sampling),
     }
     return {part: do[part]() for part in PARTS if part in parts}
 

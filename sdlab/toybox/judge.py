@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sdlab.rng import StepRng
 from sdlab.toybox import pictures
-from sdlab.toybox.objects import OBJECTS
+from sdlab.toybox.objects import OBJECTS, seconds_of
 from sdlab.toybox.pictures import Shot
 from sdlab.toybox.progress import Meter
 from sdlab.toybox.words import BACK, FRONT, OVERHEAD, SIDE, VIEW_WORDS
@@ -37,6 +37,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "toybox" / "judge"
 WEIGHTS, CONFIG = "judge.safetensors", "config.json"
 JUDGE_SEED = 1_000_003  # of its pictures: another series than any training seed below it
 HELD_OUT = 10_000_000  # index of the first picture that no training of a judge comes to
+MORE_SECONDS = 0.25  # of the training pictures without a second object get one: pairs are the hardest to read
 MARGIN = 10.0  # degrees to the edge of a view's band, for pictures whose view is asked
 SECONDS = ("", "hat", "scarf", "box", "ball")
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -83,7 +84,11 @@ def camera_of(rng: np.random.Generator, view: str, margin: float = 0.0) -> tuple
     if view == OVERHEAD:
         low, high = pictures.OVERHEAD_ELEVATIONS
         return rng.uniform(-180, 180), rng.uniform(low + margin, high)
-    elevation = rng.uniform(low, high - margin) if rng.random() < 0.5 else float(np.clip(rng.normal(15, 12), low, 40.0))
+    elevation = (
+        rng.uniform(low, high - margin)
+        if rng.random() < 0.5
+        else float(np.clip(rng.normal(15, 12), low, high - margin))
+    )
     if not view:
         return rng.uniform(-180, 180), rng.uniform(low, pictures.OVERHEAD_ELEVATIONS[1])
     centre = {FRONT: 0.0, SIDE: 90.0 if rng.random() < 0.5 else -90.0, BACK: 180.0}[view]
@@ -102,14 +107,24 @@ def uncorrupted(shot: Shot) -> Shot:
     return shot._replace(facts=shot.facts._replace(corruptions=()))
 
 
-def training_shot(index: int) -> Shot:
-    """Picture `index` of the judge's own series: uncorrupted, of any colour, from any side, each view word as often."""
+def own_shot(index: int, more_seconds: float = 0.0) -> Shot:
+    """Picture `index` of the judge's own series: uncorrupted, of any colour, from any side, each view word as often.
+
+    `more_seconds` is the share of the pictures of one object that get a second one all the same.
+    """
     shot = uncorrupted(pictures.describe(JUDGE_SEED, index))
     rng = np.random.default_rng((JUDGE_SEED, index, 1))
-    colour = pictures.one_of(rng, [c for c in pictures.COLOURS if c != shot.facts.second_colour])
+    facts = shot.facts
+    colour = pictures.one_of(rng, [c for c in pictures.COLOURS if c != facts.second_colour])
     view = "" if rng.random() < 0.15 else pictures.one_of(rng, VIEW_WORDS)
-    shot = shot._replace(facts=shot.facts._replace(colour=colour, view=view), rgb=pictures.jittered(rng, colour))
-    return seen_from(shot, rng, *camera_of(rng, view))
+    shot = shot._replace(facts=facts._replace(colour=colour, view=view), rgb=pictures.jittered(rng, colour))
+    shot = seen_from(shot, rng, *camera_of(rng, view))
+    if facts.second or rng.random() >= more_seconds:
+        return shot
+    second = pictures.one_of(rng, seconds_of(facts.object))
+    other = pictures.one_of(rng, [c for c in pictures.COLOURS if c != colour])
+    facts = shot.facts._replace(second=second, second_colour=other)
+    return shot._replace(facts=facts, second_rgb=pictures.jittered(rng, other))
 
 
 def shot_of(index: int, name: str, colour: str, view: str) -> Shot:
@@ -137,22 +152,30 @@ def truth_of(shot: Shot, margin: float = 0.0) -> Truth:
     return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
 
 
-def render(shots: Sequence[Shot], progress: Callable[[int], None] = lambda done: None) -> Tensor:
+def render(shots: Sequence[Shot]) -> Tensor:
     """uint8 [n, 3, S, S]."""
-    rgb = np.empty((len(shots), 3, pictures.SIZE, pictures.SIZE), np.uint8)
-    for begin in range(0, len(shots), pictures.CHUNK):
-        part = pictures.render_shots(shots[begin : begin + pictures.CHUNK])
-        rgb[begin : begin + len(part)] = (part * 255 + 0.5).astype(np.uint8).transpose(0, 3, 1, 2)
-        progress(begin + len(part))
-    return torch.from_numpy(rgb)
+    parts = (pictures.render_shots(shots[i : i + pictures.CHUNK]) for i in range(0, len(shots), pictures.CHUNK))
+    rgb = np.concatenate([(part * 255 + 0.5).astype(np.uint8) for part in parts])
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2)))
 
 
 def true_pictures(
-    begin: int, count: int, margin: float = 0.0, progress: Callable[[int], None] = lambda done: None
+    begin: int,
+    count: int,
+    margin: float = 0.0,
+    more_seconds: float = 0.0,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, list[Truth]]:
     """(uint8 [count, 3, S, S], what they show) of the judge's series from picture `begin` on."""
-    shots = [training_shot(i) for i in range(begin, begin + count)]
-    return render(shots, progress), [truth_of(s, margin) for s in shots]
+    rgb = torch.empty(count, 3, pictures.SIZE, pictures.SIZE, dtype=torch.uint8)
+    truths: list[Truth] = []
+    while len(truths) < count:
+        first = begin + len(truths)
+        shots = [own_shot(i, more_seconds) for i in range(first, min(first + pictures.CHUNK, begin + count))]
+        rgb[len(truths) : len(truths) + len(shots)] = render(shots)
+        truths += [truth_of(s, margin) for s in shots]
+        progress(len(truths))
+    return rgb, truths
 
 
 # ---- network ----------------------------------------------------------------------------------------------------
@@ -214,7 +237,6 @@ def save(classifier: Classifier, folder: Path) -> None:
     half = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
     save_file(half, folder / WEIGHTS)
     config = {
-        "data_version": pictures.DATA_VERSION,
         "size": classifier.size,
         "widths": classifier.widths,
         "questions": classifier.questions,
@@ -226,7 +248,7 @@ def save(classifier: Classifier, folder: Path) -> None:
 def load(folder: Path | None = None) -> Classifier:
     """The judge in `folder`, without one the shipped judge; float32, frozen, in evaluation mode.
 
-    ValueError where there is none, or one of other objects, colours or views than the toybox has now.
+    ValueError where there is none or a damaged one, or one of other objects or colours than the toybox has now.
     """
     folder = folder or SHIPPED
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
@@ -235,15 +257,17 @@ def load(folder: Path | None = None) -> Classifier:
             f"{folder} is no judge: it lacks {' and '.join(missing)}; train one with "
             "`python -m sdlab toybox train-judge --out FOLDER`"
         )
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    questions = {name: tuple(answers) for name, answers in config.pop("questions").items()}
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        questions = {name: tuple(answers) for name, answers in config.pop("questions").items()}
+        classifier = Classifier(questions, config.pop("size"), config.pop("widths"))
+        weights = load_file(folder / WEIGHTS)
+        classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    except Exception as error:
+        raise ValueError(f"the judge in {folder} cannot be read ({type(error).__name__}); train it anew") from error
     if questions != QUESTIONS:
         raise ValueError(f"the judge in {folder} was asked other questions than those of this toybox: train it anew")
-    classifier = Classifier(questions, config.pop("size"), config.pop("widths"))
-    classifier.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / WEIGHTS).items()}
-    )
-    classifier.facts = {k: v for k, v in config.items() if k != "data_version"}
+    classifier.facts = config
     return classifier.requires_grad_(False).eval()
 
 
@@ -252,14 +276,18 @@ def load(folder: Path | None = None) -> Classifier:
 
 @torch.no_grad()
 def chances(classifier: Classifier, rgb: Tensor) -> dict[str, Tensor]:
-    """For pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size: probabilities [n, answers] by question."""
+    """For pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size: probabilities [n, answers] by question.
+
+    They are the mean for the picture and its mirror image, of which all the answers are as true.
+    """
     found: dict[str, list[Tensor]] = {name: [] for name in classifier.questions}
     for part in rgb.split(256):
         x = part.float() / 255 if part.dtype == torch.uint8 else part
         if x.shape[-2:] != (classifier.size, classifier.size):
             x = F.interpolate(x, (classifier.size, classifier.size), mode="bilinear", antialias=True)
-        for name, logits in classifier(x).items():
-            found[name].append(logits.softmax(1))
+        one, mirrored = classifier(x), classifier(x.flip(-1))
+        for name, parts in found.items():
+            parts.append((one[name].softmax(1) + mirrored[name].softmax(1)) / 2)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -316,6 +344,8 @@ def confusions(asked: Sequence[Truth], answered: Sequence[Truth], question: str)
     found: Counter[tuple[str, str]] = Counter()
     for a, b in zip(asked, answered, strict=True):
         one, other = getattr(a, question), getattr(b, question)
+        if question == "second_colour" and not other:
+            continue  # a second object that was not seen at all has no colour to confuse
         if one != other and (one or question == "second"):
             found[(f"{a.object}, {one}" if question == "view" else one or "none", other or "none")] += 1
     return [(one, other, n) for (one, other), n in found.most_common()]
@@ -327,7 +357,7 @@ def confusions(asked: Sequence[Truth], answered: Sequence[Truth], question: str)
 class Plan(NamedTuple):
     """What a judge's training is. With the same plan and one thread it gives the same judge."""
 
-    samples: int = 480_000
+    samples: int = 520_000
     pictures: int = 100_000
     batch: int = 128
     lr: float = 4e-3
@@ -433,11 +463,12 @@ def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> C
     With `minutes` the samples are as many as fit into them, the rendering not counted. ValueError if the loss is not
     finite.
     """
-    rgb, truths = true_pictures(0, plan.pictures, progress=Meter("true pictures", plan.pictures))
+    meter = Meter("true pictures", plan.pictures)
+    rgb, truths = true_pictures(0, plan.pictures, more_seconds=MORE_SECONDS, progress=meter)
     if minutes is not None:
         plan = plan._replace(samples=samples_for(minutes, rgb, truths, plan))
     trainer = Trainer(plan, rgb, truths)
-    meter = Meter("judge", plan.samples)
+    meter = Meter("judge", plan.steps * plan.batch)
     recent = math.nan
     while trainer.step < plan.steps:
         loss = trainer.train_step()
@@ -449,6 +480,7 @@ def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> C
     classifier.requires_grad_(False).eval()
     shares, _, _ = accuracy(classifier, checked)
     classifier.facts = {
+        "data_version": pictures.DATA_VERSION,
         "training": plan._asdict(),
         "accuracy": {name: {"right": s.right, "of": s.of} for name, s in shares.items()},
     }
@@ -457,6 +489,6 @@ def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> C
 
 def accuracy(classifier: Classifier, count: int) -> tuple[dict[str, Share], list[Truth], list[Truth]]:
     """(right answers, asked, answered) on `count` pictures that no judge's training comes to."""
-    rgb, asked = true_pictures(HELD_OUT, count, MARGIN, Meter("held-out pictures", count))
+    rgb, asked = true_pictures(HELD_OUT, count, MARGIN, progress=Meter("held-out pictures", count))
     answered = read(classifier, rgb)
     return score(asked, answered), asked, answered
