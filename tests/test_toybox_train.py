@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sdlab.priors.diffusers import DiffusersPrior
-from sdlab.toybox import cli, model, pictures, sample, train, words
+from sdlab.toybox import cli, model, pictures, reading, sample, train, words
 
 TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
 CPU = torch.device("cpu")
@@ -92,13 +92,13 @@ def pool() -> pictures.Pool:
 
 
 def test_loss_falls_on_a_tiny_net(pool: pictures.Pool) -> None:
-    trainer = train.Trainer(train.Plan(samples=8 * 240, batch=8, lr=3e-3, shape=TINY), pool, CPU)
+    trainer = train.Trainer(train.Plan(samples=8 * 240, batch=8, lr=3e-3, reading=0, shape=TINY), pool, CPU)
     losses = [float(trainer.train_step()) for _ in range(100)]
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
 
 def test_rate_and_order_follow_the_plan(pool: pictures.Pool) -> None:
-    plan = train.Plan(samples=1000 * 24, batch=24, shape=TINY)
+    plan = train.Plan(samples=1000 * 24, batch=24, reading=0, shape=TINY)
     trainer = train.Trainer(plan, pool, CPU)
     assert trainer.rate() == pytest.approx(plan.lr / train.WARMUP_STEPS)
     trainer.step = 749
@@ -116,7 +116,7 @@ def test_rate_and_order_follow_the_plan(pool: pictures.Pool) -> None:
 
 
 def test_batch_is_captioned_noised_and_mirrored_as_said(pool: pictures.Pool) -> None:
-    trainer = train.Trainer(train.Plan(samples=6400, batch=64, shape=TINY), pool, CPU)
+    trainer = train.Trainer(train.Plan(samples=6400, batch=64, reading=0, shape=TINY), pool, CPU)
     dropped = mirrored = 0
     for trainer.step in range(12):
         which = trainer.picture_indices()
@@ -139,7 +139,7 @@ def test_batch_is_captioned_noised_and_mirrored_as_said(pool: pictures.Pool) -> 
 
 
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
-    plan = train.Plan(samples=120, batch=8, pictures=48, shape=TINY)  # 15 steps
+    plan = train.Plan(samples=120, batch=8, pictures=48, reading=0, shape=TINY)  # 15 steps
     whole = train.train(tmp_path / "whole", tmp_path, plan)
     countdown = iter([False] * 6)
     part = train.train(tmp_path / "part", tmp_path, plan, stop=lambda: next(countdown, True))
@@ -154,7 +154,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
-    plan = train.Plan(samples=128, batch=8, pictures=48, shape=TINY)  # 16 steps, the rate falls from step 12
+    plan = train.Plan(samples=128, batch=8, pictures=48, reading=0, shape=TINY)  # 16 steps, the rate falls from step 12
     train.train(tmp_path / "run", tmp_path, plan)
     with pytest.raises(ValueError, match=r"--samples: .* allowed are 128 and more"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=64)
@@ -184,8 +184,29 @@ def test_predicting_v_and_eps_train_the_same_mean(pool: pictures.Pool) -> None:
         assert float(trainer.train_step()) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_text_encoder_learns_to_read_before_the_first_picture(tmp_path: Path) -> None:
+    box = model.build(replace(TINY, text_width=64))
+    shares: list[float] = []
+    reading.learn_to_read(box, 128 * 100, 0, lambda done, share: shares.append(share))
+    assert len(shares) == 100
+    assert np.mean(shares[-5:]) > np.mean(shares[:5]) + 0.2
+    again = model.build(TINY), model.build(TINY)
+    for one in again:
+        reading.learn_to_read(one, 256, 5)
+    assert all(torch.equal(a, b) for a, b in zip(again[0].parameters(), again[1].parameters(), strict=True))
+    read, unread = (
+        train.train(tmp_path / f"{n}", tmp_path, train.Plan(8, batch=8, pictures=16, reading=n, shape=TINY))
+        for n in (256, 0)
+    )
+    moved = [
+        float((a - b).abs().mean())
+        for a, b in zip(read.box.text_encoder.parameters(), unread.box.text_encoder.parameters(), strict=True)
+    ]
+    assert max(moved) > 0.001
+
+
 def test_runs_are_neither_overwritten_nor_invented(tmp_path: Path) -> None:
-    plan = train.Plan(samples=8, batch=8, pictures=16, shape=TINY)
+    plan = train.Plan(samples=8, batch=8, pictures=16, reading=0, shape=TINY)
     with pytest.raises(ValueError, match="--resume: no checkpoint"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True)
     train.train(tmp_path / "run", tmp_path, plan)

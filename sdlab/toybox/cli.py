@@ -121,6 +121,12 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         default="squaredcos_cap_v2",
         help="noise schedule (default %(default)s)",
     )
+    p.add_argument(
+        "--reading",
+        type=whole(0, 10**7),
+        default=48_000,
+        help="captions that the text encoder learns to read before the first picture (default %(default)s)",
+    )
     p.add_argument("--start", type=Path, help="start from the weights of this toybox folder instead of from noise")
     p.add_argument("--compile", action="store_true", help="torch.compile: a fifth faster after a minute or two")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, with the plan it began with")
@@ -235,8 +241,9 @@ def run_train(options: argparse.Namespace) -> None:
         options.ema,
         options.pictures,
         options.seed,
-        str(options.start or ""),
-        Shape(options.channels, patch=options.patch, prediction=options.predict, betas=options.betas),
+        start=str(options.start or ""),
+        reading=options.reading,
+        shape=Shape(options.channels, patch=options.patch, prediction=options.predict, betas=options.betas),
     )
     with asked_to_stop() as stop:
         train(

@@ -1,12 +1,13 @@
 """Training of the toybox prior, resumable at any checkpoint.
 
-Recipe: predict v (arXiv 2202.00512) with the weight min(snr + 1, 5) / (snr + 1), which for x0 is min(snr + 1, 5): the
-SNR + 1 weight of that paper, capped as in min-SNR (arXiv 2303.09556). Min-SNR itself, min(snr, 5), all but leaves out
-the noisy end, where the words decide what the picture shows: after 40 000 samples the captions had no effect. It is
-still what eps gets: min(snr, 5) / snr. AdamW at a constant rate that falls over the last quarter of the planned samples
-(not over time, so that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving average of the weights,
-10 % of captions dropped for classifier-free guidance, mirrored pictures where the mirror image is true, timesteps
-stratified over the batch (one from each of `batch` equal strata: the same marginal, less variance), bfloat16 autocast.
+Recipe: the text encoder learns to read captions first (`sdlab.toybox.reading`), then trains along. Predict v (arXiv
+2202.00512) with the weight min(snr + 1, 5) / (snr + 1), which for x0 is min(snr + 1, 5): the SNR + 1 weight of that
+paper, capped as in min-SNR (arXiv 2303.09556). Min-SNR itself, min(snr, 5), all but leaves out the noisy end, where
+the words decide what the picture shows: after 40 000 samples the captions had no effect. It is still what eps gets:
+min(snr, 5) / snr. AdamW at a constant rate that falls over the last quarter of the planned samples (not over time, so
+that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving average of the weights, 10 % of captions
+dropped for classifier-free guidance, mirrored pictures where the mirror image is true, timesteps stratified over the
+batch (one from each of `batch` equal strata: the same marginal, less variance), bfloat16 autocast.
 
 The constant rate is what lets a run grow: the state before the fall is kept (plateau.pt), and a resumed run with a
 longer plan goes on from there.
@@ -35,6 +36,8 @@ from torch import Tensor
 from sdlab.rng import StepRng
 from sdlab.toybox import model
 from sdlab.toybox.pictures import DATA_VERSION, Pool, kept_pool
+from sdlab.toybox.progress import Meter, clock
+from sdlab.toybox.reading import learn_to_read
 
 CHECKPOINT, PLATEAU, LOG, WEIGHTS = "checkpoint.pt", "plateau.pt", "log.json", "toybox"
 SNR_CAP = 5.0
@@ -56,6 +59,7 @@ class Plan:
     ema: float = 0.9995
     pictures: int = 300_000
     seed: int = 0
+    reading: int = 48_000  # captions that the text encoder learns to read first, unless the run starts from weights
     start: str = ""  # a toybox folder whose weights the run starts from
     shape: model.Shape = field(default_factory=model.Shape)
 
@@ -100,6 +104,19 @@ class Trainer:
             self.box.unet.set_attn_processor(AttnProcessor2_0())  # the fused one is the faster there
             if pool.rgb.nbytes < RESIDENT * torch.cuda.mem_get_info(device)[0]:
                 self._resident = torch.from_numpy(np.asarray(pool.rgb)).to(device)
+
+    def learn_to_read(self) -> None:
+        """Train the text encoder alone (`sdlab.toybox.reading`); a minute, before the first step."""
+        meter = Meter("captions read", self.plan.reading)
+        learn_to_read(
+            self.box,
+            self.plan.reading,
+            self.plan.seed,
+            lambda done, share: meter(done, f"{share:.1%} of answers right"),
+        )
+        with torch.no_grad():
+            for mine, learnt in zip(self.average, self.weights, strict=True):
+                mine.copy_(learnt)
 
     def rate(self) -> float:
         """Learning rate of the next step: linear warm-up, constant, then falling as 1 - sqrt."""
@@ -249,12 +266,6 @@ def write_checkpoint(trainer: Trainer, out: Path, log: list[dict[str, float]]) -
     model.save(trainer.box, out / WEIGHTS, list(trainer.average))
 
 
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
 def say(line: str) -> None:
     print(line, flush=True)
 
@@ -316,6 +327,8 @@ def train(
     # what a run started from is in its checkpoint; the folder may be gone by now
     trainer = Trainer(plan if state is None else replace(plan, start=""), pool, device, compiled=compiled)
     trainer.plan = plan
+    if state is None and plan.reading and not plan.start:
+        trainer.learn_to_read()
     log: list[dict[str, float]] = []
     if state is not None:
         trainer.load_state(state)
