@@ -176,11 +176,11 @@ def add_train_judge(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", type=Path, required=True, help="folder to write: judge.safetensors, config.json")
     length = p.add_mutually_exclusive_group()
     length.add_argument(
-        "--samples", type=whole(1, 10**9), help="pictures to train on, repeats counted (default 520000)"
+        "--samples", type=whole(1, 10**9), help="pictures to train on, repeats counted (default 600000)"
     )
     length.add_argument("--minutes", type=real(0.1, 1e5), help="as many samples as fit in, by measured speed")
     p.add_argument(
-        "--pictures", type=whole(1, 10**7), default=100_000, help="different pictures, 12 kB each (default %(default)s)"
+        "--pictures", type=whole(1, 10**7), default=120_000, help="different pictures, 12 kB each (default %(default)s)"
     )
     p.add_argument("--batch", type=whole(2, 65536), default=128, help="samples in a step (default %(default)s)")
     p.add_argument("--lr", type=real(1e-7, 1.0), default=4e-3, help="peak learning rate (default %(default)s)")

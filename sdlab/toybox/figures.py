@@ -112,7 +112,7 @@ def held_out_captions(prior: Prior, classifier: Classifier, sampling: Sampling) 
     many = [f for f in facts for _ in range(sampling.each)]
     asked = [asked_by(f) for f in many]
     answered = read(classifier, draw(prior, [caption_of(f) for f in many], sampling, "held-out captions"))
-    shots = [judge.shot_of(judge.HELD_OUT + i, f.object, f.colour, f.view) for i, f in enumerate(many)]
+    shots = [judge.shot_of(judge.HELD_OUT + i, f) for i, f in enumerate(many)]
     by_object = {}
     for name in OBJECTS:
         which = [i for i, a in enumerate(asked) if a.object == name]
@@ -147,16 +147,24 @@ def two_objects(prior: Prior, classifier: Classifier, sampling: Sampling) -> dic
     many = [f for f in facts for _ in range(max(sampling.each // 4, 1))]
     asked = [asked_by(f) for f in many]
     answered = read(classifier, draw(prior, [caption_of(f) for f in many], sampling, "two objects"))
-    both = [a.object == b.object and a.second == b.second for a, b in zip(asked, answered, strict=True)]
-    right = [a == b._replace(view="") for a, b in zip(asked, answered, strict=True)]
-    by_second = {s: share(hit for a, hit in zip(asked, both, strict=True) if a.second == s) for s in RELATIONS}
+    true = read(classifier, judge.render([judge.shot_of(judge.HELD_OUT + i, f) for i, f in enumerate(many)]))
+    by_second = {}
+    for second in RELATIONS:
+        which = [i for i, a in enumerate(asked) if a.second == second]
+        by_second[second] = pair_score([asked[i] for i in which], [answered[i] for i in which])["both"]
     return {
         "captions": len(facts),
-        "both": share(both),
-        "both in their colours": share(right),
-        "samples": score(asked, answered),
-        "both, by second object": by_second,
+        "samples": pair_score(asked, answered),
+        "true": pair_score(asked, true),
+        "by_second": by_second,
     }
+
+
+def pair_score(asked: Sequence[Truth], answered: Sequence[Truth]) -> dict[str, Share]:
+    """`score` and how often both objects were named, and both with their colours."""
+    both = [a.object == b.object and a.second == b.second for a, b in zip(asked, answered, strict=True)]
+    in_colour = [a == b._replace(view="") for a, b in zip(asked, answered, strict=True)]
+    return {"both": share(both), "both in their colours": share(in_colour), **score(asked, answered)}
 
 
 def without_view(prior: Prior, classifier: Classifier, sampling: Sampling, count: int = 1000) -> dict[str, Any]:
@@ -284,7 +292,7 @@ def descriptors(prior: Prior, sampling: Sampling) -> dict[str, Any]:
     """What each descriptor does to samples from the same starting noise, and to true pictures of the same shots."""
     facts = descriptor_facts(4 * sampling.each)
     captions = [caption_of(f) for f in facts]
-    shots = [judge.shot_of(judge.HELD_OUT + i, f.object, f.colour, f.view) for i, f in enumerate(facts)]
+    shots = [judge.shot_of(judge.HELD_OUT + i, f) for i, f in enumerate(facts)]
     plain = draw(prior, captions, sampling, "without a descriptor")
     true = judge.render(shots).float() / 255
     rows = {}
@@ -351,12 +359,9 @@ def report(found: dict[str, Any]) -> str:
         lines += [f"  {line}" for line in confused_lines(part["confused"], ("object", "colour", "view"))]
     if "two-objects" in found:
         part = found["two-objects"]
-        lines += ["", f"{part['captions']} two-object captions"]
-        lines += [f"  {name:24}{cell(part[name])}" for name in ("both", "both in their colours")]
-        lines += [
-            f"  {name:24}{cell(part['samples'][name])}" for name in ("object", "colour", "second", "second_colour")
-        ]
-        lines += [f"  both, with a {name:11}{cell(s)}" for name, s in part["both, by second object"].items()]
+        lines += ["", f"{part['captions']} two-object captions {'samples':>12}{'true pictures':>22}"]
+        lines += [f"  {name:22}{cell(s)}  {cell(part['true'].get(name))}" for name, s in part["samples"].items()]
+        lines += [f"  both, with a {name:9}{cell(s)}" for name, s in part["by_second"].items()]
     if "no-view" in found:
         part = found["no-view"]
         lines += ["", "Front views where no view is asked for"]
