@@ -94,7 +94,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     )
     length.add_argument("--minutes", type=real(0.5, 1e5), help="plan the samples for this time, by measured speed")
     p.add_argument("--batch", type=whole(1, 65536), default=32, help="samples in a step (default %(default)s)")
-    p.add_argument("--lr", type=real(1e-7, 1.0), default=8e-4, help="peak learning rate (default %(default)s)")
+    p.add_argument("--lr", type=real(1e-7, 1.0), default=1e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--ema", type=real(0.0, 0.99999), default=0.9995, help="memory of the average (default %(default)s)")
     p.add_argument(
         "--pictures", type=whole(1, 10**8), default=300_000, help="different pictures, 12 kB each (default %(default)s)"
@@ -128,7 +128,6 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         help="captions that the text encoder learns to read before the first picture (default %(default)s)",
     )
     p.add_argument("--start", type=Path, help="start from the weights of this toybox folder instead of from noise")
-    p.add_argument("--compile", action="store_true", help="torch.compile: a fifth faster after a minute or two")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, with the plan it began with")
     p.set_defaults(toybox_command=run_train)
 
@@ -255,7 +254,6 @@ def run_train(options: argparse.Namespace) -> None:
             longer=options.samples,
             device=torch.device(options.device),
             threads=options.threads,
-            compiled=options.compile,
             checkpoint_minutes=options.checkpoint_minutes,
             stop=stop,
         )
