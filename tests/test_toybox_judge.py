@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdlab.toybox import cli, figures, judge, pictures, sample
+from sdlab.toybox import cli, figures, judge, model, pictures, sample
 from sdlab.toybox.judge import Share, Truth
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.words import BACK, DESCRIPTORS, FRONT, OVERHEAD, SIDE
@@ -49,8 +50,8 @@ def test_series_is_uncorrupted_and_shows_every_colour_and_view_of_every_object()
     shots = [judge.own_shot(i) for i in range(4000)]
     assert not any(s.facts.corruptions for s in shots)
     seen = {(s.facts.object, judge.truth_of(s).view) for s in shots}
-    for name, model in OBJECTS.items():
-        assert {v for n, v in seen if n == name} - {""} == ({FRONT, SIDE, BACK, OVERHEAD} if model.front else set())
+    for name, its in OBJECTS.items():
+        assert {v for n, v in seen if n == name} - {""} == ({FRONT, SIDE, BACK, OVERHEAD} if its.front else set())
     assert {(s.facts.object, s.facts.colour) for s in shots} == {(n, c) for n in OBJECTS for c in pictures.COLOURS}
     assert any(pictures.held_out(s.facts.object, s.facts.colour, s.facts.view) for s in shots)
     assert all(s.facts.second_colour != s.facts.colour for s in shots)
@@ -102,6 +103,13 @@ def test_training_is_determined_by_its_seed() -> None:
 
     assert losses(0) == losses(0)
     assert losses(0) != losses(1)
+
+
+def test_shipped_judge_reads_true_pictures() -> None:
+    shares, _, _ = judge.accuracy(judge.load(), 400)
+    assert shares["object"].value > 0.98
+    assert shares["colour"].value > 0.98
+    assert shares["view"].value > 0.96
 
 
 def test_saved_judge_is_small_and_reads_the_same(trained: judge.Classifier, tmp_path: Path) -> None:
@@ -295,7 +303,7 @@ def test_pairs_count_only_with_both_objects(found: dict[str, Any]) -> None:
 
 
 def test_share_of_fronts_is_that_of_objects_with_a_front(found: dict[str, Any]) -> None:
-    fronts = sum(model.front for model in OBJECTS.values()) * len(pictures.COLOURS)
+    fronts = sum(its.front for its in OBJECTS.values()) * len(pictures.COLOURS)
     assert found["no-view"]["samples"] == Share(fronts, fronts)  # the oracle's answer to no view is the first, front
     assert found["no-view"]["true"].of == 1000
 
@@ -337,6 +345,27 @@ def test_move_is_a_mean_with_its_standard_error() -> None:
     assert move.follows(1)
     assert not move.follows(-1)
     assert not figures.moved(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.5])).follows(1)
+
+
+def test_train_judge_writes_a_judge_and_says_what_it_reaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(judge, "train", partial(judge.train, checked=30))
+    short = "--samples 64 --pictures 40 --batch 16 --threads 1"
+    assert cli.main(["train-judge", *short.split(), "--out", str(tmp_path)]) == 0
+    assert "object" in capsys.readouterr().out
+    assert judge.load(tmp_path).facts["training"]["pictures"] == 40
+
+
+def test_judge_measures_any_toybox_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.save(model.build(model.Shape(channels=(16, 32), text_width=32, text_layers=1)), tmp_path)
+    out = tmp_path / "deep" / "figures.json"
+    short = "--only two-objects --each 1 --steps 1"
+    assert cli.main(["judge", "--weights", str(tmp_path), *short.split(), "--out", str(out)]) == 0
+    assert "60 two-object captions" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["scale"] == 4.0
+    assert found["two-objects"]["samples"]["both"][1] == 60
 
 
 @pytest.mark.parametrize(

@@ -184,9 +184,7 @@ def add_train_judge(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--batch", type=whole(2, 65536), default=128, help="samples in a step (default %(default)s)")
     p.add_argument("--lr", type=real(1e-7, 1.0), default=4e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of weights, order and noise")
-    p.add_argument(
-        "--threads", type=whole(1, 1024), default=os.cpu_count() or 1, help="CPU threads (default: all cores)"
-    )
+    p.add_argument("--threads", type=whole(1, 1024), help="CPU threads (default: OMP_NUM_THREADS or all cores)")
     p.set_defaults(toybox_command=run_train_judge)
 
 
@@ -315,16 +313,17 @@ def run_judge(options: argparse.Namespace) -> None:
 def run_train_judge(options: argparse.Namespace) -> None:
     import torch
 
+    from sdlab.priors.engines import usable_cores
     from sdlab.toybox import judge
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or usable_cores())  # more only get in each other's way
     plan = judge.Plan(
         options.samples or judge.Plan().samples, options.pictures, options.batch, options.lr, options.seed
     )
     classifier = judge.train(plan, minutes=options.minutes)
     judge.save(classifier, options.out)
-    for question, (right, of) in classifier.facts["accuracy"].items():
-        print(f"{question:24}{right / of:8.2%}  {right}/{of}")
+    for question, shares in classifier.facts["accuracy"].items():
+        print(f"{question:24}{shares['right'] / shares['of']:8.2%}  {shares['right']}/{shares['of']}")
     print(f"written to {options.out}")
 
 

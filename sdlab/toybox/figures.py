@@ -369,12 +369,12 @@ def report(found: dict[str, Any]) -> str:
     if "descriptors" in found:
         lines += [
             "",
-            f"{'descriptor':15}{'statistic':29}{'without':>8}{'with':>8}{'change':>18}{'in the data':>18}  moved",
+            f"{'descriptor':15}{'statistic':29}{'without':>8}{'with':>8}{'change':>20}{'in the data':>20}  moved",
         ]
         for word, row in found["descriptors"].items():
             samples, true = (Move(**row[k]) for k in ("samples", "true"))
             name = f"{row['statistic']} {'up' if row['direction'] > 0 else 'down'}"
-            changes = "".join(f"{m.change:+10.4f} ± {m.error:.4f}"[:18].rjust(18) for m in (samples, true))
+            changes = "".join(f"{m.change:+11.4f} ± {m.error:.4f}" for m in (samples, true))
             verdict = "yes" if row["moved"] else "no"
             lines += [f"{word:15}{name:29}{samples.without:8.4f}{samples.with_word:8.4f}{changes}  {verdict}"]
     return "\n".join(lines)

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from sdlab.rng import StepRng
@@ -242,7 +243,7 @@ def save(classifier: Classifier, folder: Path) -> None:
     """Write the folder that `load` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
-    save_file(half, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(serialised(half))
     config = {
         "size": classifier.size,
         "widths": classifier.widths,
