@@ -97,6 +97,23 @@ def test_loss_falls_on_a_tiny_net(pool: pictures.Pool) -> None:
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
 
+def test_a_step_trains_every_weight_and_muon_the_matrices_in_place(pool: pictures.Pool) -> None:
+    trainer = train.Trainer(train.Plan(samples=800, batch=8, shape=TINY), pool, CPU)
+    before = [w.detach().clone() for w in trainer.weights]
+    trainer.train_step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.weights, strict=True))
+    names = {id(w): name for name, w in trainer.box.unet.named_parameters()}
+    by_muon = {names.get(id(weight), "") for weight, _ in trainer.matrices}
+    assert {"mid_block.resnets.0.conv1.weight", "mid_block.attentions.0.proj_in.weight"} <= by_muon
+    assert not by_muon & {"conv_in.weight", "conv_out.weight", "mid_block.resnets.0.norm1.weight"}
+    for weight, matrix in trainer.matrices:
+        assert weight.data_ptr() == matrix.data_ptr()
+        assert matrix.shape == (len(weight), weight.numel() // len(weight))
+    assert sum(w.numel() for o in trainer.optimisers for g in o.param_groups for w in g["params"]) == sum(
+        w.numel() for w in trainer.weights
+    )
+
+
 def test_rate_and_order_follow_the_plan(pool: pictures.Pool) -> None:
     plan = train.Plan(samples=1000 * 24, batch=24, reading=0, shape=TINY)
     trainer = train.Trainer(plan, pool, CPU)

@@ -94,7 +94,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     )
     length.add_argument("--minutes", type=real(0.5, 1e5), help="plan the samples for this time, by measured speed")
     p.add_argument("--batch", type=whole(1, 65536), default=32, help="samples in a step (default %(default)s)")
-    p.add_argument("--lr", type=real(1e-7, 1.0), default=1e-3, help="peak learning rate (default %(default)s)")
+    p.add_argument("--lr", type=real(1e-7, 1.0), default=2e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--ema", type=real(0.0, 0.99999), default=0.9995, help="memory of the average (default %(default)s)")
     p.add_argument(
         "--pictures", type=whole(1, 10**8), default=300_000, help="different pictures, 12 kB each (default %(default)s)"

@@ -3,9 +3,10 @@
 Recipe: the text encoder learns to read captions first (`sdlab.toybox.reading`), then trains along. Predict v (arXiv
 2202.00512) with the weight min(snr + 1, 5) / (snr + 1), which for x0 is min(snr + 1, 5): the SNR + 1 weight of that
 paper, capped as in min-SNR (arXiv 2303.09556), so that the noisy end, where the words decide what the picture shows,
-counts in full; eps gets min-SNR's own min(snr, 5) / snr. AdamW at a constant rate that falls over the last quarter of
-the planned samples (not over time, so that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving
-average of the weights, 10 % of captions dropped for classifier-free guidance, mirrored pictures where the mirror
+counts in full; eps gets min-SNR's own min(snr, 5) / snr. Muon (https://kellerjordan.github.io/posts/muon/) for every
+matrix and, unrolled to one, every convolution inside, AdamW for what is left: a sample teaches two to three times as
+much as with AdamW alone. A constant rate that falls over the last quarter of the planned samples (not over time, so
+that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving average of the weights, 10 % of captions dropped for classifier-free guidance, mirrored pictures where the mirror
 image is true, timesteps stratified over the batch (one from each of `batch` equal strata: the same marginal, less
 variance), bfloat16 autocast. No torch.compile: with torch 2.13 on a CPU and bfloat16 it is a fifth faster and leaves
 the middle of the U-Net without gradients.
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdlab.rng import StepRng
 from sdlab.toybox import model
@@ -56,7 +57,7 @@ class Plan:
 
     samples: int
     batch: int = 32  # on one CPU thread a larger one is no faster a sample
-    lr: float = 1e-3
+    lr: float = 2e-3
     ema: float = 0.9995
     pictures: int = 300_000
     seed: int = 0
@@ -72,6 +73,27 @@ class Plan:
     def plateau(self) -> int:
         """The first step at which the rate falls."""
         return self.steps - int(FALL * self.steps)
+
+
+def optimisers_for(
+    box: model.Toybox, lr: float
+) -> tuple[list[tuple[nn.Parameter, nn.Parameter]], list[torch.optim.Optimizer]]:
+    """Muon and AdamW, and pairs of each weight that Muon trains and the matrix [out, in] that lies in its storage.
+
+    Muon is for what maps features to features: not for embeddings, nor for what reads or writes pixels. ValueError if
+    torch has none.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"training needs torch 2.9 or later (torch.optim.Muon); this is {torch.__version__}")
+    matrices, rest = [], []
+    for name, weight in [*box.unet.named_parameters(), *box.text_encoder.named_parameters()]:
+        if weight.ndim > 1 and not any(part in name for part in ("conv_in", "conv_out", "embedding")):
+            matrices.append((weight, nn.Parameter(weight.detach().view(len(weight), -1))))
+        else:
+            rest.append(weight)
+    muon = torch.optim.Muon([m for _, m in matrices], lr=lr, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    return matrices, [muon, adamw]
 
 
 class Trainer:
@@ -90,7 +112,7 @@ class Trainer:
         self.box.text_encoder.train()
         self.weights = self.box.parameters()
         self.average = [w.detach().clone() for w in self.weights]
-        self.optimiser = torch.optim.AdamW(self.weights, lr=plan.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+        self.matrices, self.optimisers = optimisers_for(self.box, plan.lr)
         self.tokens = model.encode_captions(self.box.tokenizer, pool.captions).to(torch.int16)
         self.no_caption = model.encode_captions(self.box.tokenizer, [""])[0]
         self.may_mirror = torch.from_numpy(pool.may_mirror)
@@ -176,12 +198,17 @@ class Trainer:
             out = self.box.unet(z_t, t, encoder_hidden_states=hidden, return_dict=False)[0]
         errors = F.mse_loss(out.float(), target, reduction="none").mean((1, 2, 3))
         loss = (errors * self.weight[t]).mean()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        self.optimiser.zero_grad(set_to_none=True)
+        for weight in self.weights:
+            weight.grad = None
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimiser.step()
+        for weight, matrix in self.matrices:
+            assert weight.grad is not None
+            matrix.grad = weight.grad.view_as(matrix)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate()
+            optimiser.step()
         self.step += 1
         keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))  # short memory while all is still changing
         with torch.no_grad():
@@ -195,7 +222,7 @@ class Trainer:
             "step": self.step,
             "weights": [w.detach() for w in self.weights],
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -204,7 +231,8 @@ class Trainer:
                 mine.copy_(kept)
             for mine, kept in zip(self.average, state["average"], strict=True):
                 mine.copy_(kept)
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.step = state["step"]
 
 
