@@ -6,10 +6,10 @@ paper, capped as in min-SNR (arXiv 2303.09556), so that the noisy end, where the
 counts in full; eps gets min-SNR's own min(snr, 5) / snr. Muon (https://kellerjordan.github.io/posts/muon/) for every
 matrix and, unrolled to one, every convolution inside, AdamW for what is left: a sample teaches two to three times as
 much as with AdamW alone. A constant rate that falls over the last quarter of the planned samples (not over time, so
-that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving average of the weights, 10 % of captions dropped for classifier-free guidance, mirrored pictures where the mirror
-image is true, timesteps stratified over the batch (one from each of `batch` equal strata: the same marginal, less
-variance), bfloat16 autocast. No torch.compile: with torch 2.13 on a CPU and bfloat16 it is a fifth faster and leaves
-the middle of the U-Net without gradients.
+that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving average of the weights, 10 % of captions
+dropped for classifier-free guidance, mirrored pictures where the mirror image is true, timesteps stratified over the
+batch (one from each of `batch` equal strata: the same marginal, less variance), bfloat16 autocast. No torch.compile:
+with torch 2.13 on a CPU and bfloat16 it is a fifth faster and leaves the middle of the U-Net without gradients.
 
 The constant rate is what lets a run grow: the state before the fall is kept (plateau.pt), and a resumed run with a
 longer plan goes on from there.
