@@ -3,6 +3,8 @@
 Roles: pos      the prompt, with this view's word appended when view-dependent prompts are on
        uncond   the empty text
        neg      the negative prompt
+       target   what the picture should look like: `prompt.target` with "pos" in place of {prompt}
+       source   what it looks like now: `prompt.source` with "pos" in place of {prompt}
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from sdlab.knobs import knob
 from sdlab.types import Cameras, Cond, Prior, cat_conds
 
 MAX_PROMPT = 300  # characters; longer ones do not fit any text encoder and are mostly an accident
+PROMPT = "{prompt}"  # stands for the prompt in the templates
+# McAllister et al. 2024: words for what goes wrong in SDS, and words for what one would rather see
+DESCRIPTORS = "oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
+QUALITY = "detailed high resolution, high quality, sharp"
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,20 @@ class PromptSettings:
 
     text: str = knob("a red bear", hi=MAX_PROMPT, help="what to make")
     negative: str = knob("", hi=MAX_PROMPT, help="what to avoid, for losses that use it")
+    target: str = knob(
+        f"{PROMPT}, {QUALITY}", hi=MAX_PROMPT, help="the target prompt of SBP; {prompt} stands for the prompt"
+    )
+    source: str = knob(
+        f"{PROMPT}, {DESCRIPTORS}",
+        hi=MAX_PROMPT,
+        help="the source prompt of SBP: the picture as it is now, in words; {prompt} stands for the prompt",
+    )
     view_dependent: bool = knob(True, help="append 'front view' and so on by camera; off shows the Janus problem")
     front_angle: float = knob(45.0, 5.0, 85.0, "half-width of 'front' and of 'back' in degrees")
     overhead_angle: float = knob(55.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
 
 
-ROLES = ("pos", "uncond", "neg")
+ROLES = ("pos", "uncond", "neg", "target", "source")
 
 
 def wording(s: PromptSettings, role: str, view: str) -> str:
@@ -36,8 +50,11 @@ def wording(s: PromptSettings, role: str, view: str) -> str:
         return ""
     if role == "neg":
         return s.negative
+    prompt = f"{s.text}, {view}" if s.view_dependent else s.text
     if role == "pos":
-        return f"{s.text}, {view}" if s.view_dependent else s.text
+        return prompt
+    if role in ("target", "source"):
+        return getattr(s, role).replace(PROMPT, prompt)
     raise ValueError(f"unknown prompt role {role!r}: allowed are {', '.join(ROLES)}")
 
 

@@ -67,7 +67,12 @@ def load_prior(config: PriorConfig, device: torch.device, progress: Callable[[st
 def compile_for(s: Settings, prior: Prior, device: torch.device) -> None:
     """Compile what the first step under `s` would otherwise have to: the rasteriser, the network at its batch size."""
     s.scene.prepare(device)
-    prior.prepare([s.camera.views * len(s.loss.roles)])
+    prior.prepare(batches_of(s))
+
+
+def batches_of(s: Settings) -> set[int]:
+    """How many pictures at a time the prior's network will see; it is compiled for each such number."""
+    return {s.camera.views * roles for roles in s.loss.calls()}
 
 
 @dataclass
@@ -313,7 +318,7 @@ class Session:
             torch.set_num_threads(self.prior.torch_threads)
             if self._state is None:
                 self._build()
-        elif self._prior is not None and changed.keys() & {"camera.views", "active"}:  # compiled per batch size
+        elif self._prior is not None and batches_of(old) != batches_of(new):
             self._compile(new)
         if self._state is None:
             self._use(new, new)

@@ -85,7 +85,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     x = noised(z.detach(), s, rng, prior, progress)
 
     # z_t, prompts -> eps -> residual
-    model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams)
+    model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams, rng, progress)
     with torch.no_grad():
         guidance = loss.gradient(x, model, state.aux.get(s.active))
         grad = weight(s.schedule, x.alpha, x.sigma) * guidance.residual / len(cams)

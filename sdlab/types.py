@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sdlab.rng import StepRng
+
 N_TIMESTEPS = 1000
 
 
@@ -174,15 +176,25 @@ class Prior(Protocol):
 
 
 class BoundPrior:
-    """A prior with this step's prompts (role -> Cond of B pictures) and cameras: what a loss sees.
+    """A prior with this step's prompts (role -> Cond of B pictures), cameras and randomness: what a loss sees.
 
-    It counts network evaluations per view (`nfe`) and the seconds spent inside the network (`seconds`).
+    `progress` is where the step lies in the planned run, in [0, 1]. It counts network evaluations per view (`nfe`)
+    and the seconds spent inside the network (`seconds`).
     """
 
-    def __init__(self, prior: Prior, conds: Mapping[str, Cond], cams: Cameras | None = None) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        conds: Mapping[str, Cond],
+        cams: Cameras | None = None,
+        rng: StepRng | None = None,
+        progress: float = 1.0,
+    ) -> None:
         self.prior = prior
         self.conds = conds
         self.cams = cams
+        self.rng = rng or StepRng(0, 0)
+        self.progress = progress
         self.nfe = 0
         self.seconds = 0.0
 
@@ -206,6 +218,11 @@ class BoundPrior:
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha, sigma at other timesteps (inversion losses need them)."""
         return self.prior.marginal(t)
+
+    def randn(self, stream: str, like: Tensor) -> Tensor:
+        """Standard normal noise with the shape of `like`, from this step's stream of that name: drawn on the CPU, so
+        that every device sees the same."""
+        return torch.randn(like.shape, generator=self.rng(stream)).to(like)
 
 
 @runtime_checkable

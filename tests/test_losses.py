@@ -17,6 +17,8 @@ from sdlab.step import noised
 from sdlab.types import BoundPrior
 
 LOSSES = settings.losses()
+# with the knobs' defaults; the prompt alone is enough for each of JSD's 10 steps of inversion
+NFE = {"sds": 2, "sbp": 2, "jsd": 14}
 
 
 @pytest.fixture
@@ -36,21 +38,24 @@ def test_there_are_losses():
 def test_gradient_keeps_the_contract(name, setting):
     prior, cams, x = setting
     loss = LOSSES[name]()
-    asked = []
+    asked, batches = [], []
 
     class Watched(BoundPrior):
         def eps(self, z_t, t, *roles):
             asked.extend(roles)
+            batches.append(len(roles))
             return super().eps(z_t, t, *roles)
 
     assert set(loss.roles) <= set(ROLES)
-    model = Watched(prior, PromptBank(prior).bind(PromptSettings(), loss.roles, cams), cams)
+    model = Watched(prior, PromptBank(prior).bind(PromptSettings(), loss.roles, cams), cams, StepRng(0, 0))
     g = loss.gradient(x, model, loss.init_aux(prior))
     assert g.residual.shape == x.z0.shape
     assert torch.isfinite(g.residual).all()
     assert not g.residual.requires_grad
     assert g.residual.abs().max() > 0
     assert set(asked) <= set(loss.roles), "a loss may use only the roles it declares"
+    assert tuple(batches) == loss.calls(), "a loss says which forwards it needs"
+    assert model.nfe == NFE[name], "network evaluations per view and step"
     assert g.preds
     assert all(p.shape == x.z0.shape for p in g.preds.values())
     assert all(s.dim() == 0 for s in g.stats.values())
@@ -64,3 +69,14 @@ def test_a_loss_is_a_value_with_described_knobs(name):
     assert len(knobs_of(loss, name)) == len(dataclasses.fields(loss)), "every field must be a knob"
     for k in knobs_of(loss, name):
         assert k.help, k.path
+        assert k.type in (bool, str) or (k.lo is not None and k.hi is not None), k.path
+        assert k.type is not str or k.choices, k.path
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_has_a_description_for_people(name):
+    loss = LOSSES[name]
+    assert loss.__doc__
+    for text in (loss.title, loss.paper, loss.formula, loss.look_for):
+        assert text.strip()
+        assert "\n" not in text

@@ -29,6 +29,10 @@ class Distillation(ABC):
     def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
         """The residual [B, C, H, W] in eps units, before w(t); d loss / d z0 = w(t) * residual."""
 
+    def calls(self) -> tuple[int, ...]:
+        """The forwards of one step, by how many roles each holds; their sum is the network evaluations per view."""
+        return (len(self.roles),)
+
     def init_aux(self, prior: Prior) -> Aux | None:
         """The auxiliary model this loss trains beside the scene, if any."""
         return None
