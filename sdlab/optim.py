@@ -24,6 +24,7 @@ class OptimSettings:
     lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
     beta1: float = knob(0.9, 0.0, 0.999, "decay of Adam's first moment")
     beta2: float = knob(0.99, 0.0, 0.99999, "decay of Adam's second moment")
+    ramp: int = knob(50, 0, 1000, "steps over which the rates come back after the loss was changed")
     decay: float = knob(0.1, 0.001, 1.0, "all rates shrink to this fraction by the end of the run (exponentially)")
 
     def rates(self) -> dict[str, float]:
@@ -44,10 +45,12 @@ class SceneOptimiser:
         self._adam = torch.optim.Adam(groups, lr=1.0, eps=1e-15)
         self.adopt(s, 0.0)
 
-    def adopt(self, s: OptimSettings, progress: float) -> None:
-        """Set rates and betas for a step at `progress` in [0, 1] of the planned run."""
+    def adopt(self, s: OptimSettings, progress: float, since_toggle: int = 1_000_000) -> None:
+        """Set rates and betas for a step at `progress` in [0, 1] of the planned run, `since_toggle` steps after the
+        loss was changed."""
         rates = s.rates()
         fade = s.decay ** min(max(progress, 0.0), 1.0)
+        fade *= min(1.0, (since_toggle + 1) / max(s.ramp, 1))
         for group in self._adam.param_groups:
             group["lr"] = rates[group["name"]] * fade
             group["betas"] = (s.beta1, s.beta2)
@@ -81,6 +84,10 @@ class SceneOptimiser:
         for key in ("exp_avg", "exp_avg_sq"):
             if key in state:
                 state[key].zero_()
+
+    def forget(self) -> None:
+        """Start anew: Adam's moments and step counts are those of gradients on another scale."""
+        self._adam.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Per parameter name: Adam's step count and moments (absent before the first step)."""

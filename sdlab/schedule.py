@@ -27,6 +27,7 @@ class ScheduleSettings:
     t_min: float = knob(0.02, 0.0, 0.999, "least noise, as a fraction of all timesteps")
     t_max: float = knob(0.98, 0.001, 1.0, "most noise, as a fraction of all timesteps")
     t_end: float = knob(0.5, 0.001, 1.0, "t_max at the end of the run (linear) or after the switch (two-stage)")
+    per_view: bool = knob(True, help="draw t for each view; off draws one for all views of a step, as VDM's paper does")
     switch: float = knob(0.4, 0.0, 1.0, "fraction of the run after which two-stage lowers t_max")
     weight: str = knob(
         "1-alphabar",
@@ -55,6 +56,8 @@ def sample_t(s: ScheduleSettings, rng: StepRng, n: int, progress: float) -> Tens
         t_max = s.t_end
     t_min = min(s.t_min, t_max)
     u = torch.rand(n, generator=rng("t"))
+    if not s.per_view:
+        u = u[:1].expand(n)
     return _to_timestep(t_min + u * (t_max - t_min))
 
 

@@ -49,7 +49,7 @@ from sdlab.priors import PriorConfig
 from sdlab.prompts import PromptBank, views_of
 from sdlab.rng import StepRng
 from sdlab.settings import Settings, from_toml, to_toml
-from sdlab.step import STAGES, Report, State, step
+from sdlab.step import STAGES, Report, State, needs_warm_up, step, warm_up
 from sdlab.types import Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
@@ -117,6 +117,7 @@ class Session:
         self._until: int | None = None  # of the present run()
         self._report: Report | None = None  # of the last step
         self._published_at = 0.0
+        self._warm_up_shown = 0.0
         self._rate = 0.0  # steps per second, smoothed
         self._failure = ""  # why there is no state yet
 
@@ -287,17 +288,25 @@ class Session:
                 self._say(Rejected(self._step_number, path, value, str(e)))
             return
         old, prior, bank = self.settings, self._prior, self._bank
+        state = self._state
+        parts = self._parts() if self._undo is None and state is not None else None
+        auxes = (dict(state.aux), dict(state.aux_keys)) if state is not None else None
         try:
             waiting = self._adopt(old, new)
         except Exception as e:
             self._use(old)
             self._prior, self._bank = prior, bank
+            if state is not None and auxes is not None:
+                self._state, (state.aux, state.aux_keys) = state, auxes
+                self._adopt_aux(self.effective)
             for path, value in changes:
                 self._say(Rejected(self._step_number, path, value, str(e)))
             self._settle()
             return
         if self._undo is None and self._state is not None and prior is not None and bank is not None:
-            self._undo = _Undo(old, prior, bank, self._parts(), [])
+            if parts is None or self._state is not state:  # built anew, which needs no way back
+                parts = self._parts()
+            self._undo = _Undo(old, prior, bank, parts, [])
         if self._undo is not None:
             self._undo.changes += changes
         for path, value in changes:
@@ -313,8 +322,11 @@ class Session:
         knobs = new.knobs()
         restart = {path for path in changed if knobs[path].apply == "restart"}
         self._use(new)
-        if new.prior != old.prior:  # swap the teacher; the prompt bank belongs to it
+        if new.prior != old.prior:  # swap the teacher; the prompt bank and the auxiliaries belong to it
             self._adopt_prior(new)
+            if self._state is not None:
+                self._state.aux.clear()
+                self._state.aux_keys.clear()
             torch.set_num_threads(self.prior.torch_threads)
             if self._state is None:
                 self._build()
@@ -327,6 +339,10 @@ class Session:
             self._use(new, new)
             self._build()
             restart = set()
+        self._adopt_aux(self.effective)
+        if "active" in changed and self._state.step > 0:  # gradients of two losses may differ in scale by 10^4
+            self._state.toggled = self._state.step
+            self._state.optim.forget()
         self._state.scene.adopt(new.scene)
         if "steps" in changed and self.running and self._until is None and self._state.step >= new.steps:
             self.running = False  # the plan is over already
@@ -354,10 +370,30 @@ class Session:
         s = self._begun
         scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.device)
         self._state = State(scene, SceneOptimiser(scene.params, s.optim))
+        self._adopt_aux(self.effective)
         self._undo = None
         self._report = None
         self._rate = 0.0
         self._publish()
+
+    def _adopt_aux(self, s: Settings) -> None:
+        """Give the loss in force its auxiliary model, built anew if it was made with other knobs, and park those of
+        the other losses in the computer's memory."""
+        self._need_aux(s.active, s)
+        for name, aux in self.state.aux.items():
+            aux.to(self.device if name == s.active else torch.device("cpu"))
+
+    def _need_aux(self, name: str, s: Settings) -> None:
+        """Build the auxiliary of loss `name` unless there is one of these knobs already."""
+        state, loss = self.state, s.losses[name]
+        key = loss.aux_key()
+        if state.aux_keys.get(name) == key:
+            return
+        aux = loss.init_aux(self.prior, StepRng(s.seed, BUILD_STEP))
+        state.aux.pop(name, None)
+        state.aux_keys[name] = key
+        if aux is not None:
+            state.aux[name] = aux
 
     # ---- stepping ----------------------------------------------------------------------------------------
 
@@ -367,12 +403,28 @@ class Session:
         started = time.perf_counter()
         try:
             with self._turnstile:
-                report = step(state, s, self.prior, self._bank)
+                warming = needs_warm_up(state, s)
+                report = None if warming else step(state, s, self.prior, self._bank)
+                if warming:
+                    warm_up(state, s, self.prior, self._bank)
         except Exception as e:
             self._recover(e)
             return
         self._undo = None
-        self._after(report, time.perf_counter() - started)
+        if report is None:
+            self._show_warm_up()
+        else:
+            self._after(report, time.perf_counter() - started)
+
+    def _show_warm_up(self) -> None:
+        """Say how far the auxiliary is; and that the run goes on when it is ready."""
+        s = self.effective
+        if not needs_warm_up(self.state, s):
+            self._settle()
+        elif time.monotonic() - self._warm_up_shown >= PUBLISH_EVERY:
+            self._warm_up_shown = time.monotonic()
+            done, of = self.state.aux[s.active].fitted, s.loss.warm_up_steps()
+            self._set_status("running", f"{s.loss.title}: its own network warms up, {done} of {of} steps")
 
     def _after(self, report: Report, seconds: float) -> None:
         state = self.state
@@ -444,19 +496,33 @@ class Session:
         return {
             "scene": state.scene.state_dict(),
             "optim": state.optim.state_dict(),
-            "aux": {name: aux.state_dict() for name, aux in state.aux.items()},
+            "aux": {
+                name: {"key": list(state.aux_keys[name]), "model": aux.state_dict()} for name, aux in state.aux.items()
+            },
         }
 
     def _counts(self) -> dict[str, float]:
         state = self.state
-        return {"skipped": state.skipped, "seconds": state.seconds, "prior_seconds": state.prior_seconds}
+        return {
+            "skipped": state.skipped,
+            "seconds": state.seconds,
+            "prior_seconds": state.prior_seconds,
+            "toggled": state.toggled,
+        }
 
     def _restore_parts(self, parts: dict[str, Any]) -> None:
         state = self.state
         state.scene.load_state_dict(parts["scene"])
         state.optim.load_state_dict(parts["optim"])
-        for name, aux_state in parts.get("aux", {}).items():
-            state.aux[name].load_state_dict(aux_state)
+        saved = parts.get("aux", {})
+        for name in state.aux.keys() - saved.keys():
+            if name != self.effective.active:
+                del state.aux[name], state.aux_keys[name]
+        for name, aux in saved.items():
+            if name in self.effective.losses and tuple(aux["key"]) == self.effective.losses[name].aux_key():
+                self._need_aux(name, self.effective)
+                state.aux[name].load_state_dict(aux["model"])
+        self._adopt_aux(self.effective)
 
     # ---- what the world sees -----------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ from sdlab.schedule import sample_t, weight
 from sdlab.settings import Settings
 from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Render
 
-STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "publish")
+STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "auxiliary", "publish")
+DENSIFY_PAUSE = 100  # steps after a change of loss: gradients of two scales must not decide together what grows
+FIRST_WARM_UP = -2  # the step number of an auxiliary's first lesson; later ones count down
 
 
 @dataclass
@@ -35,7 +37,9 @@ class State:
     seconds: float = 0.0  # spent in steps, pauses not counted
     prior_seconds: float = 0.0  # of these, inside the prior's network
     skipped: int = 0  # updates left out because something was not finite
-    aux: dict[str, Aux] = field(default_factory=dict)
+    toggled: int = -1_000_000  # the step at which the loss was last changed
+    aux: dict[str, Aux] = field(default_factory=dict)  # by the loss that trains it
+    aux_keys: dict[str, tuple] = field(default_factory=dict)  # the knobs that each was built with
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,10 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     x = noised(z.detach(), s, rng, prior, progress)
 
     # z_t, prompts -> eps -> residual
+    aux = state.aux.get(s.active)
     model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams, rng, progress)
     with torch.no_grad():
-        guidance = loss.gradient(x, model, state.aux.get(s.active))
+        guidance = loss.gradient(x, model, aux)
         grad = weight(s.schedule, x.alpha, x.sigma) * guidance.residual / len(cams)
     watch.lap("loss")
     watch.stages["loss"] -= model.seconds
@@ -112,17 +117,46 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     if skipped:
         state.skipped += 1
     else:
-        state.optim.adopt(s.optim, progress)
+        since = state.step - state.toggled
+        state.optim.adopt(s.optim, progress, since)
         state.optim.step()
         scene.constrain()
-        scene.observe(render.info)
-        densified = scene.densify(progress, state.step, state.optim, rng)
+        if since >= DENSIFY_PAUSE:
+            scene.observe(render.info)
+            densified = scene.densify(progress, state.step, state.optim, rng)
     watch.lap("optimiser")
+
+    # z, eps -> psi'
+    if aux is not None and not skipped:
+        loss.fit(x, model, aux, guidance)
+    watch.lap("auxiliary")
 
     state.step += 1
     state.seconds += sum(watch.stages.values())
     state.prior_seconds += model.seconds
     return Report(cams, render, x, guidance, stats, watch.stages, model.nfe, skipped, densified)
+
+
+def needs_warm_up(state: State, s: Settings) -> bool:
+    """Whether the auxiliary of the loss in force is still too new for the scene to follow it."""
+    aux = state.aux.get(s.active)
+    return aux is not None and aux.fitted < s.loss.warm_up_steps()
+
+
+def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> None:
+    """One lesson for the auxiliary of the loss in force, on renders of the scene as it is; nothing else changes."""
+    started = time.perf_counter()
+    scene, loss, aux = state.scene, s.loss, state.aux[s.active]
+    rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), state.step / s.steps
+    cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
+    with torch.no_grad():
+        z = prior.encode(scene.render(cams, sample_background(s.camera, rng)).rgb)
+        x = noised(z, s, rng, prior, progress)
+        model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams, rng, progress)
+        guidance = loss.gradient(x, model, aux)
+    loss.fit(x, model, aux, guidance)
+    state.seconds += time.perf_counter() - started
+    state.prior_seconds += model.seconds
 
 
 def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:

@@ -227,17 +227,15 @@ class BoundPrior:
 
 @runtime_checkable
 class Aux(Protocol):
-    """An auxiliary model that a loss owns (LoRA, network copy, U-Lite): its parameters and their optimiser."""
+    """An auxiliary model that a loss trains (LoRA, network copy, operator): its parameters and their optimiser."""
 
-    def eps(self, z_t: Tensor, t: Tensor, cond: Cond, cams: Cameras | None) -> Tensor: ...
+    fitted: int  # steps of its optimiser so far
 
-    def fit(self, x: Noised, model: BoundPrior, cams: Cameras | None, rng: Any) -> dict[str, Tensor]: ...
+    def to(self, device: torch.device) -> None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    def to(self, device: torch.device) -> Aux: ...
 
 
 class SplatSnapshot(NamedTuple):

@@ -18,7 +18,7 @@ from sdlab.types import BoundPrior
 
 LOSSES = settings.losses()
 # with the knobs' defaults; the prompt alone is enough for each of JSD's 10 steps of inversion
-NFE = {"sds": 2, "sbp": 2, "jsd": 14}
+NFE = {"sds": 2, "sbp": 2, "vdm": 2, "jsd": 14}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_gradient_keeps_the_contract(name, setting):
 
     assert set(loss.roles) <= set(ROLES)
     model = Watched(prior, PromptBank(prior).bind(PromptSettings(), loss.roles, cams), cams, StepRng(0, 0))
-    g = loss.gradient(x, model, loss.init_aux(prior))
+    g = loss.gradient(x, model, loss.init_aux(prior, StepRng(0, -1)))
     assert g.residual.shape == x.z0.shape
     assert torch.isfinite(g.residual).all()
     assert not g.residual.requires_grad

@@ -330,3 +330,87 @@ def test_with_begun_holds_back_only_what_waits(quick):
     wanted = quick.patch_all([("seed", 9), ("scene.n_init", 5), ("losses.sds.cfg", 1.0)])
     held = with_begun(wanted, quick)
     assert (held.seed, held.scene.n_init, held.losses["sds"].cfg) == (0, 60, 1.0)
+
+
+# ---- losses that train a network of their own
+
+
+def test_an_auxiliary_warms_up_first_and_is_in_the_checkpoint(quick, tmp_path):
+    settings = quick.patch_all([("active", "vdm"), ("losses.vdm.warm_up", 7)])
+    whole = finished(settings, 12)
+    aux = whole.state.aux["vdm"]
+    assert aux.fitted == 7 + 12
+    assert whole.state.step == 12
+    part = finished(settings, 5)
+    part.save(tmp_path)
+    rest = Session(quick)
+    rest.prepare()
+    rest.restore(tmp_path)
+    rest.run(until=12)
+    assert same(whole, rest)
+    assert rest.state.aux["vdm"].fitted == 19
+    for a, b in zip(aux.net.parameters(), rest.state.aux["vdm"].net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_scene_waits_for_the_warm_up(quick):
+    settings = quick.patch_all([("active", "vdm"), ("losses.vdm.warm_up", 30)])
+    session = Session(settings)
+    session.prepare()
+    before = {k: v.clone() for k, v in session.state.scene.params.items()}
+    for _ in range(30):
+        session._step()
+    assert session.state.step == 0
+    assert all(torch.equal(before[k], v) for k, v in session.state.scene.params.items())
+    assert not any(k in before for k in session.state.optim.state_dict())
+    session._step()
+    assert session.state.step == 1
+
+
+def test_toggle_starts_gently_and_remembers_the_auxiliary(live):
+    live.advance(3)
+    live.send(Patch((("losses.vdm.warm_up", 4), ("active", "vdm"))))
+    live.advance(2)
+    state = live.session.state
+    assert state.toggled == 3
+    first = state.aux["vdm"]
+    assert first.fitted == 4 + 2
+    live.send(Patch((("active", "sds"),)))
+    live.advance(2)
+    live.send(Patch((("active", "vdm"),)))
+    live.advance(2)
+    assert live.session.state.aux["vdm"] is first
+    assert first.fitted == 4 + 4  # no second warm-up
+    live.send(Patch((("losses.vdm.operator", "linear"),)))
+    live.advance(1)
+    assert live.session.state.aux["vdm"] is not first
+
+
+def test_rates_ramp_up_after_a_toggle(quick):
+    def moves(ramp):
+        session = Session(quick.patch("optim.ramp", ramp))
+        session.prepare()
+        session._step()
+        session._patch([("active", "sbp")])
+        seen = []
+        for _ in range(6):
+            before = session.state.scene.params["means"].detach().clone()
+            session._step()
+            seen.append(float((session.state.scene.params["means"].detach() - before).abs().mean()))
+        return seen
+
+    sudden, gentle = moves(0), moves(5)
+    assert gentle[0] == pytest.approx(sudden[0] / 5, rel=0.01)  # the scene is still the same one
+    assert gentle[5] > 0.6 * sudden[5]
+
+
+def test_an_auxiliary_that_cannot_be_built_is_refused_and_the_run_goes_on(quick):
+    session = Session(quick.patch_all([("prior.height", 7), ("prior.width", 7)]))
+    session.prepare()
+    session._step()
+    session._patch([("active", "vdm")])
+    (refused,) = events(session, Rejected)
+    assert "even sides" in refused.reason
+    session._step()
+    assert session.state.step == 2
+    assert session.settings.active == "sds"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from sdlab.rng import StepRng
 from sdlab.types import Aux, BoundPrior, Guidance, Noised, Prior
 
 
@@ -26,17 +27,27 @@ class Distillation(ABC):
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond")
 
     @abstractmethod
-    def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
-        """The residual [B, C, H, W] in eps units, before w(t); d loss / d z0 = w(t) * residual."""
+    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+        """The residual [B, C, H, W] in eps units, before w(t); d loss / d z0 = w(t) * residual. `aux` is what
+        `init_aux` made."""
 
     def calls(self) -> tuple[int, ...]:
         """The forwards of one step, by how many roles each holds; their sum is the network evaluations per view."""
         return (len(self.roles),)
 
-    def init_aux(self, prior: Prior) -> Aux | None:
-        """The auxiliary model this loss trains beside the scene, if any."""
+    def init_aux(self, prior: Prior, rng: StepRng) -> Aux | None:
+        """The auxiliary model that this loss trains beside the scene, if any, on the prior's device; its
+        initialisation is drawn from `rng`. ValueError when there is none for this prior."""
         return None
+
+    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+        """One step of the auxiliary's own optimiser, after `gradient` answered `guidance` for the same batch."""
+        return
 
     def aux_key(self) -> tuple:
         """The knobs that force the auxiliary to be built anew."""
         return tuple(getattr(self, f.name) for f in fields(self) if f.metadata.get("apply") == "rebuild")
+
+    def warm_up_steps(self) -> int:
+        """How many steps a new auxiliary learns before the scene follows it: the knob `warm_up`, if there is one."""
+        return int(getattr(self, "warm_up", 0))

@@ -18,7 +18,7 @@ z^_t = alpha z + sigma kappa, and noise that of the minority sample, it descends
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from sdlab.guidance import cfg
 from sdlab.inversion import inversion_roles, invert
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
-from sdlab.types import Aux, BoundPrior, Guidance, Noised
+from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class JSD(Distillation):
     def calls(self) -> tuple[int, ...]:
         return (len(inversion_roles(self.inversion_cfg)),) * self.inversion_steps + (2, 2)
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         z_hat = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)
         eps_c, eps_u = model.eps(z_hat, x.t, "pos", "uncond")
         hat = cfg(eps_u, eps_c, self.cfg)

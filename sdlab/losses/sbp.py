@@ -14,12 +14,12 @@ two scores would say how to get from nothing to the prompt, which is CSD.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sdlab.guidance import cfg
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
-from sdlab.types import Aux, BoundPrior, Guidance, Noised
+from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SBP(Distillation):
     def calls(self) -> tuple[int, ...]:
         return (2,)
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         first = self.stage == "sds" or (self.stage == "two-stage" and model.progress < self.switch)
         if first:
             eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")

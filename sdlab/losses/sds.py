@@ -6,12 +6,12 @@ residual = eps_hat - noise, with eps_hat = eps_u + s (eps_c - eps_u) (form A).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sdlab.guidance import cfg
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
-from sdlab.types import Aux, BoundPrior, Guidance, Noised
+from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,6 @@ class SDS(Distillation):
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'")
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Aux | None) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
         return Guidance(cfg(eps_u, eps_c, self.cfg) - x.noise, {"pos": eps_c, "uncond": eps_u})

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -136,7 +136,7 @@ class MixtureScores:
         # every text is padded to the same number of components, so that the roles of a step can be one batch
         self._n_slots = max([config.components] + [len(m.weights) for m in self._named.values()])
 
-    def prepare(self, batch_sizes: Sequence[int]) -> None:
+    def prepare(self, batch_sizes: Iterable[int]) -> None:
         """Nothing to get ready."""
 
     def remark(self, text: str) -> str:

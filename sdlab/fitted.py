@@ -1,0 +1,79 @@
+"""An auxiliary network with its optimiser: what a loss trains beside the scene.
+
+Its state is tensors and plain values by the names of the parameters, so that a checkpoint can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdlab.rng import StepRng
+
+
+def initialised(make: Callable[[], nn.Module], rng: StepRng, stream: str) -> nn.Module:
+    """`make()` with torch's own random initialisation drawn from `rng(stream)`; nobody else's draws are touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng(stream).initial_seed())
+        return make()
+
+
+class FittedNet:
+    """`net`, an Adam of its trainable parameters, and how many steps it has taken (`fitted`)."""
+
+    def __init__(
+        self, net: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
+    ) -> None:
+        self.net = net
+        self.fitted = 0
+        self._named = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        self._adam = torch.optim.AdamW(list(self._named.values()), lr=lr, betas=betas, weight_decay=weight_decay)
+
+    def descend(self, loss: Tensor, lr: float) -> None:
+        """One step of the optimiser at rate `lr`; a loss that is not finite is passed over."""
+        self._adam.zero_grad(set_to_none=True)
+        if bool(torch.isfinite(loss)):
+            loss.backward()
+            for group in self._adam.param_groups:
+                group["lr"] = lr
+            self._adam.step()
+        self.fitted += 1
+
+    def to(self, device: torch.device) -> None:
+        """Move the network and the optimiser's moments."""
+        self.net.to(device)
+        for state in self._adam.state.values():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() > 0:  # Adam's step counts stay on the CPU
+                    state[key] = value.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"fitted", "net": name -> tensor, "adam": name -> moments}, of what is trained; copies."""
+        return {
+            "fitted": self.fitted,
+            "net": {name: p.detach().clone() for name, p in self._named.items()},
+            "adam": {
+                name: {k: v.detach().clone() for k, v in self._adam.state[p].items()}
+                for name, p in self._named.items()
+                if p in self._adam.state
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """ValueError when it is the state of another network."""
+        shapes = {name: tuple(p.shape) for name, p in self._named.items()}
+        given = {name: tuple(value.shape) for name, value in state["net"].items()}
+        if shapes != given:
+            odd = sorted(set(shapes.items()) ^ set(given.items()))[0][0]
+            raise ValueError(f"auxiliary network: the saved {odd} does not fit; it was made with other knobs")
+        self._adam.state.clear()
+        with torch.no_grad():
+            for name, p in self._named.items():
+                p.copy_(state["net"][name])
+        for name, moments in state["adam"].items():
+            p = self._named[name]
+            self._adam.state[p] = {k: v.clone().to(p if v.dim() > 0 else v) for k, v in moments.items()}
+        self.fitted = int(state["fitted"])
