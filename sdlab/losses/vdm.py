@@ -57,16 +57,28 @@ class WithNoise(nn.Module):
 
 
 class Operator(FittedNet):
-    """M with its Adam."""
+    """M with its Adam. What it answered last is kept with its graph: the step that follows learns from it."""
+
+    def __init__(self, net: nn.Module, lr: float) -> None:
+        super().__init__(net, lr)
+        self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # documented, not in stubs
+        self._asked: Tensor | None = None
+        self._answer: Tensor | None = None
 
     def __call__(self, e: Tensor) -> Tensor:
-        """M(e) [B, C, H, W], no gradient."""
-        with torch.no_grad():
-            return self.net(e.float()).to(e)
+        """M(e) [B, C, H, W], detached."""
+        with torch.enable_grad():
+            answer = self.net(e.float().contiguous(memory_format=torch.channels_last))
+        self._asked, self._answer = e, answer
+        return answer.detach().to(e)
 
-    def error(self, e: Tensor, noise: Tensor) -> Tensor:
-        """Mean of (M(e) - noise)^2, 0-d, differentiable in psi."""
-        return (self.net(e.float()) - noise.float()).square().mean()
+    def learn(self, e: Tensor, noise: Tensor, lr: float) -> None:
+        """One step down || M(e) - noise ||^2, the mean over all places."""
+        if self._answer is None or self._asked is not e:
+            self(e)
+        assert self._answer is not None
+        self.descend((self._answer - noise.float()).square().mean(), lr)
+        self._asked = self._answer = None
 
 
 def dca(t: Tensor, alpha: Tensor, cutoff: int) -> Tensor:
@@ -123,4 +135,4 @@ class VDM(Distillation):
         return Guidance(residual, {"pos": eps_c, "uncond": eps_u, "operator": mapped}, stats)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
-        aux.descend(aux.error(guidance.preds["pos"], x.noise), self.lr)
+        aux.learn(guidance.preds["pos"], x.noise, self.lr)
