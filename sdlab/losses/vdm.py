@@ -96,9 +96,9 @@ class VDM(Distillation):
         "DreamMapping: High-Fidelity Text-to-3D Generation via Variational Distribution Mapping, Cai et al., 2024, "
         "eq. 17 to 19"
     )
-    formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - lambda_t M(eps_c) ], M trained to M(eps_c) = noise"
+    formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - lambda_t M(eps_c) ]"
     look_for: ClassVar[str] = (
-        "more detail than SDS at the same price; a low cut-off over-saturates, a high one is smooth (paper: 300)"
+        "M learns to tell the noise from eps_c; more detail than SDS (paper); a low cut-off over-saturates, a high one is smooth (paper: 300)"
     )
 
     cfg: float = knob(8.5, 0.0, 200.0, "s, the guidance scale in form A (paper: 7.5 in form B, which is 8.5)")

@@ -22,8 +22,16 @@ LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
 SLIDER_NOTCHES = 400  # about so many values on a linear slider
 
 TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
-LABELS = {"cfg": "CFG", "fovy": "Field of view"}
-SYMBOLS = ("t", "w", "s")  # words that stay small at the beginning of a label
+LABELS = {
+    "cfg": "CFG",
+    "sds_cfg": "CFG of the SDS stage",
+    "inversion_cfg": "CFG of the inversion",
+    "inversion_eta": "Noise in the inversion",
+    "dca_cutoff": "DCA cut-off",
+    "lr": "Learning rate",
+    "fovy": "Field of view",
+}
+SYMBOLS = ("t", "w", "s", "k")  # words that stay small at the beginning of a label
 KEPT_ELSEWHERE = ("active", "prompt.text")  # they have controls of their own, above the groups
 NOTES = {"live": "", "rebuild": "", "restart": "at the next reset"}
 
