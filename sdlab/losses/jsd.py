@@ -40,7 +40,8 @@ class JSD(Distillation):
         "w(t) alpha/sigma [ eps^(inverted z_t) - eps^(minority z_t) ], eps^ = eps_u + s (eps_c - eps_u)"
     )
     look_for: ClassVar[str] = (
-        "both eps are guided by s; calm colours and different objects from different seeds; slow, since each step inverts the picture first"
+        "both eps are guided by s; calm colours, different objects from different seeds (paper); "
+        "slow, since each step inverts the picture first"
     )
 
     cfg: float = knob(13.5, 0.0, 200.0, "s, the guidance scale (paper: 13.5)")

@@ -98,7 +98,8 @@ class VDM(Distillation):
     )
     formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - lambda_t M(eps_c) ]"
     look_for: ClassVar[str] = (
-        "M learns to tell the noise from eps_c; more detail than SDS (paper); a low cut-off over-saturates, a high one is smooth (paper: 300)"
+        "M learns to tell the noise from eps_c; more detail than SDS (paper); "
+        "a low cut-off over-saturates, a high one is smooth"
     )
 
     cfg: float = knob(8.5, 0.0, 200.0, "s, the guidance scale in form A (paper: 7.5 in form B, which is 8.5)")
