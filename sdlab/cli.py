@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | list | bench | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | list | bench | toybox`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob, e.g. losses.sds.cfg=20"
     )
+    run.add_argument(
+        "--at",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("STEP", "PATH=VALUE"),
+        help="change a knob when STEP steps are done, e.g. --at 200 active=vdm; several at one step act as one",
+    )
     run.add_argument("--prior", help="short for --set prior.path=...: toybox, a folder, or a hub id")
     run.add_argument("--steps", type=_positive, help="planned number of steps")
     run.add_argument("--seed", type=int, help="of every random draw")
@@ -70,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--size", type=_pixels, default=256, help="pixels of the turntable, 16 to 2048")
     _add_device(resume)
     resume.set_defaults(call=_resume)
+
+    replay = commands.add_parser("replay", help="run a run again, with every change at its step")
+    replay.add_argument("dir", type=Path, metavar="DIR", help="the folder that `run --out` wrote")
+    replay.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    replay.add_argument("--size", type=_pixels, default=256, help="pixels of the turntable, 16 to 2048")
+    replay.add_argument("--overwrite", action="store_true", help="replace the run that --out holds already")
+    _add_device(replay)
+    replay.set_defaults(call=_replay)
 
     sheet = commands.add_parser("sheet", help="the turntables of several runs in one picture")
     sheet.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders that `run --out` wrote")
@@ -169,15 +185,56 @@ def settings_for(preset: str, assignments: Sequence[str], **named: Any) -> Any:
     return s.patch_all(changes)
 
 
+Plan = list[tuple[int, list[tuple[str, Any]]]]  # what changes after how many steps
+
+
+def plan_for(s: Any, given: Sequence[Sequence[str]]) -> Plan:
+    """The plan that `--at STEP PATH=VALUE` options mean for a run that begins with `s`; ValueError names what is
+    wrong."""
+    from sdlab.knobs import parse
+
+    steps: dict[int, list[tuple[str, Any]]] = {}
+    for number, text in given:
+        path, equals, value = text.partition("=")
+        if not number.isdigit() or not equals:
+            raise ValueError(f"--at {number} {text!r}: expected STEP PATH=VALUE, such as 200 active=vdm")
+        if int(number) >= s.steps:
+            raise ValueError(f"--at {number}: the run has {s.steps} steps; allowed are 0 to {s.steps - 1}")
+        steps.setdefault(int(number), []).append((path.strip(), parse(s.knob(path.strip()), value)))
+    plan = sorted(steps.items())
+    for _, changes in plan:
+        s = s.patch_all(changes)
+    return plan
+
+
 def _run(args: argparse.Namespace) -> int:
     s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed, prior__path=args.prior)
-    out: Path = args.out
+    plan = plan_for(s, args.at)
+    _make_room(args.out, args.overwrite)
+    return _drive(s, args.out, args, args.preset, until=s.steps, resumed=False, plan=plan)
+
+
+def _make_room(out: Path, overwrite: bool) -> None:
     _claim(out)
     if (out / "checkpoint").exists():
-        if not args.overwrite:
+        if not overwrite:
             raise ValueError(f"--out {out} holds a run already: `resume` it, choose another folder, or add --overwrite")
         shutil.rmtree(out / "checkpoint")
-    return _drive(s, out, args, args.preset, until=s.steps, resumed=False)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from sdlab.record import changes_in
+    from sdlab.settings import from_toml
+
+    source: Path = args.dir
+    if not (source / "settings.toml").is_file():
+        raise ValueError(f"DIR = {source}: there is no settings.toml; give a folder that `run --out` wrote")
+    if args.out.resolve() == source.resolve():
+        raise ValueError(f"--out {args.out} is the run to be replayed: choose another folder")
+    s = from_toml((source / "settings.toml").read_text(encoding="utf-8"), f"settings of {source}")
+    plan, last = changes_in(source / "metrics.jsonl")
+    _make_room(args.out, args.overwrite)
+    return _drive(s, args.out, args, _earlier_preset(source), until=last, resumed=False, plan=plan)
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -193,13 +250,20 @@ def _resume(args: argparse.Namespace) -> int:
     until = args.steps or s.steps
     if number >= until:
         raise ValueError(f"--steps {until}: the run in {out} is at step {number} already; give a larger number")
-    return _drive(s, out, args, _earlier_preset(out), until, resumed=True)
+    kept = ((step, [(path, value) for path, value in changes]) for step, changes in _earlier(out, "plan", []))
+    plan = [(step, changes) for step, changes in kept if step >= number]
+    return _drive(s, out, args, _earlier_preset(out), until, resumed=True, plan=plan)
+
+
+def _earlier(out: Path, key: str, otherwise: Any) -> Any:
+    """What the run in `out` was started with."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return json.loads((out / "run.json").read_text(encoding="utf-8"))[key]
+    return otherwise
 
 
 def _earlier_preset(out: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads((out / "run.json").read_text(encoding="utf-8"))["preset"])
-    return str(out)
+    return str(_earlier(out, "preset", out))
 
 
 def _claim(out: Path) -> None:
@@ -213,12 +277,13 @@ def _claim(out: Path) -> None:
         raise ValueError(f"--out {out}: cannot write there ({e.strerror or e}); choose another folder") from e
 
 
-def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int, resumed: bool) -> int:
-    """Run until step `until` with a progress bar, a diary and checkpoints; then write the results."""
+def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int, resumed: bool, plan: Plan) -> int:
+    """Run until step `until` with a progress bar, a diary and checkpoints, and the changes of `plan` at their steps;
+    then write the results."""
     from tqdm import tqdm
 
     from sdlab.export import write_results
-    from sdlab.messages import Failed, Skipped, Status, Stepped, Stop
+    from sdlab.messages import Failed, Patch, Rejected, Skipped, Status, Stepped, Stop
     from sdlab.record import Recorder
     from sdlab.session import Session
     from sdlab.settings import to_toml
@@ -231,7 +296,9 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
         session.restore(out / "checkpoint")
     else:
         (out / "settings.toml").write_text(to_toml(s), encoding="utf-8")
-        (out / "run.json").write_text(json.dumps({"preset": preset}), encoding="utf-8")
+        (out / "run.json").write_text(json.dumps({"preset": preset, "plan": plan}), encoding="utf-8")
+    for number, changes in plan:
+        session.plan(number, Patch(tuple((path, value) for path, value in changes)))
     first = session.state.step if resumed else 0
     recorder = Recorder(out / "metrics.jsonl", keep_until=first if resumed else None)
     often = 0.5 if sys.stderr.isatty() else 10.0  # a log file needs fewer lines than a terminal
@@ -254,6 +321,8 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
                 bar.set_description_str(phase)
             case Skipped(number, what):
                 bar.write(f"step {number} skipped: {what} is not finite", file=sys.stderr)
+            case Rejected(number, path, value, reason):
+                bar.write(f"step {number}: {path} = {value!r} was refused: {reason}", file=sys.stderr)
             case Failed(_, reason):
                 failed = reason
                 session.send(Stop())

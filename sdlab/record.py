@@ -44,6 +44,25 @@ class Recorder:
         self._file.close()
 
 
+def changes_in(path: Path) -> tuple[list[tuple[int, list[tuple[str, object]]]], int]:
+    """What was changed when, and the last step, as a diary says: ([(step, [(knob, value), ...]), ...], steps).
+
+    Changes that followed each other at one step count as one. ValueError when there is no such diary or no step in it.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        changes: list[tuple[int, list[tuple[str, object]]]] = []
+        for line in lines:
+            if line.get("event") == "applied":
+                if not changes or changes[-1][0] != line["step"]:
+                    changes.append((int(line["step"]), []))
+                changes[-1][1].append((line["path"], line["value"]))
+        last = max(int(line["step"]) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} is not the diary of a run ({e})") from e
+    return changes, last
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 

@@ -107,6 +107,7 @@ class Session:
         self._turnstile = turnstile or Turnstile()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._listeners: list[Callable[[Event], None]] = []
+        self._planned: dict[int, list[Command]] = {}
         self._begun = settings  # as of the last reset
         self._state: State | None = None
         self._prior: Prior | None = None
@@ -130,6 +131,10 @@ class Session:
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` with every event, in the owner thread; before `run`."""
         self._listeners.append(listener)
+
+    def plan(self, number: int, command: Command) -> None:
+        """Carry out `command` when `number` steps are done, before the next one; before `run`."""
+        self._planned.setdefault(number, []).append(command)
 
     # ---- for the owner -----------------------------------------------------------------------------------
 
@@ -166,6 +171,8 @@ class Session:
             if self._stopped or (until is not None and self._step_number >= until):
                 break
             if self.running and self._state is not None:
+                for command in self._planned.pop(self._state.step, ()):
+                    self._obey_or_refuse(command)
                 self._step()
         if self._state is not None:
             self._publish()
@@ -231,14 +238,17 @@ class Session:
                 command = self._inbox.get() if idle else self._inbox.get_nowait()
             except queue.Empty:
                 return
-            try:
-                self._obey(command)
-            except (ValueError, OSError, RuntimeError) as e:
-                self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), str(e)))
-                if self._state is None:
-                    self._fail(e)
-                else:
-                    self._settle()
+            self._obey_or_refuse(command)
+
+    def _obey_or_refuse(self, command: Command) -> None:
+        try:
+            self._obey(command)
+        except (ValueError, OSError, RuntimeError) as e:
+            self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), str(e)))
+            if self._state is None:
+                self._fail(e)
+            else:
+                self._settle()
 
     def _obey(self, command: Command) -> None:
         match command:

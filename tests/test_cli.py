@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdlab import cli
+from sdlab import checkpoint, cli
 from sdlab.export import SH_C0
 
 ROOT = Path(__file__).parents[1]
@@ -242,6 +243,48 @@ def test_a_settings_file_can_be_run_in_place_of_a_preset(done, tmp_path):
     assert run("run", done / "settings.toml", "--size", 48, "--steps", 2, "--out", tmp_path / "again") == 0
     result = json.loads((tmp_path / "again" / "result.json").read_text())
     assert (result["prompt"], result["seed"], result["n_gaussians"]) == ("a red bear", 4, 60)
+
+
+TOGGLES = [("active=vdm", 8), ("active=sbp", 16), ("active=jsd", 22), ("losses.jsd.cfg=2", 22), ("active=sds", 26)]
+
+
+def test_a_run_with_toggles_replays_bit_for_bit_and_resumes_with_its_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 0)
+    monkeypatch.setattr(checkpoint, "KEPT", 100)
+    plan = [x for change, step in TOGGLES for x in ("--at", step, change)]
+    short = ["--set", "losses.vdm.warm_up=5", "--set", "losses.jsd.inversion_steps=2", "--steps", 30]
+    assert run("run", "mixture", *SMALL, *short, *plan, "--out", tmp_path / "one") == 0
+    lines = [json.loads(x) for x in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    applied = [
+        (x["step"], f"{x['path']}={x['value']:g}" if x["path"] != "active" else f"active={x['value']}")
+        for x in lines
+        if x.get("event") == "applied"
+    ]
+    assert applied == [(step, change) for change, step in TOGGLES]
+    assert not any(x.get("event") in ("skipped", "rejected", "failed") for x in lines)
+    assert run("replay", tmp_path / "one", "--out", tmp_path / "two", "--size", 48) == 0
+    scene = (tmp_path / "one" / "scene.ply").read_bytes()
+    assert (tmp_path / "two" / "scene.ply").read_bytes() == scene
+    for newer in sorted((tmp_path / "one" / "checkpoint").iterdir()):
+        if int(newer.name) > 12:
+            shutil.rmtree(newer)
+    assert run("resume", tmp_path / "one", "--size", 48) == 0
+    assert (tmp_path / "one" / "scene.ply").read_bytes() == scene
+
+
+def test_plans_that_cannot_be_are_refused(tmp_path, capsys):
+    for given, words in (
+        (["x", "active=vdm"], ["--at x", "STEP PATH=VALUE"]),
+        (["5", "active"], ["--at 5", "STEP PATH=VALUE"]),
+        (["30", "active=vdm"], ["--at 30", "0 to 29"]),
+        (["5", "active=vdx"], ["active", "'vdx'", "vdm"]),
+        (["5", "losses.vdm.cfg=900"], ["losses.vdm.cfg", "900"]),
+    ):
+        assert run("run", "mixture", "--steps", 30, "--at", *given, "--out", tmp_path / "x") == 2
+        text = capsys.readouterr().err
+        assert all(word in text for word in words), text
+    assert run("replay", tmp_path, "--out", tmp_path / "y") == 2
+    assert "settings.toml" in capsys.readouterr().err
 
 
 def test_a_contact_sheet_of_runs(done, tmp_path, capsys):
