@@ -298,7 +298,7 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
         (out / "settings.toml").write_text(to_toml(s), encoding="utf-8")
         (out / "run.json").write_text(json.dumps({"preset": preset, "plan": plan}), encoding="utf-8")
     for number, changes in plan:
-        session.plan(number, Patch(tuple((path, value) for path, value in changes)))
+        session.plan(number, Patch(tuple(changes)))
     first = session.state.step if resumed else 0
     recorder = Recorder(out / "metrics.jsonl", keep_until=first if resumed else None)
     often = 0.5 if sys.stderr.isatty() else 10.0  # a log file needs fewer lines than a terminal

@@ -33,6 +33,6 @@ def invert(model: BoundPrior, z0: Tensor, t: Tensor, steps: int, scale: float = 
         fresh = eta * sigma / sigma_next * (1 - (alpha_next / alpha) ** 2).clamp_min(0).sqrt()
         z = alpha_next * x0 + (sigma_next**2 - fresh**2).clamp_min(0).sqrt() * eps
         if eta > 0:
-            z = z + fresh * model.randn(f"inversion {k}", z)
+            z = z + fresh * model.rng.randn(f"inversion {k}", z)
         here = there
     return z

@@ -21,3 +21,8 @@ class StepRng:
     def __call__(self, stream: str) -> torch.Generator:
         digest = hashlib.blake2b(f"{self.seed}/{self.step}/{stream}".encode(), digest_size=7).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+    def randn(self, stream: str, like: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise with the shape, type and device of `like`: drawn on the CPU in float32, so that every
+        device sees the same."""
+        return torch.randn(like.shape, generator=self(stream), dtype=torch.float32).to(like)

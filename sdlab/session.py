@@ -413,10 +413,11 @@ class Session:
         started = time.perf_counter()
         try:
             with self._turnstile:
-                warming = needs_warm_up(state, s)
-                report = None if warming else step(state, s, self.prior, self._bank)
-                if warming:
+                if needs_warm_up(state, s):
                     warm_up(state, s, self.prior, self._bank)
+                    report = None
+                else:
+                    report = step(state, s, self.prior, self._bank)
         except Exception as e:
             self._recover(e)
             return

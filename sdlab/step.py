@@ -162,7 +162,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Non
 def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:
     """Draw this step's t and noise for z0 [B, C, H, W]."""
     t = sample_t(s.schedule, rng, z0.shape[0], progress).to(z0.device)
-    noise = torch.randn(z0.shape, generator=rng("noise"), dtype=torch.float32).to(z0)
+    noise = rng.randn("noise", z0)
     alpha, sigma = prior.marginal(t)
     return Noised(z0, noise, t, alpha, sigma, alpha * z0 + sigma * noise)
 

@@ -219,11 +219,6 @@ class BoundPrior:
         """alpha, sigma at other timesteps (inversion losses need them)."""
         return self.prior.marginal(t)
 
-    def randn(self, stream: str, like: Tensor) -> Tensor:
-        """Standard normal noise with the shape of `like`, from this step's stream of that name: drawn on the CPU, so
-        that every device sees the same."""
-        return torch.randn(like.shape, generator=self.rng(stream)).to(like)
-
 
 @runtime_checkable
 class Aux(Protocol):
