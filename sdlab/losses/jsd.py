@@ -36,9 +36,7 @@ class JSD(Distillation):
     kind: ClassVar[str] = "jsd"
     title: ClassVar[str] = "JSD"
     paper: ClassVar[str] = "Text-to-3D Generation using Jensen-Shannon Score Distillation, Do and Hua, 2025, eq. 12"
-    formula: ClassVar[str] = (
-        "w(t) alpha/sigma [ eps^(inverted z_t) - eps^(minority z_t) ], eps^ = eps_u + s (eps_c - eps_u)"
-    )
+    formula: ClassVar[str] = "w(t) alpha/sigma [ eps(inverted) - eps(minority) ]"
     look_for: ClassVar[str] = (
         "both eps are guided by s; calm colours, different objects from different seeds (paper); "
         "slow, since each step inverts the picture first"

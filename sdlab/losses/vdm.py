@@ -9,7 +9,7 @@ and stands for the rendered pictures' score, eq. 19 with guidance of s (the pape
 
     residual = eps_u + s (e - eps_u) - lambda_t M(e)
 
-No gradient passes the prior's network, so a step costs little more than one of SDS. With a perfect M and lambda = 1
+No gradient passes the prior's network, and a step needs no more of it than one of SDS. With a perfect M and lambda = 1
 this is SDS. DCA, eq. 18: lambda_t = 1 above the cut-off and 1 - alphabar_t at and below it, for there e says little
 about the noise. M sees neither t nor the camera.
 """
