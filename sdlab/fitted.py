@@ -45,8 +45,10 @@ class FittedNet:
         self.fitted += 1
 
     def to(self, device: torch.device) -> None:
-        """Move the network and the optimiser's moments."""
-        self.net.to(device)
+        """Move what is trained and the optimiser's moments. The rest of the network may be the prior's own tensors,
+        which stay where they are."""
+        for p in self._named.values():
+            p.data = p.data.to(device)
         for state in self._adam.state.values():
             for key, value in state.items():
                 if isinstance(value, Tensor):

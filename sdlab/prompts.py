@@ -1,6 +1,7 @@
 """From words to conditioning: view-dependent wording, and the roles a loss may ask for.
 
 Roles: pos      the prompt, with this view's word appended when view-dependent prompts are on
+       plain    the prompt without a view word: what the score models of VSD and ESD are told, beside the camera
        uncond   the empty text
        neg      the negative prompt
        target   what the picture should look like: `prompt.target` with "pos" in place of {prompt}
@@ -41,7 +42,7 @@ class PromptSettings:
     overhead_angle: float = knob(55.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
 
 
-ROLES = ("pos", "uncond", "neg", "target", "source")
+ROLES = ("pos", "plain", "uncond", "neg", "target", "source")
 
 
 def wording(s: PromptSettings, role: str, view: str) -> str:
@@ -50,6 +51,8 @@ def wording(s: PromptSettings, role: str, view: str) -> str:
         return ""
     if role == "neg":
         return s.negative
+    if role == "plain":
+        return s.text
     prompt = f"{s.text}, {view}" if s.view_dependent else s.text
     if role == "pos":
         return prompt

@@ -20,6 +20,7 @@ from sdlab import checkpoint
 from sdlab.cameras import turntable
 from sdlab.channel import EventLog, Latest, Turnstile
 from sdlab.export import to_uint8, write_results
+from sdlab.losses import Distillation
 from sdlab.messages import (
     Advance,
     Applied,
@@ -389,14 +390,13 @@ class Session:
     def _adopt_aux(self, s: Settings) -> None:
         """Give the loss in force its auxiliary model, built anew if it was made with other knobs, and park those of
         the other losses in the computer's memory."""
-        self._need_aux(s.active, s)
+        self._need_aux(s.loss, s)
         for name, aux in self.state.aux.items():
-            aux.to(self.device if name == s.active else torch.device("cpu"))
+            aux.to(self.device if name == s.loss.aux_name() else torch.device("cpu"))
 
-    def _need_aux(self, name: str, s: Settings) -> None:
-        """Build the auxiliary of loss `name` unless there is one of these knobs already."""
-        state, loss = self.state, s.losses[name]
-        key = loss.aux_key()
+    def _need_aux(self, loss: Distillation, s: Settings) -> None:
+        """Build the auxiliary of `loss` unless there is one of these knobs already."""
+        state, name, key = self.state, loss.aux_name(), loss.aux_key()
         if state.aux_keys.get(name) == key:
             return
         aux = loss.init_aux(self.prior, StepRng(s.seed, BUILD_STEP))
@@ -434,7 +434,7 @@ class Session:
             self._settle()
         elif time.monotonic() - self._warm_up_shown >= PUBLISH_EVERY:
             self._warm_up_shown = time.monotonic()
-            done, of = self.state.aux[s.active].fitted, s.loss.warm_up_steps()
+            done, of = self.state.aux[s.loss.aux_name()].fitted, s.loss.warm_up_steps()
             self._set_status("running", f"{s.loss.title}: its own network warms up, {done} of {of} steps")
 
     def _after(self, report: Report, seconds: float) -> None:
@@ -527,12 +527,15 @@ class Session:
         state.optim.load_state_dict(parts["optim"])
         saved = parts.get("aux", {})
         for name in state.aux.keys() - saved.keys():
-            if name != self.effective.active:
+            if name != self.effective.loss.aux_name():
                 del state.aux[name], state.aux_keys[name]
         for name, aux in saved.items():
-            if name in self.effective.losses and tuple(aux["key"]) == self.effective.losses[name].aux_key():
-                self._need_aux(name, self.effective)
-                state.aux[name].load_state_dict(aux["model"])
+            key = tuple(aux["key"])
+            for loss in self.effective.losses.values():
+                if (loss.aux_name(), loss.aux_key()) == (name, key):
+                    self._need_aux(loss, self.effective)
+                    state.aux[name].load_state_dict(aux["model"])
+                    break
         self._adopt_aux(self.effective)
 
     # ---- what the world sees -----------------------------------------------------------------------------

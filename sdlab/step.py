@@ -38,7 +38,7 @@ class State:
     prior_seconds: float = 0.0  # of these, inside the prior's network
     skipped: int = 0  # updates left out because something was not finite
     toggled: int = -1_000_000  # the step at which the loss was last changed
-    aux: dict[str, Aux] = field(default_factory=dict)  # by the loss that trains it
+    aux: dict[str, Aux] = field(default_factory=dict)  # by the name that its losses give it
     aux_keys: dict[str, tuple] = field(default_factory=dict)  # the knobs that each was built with
 
 
@@ -89,7 +89,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     x = noised(z.detach(), s, rng, prior, progress)
 
     # z_t, prompts -> eps -> residual
-    aux = state.aux.get(s.active)
+    aux = state.aux.get(loss.aux_name())
     model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams, rng, progress)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
@@ -139,14 +139,14 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
 
 def needs_warm_up(state: State, s: Settings) -> bool:
     """Whether the auxiliary of the loss in force is still too new for the scene to follow it."""
-    aux = state.aux.get(s.active)
+    aux = state.aux.get(s.loss.aux_name())
     return aux is not None and aux.fitted < s.loss.warm_up_steps()
 
 
 def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> None:
     """One lesson for the auxiliary of the loss in force, on renders of the scene as it is; nothing else changes."""
     started = time.perf_counter()
-    scene, loss, aux = state.scene, s.loss, state.aux[s.active]
+    scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
     rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), state.step / s.steps
     cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
     with torch.no_grad():

@@ -174,6 +174,10 @@ class Prior(Protocol):
         """Do now what the first `eps` of each batch size would have to do (compile); returns at once if done."""
         ...
 
+    def trainable(self, how: str, rank: int) -> Any:
+        """A network that starts as this prior and can learn, a `sdlab.priors.trainable.Trainable`."""
+        ...
+
 
 class BoundPrior:
     """A prior with this step's prompts (role -> Cond of B pictures), cameras and randomness: what a loss sees.

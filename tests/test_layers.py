@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # and earlier rows, never from a sibling module that is a member too.
 ROWS = [
     {"types", "rng", "messages", "channel", "knobs", "machine", "ulite"},
-    {"cameras", "schedule", "guidance", "inversion", "fitted"},
+    {"cameras", "schedule", "guidance", "inversion", "fitted", "score"},
     {"losses", "priors", "raster"},
     {"scenes", "toybox"},
     {"prompts", "optim"},

@@ -18,7 +18,8 @@ from sdlab.types import BoundPrior
 
 LOSSES = settings.losses()
 # with the knobs' defaults; the prompt alone is enough for each of JSD's 10 steps of inversion
-NFE = {"sds": 2, "sbp": 2, "vdm": 2, "jsd": 14}
+NFE = {"sds": 2, "sbp": 2, "vdm": 2, "jsd": 14, "vsd": 3, "esd": 4}
+LESSONS = {"vsd": 1, "esd": 1}  # forward and backward, for the auxiliary's own step
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def test_gradient_keeps_the_contract(name, setting):
 
     assert set(loss.roles) <= set(ROLES)
     model = Watched(prior, PromptBank(prior).bind(PromptSettings(), loss.roles, cams), cams, StepRng(0, 0))
-    g = loss.gradient(x, model, loss.init_aux(prior, StepRng(0, -1)))
+    aux = loss.init_aux(prior, StepRng(0, -1))
+    g = loss.gradient(x, model, aux)
     assert g.residual.shape == x.z0.shape
     assert torch.isfinite(g.residual).all()
     assert not g.residual.requires_grad
@@ -59,6 +61,42 @@ def test_gradient_keeps_the_contract(name, setting):
     assert g.preds
     assert all(p.shape == x.z0.shape for p in g.preds.values())
     assert all(s.dim() == 0 for s in g.stats.values())
+    if aux is not None:
+        asked.clear()
+        loss.fit(x, model, aux, g)
+        assert aux.fitted == max(1, LESSONS.get(name, 0))
+        assert not asked, "the auxiliary learns from what the step has asked already"
+    assert model.nfe == NFE[name] + LESSONS.get(name, 0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_auxiliary_resumes_bit_for_bit(name, setting):
+    prior, cams, x = setting
+    loss = LOSSES[name]()
+
+    def steps(aux, numbers):
+        residuals = []
+        for number in numbers:
+            conds = PromptBank(prior).bind(PromptSettings(), loss.roles, cams)
+            model = BoundPrior(prior, conds, cams, StepRng(0, number))
+            g = loss.gradient(x, model, aux)
+            residuals.append(g.residual)
+            loss.fit(x, model, aux, g)
+        return residuals
+
+    whole, part, rest = (loss.init_aux(prior, StepRng(seed, -1)) for seed in (0, 0, 1))
+    expected = steps(whole, range(6))
+    steps(part, range(3))
+    if part is not None:
+        rest.load_state_dict(pickle.loads(pickle.dumps(part.state_dict())))
+    for a, b in zip(steps(rest, range(3, 6)), expected[3:], strict=True):
+        assert torch.equal(a, b)
+    if whole is not None:
+        assert not torch.equal(expected[0], expected[5]), "the auxiliary changes what the loss says"
+        a, b = whole.state_dict(), rest.state_dict()
+        assert a["fitted"] == b["fitted"]
+        assert all(torch.equal(a["net"][k], b["net"][k]) for k in a["net"])
+        assert all(torch.equal(v, b["adam"][k][m]) for k, moments in a["adam"].items() for m, v in moments.items())
 
 
 @pytest.mark.parametrize("name", LOSSES)

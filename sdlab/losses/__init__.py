@@ -44,6 +44,10 @@ class Distillation(ABC):
         """One step of the auxiliary's own optimiser, after `gradient` answered `guidance` for the same batch."""
         return
 
+    def aux_name(self) -> str:
+        """Losses that train their auxiliary in the same way give it one name, and go on with each other's."""
+        return self.kind
+
     def aux_key(self) -> tuple:
         """The knobs that force the auxiliary to be built anew."""
         return tuple(getattr(self, f.name) for f in fields(self) if f.metadata.get("apply") == "rebuild")

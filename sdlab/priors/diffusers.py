@@ -8,11 +8,7 @@
 
 A pixel model may work on blocks of k x k pixels: without a vae/ its 3 k^2 channels say so (see `PixelSpace`).
 
-Whatever the network predicts natively becomes eps here, once (Salimans & Ho 2022, "Progressive distillation", D):
-
-    epsilon        eps = out
-    v_prediction   eps = alpha out + sigma z_t          since v = alpha eps - sigma x0
-    sample         eps = (z_t - alpha out) / sigma      since z_t = alpha x0 + sigma eps
+Whatever the network predicts natively becomes eps here, once (see `sdlab.priors.prediction`).
 
 Only safetensors, JSON and text are read, and no code comes with a model: a prior from a stranger is data.
 """
@@ -50,10 +46,11 @@ from sdlab.priors.engines import (
     weights_dtype,
 )
 from sdlab.priors.files import checked_weights, find_model, read_json, require_layout
+from sdlab.priors.prediction import PREDICTIONS, as_eps
+from sdlab.priors.trainable import Trainable, TrainableUNet
 from sdlab.priors.wordlist import WordList, read_word_list
 from sdlab.types import N_TIMESTEPS, Cond
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 KEPT_TEXTS = 256
@@ -119,7 +116,7 @@ class DiffusersPrior(PriorConfig):
 class DiffusersModel:
     """The `Prior` of a `DiffusersPrior`; frozen, and safe to call from any thread.
 
-    `unet` is the torch network, whatever engine evaluates it, for losses that make their own copy of it.
+    `unet` is the torch network, whatever engine evaluates it.
     """
 
     def __init__(
@@ -206,12 +203,14 @@ class DiffusersModel:
             )
         # networks with a learned variance (Nichol & Dhariwal 2021; DeepFloyd IF) answer with it behind the mean
         out = self._network(z_t, t, cond.hidden)[:, : z_t.shape[1]].to(z_t.dtype)
-        if self.prediction_type == "epsilon":
-            return out
         alpha, sigma = (x.to(z_t.dtype) for x in self.marginal(t))
-        if self.prediction_type == "v_prediction":
-            return alpha * out + sigma * z_t
-        return (z_t - alpha * out) / sigma
+        return as_eps(self.prediction_type, out, z_t, alpha, sigma)
+
+    def trainable(self, how: str, rank: int) -> Trainable:
+        """A network that starts as this one and can learn, on this device; `how` is one of
+        `sdlab.score.NETWORKS`, `rank` that of its LoRA. Draws from torch's own generator."""
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._precision)
+        return Trainable(TrainableUNet(self.unet, how, rank, autocast), self.prediction_type, self.marginal)
 
     def _network(self, z_t: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
         engine = self._engine

@@ -29,9 +29,11 @@ from torch import Tensor
 
 from sdlab.knobs import knob
 from sdlab.priors import PriorConfig, Progress, silent
+from sdlab.priors.trainable import Trainable, TrainableMixture
 from sdlab.types import N_TIMESTEPS, Cond
 
 SCHEDULES = ("scaled_linear", "linear")
+WIDTH = 256  # of the network that learns beside the exact score
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -189,6 +191,11 @@ class MixtureScores:
         posterior = torch.softmax(log_joint, dim=1)
         eps = sigma.view(-1, 1) * torch.einsum("bk,bkd->bd", posterior / variance, offset)
         return eps.view_as(z_t)
+
+    def trainable(self, how: str, rank: int) -> Trainable:
+        """The exact score plus a small network, whatever `how` and `rank`: a mixture has no weights to adapt."""
+        network = TrainableMixture(self.eps, self.shape, WIDTH).to(self.device, self._dtype)
+        return Trainable(network, self.prediction_type, self.marginal)
 
     def log_density(self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond) -> Float[Tensor, " B"]:
         """log p_t(z_t | text), normalised; differentiable in z_t."""

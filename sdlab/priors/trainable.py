@@ -1,0 +1,150 @@
+"""Networks of a prior's own kind that can learn: the score models of VSD, ESD and their kin start as the prior.
+
+Two ways to make one (Wang et al. 2023, ProlificDreamer; the copy is for small priors):
+
+    lora   the prior's frozen weights, shared, plus low-rank updates of every attention's q, k, v and out (Hu et al.
+           2021). The module tree is a copy, only the tensors are aliased: nobody else sees the adapters
+    copy   all weights, copied in float32
+
+Either is told the camera through the time embedding: Linear(16), SiLU, Linear. The last layer starts at zero, so that
+at first it answers exactly as the prior does; "no camera" is sixteen zeros, through the same layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sdlab.priors.prediction import as_eps, native_target
+from sdlab.score import CAMERA
+from sdlab.types import N_TIMESTEPS, Cond
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+
+Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Trainable(nn.Module):
+    """eps_psi(z_t, t, y, c). `network` maps (z_t, t, cond, camera) to the native prediction `kind`."""
+
+    def __init__(self, network: nn.Module, kind: str, marginal: Marginal) -> None:
+        super().__init__()
+        self.network = network
+        self._kind = kind
+        self._marginal = marginal
+
+    def forward(
+        self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond, camera: Float[Tensor, "B 16"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The noise prediction."""
+        alpha, sigma = self._marginal(t)
+        return as_eps(self._kind, self.network(z_t, t, cond, camera), z_t, alpha.to(z_t), sigma.to(z_t))
+
+    def errors(
+        self,
+        z0: Float[Tensor, "B C H W"],
+        noise: Float[Tensor, "B C H W"],
+        t: Int[Tensor, " B"],
+        cond: Cond,
+        camera: Float[Tensor, "B 16"],
+    ) -> Float[Tensor, " B"]:
+        """The denoising loss of each picture, in the units of the native prediction: the mean square over its
+        places. Differentiable in the weights."""
+        alpha, sigma = (x.to(z0) for x in self._marginal(t))
+        z_t = alpha * z0 + sigma * noise
+        target = native_target(self._kind, z0, noise, alpha, sigma)
+        return (self.network(z_t, t, cond, camera) - target).square().mean((1, 2, 3))
+
+
+class CameraEmbedding(nn.Module):
+    """Camera [B, 16] -> what is added to the time embedding [B, width]; 0 at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(CAMERA, width)
+        self.last = nn.Linear(width, width)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, camera: Tensor) -> Tensor:
+        return self.last(nn.functional.silu(self.first(camera.to(self.first.weight.dtype))))
+
+
+class TrainableUNet(nn.Module):
+    """A trainable twin of diffusers' `unet`, made as `how` says; draws from torch's own generator.
+
+    `autocast` is the type to compute in, None for that of the weights.
+    """
+
+    def __init__(self, unet: nn.Module, how: str, rank: int, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        net: Any = _with_lora(unet, rank) if how == "lora" else copy.deepcopy(unet).float().requires_grad_(True)
+        self._dtype = next(net.parameters()).dtype
+        self._autocast = autocast
+        # diffusers adds the answer of this module to the time embedding
+        net.class_embedding = CameraEmbedding(net.time_embedding.linear_1.out_features).to(
+            next(unet.parameters()).device
+        )
+        self.unet = net
+
+    def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
+        with torch.autocast(z_t.device.type, self._autocast, enabled=self._autocast is not None):
+            out = self.unet(
+                z_t.to(self._dtype),
+                t,
+                encoder_hidden_states=cond.hidden.to(self._dtype),
+                class_labels=camera,
+                return_dict=False,
+            )[0]
+        return out[:, : z_t.shape[1]].to(z_t.dtype)  # behind the mean there may be a learned variance
+
+
+def _with_lora(unet: nn.Module, rank: int) -> nn.Module:
+    """ValueError where no attention takes an update."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    shared = {id(x): x for x in itertools.chain(unet.parameters(), unet.buffers())}
+    twin = copy.deepcopy(unet, memo=shared)
+    try:
+        twin = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION), twin)
+    except ValueError as e:
+        raise ValueError(f"LoRA: this prior's network has no attention to adapt; choose network = copy ({e})") from e
+    for p in twin.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()  # an optimiser loses small steps in half precision
+    return twin
+
+
+class TrainableMixture(nn.Module):
+    """The exact score of a mixture, frozen, plus a small network that is told what it said; at first it adds 0."""
+
+    def __init__(self, eps: Callable[[Tensor, Tensor, Cond], Tensor], shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        n = math.prod(shape)
+        self._eps = eps
+        self.body = nn.Sequential(
+            nn.Linear(2 * n + 2 * len(FREQUENCIES) + CAMERA, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+        )
+        self.last = nn.Linear(width, n)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
+        exact = self._eps(z_t, t, cond)
+        phase = t[:, None] / N_TIMESTEPS * torch.tensor(FREQUENCIES, device=t.device)
+        seen = [z_t.flatten(1), exact.flatten(1), phase.sin(), phase.cos(), camera]
+        answer = self.last(self.body(torch.cat([x.to(self.last.weight.dtype) for x in seen], 1)))
+        return exact + answer.view_as(z_t).to(z_t.dtype)
+
+
+FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))

@@ -1,0 +1,108 @@
+"""The score of the rendered pictures, learnt beside the scene: what VSD, ESD and their kin set against the prior's.
+
+psi starts as the prior and is trained on what is rendered (Wang et al. 2023, ProlificDreamer, eq. 9), with the camera
+c or, in a share p_null of the pictures, without it (ESD, Algorithm 1):
+
+    min_psi E || eps_psi(alpha z0 + sigma noise, t, y, c or none) - noise ||^2
+
+with a timestep from 0 .. 999 and noise of its own, as in the released code, and in the units of the network's native
+prediction. y is the prompt without a view word: where the picture was taken from is what c says.
+
+The camera is the 4 x 4 matrix from camera to world, its translation in units of the scene's radius, which is 1 in our
+world; "none" is sixteen zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlab.fitted import FittedNet, initialised
+from sdlab.knobs import knob
+from sdlab.rng import StepRng
+from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Cond, Prior
+
+NETWORKS = ("lora", "copy")
+CAMERA = 16  # numbers of a camera
+ROLE = "plain"
+AUX_NAME = "score"  # losses that train psi in the same way go on with each other's
+
+
+class Score(FittedNet):
+    """eps_psi with its AdamW (betas as in the released code)."""
+
+    def __init__(self, prior: Prior, how: str, rank: int, lr: float, rng: StepRng) -> None:
+        self._psi: Any = initialised(lambda: prior.trainable(how, rank), rng, "score")
+        super().__init__(self._psi, lr, betas=(0.9, 0.99), weight_decay=0.01)
+
+    def eps(self, z_t: Tensor, t: Tensor, model: BoundPrior, with_camera: bool) -> Tensor:
+        """eps_psi(z_t; c) or eps_psi(z_t; none) [B, C, H, W], without gradient."""
+        cond = model.conds[ROLE]
+        camera = camera_vectors(model.cams) if with_camera and model.cams is not None else None
+        model.nfe += 1
+        with torch.no_grad():
+            return self._psi(z_t, t, cond, none_of(z_t) if camera is None else camera.to(z_t))
+
+    def learn(self, z0: Tensor, model: BoundPrior, lr: float, p_null: float, lessons: int) -> None:
+        """`lessons` steps of the optimiser on the rendered pictures z0 [B, C, H, W]; a coin for each picture hides
+        its camera."""
+        cond: Cond = model.conds[ROLE]
+        cameras = none_of(z0) if model.cams is None else camera_vectors(model.cams).to(z0)
+        for k in range(lessons):
+            model.nfe += 1
+            t = torch.randint(N_TIMESTEPS, z0.shape[:1], generator=model.rng(f"score t {k}")).to(z0.device)
+            noise = model.rng.randn(f"score noise {k}", z0)
+            kept = torch.rand(z0.shape[:1], generator=model.rng(f"score camera {k}")) >= p_null
+            with torch.enable_grad():
+                errors = self._psi.errors(z0, noise, t, cond, cameras * kept.to(z0)[:, None])
+                # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
+                self.descend(errors.mean() * z0[0].numel(), lr)
+
+
+def camera_vectors(cams: Cameras) -> Tensor:
+    """[B, 16]: the matrices from camera to world, row by row, translation in units of the scene's radius."""
+    return torch.linalg.inv(cams.viewmats).flatten(1)
+
+
+def none_of(z: Tensor) -> Tensor:
+    """ "No camera" for each picture of z [B, ...]."""
+    return torch.zeros(z.shape[0], CAMERA, dtype=z.dtype, device=z.device)
+
+
+def square_error(eps: Tensor, noise: Tensor) -> Tensor:
+    """The mean over everything; 0-d."""
+    return (eps - noise).square().mean()
+
+
+# ---- the knobs that these losses share --------------------------------------------------------------------------
+
+
+def network_knob() -> Any:
+    return knob(
+        "lora",
+        help="how psi is made: LoRA on the prior's attention (paper), or a copy of all its weights, for small priors",
+        apply="rebuild",
+        choices=NETWORKS,
+    )
+
+
+def rank_knob() -> Any:
+    return knob(4, 1, 256, "rank of the LoRA (released code: 4)", apply="rebuild")
+
+
+def lr_knob() -> Any:
+    return knob(1e-4, 0.0, 0.1, "learning rate of psi (paper: 1e-4)", log=True)
+
+
+def p_null_knob() -> Any:
+    return knob(0.1, 0.0, 1.0, "share of the pictures that psi learns without their camera (released code: 0.1)")
+
+
+def lessons_knob() -> Any:
+    return knob(1, 1, 16, "steps of psi's optimiser for each step of the scene (paper: 1)")
+
+
+def warm_up_knob() -> Any:
+    return knob(100, 0, 2000, "steps in which psi alone learns, when it is new")
