@@ -1,20 +1,23 @@
 """What every member of the loss family must keep; new members are found by themselves."""
 
+import copy
 import dataclasses
 import pickle
 
 import pytest
 import torch
+from tiny_models import pixel_model
 
 from sdlab import settings
 from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.knobs import knobs_of
+from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import ROLES, PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.settings import Settings
 from sdlab.step import noised
-from sdlab.types import BoundPrior
+from sdlab.types import BoundPrior, Cond
 
 LOSSES = settings.losses()
 # with the knobs' defaults; the prompt alone is enough for each of JSD's 10 steps of inversion
@@ -118,3 +121,40 @@ def test_a_loss_has_a_description_for_people(name):
     for text in (loss.title, loss.paper, loss.formula, loss.look_for):
         assert text.strip()
         assert "\n" not in text
+
+
+@pytest.fixture(scope="module")
+def eps_model(tmp_path_factory):
+    folder = pixel_model(tmp_path_factory.mktemp("model"))
+    return DiffusersPrior(path=str(folder), engine="torch", precision="fp32").load(torch.device("cpu"))
+
+
+class Native:
+    """The engine of a twin: what `prior` answers as eps, said as v or as x0."""
+
+    name, torch_threads = "twin", 1
+
+    def __init__(self, prior, kind):
+        self._prior, self._kind = prior, kind
+
+    def forward(self, z_t, t, hidden):
+        eps = self._prior.eps(z_t, t, Cond(hidden))
+        alpha, sigma = self._prior.marginal(t)
+        return (eps - sigma * z_t) / alpha if self._kind == "v_prediction" else (z_t - sigma * eps) / alpha
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_the_network_predicts_natively_does_not_matter(name, kind, eps_model):
+    loss, rng = LOSSES[name](), StepRng(0, 0)
+    twin = copy.copy(eps_model)
+    twin.prediction_type, twin._engine = kind, Native(eps_model, kind)
+    twin.trainable = eps_model.trainable  # an auxiliary of the one network
+    cams = sample_cameras(CameraSettings(views=3), rng, 8)
+    x = noised(torch.randn(3, *eps_model.shape, generator=rng("z0")), Settings(), rng, eps_model, 0.5)
+    residuals = []
+    for prior in (eps_model, twin):
+        conds = PromptBank(prior).bind(PromptSettings(source="a blue {prompt}"), loss.roles, cams)
+        aux = loss.init_aux(prior, StepRng(0, -1))
+        residuals.append(loss.gradient(x, BoundPrior(prior, conds, cams, StepRng(0, 0)), aux).residual)
+    torch.testing.assert_close(*residuals, rtol=1e-3, atol=1e-3 * float(residuals[0].abs().max()))
