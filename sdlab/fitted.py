@@ -37,11 +37,12 @@ class FittedNet:
     def descend(self, loss: Tensor, lr: float) -> None:
         """One step of the optimiser at rate `lr`; a loss that is not finite is passed over."""
         self._adam.zero_grad(set_to_none=True)
-        if bool(torch.isfinite(loss)):
-            loss.backward()
-            for group in self._adam.param_groups:
-                group["lr"] = lr
-            self._adam.step()
+        loss.backward()
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        # what torch.amp tells a fused optimiser: it decides on the device, where a look at the loss would wait for it
+        self._adam.found_inf = (~torch.isfinite(loss.detach())).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self._adam.step()
         self.fitted += 1
 
     def to(self, device: torch.device) -> None:

@@ -62,6 +62,15 @@ def test_stages(prior, x):
         torch.testing.assert_close(residual, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_restoring_form_is_sds_with_the_source_as_null(prior, x):
+    """And so it does not vanish where both prompts say the same, unlike the paper's form."""
+    target, source = bound(prior).eps(x.z_t, x.t, "target", "source")
+    g = SBP(form="restoring", w=2.0).gradient(x, bound(prior), None)
+    torch.testing.assert_close(g.residual, 2 * target - source - x.noise, rtol=1e-12, atol=1e-12)
+    same = PromptSettings(target="{prompt}, sharp", source="{prompt}, sharp")
+    assert SBP(form="restoring").gradient(x, bound(prior, same), None).residual.abs().max() > 1e-3
+
+
 def test_wording_of_source_and_target():
     s = PromptSettings(text="a red bear")
     assert wording(s, "source", "front view") == f"a red bear, front view, {DESCRIPTORS}"

@@ -404,6 +404,24 @@ def test_rates_ramp_up_after_a_toggle(quick):
     assert gentle[5] > 0.6 * sudden[5]
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "read"),
+    [
+        ("prompt.text", "a blue dragon", "a blue dragon"),
+        ("prompt.source", "{prompt}, foggish", "a red bear, foggish"),
+        ("prompt.target", "sharp {prompt}", "sharp a red bear"),
+        ("prompt.negative", "uglyish", "a red bear, uglyish"),  # it need not name an object
+        ("prompt.negative", "", ""),
+    ],
+)
+def test_words_are_remarked_on_as_the_prior_reads_them(live, monkeypatch, path, value, read):
+    monkeypatch.setattr(type(live.session.prior), "remark", lambda self, text: f"read: {text}")
+    live.send(Patch(((path, value),)))
+    live.wait(lambda s: any(isinstance(e, Applied) for e in s.events.since(0)[0]))
+    notes = [e.note for e in live.session.events.since(0)[0] if isinstance(e, Applied)]
+    assert notes == [f"read: {read}"]
+
+
 def test_an_auxiliary_that_cannot_be_built_is_refused_and_the_run_goes_on(quick):
     session = Session(quick.patch_all([("prior.height", 7), ("prior.width", 7)]))
     session.prepare()

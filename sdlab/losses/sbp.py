@@ -9,6 +9,12 @@ in words (eq. 3.5):
 
 with one z_t, no guidance and no noise term. The source prompt describes the present picture's flaws; without it the
 two scores would say how to get from nothing to the prompt, which is CSD.
+
+The bridge has no restoring term: nothing holds the picture where the prior finds it likely, and an optimiser such as
+Adam, which does not mind a factor, follows it as far as it is let. The form "restoring" is not the paper's. It is the
+guidance of SDS with the source prompt in place of the empty one, and keeps the noise:
+
+    residual = eps(z_t; source) + w (eps(z_t; target) - eps(z_t; source)) - noise
 """
 
 from __future__ import annotations
@@ -42,6 +48,11 @@ class SBP(Distillation):
         help="bridge: the difference of the two prompts; sds: stage 1; two-stage: sds first, then the bridge",
         choices=("bridge", "sds", "two-stage"),
     )
+    form: str = knob(
+        "paper",
+        help="paper: the bridge alone; restoring: ours, eps(source) + w (...) - noise, which cannot run away",
+        choices=("paper", "restoring"),
+    )
     switch: float = knob(0.5, 0.0, 1.0, "fraction of the run after which two-stage turns to the bridge (paper: 0.8)")
     sds_cfg: float = knob(7.5, 0.0, 200.0, "s of stage 1 (paper: 40 in 2D, 100 in 3D)")
 
@@ -54,4 +65,7 @@ class SBP(Distillation):
             eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
             return Guidance(cfg(eps_u, eps_c, self.sds_cfg) - x.noise, {"pos": eps_c, "uncond": eps_u})
         target, source = model.eps(x.z_t, x.t, "target", "source")
-        return Guidance(self.w * (target - source), {"target": target, "source": source})
+        preds = {"target": target, "source": source}
+        if self.form == "restoring":
+            return Guidance(cfg(source, target, self.w) - x.noise, preds)
+        return Guidance(self.w * (target - source), preds)
