@@ -304,7 +304,17 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
     often = 0.5 if sys.stderr.isatty() else 10.0  # a log file needs fewer lines than a terminal
     bar = tqdm(total=until, initial=first, unit="step", mininterval=often, maxinterval=often)
     last_save = time.monotonic()
+    said, said_at = "", 0.0
     failed = ""
+
+    def say(phase: str, text: str) -> None:
+        """What it does, before the bar: a network that warms up says so many times a second, and takes no steps."""
+        nonlocal said, said_at
+        before, said = said, text if phase == "running" else phase
+        bar.set_description_str(said, refresh=False)
+        if (said == phase) != (before == phase) or time.monotonic() - said_at > often:
+            said_at = time.monotonic()
+            bar.refresh()
 
     def listen(event: Any) -> None:
         nonlocal last_save, failed
@@ -317,8 +327,8 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
                     recorder.flush()
                     session.save(out / "checkpoint")
                     last_save = time.monotonic()
-            case Status(_, phase, _):
-                bar.set_description_str(phase)
+            case Status(_, phase, text):
+                say(phase, text)
             case Skipped(number, what):
                 bar.write(f"step {number} skipped: {what} is not finite", file=sys.stderr)
             case Rejected(number, path, value, reason):

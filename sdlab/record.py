@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import IO
@@ -47,7 +48,8 @@ class Recorder:
 def changes_in(path: Path) -> tuple[list[tuple[int, list[tuple[str, object]]]], int]:
     """What was changed when, and the last step, as a diary says: ([(step, [(knob, value), ...]), ...], steps).
 
-    Changes that followed each other at one step count as one. ValueError when there is no such diary or no step in it.
+    Changes that followed each other at one step count as one; one that was rolled back, because its first step
+    failed, is left out. ValueError when there is no such diary or no step in it.
     """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -57,6 +59,10 @@ def changes_in(path: Path) -> tuple[list[tuple[int, list[tuple[str, object]]]], 
                 if not changes or changes[-1][0] != line["step"]:
                     changes.append((int(line["step"]), []))
                 changes[-1][1].append((line["path"], line["value"]))
+            elif line.get("event") == "rejected" and changes and changes[-1][0] == line["step"]:
+                with contextlib.suppress(ValueError):  # most were refused before they were applied
+                    changes[-1][1].remove((line["path"], line["value"]))
+        changes = [(step, at_once) for step, at_once in changes if at_once]
         last = max(int(line["step"]) for line in lines)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is not the diary of a run ({e})") from e

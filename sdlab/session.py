@@ -47,7 +47,7 @@ from sdlab.messages import (
 )
 from sdlab.optim import SceneOptimiser
 from sdlab.priors import PriorConfig
-from sdlab.prompts import PromptBank, views_of
+from sdlab.prompts import PROMPT, PromptBank, views_of
 from sdlab.rng import StepRng
 from sdlab.settings import Settings, from_toml, to_toml
 from sdlab.step import STAGES, Report, State, needs_warm_up, step, warm_up
@@ -322,8 +322,8 @@ class Session:
             self._undo.changes += changes
         for path, value in changes:
             note = "from the next reset on" if path in waiting else ""
-            if path == "prompt.text" and self._prior is not None:
-                note = self._prior.remark(str(value))
+            if path.startswith("prompt.") and isinstance(value, str) and self._prior is not None:
+                note = self._prior.remark(as_read(path, value, new.prompt.text))
             self._say(Applied(self._step_number, path, value, note))
 
     def _adopt(self, old: Settings, new: Settings) -> set[str]:
@@ -592,6 +592,13 @@ def with_begun(settings: Settings, begun: Settings) -> Settings:
         if k.apply == "restart" and path in knobs and k.value != knobs[path].value
     ]
     return settings.patch_all(changes) if changes else settings
+
+
+def as_read(path: str, value: str, prompt: str) -> str:
+    """The text that the prior gets to read for the wording `value` at `path`."""
+    if path in ("prompt.target", "prompt.source"):
+        return value.replace(PROMPT, prompt)
+    return f"{prompt}, {value}" if path == "prompt.negative" and value else value
 
 
 def _target(command: Command) -> str:
