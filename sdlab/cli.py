@@ -96,11 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("what", choices=("losses", "priors", "scenes", "presets", "knobs"))
     listing.set_defaults(call=_list)
 
-    bench = commands.add_parser("bench", help="measure speed; prints a table and writes JSON")
-    bench.add_argument("what", choices=("raster", "step", "network"))
-    bench.add_argument("--out", type=Path, metavar="FILE", help="JSON file (default: bench-<what>.json)")
-    bench.add_argument("--quick", action="store_true", help="fewer repeats")
-    bench.set_defaults(call=_bench)
+    bench = commands.add_parser("bench", help="measure speed and compare losses; prints a table and writes JSON")
+    benches = bench.add_subparsers(dest="what", required=True, metavar="raster | step | network | losses | six | ...")
+    for what, text in FILE_BENCHES.items():
+        _add_file_bench(benches, what, text)
+    _add_six(benches)
+    _add_janus_losses(benches)
 
     from sdlab.toybox import cli as toybox
 
@@ -111,6 +112,60 @@ def _parser() -> argparse.ArgumentParser:
     _add_objects(boxes)
     _add_janus(boxes)
     return parser
+
+
+# name -> help of the benches that take no more than a file for their results
+FILE_BENCHES = {
+    "raster": "the rasteriser alone, beside plain torch",
+    "step": "one live step, beside the bare evaluations of the network",
+    "network": "networks of several sizes, by each engine",
+    "losses": "a step of every loss, against SDS, by each engine",
+    "entropy": "does ESD's lambda spread the views? Exact and learnt scores",
+}
+
+
+def _add_file_bench(commands: Any, what: str, text: str) -> None:
+    p = commands.add_parser(what, help=text)
+    p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file (default: bench-{what}.json)")
+    p.add_argument("--quick", action="store_true", help="fewer repeats")
+    if what in ("step", "losses"):
+        p.add_argument("--preset", default="toybox", help="a preset's name (default %(default)s)")
+    p.set_defaults(call=_bench)
+
+
+def _add_six(commands: Any) -> None:
+    p = commands.add_parser("six", help="the losses of the papers: one prompt, one seed, the same seconds each")
+    p.add_argument("--prompt", help="what to make (default: the preset's)")
+    p.add_argument("--losses", default="", metavar="LIST", help=f"more than the six; {VARIANT_HELP}")
+    p.add_argument("--only", default="", metavar="LIST", help="these instead of the six, written likewise")
+    _add_comparing(p, "six", seconds=60)
+    p.set_defaults(call=_six)
+
+
+def _add_janus_losses(commands: Any) -> None:
+    p = commands.add_parser("janus-losses", help="count fronts of several losses, without view words")
+    p.add_argument(
+        "--variants", default="", metavar="LIST", help=f"{VARIANT_HELP} (default: vsd,esd:lam=0.5,esd:lam=1)"
+    )
+    p.add_argument("--objects", default="", metavar="NAMES", help="with a front (default: bear,robot,car)")
+    p.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seed to seed + N - 1 (default %(default)s)")
+    _add_comparing(p, "janus-losses", seconds=30)
+    p.set_defaults(call=_janus_losses)
+
+
+VARIANT_HELP = "losses with some of their knobs set: vsd:network=copy,esd:lam=1"
+
+
+def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
+    """The options that `bench six` and `bench janus-losses` share."""
+    p.add_argument("--out", type=Path, default=Path("out") / what, metavar="DIR", help="for results (%(default)s)")
+    p.add_argument("--preset", help="for all (default: toybox-<loss> where there is one, otherwise toybox)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of all")
+    p.add_argument("--seconds", type=_positive, help=f"of each run (default {seconds}; with --steps: no limit)")
+    p.add_argument("--steps", type=_positive, help="of each run (default: as many as the seconds allow)")
+    p.add_argument("--seed", type=int, default=0, help="of every random draw (default %(default)s)")
+    _add_device(p)
+    p.set_defaults(default_seconds=seconds)
 
 
 def _add_objects(commands: Any) -> None:
@@ -450,11 +505,15 @@ def _distilling(args: argparse.Namespace, taken: Sequence[str]) -> Any:
     """What both commands distil with; ValueError for bad options and for knobs that the command sets itself."""
     from sdlab.bench.objects import Bench
 
+    _refuse_taken(args, taken)
+    s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
+    return Bench(s, choose_device(args.device), args.seconds, args.jobs)
+
+
+def _refuse_taken(args: argparse.Namespace, taken: Sequence[str]) -> None:
     for text in args.set:
         if text.partition("=")[0].strip() in taken:
             raise ValueError(f"--set {text!r}: this command sets {' and '.join(taken)} itself")
-    s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
-    return Bench(s, choose_device(args.device), args.seconds, args.jobs)
 
 
 def _measured(args: argparse.Namespace, bench: Any, measure: Callable[[], Any]) -> int:
@@ -491,13 +550,59 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from importlib import import_module
+
     out = args.out or Path(f"bench-{args.what}.json")
-    if args.what == "raster":
-        from sdlab.bench import raster as bench
-    elif args.what == "network":
-        from sdlab.bench import network as bench
-    else:
-        from sdlab.bench import step as bench
-    bench.run(out, quick=args.quick)
+    more = {"name": args.preset} if "preset" in args else {}
+    import_module(f"sdlab.bench.{args.what}").run(out, quick=args.quick, **more)
     print(f"written to {out}")
     return 0
+
+
+# ---- losses beside each other ------------------------------------------------------------------------------
+
+
+def _six(args: argparse.Namespace) -> int:
+    from sdlab.bench import six
+
+    labels = [("--only", x) for x in _listed(args.only)] or [("--losses", x) for x in six.SIX]
+    labels += [("--losses", x) for x in _listed(args.losses)]
+    bench, variants = _comparing(args, labels, taken=("active", "prompt.text"), text=args.prompt)
+    six.asked_for(bench.settings.prompt.text)  # refused before any work, if it must be
+    return _measured(args, bench, lambda: six.run_six(bench, variants, args.out, args.steps))
+
+
+def _janus_losses(args: argparse.Namespace) -> int:
+    from sdlab.bench import janus_losses as janus
+    from sdlab.bench.objects import choose
+
+    labels = [("--variants", x) for x in _listed(args.variants) or janus.VARIANTS]
+    bench, variants = _comparing(args, labels, taken=("active", "prompt.text", "prompt.view_dependent"))
+    names = choose(args.objects or ",".join(janus.OBJECTS), "--objects", front=True)
+    entries = janus.entries(variants, names, args.seeds)
+    return _measured(args, bench, lambda: janus.run_janus_losses(bench, entries, args.out, args.steps))
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _comparing(
+    args: argparse.Namespace, labels: Sequence[tuple[str, str]], taken: Sequence[str], text: str | None = None
+) -> tuple[Any, list[Any]]:
+    """What both commands compare with, and their variants; `labels` are these, each with the option that names it."""
+    from sdlab.bench.objects import Bench
+    from sdlab.bench.variants import PRESET, Variant, preset_of, spelled
+
+    _refuse_taken(args, taken)
+    named = {"steps": args.steps, "seed": args.seed, "prompt__text": text}
+    base = settings_for(args.preset or PRESET, args.set, **named)
+    named["prompt__text"] = base.prompt.text  # a tuned preset may have another
+    variants = {}
+    for option, label in labels:
+        loss, assignments = spelled(label, option)
+        preset = args.preset or preset_of(loss)
+        s = settings_for(preset, [*args.set, f"active={loss}", *assignments], **named)
+        variants[label] = Variant(label, preset, s)
+    seconds = args.seconds or (float("inf") if args.steps else args.default_seconds)
+    return Bench(base, choose_device(args.device), float(seconds)), list(variants.values())

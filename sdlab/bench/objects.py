@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import threading
 import time
@@ -49,6 +50,7 @@ SHEET_BYTES = 1_000_000  # a picture in a README must load at once
 RED = (205, 50, 45)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 Read = Callable[[np.ndarray], list[judge.Truth]]
 
 
@@ -154,9 +156,13 @@ class Bench:
     def run(self, cases: Sequence[Case], finish: Callable[[Outcome], T]) -> Iterator[T]:
         """`finish(outcome)` of each case as they come, none of a run that `stop` ended. It is called between runs, so
         that with one job nothing else runs while seconds are counted."""
+        return self.each(cases, lambda case: self._run(case, finish))
+
+    def each(self, items: Sequence[Item], work: Callable[[Item], T | None]) -> Iterator[T]:
+        """`work` of each item as they come, without those that answered None."""
         with ThreadPoolExecutor(self.jobs, "sdlab-bench") as executor:
             try:
-                pending = {executor.submit(self._run, case, finish) for case in cases}
+                pending = {executor.submit(work, item) for item in items}
                 while pending:  # never waiting for long, since on Windows a thread that waits hears no Ctrl-C
                     done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                     yield from (result for future in done if (result := future.result()) is not None)
@@ -164,11 +170,16 @@ class Bench:
                 self.stop.set()
                 raise
 
+    def session(self, settings: Settings) -> Session:
+        """A session of the shared prior, ready for its first step, for the thread that asks."""
+        session = Session(settings, self.device, self._pool.get)
+        session.prepare()
+        return session
+
     def _run(self, case: Case, finish: Callable[[Outcome], T]) -> T | None:
         if self.stop.is_set():
             return None
-        session = Session(case.settings, self.device, self._pool.get)
-        session.prepare()
+        session = self.session(case.settings)
         planned, started = case.settings.steps, time.perf_counter()
         note = ""
         interrupted = False
@@ -199,7 +210,7 @@ class Bench:
             "engine": self.prior.engine_name,
             "device": str(self.device),
             "jobs": self.jobs,
-            "seconds_limit": self.seconds,
+            "seconds_limit": self.seconds if math.isfinite(self.seconds) else None,
             "machine": machine.processor(),
             "versions": machine.versions(),
             "settings": {path: knob.value for path, knob in self.settings.knobs().items()},
@@ -352,6 +363,11 @@ def save_portraits(portraits: Sequence[np.ndarray], rows: Sequence[dict[str, Any
         draw.text(
             (middle, below + 26), votes, fill=(120, 120, 128) if row["recognised"] else RED, font=small, anchor="mt"
         )
+    save_small(sheet, path)
+
+
+def save_small(sheet: Image.Image, path: Path) -> None:
+    """A PNG of at most SHEET_BYTES, made smaller until it is."""
     sheet.save(path, optimize=True)
     while path.stat().st_size > SHEET_BYTES:
         sheet = sheet.resize((sheet.width * 9 // 10, sheet.height * 9 // 10), Image.Resampling.LANCZOS)

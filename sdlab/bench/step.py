@@ -7,7 +7,6 @@ are medians over rounds, those of the stages means; the ratios are medians of th
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import time
@@ -17,10 +16,8 @@ from typing import Any
 import torch
 
 from sdlab import machine
-from sdlab.messages import Event, Stepped
-from sdlab.session import Session
-from sdlab.settings import Settings, preset
-from sdlab.step import STAGES
+from sdlab.bench.lanes import Lane, has_engines, median, ratio
+from sdlab.settings import preset
 from sdlab.types import cat_conds
 
 WARM_UP = 15  # steps that are not counted: compilation, caches
@@ -30,8 +27,8 @@ def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> d
     """Measure the preset `name`; print a table, write JSON to `out`, return the figures."""
     rounds, per_round = (4, 15) if quick else (12, 25)
     base = preset(name).patch("scene.densify_every", 0)  # the cloud must not grow between rounds
-    live = _Lane(base)
-    slow = _Lane(base.patch("prior.engine", "torch")) if _has_engines(base) else None
+    live = Lane(base, WARM_UP)
+    slow = Lane(base.patch("prior.engine", "torch"), WARM_UP) if has_engines(base) else None
     rows: list[dict[str, float]] = []
     for _ in range(rounds):
         row = {"live": live.steps(per_round), "bare": _bare(live, per_round)}
@@ -45,39 +42,7 @@ def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> d
     return result
 
 
-def _has_engines(s: Settings) -> bool:
-    return any(f.name == "engine" for f in dataclasses.fields(s.prior))
-
-
-class _Lane:
-    """A session that steps under the bench's control, publishing as the page would have it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.session = Session(settings.patch("steps", 1_000_000))
-        self.stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
-        self.session.listen(self._listen)
-        self.session.run(until=WARM_UP)
-        self.clear()
-
-    def clear(self) -> None:
-        for values in self.stages.values():
-            values.clear()
-
-    def _listen(self, event: Event) -> None:
-        if isinstance(event, Stepped):
-            for stage in STAGES:
-                self.stages[stage].append(event.stats[f"ms_{stage}"])
-
-    def steps(self, n: int) -> float:
-        """Milliseconds per step of `n` more steps, frames included."""
-        session = self.session
-        session.running = True
-        started = time.perf_counter()
-        session.run(until=session.state.step + n)
-        return 1e3 * (time.perf_counter() - started) / n
-
-
-def _bare(lane: _Lane, n: int) -> float:
+def _bare(lane: Lane, n: int) -> float:
     """Milliseconds of the network evaluations of one step, alone: the same batch, no rendering, no bookkeeping."""
     s, prior = lane.session.settings, lane.session.prior
     roles = s.loss.roles
@@ -96,28 +61,22 @@ def _bare(lane: _Lane, n: int) -> float:
     return statistics.fmean(times)
 
 
-def _summary(live: _Lane, slow: _Lane | None, rows: list[dict[str, float]], name: str) -> dict[str, Any]:
-    def median(key: str) -> float:
-        return round(statistics.median(row[key] for row in rows), 2)
-
-    def ratio(a: str, b: str) -> float:
-        return round(statistics.median(row[a] / row[b] for row in rows), 2)
-
+def _summary(live: Lane, slow: Lane | None, rows: list[dict[str, float]], name: str) -> dict[str, Any]:
     s, prior = live.session.settings, live.session.prior
     result: dict[str, Any] = {
         "preset": name,
         "engine": prior.engine_name,
         "views": s.camera.views,
-        "gaussians": int(live.session.state.scene.params["means"].shape[0]),
+        "gaussians": live.gaussians,
         "machine": machine.processor(),
-        "step_ms": median("live"),
-        "bare_network_ms": median("bare"),
-        "step_over_bare_network": ratio("live", "bare"),
-        "stages_ms": {stage: round(statistics.fmean(values), 2) for stage, values in live.stages.items() if values},
+        "step_ms": median(rows, "live"),
+        "bare_network_ms": median(rows, "bare"),
+        "step_over_bare_network": ratio(rows, "live", "bare"),
+        "stages_ms": live.stages_ms,
     }
     if slow is not None:
-        result["torch_engine_step_ms"] = median("torch")
-        result["torch_engine_over_fastest"] = ratio("torch", "live")
+        result["torch_engine_step_ms"] = median(rows, "torch")
+        result["torch_engine_over_fastest"] = ratio(rows, "torch", "live")
     return result
 
 

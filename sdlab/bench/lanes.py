@@ -1,0 +1,84 @@
+"""What the benches of steps share: sessions that step under a bench's control, and figures over rounds.
+
+Machines are noisy, so everything that is compared runs in turns in one process. A round is a dict, key -> ms; times
+are medians over rounds, and ratios medians of the rounds' own ratios.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+from sdlab.messages import Event, Failed, Stepped, Stop
+from sdlab.session import LoadPrior, Session, load_prior
+from sdlab.settings import Settings
+from sdlab.step import STAGES
+
+Round = Mapping[str, float]
+
+
+class Lane:
+    """A session that steps when it is told to, publishing as the page would have it. The first `warm_up` steps
+    (compilation, caches, and whatever its loss does before its first step) are taken at once.
+
+    RuntimeError when a step fails.
+    """
+
+    def __init__(self, settings: Settings, warm_up: int, load: LoadPrior = load_prior) -> None:
+        self.session = Session(settings.patch("steps", 1_000_000), load=load)
+        self._stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        self._counting = False
+        self._failure = ""
+        self._goal = 0  # steps that it is told to have taken
+        self.session.listen(self._listen)
+        self._run_on(warm_up)
+
+    def _listen(self, event: Event) -> None:
+        match event:
+            case Stepped(_, stats) if self._counting:
+                for stage in STAGES:
+                    self._stages[stage].append(stats[f"ms_{stage}"])
+            case Failed(number, reason):
+                self._failure = f"step {number} of {self.session.settings.active} failed: {reason}"
+                self.session.send(Stop())
+
+    def _run_on(self, n: int) -> None:
+        self._goal += n
+        self.session.run(until=self._goal)
+        if self._failure:
+            raise RuntimeError(self._failure)
+
+    def steps(self, n: int, uncounted: int = 0) -> float:
+        """Milliseconds per step of `n` more steps, frames included, after `uncounted` others."""
+        if uncounted:
+            self._run_on(uncounted)
+        self._counting = True
+        started = time.perf_counter()
+        self._run_on(n)
+        ms = 1e3 * (time.perf_counter() - started) / n
+        self._counting = False
+        return ms
+
+    @property
+    def stages_ms(self) -> dict[str, float]:
+        """Means over all counted steps."""
+        return {stage: round(statistics.fmean(values), 2) for stage, values in self._stages.items() if values}
+
+    @property
+    def gaussians(self) -> int:
+        return int(self.session.state.scene.params["means"].shape[0])
+
+
+def has_engines(s: Settings) -> bool:
+    """Whether there is a choice of what runs the prior's network."""
+    return any(f.name == "engine" for f in dataclasses.fields(s.prior))
+
+
+def median(rows: Sequence[Round], key: str) -> float:
+    return round(statistics.median(row[key] for row in rows), 2)
+
+
+def ratio(rows: Sequence[Round], a: str, b: str) -> float:
+    return round(statistics.median(row[a] / row[b] for row in rows), 2)

@@ -1,0 +1,156 @@
+"""What a step of every loss costs, against one of SDS.
+
+The losses are found by themselves; one that lets its auxiliary be made from several networks is measured with each.
+Each runs with the fastest engine for every forward of the prior and with the torch engine for every forward (an
+auxiliary that learns is torch's own in either). All run in turns in one process (`sdlab.bench.lanes`), and before each
+turn of a loss SDS has one with the same engine, against which it is held.
+
+Auxiliaries are built and warmed up first, which is not counted; density control is off, so that all clouds stay as
+large as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdlab import machine
+from sdlab.bench.lanes import Lane, has_engines, median, ratio
+from sdlab.manager import PriorPool
+from sdlab.prompts import PromptBank
+from sdlab.settings import Settings, preset
+from sdlab.step import STAGES, step
+
+BASE = "sds"
+WARM_UP = 15  # steps, and lessons of an auxiliary, that are not counted: the first lessons cost what later ones do
+TURN = 8  # steps of a lane in a round
+UNCOUNTED = 2  # steps before them, which find the caches full of another lane's tensors
+SECONDS, SECONDS_QUICK = 180.0, 20.0  # rounds fill this much time, but there are never fewer than
+ROUNDS_MIN, ROUNDS_MIN_QUICK = 4, 2
+
+
+class Entry(NamedTuple):
+    """One line of the table: a loss with what it is run with; `network` is "" for a loss that has no choice of one."""
+
+    loss: str
+    network: str
+    settings: Settings
+
+    @property
+    def label(self) -> str:
+        return f"{self.loss} ({self.network})" if self.network else self.loss
+
+
+def entries(base: Settings) -> list[Entry]:
+    """All losses, SDS first, each with every network that it may be given."""
+    knobs = base.knobs()
+    found = []
+    for loss in sorted(base.losses, key=lambda name: (name != BASE, name)):
+        s = base.patch("active", loss)
+        if (path := f"losses.{loss}.warm_up") in knobs:
+            s = s.patch(path, min(knobs[path].value, WARM_UP))
+        network = knobs.get(f"losses.{loss}.network")
+        for choice in (network.choices if network else None) or ("",):
+            found.append(Entry(loss, choice, s.patch(f"losses.{loss}.network", choice) if choice else s))
+    return found
+
+
+class Field:
+    """All entries with one engine. In a round, `label` is the time of a loss, "sds before <label>" what it is held
+    against."""
+
+    def __init__(self, entries: list[Entry], pool: PriorPool) -> None:
+        self.lanes = {entry.label: Lane(entry.settings, WARM_UP, pool.get) for entry in entries}
+        self.engine = self.lanes[BASE].session.prior.engine_name
+        self.rounds: list[dict[str, float]] = []
+
+    def take_round(self) -> None:
+        times = {}
+        for label, lane in self.lanes.items():
+            if label != BASE:
+                times[_before(label)] = self.lanes[BASE].steps(TURN, UNCOUNTED)
+                times[label] = lane.steps(TURN, UNCOUNTED)
+        times[BASE] = sum(times[_before(label)] for label in self.lanes if label != BASE) / (len(self.lanes) - 1)
+        self.rounds.append(times)
+
+    def figures(self, label: str) -> dict[str, Any]:
+        return {
+            "ms": median(self.rounds, label),
+            "x_sds": ratio(self.rounds, label, BASE if label == BASE else _before(label)),
+            "stages_ms": self.lanes[label].stages_ms,
+        }
+
+
+def _before(label: str) -> str:
+    return f"{BASE} before {label}"
+
+
+def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> dict[str, Any]:
+    """Measure all losses with the preset `name`; print a table, write JSON to `out`, return the figures."""
+    seconds, rounds_min = (SECONDS_QUICK, ROUNDS_MIN_QUICK) if quick else (SECONDS, ROUNDS_MIN)
+    base = preset(name).patch("scene.densify_every", 0)
+    lines, pool = entries(base), PriorPool()
+    fields = {"fastest": Field(lines, pool)}
+    if has_engines(base) and not fields["fastest"].engine.startswith("torch"):
+        on_torch = [e._replace(settings=e.settings.patch("prior.engine", "torch")) for e in lines]
+        fields["torch"] = Field(on_torch, pool)
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < rounds_min or time.perf_counter() - started < seconds:
+        for field in fields.values():
+            field.take_round()
+        rounds += 1
+    result = _summary(lines, fields, name)
+    _print(result)
+    if out is not None:
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _summary(lines: list[Entry], fields: dict[str, Field], name: str) -> dict[str, Any]:
+    lanes = fields["fastest"].lanes
+    return {
+        "preset": name,
+        "engines": {key: field.engine for key, field in fields.items()},
+        "views": lanes[BASE].session.settings.camera.views,
+        "gaussians": lanes[BASE].gaussians,
+        "rounds": len(fields["fastest"].rounds),
+        "steps_a_turn": TURN,
+        "rows": [
+            {
+                "label": entry.label,
+                "loss": entry.loss,
+                "network": entry.network,
+                "evaluations": _evaluations(lanes[entry.label]),
+                **{key: field.figures(entry.label) for key, field in fields.items()},
+            }
+            for entry in lines
+        ],
+        "machine": machine.processor(),
+        "versions": machine.versions(),
+        "peak_rss_mb": machine.peak_rss_mb(),
+    }
+
+
+def _evaluations(lane: Lane) -> int:
+    """Network evaluations per view of one more step; an auxiliary's lessons count as one each."""
+    session = lane.session
+    return step(session.state, session.effective, session.prior, PromptBank(session.prior)).nfe
+
+
+def _print(r: dict[str, Any]) -> None:
+    print(f"preset {r['preset']}, {r['views']} views, {r['gaussians']} Gaussians, {r['rounds']} rounds, {r['machine']}")
+    width = 2 + max(len(row["label"]) for row in r["rows"])
+    print(f"{'':{width}}{'network':>12}" + "".join(f"{engine:>22}" for engine in r["engines"].values()))
+    print(f"{'loss':{width}}{'evaluations':>12}" + f"{'ms a step':>13}{'x SDS':>9}" * len(r["engines"]))
+    for row in r["rows"]:
+        cells = "".join(f"{row[key]['ms']:13.2f}{row[key]['x_sds']:9.2f}" for key in r["engines"])
+        print(f"{row['label']:{width}}{row['evaluations']:12}{cells}")
+    for key, engine in r["engines"].items():
+        print(f"ms a stage, {engine}")
+        print(" " * width + "".join(f"{stage:>11}" for stage in STAGES))
+        for row in r["rows"]:
+            stages = row[key]["stages_ms"]
+            print(f"{row['label']:{width}}" + "".join(f"{stages[stage]:11.2f}" for stage in STAGES))

@@ -1,0 +1,179 @@
+"""The six losses of the papers beside each other: one prompt, one seed, the same seconds for each.
+
+From equal seeds all losses see the same cameras, timesteps and noise; that is checked by fingerprints of every step,
+as far as two runs go together. Where presets differ in what decides about these on purpose, it is said which do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sdlab.bench.objects import (
+    JANUS_VIEWS,
+    VIEWS,
+    Bench,
+    Case,
+    Progress,
+    front_strip,
+    portrait,
+    row_of,
+    save_small,
+    true_fronts,
+    write_json,
+)
+from sdlab.bench.variants import Course, Draw, Variant, agreements, described, digests, follow
+from sdlab.export import stack_strips
+from sdlab.toybox import words
+
+SIX = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")
+STRIP_ROWS = 2  # of turntable views beside a portrait
+GAP = 12  # pixels between a portrait and its turntable
+
+
+class Finished(NamedTuple):
+    """What is kept of a run."""
+
+    variant: Variant
+    row: dict[str, Any]
+    picture: np.ndarray
+    draws: list[Draw]
+
+
+def asked_for(prompt: str) -> tuple[str, str]:
+    """The object that a prompt names first and the colour before it, in the judge's words; "" for a colour that is not
+    named. ValueError when it names no object."""
+    found = _first(prompt, words.OBJECTS)
+    if not found:
+        raise ValueError(f"--prompt {prompt!r}: names no object of the judge's; it knows {', '.join(words.OBJECTS)}")
+    at, name = found
+    colour = _first(prompt[:at], words.COLOURS)
+    return name, colour[1] if colour else ""
+
+
+def _first(text: str, table: dict[str, tuple[str, ...]]) -> tuple[int, str] | None:
+    """Where in `text` a word of the table, or a synonym, comes first, and its standard wording."""
+    places = [
+        (match.start(), -len(wording), standard)
+        for standard, synonyms in table.items()
+        for wording in (standard, *synonyms)
+        if (match := re.search(rf"\b{re.escape(wording)}\b", text.lower()))
+    ]
+    at, _, standard = min(places, default=(0, 0, ""))  # of two that begin at one place, the longer
+    return (at, standard) if places else None
+
+
+def run_six(bench: Bench, variants: Sequence[Variant], out: Path, planned: int | None = None) -> dict[str, Any]:
+    """Distil each variant, print a line when it is done, write six.json and six.png into the folder `out`; returns the
+    summary. What is finished is written however it ends.
+
+    RuntimeError, after that, when two runs drew differently and no knob says why.
+    """
+    name, colour = asked_for(bench.settings.prompt.text)
+
+    def work(variant: Variant) -> Finished | None:
+        course = follow(bench, Case(name, colour, variant.settings), planned)
+        if course is None:
+            return None
+        strip, row = _judged(bench, course)
+        return Finished(variant, {**described(variant, bench.settings), **row}, strip, course.draws)
+
+    finished: list[Finished] = []
+    progress = Progress(len(variants))
+    print(f'"{bench.settings.prompt.text}"; an object with one front has {true_fronts(bench.settings)} of them')
+    width = 2 + max(len(variant.label) for variant in variants)
+    print(f"{'loss':{width}}{'steps':>7}{'seconds':>9}{'warm-up':>9}{'object':>8}{'colour':>8}{'fronts':>8}")
+    try:
+        for one in bench.each(variants, work):
+            finished.append(one)
+            line = f"{one.variant.label:{width}}{_line(one.row)}   {progress.advance()}   {one.row['note']}"
+            print(line.rstrip(), flush=True)
+    finally:
+        summary = _summary(finished, bench, len(variants), progress.seconds)
+        if finished:
+            write_json(out / "six.json", bench, summary, [one.row for one in finished])
+            save_sheet(finished, out / "six.png")
+    for row in summary["draws"]:
+        print(_agreement_line(row, finished[0].variant.label))
+    print(f"{summary['seconds']} s in all; " + (f"results in {out}" if finished else "nothing written"))
+    if summary["unexplained"]:
+        raise RuntimeError(f"{', '.join(summary['unexplained'])}: did not draw what {finished[0].variant.label} drew")
+    return summary
+
+
+def _judged(bench: Bench, course: Course) -> tuple[np.ndarray, dict[str, Any]]:
+    """The picture of one run and its figures: object and colour over VIEWS views, fronts over JANUS_VIEWS."""
+    outcome = course.outcome
+    row, around = row_of(bench, outcome, VIEWS), row_of(bench, outcome, JANUS_VIEWS)
+    figures = {
+        "warm_up_seconds": round(course.warm_up_seconds, 2),
+        "evaluations": course.evaluations,
+        "skipped": course.skipped,
+        "gaussians": int(outcome.scene.params["means"].shape[0]),
+        "front_votes": around["front_votes"],
+        "front_views": JANUS_VIEWS,
+        "read_around": around["read"],
+    }
+    return beside(portrait(outcome), front_strip(outcome, around)), {**row, **figures}
+
+
+def _line(row: dict[str, Any]) -> str:
+    colour = f"{row['colour_votes']}/{row['views']}" if row["colour"] else "-"
+    votes = (f"{row['object_votes']}/{row['views']}", colour, f"{row['front_votes']}/{row['front_views']}")
+    seconds = f"{row['seconds']:9.1f}{row['warm_up_seconds']:9.1f}"
+    return f"{row['steps']:7}{seconds}" + "".join(f"{vote:>8}" for vote in votes)
+
+
+def _summary(finished: Sequence[Finished], bench: Bench, planned: int, seconds: float) -> dict[str, Any]:
+    compared = agreements([(one.variant, one.draws) for one in finished]) if finished else []
+    common = min((len(one.draws) for one in finished), default=0)
+    return {
+        "prompt": bench.settings.prompt.text,
+        "planned": planned,
+        "finished": len(finished),
+        "true_fronts": true_fronts(bench.settings),
+        "seconds": round(seconds, 1),
+        "draws": [agreement.row() for agreement in compared],
+        "unexplained": [agreement.label for agreement in compared if agreement.unexplained],
+        "digests": {
+            "steps": common,
+            "of": [{"variant": one.variant.label, **digests(one.draws[:common])} for one in finished],
+        },
+    }
+
+
+def _agreement_line(row: dict[str, Any], first: str) -> str:
+    same = [name for name in ("cameras", "t", "noise") if row[name] == "equal"]
+    other = [f"{name} {row[name]}" for name in ("cameras", "t", "noise") if row[name] != "equal"]
+    told = [f"{', '.join(same)} equal"] if same else []
+    return f"{row['variant']} against {first}, {row['steps_compared']} steps: {'; '.join(told + other)}"
+
+
+def beside(picture: np.ndarray, strip: np.ndarray) -> np.ndarray:
+    """A portrait [P, P, 3] with its turntable [S, n S, 3] at its right, in STRIP_ROWS rows, before white."""
+    block = np.concatenate(np.split(strip, STRIP_ROWS, axis=1), axis=0)
+    height = max(picture.shape[0], block.shape[0])
+    parts = [picture, np.empty((0, GAP, 3), np.uint8), block]
+    return np.concatenate(
+        [np.pad(part, ((0, height - part.shape[0]), (0, 0), (0, 0)), constant_values=255) for part in parts], axis=1
+    )
+
+
+def save_sheet(finished: Sequence[Finished], path: Path) -> None:
+    """A row for each run: the portrait and the turntable with a bar under each view read as a front."""
+    captions = [f"{one.variant.title}: {_caption(one.row)}" for one in finished]
+    stack_strips([one.picture for one in finished], captions, path)
+    with Image.open(path) as sheet:
+        save_small(sheet.copy(), path)
+
+
+def _caption(row: dict[str, Any]) -> str:
+    colour = f", colour {row['colour_votes']}/{row['views']}" if row["colour"] else ""
+    read = f"object {row['object_votes']}/{row['views']}{colour}, fronts {row['front_votes']}/{row['front_views']}"
+    failed = f"   {row['note']}" if row["note"] else ""
+    return f"{row['steps']} steps in {row['seconds']:.0f} s;   {read}{failed}"
