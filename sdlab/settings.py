@@ -185,20 +185,25 @@ def _member(group: str, members: Mapping[str, type], kind: str) -> type:
     return members[kind]
 
 
-def from_toml(text: str, where: str = "settings") -> Settings:
-    """Settings from TOML; ValueError names the file (`where`) and the knob that is wrong."""
+def from_toml(text: str, where: str = "settings", base: Settings | None = None) -> Settings:
+    """Settings from TOML, where it is silent those of `base` (None: the defaults); ValueError names the file (`where`)
+    and the knob that is wrong."""
     try:
         doc = tomlkit.parse(text).unwrap()
     except TOMLKitError as e:
         raise ValueError(f"{where} is not valid TOML: {e}") from e
     doc.pop("about", None)  # a preset's title and description, read by `about`
     kinds = {}
-    for group, fallback in (("prior", "diffusers"), ("scene", "splats")):
-        table = doc.get(group, {})
-        kinds[group] = table.pop("kind", fallback) if isinstance(table, dict) else fallback
+    start = base or default_settings()
+    for group in ("prior", "scene"):
+        table, kind = doc.get(group, {}), getattr(start, group).kind
+        kinds[group] = table.pop("kind", kind) if isinstance(table, dict) else kind
     try:
-        base = default_settings(kinds["prior"], kinds["scene"])
-        return base.patch_all(_flatten(doc))
+        members = default_settings(kinds["prior"], kinds["scene"])
+        for group in ("prior", "scene"):
+            if kinds[group] != getattr(start, group).kind:
+                start = dataclasses.replace(start, **{group: getattr(members, group)})
+        return start.patch_all(_flatten(doc))
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from e
 
@@ -228,11 +233,18 @@ def _preset_text(name: str) -> str:
 
 
 def preset(name: str) -> Settings:
-    """The settings of a preset by name; ValueError lists the presets there are."""
-    return from_toml(_preset_text(name), f"preset {name}")
+    """The settings of a preset by name; ValueError lists the presets there are. `base` in its [about] names a preset
+    from which it differs only in what it says."""
+    text = _preset_text(name)
+    base = _about(text).get("base")
+    return from_toml(text, f"preset {name}", preset(base) if base else None)
 
 
 def about(name: str) -> dict[str, str]:
     """`title` and `text` of a preset."""
-    table = tomlkit.parse(_preset_text(name)).unwrap().get("about", {})
+    table = _about(_preset_text(name))
     return {"title": str(table.get("title", name)), "text": str(table.get("text", ""))}
+
+
+def _about(text: str) -> dict[str, Any]:
+    return tomlkit.parse(text).unwrap().get("about", {})

@@ -57,6 +57,16 @@ def test_a_papers_preset_holds_its_constants(name):
     assert "GPU" in settings.about(name)["text"], "it says what it needs"
 
 
+def test_the_toybox_presets_share_their_knobs():
+    """A loss toggled to is the loss of its own preset."""
+    toybox = settings.preset("toybox")
+    for name in ("vsd", "esd", "vdm", "jsd"):
+        own = settings.preset(f"toybox-{name}")
+        assert own.active == name
+        assert own.loss == toybox.losses[name]
+    assert toybox.losses["vsd"].aux_key() == toybox.losses["esd"].aux_key(), "they share psi"
+
+
 @pytest.fixture(scope="module")
 def latent(tmp_path_factory):
     return latent_model(tmp_path_factory.mktemp("latent") / "model", prediction_type="epsilon")

@@ -114,6 +114,19 @@ def test_every_preset_loads_and_says_what_it_is():
         assert settings.about(name)["text"]
 
 
+def test_a_preset_may_say_only_what_differs_from_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "PRESETS", tmp_path)
+    (tmp_path / "one.toml").write_text('steps = 7\n[prior]\nkind = "mixture"\nstd = 0.3\n[losses.sds]\ncfg = 3.0\n')
+    (tmp_path / "two.toml").write_text('[about]\nbase = "one"\ntitle = "Two"\n[losses.sds]\ncfg = 4.0\n')
+    (tmp_path / "three.toml").write_text('[about]\nbase = "two"\n[prior]\nkind = "diffusers"\n')
+    two, three = settings.preset("two"), settings.preset("three")
+    assert (two.steps, two.prior.kind, two.prior.std, two.losses["sds"].cfg) == (7, "mixture", 0.3, 4.0)
+    assert (three.steps, three.losses["sds"].cfg) == (7, 4.0)
+    assert three.prior == settings.default_settings().prior, "another kind of prior starts from its defaults"
+    assert settings.about("two")["title"] == "Two"
+    assert settings.about("three")["title"] == "three", "title and text are not inherited"
+
+
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"toybx.*did you mean toybox.*mixture"):
         settings.preset("toybx")
