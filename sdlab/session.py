@@ -84,6 +84,7 @@ class _Undo:
     prior: Prior
     bank: PromptBank
     parts: dict[str, Any]
+    toggled: int
     changes: list[tuple[str, Any]]
 
 
@@ -301,6 +302,7 @@ class Session:
         old, prior, bank = self.settings, self._prior, self._bank
         state = self._state
         parts = self._parts() if self._undo is None and state is not None else None
+        toggled = state.toggled if state is not None else 0
         auxes = (dict(state.aux), dict(state.aux_keys)) if state is not None else None
         try:
             waiting = self._adopt(old, new)
@@ -316,8 +318,8 @@ class Session:
             return
         if self._undo is None and self._state is not None and prior is not None and bank is not None:
             if parts is None or self._state is not state:  # built anew, which needs no way back
-                parts = self._parts()
-            self._undo = _Undo(old, prior, bank, parts, [])
+                parts, toggled = self._parts(), self._state.toggled
+            self._undo = _Undo(old, prior, bank, parts, toggled, [])
         if self._undo is not None:
             self._undo.changes += changes
         for path, value in changes:
@@ -380,8 +382,13 @@ class Session:
         """A fresh scene and optimiser from the settings as of the last reset."""
         s = self._begun
         scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.device)
+        before = self._state
         self._state = State(scene, SceneOptimiser(scene.params, s.optim))
-        self._adopt_aux(self.effective)
+        try:
+            self._adopt_aux(self.effective)
+        except Exception:
+            self._state = before  # a state without the network that its loss needs could not step
+            raise
         self._undo = None
         self._report = None
         self._rate = 0.0
@@ -476,8 +483,12 @@ class Session:
             return
         self._undo = None
         self._use(undo.settings)
+        if self._prior is not undo.prior:  # an auxiliary may stand on the weights of its prior
+            self.state.aux.clear()
+            self.state.aux_keys.clear()
         self._prior, self._bank = undo.prior, undo.bank
         self._restore_parts(undo.parts)
+        self.state.toggled = undo.toggled
         self.state.scene.adopt(undo.settings.scene)
         for path, value in undo.changes:
             self._say(Rejected(self.state.step, path, value, f"rolled back, its first step failed: {_reason(error)}"))

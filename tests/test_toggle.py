@@ -1,4 +1,3 @@
-raise RuntimeError("LEAD TO HELPER: at 09:53 I reverted your uncommitted edits of sdlab/session.py by mistake (git checkout), and put edits of mine there (as_read, see git diff). Re-apply yours, keep mine, then delete this line.")
 """The toggle: all six losses in one run, what it leaves of the scene, and the networks that wait for their return."""
 
 from __future__ import annotations
@@ -246,12 +245,14 @@ def test_esd_goes_on_with_the_psi_of_vsd(short):
 @pytest.mark.parametrize(
     "changes",
     [
+        [("losses.vsd.rank", 8)],
         [("losses.esd.rank", 8), ("active", "esd")],
-        [("losses.vsd.network", "lora")],
+        [("losses.vsd.network", "copy")],
     ],
 )
 def test_psi_made_with_other_knobs_is_a_new_one_and_warms_up(short, changes):
-    session = prepared(short.patch("active", "vsd"))
+    loras = [("losses.vsd.network", "lora"), ("losses.esd.network", "lora"), ("active", "vsd")]
+    session = prepared(short.patch_all(loras))
     go(session, 5)
     first = session.state.aux["score"]
     session._patch(changes)
@@ -264,6 +265,14 @@ def test_psi_made_with_other_knobs_is_a_new_one_and_warms_up(short, changes):
     go(session, 2)
     assert second.fitted == 4 + 2
     assert refusals(session) == []
+
+
+def test_the_rank_of_a_lora_means_nothing_to_a_copy(short):
+    session = prepared(short.patch("active", "vsd"))
+    go(session, 2)
+    psi = session.state.aux["score"]
+    go(session, 2, ("losses.esd.rank", 8), ("active", "esd"))
+    assert session.state.aux["score"] is psi
 
 
 def test_a_run_restored_while_psi_is_parked_equals_the_uninterrupted_one(short, tmp_path):
