@@ -63,7 +63,7 @@ function sdlKnob(node, send) {
     shown = v;
     if (typing || waiting !== undefined) return; // what is being done here comes next, and wins
     if (kind === "bool") field.checked = v;
-    else field.value = v;
+    else field.value = written(v);
     place(v);
   };
   const change = (v) => {
@@ -75,6 +75,11 @@ function sdlKnob(node, send) {
   };
 
   field.addEventListener("input", () => { typing = true; });
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || field.tagName !== "TEXTAREA") return;
+    event.preventDefault(); // a text is one line, however many it takes to show
+    field.blur();
+  });
   field.addEventListener("change", () => {
     typing = false;
     if (kind === "bool") return change(field.checked);
@@ -86,12 +91,17 @@ function sdlKnob(node, send) {
   });
   slider?.addEventListener("input", () => {
     const v = toValue(Number(slider.value));
-    field.value = v;
+    field.value = written(v);
     slider.style.setProperty("--share", `${(100 * slider.value) / SLIDER_STEPS}%`);
     waiting ??= setTimeout(() => change(toValue(Number(slider.value))), SEND_EVERY);
   });
   slider?.addEventListener("change", () => change(toValue(Number(slider.value))));
   return { path, node, show };
+}
+
+// Small numbers as people write learning rates: 1e-4.
+function written(value) {
+  return typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : value;
 }
 
 // ---- light and dark: the system's choice until somebody presses the button -------------------------------

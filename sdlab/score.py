@@ -76,6 +76,11 @@ def square_error(eps: Tensor, noise: Tensor) -> Tensor:
     return (eps - noise).square().mean()
 
 
+def made_with(network: str, rank: int) -> tuple[str, int]:
+    """What a psi that is to be gone on with must have been made with; a copy has no rank."""
+    return network, rank if network == "lora" else 0
+
+
 # ---- the knobs that these losses share --------------------------------------------------------------------------
 
 

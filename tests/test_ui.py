@@ -18,7 +18,7 @@ from sdlab.session import Session
 from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui.form import control, form_html, form_state, label_of
-from sdlab.ui.panels import Curve, Mark, Message, chart, duration, formula, number, preview, sentence, status
+from sdlab.ui.panels import Curve, Mark, Message, chart, duration, formula, number, preview, prose, sentence, status
 from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import SplatView
 
@@ -148,7 +148,13 @@ def test_the_form_shows_what_is_in_force():
 
 @pytest.mark.parametrize(
     ("path", "label"),
-    [("losses.sds.cfg", "CFG"), ("optim.lr_means", "Means"), ("schedule.t_min", "t min"), ("steps", "Steps")],
+    [
+        ("losses.sds.cfg", "CFG"),
+        ("losses.esd.lam", "Lambda"),
+        ("optim.lr_means", "Means"),
+        ("schedule.t_min", "t min"),
+        ("steps", "Steps"),
+    ],
 )
 def test_labels(path: str, label: str):
     assert label_of(path) == label
@@ -334,6 +340,11 @@ def test_the_status_line():
     assert "step <b>100</b> of 400" in text
     assert "1 min 15 s left" in text
     assert "width:25.0%" in text
+    waits = status("running", "VSD: its own network warms up, 3 of 100 steps", 100, 400, 4.0, None)
+    assert "<strong>Warming up</strong>" in waits
+    assert "VSD: its own network warms up, 3 of 100 steps; the scene waits" in waits
+    assert "left" not in waits, "no steps are taken meanwhile"
+    assert "steps/s" not in waits
     refused = status("paused", "paused at step 3", 3, 400, 0.0, Message("error", 'camera.views = "<b>"'))
     assert "camera.views = &quot;&lt;b&gt;&quot;" in refused
     assert "left" not in refused
@@ -349,7 +360,8 @@ def test_the_preview_holds_its_pictures():
 @pytest.mark.parametrize(
     ("plain", "shown"),
     [
-        ("eps_u + s (eps_c - eps_u)", "<i>&epsilon;</i><sub>u</sub> + <i>s</i> ("),
+        ("eps_u + s (eps_c - eps_u)", "<i>&epsilon;</i><sub>u</sub></span> <span>+ <i>s</i> ("),
+        ("a (b - c) - lam d", "(<i>b</i> &minus; <i>c</i>)</span> <span>&minus; <i>&lambda;</i> <i>d</i></span>"),
         ("eps_phi", "<i>&epsilon;</i><sub>&phi;</sub>"),
         ("w(t) noise", "<i>w</i>(<i>t</i>) noise"),
         ("a < b", "&lt;"),
@@ -372,15 +384,45 @@ def test_durations(seconds: float, shown: str):
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("how psi is made, by <lora>", "How <i>&psi;</i> is made, by &lt;lora&gt;"),
+        ("tells it from eps_c; see psi_error", "Tells it from <i>&epsilon;</i><sub>c</sub>; see psi_error"),
+        ("beta and <b>", "Beta and &lt;b&gt;"),
+    ],
+)
+def test_prose_about_a_formula(text: str, shown: str):
+    assert prose(text) == shown
+
+
+@pytest.mark.parametrize(
     ("text", "shown"), [("a text", "A text"), ("s, the scale", "s, the scale"), ("w(t): x", "w(t): x"), ("", "")]
 )
 def test_sentences(text: str, shown: str):
     assert sentence(text) == shown
 
 
+def test_a_loss_holds_the_texts_that_it_alone_asks_for():
+    s = default_settings("mixture")
+    form = form_html(s, [])
+    assert form.count('data-path="prompt.source"') == form.count('data-path="prompt.target"') == 1
+    sections = {text.partition('"')[0]: text for text in form.split('<section data-owner="')[1:]}
+    assert 'data-path="prompt.source"' in sections["losses.sbp"]
+    assert "<textarea" in sections["losses.sbp"]
+    assert "learns anew" in sections["losses.vsd"]
+    assert "learns anew" not in sections["losses.sds"]
+    assert ">LoRA</option>" in sections["losses.esd"]
+
+
 def test_another_loss_brings_its_own_knobs_into_the_form(driven: Driven):
     driven.visit.change("active", "sds", 1)
     driven.say(Applied(0, "active", "sds"))
+    assert driven.visit.look().stale == {"active", "losses.sds.cfg"}
+    driven.session.settings = driven.session.settings.patch("active", "sbp")
+    driven.say(Applied(0, "active", "sbp"))
+    assert {"active", "losses.sbp.w", "prompt.source", "prompt.target"} <= driven.visit.look().stale
+    driven.session.settings = driven.session.settings.patch("active", "sds")
+    driven.say(Rejected(1, "active", "sbp", "rolled back"))
     assert driven.visit.look().stale == {"active", "losses.sds.cfg"}
 
 

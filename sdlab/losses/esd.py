@@ -25,6 +25,7 @@ from sdlab.score import (
     Score,
     lessons_knob,
     lr_knob,
+    made_with,
     network_knob,
     p_null_knob,
     rank_knob,
@@ -45,8 +46,7 @@ class ESD(Distillation):
     )
     formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - lam eps_psi(none) - (1 - lam) eps_psi(camera) ]"
     look_for: ClassVar[str] = (
-        "fewer fronts than VSD without view words (paper); lam 0 is VSD, 1 is smooth; the null psi_error says how "
-        "well psi knows the views together"
+        "fewer fronts than VSD without view words (paper); lam 0 is VSD, at 1 psi knows no camera and shapes are smooth"
     )
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", ROLE)
 
@@ -64,6 +64,9 @@ class ESD(Distillation):
 
     def aux_name(self) -> str:
         return AUX_NAME
+
+    def aux_key(self) -> tuple:
+        return made_with(self.network, self.rank)
 
     def init_aux(self, prior: Prior, rng: StepRng) -> Score:
         return Score(prior, self.network, self.rank, self.lr, rng)

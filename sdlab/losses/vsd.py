@@ -23,6 +23,7 @@ from sdlab.score import (
     Score,
     lessons_knob,
     lr_knob,
+    made_with,
     network_knob,
     p_null_knob,
     rank_knob,
@@ -62,6 +63,9 @@ class VSD(Distillation):
 
     def aux_name(self) -> str:
         return AUX_NAME
+
+    def aux_key(self) -> tuple:
+        return made_with(self.network, self.rank)
 
     def init_aux(self, prior: Prior, rng: StepRng) -> Score:
         return Score(prior, self.network, self.rank, self.lr, rng)

@@ -15,7 +15,7 @@ from typing import Any
 from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
-from sdlab.ui.panels import formula, sentence
+from sdlab.ui.panels import formula, prose
 
 MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
 LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
@@ -28,12 +28,24 @@ LABELS = {
     "inversion_cfg": "CFG of the inversion",
     "inversion_eta": "Noise in the inversion",
     "dca_cutoff": "DCA cut-off",
-    "lr": "Learning rate",
     "fovy": "Field of view",
+    "lam": "Lambda",
+    "lessons": "Lessons per step",
+    "lr": "Learning rate",
+    "negative": "Negative prompt",
+    "p_null": "Share without camera",
+    "rank": "Rank of the LoRA",
+    "source": "Source prompt",
+    "target": "Target prompt",
+    "warm_up": "Warm-up",
 }
+CHOICES = {"lora": "LoRA", "sds": "SDS"}
 SYMBOLS = ("t", "w", "s", "k")  # words that stay small at the beginning of a label
 KEPT_ELSEWHERE = ("active", "prompt.text")  # they have controls of their own, above the groups
+WORDINGS = {"target": "prompt.target", "source": "prompt.source", "neg": "prompt.negative"}  # knob of a role's text
+LONG_TEXT = 100  # characters; what may be longer is typed into several lines
 NOTES = {"live": "", "rebuild": "", "restart": "at the next reset"}
+LEARNS_ANEW = "learns anew"  # of a knob with which a loss's own network is another one
 
 
 # ---- one knob --------------------------------------------------------------------------------------------
@@ -50,15 +62,20 @@ def control(k: Knob, owner: str, locked: bool = False) -> str:
     if kind == "bool":
         field = f'<input {field} type="checkbox" role="switch">'
     elif kind == "choice":
-        options = "".join(f'<option value="{html.escape(c)}">{html.escape(c)}</option>' for c in k.choices or ())
+        options = "".join(
+            f'<option value="{html.escape(c)}">{html.escape(CHOICES.get(c, c))}</option>' for c in k.choices or ()
+        )
         field = f"<select {field}>{options}</select>"
+    elif kind == "text" and (k.hi or 0) > LONG_TEXT:
+        field = f'<textarea {field} rows="3" spellcheck="false" autocomplete="off"></textarea>'
     elif kind == "text":
         field = f'<input {field} type="text" spellcheck="false" autocomplete="off">'
     else:
         field = f'<input {field} type="number" step="any" autocomplete="off">'
     scale = f'<input type="range" min="0" max="1000" step="1" aria-label="{label}, slider"{off}>'
-    tag = f'<span class="knob-tag">{NOTES[k.apply]}</span>' if NOTES[k.apply] else ""
-    help_text = html.escape(sentence(k.help)) + (" Fixed on this server." if locked else "")
+    note = LEARNS_ANEW if k.apply == "rebuild" and k.path.startswith("losses.") else NOTES[k.apply]
+    tag = f'<span class="knob-tag">{note}</span>' if note else ""
+    help_text = prose(k.help) + (" Fixed on this server." if locked else "")
     return (
         f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}>'
         f'<div class="knob-head"><label for="{name}">{label}</label>{tag}{field}</div>'
@@ -154,13 +171,15 @@ def _picker(presets: Sequence[str]) -> str:
 
 
 def _losses(settings: Settings, locked: Collection[str]) -> str:
-    """Which loss is in force, what it is, and its knobs."""
+    """Which loss is in force, what it is, and its knobs, among them the texts that it alone asks for."""
     choice = "".join(f'<option value="{n}">{html.escape(loss.title)}</option>' for n, loss in settings.losses.items())
     hidden = " hidden" if len(settings.losses) < 2 else ""
-    cards = "".join(
-        f'<section data-owner="losses.{name}">{loss_card(loss)}{_knobs(loss, f"losses.{name}", "", locked)}</section>'
-        for name, loss in settings.losses.items()
-    )
+    knobs = settings.knobs()
+    cards = ""
+    for name, loss in settings.losses.items():
+        owner = f"losses.{name}"
+        texts = "".join(control(knobs[path], owner, path in locked) for path in wordings_of(loss))
+        cards += f'<section data-owner="{owner}">{loss_card(loss)}{texts}{_knobs(loss, owner, "", locked)}</section>'
     return (
         f'<div class="knob active-loss" data-path="active" data-kind="choice"{hidden}><div class="knob-head">'
         f'<label for="active">Loss</label><select id="active" data-field>{choice}</select></div></div>{cards}'
@@ -168,22 +187,29 @@ def _losses(settings: Settings, locked: Collection[str]) -> str:
 
 
 def loss_card(loss: Distillation) -> str:
-    """Name, formula, what to watch, where it is from."""
+    """What it does, formula, what to watch, where it is from."""
+    does = (loss.__doc__ or "").strip().partition("\n")[0]
     return (
-        f'<div class="loss"><h3>{html.escape(loss.title)}</h3><p class="formula">{formula(loss.formula)}</p>'
-        f"<p>{html.escape(sentence(loss.look_for))}.</p><p class='source'>{html.escape(loss.paper)}</p></div>"
+        f'<div class="loss"><p class="does">{prose(does)}</p><p class="formula">{formula(loss.formula)}</p>'
+        f'<p>{prose(loss.look_for)}.</p><p class="source">{html.escape(loss.paper)}</p></div>'
     )
+
+
+def wordings_of(loss: Distillation) -> list[str]:
+    """Paths of the texts, other than the prompt, that a loss asks the prior about."""
+    return [WORDINGS[role] for role in loss.roles if role in WORDINGS]
 
 
 def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
     """A fold for each group of settings but the losses."""
     folds = []
+    with_a_loss = {path for loss in settings.losses.values() for path in wordings_of(loss)}
     for prefix, group in settings.groups().items():
         if prefix.startswith("losses."):
             continue
         members = {"prior": priors(), "scene": scenes()}.get(prefix)
         if members is None:
-            body = _knobs(group, prefix, "", locked)
+            body = _knobs(group, prefix, "", locked, with_a_loss)
         else:
             body = "".join(
                 f'<section data-owner="{prefix}/{kind}">'
@@ -195,6 +221,6 @@ def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
     return folds
 
 
-def _knobs(group: Any, prefix: str, owner: str, locked: Collection[str]) -> str:
-    found = [k for k in knobs_of(group, prefix) if k.path not in KEPT_ELSEWHERE]
+def _knobs(group: Any, prefix: str, owner: str, locked: Collection[str], elsewhere: Collection[str] = ()) -> str:
+    found = [k for k in knobs_of(group, prefix) if k.path not in KEPT_ELSEWHERE and k.path not in elsewhere]
     return "".join(control(k, owner or prefix, k.path in locked) for k in found)

@@ -135,19 +135,26 @@ PHASE_WORDS: dict[Phase, str] = {
     "failed": "Failed",
     "ended": "Ended",
 }
+WARMING_UP = "Warming up"
 
 
 def status(phase: Phase, text: str, step: int, steps: int, rate: float, message: Message | None) -> str:
-    """The line that says what is happening; `rate` in steps per second, 0 when unknown."""
+    """The line that says what is happening; `rate` in steps per second, 0 when unknown.
+
+    A run that says more than that it is running takes no steps meanwhile: a network of the loss warms up.
+    """
     facts = [f"step <b>{step}</b> of {steps}"]
-    if phase == "running" and rate > 0:
+    waits = phase == "running" and text != phase
+    if phase == "running" and not waits and rate > 0:
         facts.append(f"{number(rate)} steps/s")
         if step < steps:
             facts.append(f"{duration((steps - step) / rate)} left")
-    word = PHASE_WORDS[phase]
+    word = WARMING_UP if waits else PHASE_WORDS[phase]
     said = text if text.lower() != word.lower() else "the scene follows the prior; turn it while it grows"
+    if waits:
+        said = f"{said}; the scene waits"
     tone, line = (message.tone, message.text) if message is not None else ("info", said)
-    busy = " busy" if phase in ("loading", "compiling", "saving", "exporting") else ""
+    busy = " busy" if phase in ("loading", "compiling", "saving", "exporting") else " waits" if waits else ""
     role = "alert" if tone == "error" else "status"
     return (
         f'<div class="status {phase}" data-phase="{phase}" data-step="{step}">'
@@ -232,7 +239,25 @@ GREEK = {"eps": "epsilon", "lam": "lambda"} | {
 
 
 def formula(text: str) -> str:
-    """A formula in plain letters with Greek ones and subscripts: eps_u becomes ε with an index u."""
+    """A formula in plain letters with Greek ones and subscripts: eps_u becomes ε with an index u. Each term is a span
+    that belongs in one line."""
+
+    return " ".join(f"<span>{_symbols(html.escape(term, quote=False))}</span>" for term in terms(text))
+
+
+def terms(text: str) -> list[str]:
+    """A formula cut before each + and - that is in no parentheses: there it may go on in another line."""
+    found = [""]
+    for word in text.split(" "):
+        if word in ("+", "-") and found[-1].count("(") == found[-1].count(")"):
+            found.append(word)
+        else:
+            found[-1] = f"{found[-1]} {word}" if found[-1] else word
+    return found
+
+
+def _symbols(escaped: str) -> str:
+    """Words that name a symbol as that, with their index; a minus as long as a plus."""
 
     def symbol(name: str) -> str:
         return f"&{GREEK[name]};" if name in GREEK else name
@@ -242,8 +267,18 @@ def formula(text: str) -> str:
         letter = f"<i>{symbol(base)}</i>" if base in GREEK or len(base) == 1 else base
         return letter + (f"<sub>{symbol(index)}</sub>" if index else "")
 
-    escaped = html.escape(text, quote=False)
-    return re.sub(r"(?<!&)\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b", word, escaped).replace(" - ", " &minus; ")
+    shown = re.sub(r"(?<!&)\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b", word, escaped)
+    return re.sub(r"(?<!\S)- ", "&minus; ", shown)
+
+
+def prose(text: str) -> str:
+    """A sentence about a formula, escaped; psi and eps_c in it look as they do there."""
+
+    def symbol(m: re.Match[str]) -> str:
+        return _symbols(m[0])
+
+    names = "|".join(sorted(GREEK, key=len, reverse=True))
+    return re.sub(rf"\b(?:{names})(?:_[a-z])?\b", symbol, html.escape(sentence(text)))
 
 
 def number(value: float) -> str:

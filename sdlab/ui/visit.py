@@ -20,7 +20,7 @@ from sdlab.messages import (
     Stepped,
 )
 from sdlab.settings import Settings
-from sdlab.ui.form import label_of
+from sdlab.ui.form import label_of, wordings_of
 from sdlab.ui.panels import Curve, Mark, Message, charts, preview, status
 from sdlab.viewport.splat_view import SplatView
 
@@ -147,12 +147,12 @@ class Visit:
                 self._curves_changed = True
             case Applied(step, path, value, note):
                 self._settle(path, value, stale)
-                if path == "active":  # the form must turn to the knobs of another loss, and fill them
-                    stale |= {k for k in self.settings.knobs() if k == path or k.startswith(f"losses.{value}.")}
+                stale |= self._knobs_of_loss(path)
                 self._mark(step, f"{path} = {value}")
                 self._message = self._applied(path, note, waiting)
             case Rejected(_, path, value, reason):
                 self._settle(path, value, stale)
+                stale |= self._knobs_of_loss(path)
                 if path in self._picked[1]:
                     self.preset = self._picked[0]
                 self._message = Message("error", reason)
@@ -163,6 +163,14 @@ class Visit:
             case Loaded():
                 self._forget_curves()
                 stale |= set(self.settings.knobs())
+
+    def _knobs_of_loss(self, path: str) -> set[str]:
+        """With another loss in force, or back in force, the form must turn to its knobs and fill them."""
+        if path != "active":
+            return set()
+        s = self.settings
+        own = {k for k in s.knobs() if k.startswith(f"losses.{s.active}.")}
+        return {path, *own, *wordings_of(s.loss)}
 
     def _applied(self, path: str, note: str, waiting: list[str]) -> Message | None:
         """What is worth saying about a change that was taken; `waiting` collects those that wait for a reset."""
