@@ -84,7 +84,6 @@ class _Undo:
     prior: Prior
     bank: PromptBank
     parts: dict[str, Any]
-    toggled: int
     changes: list[tuple[str, Any]]
 
 
@@ -302,7 +301,6 @@ class Session:
         old, prior, bank = self.settings, self._prior, self._bank
         state = self._state
         parts = self._parts() if self._undo is None and state is not None else None
-        toggled = state.toggled if state is not None else 0
         auxes = (dict(state.aux), dict(state.aux_keys)) if state is not None else None
         try:
             waiting = self._adopt(old, new)
@@ -318,8 +316,8 @@ class Session:
             return
         if self._undo is None and self._state is not None and prior is not None and bank is not None:
             if parts is None or self._state is not state:  # built anew, which needs no way back
-                parts, toggled = self._parts(), self._state.toggled
-            self._undo = _Undo(old, prior, bank, parts, toggled, [])
+                parts = self._parts()
+            self._undo = _Undo(old, prior, bank, parts, [])
         if self._undo is not None:
             self._undo.changes += changes
         for path, value in changes:
@@ -353,9 +351,6 @@ class Session:
             self._build()
             restart = set()
         self._adopt_aux(self.effective)
-        if "active" in changed and self._state.step > 0:  # gradients of two losses may differ in scale by 10^4
-            self._state.toggled = self._state.step
-            self._state.optim.forget()
         self._state.scene.adopt(new.scene)
         if "steps" in changed and self.running and self._until is None and self._state.step >= new.steps:
             self.running = False  # the plan is over already
@@ -488,7 +483,6 @@ class Session:
             self.state.aux_keys.clear()
         self._prior, self._bank = undo.prior, undo.bank
         self._restore_parts(undo.parts)
-        self.state.toggled = undo.toggled
         self.state.scene.adopt(undo.settings.scene)
         for path, value in undo.changes:
             self._say(Rejected(self.state.step, path, value, f"rolled back, its first step failed: {_reason(error)}"))
@@ -523,12 +517,13 @@ class Session:
             },
         }
 
-    def _counts(self) -> dict[str, float]:
+    def _counts(self) -> dict[str, float | str]:
         state = self.state
         return {
             "skipped": state.skipped,
             "seconds": state.seconds,
             "prior_seconds": state.prior_seconds,
+            "regime": state.regime,
             "toggled": state.toggled,
         }
 

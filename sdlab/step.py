@@ -37,7 +37,8 @@ class State:
     seconds: float = 0.0  # spent in steps, pauses not counted
     prior_seconds: float = 0.0  # of these, inside the prior's network
     skipped: int = 0  # updates left out because something was not finite
-    toggled: int = -1_000_000  # the step at which the loss was last changed
+    regime: str = ""  # loss and stage of the last step that moved the scene
+    toggled: int = -1_000_000  # the step at which that last changed
     aux: dict[str, Aux] = field(default_factory=dict)  # by the name that its losses give it
     aux_keys: dict[str, tuple] = field(default_factory=dict)  # the knobs that each was built with
 
@@ -117,6 +118,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     if skipped:
         state.skipped += 1
     else:
+        _note_regime(state, f"{s.active} {loss.stage_at(progress)}".strip())
         since = state.step - state.toggled
         state.optim.adopt(s.optim, progress, since)
         state.optim.step()
@@ -135,6 +137,15 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     state.seconds += sum(watch.stages.values())
     state.prior_seconds += model.seconds
     return Report(cams, render, x, guidance, stats, watch.stages, model.nfe, skipped, densified)
+
+
+def _note_regime(state: State, regime: str) -> None:
+    """Start gently under another loss or stage: gradients of two may differ in scale by 10^4, so that Adam's moments
+    of the one mean nothing to the other."""
+    if state.regime not in ("", regime):
+        state.toggled = state.step
+        state.optim.forget()
+    state.regime = regime
 
 
 def needs_warm_up(state: State, s: Settings) -> bool:

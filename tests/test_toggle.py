@@ -402,6 +402,24 @@ def test_a_prior_whose_first_step_fails_gives_back_the_psi_of_the_old_one(tmp_pa
     assert_same(session, clean)
 
 
+def test_the_two_stages_of_sbp_are_toggled_like_losses(short, tmp_path):
+    """And a run resumed right at the switch knows that it has just passed from one to the other."""
+    settings = short.patch_all([("active", "sbp"), ("losses.sbp.stage", "two-stage"), ("losses.sbp.switch", 0.5)])
+    settings = settings.patch("steps", 20)
+    whole, part = prepared(settings), prepared(settings)
+    go(whole, 10)
+    assert whole.state.toggled < 0
+    go(whole, 4)
+    assert whole.state.toggled == 10
+    go(part, 10)
+    part.save(tmp_path)
+    rest = prepared(settings)
+    rest.restore(tmp_path)
+    go(rest, 4)
+    assert rest.state.toggled == 10
+    assert_same(rest, whole)
+
+
 def test_a_replay_leaves_out_what_was_rolled_back(tmp_path):
     """What broke the step once, such as a lack of memory, need not do so again."""
     diary = tmp_path / "metrics.jsonl"

@@ -44,6 +44,11 @@ class Distillation(ABC):
         """One step of the auxiliary's own optimiser, after `gradient` answered `guidance` for the same batch."""
         return
 
+    def stage_at(self, progress: float) -> str:
+        """What the loss does at `progress` in [0, 1] of the planned run, if that changes: a change of stage is treated
+        as one of loss, for it changes the gradient's scale."""
+        return ""
+
     def aux_name(self) -> str:
         """Losses that train their auxiliary in the same way give it one name, and go on with each other's."""
         return self.kind

@@ -59,9 +59,13 @@ class SBP(Distillation):
     def calls(self) -> tuple[int, ...]:
         return (2,)
 
+    def stage_at(self, progress: float) -> str:
+        if self.stage == "two-stage":
+            return "sds" if progress < self.switch else "bridge"
+        return self.stage
+
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
-        first = self.stage == "sds" or (self.stage == "two-stage" and model.progress < self.switch)
-        if first:
+        if self.stage_at(model.progress) == "sds":
             eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
             return Guidance(cfg(eps_u, eps_c, self.sds_cfg) - x.noise, {"pos": eps_c, "uncond": eps_u})
         target, source = model.eps(x.z_t, x.t, "target", "source")
