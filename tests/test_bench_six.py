@@ -114,6 +114,16 @@ def test_steps_that_take_too_long_are_stopped_with_a_note(judge, tmp_path):
     assert row["note"] == f"stopped after 1 s at step {row['steps']} of 1000000"
 
 
+def test_seconds_that_the_warm_up_uses_up_are_told(judge, tmp_path, capsys):
+    assert run("six", *TINY, "--only", "sds,vsd:warm_up=2000", "--seconds", 1, "--out", tmp_path) == 0
+    row = found(tmp_path)["rows"][1]
+    assert (row["steps"], row["evaluations"]) == (0, 0)
+    assert row["note"].startswith("after 1 s its own network was at ")
+    assert row["note"].endswith(" of 2000 steps of its warm-up")
+    assert row["warm_up_seconds"] == pytest.approx(row["seconds"], abs=0.2)
+    assert "against" not in capsys.readouterr().out, "there is nothing to compare"
+
+
 def test_a_tuned_preset_is_taken_and_what_it_changes_on_purpose_is_named(judge, tmp_path, monkeypatch, capsys):
     presets = tmp_path / "presets"
     presets.mkdir()

@@ -27,7 +27,7 @@ from sdlab.bench.objects import (
     true_fronts,
     write_json,
 )
-from sdlab.bench.variants import Course, Draw, Variant, agreements, described, digests, follow
+from sdlab.bench.variants import DEPENDS, Course, Draw, Variant, agreements, described, digests, follow
 from sdlab.export import stack_strips
 from sdlab.toybox import words
 
@@ -98,7 +98,7 @@ def run_six(bench: Bench, variants: Sequence[Variant], out: Path, planned: int |
         if finished:
             write_json(out / "six.json", bench, summary, [one.row for one in finished])
             save_sheet(finished, out / "six.png")
-    for row in summary["draws"]:
+    for row in (row for row in summary["draws"] if row["steps_compared"]):
         print(_agreement_line(row, finished[0].variant.label))
     print(f"{summary['seconds']} s in all; " + (f"results in {out}" if finished else "nothing written"))
     if summary["unexplained"]:
@@ -148,10 +148,10 @@ def _summary(finished: Sequence[Finished], bench: Bench, planned: int, seconds: 
 
 
 def _agreement_line(row: dict[str, Any], first: str) -> str:
-    same = [name for name in ("cameras", "t", "noise") if row[name] == "equal"]
-    other = [f"{name} {row[name]}" for name in ("cameras", "t", "noise") if row[name] != "equal"]
-    told = [f"{', '.join(same)} equal"] if same else []
-    return f"{row['variant']} against {first}, {row['steps_compared']} steps: {'; '.join(told + other)}"
+    same = ", ".join(name for name in DEPENDS if row[name] == "equal")
+    told = [f"{same} equal"] if same else []
+    told += [f"{name} {row[name]}" for name in DEPENDS if row[name] != "equal"]
+    return f"{row['variant']} against {first}, {row['steps_compared']} steps: {'; '.join(told)}"
 
 
 def beside(picture: np.ndarray, strip: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor
 from sdlab.bench.objects import Bench, Case, Outcome
 from sdlab.prompts import PromptBank
 from sdlab.settings import Settings, losses, preset_names
-from sdlab.step import Report, needs_warm_up, step, warm_up
+from sdlab.step import Report, State, needs_warm_up, step, warm_up
 
 PRESET = "toybox"
 # what a step draws -> the knobs on which that depends, by the beginnings of their paths
@@ -111,7 +111,7 @@ def follow(bench: Bench, case: Case, planned: int | None) -> Course | None:
             if bench.stop.is_set():
                 return None
             if seconds >= bench.seconds:
-                note = f"stopped after {bench.seconds:g} s at step {state.step} of {planned}" if planned else ""
+                note = _ended_early(state, s, bench.seconds, planned)
                 break
             if needs_warm_up(state, s):
                 warm_up(state, s, prior, bank)
@@ -125,6 +125,13 @@ def follow(bench: Bench, case: Case, planned: int | None) -> Course | None:
         note = f"failed at step {state.step}: {type(e).__name__}: {e}"
     outcome = Outcome(case, state.scene, state.step, time.perf_counter() - started, note)
     return Course(outcome, warmed, evaluations, state.skipped, draws)
+
+
+def _ended_early(state: State, s: Settings, seconds: float, planned: int | None) -> str:
+    if needs_warm_up(state, s):
+        done, of = state.aux[s.loss.aux_name()].fitted, s.loss.warm_up_steps()
+        return f"after {seconds:g} s its own network was at {done} of {of} steps of its warm-up"
+    return f"stopped after {seconds:g} s at step {state.step} of {planned}" if planned else ""
 
 
 def rehearse(bench: Bench, s: Settings) -> None:
