@@ -1,5 +1,6 @@
 """The page as a person uses it: a real server, a real browser (headless Chromium with software WebGL)."""
 
+import contextlib
 import io
 import re
 import shutil
@@ -16,12 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sdlab.export import render_turntable
 from sdlab.manager import Manager, Seat
-from sdlab.messages import Applied, Event, Rejected, Stepped
+from sdlab.messages import Applied, Event, Failed, Rejected, Skipped, Status, Stepped
 from sdlab.session import Session
 from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names
+from sdlab.toybox import judge
 from sdlab.ui.server import build
 from sdlab.ui.server import server as page_server
 
@@ -31,6 +35,7 @@ SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--e
 LONG = 30_000  # ms; a machine under load is slow, and waiting costs nothing when it is not
 # viser's own: the instances of a splat cloud carry indices where three.js looks for positions
 KNOWN_ERRORS = ("THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",)
+COMPILING = 120  # s; a network that this machine has not met is compiled first
 GRACE = 1.0
 
 
@@ -129,8 +134,8 @@ class Tab:
     def wait_for_phase(self, *phases: str) -> None:
         self.page.wait_for_selector(", ".join(f'#status [data-phase="{p}"]' for p in phases))
 
-    def wait_for_step(self, step: int) -> None:
-        until(lambda: self.step >= step)
+    def wait_for_step(self, step: int, seconds: float = LONG / 1000) -> None:
+        until(lambda: self.step >= step, seconds)
 
     def type(self, selector: str, text: str) -> None:
         self.page.fill(selector, text)
@@ -287,6 +292,9 @@ def test_sliders_switches_and_choices(open_tab: Callable[..., Tab]):
     rate = tab.page.locator('[data-path="optim.lr_means"] input[type=range]')
     rate.fill("500")  # logarithmic, 1e-6 .. 1
     until(lambda: s.settings.optim.lr_means == pytest.approx(1e-3))
+    rate.fill("250")
+    until(lambda: s.settings.optim.lr_means == 3.2e-5)
+    assert tab.page.input_value("#knob-optim-lr_means") == "3.2e-5"
     rate.fill("0")  # and off at the left end
     until(lambda: s.settings.optim.lr_means == 0)
 
@@ -431,26 +439,112 @@ def test_it_fits_the_window_in_light_and_dark(open_tab: Callable[..., Tab]):
     tab.shoot("light-1280")
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(not (ROOT / "assets/toybox/unet/config.json").exists(), reason="the toybox's weights are not here")
-def test_the_embedded_prior_runs_on_the_page(browser):
-    embedded = from_toml((PRESETS / "toybox.toml").read_text())
+# ---- the embedded prior -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def visitor_of(browser, wanted: Settings) -> Iterator[Tab]:
+    """A tab on a server of its own."""
     manager = Manager(max_sessions=1, grace=GRACE)
-    server = page_server(build(manager, embedded), port=0)
+    server = page_server(build(manager, wanted), port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     tab = Tab(browser, manager, f"http://127.0.0.1:{port}/", ready=False, view=True)
     try:
-        tab.page.click("#start")  # while it is still loading
-        tab.wait_for_step(10)
-        assert tab.session.prior.image_size == 32
-        tab.shoot("toybox")
+        yield tab
     finally:
         tab.close()
         server.should_exit = True
         thread.join(20)
+
+
+def embedded() -> Settings:
+    return from_toml((PRESETS / "toybox.toml").read_text())
+
+
+needs_toybox = pytest.mark.skipif(
+    not (ROOT / "assets/toybox/unet/config.json").exists(), reason="the toybox's weights are not here"
+)
+
+
+@pytest.mark.browser
+@needs_toybox
+def test_the_embedded_prior_runs_on_the_page(browser):
+    with visitor_of(browser, embedded()) as tab:
+        tab.page.click("#start")  # while it is still loading
+        tab.wait_for_step(10, COMPILING)
+        assert tab.session.prior.image_size == 32
+        tab.shoot("toybox")
+
+
+ROUND = {  # loss -> a piece of its formula as it is shown, paths of knobs that are its own
+    "vsd": ("\u2212 \u03b5\u03c8(camera)", ("cfg", "network", "rank", "lr", "p_null", "lessons", "warm_up")),
+    "esd": ("\u2212 (1 \u2212 \u03bb) \u03b5\u03c8(camera)", ("cfg", "lam", "network", "warm_up")),
+    "vdm": ("\u2212 \u03bbt M(\u03b5c)", ("cfg", "dca_cutoff", "operator", "lr", "warm_up")),
+    "sbp": ("\u2212 \u03b5(source prompt)", ("w", "stage", "form", "switch", "sds_cfg")),
+    "jsd": ("\u2212 \u03b5(minority)", ("cfg", "inversion_steps", "inversion_cfg", "form", "k", "inversion_eta")),
+    "sds": ("\u2212 noise", ("cfg",)),
+}
+WARM_UPS = {"vsd": 20, "vdm": 200}  # lessons, enough of them to be seen by a page that looks twice a second
+EACH = 6  # steps with each loss
+
+
+@pytest.mark.browser
+@needs_toybox
+def test_all_six_losses_by_hand(browser):
+    changes = [(f"losses.{loss}.warm_up", n) for loss, n in {**WARM_UPS, "esd": WARM_UPS["vsd"]}.items()]
+    with visitor_of(browser, embedded().patch_all(changes)) as tab:
+        page, session = tab.page, tab.session
+        page.click("#start")
+        tab.wait_for_step(150, COMPILING)
+        toggled: dict[str, int] = {}
+        for loss, (formula, knobs) in ROUND.items():
+            page.select_option("#active", loss)
+            until(lambda loss=loss: session.settings.active == loss)
+            toggled[loss] = session.state.step
+            card = page.locator(f'[data-owner="losses.{loss}"]')
+            card.wait_for(state="visible")
+            assert formula in re.sub(r"\s+", " ", card.locator(".formula").inner_text().replace("\u00a0", " "))
+            wanted = {f"losses.{loss}.{name}" for name in knobs}
+            wanted |= {"prompt.source", "prompt.target"} if loss == "sbp" else set()
+            shown = page.locator("[data-path]:visible").evaluate_all("nodes => nodes.map((n) => n.dataset.path)")
+            assert {path for path in shown if path.startswith(("losses.", "prompt."))} >= wanted
+            assert all(path.startswith(f"losses.{loss}.") for path in shown if path.startswith("losses."))
+            assert ("prompt.source" in shown) == (loss == "sbp")
+            for path in wanted - {"prompt.source", "prompt.target"}:
+                field = page.input_value(f"#knob-{path.replace('.', '-')}")
+                value = session.settings.knob(path).value
+                assert (field if isinstance(value, str) else type(value)(float(field))) == value, path
+            if loss in WARM_UPS:
+                page.wait_for_selector("#status strong:text-is('Warming up')")
+                tab.shoot(f"warming-up-{loss}")
+            if loss == "sbp":  # its text is edited mid-run
+                tab.type("#knob-losses-sbp-source", "{prompt}, a blurry picture")
+                until(lambda: session.settings.prompt.source == "{prompt}, a blurry picture")
+            until(lambda loss=loss: session.state.step >= toggled[loss] + EACH, 60)
+            page.wait_for_selector("#status strong:text-is('Running')")
+            tab.shoot(f"loss-{loss}")
+        tab.wait_for_step(toggled["sds"] + 100)
+        page.click("#pause")
+        tab.wait_for_phase("paused")
+        until(lambda: session.status.phase == "paused")
+        tab.shoot("all-six")
+
+        applied = [(e.path, e.value) for e in tab.events() if isinstance(e, Applied) and e.path == "active"]
+        assert applied == [("active", loss) for loss in ROUND]
+        assert not [e for e in tab.events() if isinstance(e, (Rejected, Skipped, Failed))]
+        said = {e.text.partition(",")[0] for e in tab.events() if isinstance(e, Status) and "warms up" in e.text}
+        assert said == {"VSD: its own network warms up", "VDM + DCA: its own network warms up"}, "ESD goes on with psi"
+        assert session.state.skipped == 0
+        assert session.effective.loss.kind == "sds"
+        assert set(session.state.aux) == {"score", "vdm"}
+        assert page.input_value("#active") == "sds"
+
+        pictures = render_turntable(session.state.scene, embedded().camera, 8, 32)
+        seen = [x.object for x in judge.read(judge.load(), torch.from_numpy(pictures).permute(0, 3, 1, 2))]
+        assert seen.count("bear") > 4, seen
 
 
 # ---- without a browser -----------------------------------------------------------------------------------
