@@ -14,19 +14,37 @@ def inversion_roles(scale: float) -> tuple[str, ...]:
     return ("pos",) if scale == 1.0 else ("pos", "uncond")
 
 
-def invert(model: BoundPrior, z0: Tensor, t: Tensor, steps: int, scale: float = 1.0, eta: float = 0.0) -> Tensor:
+def ddim(model: BoundPrior, z: Tensor, here: Tensor, there: Tensor, eps: Tensor) -> Tensor:
+    """One deterministic step of z [B, C, H, W] from the level `here` [B] to the level `there`, up or down, along eps;
+    Song et al. 2020, eq. 13."""
+    alpha, sigma = model.marginal(here)
+    alpha_next, sigma_next = model.marginal(there)
+    return alpha_next * (z - sigma * eps) / alpha + sigma_next * eps
+
+
+def invert(
+    model: BoundPrior,
+    z0: Tensor,
+    t: Tensor,
+    steps: int,
+    scale: float = 1.0,
+    eta: float = 0.0,
+    roles: tuple[str, ...] | None = None,
+) -> Tensor:
     """z0 [B, C, H, W] carried along the prior's probability flow to t [B]; the result is z_t.
 
     Song et al. 2020, "Denoising diffusion implicit models", eq. 13, run upwards in `steps` Euler steps with levels
     evenly spaced in t, each view on a grid of its own; z0 is taken for the picture at t = 0. `scale` is guidance in
-    form A. With eta > 0 each step replaces a part of the noise by a fresh draw, as much as DDIM with that eta (their
-    eq. 16) adds on the way down between the same two levels, so that the variance at each level stays right.
+    form A; `roles` names another text for it, or two (default: those of `inversion_roles`). With eta > 0 each step
+    replaces a part of the noise by a fresh draw, as much as DDIM with that eta (their eq. 16) adds on the way down
+    between the same two levels, so that the variance at each level stays right.
     """
+    roles = roles or inversion_roles(scale)
     z, here = z0, torch.zeros_like(t)
     for k in range(1, steps + 1):
         there = (t * k / steps).round().long()
-        predicted = model.eps(z, here, *inversion_roles(scale))
-        eps = predicted[0] if scale == 1.0 else cfg(predicted[1], predicted[0], scale)
+        predicted = model.eps(z, here, *roles)
+        eps = predicted[0] if len(roles) == 1 else cfg(predicted[1], predicted[0], scale)
         alpha, sigma = model.marginal(here)
         alpha_next, sigma_next = model.marginal(there)
         x0 = (z - sigma * eps) / alpha

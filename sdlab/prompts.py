@@ -20,6 +20,8 @@ MAX_PROMPT = 300  # characters; longer ones do not fit any text encoder and are 
 PROMPT = "{prompt}"  # stands for the prompt in the templates
 # McAllister et al. 2024: words for what goes wrong in SDS, and words for what one would rather see
 DESCRIPTORS = "oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
+# Katzir et al. 2023, NFSD: pictures that nobody would take
+NEGATIVE = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 QUALITY = "detailed high resolution, high quality, sharp"
 
 
@@ -28,7 +30,7 @@ class PromptSettings:
     """What to make, in words."""
 
     text: str = knob("a red bear", hi=MAX_PROMPT, help="what to make")
-    negative: str = knob("", hi=MAX_PROMPT, help="what to avoid, for losses that use it")
+    negative: str = knob(NEGATIVE, hi=MAX_PROMPT, help="what to avoid, for losses that use it: NFSD, CSD, ISM")
     target: str = knob(
         f"{PROMPT}, {QUALITY}", hi=MAX_PROMPT, help="the target prompt of SBP; {prompt} stands for the prompt"
     )

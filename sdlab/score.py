@@ -45,9 +45,9 @@ class Score(FittedNet):
         with torch.no_grad():
             return self._psi(z_t, t, cond, none_of(z_t) if camera is None else camera.to(z_t))
 
-    def learn(self, z0: Tensor, model: BoundPrior, lr: float, p_null: float, lessons: int) -> None:
+    def learn(self, z0: Tensor, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
         """`lessons` steps of the optimiser on the rendered pictures z0 [B, C, H, W]; a coin for each picture hides
-        its camera."""
+        its camera. `gamma` adds that much of the distance to the prior's own prediction (ASD)."""
         cond: Cond = model.conds[ROLE]
         cameras = none_of(z0) if model.cams is None else camera_vectors(model.cams).to(z0)
         for k in range(lessons):
@@ -55,8 +55,12 @@ class Score(FittedNet):
             t = torch.randint(N_TIMESTEPS, z0.shape[:1], generator=model.rng(f"score t {k}")).to(z0.device)
             noise = model.rng.randn(f"score noise {k}", z0)
             kept = torch.rand(z0.shape[:1], generator=model.rng(f"score camera {k}")) >= p_null
+            rival = None
+            if gamma != 0.0:
+                alpha, sigma = model.marginal(t)
+                (rival,) = model.eps(alpha * z0 + sigma * noise, t, "pos")
             with torch.enable_grad():
-                errors = self._psi.errors(z0, noise, t, cond, cameras * kept.to(z0)[:, None])
+                errors = self._psi.errors(z0, noise, t, cond, cameras * kept.to(z0)[:, None], rival, gamma)
                 # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
                 self.descend(errors.mean() * z0[0].numel(), lr)
 

@@ -111,9 +111,13 @@ class Settings:
         """One knob; ValueError with near misses when there is none of that path."""
         knobs = self.knobs()
         if path not in knobs:
+            own = f"losses.{self.active}."
+            same_name = sorted(
+                (p for p in knobs if p.rpartition(".")[2] == path.rpartition(".")[2]),
+                key=lambda p: p[: len(own)] != own,
+            )
             near = difflib.get_close_matches(path, knobs, n=3, cutoff=0.4)
-            tail = [p for p in knobs if p.rpartition(".")[2] == path.rpartition(".")[2] and p not in near]
-            hints = (near + tail)[:3]
+            hints = list(dict.fromkeys(same_name + near))[:3]
             hint = f"did you mean {' or '.join(hints)}?" if hints else "see `python -m sdlab list knobs`"
             raise ValueError(f"there is no knob {path!r}; {hint}")
         return knobs[path]

@@ -54,13 +54,20 @@ class Trainable(nn.Module):
         t: Int[Tensor, " B"],
         cond: Cond,
         camera: Float[Tensor, "B 16"],
+        rival: Float[Tensor, "B C H W"] | None = None,
+        gamma: float = 0.0,
     ) -> Float[Tensor, " B"]:
         """The denoising loss of each picture, in the units of the native prediction: the mean square over its
-        places. Differentiable in the weights."""
+        places, plus `gamma` times that of the distance to `rival`, another eps. Differentiable in the weights."""
         alpha, sigma = (x.to(z0) for x in self._marginal(t))
         z_t = alpha * z0 + sigma * noise
         target = native_target(self._kind, z0, noise, alpha, sigma)
-        return (self.network(z_t, t, cond, camera) - target).square().mean((1, 2, 3))
+        out = self.network(z_t, t, cond, camera)
+        errors = (out - target).square().mean((1, 2, 3))
+        if rival is not None:
+            other = native_target(self._kind, (z_t - sigma * rival) / alpha, rival, alpha, sigma)
+            errors = errors + gamma * (out - other).square().mean((1, 2, 3))
+        return errors
 
 
 class CameraEmbedding(nn.Module):

@@ -1,0 +1,68 @@
+"""Adversarial score distillation (Wei et al., "When score distillation meets GAN", 2024).
+
+VSD whose psi is the discriminator of a GAN: it learns the renders' score and, with gamma < 0, to be unlike the prior's:
+
+    min_psi || eps_psi - noise ||^2 + gamma || eps_psi - eps_c ||^2
+
+which has a minimum for |gamma| < 1 only. The gradient of the scene is that of VSD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sdlab.guidance import cfg
+from sdlab.knobs import knob
+from sdlab.losses import Distillation
+from sdlab.rng import StepRng
+from sdlab.score import (
+    ROLE,
+    Score,
+    lessons_knob,
+    lr_knob,
+    network_knob,
+    p_null_knob,
+    rank_knob,
+    square_error,
+    warm_up_knob,
+)
+from sdlab.types import BoundPrior, Guidance, Noised, Prior
+
+
+@dataclass(frozen=True)
+class ASD(Distillation):
+    """VSD whose second network also learns to be unlike the prior, as a discriminator would."""
+
+    kind: ClassVar[str] = "asd"
+    title: ClassVar[str] = "ASD"
+    paper: ClassVar[str] = "Adversarial Score Distillation: When score distillation meets GAN, Wei et al., 2024"
+    formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - eps_psi(camera) ],  psi against the prior by gamma"
+    look_for: ClassVar[str] = (
+        "as VSD at gamma 0; with a negative gamma psi pushes harder away from what the scene shows"
+    )
+    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", ROLE)
+
+    cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
+    gamma: float = knob(-0.75, -0.99, 0.99, "how much psi is drawn to the prior; negative: repelled (paper: -0.75)")
+    network: str = network_knob()
+    rank: int = rank_knob()
+    lr: float = lr_knob()
+    p_null: float = p_null_knob()
+    lessons: int = lessons_knob()
+    warm_up: int = warm_up_knob()
+
+    def calls(self) -> tuple[int, ...]:
+        return (2, *(1,) * self.lessons)
+
+    def init_aux(self, prior: Prior, rng: StepRng) -> Score:
+        return Score(prior, self.network, self.rank, self.lr, rng)
+
+    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
+        psi = aux.eps(x.z_t, x.t, model, with_camera=True)
+        stats = {"psi_error": square_error(psi, x.noise), "prior_error": square_error(eps_c, x.noise)}
+        return Guidance(cfg(eps_u, eps_c, self.cfg) - psi, {"pos": eps_c, "uncond": eps_u, "psi": psi}, stats)
+
+    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+        aux.learn(x.z0, model, self.lr, self.p_null, self.lessons, self.gamma)
