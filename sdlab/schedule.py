@@ -5,6 +5,7 @@ All schedules are fractions of the planned run, so that they mean the same for 4
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from sdlab.knobs import knob
 from sdlab.rng import StepRng
 from sdlab.types import N_TIMESTEPS
 
+KINDS = ("uniform", "linear", "two-stage", "shrinking", "double", "hifa", "dreamtime")
+DREAMTIME = ((800, 300), (500, 100))  # mean and std of the upper and of the lower half bell, of 1000 timesteps
+
 
 @dataclass(frozen=True)
 class ScheduleSettings:
@@ -21,14 +25,17 @@ class ScheduleSettings:
 
     kind: str = knob(
         "uniform",
-        help="uniform: drawn at random; linear: falls from t_max to t_end; two-stage: t_max drops to t_end at `switch`",
-        choices=("uniform", "linear", "two-stage"),
+        help=(
+            "drawn at random: uniform; two-stage (t_max drops to t_end at `switch`); shrinking (it falls there "
+            "evenly, ISM); double (t_min falls from t_max as well, MVDream). One falling t: linear, hifa, dreamtime"
+        ),
+        choices=KINDS,
     )
     t_min: float = knob(0.02, 0.0, 0.999, "least noise, as a fraction of all timesteps")
     t_max: float = knob(0.98, 0.001, 1.0, "most noise, as a fraction of all timesteps")
-    t_end: float = knob(0.5, 0.001, 1.0, "t_max at the end of the run (linear) or after the switch (two-stage)")
+    t_end: float = knob(0.5, 0.001, 1.0, "t_max at the end of the run (linear) or from the switch on")
     per_view: bool = knob(True, help="draw t for each view; off draws one for all views of a step, as VDM's paper does")
-    switch: float = knob(0.4, 0.0, 1.0, "fraction of the run after which two-stage lowers t_max")
+    switch: float = knob(0.4, 0.0, 1.0, "fraction of the run after which the range of t is the last one")
     weight: str = knob(
         "1-alphabar",
         help="w(t): 1-alphabar (DreamFusion), uniform (1), fantasia3d (sqrt(alphabar) (1-alphabar)), sigma/alpha (ISM)",
@@ -45,20 +52,65 @@ class ScheduleSettings:
 def sample_t(s: ScheduleSettings, rng: StepRng, n: int, progress: float) -> Tensor:
     """Integer timesteps [n] in 0..999 for a step at `progress` in [0, 1] of the planned run.
 
-    linear is deterministic and gives every view the same t (DreamGaussian, SDI); the others draw one per view.
+    linear     t_max to t_end, the same t for every view (DreamGaussian, SDI)
+    hifa       t_max - (t_max - t_min) sqrt(progress), likewise (Zhu and Zhuang 2023)
+    dreamtime  likewise, spending the run on timesteps in proportion to a weight (Huang et al. 2023; see `dreamtime`)
+
+    The others draw one for each view, or one for all, uniformly from `range_at`.
     """
     progress = min(max(progress, 0.0), 1.0)
-    t_max = s.t_max
     if s.kind == "linear":
-        t = s.t_max + (s.t_end - s.t_max) * progress
-        return _to_timestep(torch.full((n,), t))
-    if s.kind == "two-stage" and progress >= s.switch:
-        t_max = s.t_end
-    t_min = min(s.t_min, t_max)
+        return _to_timestep(torch.full((n,), s.t_max + (s.t_end - s.t_max) * progress))
+    if s.kind == "hifa":
+        return _to_timestep(torch.full((n,), s.t_max - (s.t_max - s.t_min) * progress**0.5))
+    if s.kind == "dreamtime":
+        return torch.full((n,), dreamtime(s.t_min, s.t_max, progress))
+    t_min, t_max = range_at(s, progress)
     u = torch.rand(n, generator=rng("t"))
     if not s.per_view:
         u = u[:1].expand(n)
     return _to_timestep(t_min + u * (t_max - t_min))
+
+
+def range_at(s: ScheduleSettings, progress: float) -> tuple[float, float]:
+    """Least and greatest t, as fractions, of the kinds that draw it.
+
+    two-stage  t_max, from the switch on t_end (ProlificDreamer)
+    shrinking  t_max falls evenly to t_end until the switch (LucidDreamer's ISM)
+    double     so it does, and t_min falls from t_max to its value (MVDream)
+    """
+    way = min(progress / s.switch, 1.0) if s.switch > 0 else 1.0
+    t_min, t_max = s.t_min, s.t_max
+    if s.kind == "two-stage" and progress >= s.switch:
+        t_max = s.t_end
+    if s.kind in ("shrinking", "double"):
+        t_max = s.t_max + way * (s.t_end - s.t_max)
+    if s.kind == "double":
+        t_min = s.t_max + way * (s.t_min - s.t_max)
+    return min(t_min, t_max), t_max
+
+
+@functools.lru_cache(maxsize=8)
+def _shares_above(t_min: float, t_max: float) -> Tensor:
+    """How much of the run DreamTime spends at timesteps of at least t, for t in 0 .. 999 [1000]; float64."""
+    t = torch.arange(N_TIMESTEPS, dtype=torch.float64)
+    (high, high_std), (low, low_std) = DREAMTIME
+    w = torch.ones_like(t)
+    w = torch.where(t > high, torch.exp(-((t - high) ** 2) / (2 * high_std**2)), w)
+    w = torch.where(t < low, torch.exp(-((t - low) ** 2) / (2 * low_std**2)), w)
+    first, last = (int(_to_timestep(torch.tensor(x))) for x in (t_min, t_max))
+    w[:first], w[last + 1 :] = 0.0, 0.0
+    return (w / w.sum()).flip(0).cumsum(0).flip(0)
+
+
+def dreamtime(t_min: float, t_max: float, progress: float) -> int:
+    """The greatest timestep t with sum_(t' >= t) p(t') >= progress, as "DreamTime" has it (Huang et al. 2023).
+
+    p is proportional to 1 between 500 and 800, to exp(-(t - 800)^2 / (2 300^2)) above, exp(-(t - 500)^2 / (2 100^2))
+    below, and to 0 outside of t_min .. t_max, given as fractions.
+    """
+    reached = (_shares_above(t_min, t_max) >= max(progress, 1e-9)).nonzero()
+    return int(reached[-1]) if len(reached) else int(_to_timestep(torch.tensor(t_min)))
 
 
 def _to_timestep(fraction: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from sdlab.cameras import CameraSettings, look_at, sample_background, sample_cameras, turntable, view_word
 from sdlab.rng import StepRng
-from sdlab.schedule import ScheduleSettings, sample_t, weight
+from sdlab.schedule import ScheduleSettings, range_at, sample_t, weight
 
 
 def test_the_front_camera_sees_the_front_with_up_upwards():
@@ -95,6 +95,42 @@ def test_linear_and_two_stage_schedules():
     late = torch.cat([sample_t(s, StepRng(0, i), 4, 0.4) for i in range(100)])
     assert early.max() > 700
     assert late.max() <= 500
+
+
+def test_shrinking_and_double_ranges():
+    """ISM: U[20, 500 + 480 r], r from 1 to 0 over the first 1500 of 5000 steps. MVDream: .98 to .02 and .98 to .50
+    over the first 8000 of 10 000."""
+    ism = ScheduleSettings(kind="shrinking", switch=0.3)
+    for progress, top in ((0.0, 980), (0.15, 740), (0.3, 500), (0.9, 500)):
+        t = torch.cat([sample_t(ism, StepRng(0, i), 8, progress) for i in range(200)])
+        assert 20 <= t.min() <= 40
+        assert top - 20 <= t.max() <= top
+    mvdream = ScheduleSettings(kind="double", switch=0.8)
+    for progress, low, top in ((0.0, 0.98, 0.98), (0.4, 0.5, 0.74), (0.8, 0.02, 0.5), (1.0, 0.02, 0.5)):
+        assert range_at(mvdream, progress) == pytest.approx((low, top))
+
+
+def test_hifa_falls_as_the_root():
+    s = ScheduleSettings(kind="hifa")
+    assert [int(sample_t(s, StepRng(0, 0), 1, p)) for p in (0, 0.25, 1)] == [980, 500, 20]
+
+
+def test_dreamtime_spends_the_run_by_its_weight():
+    """Against the definition, solved by hand: steps at t in proportion to W(t), from the top down."""
+    n = 20_000
+    t = [int(sample_t(ScheduleSettings(kind="dreamtime"), StepRng(0, 0), 1, (i + 0.5) / n)) for i in range(n)]
+    assert t == sorted(t, reverse=True)
+    assert t[0] == 980
+
+    def w(u):
+        if u > 800:
+            return math.exp(-((u - 800) ** 2) / (2 * 300**2))
+        return 1.0 if u >= 500 else math.exp(-((u - 500) ** 2) / (2 * 100**2))
+
+    total = sum(w(u) for u in range(20, 981))
+    for low, high in ((20, 400), (400, 500), (500, 650), (650, 800), (800, 981)):
+        share = sum(w(u) for u in range(low, high)) / total
+        assert sum(low <= u < high for u in t) / n == pytest.approx(share, abs=2e-3)
 
 
 def test_weights():
