@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sdlab.messages import Event, Failed, Stepped, Stop
 from sdlab.session import LoadPrior, Session, load_prior
@@ -61,10 +61,9 @@ class Lane:
         self._counting = False
         return ms
 
-    @property
-    def stages_ms(self) -> dict[str, float]:
-        """Means over all counted steps."""
-        return {stage: round(statistics.fmean(values), 2) for stage, values in self._stages.items() if values}
+    def stages_ms(self, average: Callable[[Sequence[float]], float]) -> dict[str, float]:
+        """Averages over all counted steps."""
+        return {stage: round(average(values), 2) for stage, values in self._stages.items() if values}
 
     @property
     def gaussians(self) -> int:

@@ -12,6 +12,7 @@ large as they were. Beside the medians stands the least, which other work on the
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +25,11 @@ from sdlab.settings import Settings, preset
 from sdlab.step import STAGES, step
 
 BASE = "sds"
-WARM_UP = 6  # steps, and lessons of an auxiliary, that are not counted: the first lessons cost what later ones do
+WARM_UP = 4  # steps, and lessons of an auxiliary, that are not counted: the first lessons cost what later ones do
 TURN = 5  # steps of a lane in a round
 UNCOUNTED = 1  # step before them, which finds the caches full of another lane's tensors
-SECONDS, SECONDS_QUICK = 170.0, 20.0  # rounds fill this much time, but there are never fewer than
-ROUNDS_MIN, ROUNDS_MIN_QUICK = 4, 2
+SECONDS, SECONDS_QUICK = 120.0, 20.0  # rounds fill this much time, but there are never fewer than
+ROUNDS_MIN, ROUNDS_MIN_QUICK = 3, 2
 
 
 class Entry(NamedTuple):
@@ -80,7 +81,7 @@ class Field:
             "ms": median(self.rounds, label),
             "least_ms": round(min(times[label] for times in self.rounds), 2),
             "x_sds": ratio(self.rounds, label, BASE if label == BASE else _before(label)),
-            "stages_ms": self.lanes[label].stages_ms,
+            "stages_ms": self.lanes[label].stages_ms(statistics.median),
         }
 
 

@@ -72,7 +72,7 @@ def _summary(live: Lane, slow: Lane | None, rows: list[dict[str, float]], name: 
         "step_ms": median(rows, "live"),
         "bare_network_ms": median(rows, "bare"),
         "step_over_bare_network": ratio(rows, "live", "bare"),
-        "stages_ms": live.stages_ms,
+        "stages_ms": live.stages_ms(statistics.fmean),
     }
     if slow is not None:
         result["torch_engine_step_ms"] = median(rows, "torch")
