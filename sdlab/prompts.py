@@ -4,6 +4,7 @@ Roles: pos      the prompt, with this view's word appended when view-dependent p
        plain    the prompt without a view word: what the score models of VSD and ESD are told, beside the camera
        uncond   the empty text
        neg      the negative prompt
+       ref      what "pos" was for the frozen reference of DDS
        target   what the picture should look like: `prompt.target` with "pos" in place of {prompt}
        source   what it looks like now: `prompt.source` with "pos" in place of {prompt}
 """
@@ -44,7 +45,7 @@ class PromptSettings:
     overhead_angle: float = knob(55.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
 
 
-ROLES = ("pos", "plain", "uncond", "neg", "target", "source")
+ROLES = ("pos", "plain", "uncond", "neg", "ref", "target", "source")
 
 
 def wording(s: PromptSettings, role: str, view: str) -> str:
@@ -56,7 +57,7 @@ def wording(s: PromptSettings, role: str, view: str) -> str:
     if role == "plain":
         return s.text
     prompt = f"{s.text}, {view}" if s.view_dependent else s.text
-    if role == "pos":
+    if role in ("pos", "ref"):
         return prompt
     if role in ("target", "source"):
         return getattr(s, role).replace(PROMPT, prompt)
@@ -77,10 +78,16 @@ class PromptBank:
             self._cache[text] = self._prior.embed(text)
         return self._cache[text]
 
-    def bind(self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras) -> dict[str, Cond]:
-        """role -> conditioning of the B views of `cams`."""
-        views = views_of(s, cams)
-        return {role: cat_conds([self._embed(wording(s, role, v)) for v in views]) for role in roles}
+    def bind(
+        self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras, reference: PromptSettings | None = None
+    ) -> dict[str, Cond]:
+        """role -> conditioning of the B views of `cams`; "ref" is worded by `reference`."""
+        bound = {}
+        for role in roles:
+            worded_by = reference if role == "ref" and reference is not None else s
+            views = views_of(worded_by, cams)
+            bound[role] = cat_conds([self._embed(wording(worded_by, role, v)) for v in views])
+        return bound
 
 
 def views_of(s: PromptSettings, cams: Cameras) -> list[str]:

@@ -7,6 +7,8 @@ the state and settings before it and says why.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import queue
 import time
 from collections.abc import Callable, Iterable
@@ -47,10 +49,11 @@ from sdlab.messages import (
 )
 from sdlab.optim import SceneOptimiser
 from sdlab.priors import PriorConfig
-from sdlab.prompts import PROMPT, PromptBank, views_of
+from sdlab.prompts import PROMPT, PromptBank, PromptSettings, views_of
 from sdlab.rng import StepRng
+from sdlab.scenes import Scene
 from sdlab.settings import Settings, from_toml, to_toml
-from sdlab.step import STAGES, Report, State, needs_warm_up, step, warm_up
+from sdlab.step import STAGES, Reference, Report, State, needs_warm_up, step, warm_up
 from sdlab.types import Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
@@ -301,14 +304,14 @@ class Session:
         old, prior, bank = self.settings, self._prior, self._bank
         state = self._state
         parts = self._parts() if self._undo is None and state is not None else None
-        auxes = (dict(state.aux), dict(state.aux_keys)) if state is not None else None
+        made = (dict(state.aux), dict(state.aux_keys), state.reference) if state is not None else None
         try:
             waiting = self._adopt(old, new)
         except Exception as e:
             self._use(old)
             self._prior, self._bank = prior, bank
-            if state is not None and auxes is not None:
-                self._state, (state.aux, state.aux_keys) = state, auxes
+            if state is not None and made is not None:
+                self._state, (state.aux, state.aux_keys, state.reference) = state, made
                 self._adopt_aux(self.effective)
             for path, value in changes:
                 self._say(Rejected(self._step_number, path, value, str(e)))
@@ -351,6 +354,7 @@ class Session:
             self._build()
             restart = set()
         self._adopt_aux(self.effective)
+        self._adopt_reference(self.effective.loss, old.prompt)
         self._state.scene.adopt(new.scene)
         if "steps" in changed and self.running and self._until is None and self._state.step >= new.steps:
             self.running = False  # the plan is over already
@@ -381,6 +385,7 @@ class Session:
         self._state = State(scene, SceneOptimiser(scene.params, s.optim))
         try:
             self._adopt_aux(self.effective)
+            self._adopt_reference(self.effective.loss, self.effective.prompt)
         except Exception:
             self._state = before  # a state without the network that its loss needs could not step
             raise
@@ -406,6 +411,12 @@ class Session:
         state.aux_keys[name] = key
         if aux is not None:
             state.aux[name] = aux
+
+    def _adopt_reference(self, loss: Distillation, prompt: PromptSettings) -> None:
+        """Freeze scene and prompt for a loss that compares with them, unless that was done with the same knobs."""
+        state = self.state
+        if loss.needs_reference and (state.reference is None or state.reference.key != loss.aux_key()):
+            state.reference = Reference(copy.deepcopy(state.scene), prompt, loss.aux_key())
 
     # ---- stepping ----------------------------------------------------------------------------------------
 
@@ -515,6 +526,7 @@ class Session:
             "aux": {
                 name: {"key": list(state.aux_keys[name]), "model": aux.state_dict()} for name, aux in state.aux.items()
             },
+            "reference": _reference_parts(state.reference),
         }
 
     def _counts(self) -> dict[str, float | str]:
@@ -543,6 +555,7 @@ class Session:
                     state.aux[name].load_state_dict(aux["model"])
                     break
         self._adopt_aux(self.effective)
+        state.reference = _reference_of(parts.get("reference", {}), state.scene)
 
     # ---- what the world sees -----------------------------------------------------------------------------
 
@@ -598,6 +611,22 @@ def with_begun(settings: Settings, begun: Settings) -> Settings:
         if k.apply == "restart" and path in knobs and k.value != knobs[path].value
     ]
     return settings.patch_all(changes) if changes else settings
+
+
+def _reference_parts(reference: Reference | None) -> dict[str, Any]:
+    if reference is None:
+        return {}
+    prompt = dataclasses.asdict(reference.prompt)
+    return {"scene": reference.scene.state_dict(), "prompt": prompt, "key": list(reference.key)}
+
+
+def _reference_of(parts: dict[str, Any], like: Scene) -> Reference | None:
+    """What `_reference_parts` made `parts` of; a scene of the kind of `like`."""
+    if not parts:
+        return None
+    scene = copy.deepcopy(like)
+    scene.load_state_dict(parts["scene"])
+    return Reference(scene, PromptSettings(**parts["prompt"]), tuple(parts["key"]))
 
 
 def as_read(path: str, value: str, prompt: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdlab.cameras import sample_background, sample_cameras
 from sdlab.optim import SceneOptimiser
-from sdlab.prompts import PromptBank
+from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.scenes import Scene
 from sdlab.schedule import sample_t, weight
@@ -25,6 +25,15 @@ from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Rende
 STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "auxiliary", "publish")
 DENSIFY_PAUSE = 100  # steps after a change of loss: gradients of two scales must not decide together what grows
 FIRST_WARM_UP = -2  # the step number of an auxiliary's first lesson; later ones count down
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a loss compares the scene with: the scene and the prompt as they were. `key` is that of the loss's knobs."""
+
+    scene: Scene
+    prompt: PromptSettings
+    key: tuple
 
 
 @dataclass
@@ -41,6 +50,7 @@ class State:
     toggled: int = -1_000_000  # the step at which that last changed
     aux: dict[str, Aux] = field(default_factory=dict)  # by the name that its losses give it
     aux_keys: dict[str, tuple] = field(default_factory=dict)  # the knobs that each was built with
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -81,17 +91,24 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
 
     # cameras -> rgb -> z, differentiable
     cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
-    render = scene.render(cams, sample_background(s.camera, rng))
+    background = sample_background(s.camera, rng)
+    render = scene.render(cams, background)
     watch.lap("render")
     z = prior.encode(render.rgb)
     watch.lap("encode")
 
     # schedule -> t, noise -> z_t, detached; drawn on the CPU so that every device sees the same
     x = noised(z.detach(), s, rng, prior, progress)
+    reference = state.reference if loss.needs_reference else None
+    if reference is not None:
+        with torch.no_grad():
+            x = x._replace(ref=prior.encode(reference.scene.render(cams, background).rgb))
+        watch.lap("render")
 
     # z_t, prompts -> eps -> residual
     aux = state.aux.get(loss.aux_name())
-    model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams, rng, progress)
+    conds = prompts.bind(s.prompt, loss.roles, cams, reference.prompt if reference else None)
+    model = BoundPrior(prior, conds, cams, rng, progress)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
         grad = weight(s.schedule, x.alpha, x.sigma) * guidance.residual / len(cams)

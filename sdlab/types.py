@@ -93,7 +93,9 @@ class Render(NamedTuple):
 
 
 class Noised(NamedTuple):
-    """A batch on its way to the prior: z_t = alpha z0 + sigma noise, everything detached; alpha, sigma [B, 1, 1, 1]."""
+    """A batch on its way to the prior: z_t = alpha z0 + sigma noise, everything detached; alpha, sigma [B, 1, 1, 1].
+
+    `ref` is the reference under the same cameras, for losses that need one."""
 
     z0: Float[Tensor, "B C H W"]
     noise: Float[Tensor, "B C H W"]
@@ -101,6 +103,7 @@ class Noised(NamedTuple):
     alpha: Float[Tensor, "B 1 1 1"]
     sigma: Float[Tensor, "B 1 1 1"]
     z_t: Float[Tensor, "B C H W"]
+    ref: Float[Tensor, "B C H W"] | None = None
 
 
 class Guidance(NamedTuple):

@@ -7,6 +7,7 @@ from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.inversion import ddim, invert
 from sdlab.losses.asd import ASD
 from sdlab.losses.csd import CSD
+from sdlab.losses.dds import DDS
 from sdlab.losses.ism import ISM
 from sdlab.losses.jsd import JSD
 from sdlab.losses.nfsd import NFSD
@@ -136,3 +137,16 @@ def test_the_psi_of_asd_lies_beyond_the_noise(prior, x, kind, gamma):
     camera = torch.zeros(4, 16, dtype=torch.float64)
     psi.errors(x.z0, x.noise, x.t, model.conds["plain"], camera, eps_c, gamma).sum().backward()
     assert native.grad.abs().max() < 1e-9
+
+
+def test_dds_leaves_a_reference_alone_and_subtracts_it_else(prior, x):
+    same = x._replace(ref=x.z0)
+    assert DDS().gradient(same, bound(prior), None).residual.abs().max() < 1e-12
+    edited = PromptSettings(text="a blue bear")
+    cams = sample_cameras(CameraSettings(views=4), StepRng(0, 0), 4)
+    conds = PromptBank(prior).bind(edited, DDS.roles, cams, reference=PromptSettings())
+    model = BoundPrior(prior, conds, cams)
+    g = DDS(cfg=3.0).gradient(same, model, None)
+    ours = SDS(cfg=3.0).gradient(x, bound(prior, text="a blue bear"), None).residual
+    theirs = SDS(cfg=3.0).gradient(x, bound(prior), None).residual
+    torch.testing.assert_close(g.residual, ours - theirs, **EXACT)

@@ -21,7 +21,20 @@ from sdlab.types import BoundPrior, Cond
 
 LOSSES = settings.losses()
 # with the knobs' defaults; the prompt alone is enough for each of JSD's 10 steps of inversion
-NFE = {"sds": 2, "sbp": 2, "vdm": 2, "jsd": 14, "vsd": 3, "esd": 4, "nfsd": 3, "csd": 3, "ism": 6, "sdi": 22, "asd": 3}
+NFE = {
+    "sds": 2,
+    "sbp": 2,
+    "vdm": 2,
+    "jsd": 14,
+    "vsd": 3,
+    "esd": 4,
+    "nfsd": 3,
+    "csd": 3,
+    "ism": 6,
+    "sdi": 22,
+    "asd": 3,
+    "dds": 4,
+}
 LESSONS = {"vsd": 1, "esd": 1, "asd": 2}  # the auxiliary's own step: forward and backward; ASD asks the prior as well
 
 
@@ -31,7 +44,8 @@ def setting():
     rng = StepRng(0, 0)
     cams = sample_cameras(CameraSettings(views=3), rng, 8)
     z0 = torch.randn(3, 3, 8, 8, generator=rng("z0"))
-    return prior, cams, noised(z0, Settings(), rng, prior, 0.5)
+    ref = torch.randn(z0.shape, generator=rng("reference"))
+    return prior, cams, noised(z0, Settings(), rng, prior, 0.5)._replace(ref=ref)
 
 
 def test_there_are_losses():
@@ -150,7 +164,8 @@ def test_what_the_network_predicts_natively_does_not_matter(name, kind, eps_mode
     twin.prediction_type, twin._engine = kind, Native(eps_model, kind)
     twin.trainable = eps_model.trainable  # an auxiliary of the one network
     cams = sample_cameras(CameraSettings(views=3), rng, 8)
-    x = noised(torch.randn(3, *eps_model.shape, generator=rng("z0")), Settings(), rng, eps_model, 0.5)
+    z0, ref = torch.randn(2, 3, *eps_model.shape, generator=rng("z0"))
+    x = noised(z0, Settings(), rng, eps_model, 0.5)._replace(ref=ref)
     residuals = []
     for prior in (eps_model, twin):
         conds = PromptBank(prior).bind(PromptSettings(source="a blue {prompt}"), loss.roles, cams)

@@ -13,6 +13,7 @@ from tiny_models import pixel_model
 
 from sdlab import cli
 from sdlab.cameras import turntable
+from sdlab.losses.dds import DDS
 from sdlab.losses.vsd import VSD
 from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Reset, Resume, Stepped, Stop
 from sdlab.priors.mixture import MixtureScores
@@ -400,6 +401,42 @@ def test_a_prior_whose_first_step_fails_gives_back_the_psi_of_the_old_one(tmp_pa
     assert "rolled back" in refusals(session)[0].reason
     go(session, 4)
     assert_same(session, clean)
+
+
+def test_dds_edits_from_the_scene_and_prompt_it_was_chosen_with(short, tmp_path):
+    """Its reference is frozen at the toggle, outlives other losses and a checkpoint, and can be frozen anew."""
+    whole = prepared(short)
+    go(whole, 6)
+    go(whole, 2, ("active", "dds"), ("prompt.text", "a blue car"))
+    frozen = whole.state.reference
+    assert frozen.prompt.text == short.prompt.text, "the prompt before the patch that chose the loss"
+    kept = {k: p.detach().clone() for k, p in frozen.scene.params.items()}
+    whole.save(tmp_path)
+    go(whole, 3)
+    assert all(torch.equal(p, kept[k]) for k, p in frozen.scene.params.items())
+    assert any(not torch.equal(p, kept[k]) for k, p in whole.state.scene.params.items())
+    rest = prepared(short)
+    rest.restore(tmp_path)
+    assert rest.state.reference.prompt == frozen.prompt
+    go(rest, 3)
+    assert_same(rest, whole)
+    go(whole, 2, ("active", "sds"))
+    go(whole, 1, ("active", "dds"))
+    assert whole.state.reference is frozen
+    go(whole, 1, ("losses.dds.reference", 1))
+    assert whole.state.reference.prompt.text == "a blue car"
+
+
+def test_a_dds_whose_first_step_fails_leaves_no_reference(short, monkeypatch):
+    session = prepared(short)
+    go(session, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(DDS, "gradient", no_memory)
+        session._patch([("active", "dds")])
+        assert session.state.reference is not None
+        session._step()
+    assert session.state.reference is None
+    assert session.settings.active == "sds"
 
 
 def test_the_two_stages_of_sbp_are_toggled_like_losses(short, tmp_path):

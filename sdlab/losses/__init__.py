@@ -25,6 +25,7 @@ class Distillation(ABC):
     formula: ClassVar[str]  # for people, in the conventions of sdlab.types
     look_for: ClassVar[str]  # what to watch in the picture
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond")
+    needs_reference: ClassVar[bool] = False  # whether it compares with the scene as it was when the loss was chosen
 
     @abstractmethod
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:

@@ -21,6 +21,7 @@ from sdlab.score import (
     Score,
     lessons_knob,
     lr_knob,
+    made_with,
     network_knob,
     p_null_knob,
     rank_knob,
@@ -54,6 +55,9 @@ class ASD(Distillation):
 
     def calls(self) -> tuple[int, ...]:
         return (2, *(1,) * self.lessons)
+
+    def aux_key(self) -> tuple:
+        return made_with(self.network, self.rank)
 
     def init_aux(self, prior: Prior, rng: StepRng) -> Score:
         return Score(prior, self.network, self.rank, self.lr, rng)

@@ -1,0 +1,50 @@
+"""Delta denoising score (Hertz et al., "Delta denoising score", 2023): an edit instead of a creation.
+
+SDS blurs because its gradient is not zero where the picture fits the prompt. DDS subtracts what it would be for a
+reference that fits a prompt of its own, with the same t and noise:
+
+    residual = eps^(z_t; prompt) - eps^(z_t^ref; reference's prompt),    eps^ = eps_u + s (eps_c - eps_u)
+
+The reference is the scene and the prompt at the moment when this loss is chosen, frozen, and seen by the same camera.
+Nothing moves until the prompt says something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sdlab.guidance import cfg
+from sdlab.knobs import knob
+from sdlab.losses import Distillation
+from sdlab.types import BoundPrior, Guidance, Noised
+
+
+@dataclass(frozen=True)
+class DDS(Distillation):
+    """Edits the scene from the prompt that it was made with to the one you type now."""
+
+    kind: ClassVar[str] = "dds"
+    title: ClassVar[str] = "DDS"
+    paper: ClassVar[str] = "Delta Denoising Score, Hertz et al., 2023"
+    formula: ClassVar[str] = "w(t) [ eps(z; prompt) - eps(reference; its prompt) ]"
+    look_for: ClassVar[str] = (
+        "choose it when the object is there, then change the prompt: what both prompts share stays as it is"
+    )
+    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", "ref")
+    needs_reference: ClassVar[bool] = True
+
+    cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale of both (paper: 7.5)")
+    reference: int = knob(
+        0, 0, 1_000_000, "another number freezes the scene and prompt anew, as they are now", apply="rebuild"
+    )
+
+    def calls(self) -> tuple[int, ...]:
+        return (2, 2)
+
+    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+        assert x.ref is not None, "the step renders the reference of a loss that needs one"
+        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
+        ref_c, ref_u = model.eps(x.alpha * x.ref + x.sigma * x.noise, x.t, "ref", "uncond")
+        residual = cfg(eps_u, eps_c, self.cfg) - cfg(ref_u, ref_c, self.cfg)
+        return Guidance(residual, {"pos": eps_c, "uncond": eps_u, "ref": ref_c})
