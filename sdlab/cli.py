@@ -149,7 +149,7 @@ def _add_janus_losses(commands: Any) -> None:
     )
     p.add_argument("--objects", default="", metavar="NAMES", help="with a front (default: bear,robot,car)")
     p.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seed to seed + N - 1 (default %(default)s)")
-    _add_comparing(p, "janus-losses", seconds=30)
+    _add_comparing(p, "janus-losses", seconds=60)
     p.set_defaults(call=_janus_losses)
 
 
