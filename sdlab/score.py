@@ -14,7 +14,8 @@ world; "none" is sixteen zeros.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from sdlab.fitted import FittedNet, initialised
 from sdlab.knobs import knob
 from sdlab.rng import StepRng
-from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Cond, Prior
+from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Noised, Prior, cat_conds
 
 NETWORKS = ("lora", "copy")
 CAMERA = 16  # numbers of a camera
@@ -37,42 +38,57 @@ class Score(FittedNet):
         self._psi: Any = initialised(lambda: prior.trainable(how, rank), rng, "score")
         super().__init__(self._psi, lr, betas=(0.9, 0.99), weight_decay=0.01)
 
-    def eps(self, z_t: Tensor, t: Tensor, model: BoundPrior, with_camera: bool) -> Tensor:
-        """eps_psi(z_t; c) or eps_psi(z_t; none) [B, C, H, W], without gradient."""
-        cond = model.conds[ROLE]
-        camera = camera_vectors(model.cams) if with_camera and model.cams is not None else None
-        model.nfe += 1
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """eps_psi of x.z_t with the camera (True) or without, one [B, C, H, W] for each of `cameras`, without
+        gradient."""
+        model.nfe += len(cameras)
+        seen = _cameras_of(x.z0, model)
+        batches = [_Batch(x.z_t, x.t, seen if with_camera else torch.zeros_like(seen)) for with_camera in cameras]
         with torch.no_grad():
-            return self._psi(z_t, t, cond, none_of(z_t) if camera is None else camera.to(z_t))
+            return [self._psi.eps(out, x.z_t, x.t) for out in self._predict(batches, model)]
 
-    def learn(self, z0: Tensor, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
-        """`lessons` steps of the optimiser on the rendered pictures z0 [B, C, H, W]; a coin for each picture hides
-        its camera. `gamma` adds that much of the distance to the prior's own prediction (ASD)."""
-        cond: Cond = model.conds[ROLE]
-        cameras = none_of(z0) if model.cams is None else camera_vectors(model.cams).to(z0)
+    def learn(self, x: Noised, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
+        """`lessons` steps of the optimiser on the rendered pictures x.z0; a coin for each picture hides its camera.
+        `gamma` adds that much of the distance to the prior's own prediction (ASD)."""
         for k in range(lessons):
             model.nfe += 1
-            t = torch.randint(N_TIMESTEPS, z0.shape[:1], generator=model.rng(f"score t {k}")).to(z0.device)
-            noise = model.rng.randn(f"score noise {k}", z0)
-            kept = torch.rand(z0.shape[:1], generator=model.rng(f"score camera {k}")) >= p_null
-            rival = None
-            if gamma != 0.0:
-                alpha, sigma = model.marginal(t)
-                (rival,) = model.eps(alpha * z0 + sigma * noise, t, "pos")
+            t = torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {k}")).to(x.z0.device)
+            noise = model.rng.randn(f"score noise {k}", x.z0)
+            kept = torch.rand(x.z0.shape[:1], generator=model.rng(f"score camera {k}")) >= p_null
+            alpha, sigma = model.marginal(t)
+            z_t = alpha * x.z0 + sigma * noise
+            rival = model.eps(z_t, t, "pos")[0] if gamma != 0.0 else None
             with torch.enable_grad():
-                errors = self._psi.errors(z0, noise, t, cond, cameras * kept.to(z0)[:, None], rival, gamma)
+                (out,) = self._predict([_Batch(z_t, t, _cameras_of(x.z0, model) * kept.to(x.z0)[:, None])], model)
+                errors = self._psi.errors(out, x.z0, noise, t, rival, gamma)
                 # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
-                self.descend(errors.mean() * z0[0].numel(), lr)
+                self.descend(errors.mean() * x.z0[0].numel(), lr)
+
+    def _predict(self, batches: Sequence[_Batch], model: BoundPrior) -> list[Tensor]:
+        """psi's native answers to each of `batches`, in one forward."""
+        z_t, t, camera = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        cond = cat_conds([model.conds[ROLE]] * len(batches))
+        return list(self._psi.predict(z_t, t, cond, camera).chunk(len(batches)))
+
+
+class _Batch(NamedTuple):
+    """What psi is shown."""
+
+    z_t: Tensor
+    t: Tensor
+    camera: Tensor
+
+
+def _cameras_of(z: Tensor, model: BoundPrior) -> Tensor:
+    """[B, 16] in the type of z; zeros, which mean none, where there are no cameras."""
+    if model.cams is None:
+        return torch.zeros(z.shape[0], CAMERA, dtype=z.dtype, device=z.device)
+    return camera_vectors(model.cams).to(z)
 
 
 def camera_vectors(cams: Cameras) -> Tensor:
     """[B, 16]: the matrices from camera to world, row by row, translation in units of the scene's radius."""
     return torch.linalg.inv(cams.viewmats).flatten(1)
-
-
-def none_of(z: Tensor) -> Tensor:
-    """ "No camera" for each picture of z [B, ...]."""
-    return torch.zeros(z.shape[0], CAMERA, dtype=z.dtype, device=z.device)
 
 
 def square_error(eps: Tensor, noise: Tensor) -> Tensor:

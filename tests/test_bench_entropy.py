@@ -10,7 +10,7 @@ from sdlab.bench import entropy
 from sdlab.bench.entropy import ExactScores, four_gaussians, spread
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.rng import StepRng
-from sdlab.types import BoundPrior
+from sdlab.types import BoundPrior, Noised
 
 
 def test_exact_scores_are_those_of_the_views():
@@ -26,13 +26,12 @@ def test_exact_scores_are_those_of_the_views():
     alpha, sigma = prior.marginal(t)
     noise = StepRng(0, 1).randn("noise", views)
     z_t = alpha * views + sigma * noise
-    exact = ExactScores(prior)
-    exact.views = views
-    nobody = BoundPrior(prior, {})
-    torch.testing.assert_close(exact.eps(z_t, t, nobody, True), noise, rtol=1e-4, atol=1e-5)
+    x = Noised(views, noise, t, alpha, sigma, z_t)
+    own, all_of_them = ExactScores().ask(x, BoundPrior(prior, {}), (True, False))
+    torch.testing.assert_close(own, noise, rtol=1e-4, atol=1e-5)
     cond = together.embed("views")
     truth = together.eps(z_t, t, cond._replace(hidden=cond.hidden.expand(5, -1, -1)))
-    torch.testing.assert_close(exact.eps(z_t, t, nobody, False), truth, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(all_of_them, truth, rtol=1e-4, atol=1e-5)
 
 
 def test_lambda_raises_the_entropy_of_the_views():

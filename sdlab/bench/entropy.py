@@ -29,7 +29,7 @@ from sdlab.rng import StepRng
 from sdlab.schedule import weight
 from sdlab.settings import Settings
 from sdlab.step import noised
-from sdlab.types import BoundPrior
+from sdlab.types import BoundPrior, Noised
 
 VIEWS = 32
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
@@ -93,22 +93,16 @@ def four_gaussians() -> MixtureScores:
 
 
 class ExactScores:
-    """psi of a perfect student: the views are deltas, together a mixture of them."""
+    """psi of a perfect student: the views x.z0 are deltas, together a mixture of them."""
 
-    def __init__(self, prior: MixtureScores) -> None:
-        self._prior = prior
-        self.views: Tensor | None = None  # [N, 2, 1, 1], as they are now
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        offsets = x.z_t[:, None] - x.alpha[:, None] * x.z0[None]  # [B, N, 2, 1, 1]
+        share = torch.softmax(-0.5 * offsets.square().sum((2, 3, 4)) / x.sigma.view(-1, 1) ** 2, 1)
+        together = torch.einsum("bn,bnchw->bchw", share, offsets) / x.sigma
+        own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
+        return [own if with_camera else together for with_camera in cameras]
 
-    def eps(self, z_t: Tensor, t: Tensor, model: BoundPrior, with_camera: bool) -> Tensor:
-        assert self.views is not None
-        alpha, sigma = self._prior.marginal(t)
-        offsets = z_t[:, None] - alpha[:, None] * self.views[None]  # [B, N, 2, 1, 1]
-        if with_camera:
-            return offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / sigma
-        share = torch.softmax(-0.5 * offsets.square().sum((2, 3, 4)) / sigma.view(-1, 1) ** 2, 1)
-        return torch.einsum("bn,bnchw->bchw", share, offsets) / sigma
-
-    def learn(self, z0: Tensor, model: BoundPrior, lr: float, p_null: float, lessons: int) -> None:
+    def learn(self, x: Noised, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
         """Nothing to learn."""
 
 
@@ -121,14 +115,11 @@ def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int)
     start = 0.1 * torch.randn(VIEWS, 2, 1, 1, generator=StepRng(seed, -1)("views"))
     views = start.clone().requires_grad_()
     adam = torch.optim.Adam([views], lr=LR)
-    aux: Any = ExactScores(prior) if exact else loss.init_aux(prior, StepRng(seed, -1))
+    aux: Any = ExactScores() if exact else loss.init_aux(prior, StepRng(seed, -1))
     for number in range(steps):
         rng = StepRng(seed, number)
         model = BoundPrior(prior, conds, cams, rng, number / steps)
-        z0 = views.detach().clone()
-        if exact:
-            aux.views = z0
-        x = noised(z0, s, rng, prior, number / steps)
+        x = noised(views.detach().clone(), s, rng, prior, number / steps)
         guidance = loss.gradient(x, model, aux)
         views.grad = weight(s.schedule, x.alpha, x.sigma) * guidance.residual
         for group in adam.param_groups:

@@ -76,12 +76,14 @@ class ESD(Distillation):
         residual = cfg(eps_u, eps_c, self.cfg)
         preds = {"pos": eps_c, "uncond": eps_u}
         stats = {"prior_error": square_error(eps_c, x.noise)}  # what psi has to beat
-        for name, with_camera, share in (("psi", True, 1 - self.lam), ("psi_null", False, self.lam)):
-            if share > 0:
-                preds[name] = aux.eps(x.z_t, x.t, model, with_camera)
-                stats[f"{name}_error"] = square_error(preds[name], x.noise)
-                residual = residual - share * preds[name]
+        shares = {"psi": 1 - self.lam, "psi_null": self.lam}
+        asked = [name for name, share in shares.items() if share > 0]
+        answers = aux.ask(x, model, [name == "psi" for name in asked])
+        for name, psi in zip(asked, answers, strict=True):
+            preds[name] = psi
+            stats[f"{name}_error"] = square_error(psi, x.noise)
+            residual = residual - shares[name] * psi
         return Guidance(residual, preds, stats)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
-        aux.learn(x.z0, model, self.lr, self.p_null, self.lessons)
+        aux.learn(x, model, self.lr, self.p_null, self.lessons)

@@ -72,7 +72,7 @@ class VSD(Distillation):
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
-        psi = aux.eps(x.z_t, x.t, model, with_camera=True)
+        (psi,) = aux.ask(x, model, (True,))
         stats = {
             "psi_error": square_error(psi, x.noise),
             "prior_error": square_error(eps_c, x.noise),  # what psi has to beat
@@ -80,4 +80,4 @@ class VSD(Distillation):
         return Guidance(cfg(eps_u, eps_c, self.cfg) - psi, {"pos": eps_c, "uncond": eps_u, "psi": psi}, stats)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
-        aux.learn(x.z0, model, self.lr, self.p_null, self.lessons)
+        aux.learn(x, model, self.lr, self.p_null, self.lessons)

@@ -40,32 +40,41 @@ class Trainable(nn.Module):
         self._kind = kind
         self._marginal = marginal
 
+    def predict(
+        self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond, camera: Float[Tensor, "B 16"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The native prediction."""
+        return self.network(z_t, t, cond, camera)
+
+    def eps(
+        self, out: Float[Tensor, "B C H W"], z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The noise prediction that the native one `out` stands for."""
+        alpha, sigma = (x.to(z_t) for x in self._marginal(t))
+        return as_eps(self._kind, out, z_t, alpha, sigma)
+
     def forward(
         self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond, camera: Float[Tensor, "B 16"]
     ) -> Float[Tensor, "B C H W"]:
         """The noise prediction."""
-        alpha, sigma = self._marginal(t)
-        return as_eps(self._kind, self.network(z_t, t, cond, camera), z_t, alpha.to(z_t), sigma.to(z_t))
+        return self.eps(self.predict(z_t, t, cond, camera), z_t, t)
 
     def errors(
         self,
+        out: Float[Tensor, "B C H W"],
         z0: Float[Tensor, "B C H W"],
         noise: Float[Tensor, "B C H W"],
         t: Int[Tensor, " B"],
-        cond: Cond,
-        camera: Float[Tensor, "B 16"],
         rival: Float[Tensor, "B C H W"] | None = None,
         gamma: float = 0.0,
     ) -> Float[Tensor, " B"]:
-        """The denoising loss of each picture, in the units of the native prediction: the mean square over its
-        places, plus `gamma` times that of the distance to `rival`, another eps. Differentiable in the weights."""
+        """The denoising loss of the native predictions `out`, in their units: the mean square over each picture's
+        places, plus `gamma` times that of the distance to `rival`, another eps. Differentiable in `out`."""
         alpha, sigma = (x.to(z0) for x in self._marginal(t))
-        z_t = alpha * z0 + sigma * noise
-        target = native_target(self._kind, z0, noise, alpha, sigma)
-        out = self.network(z_t, t, cond, camera)
-        errors = (out - target).square().mean((1, 2, 3))
+        errors = (out - native_target(self._kind, z0, noise, alpha, sigma)).square().mean((1, 2, 3))
         if rival is not None:
-            other = native_target(self._kind, (z_t - sigma * rival) / alpha, rival, alpha, sigma)
+            x0 = z0 + sigma / alpha * (noise - rival)
+            other = native_target(self._kind, x0, rival, alpha, sigma)
             errors = errors + gamma * (out - other).square().mean((1, 2, 3))
         return errors
 
