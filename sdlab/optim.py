@@ -24,6 +24,12 @@ class OptimSettings:
     lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
     beta1: float = knob(0.9, 0.0, 0.999, "decay of Adam's first moment")
     beta2: float = knob(0.99, 0.0, 0.99999, "decay of Adam's second moment")
+    grad_clip: float = knob(
+        0.0, 0.0, 1000.0, "largest value of w(t) residual in any place (score debiasing: 2 rising to 8); 0 is off"
+    )
+    grad_rms: float = knob(
+        0.0, 0.0, 10.0, "scale w(t) residual to this root mean square, so that losses pull alike; 0 is off"
+    )
     ramp: int = knob(50, 0, 1000, "steps over which the rates come back after the loss was changed")
     decay: float = knob(0.1, 0.001, 1.0, "all rates shrink to this fraction by the end of the run (exponentially)")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import sample_background, sample_cameras
-from sdlab.optim import SceneOptimiser
+from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.scenes import Scene
@@ -111,7 +111,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     model = BoundPrior(prior, conds, cams, rng, progress)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
-        grad = weight(s.schedule, x.alpha, x.sigma) * guidance.residual / len(cams)
+        grad = tamed(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim) / len(cams)
     watch.lap("loss")
     watch.stages["loss"] -= model.seconds
     watch.stages["prior"] = model.seconds
@@ -185,6 +185,17 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Non
     loss.fit(x, model, aux, guidance)
     state.seconds += time.perf_counter() - started
     state.prior_seconds += model.seconds
+
+
+def tamed(grad: Tensor, s: OptimSettings) -> Tensor:
+    """w(t) residual [B, C, H, W] as the settings want it: scaled to a root mean square over all views (CSD divides by
+    the norm, which is the same but for a factor), then clipped place by place (Hong et al. 2023, "Debiasing scores and
+    prompts")."""
+    if s.grad_rms > 0:
+        grad = grad * (s.grad_rms / grad.square().mean().sqrt().clamp_min(1e-12))
+    if s.grad_clip > 0:
+        grad = grad.clamp(-s.grad_clip, s.grad_clip)
+    return grad
 
 
 def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:

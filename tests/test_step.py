@@ -1,0 +1,28 @@
+"""What a step does to a loss's gradient before the scene feels it."""
+
+import pytest
+import torch
+
+from sdlab.optim import OptimSettings
+from sdlab.session import Session
+from sdlab.settings import preset
+from sdlab.step import tamed
+
+
+def test_gradients_are_scaled_and_clipped():
+    grad = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.0]]]])
+    assert torch.equal(tamed(grad, OptimSettings()), grad)
+    torch.testing.assert_close(tamed(grad, OptimSettings(grad_rms=0.5)), grad * 0.5 / 2.5)
+    assert tamed(grad, OptimSettings(grad_clip=3.5)).flatten().tolist() == [3.0, -3.5, 0.0, 0.0]
+    both = tamed(grad, OptimSettings(grad_rms=5.0, grad_clip=7.0))
+    assert both.flatten().tolist() == [6.0, -7.0, 0.0, 0.0], "scaled first, then clipped"
+    assert torch.equal(tamed(torch.zeros(1, 1, 2, 2), OptimSettings(grad_rms=1.0)), torch.zeros(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("loss", ["sds", "sbp"])
+def test_a_step_with_a_set_size_has_that_size(loss):
+    s = preset("mixture").patch_all([("active", loss), ("optim.grad_rms", 0.25), ("scene.n_init", 50)])
+    session = Session(s)
+    session.run(until=2)
+    views = s.camera.views
+    assert float(session._report.stats["grad_rms"]) == pytest.approx(0.25 / views, rel=1e-4)
