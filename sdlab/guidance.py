@@ -1,13 +1,89 @@
-"""Classifier-free guidance and its kin: pure functions on noise predictions."""
+"""Classifier-free guidance and its kin: how a prediction with the prompt and one without become one.
+
+    cfg        eps_u + s (eps_c - eps_u), form A (Ho and Salimans 2021); DreamFusion's form B(s) is A(s + 1)
+    rescaled   its contrast brought back to that of eps_c (Lin et al. 2023, "Common diffusion noise schedules")
+    perp_neg   each view is also drawn away from the words of other views (Armandpour et al. 2023), but only along what
+               is perpendicular to its own
+
+Every loss whose null is the empty prompt calls `guide`, which does what the settings ask for.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from torch import Tensor
+
+from sdlab.knobs import knob
+from sdlab.types import PERP_ROLES, BoundPrior
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """What is done to the guidance of every loss that has one."""
+
+    rescale: float = knob(0.0, 0.0, 1.0, "share of CFG's contrast that is brought back to the prompt's (paper: 0.7)")
+    perp_neg: bool = knob(
+        False,
+        help="Perp-Neg: draw each view away from the words of the others; needs view words, twice the evaluations",
+    )
 
 
 def cfg(uncond: Tensor, pos: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance in form A (Ho and Salimans 2021): eps_u + s (eps_c - eps_u), any shape.
-
-    DreamFusion's form B, eps_c + s (eps_c - eps_u), is form A at s + 1.
-    """
+    """eps_u + s (eps_c - eps_u), any shape."""
     return uncond + scale * (pos - uncond)
+
+
+def guide(model: BoundPrior, z_t: Tensor, t: Tensor, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The guided prediction [B, C, H, W] at z_t, and the predictions that it was made of: "pos" and "uncond"."""
+    if model.perp_weights is None:
+        eps_c, eps_u = model.eps(z_t, t, "pos", "uncond")
+        hat = cfg(eps_u, eps_c, scale)
+    else:
+        eps_u, eps_c, *others = model.eps(z_t, t, "uncond", *PERP_ROLES)
+        hat = eps_u + scale * perp_neg(eps_c - eps_u, [e - eps_u for e in others], model.perp_weights)
+    if model.rescale > 0:
+        hat = rescaled(hat, eps_c, model.rescale)
+    return hat, {"pos": eps_c, "uncond": eps_u}
+
+
+def rescaled(hat: Tensor, eps_c: Tensor, share: float) -> Tensor:
+    """`hat` with the standard deviation of `eps_c`, picture by picture, mixed with itself by `share` (eq. 15, 16)."""
+    own, wanted = (x.flatten(1).std(1).view(-1, 1, 1, 1) for x in (hat, eps_c))
+    return share * hat * (wanted / own.clamp_min(1e-12)) + (1 - share) * hat
+
+
+def perp_neg(own: Tensor, others: list[Tensor], weights: Tensor) -> Tensor:
+    """own + sum_i w_i (other_i without its part along own); all [B, C, H, W], weights [B, n] at most 0.
+
+    Every picture is projected by itself.
+    """
+    total = own
+    flat = own.flatten(1)
+    squared = flat.square().sum(1).clamp_min(1e-20)
+    for i, other in enumerate(others):
+        along = ((other.flatten(1) * flat).sum(1) / squared).view(-1, 1, 1, 1)
+        total = total + weights[:, i].view(-1, 1, 1, 1).to(own) * (other - along * own)
+    return total
+
+
+def perp_neg_weights(azimuth: float, overhead: bool) -> tuple[float, tuple[float, float]]:
+    """How much of the nearer of the two words to take, r in [0, 1], and the weights of the two to avoid.
+
+    azimuth in degrees, 0 at the front. In the front half the view is r front + (1 - r) side and avoids (front, side);
+    in the back half r side + (1 - r) back, avoiding (side, front): threestudio's numbers. From overhead it avoids none.
+    """
+    from_front = abs((azimuth + 180.0) % 360.0 - 180.0)
+    if overhead:
+        return 1.0, (0.0, 0.0)
+    if from_front < 90.0:
+        r = 1 - from_front / 90
+        return r, (_decaying(4.0, -2.426, r), _decaying(4.0, -2.426, 1 - r))
+    r = 2 - from_front / 90
+    return r, (_decaying(1.0, -0.606, r), _decaying(1.0, 0.967, r))
+
+
+def _decaying(a: float, c: float, r: float) -> float:
+    """-(a exp(-r / 2) + c), not above 0."""
+    return min(-(a * math.exp(-0.5 * r) + c), 0.0)

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdlab.cameras import view_word
+import torch
+from torch import Tensor
+
+from sdlab.cameras import VIEW_WORDS, view_word
+from sdlab.guidance import perp_neg_weights
 from sdlab.knobs import knob
-from sdlab.types import Cameras, Cond, Prior, cat_conds
+from sdlab.types import PERP_ROLES, Cameras, Cond, Prior, cat_conds
 
 MAX_PROMPT = 300  # characters; longer ones do not fit any text encoder and are mostly an accident
 PROMPT = "{prompt}"  # stands for the prompt in the templates
@@ -88,6 +92,35 @@ class PromptBank:
             views = views_of(worded_by, cams)
             bound[role] = cat_conds([self._embed(wording(worded_by, role, v)) for v in views])
         return bound
+
+    def perp_neg(self, s: PromptSettings, cams: Cameras) -> tuple[dict[str, Cond], Tensor]:
+        """The conditioning of `PERP_ROLES` for the B views of `cams`, between the words of two views each, and the
+        weights [B, 2] of those to avoid."""
+        bound: dict[str, list[Cond]] = {role: [] for role in PERP_ROLES}
+        weights = []
+        for azimuth, elevation in zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True):
+            overhead = elevation > s.overhead_angle
+            r, both = perp_neg_weights(azimuth, overhead)
+            in_front = abs((azimuth + 180.0) % 360.0 - 180.0) < 90.0
+            front, side, back, above = (self._embed(wording(s, "pos", word)) for word in VIEW_WORDS)
+            if overhead:
+                nearer, other, avoided = above, above, (front, side)
+            elif in_front:
+                nearer, other, avoided = front, side, (front, side)
+            else:
+                nearer, other, avoided = side, back, (side, front)
+            for role, cond in zip(PERP_ROLES, (_between(nearer, other, r), *avoided), strict=True):
+                bound[role].append(cond)
+            weights.append(both)
+        return {role: cat_conds(conds) for role, conds in bound.items()}, torch.tensor(weights)
+
+
+def _between(a: Cond, b: Cond, share: float) -> Cond:
+    """share a + (1 - share) b, word by word."""
+    if share in (0.0, 1.0):  # what is infinite in one must not spoil the other
+        return a if share == 1.0 else b
+    extra = {name: share * a.extra[name] + (1 - share) * b.extra[name] for name in a.extra}
+    return Cond(share * a.hidden + (1 - share) * b.hidden, extra)
 
 
 def views_of(s: PromptSettings, cams: Cameras) -> list[str]:

@@ -54,7 +54,7 @@ from sdlab.rng import StepRng
 from sdlab.scenes import Scene
 from sdlab.settings import Settings, from_toml, to_toml
 from sdlab.step import STAGES, Reference, Report, State, needs_warm_up, step, warm_up
-from sdlab.types import Frame, Prior
+from sdlab.types import PERP_ROLES, Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
 SYNC_EVERY = 10  # steps between reading figures back from a GPU
@@ -76,7 +76,8 @@ def compile_for(s: Settings, prior: Prior, device: torch.device) -> None:
 
 def batches_of(s: Settings) -> set[int]:
     """How many pictures at a time the prior's network will see; it is compiled for each such number."""
-    return {s.camera.views * roles for roles in s.loss.calls()}
+    perp = {1 + len(PERP_ROLES)} if s.guidance.perp_neg and s.prompt.view_dependent else set()
+    return {s.camera.views * roles for roles in perp.union(s.loss.calls())}
 
 
 @dataclass

@@ -25,6 +25,7 @@ import sdlab.losses
 import sdlab.priors
 import sdlab.scenes
 from sdlab.cameras import CameraSettings
+from sdlab.guidance import GuidanceSettings
 from sdlab.knobs import FrozenDict, Knob, check, knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.optim import OptimSettings
@@ -82,6 +83,7 @@ class Settings:
     prompt: PromptSettings = field(default_factory=PromptSettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     prior: PriorConfig = field(default_factory=lambda: priors()["diffusers"]())
     scene: SceneConfig = field(default_factory=lambda: scenes()["splats"]())
@@ -100,7 +102,10 @@ class Settings:
 
     def groups(self) -> dict[str, Any]:
         """Dotted prefix -> the dataclass whose knobs live there, in the order in which people read them."""
-        plain = {name: getattr(self, name) for name in ("prompt", "camera", "schedule", "optim", "prior", "scene")}
+        plain = {
+            name: getattr(self, name)
+            for name in ("prompt", "camera", "schedule", "guidance", "optim", "prior", "scene")
+        }
         return {"": self, **plain, **{f"losses.{name}": loss for name, loss in self.losses.items()}}
 
     def knobs(self) -> dict[str, Knob]:

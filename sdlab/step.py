@@ -107,8 +107,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
 
     # z_t, prompts -> eps -> residual
     aux = state.aux.get(loss.aux_name())
-    conds = prompts.bind(s.prompt, loss.roles, cams, reference.prompt if reference else None)
-    model = BoundPrior(prior, conds, cams, rng, progress)
+    model = bound(prior, s, prompts, cams, rng, progress, reference)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
         grad = tamed(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim) / len(cams)
@@ -180,7 +179,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Non
     with torch.no_grad():
         z = prior.encode(scene.render(cams, sample_background(s.camera, rng)).rgb)
         x = noised(z, s, rng, prior, progress)
-        model = BoundPrior(prior, prompts.bind(s.prompt, loss.roles, cams), cams, rng, progress)
+        model = bound(prior, s, prompts, cams, rng, progress)
         guidance = loss.gradient(x, model, aux)
     loss.fit(x, model, aux, guidance)
     state.seconds += time.perf_counter() - started
@@ -196,6 +195,24 @@ def tamed(grad: Tensor, s: OptimSettings) -> Tensor:
     if s.grad_clip > 0:
         grad = grad.clamp(-s.grad_clip, s.grad_clip)
     return grad
+
+
+def bound(
+    prior: Prior,
+    s: Settings,
+    prompts: PromptBank,
+    cams: Cameras,
+    rng: StepRng,
+    progress: float,
+    reference: Reference | None = None,
+) -> BoundPrior:
+    """The prior as the loss in force gets to see it under these cameras."""
+    conds = prompts.bind(s.prompt, s.loss.roles, cams, reference.prompt if reference else None)
+    weights = None
+    if s.guidance.perp_neg and s.prompt.view_dependent:  # without view words there is nothing to keep apart
+        more, weights = prompts.perp_neg(s.prompt, cams)
+        conds |= more
+    return BoundPrior(prior, conds, cams, rng, progress, s.guidance.rescale, weights)
 
 
 def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:

@@ -31,6 +31,7 @@ from torch import Tensor
 from sdlab.rng import StepRng
 
 N_TIMESTEPS = 1000
+PERP_ROLES = ("perp pos", "perp neg 1", "perp neg 2")  # of Perp-Neg, bound when it is on
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +186,8 @@ class Prior(Protocol):
 class BoundPrior:
     """A prior with this step's prompts (role -> Cond of B pictures), cameras and randomness: what a loss sees.
 
-    `progress` is where the step lies in the planned run, in [0, 1]. It counts network evaluations per view (`nfe`)
+    `progress` is where the step lies in the planned run, in [0, 1]; `rescale` and `perp_weights` [B, 2] say how
+    `sdlab.guidance.guide` combines predictions (None: without Perp-Neg). It counts network evaluations per view (`nfe`)
     and the seconds spent inside the network (`seconds`).
     """
 
@@ -196,12 +198,16 @@ class BoundPrior:
         cams: Cameras | None = None,
         rng: StepRng | None = None,
         progress: float = 1.0,
+        rescale: float = 0.0,
+        perp_weights: Tensor | None = None,
     ) -> None:
         self.prior = prior
         self.conds = conds
         self.cams = cams
         self.rng = rng or StepRng(0, 0)
         self.progress = progress
+        self.rescale = rescale
+        self.perp_weights = perp_weights
         self.nfe = 0
         self.seconds = 0.0
 

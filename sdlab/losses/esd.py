@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab.guidance import cfg
+from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.rng import StepRng
@@ -72,10 +72,8 @@ class ESD(Distillation):
         return Score(prior, self.network, self.rank, self.lr, rng)
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
-        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
-        residual = cfg(eps_u, eps_c, self.cfg)
-        preds = {"pos": eps_c, "uncond": eps_u}
-        stats = {"prior_error": square_error(eps_c, x.noise)}  # what psi has to beat
+        residual, preds = guide(model, x.z_t, x.t, self.cfg)
+        stats = {"prior_error": square_error(preds["pos"], x.noise)}  # what psi has to beat
         shares = {"psi": 1 - self.lam, "psi_null": self.lam}
         asked = [name for name, share in shares.items() if share > 0]
         answers = aux.ask(x, model, [name == "psi" for name in asked])

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sdlab.guidance import cfg
+from sdlab.guidance import guide
 from sdlab.inversion import inversion_roles, invert
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
@@ -56,14 +56,12 @@ class JSD(Distillation):
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         z_hat = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)
-        eps_c, eps_u = model.eps(z_hat, x.t, "pos", "uncond")
-        hat = cfg(eps_u, eps_c, self.cfg)
+        hat, preds = guide(model, z_hat, x.t, self.cfg)
         # the paper denoises with the prompt alone, the code with guidance
-        x0_bar = (z_hat - x.sigma * (eps_c if self.form == "paper" else hat)) / x.alpha
+        x0_bar = (z_hat - x.sigma * (preds["pos"] if self.form == "paper" else hat)) / x.alpha
         z_bar = x.alpha * x0_bar + x.sigma * x.noise
-        bar_c, bar_u = model.eps(z_bar, x.t, "pos", "uncond")
-        bar = cfg(bar_u, bar_c, self.cfg)
-        preds = {"pos": eps_c, "uncond": eps_u, "minority": bar}
+        bar, _ = guide(model, z_bar, x.t, self.cfg)
+        preds["minority"] = bar
         stats = {"correlation": _correlation(hat, bar)}
         if self.form == "paper":
             return Guidance(x.alpha / x.sigma * (hat - bar), preds, stats)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab.guidance import cfg
+from sdlab.guidance import cfg, guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.types import BoundPrior, Guidance, Noised
@@ -66,8 +66,8 @@ class SBP(Distillation):
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         if self.stage_at(model.progress) == "sds":
-            eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
-            return Guidance(cfg(eps_u, eps_c, self.sds_cfg) - x.noise, {"pos": eps_c, "uncond": eps_u})
+            hat, preds = guide(model, x.z_t, x.t, self.sds_cfg)
+            return Guidance(hat - x.noise, preds)
         target, source = model.eps(x.z_t, x.t, "target", "source")
         preds = {"target": target, "source": source}
         if self.form == "restoring":

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab.guidance import cfg
+from sdlab.guidance import guide
 from sdlab.inversion import inversion_roles, invert
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
@@ -40,7 +40,6 @@ class SDI(Distillation):
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         z_t = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)
-        eps_c, eps_u = model.eps(z_t, x.t, "pos", "uncond")
+        hat, preds = guide(model, z_t, x.t, self.cfg)
         kappa = (z_t - x.alpha * x.z0) / x.sigma
-        residual = x.sigma / x.alpha * (cfg(eps_u, eps_c, self.cfg) - kappa)
-        return Guidance(residual, {"pos": eps_c, "uncond": eps_u, "inversion": kappa})
+        return Guidance(x.sigma / x.alpha * (hat - kappa), {**preds, "inversion": kappa})

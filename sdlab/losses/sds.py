@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab.guidance import cfg
+from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.types import BoundPrior, Guidance, Noised
@@ -29,5 +29,5 @@ class SDS(Distillation):
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'")
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
-        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
-        return Guidance(cfg(eps_u, eps_c, self.cfg) - x.noise, {"pos": eps_c, "uncond": eps_u})
+        hat, preds = guide(model, x.z_t, x.t, self.cfg)
+        return Guidance(hat - x.noise, preds)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sdlab.fitted import FittedNet, initialised
-from sdlab.guidance import cfg
+from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.rng import StepRng
@@ -125,15 +125,16 @@ class VDM(Distillation):
         return operator
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
-        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
+        hat, preds = guide(model, x.z_t, x.t, self.cfg)
+        eps_c = preds["pos"]
         mapped = aux(eps_c)
         lam = dca(x.t, x.alpha, self.dca_cutoff)
-        residual = cfg(eps_u, eps_c, self.cfg) - lam * mapped
+        residual = hat - lam * mapped
         stats = {
             "operator_error": (mapped - x.noise).square().mean(),
             "prior_error": (eps_c - x.noise).square().mean(),  # what M has to beat
         }
-        return Guidance(residual, {"pos": eps_c, "uncond": eps_u, "operator": mapped}, stats)
+        return Guidance(residual, {**preds, "operator": mapped}, stats)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
         aux.learn(guidance.preds["pos"], x.noise, self.lr)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab.guidance import cfg
+from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.rng import StepRng
@@ -71,13 +71,13 @@ class VSD(Distillation):
         return Score(prior, self.network, self.rank, self.lr, rng)
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
-        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
+        hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
         stats = {
             "psi_error": square_error(psi, x.noise),
-            "prior_error": square_error(eps_c, x.noise),  # what psi has to beat
+            "prior_error": square_error(preds["pos"], x.noise),  # what psi has to beat
         }
-        return Guidance(cfg(eps_u, eps_c, self.cfg) - psi, {"pos": eps_c, "uncond": eps_u, "psi": psi}, stats)
+        return Guidance(hat - psi, {**preds, "psi": psi}, stats)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
         aux.learn(x, model, self.lr, self.p_null, self.lessons)
