@@ -357,7 +357,8 @@ class Session:
         self._adopt_aux(self.effective)
         self._adopt_reference(self.effective.loss, old.prompt)
         self._state.scene.adopt(new.scene)
-        if "steps" in changed and self.running and self._until is None and self._state.step >= new.steps:
+        replanned = changed.keys() & {"steps", "schedule.start"}
+        if replanned and self.running and self._until is None and self._state.step >= new.planned_end:
             self.running = False  # the plan is over already
             self._publish()
         self._settle()
@@ -478,8 +479,8 @@ class Session:
             if self._steps_left <= 0:
                 self._steps_left = None
                 return f"paused at step {number}"
-        if number == self.settings.steps and self._until is None:
-            return f"finished the planned {number} steps; Start goes on"
+        if number == self.settings.planned_end and self._until is None:
+            return f"finished the planned {self.settings.steps} steps; Start goes on"
         return ""
 
     def _recover(self, error: Exception) -> None:

@@ -100,6 +100,15 @@ class Settings:
         """The loss in force."""
         return self.losses[self.active]
 
+    @property
+    def planned_end(self) -> int:
+        """The step at which the planned run is over."""
+        return self.schedule.start + self.steps
+
+    def progress(self, step: int) -> float:
+        """Where `step` lies in the planned run, 0 at its beginning and 1 at its end; above 1 after it."""
+        return max(step - self.schedule.start, 0) / self.steps
+
     def groups(self) -> dict[str, Any]:
         """Dotted prefix -> the dataclass whose knobs live there, in the order in which people read them."""
         plain = {

@@ -86,7 +86,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     count of skipped ones."""
     watch = Stopwatch()
     rng = StepRng(s.seed, state.step)
-    progress = state.step / s.steps
+    progress = s.progress(state.step)
     scene, loss = state.scene, s.loss
 
     # cameras -> rgb -> z, differentiable
@@ -174,7 +174,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Non
     """One lesson for the auxiliary of the loss in force, on renders of the scene as it is; nothing else changes."""
     started = time.perf_counter()
     scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
-    rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), state.step / s.steps
+    rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), s.progress(state.step)
     cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
     with torch.no_grad():
         z = prior.encode(scene.render(cams, sample_background(s.camera, rng)).rgb)

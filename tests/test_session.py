@@ -404,6 +404,31 @@ def test_rates_ramp_up_after_a_toggle(quick):
     assert gentle[5] > 0.6 * sudden[5]
 
 
+def test_schedules_can_be_restarted(quick):
+    """From the step given on the run goes as if it began there, for as many steps as planned."""
+    s = quick.patch_all([("steps", 20), ("schedule.kind", "linear"), ("scene.densify_every", 0)])
+    session = Session(s)
+    session.prepare()
+
+    def t_and_rate(number):
+        session.run(until=number)
+        group = session.state.optim._adam.param_groups[0]
+        return int(session._report.x.t[0]), group["lr"]
+
+    early, late = t_and_rate(6), t_and_rate(20)
+    assert late[0] < early[0]
+    assert late[1] < early[1]
+    session._patch([("schedule.start", 20)])
+    assert session.settings.planned_end == 40
+    assert t_and_rate(26) == early
+    session._until = None
+    session._obey(Resume())
+    while session.running:
+        session._step()
+    assert session.state.step == 40
+    assert session.status.text == "finished the planned 20 steps; Start goes on"
+
+
 @pytest.mark.parametrize(
     ("path", "value", "read"),
     [

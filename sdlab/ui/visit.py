@@ -203,7 +203,12 @@ class Visit:
         now = session.status
         step = frame.step if frame is not None else 0
         return status(
-            now.phase, now.text, step, session.settings.steps, self._figures.get("steps_per_s", 0.0), self._message
+            now.phase,
+            now.text,
+            step,
+            session.settings.planned_end,
+            self._figures.get("steps_per_s", 0.0),
+            self._message,
         )
 
     def _preview(self) -> str | None:
