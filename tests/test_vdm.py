@@ -1,5 +1,7 @@
 """VDM, DCA and U-Lite: their identities under the mixture prior, and that the operator learns."""
 
+import copy
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.schedule import ScheduleSettings, sample_t
 from sdlab.types import BoundPrior, Noised
-from sdlab.ulite import ULite, levels_for
+from sdlab.ulite import Axial, ULite, levels_for
 
 
 @pytest.fixture
@@ -42,6 +44,32 @@ def test_u_lite_is_as_large_as_published_and_fits_smaller_spaces():
         assert ULite(*shape)(x).shape == x.shape
     with pytest.raises(ValueError, match="even sides of at least 4, this prior's is 7 x 8"):
         ULite(3, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "across", "kernel", "dilation"),
+    [(16, 32, 32, 7, 1), (3, 5, 9, 7, 1), (8, 2, 2, 3, 3), (4, 4, 4, 7, 1), (5, 6, 3, 3, 2), (1, 1, 1, 3, 1)],
+)
+def test_the_compiled_axial_convolution_is_torchs(width, height, across, kernel, dilation):
+    """Both ways; also where the taps reach beyond the picture, and whatever the layout in memory."""
+    torch.manual_seed(0)
+    layer = Axial(width, kernel, dilation)
+    exact = copy.deepcopy(layer).double()  # which takes torch's own convolutions
+    x = torch.randn(2, width, height, across)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        ours = x.clone(memory_format=memory).requires_grad_()
+        theirs = x.double().clone().requires_grad_()
+        pull = torch.randn(x.shape)
+        layer.zero_grad()
+        exact.zero_grad()
+        y = layer(ours)
+        assert y.grad_fn.name() == "_AxialBackward"
+        (y * pull).sum().backward()
+        (exact(theirs) * pull.double()).sum().backward()
+        torch.testing.assert_close(y.double(), exact(theirs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
+        for a, b in zip(layer.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_dca_is_its_table():

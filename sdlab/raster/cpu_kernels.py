@@ -17,14 +17,11 @@ Threads  Kernels release the GIL and share nothing but what they are given; the 
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 
+from sdlab.compiled import kernel
 from sdlab.raster import model
 
 f32 = np.float32
@@ -64,27 +61,6 @@ L_SCALE = f32(4)
 D_RED, D_GREEN, D_BLUE, D_DEPTH = 0, 1, 2, 3
 SUM, SUM_U, SUM_V, SUM_UU, SUM_UV, SUM_VV = 4, 5, 6, 7, 8, 9
 MOMENT_COLUMNS = 10
-
-
-def kernel(function: Callable[..., Any] | None = None, *, inline: str = "never") -> Any:
-    """numba.njit for this file: without the GIL, cached on disk where a folder can be written.
-
-    Sums may be reordered and multiply-adds fused, which is what lets LLVM vectorise the reductions; NaN and
-    infinity keep their meaning (fastmath=True would make them undefined, and an index computed from one a crash).
-    """
-    if function is None:
-        return lambda f: kernel(f, inline=inline)
-    plain = inspect.unwrap(function)  # a run-time type checker may have wrapped it
-    options = {
-        "nogil": True,
-        "inline": inline,
-        "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    }
-    try:
-        return numba.njit(plain, cache=True, **options)
-    except RuntimeError:  # neither this folder nor the user's cache folder can be written
-        return numba.njit(plain, **options)
 
 
 # ---------------------------------------------------------------- project
