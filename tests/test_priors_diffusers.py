@@ -545,6 +545,14 @@ def test_without_network_a_model_that_was_never_downloaded_is_explained(monkeypa
         DiffusersPrior(path="owner/name").load(CPU)
 
 
+def test_a_hub_that_nobody_answers_for_is_explained_by_its_own_client(monkeypatch, tmp_path):
+    """Nothing of the client is replaced: whatever its version raises must be understood."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"'owner/name'.*not downloaded before.*cannot be reached.*use 'toybox'"):
+        DiffusersPrior(path="owner/name").load(CPU)
+
+
 def test_without_network_an_earlier_download_is_used(pixel, monkeypatch):
     def model_info(self, *args, **kwargs):
         raise httpx.ConnectError("down")

@@ -148,7 +148,6 @@ def files_to_download(names: Sequence[str], half: bool, repo: str) -> list[str]:
 
 
 def _download(repo: str, revision: str, half: bool, progress: Progress) -> Path:
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -167,7 +166,7 @@ def _download(repo: str, revision: str, half: bool, progress: Progress) -> Path:
             f"prior.path = {repo!r}: there is no such folder here and no such public model on the Hugging Face Hub; "
             "check the spelling, or set HF_TOKEN if it is private"
         ) from e
-    except (OSError, httpx.HTTPError) as e:
+    except Exception as e:  # which HTTP library the Hub's client uses, and so its errors, depends on its version
         return _downloaded_before(repo, revision, e)
 
     sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
@@ -176,7 +175,7 @@ def _download(repo: str, revision: str, half: bool, progress: Progress) -> Path:
     progress(f"downloading {repo}{precision} ({sum(sizes[f] for f in wanted) / 1e9:.1f} GB)")
     try:
         return Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted))
-    except (OSError, httpx.HTTPError) as e:
+    except Exception as e:  # as above
         raise RuntimeError(
             f"prior.path = {repo!r}: the download broke off ({first_line(e)}); start again, it goes on where it stopped"
         ) from e
