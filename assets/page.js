@@ -96,6 +96,13 @@ function sdlKnob(node, send) {
     waiting ??= setTimeout(() => change(toValue(Number(slider.value))), SEND_EVERY);
   });
   slider?.addEventListener("change", () => change(toValue(Number(slider.value))));
+  node.querySelector("[data-now]")?.addEventListener("click", () => {
+    const step = Number(document.querySelector(".status[data-step]")?.dataset.step);
+    if (!Number.isFinite(step)) return; // there is no run
+    typing = false;
+    field.value = step;
+    change(step);
+  });
   return { path, node, show };
 }
 

@@ -35,7 +35,7 @@ class ScheduleSettings:
     t_max: float = knob(0.98, 0.001, 1.0, "most noise, as a fraction of all timesteps")
     t_end: float = knob(0.5, 0.001, 1.0, "t_max at the end of the run (linear) or from the switch on")
     per_view: bool = knob(True, help="draw t for each view; off draws one for all views of a step, as VDM's paper does")
-    start: int = knob(0, 0, 10_000_000, "step at which all schedules begin; give the present step to restart them")
+    start: int = knob(0, 0, 2**31 - 1, "step at which all schedules begin; the present one restarts them")
     switch: float = knob(0.4, 0.0, 1.0, "fraction of the run after which the range of t is the last one")
     weight: str = knob(
         "1-alphabar",

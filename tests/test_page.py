@@ -281,7 +281,7 @@ def test_a_refused_value_is_explained_and_the_run_goes_on(open_tab: Callable[...
 def test_sliders_switches_and_choices(open_tab: Callable[..., Tab]):
     tab = open_tab()
     s = tab.session
-    for group in ("run", "prompt", "camera", "optim", "scene", "prior"):
+    for group in ("run", "prompt", "camera", "schedule", "optim", "scene", "prior"):
         tab.page.click(f"[data-group={group}] > summary")
 
     slider = tab.page.locator('[data-path="losses.sds.cfg"] input[type=range]')
@@ -305,6 +305,9 @@ def test_sliders_switches_and_choices(open_tab: Callable[..., Tab]):
 
     tab.page.click("#step")
     until(lambda: tab.step == 1)
+    tab.page.click('[data-path="schedule.start"] [data-now]')
+    until(lambda: s.settings.schedule.start == 1)
+    assert tab.page.input_value("#knob-schedule-start") == "1"
     tab.type("#knob-scene-splats-n_init", "50")
     until(lambda: s.settings.scene.n_init == 50)
     until(lambda: "N init: in force at the next reset" in tab.page.inner_text("#status"))

@@ -32,6 +32,9 @@ LABELS = {
     "lam": "Lambda",
     "lessons": "Lessons per step",
     "lr": "Learning rate",
+    "start": "Schedules begin at step",
+    "perp_neg": "Perp-Neg",
+    "rescale": "CFG rescale",
     "pos": "Prompt",
     "pos_end": "Prompt, in the end",
     "neg": "Negative prompt",
@@ -82,6 +85,8 @@ def control(k: Knob, owner: str, locked: bool = False) -> str:
     scale = f'<input type="range" min="0" max="1000" step="1" aria-label="{label}, slider"{off}>'
     note = LEARNS_ANEW if k.apply == "rebuild" and k.path.startswith("losses.") else NOTES[k.apply]
     tag = f'<span class="knob-tag">{note}</span>' if note else ""
+    if k.path == "schedule.start" and not locked:
+        field = f'<button type="button" data-now>now</button>{field}'
     help_text = prose(k.help) + (" Fixed on this server." if locked else "")
     return (
         f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}>'
