@@ -298,8 +298,15 @@ def test_sliders_switches_and_choices(open_tab: Callable[..., Tab]):
     rate.fill("0")  # and off at the left end
     until(lambda: s.settings.optim.lr_means == 0)
 
+    def colour() -> str:
+        return tab.page.evaluate(
+            "getComputedStyle(document.querySelector('#knob-prompt-view_dependent')).backgroundColor"
+        )
+
+    on = colour()
     tab.page.uncheck("#knob-prompt-view_dependent")
     until(lambda: not s.settings.prompt.view_dependent)
+    until(lambda: colour() != on)  # Gradio's own style would show both alike
     tab.page.select_option("#knob-camera-background", "black")
     until(lambda: s.settings.camera.background == "black")
 
