@@ -240,6 +240,9 @@ class Perfect:
         assert isinstance(batch_sizes, list)
         self.batches += batch_sizes
 
+    def trainable(self, how: str, rank: int) -> object:
+        raise AssertionError("sampling trains nothing")
+
 
 def test_sampler_finds_the_prompts_own_picture_and_evaluates_in_batches_of_one_size() -> None:
     a, b = (torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
