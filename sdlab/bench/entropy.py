@@ -6,6 +6,10 @@ the exact scores of the views (a delta with the camera, the mixture of all delta
 learns them (`sdlab.score`). Counted is what the views show: each belongs to one of the four in the proportion of the
 posterior, and the entropy of the mean over the views is IV of the paper's section 5, in nats; a mixture of four has at
 most ln 4 = 1.386. The mean of each view's own entropy, IQ, says how undecided single views are.
+
+`apart` says how well psi tells one camera from another at the end: how much of the exact difference between the score
+with the camera and without there is in its own, by projection: 1 is all of it. A psi that ignores its camera (0) is
+lambda = 1 whatever lambda is.
 """
 
 from __future__ import annotations
@@ -38,14 +42,16 @@ LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LR = 0.02  # of the views' Adam
 LR_PSI = 2e-3
 PROMPT = "four"
+DRAWS = 40  # of t and noise, to find how well psi tells the views apart
 
 
 class Outcome(NamedTuple):
-    """One run: where the views ended, [N, 2], and their entropies in nats."""
+    """One run: where the views ended, [N, 2], their entropies in nats, and how psi tells them apart."""
 
     views: Tensor
     iv: float
     iq: float
+    apart: float
 
 
 def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
@@ -64,6 +70,7 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
             "iv": round(statistics.fmean(o.iv for o in found), 3),
             "iv_spread": round(statistics.pstdev([o.iv for o in found]), 3),
             "iq": round(statistics.fmean(o.iq for o in found), 3),
+            "apart": round(statistics.fmean(o.apart for o in found), 3),
         }
         for (scores, lam), found in outcomes.items()
     ]
@@ -126,15 +133,29 @@ def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int)
             group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * number / steps))
         adam.step()
         loss.fit(x, model, aux, guidance)
-    return _outcome(prior, views.detach())
+    found, whole = 0.0, 0.0
+    for number in range(DRAWS):
+        rng = StepRng(seed, steps + number)
+        model = BoundPrior(prior, conds, cams, rng)
+        x = noised(views.detach(), s, rng, prior, 1.0)
+        told = _difference(aux.ask(x, model, (True, False)))
+        exact_one = _difference(ExactScores().ask(x, model, (True, False)))
+        found, whole = found + float((told * exact_one).sum()), whole + float(exact_one.square().sum())
+    return _outcome(prior, views.detach(), found / whole)
 
 
-def _outcome(prior: MixtureScores, views: Tensor) -> Outcome:
+def _difference(answers: Sequence[Tensor]) -> Tensor:
+    """psi with the camera minus psi without."""
+    own, together = answers
+    return own - together
+
+
+def _outcome(prior: MixtureScores, views: Tensor, apart: float) -> Outcome:
     m = prior.mixture(PROMPT)
     distance = (views.double()[:, None] - m.means[None]).square().sum((2, 3, 4))
     posterior = torch.softmax(m.weights.log() - 0.5 * distance / STD**2, 1)  # [N, 4]
     iq = statistics.fmean(_entropy(row) for row in posterior)
-    return Outcome(views.flatten(1), _entropy(posterior.mean(0)), iq)
+    return Outcome(views.flatten(1), _entropy(posterior.mean(0)), iq, apart)
 
 
 def _entropy(p: Tensor) -> float:
@@ -143,11 +164,11 @@ def _entropy(p: Tensor) -> float:
 
 def _print(r: dict[str, Any]) -> None:
     print(f"{r['views']} views, {r['steps']} steps, {r['seeds']} seeds; the prior's own entropy is {r['of_the_prior']}")
-    print(f"  {'lambda':>6}  {'scores':8}  IV of all views    IQ of single ones")
+    print(f"  {'lambda':>6}  {'scores':8}  IV of all views    IQ of single ones    told apart")
     for row in r["rows"]:
-        print(
-            f"  {row['lambda']:6.2f}  {row['scores']:8}  {row['iv']:.3f} +- {row['iv_spread']:.3f}    {row['iq']:.3f}"
-        )
+        iv = f"{row['iv']:.3f} +- {row['iv_spread']:.3f}"
+        apart = f"{100 * row['apart']:.0f} %"
+        print(f"  {row['lambda']:6.2f}  {row['scores']:8}  {iv}    {row['iq']:.3f}                {apart:>6}")
 
 
 # ---- the plot ----------------------------------------------------------------------------------------------------
