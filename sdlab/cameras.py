@@ -99,11 +99,16 @@ def turntable(n: int, s: CameraSettings, size: int, elevation: float = 15.0) -> 
     return look_at(azimuth, torch.full((n,), elevation), distance, s.fovy, size, size)
 
 
+def degrees_from_front(azimuth: float) -> float:
+    """How far a camera at `azimuth` (degrees) has turned from the front, 0 to 180."""
+    return abs((azimuth + 180.0) % 360.0 - 180.0)
+
+
 def view_word(azimuth: float, elevation: float, front_angle: float = 45.0, overhead_angle: float = 55.0) -> str:
     """The view word of one camera (degrees); `front_angle` is the half-width of front and of back."""
     if elevation > overhead_angle:
         return "overhead view"
-    from_front = abs((azimuth + 180.0) % 360.0 - 180.0)
+    from_front = degrees_from_front(azimuth)
     if from_front <= front_angle:
         return "front view"
     if from_front >= 180.0 - front_angle:

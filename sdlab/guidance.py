@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sdlab.cameras import degrees_from_front
 from sdlab.knobs import knob
 from sdlab.types import PERP_ROLES, BoundPrior
 
@@ -74,7 +75,7 @@ def perp_neg_weights(azimuth: float, overhead: bool) -> tuple[float, tuple[float
     azimuth in degrees, 0 at the front. In the front half the view is r front + (1 - r) side and avoids (front, side);
     in the back half r side + (1 - r) back, avoiding (side, front): threestudio's numbers. From overhead it avoids none.
     """
-    from_front = abs((azimuth + 180.0) % 360.0 - 180.0)
+    from_front = degrees_from_front(azimuth)
     if overhead:
         return 1.0, (0.0, 0.0)
     if from_front < 90.0:

@@ -14,12 +14,19 @@ def inversion_roles(scale: float) -> tuple[str, ...]:
     return ("pos",) if scale == 1.0 else ("pos", "uncond")
 
 
-def ddim(model: BoundPrior, z: Tensor, here: Tensor, there: Tensor, eps: Tensor) -> Tensor:
-    """One deterministic step of z [B, C, H, W] from the level `here` [B] to the level `there`, up or down, along eps;
-    Song et al. 2020, eq. 13."""
+def ddim(
+    model: BoundPrior, z: Tensor, here: Tensor, there: Tensor, eps: Tensor, eta: float = 0.0, stream: str = ""
+) -> Tensor:
+    """One step of z [B, C, H, W] from the level `here` [B] to the level `there`, up or down, along eps; Song et al.
+    2020, eq. 13. With eta > 0 (upwards) a part of the noise is a fresh draw from the step's `stream`."""
     alpha, sigma = model.marginal(here)
     alpha_next, sigma_next = model.marginal(there)
-    return alpha_next * (z - sigma * eps) / alpha + sigma_next * eps
+    x0 = (z - sigma * eps) / alpha
+    if eta == 0:
+        return alpha_next * x0 + sigma_next * eps
+    fresh = eta * sigma / sigma_next * (1 - (alpha_next / alpha) ** 2).clamp_min(0).sqrt()
+    kept = (sigma_next**2 - fresh**2).clamp_min(0).sqrt()
+    return alpha_next * x0 + kept * eps + fresh * model.rng.randn(stream, z)
 
 
 def invert(
@@ -45,12 +52,6 @@ def invert(
         there = (t * k / steps).round().long()
         predicted = model.eps(z, here, *roles)
         eps = predicted[0] if len(roles) == 1 else cfg(predicted[1], predicted[0], scale)
-        alpha, sigma = model.marginal(here)
-        alpha_next, sigma_next = model.marginal(there)
-        x0 = (z - sigma * eps) / alpha
-        fresh = eta * sigma / sigma_next * (1 - (alpha_next / alpha) ** 2).clamp_min(0).sqrt()
-        z = alpha_next * x0 + (sigma_next**2 - fresh**2).clamp_min(0).sqrt() * eps
-        if eta > 0:
-            z = z + fresh * model.rng.randn(f"inversion {k}", z)
+        z = ddim(model, z, here, there, eps, eta, f"inversion {k}")
         here = there
     return z

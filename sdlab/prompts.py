@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdlab.cameras import VIEW_WORDS, view_word
+from sdlab.cameras import VIEW_WORDS, degrees_from_front, view_word
 from sdlab.guidance import perp_neg_weights
 from sdlab.knobs import knob
 from sdlab.types import PERP_ROLES, Cameras, Cond, Prior, cat_conds
@@ -86,26 +86,24 @@ class PromptBank:
         self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras, reference: PromptSettings | None = None
     ) -> dict[str, Cond]:
         """role -> conditioning of the B views of `cams`; "ref" is worded by `reference`."""
-        bound = {}
-        for role in roles:
-            worded_by = reference if role == "ref" and reference is not None else s
-            views = views_of(worded_by, cams)
-            bound[role] = cat_conds([self._embed(wording(worded_by, role, v)) for v in views])
-        return bound
+        if reference is not None and "ref" in roles:
+            rest = tuple(role for role in roles if role != "ref")
+            return {**self.bind(s, rest, cams), **self.bind(reference, ("ref",), cams)}
+        views = views_of(s, cams)
+        return {role: cat_conds([self._embed(wording(s, role, v)) for v in views]) for role in roles}
 
     def perp_neg(self, s: PromptSettings, cams: Cameras) -> tuple[dict[str, Cond], Tensor]:
         """The conditioning of `PERP_ROLES` for the B views of `cams`, between the words of two views each, and the
         weights [B, 2] of those to avoid."""
         bound: dict[str, list[Cond]] = {role: [] for role in PERP_ROLES}
         weights = []
+        front, side, back, above = (self._embed(wording(s, "pos", word)) for word in VIEW_WORDS)
         for azimuth, elevation in zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True):
             overhead = elevation > s.overhead_angle
             r, both = perp_neg_weights(azimuth, overhead)
-            in_front = abs((azimuth + 180.0) % 360.0 - 180.0) < 90.0
-            front, side, back, above = (self._embed(wording(s, "pos", word)) for word in VIEW_WORDS)
             if overhead:
                 nearer, other, avoided = above, above, (front, side)
-            elif in_front:
+            elif degrees_from_front(azimuth) < 90.0:
                 nearer, other, avoided = front, side, (front, side)
             else:
                 nearer, other, avoided = side, back, (side, front)

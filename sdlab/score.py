@@ -23,7 +23,7 @@ from torch import Tensor
 from sdlab.fitted import FittedNet, initialised
 from sdlab.knobs import knob
 from sdlab.rng import StepRng
-from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Noised, Prior, cat_conds
+from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Guidance, Noised, Prior, cat_conds
 
 NETWORKS = ("lora", "copy")
 CAMERA = 16  # numbers of a camera
@@ -96,9 +96,24 @@ def square_error(eps: Tensor, noise: Tensor) -> Tensor:
     return (eps - noise).square().mean()
 
 
-def made_with(network: str, rank: int) -> tuple[str, int]:
-    """What a psi that is to be gone on with must have been made with; a copy has no rank."""
-    return network, rank if network == "lora" else 0
+class TrainsScore:
+    """What losses that train psi have in common, beside the knobs below."""
+
+    network: str
+    rank: int
+    lr: float
+    p_null: float
+    lessons: int
+
+    def aux_key(self) -> tuple:
+        """What a psi that is to be gone on with must have been made with; a copy has no rank."""
+        return self.network, self.rank if self.network == "lora" else 0
+
+    def init_aux(self, prior: Prior, rng: StepRng) -> Score:
+        return Score(prior, self.network, self.rank, self.lr, rng)
+
+    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+        aux.learn(x, model, self.lr, self.p_null, self.lessons)
 
 
 # ---- the knobs that these losses share --------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def compile_for(s: Settings, prior: Prior, device: torch.device) -> None:
 
 def batches_of(s: Settings) -> set[int]:
     """How many pictures at a time the prior's network will see; it is compiled for each such number."""
-    perp = {1 + len(PERP_ROLES)} if s.guidance.perp_neg and s.prompt.view_dependent else set()
+    perp = {1 + len(PERP_ROLES)} if s.perp_neg else set()
     return {s.camera.views * roles for roles in perp.union(s.loss.calls())}
 
 

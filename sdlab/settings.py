@@ -101,6 +101,11 @@ class Settings:
         return self.losses[self.active]
 
     @property
+    def perp_neg(self) -> bool:
+        """Whether Perp-Neg is in force: without view words there is nothing to keep apart."""
+        return self.guidance.perp_neg and self.prompt.view_dependent
+
+    @property
     def planned_end(self) -> int:
         """The step at which the planned run is over."""
         return self.schedule.start + self.steps

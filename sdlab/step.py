@@ -209,7 +209,7 @@ def bound(
     """The prior as the loss in force gets to see it under these cameras."""
     conds = prompts.bind(s.prompt, s.loss.roles, cams, reference.prompt if reference else None)
     weights = None
-    if s.guidance.perp_neg and s.prompt.view_dependent:  # without view words there is nothing to keep apart
+    if s.perp_neg:
         more, weights = prompts.perp_neg(s.prompt, cams)
         conds |= more
     return BoundPrior(prior, conds, cams, rng, progress, s.guidance.rescale, weights)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from sdlab.bench.objects import (
     JANUS_VIEWS,
@@ -23,12 +22,11 @@ from sdlab.bench.objects import (
     cases,
     front_strip,
     row_of,
-    save_small,
+    save_strips,
     true_fronts,
     write_json,
 )
 from sdlab.bench.variants import Variant, described, follow
-from sdlab.export import stack_strips
 
 VARIANTS = ("vsd", "esd:lam=0.5", "esd:lam=1")
 OBJECTS = ("bear", "robot", "car")
@@ -90,7 +88,8 @@ def run_janus_losses(bench: Bench, entries: Sequence[Entry], out: Path, planned:
         if rows:
             write_json(out / "janus-losses.json", bench, summary, rows)
             if strips:
-                _save_sheet(strips, out / "janus-losses.png")
+                captions, pictures = zip(*strips, strict=True)
+                save_strips(pictures, captions, out / "janus-losses.png")
     if rows:
         print(_line("all", summary["all"], labels))
         print(f"{'object seen':12}" + "".join(f"{share:>18.0%}" for share in summary["object_share"].values()))
@@ -155,9 +154,3 @@ def _line(name: str, found: dict[str, dict[str, float]], labels: Sequence[str]) 
 
 def _read(row: dict[str, Any]) -> str:
     return f"{row['front_votes']} of {JANUS_VIEWS} read as a front, {row['steps']} steps in {row['seconds']:.0f} s"
-
-
-def _save_sheet(strips: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
-    stack_strips([strip for _, strip in strips], [caption for caption, _ in strips], path)
-    with Image.open(path) as sheet:
-        save_small(sheet.copy(), path)

@@ -374,6 +374,13 @@ def save_small(sheet: Image.Image, path: Path) -> None:
         sheet.save(path, optimize=True)
 
 
+def save_strips(strips: Sequence[np.ndarray], captions: Sequence[str], path: Path) -> None:
+    """Strips of pictures below each other, each with its caption, in a PNG as small as `save_small` makes it."""
+    stack_strips(strips, captions, path)
+    with Image.open(path) as sheet:
+        save_small(sheet.copy(), path)
+
+
 # ---- off and on ------------------------------------------------------------------------------------------
 
 

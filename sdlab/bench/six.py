@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from sdlab.bench.objects import (
     JANUS_VIEWS,
@@ -23,12 +22,11 @@ from sdlab.bench.objects import (
     front_strip,
     portrait,
     row_of,
-    save_small,
+    save_strips,
     true_fronts,
     write_json,
 )
 from sdlab.bench.variants import DEPENDS, Course, Draw, Variant, agreements, described, digests, follow
-from sdlab.export import stack_strips
 from sdlab.toybox import words
 
 SIX = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")
@@ -167,9 +165,7 @@ def beside(picture: np.ndarray, strip: np.ndarray) -> np.ndarray:
 def save_sheet(finished: Sequence[Finished], path: Path) -> None:
     """A row for each run: the portrait and the turntable with a bar under each view read as a front."""
     captions = [f"{one.variant.title}: {_caption(one.row)}" for one in finished]
-    stack_strips([one.picture for one in finished], captions, path)
-    with Image.open(path) as sheet:
-        save_small(sheet.copy(), path)
+    save_strips([one.picture for one in finished], captions, path)
 
 
 def _caption(row: dict[str, Any]) -> str:

@@ -29,7 +29,15 @@ PRESET = "toybox"
 # what a step draws -> the knobs on which that depends, by the beginnings of their paths
 DEPENDS = {
     "cameras": ("seed", "camera."),
-    "t": ("seed", "camera.views", "schedule.kind", "schedule.t_", "schedule.per_view", "schedule.switch"),
+    "t": (
+        "seed",
+        "camera.views",
+        "schedule.kind",
+        "schedule.t_",
+        "schedule.per_view",
+        "schedule.start",
+        "schedule.switch",
+    ),
     "noise": ("seed", "camera.views", "prior."),
 }
 

@@ -12,27 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sdlab import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
-from sdlab.rng import StepRng
-from sdlab.score import (
-    ROLE,
-    Score,
-    lessons_knob,
-    lr_knob,
-    made_with,
-    network_knob,
-    p_null_knob,
-    rank_knob,
-    square_error,
-    warm_up_knob,
-)
-from sdlab.types import BoundPrior, Guidance, Noised, Prior
+from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
-class ASD(Distillation):
+class ASD(score.TrainsScore, Distillation):
     """VSD whose second network also learns to be unlike the prior, as a discriminator would."""
 
     kind: ClassVar[str] = "asd"
@@ -42,30 +30,27 @@ class ASD(Distillation):
     look_for: ClassVar[str] = (
         "as VSD at gamma 0; with a negative gamma psi pushes harder away from what the scene shows"
     )
-    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", ROLE)
+    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     gamma: float = knob(-0.75, -0.99, 0.99, "how much psi is drawn to the prior; negative: repelled (paper: -0.75)")
-    network: str = network_knob()
-    rank: int = rank_knob()
-    lr: float = lr_knob()
-    p_null: float = p_null_knob()
-    lessons: int = lessons_knob()
-    warm_up: int = warm_up_knob()
+    network: str = score.network_knob()
+    rank: int = score.rank_knob()
+    lr: float = score.lr_knob()
+    p_null: float = score.p_null_knob()
+    lessons: int = score.lessons_knob()
+    warm_up: int = score.warm_up_knob()
 
     def calls(self) -> tuple[int, ...]:
         return (2, *(1,) * self.lessons)
 
-    def aux_key(self) -> tuple:
-        return made_with(self.network, self.rank)
-
-    def init_aux(self, prior: Prior, rng: StepRng) -> Score:
-        return Score(prior, self.network, self.rank, self.lr, rng)
-
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
-        stats = {"psi_error": square_error(psi, x.noise), "prior_error": square_error(preds["pos"], x.noise)}
+        stats = {
+            "psi_error": score.square_error(psi, x.noise),
+            "prior_error": score.square_error(preds["pos"], x.noise),
+        }
         return Guidance(hat - psi, {**preds, "psi": psi}, stats)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:

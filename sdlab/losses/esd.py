@@ -15,28 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sdlab import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
-from sdlab.rng import StepRng
-from sdlab.score import (
-    AUX_NAME,
-    ROLE,
-    Score,
-    lessons_knob,
-    lr_knob,
-    made_with,
-    network_knob,
-    p_null_knob,
-    rank_knob,
-    square_error,
-    warm_up_knob,
-)
-from sdlab.types import BoundPrior, Guidance, Noised, Prior
+from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
-class ESD(Distillation):
+class ESD(score.TrainsScore, Distillation):
     """VSD plus the entropy of the views: they should not all show the same side."""
 
     kind: ClassVar[str] = "esd"
@@ -48,40 +35,31 @@ class ESD(Distillation):
     look_for: ClassVar[str] = (
         "fewer fronts than VSD without view words (paper); lam 0 is VSD, at 1 psi knows no camera and shapes are smooth"
     )
-    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", ROLE)
+    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     lam: float = knob(0.5, 0.0, 1.0, "lambda, weight of the views' entropy; 0 is VSD (released code: 0.5)")
-    network: str = network_knob()
-    rank: int = rank_knob()
-    lr: float = lr_knob()
-    p_null: float = p_null_knob()
-    lessons: int = lessons_knob()
-    warm_up: int = warm_up_knob()
+    network: str = score.network_knob()
+    rank: int = score.rank_knob()
+    lr: float = score.lr_knob()
+    p_null: float = score.p_null_knob()
+    lessons: int = score.lessons_knob()
+    warm_up: int = score.warm_up_knob()
 
     def calls(self) -> tuple[int, ...]:
         return (2,)
 
     def aux_name(self) -> str:
-        return AUX_NAME
-
-    def aux_key(self) -> tuple:
-        return made_with(self.network, self.rank)
-
-    def init_aux(self, prior: Prior, rng: StepRng) -> Score:
-        return Score(prior, self.network, self.rank, self.lr, rng)
+        return score.AUX_NAME
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         residual, preds = guide(model, x.z_t, x.t, self.cfg)
-        stats = {"prior_error": square_error(preds["pos"], x.noise)}  # what psi has to beat
+        stats = {"prior_error": score.square_error(preds["pos"], x.noise)}  # what psi has to beat
         shares = {"psi": 1 - self.lam, "psi_null": self.lam}
         asked = [name for name, share in shares.items() if share > 0]
         answers = aux.ask(x, model, [name == "psi" for name in asked])
         for name, psi in zip(asked, answers, strict=True):
             preds[name] = psi
-            stats[f"{name}_error"] = square_error(psi, x.noise)
+            stats[f"{name}_error"] = score.square_error(psi, x.noise)
             residual = residual - shares[name] * psi
         return Guidance(residual, preds, stats)
-
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
-        aux.learn(x, model, self.lr, self.p_null, self.lessons)

@@ -13,28 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sdlab import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
-from sdlab.rng import StepRng
-from sdlab.score import (
-    AUX_NAME,
-    ROLE,
-    Score,
-    lessons_knob,
-    lr_knob,
-    made_with,
-    network_knob,
-    p_null_knob,
-    rank_knob,
-    square_error,
-    warm_up_knob,
-)
-from sdlab.types import BoundPrior, Guidance, Noised, Prior
+from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
-class VSD(Distillation):
+class VSD(score.TrainsScore, Distillation):
     """A second network learns the renders' own score, view by view, and takes the place of the noise."""
 
     kind: ClassVar[str] = "vsd"
@@ -48,36 +35,27 @@ class VSD(Distillation):
         "sharp detail and natural colours at an ordinary CFG; slower, since psi is trained in every step; "
         "does nothing against several fronts"
     )
-    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", ROLE)
+    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
-    network: str = network_knob()
-    rank: int = rank_knob()
-    lr: float = lr_knob()
-    p_null: float = p_null_knob()
-    lessons: int = lessons_knob()
-    warm_up: int = warm_up_knob()
+    network: str = score.network_knob()
+    rank: int = score.rank_knob()
+    lr: float = score.lr_knob()
+    p_null: float = score.p_null_knob()
+    lessons: int = score.lessons_knob()
+    warm_up: int = score.warm_up_knob()
 
     def calls(self) -> tuple[int, ...]:
         return (2,)
 
     def aux_name(self) -> str:
-        return AUX_NAME
-
-    def aux_key(self) -> tuple:
-        return made_with(self.network, self.rank)
-
-    def init_aux(self, prior: Prior, rng: StepRng) -> Score:
-        return Score(prior, self.network, self.rank, self.lr, rng)
+        return score.AUX_NAME
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
         stats = {
-            "psi_error": square_error(psi, x.noise),
-            "prior_error": square_error(preds["pos"], x.noise),  # what psi has to beat
+            "psi_error": score.square_error(psi, x.noise),
+            "prior_error": score.square_error(preds["pos"], x.noise),  # what psi has to beat
         }
         return Guidance(hat - psi, {**preds, "psi": psi}, stats)
-
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
-        aux.learn(x, model, self.lr, self.p_null, self.lessons)

@@ -27,6 +27,7 @@ from sdlab.score import CAMERA
 from sdlab.types import N_TIMESTEPS, Cond
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))  # by which a mixture's small network is told t
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -79,15 +80,20 @@ class Trainable(nn.Module):
         return errors
 
 
+def _silent(layer: nn.Linear) -> nn.Linear:
+    """With weights of zero: what comes through it is 0 until it has learnt."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class CameraEmbedding(nn.Module):
     """Camera [B, 16] -> what is added to the time embedding [B, width]; 0 at first."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Linear(CAMERA, width)
-        self.last = nn.Linear(width, width)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = _silent(nn.Linear(width, width))
 
     def forward(self, camera: Tensor) -> Tensor:
         return self.last(nn.functional.silu(self.first(camera.to(self.first.weight.dtype))))
@@ -151,9 +157,7 @@ class TrainableMixture(nn.Module):
             nn.Linear(width, width),
             nn.SiLU(),
         )
-        self.last = nn.Linear(width, n)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = _silent(nn.Linear(width, n))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
         exact = self._eps(z_t, t, cond)
@@ -161,6 +165,3 @@ class TrainableMixture(nn.Module):
         seen = [z_t.flatten(1), exact.flatten(1), phase.sin(), phase.cos(), camera]
         answer = self.last(self.body(torch.cat([x.to(self.last.weight.dtype) for x in seen], 1)))
         return exact + answer.view_as(z_t).to(z_t.dtype)
-
-
-FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))

@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
+from sdlab.priors.prediction import native_target
 from sdlab.rng import StepRng
 from sdlab.toybox import model
 from sdlab.toybox.pictures import DATA_VERSION, Pool, kept_pool
@@ -118,8 +119,9 @@ class Trainer:
         self.may_mirror = torch.from_numpy(pool.may_mirror)
         self.alphas_cumprod = self.box.scheduler.alphas_cumprod.to(device)
         snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
-        self.predicts_v = plan.shape.prediction == "v_prediction"
-        self.weight = (snr + 1).clamp(max=SNR_CAP) / (snr + 1) if self.predicts_v else snr.clamp(max=SNR_CAP) / snr
+        self.prediction = plan.shape.prediction
+        predicts_v = self.prediction == "v_prediction"
+        self.weight = (snr + 1).clamp(max=SNR_CAP) / (snr + 1) if predicts_v else snr.clamp(max=SNR_CAP) / snr
         self._order = (-1, torch.empty(0, dtype=torch.long))
         self._resident: Tensor | None = None
         if device.type == "cuda":
@@ -192,7 +194,7 @@ class Trainer:
         alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         z_t = alpha * z0 + sigma * noise
-        target = alpha * noise - sigma * z0 if self.predicts_v else noise
+        target = native_target(self.prediction, z0, noise, alpha, sigma)
         with torch.autocast(self.device.type, torch.bfloat16):
             hidden = self.box.text_encoder(tokens)[0]
             out = self.box.unet(z_t, t, encoder_hidden_states=hidden, return_dict=False)[0]
