@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     benches = bench.add_subparsers(dest="what", required=True, metavar="raster | step | network | losses | six | ...")
     for what, text in FILE_BENCHES.items():
         _add_file_bench(benches, what, text)
+    _add_playground(benches)
     _add_six(benches)
     _add_janus_losses(benches)
 
@@ -131,6 +132,21 @@ def _add_file_bench(commands: Any, what: str, text: str) -> None:
     if what in ("step", "losses"):
         p.add_argument("--preset", default="toybox", help="a preset's name (default %(default)s)")
     p.set_defaults(call=_bench)
+
+
+def _add_playground(commands: Any) -> None:
+    p = commands.add_parser("playground", help="the toy experiment of the JSD paper: SDS and JSD in the plane")
+    p.add_argument("--out", type=Path, default=Path("out") / "playground", metavar="DIR", help="(default %(default)s)")
+    p.add_argument("--quick", action="store_true", help="a tenth of the seeds")
+    p.set_defaults(call=_playground)
+
+
+def _playground(args: argparse.Namespace) -> int:
+    from sdlab.bench import playground
+
+    _claim(args.out)
+    playground.run(args.out, args.quick)
+    return 0
 
 
 def _add_six(commands: Any) -> None:
@@ -266,7 +282,12 @@ def _run(args: argparse.Namespace) -> int:
     s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed, prior__path=args.prior)
     plan = plan_for(s, args.at)
     _make_room(args.out, args.overwrite)
-    return _drive(s, args.out, args, args.preset, until=s.steps, resumed=False, plan=plan)
+    code = _drive(s, args.out, args, args.preset, until=s.steps, resumed=False, plan=plan)
+    if code == 0 and s.scene.kind == "points" and not plan:
+        from sdlab.bench.playground import beside_sds
+
+        beside_sds(s, args.out)
+    return code
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
@@ -337,7 +358,6 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
     then write the results."""
     from tqdm import tqdm
 
-    from sdlab.export import write_results
     from sdlab.messages import Failed, Patch, Rejected, Skipped, Status, Stepped, Stop
     from sdlab.record import Recorder
     from sdlab.session import Session
@@ -377,7 +397,8 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
         match event:
             case Stepped(number, stats):
                 bar.update(number - bar.n)
-                bar.set_postfix_str(f"{stats['n_gaussians']:.0f} Gaussians", refresh=False)
+                if "n_gaussians" in stats:
+                    bar.set_postfix_str(f"{stats['n_gaussians']:.0f} Gaussians", refresh=False)
                 if time.monotonic() - last_save > CHECKPOINT_EVERY:
                     recorder.flush()
                     session.save(out / "checkpoint")
@@ -401,14 +422,19 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
     recorder.close()
     if failed:
         raise RuntimeError(f"stopped at step {session.state.step} because {failed}; the state is in {out}/checkpoint")
-    write_results(out, session.state.scene, session.effective.camera, args.size)
+    session.export(out, args.size)
     result = _result(session, preset, wall)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(
         f"{session.state.step} steps in {result['seconds']} s ({result['steps_per_s']}/s), "
-        f"{result['n_gaussians']} Gaussians, results in {out}"
+        f"{_size_of(session.state.scene)}, results in {out}"
     )
     return 130 if interrupted() else 0
+
+
+def _size_of(scene: Any) -> str:
+    name, tensor = next(iter(scene.params.items()))
+    return f"{len(tensor)} {'Gaussians' if 'means' in scene.params else name}"
 
 
 def _say_loading(event: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sdlab.cameras import CameraSettings, turntable
+from sdlab.pictures import to_uint8
 from sdlab.scenes import Scene
 from sdlab.types import RawSplats
 
@@ -51,11 +52,6 @@ def render_turntable(scene: Scene, camera: CameraSettings, n: int, size: int) ->
         some = cams[start : start + 8]
         pictures.append(to_uint8(scene.render(some, torch.ones(len(some), 3)).rgb))
     return np.concatenate(pictures)
-
-
-def to_uint8(rgb: torch.Tensor) -> np.ndarray:
-    """[B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3]."""
-    return (rgb.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int = 256) -> list[Path]:

@@ -22,6 +22,10 @@ class OptimSettings:
     lr_log_scales: float = knob(1e-2, 0.0, 1.0, "learning rate of log-scales", log=True)
     lr_opacity_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of opacity logits", log=True)
     lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
+    lr_latents: float = knob(1e-2, 0.0, 1.0, "learning rate of pictures in the prior's space", log=True)
+    lr_points: float = knob(3e-2, 0.0, 1.0, "learning rate of the plane's points", log=True)
+    lr_mean: float = knob(1e-2, 0.0, 1.0, "learning rate of a Gaussian's mean", log=True)
+    lr_log_std: float = knob(1e-2, 0.0, 1.0, "learning rate of a Gaussian's log standard deviation", log=True)
     beta1: float = knob(0.9, 0.0, 0.999, "decay of Adam's first moment")
     beta2: float = knob(0.99, 0.0, 0.99999, "decay of Adam's second moment")
     grad_clip: float = knob(

@@ -82,6 +82,10 @@ class PromptBank:
             self._cache[text] = self._prior.embed(text)
         return self._cache[text]
 
+    def prompt(self, s: PromptSettings) -> Cond:
+        """The conditioning of the prompt itself, batch 1."""
+        return self._embed(s.text)
+
     def bind(
         self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras, reference: PromptSettings | None = None
     ) -> dict[str, Cond]:

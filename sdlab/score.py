@@ -14,6 +14,7 @@ world; "none" is sixteen zeros.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from sdlab.knobs import knob
 from sdlab.rng import StepRng
 from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Guidance, Noised, Prior, cat_conds
 
-NETWORKS = ("lora", "copy")
+NETWORKS = ("lora", "copy", "exact")
 CAMERA = 16  # numbers of a camera
 ROLE = "plain"
 AUX_NAME = "score"  # losses that train psi in the same way go on with each other's
@@ -71,6 +72,33 @@ class Score(FittedNet):
         return list(self._psi.predict(z_t, t, cond, camera).chunk(len(batches)))
 
 
+class ExactScores:
+    """psi of a perfect student for whom this step's pictures are all there is: with its camera each of x.z0 is a point,
+    without they are a mixture of points. Many particles of few dimensions are needed for that to say something."""
+
+    fitted = sys.maxsize  # nothing to learn, so that no warm-up is waited for
+
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """As `Score.ask`."""
+        offsets = x.z_t[:, None] - x.alpha[:, None] * x.z0[None]  # [B, N, C, H, W]
+        share = torch.softmax(-0.5 * offsets.square().sum((2, 3, 4)) / x.sigma.view(-1, 1) ** 2, 1)
+        together = torch.einsum("bn,bnchw->bchw", share, offsets) / x.sigma
+        own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
+        return [own if with_camera else together for with_camera in cameras]
+
+    def learn(self, x: Noised, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
+        """Nothing to learn."""
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to move."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
 class _Batch(NamedTuple):
     """What psi is shown."""
 
@@ -109,7 +137,9 @@ class TrainsScore:
         """What a psi that is to be gone on with must have been made with; a copy has no rank."""
         return self.network, self.rank if self.network == "lora" else 0
 
-    def init_aux(self, prior: Prior, rng: StepRng) -> Score:
+    def init_aux(self, prior: Prior, rng: StepRng) -> Score | ExactScores:
+        if self.network == "exact":
+            return ExactScores()
         return Score(prior, self.network, self.rank, self.lr, rng)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
@@ -122,7 +152,8 @@ class TrainsScore:
 def network_knob() -> Any:
     return knob(
         "lora",
-        help="how psi is made: LoRA on the prior's attention (paper), or a copy of all its weights, for small priors",
+        help="how psi is made: LoRA on the prior's attention (paper); a copy of all its weights, for small priors; "
+        "exact: not learnt, this step's pictures are all there is (2-D playground)",
         apply="rebuild",
         choices=NETWORKS,
     )

@@ -21,7 +21,7 @@ import torch
 from sdlab import checkpoint
 from sdlab.cameras import turntable
 from sdlab.channel import EventLog, Latest, Turnstile
-from sdlab.export import to_uint8, write_results
+from sdlab.export import write_results
 from sdlab.losses import Distillation
 from sdlab.messages import (
     Advance,
@@ -48,13 +48,14 @@ from sdlab.messages import (
     Stop,
 )
 from sdlab.optim import SceneOptimiser
+from sdlab.pictures import to_uint8
 from sdlab.priors import PriorConfig
 from sdlab.prompts import PROMPT, PromptBank, PromptSettings, views_of
 from sdlab.rng import StepRng
-from sdlab.scenes import Scene
+from sdlab.scenes import AnyScene, FlatScene
 from sdlab.settings import Settings, from_toml, to_toml
 from sdlab.step import STAGES, Reference, Report, State, needs_warm_up, step, warm_up
-from sdlab.types import PERP_ROLES, Frame, Prior
+from sdlab.types import PERP_ROLES, Cond, Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
 SYNC_EVERY = 10  # steps between reading figures back from a GPU
@@ -77,7 +78,7 @@ def compile_for(s: Settings, prior: Prior, device: torch.device) -> None:
 def batches_of(s: Settings) -> set[int]:
     """How many pictures at a time the prior's network will see; it is compiled for each such number."""
     perp = {1 + len(PERP_ROLES)} if s.perp_neg else set()
-    return {s.camera.views * roles for roles in perp.union(s.loss.calls())}
+    return {s.scene.batch(s.camera) * roles for roles in perp.union(s.loss.calls())}
 
 
 @dataclass
@@ -200,6 +201,13 @@ class Session:
         self._say(Saved(self.state.step, str(folder)))
         return path
 
+    def export(self, folder: Path, size: int = 256) -> list[Path]:
+        """Write what the run has made into `folder`, a turntable with pictures of `size` pixels; the files written."""
+        scene = self.state.scene
+        if isinstance(scene, FlatScene):
+            return scene.write(folder, self.prior, self._prompt_cond())
+        return write_results(folder, scene, self.effective.camera, size)
+
     def restore(self, folder: Path) -> None:
         """Take settings and state from the newest checkpoint in `folder`. ValueError when it cannot be used; the
         session is then as before."""
@@ -287,7 +295,7 @@ class Session:
                 self._settle()
             case Export(folder):
                 self._set_status("exporting", f"exporting to {folder}")
-                files = write_results(Path(folder), self.state.scene, self.effective.camera)
+                files = self.export(Path(folder))
                 self._say(Exported(self._step_number, tuple(str(f) for f in files)))
                 self._settle()
             case Stop():
@@ -367,6 +375,12 @@ class Session:
     def _adopt_prior(self, s: Settings) -> None:
         self._set_status("loading", "loading the prior")
         prior = self._load(s.prior, self.device, lambda text: self._set_status("loading", text))
+        scene = self._state.scene if self._state is not None else None
+        if isinstance(scene, FlatScene) and tuple(scene.shape) != tuple(prior.shape):
+            raise ValueError(
+                f"this run's {self.effective.scene.kind} are of shape {scene.shape}, the prior {prior.name} looks at "
+                f"{prior.shape}: start a new run with it (prior.path)"
+            )
         previous = self._prior, self._bank
         self._prior, self._bank = prior, PromptBank(prior)
         try:
@@ -382,7 +396,7 @@ class Session:
     def _build(self) -> None:
         """A fresh scene and optimiser from the settings as of the last reset."""
         s = self._begun
-        scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.device)
+        scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.device, self.prior)
         before = self._state
         self._state = State(scene, SceneOptimiser(scene.params, s.optim))
         try:
@@ -578,7 +592,7 @@ class Session:
         state = self.state
         figures = {name: float(value) for name, value in report.stats.items()}
         figures["t"] = float(report.x.t.float().mean())
-        figures["n_gaussians"] = float(next(iter(state.scene.params.values())).shape[0])
+        figures.update(_counted(state.scene))
         figures["seconds"] = state.seconds
         figures["steps_per_s"] = self._rate
         figures["prior_share"] = state.prior_seconds / state.seconds if state.seconds > 0 else 0.0
@@ -587,21 +601,35 @@ class Session:
         figures.update({name: float(count) for name, count in report.densified.items()})
         return figures
 
+    def _prompt_cond(self) -> Cond:
+        assert self._bank is not None
+        return self._bank.prompt(self.effective.prompt)
+
     def _publish(self) -> None:
         """Put a frame out: of the last step, or of front and back when there was none."""
-        state, s, report = self.state, self.effective, self._report
-        if report is not None:
-            cams, preview, stats = report.cams, to_uint8(report.render.rgb), self._figures(report)
+        state, s, report, scene = self.state, self.effective, self._report, self.state.scene
+        stats = self._figures(report) if report is not None else {**_counted(scene), "seconds": state.seconds}
+        if isinstance(scene, FlatScene):
+            preview = scene.pictures(self.prior, self._prompt_cond())
+            frame = Frame(state.step, state.seconds, None, preview, ("",) * len(preview), stats)
         else:
-            size = s.camera.resolution or self.prior.image_size
-            cams = turntable(2, s.camera, size)
-            with torch.no_grad():
-                preview = to_uint8(state.scene.render(cams, torch.ones(2, 3)).rgb)
-            stats = {"n_gaussians": float(next(iter(state.scene.params.values())).shape[0]), "seconds": state.seconds}
-        views = tuple(views_of(s.prompt, cams))
-        frame = Frame(state.step, state.seconds, state.scene.snapshot(), preview, views, stats)
+            if report is not None and report.render is not None:
+                cams, preview = report.cams, to_uint8(report.render.rgb)
+            else:
+                cams = turntable(2, s.camera, s.camera.resolution or self.prior.image_size)
+                with torch.no_grad():
+                    preview = to_uint8(scene.render(cams, torch.ones(2, 3)).rgb)
+            views = tuple(views_of(s.prompt, cams))
+            frame = Frame(state.step, state.seconds, scene.snapshot(), preview, views, stats)
         self._published_at = time.monotonic()
         self.latest.set(frame)
+
+
+def _counted(scene: AnyScene) -> dict[str, float]:
+    """How many Gaussians make up the scene, or what a scene of another kind has to say."""
+    if isinstance(scene, FlatScene):
+        return scene.figures()
+    return {"n_gaussians": float(next(iter(scene.params.values())).shape[0])}
 
 
 def with_begun(settings: Settings, begun: Settings) -> Settings:
@@ -622,7 +650,7 @@ def _reference_parts(reference: Reference | None) -> dict[str, Any]:
     return {"scene": reference.scene.state_dict(), "prompt": prompt, "key": list(reference.key)}
 
 
-def _reference_of(parts: dict[str, Any], like: Scene) -> Reference | None:
+def _reference_of(parts: dict[str, Any], like: AnyScene) -> Reference | None:
     """What `_reference_parts` made `parts` of; a scene of the kind of `like`."""
     if not parts:
         return None

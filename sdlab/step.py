@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from sdlab.cameras import sample_background, sample_cameras
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
-from sdlab.scenes import Scene
+from sdlab.scenes import AnyScene, FlatScene
 from sdlab.schedule import sample_t, weight
 from sdlab.settings import Settings
 from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Render
@@ -31,7 +32,7 @@ FIRST_WARM_UP = -2  # the step number of an auxiliary's first lesson; later ones
 class Reference:
     """What a loss compares the scene with: the scene and the prompt as they were. `key` is that of the loss's knobs."""
 
-    scene: Scene
+    scene: AnyScene
     prompt: PromptSettings
     key: tuple
 
@@ -40,7 +41,7 @@ class Reference:
 class State:
     """Everything that a step changes. Owned by one thread."""
 
-    scene: Scene
+    scene: AnyScene
     optim: SceneOptimiser
     step: int = 0
     seconds: float = 0.0  # spent in steps, pauses not counted
@@ -58,7 +59,7 @@ class Report:
     """What one step did. Tensors stay on the device until someone looks."""
 
     cams: Cameras
-    render: Render
+    render: Render | None  # None for a scene that lives in the prior's space
     x: Noised
     guidance: Guidance
     stats: Mapping[str, Tensor]
@@ -90,20 +91,14 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     scene, loss = state.scene, s.loss
 
     # cameras -> rgb -> z, differentiable
-    cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
-    background = sample_background(s.camera, rng)
-    render = scene.render(cams, background)
-    watch.lap("render")
-    z = prior.encode(render.rgb)
-    watch.lap("encode")
+    cams, render, z = look(scene, s, prior, rng, watch)
 
     # schedule -> t, noise -> z_t, detached; drawn on the CPU so that every device sees the same
     x = noised(z.detach(), s, rng, prior, progress)
     reference = state.reference if loss.needs_reference else None
     if reference is not None:
         with torch.no_grad():
-            x = x._replace(ref=prior.encode(reference.scene.render(cams, background).rgb))
-        watch.lap("render")
+            x = x._replace(ref=look(reference.scene, s, prior, rng, watch).z)
 
     # z_t, prompts -> eps -> residual
     aux = state.aux.get(loss.aux_name())
@@ -121,7 +116,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     state.optim.zero_grad()
     skipped = "" if bool(torch.isfinite(grad).all()) else f"residual of {s.active} at t = {x.t.tolist()}"
     if not skipped:
-        penalty = scene.regulariser(render)
+        penalty = None if render is None or isinstance(scene, FlatScene) else scene.regulariser(render)
         if penalty is None:
             torch.autograd.backward([z], [grad])
         else:
@@ -139,7 +134,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
         state.optim.adopt(s.optim, progress, since)
         state.optim.step()
         scene.constrain()
-        if since >= DENSIFY_PAUSE:
+        if since >= DENSIFY_PAUSE and not (render is None or isinstance(scene, FlatScene)):
             scene.observe(render.info)
             densified = scene.densify(progress, state.step, state.optim, rng)
     watch.lap("optimiser")
@@ -153,6 +148,28 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     state.seconds += sum(watch.stages.values())
     state.prior_seconds += model.seconds
     return Report(cams, render, x, guidance, stats, watch.stages, model.nfe, skipped, densified)
+
+
+class Look(NamedTuple):
+    """What the scene shows at a step: z [B, C, H, W] in the prior's space, and the render that it was made from."""
+
+    cams: Cameras
+    render: Render | None
+    z: Tensor
+
+
+def look(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwatch) -> Look:
+    """The scene through this step's cameras, encoded; or as it is, where it lives in the prior's space."""
+    if isinstance(scene, FlatScene):
+        z = scene.latents(rng)
+        watch.lap("render")
+        return Look(scene.cameras(), None, z)
+    cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
+    render = scene.render(cams, sample_background(s.camera, rng))
+    watch.lap("render")
+    z = prior.encode(render.rgb)
+    watch.lap("encode")
+    return Look(cams, render, z)
 
 
 def _note_regime(state: State, regime: str) -> None:
@@ -175,9 +192,8 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Non
     started = time.perf_counter()
     scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
     rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), s.progress(state.step)
-    cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
     with torch.no_grad():
-        z = prior.encode(scene.render(cams, sample_background(s.camera, rng)).rgb)
+        cams, _, z = look(scene, s, prior, rng, Stopwatch())
         x = noised(z, s, rng, prior, progress)
         model = bound(prior, s, prompts, cams, rng, progress)
         guidance = loss.gradient(x, model, aux)
@@ -223,7 +239,7 @@ def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float)
     return Noised(z0, noise, t, alpha, sigma, alpha * z0 + sigma * noise)
 
 
-def _non_finite_gradient(scene: Scene) -> str:
+def _non_finite_gradient(scene: AnyScene) -> str:
     for name, p in scene.params.items():
         if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
             return f"gradient of {name}"

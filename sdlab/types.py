@@ -266,7 +266,8 @@ class RawSplats(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What the world sees of a session; only the latest counts. `preview` is what the loss saw at this step."""
+    """What the world sees of a session; only the latest counts. `preview` is what the loss saw at this step; where
+    there is no scene to be looked at from all sides, it is all there is."""
 
     step: int
     seconds: float  # of optimisation so far, pauses not counted

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sdlab.bench import entropy
-from sdlab.bench.entropy import ExactScores, four_gaussians, spread
+from sdlab.bench.entropy import four_gaussians, spread
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.rng import StepRng
+from sdlab.score import ExactScores
 from sdlab.types import BoundPrior, Noised
 
 

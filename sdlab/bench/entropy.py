@@ -27,21 +27,22 @@ from torch import Tensor
 from sdlab import machine
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.losses.esd import ESD
-from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
+from sdlab.priors.mixture import PLACES, MixturePrior, MixtureScores
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.schedule import weight
+from sdlab.score import ExactScores
 from sdlab.settings import Settings
 from sdlab.step import noised
-from sdlab.types import BoundPrior, Noised
+from sdlab.types import BoundPrior
 
 VIEWS = 32
-WEIGHTS = (0.4, 0.3, 0.2, 0.1)
+WEIGHTS = tuple(weight for _, _, weight in PLACES["four"].values())
 STD = 0.2
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LR = 0.02  # of the views' Adam
 LR_PSI = 2e-3
-PROMPT = "four"
+PROMPT = "all of them"
 DRAWS = 40  # of t and noise, to find how well psi tells the views apart
 
 
@@ -91,26 +92,9 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
 
 
 def four_gaussians() -> MixtureScores:
-    """The plane as a prior: events of two channels and one place."""
-    corners = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
-    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
-    mixture = Mixture(weights, corners.view(4, 2, 1, 1), torch.full((4,), STD, dtype=torch.float64))
-    config = MixturePrior(channels=2, height=1, width=1, schedule="linear")
-    return MixtureScores(config, torch.device("cpu"), {PROMPT: mixture})
-
-
-class ExactScores:
-    """psi of a perfect student: the views x.z0 are deltas, together a mixture of them."""
-
-    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
-        offsets = x.z_t[:, None] - x.alpha[:, None] * x.z0[None]  # [B, N, 2, 1, 1]
-        share = torch.softmax(-0.5 * offsets.square().sum((2, 3, 4)) / x.sigma.view(-1, 1) ** 2, 1)
-        together = torch.einsum("bn,bnchw->bchw", share, offsets) / x.sigma
-        own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
-        return [own if with_camera else together for with_camera in cameras]
-
-    def learn(self, x: Noised, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
-        """Nothing to learn."""
+    """The plane as a prior: four corners of unequal weights."""
+    config = MixturePrior(layout="four", std=STD, schedule="linear")
+    return config.load(torch.device("cpu"))
 
 
 def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int) -> Outcome:

@@ -29,10 +29,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdlab import machine
 from sdlab.cameras import CameraSettings, look_at, turntable, view_word
-from sdlab.export import render_turntable, stack_strips, to_uint8, write_ply
+from sdlab.export import render_turntable, stack_strips, write_ply
 from sdlab.manager import PriorPool
 from sdlab.messages import Event, Failed, Stepped, Stop
-from sdlab.scenes import Scene
+from sdlab.pictures import to_uint8
+from sdlab.scenes import Scene, seen_from_all_sides
 from sdlab.session import Session, compile_for
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
@@ -201,7 +202,8 @@ class Bench:
         session.run(until=planned)
         if interrupted:
             return None
-        return finish(Outcome(case, session.state.scene, session.state.step, time.perf_counter() - started, note))
+        scene = seen_from_all_sides(session.state.scene)
+        return finish(Outcome(case, scene, session.state.step, time.perf_counter() - started, note))
 
     def figures(self) -> dict[str, Any]:
         """What every result depends on."""

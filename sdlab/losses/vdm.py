@@ -30,6 +30,7 @@ from sdlab.rng import StepRng
 from sdlab.types import BoundPrior, Guidance, Noised, Prior
 from sdlab.ulite import ULite
 
+HIDDEN = 64
 OPERATORS = ("u-lite", "linear", "u-lite with noise")
 
 
@@ -42,6 +43,19 @@ class Elementwise(nn.Module):
 
     def forward(self, e: Tensor) -> Tensor:
         return self.factor * e
+
+
+class Dense(nn.Module):
+    """What U-Lite comes to for an event without neighbouring places, such as a point: two hidden layers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(channels, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, channels)
+        )
+
+    def forward(self, e: Tensor) -> Tensor:
+        return self.layers(e.flatten(1)).view_as(e)
 
 
 class WithNoise(nn.Module):
@@ -117,7 +131,7 @@ class VDM(Distillation):
         def make() -> nn.Module:
             if self.operator == "linear":
                 return Elementwise(prior.shape)
-            net = ULite(*prior.shape)
+            net = Dense(prior.shape[0]) if prior.shape[1:] == (1, 1) else ULite(*prior.shape)
             return net if self.operator == "u-lite" else WithNoise(net, prior.shape)
 
         operator = Operator(initialised(make, rng, "vdm"), self.lr)

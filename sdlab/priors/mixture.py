@@ -1,6 +1,7 @@
 """Exact scores of diffused Gaussian mixtures: the prior in which the truth is known.
 
-A text stands for a mixture p(z0) = sum_k pi_k N(mu_k, s_k^2 I) over events of any shape (C, H, W). Diffusion
+A text stands for a mixture p(z0) = sum_k pi_k N(mu_k, s_k^2 I) over events of any shape (C, H, W); or, with a layout of
+the plane, for the Gaussian that it names ("north east"), and for all of them when it names none. Diffusion
 z_t = alpha z0 + sigma noise keeps it a mixture,
 
     p_t(z_t) = sum_k pi_k N(alpha mu_k, v_k I),    v_k = alpha^2 s_k^2 + sigma^2,
@@ -33,6 +34,30 @@ from sdlab.priors.trainable import Trainable, TrainableMixture
 from sdlab.types import N_TIMESTEPS, Cond
 
 SCHEDULES = ("scaled_linear", "linear")
+LAYOUTS = ("text", "eight", "four")
+SCORES = ("exact", "trained")
+STEP = math.sqrt(0.5)
+# the plane's mixtures: name -> centre, weight
+PLACES: dict[str, dict[str, tuple[float, float, float]]] = {
+    # Do and Hua 2025, section 5.1 and supplement 4: eight of standard deviation 0.1 on the unit circle
+    "eight": {
+        "east": (1, 0, 1),
+        "west": (-1, 0, 1),
+        "north": (0, 1, 1),
+        "south": (0, -1, 1),
+        "north east": (STEP, STEP, 1),
+        "north west": (-STEP, STEP, 1),
+        "south east": (STEP, -STEP, 1),
+        "south west": (-STEP, -STEP, 1),
+    },
+    # four corners of unequal weights, in which a loss shows whether it only finds the largest
+    "four": {
+        "north east": (1, 1, 0.4),
+        "north west": (-1, 1, 0.3),
+        "south west": (-1, -1, 0.2),
+        "south east": (1, -1, 0.1),
+    },
+}
 WIDTH = 256  # of the network that learns beside the exact score
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -93,6 +118,18 @@ class MixturePrior(PriorConfig):
 
     kind: ClassVar[str] = "mixture"
 
+    layout: str = knob(
+        "text",
+        help="text: pictures from the text itself; eight: a ring in the plane (JSD paper); four: its corners, unequal",
+        apply="rebuild",
+        choices=LAYOUTS,
+    )
+    scores: str = knob(
+        "exact",
+        help="trained: a small network learns the plane first, in seconds, as in the JSD paper",
+        apply="rebuild",
+        choices=SCORES,
+    )
     channels: int = knob(3, 1, 64, "channels of an event; pictures need 3", apply="rebuild")
     height: int = knob(16, 1, 256, "rows of an event", apply="rebuild")
     width: int = knob(16, 1, 256, "columns of an event", apply="rebuild")
@@ -103,9 +140,25 @@ class MixturePrior(PriorConfig):
     precision: str = knob("fp32", help="number format", apply="rebuild", choices=tuple(DTYPES))
     seed: int = knob(0, 0, 2**31 - 1, "which mixtures the texts stand for", apply="rebuild")
 
+    def __post_init__(self) -> None:
+        if self.scores == "trained" and self.layout == "text":
+            raise ValueError("prior.scores = trained: there must be a plane to learn; set prior.layout to eight")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an event; a point of the plane has two channels."""
+        return (self.channels, self.height, self.width) if self.layout == "text" else (2, 1, 1)
+
     def load(self, device: torch.device, progress: Progress = silent) -> MixtureScores:
-        progress("mixture prior: nothing to load")
-        return MixtureScores(self, device)
+        if self.layout == "text":
+            progress("mixture prior: nothing to load")
+            return MixtureScores(self, device)
+        plane = Plane(self, device)
+        if self.scores == "exact":
+            return plane
+        from sdlab.priors.plane_network import TrainedPlane
+
+        return TrainedPlane(plane, progress)
 
 
 class MixtureScores:
@@ -120,8 +173,8 @@ class MixtureScores:
     ) -> None:
         self.name = "mixture"
         self.config = config
-        self.shape = (config.channels, config.height, config.width)
-        self.image_size = max(config.height, config.width)
+        self.shape = config.shape
+        self.image_size = max(config.shape[1:])
         self.device = device
         self.engine_name = "exact"
         self.torch_threads = 1  # too little work to share
@@ -235,6 +288,39 @@ class MixtureScores:
             )
         if not (m.weights > 0).all() or (m.stds < 0).any():
             raise ValueError(f"mixture {text!r}: weights must be positive and stds at least 0")
+
+
+class Plane(MixtureScores):
+    """The exact prior of a layout of the plane."""
+
+    def __init__(self, config: MixturePrior, device: torch.device) -> None:
+        places = PLACES[config.layout]
+        one = torch.ones(1, dtype=torch.float64)
+        mixtures = {
+            name: Mixture(one, torch.tensor([[[[x]], [[y]]]], dtype=torch.float64), config.std * one)
+            for name, (x, y, _) in places.items()
+        }
+        weights = torch.tensor([weight for _, _, weight in places.values()], dtype=torch.float64)
+        means = torch.cat([m.means for m in mixtures.values()])
+        everything = Mixture(weights, means, torch.full((len(weights),), config.std, dtype=torch.float64))
+        super().__init__(config, device, {"": everything, **mixtures})
+        self.names = tuple(places)
+
+    def mixture(self, text: str) -> Mixture:
+        """That of the place which `text` names, otherwise all of them."""
+        return super().mixture(self.place_in(text))
+
+    def place_in(self, text: str) -> str:
+        """The name of a place in `text`, "" if there is none; "north east" is not "north"."""
+        letters = "".join(c for c in text.lower() if c.isalpha())
+        found = [name for name in self.names if name.replace(" ", "") in letters]
+        return max(found, key=len, default="")
+
+    def remark(self, text: str) -> str:
+        """Which places there are, when `text` names none."""
+        if not text or self.place_in(text):
+            return ""
+        return f"this plane knows {', '.join(self.names)}; any other text stands for all of them"
 
 
 def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:

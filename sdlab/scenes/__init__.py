@@ -1,7 +1,9 @@
 """The family of things that can be optimised. A scene's configuration is a frozen dataclass with one verb, `build`.
 
-A built scene owns named parameters; the optimiser has one group for each of them. It renders views, may add and
-remove rows of its parameters (density control), and gives immutable snapshots to viewers.
+A built scene owns named parameters; the optimiser has one group for each of them. There are two sorts:
+  Scene      is looked at through cameras: it renders views, may add and remove rows of its parameters (density
+             control), and gives immutable snapshots to viewers;
+  FlatScene  lives in the prior's own space, so that nothing is rendered or encoded: pictures, points of the plane.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sdlab.cameras import CameraSettings
 from sdlab.rng import StepRng
-from sdlab.types import Cameras, RawSplats, Render, ScreenInfo, SplatSnapshot
+from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 
 @runtime_checkable
@@ -34,7 +39,7 @@ class RowSurgeon(Protocol):
 
 @runtime_checkable
 class Scene(Protocol):
-    """What a session optimises; owned by one thread."""
+    """What a session optimises, seen through cameras; owned by one thread."""
 
     params: dict[str, Parameter]
 
@@ -73,15 +78,77 @@ class Scene(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class FlatScene(ABC):
+    """B events of the prior's own space; owned by one thread."""
+
+    params: dict[str, Parameter]
+    shape: tuple[int, int, int]  # (C, H, W) of an event
+
+    @abstractmethod
+    def adopt(self, config: SceneConfig) -> None:
+        """Follow another configuration of the same kind from now on (live knobs)."""
+
+    @abstractmethod
+    def latents(self, rng: StepRng) -> Tensor:
+        """This step's events [B, C, H, W]; differentiable in the parameters."""
+
+    @abstractmethod
+    def cameras(self) -> Cameras:
+        """For losses that ask from where an event was seen: B of them, always the same."""
+
+    def constrain(self) -> None:  # noqa: B027  (most have nothing to do)
+        """After an optimiser step."""
+
+    def figures(self) -> dict[str, float]:
+        """What is worth recording of every step."""
+        return {}
+
+    @abstractmethod
+    def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
+        """What there is to see, uint8 [M, H, W, 3]; `cond` is the conditioning of the prompt."""
+
+    @abstractmethod
+    def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
+        """Leave the results of a run in `folder`; the files written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {k: v.detach().clone() for k, v in self.params.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when a tensor is missing or of another shape."""
+        for name, old in list(self.params.items()):
+            if name not in state or state[name].shape != old.shape:
+                found = tuple(state[name].shape) if name in state else "nothing"
+                raise ValueError(f"scene state: {name} is {found}, expected is {tuple(old.shape)}")
+            self.params[name] = Parameter(state[name].to(old, copy=True))
+
+
+AnyScene = Scene | FlatScene
+
+
+def seen_from_all_sides(scene: AnyScene) -> Scene:
+    """`scene` itself; ValueError for one that has no sides."""
+    if isinstance(scene, FlatScene):
+        raise ValueError(
+            f"scene.kind: a scene seen through cameras (splats) is needed here, not {type(scene).__name__}"
+        )
+    return scene
+
+
 @dataclass(frozen=True)
 class SceneConfig(ABC):
     """Configuration of a scene."""
 
     kind: ClassVar[str]
+    parameters: ClassVar[tuple[str, ...]]  # names in `params` of what it builds
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (most scenes have nothing to compile)
         """Do now what the first step would otherwise have to (compile kernels)."""
 
+    def batch(self, camera: CameraSettings) -> int:
+        """How many events a step shows to the prior."""
+        return camera.views
+
     @abstractmethod
-    def build(self, rng: StepRng, device: torch.device) -> Scene:
-        """A fresh scene; all randomness from `rng`."""
+    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> AnyScene:
+        """A fresh scene for what `prior` looks at; all randomness from `rng`. ValueError when it does not fit."""

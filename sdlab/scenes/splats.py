@@ -23,7 +23,7 @@ from sdlab.raster import choose, warm_up
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
-from sdlab.types import Cameras, RawSplats, Render, ScreenInfo, SplatSnapshot
+from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 SPLIT_SHRINK = 1.6  # 3DGS divides the scales of a split Gaussian by phi = 1.6
 OPACITY_AFTER_RESET = 0.05
@@ -34,6 +34,7 @@ class Splats(SceneConfig):
     """Gaussians that start as a ball."""
 
     kind: ClassVar[str] = "splats"
+    parameters: ClassVar[tuple[str, ...]] = ("means", "quats", "log_scales", "opacity_logits", "color_logits")
 
     n_init: int = knob(1000, 1, 200_000, "Gaussians at the start", apply="restart")
     radius: float = knob(0.8, 0.05, 2.0, "radius of the ball they start in", apply="restart")
@@ -61,7 +62,7 @@ class Splats(SceneConfig):
     def prepare(self, device: torch.device) -> None:
         warm_up(device)
 
-    def build(self, rng: StepRng, device: torch.device) -> SplatScene:
+    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> SplatScene:
         """A solid ball of `n_init` equal Gaussians that just fill it, of random muted colours."""
         n, g = self.n_init, rng("scene")
         direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)

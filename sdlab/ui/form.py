@@ -220,7 +220,9 @@ def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
         if prefix.startswith("losses."):
             continue
         members = {"prior": priors(), "scene": scenes()}.get(prefix)
-        if members is None:
+        if prefix == "optim":
+            body = _rates(group, locked)
+        elif members is None:
             body = _knobs(group, prefix, "", locked, with_a_loss)
         else:
             body = "".join(
@@ -231,6 +233,19 @@ def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
         title = html.escape(TITLES.get(prefix, prefix.capitalize()))
         folds.append(f'<details data-group="{prefix or "run"}"><summary>{title}</summary>{body}</details>')
     return folds
+
+
+def _rates(group: Any, locked: Collection[str]) -> str:
+    """Learning rates of the scene in force, and what all scenes share."""
+    knobs = knobs_of(group, "optim")
+    owned = {f"optim.lr_{name}": f"scene/{kind}" for kind, cls in scenes().items() for name in cls.parameters}
+    body = "".join(
+        f'<section data-owner="{owner}">'
+        + "".join(control(k, "optim", k.path in locked) for k in knobs if owned.get(k.path) == owner)
+        + "</section>"
+        for owner in dict.fromkeys(owned.values())
+    )
+    return body + "".join(control(k, "optim", k.path in locked) for k in knobs if k.path not in owned)
 
 
 def _knobs(group: Any, prefix: str, owner: str, locked: Collection[str], elsewhere: Collection[str] = ()) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 from sdlab.messages import Phase
 
 CHART_POINTS = 200
+MAX_PREVIEW = 16
 NOT_YET = "\N{EN DASH}"  # in place of a figure that is not known
 KEPT_POINTS = 2000  # of a curve before neighbours are merged
 CHART_WIDTH, CHART_HEIGHT = 200.0, 60.0  # of the SVG's own coordinates, with room for the line's width
@@ -178,7 +179,8 @@ def no_session(title: str, text: str) -> str:
 
 
 def preview(pictures: np.ndarray, views: Sequence[str], step: int) -> str:
-    """What the loss saw: [B, H, W, 3] uint8 with a view word each."""
+    """What the loss saw: [B, H, W, 3] uint8 with a view word each; of many pictures the first."""
+    pictures, views = pictures[:MAX_PREVIEW], views[:MAX_PREVIEW]
     cells = "".join(
         f'<figure><img src="{data_uri(p)}" alt="{html.escape(v)}" width="{p.shape[1]}" height="{p.shape[0]}">'
         f"<figcaption>{html.escape(v)}</figcaption></figure>"
@@ -193,11 +195,14 @@ def no_preview() -> str:
     return '<div class="strip"><h3>What the loss sees</h3><div class="pictures"><i></i><i></i></div></div>'
 
 
-def charts(gradient: Curve, rate: Curve, marks: Sequence[Mark], n_gaussians: float, stats: Mapping[str, float]) -> str:
-    """Both charts and the numbers below them; `stats` of the last step, empty before the first."""
+def charts(
+    gradient: Curve, rate: Curve, marks: Sequence[Mark], scene: Mapping[str, float], stats: Mapping[str, float]
+) -> str:
+    """Both charts and the numbers below them; `scene` from the last frame, `stats` of the last step, empty before the
+    first."""
     known = bool(stats)
     rows = [
-        ("Gaussians", f"{n_gaussians:,.0f}".replace(",", " "), "how many make up the scene now"),
+        *_scene_rows(scene),
         ("Skipped steps", f"{stats.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
         ("Inside the prior", f"{100 * stats['prior_share']:.0f} %" if known else NOT_YET, "share of all steps' time"),
         ("Noise level t", number(stats["t"]) if known else NOT_YET, "timestep, 0 to 999, mean over the last views"),
@@ -211,9 +216,22 @@ def charts(gradient: Curve, rate: Curve, marks: Sequence[Mark], n_gaussians: flo
     )
 
 
+def _scene_rows(scene: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """What a frame says of the scene."""
+    if "n_gaussians" in scene:
+        return [("Gaussians", f"{scene['n_gaussians']:,.0f}".replace(",", " "), "how many make up the scene now")]
+    if "std_x" not in scene:
+        return []
+    mean, std = (f"{number(scene[f'{name}_x'])}, {number(scene[f'{name}_y'])}" for name in ("mean", "std"))
+    return [
+        ("Mean", mean, "of the Gaussian that is fitted, to the east and to the north"),
+        ("Standard deviation", std, "of the Gaussian that is fitted, to the east and to the north"),
+    ]
+
+
 def no_charts() -> str:
     """The charts before there is anything to draw."""
-    return charts(Curve(), Curve(), [], 0, {})
+    return charts(Curve(), Curve(), [], {}, {})
 
 
 def data_uri(picture: np.ndarray) -> str:

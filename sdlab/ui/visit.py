@@ -230,4 +230,4 @@ class Visit:
         if not self._curves_changed:
             return None
         self._curves_changed = False
-        return charts(self._gradient, self._rate, self._marks, frame.stats["n_gaussians"], self._figures)
+        return charts(self._gradient, self._rate, self._marks, frame.stats, self._figures)

@@ -1,6 +1,7 @@
-"""A viser server per seat that shows the session's latest splats.
+"""A viser server per seat that shows the session's latest splats, or its pictures where there is nothing else.
 
-World and angles as in `sdlab.types`: +z up, the object's front towards +x, about one unit in radius.
+World and angles as in `sdlab.types`: +z up, the object's front towards +x, about one unit in radius. Pictures hang in
+the plane x = 0, to be looked at from the front.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import viser
 
 from sdlab.channel import Latest
 from sdlab.manager import Seat
-from sdlab.types import Frame, SplatSnapshot
+from sdlab.pictures import grid
+from sdlab.types import Frame
 
 UPDATE_EVERY = 0.1  # seconds; a browser draws no more splats than that on a small machine
 WAIT = 0.5  # seconds between looks at whether the view was closed
 EYE = (3.6, 0.9, 1.1)  # in front of the object, slightly from its left and above
+EYE_OF_PICTURES = (3.6, 0.0, 0.0)
 FOVY = math.radians(40.0)
+PICTURE = 2.4  # height of what hangs there, in world units
+TOWARDS_X = (0.5, 0.5, 0.5, 0.5)  # wxyz: turns viser's pictures, which lie in the x-y plane, to face +x with z up
+SHARP = 512  # pixels; smaller pictures are enlarged to about that, so that the browser does not smear them
 FLOOR = -1.15  # height of the floor: below the box in which Gaussians are kept
 FLOOR_RADIUS = 2.2
 FLOOR_CELL = 0.4
@@ -75,8 +81,10 @@ class SplatView:
         self.shown_step: int | None = None  # of the frame last sent to the browser
         self._server = _start_server()
         self.port: int = self._server.get_port()
-        self._set_up_scene(dark)
         self._splats: viser.GaussianSplatHandle | None = None
+        self._picture: viser.ImageHandle | None = None
+        self._dark = dark
+        self._set_up_scene(dark)
         self._thread = threading.Thread(target=self._follow, name="sdlab-view", daemon=True)
         self._thread.start()
 
@@ -92,17 +100,23 @@ class SplatView:
         """Follow the page's theme."""
         if self._closed.is_set():
             return
+        self._dark = dark
         self._server.gui.configure_theme(dark_mode=dark, show_logo=False, show_share_button=False)
         # lines, because viser draws its own grid over Gaussians that are in front of it
         self._server.scene.add_line_segments(
-            "/floor", floor_lines(), FLOOR_COLOUR[dark], thickness=1.0, thickness_units="screen"
+            "/floor",
+            floor_lines(),
+            FLOOR_COLOUR[dark],
+            thickness=1.0,
+            thickness_units="screen",
+            visible=self._picture is None,
         )
 
     def look_from_front(self) -> None:
         """Take every browser's camera back to where it began."""
         for client in self._server.get_clients().values():
             with client.atomic():
-                client.camera.position = EYE
+                client.camera.position = EYE if self._picture is None else EYE_OF_PICTURES
                 client.camera.look_at = (0.0, 0.0, 0.0)
                 client.camera.up_direction = (0.0, 0.0, 1.0)
 
@@ -124,24 +138,40 @@ class SplatView:
                 version = self._latest.version  # read before the frame: one that comes in between is shown next time
                 frame = self._latest.get()
                 if frame is not None:
-                    self._show(frame.scene)
+                    self._show(frame)
                     self.shown_step = frame.step
                 self._closed.wait(UPDATE_EVERY)
         finally:
             with _muted():
                 self._server.stop()
 
-    def _show(self, scene: SplatSnapshot | None) -> None:
-        if scene is None:  # not made of Gaussians
-            if self._splats is not None:
-                self._splats.remove()
-                self._splats = None
+    def _show(self, frame: Frame) -> None:
+        scene = frame.scene
+        if scene is None:
+            self._hang(_enlarged(grid(frame.preview)))
         elif self._splats is None:
             self._splats = self._server.scene.add_gaussian_splats(
                 "/splats", scene.means, scene.covariances, scene.rgbs, scene.opacities
             )
         else:
             self._splats.set_gaussians(scene.means, scene.covariances, scene.rgbs, scene.opacities)
+
+    def _hang(self, picture: np.ndarray) -> None:
+        """Show a picture, uint8 [H, W, 3], where the object would stand."""
+        height, width, _ = picture.shape
+        size = {"render_width": PICTURE * width / height, "render_height": PICTURE}
+        if self._picture is not None:
+            self._picture.image = picture
+            return
+        self._picture = self._server.scene.add_image("/picture", picture, **size, format="png", wxyz=TOWARDS_X)
+        self._server.initial_camera.position = EYE_OF_PICTURES
+        self.set_dark(self._dark)
+        self.look_from_front()
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    times = max(1, SHARP // max(picture.shape[:2]))
+    return picture.repeat(times, 0).repeat(times, 1)
 
 
 class Viewports:

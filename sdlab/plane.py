@@ -1,0 +1,124 @@
+"""The plane drawn: a prior of points as a landscape, and the ways of particles through it.
+
+A point (x, y) is an event [2, 1, 1]; x goes east, y goes north. What is drawn of the prior is the density that the
+prompt stands for, where the prior knows it (`log_density` of `sdlab.priors.mixture`), square-rooted so that small hills
+show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdlab.types import Cond, Prior
+
+SIZE = 512  # pixels of a live picture
+REACH = 1.8  # the plane is shown from -REACH to REACH
+GROUND = np.array([250, 250, 252], np.float32)
+HILL = np.array([120, 158, 214], np.float32)
+TRAIL = (92, 92, 104, 90)
+END = (214, 64, 54, 255)
+START = (40, 110, 60, 255)
+DRAWN = 300  # ways that a live picture shows
+SEGMENTS = 4000  # of ways in a live picture, so that it stays quick
+Color = tuple[int, int, int, int]
+
+
+def must_be_plane(kind: str, prior: Prior) -> None:
+    """ValueError unless events are points of the plane."""
+    if tuple(prior.shape) != (2, 1, 1):
+        raise ValueError(
+            f"scene.kind = {kind}: its prior must be one of the plane (prior.kind = mixture with prior.layout = eight "
+            f"or four); {prior.name} looks at {tuple(prior.shape)}"
+        )
+
+
+def density(prior: Prior, cond: Cond, points: int, reach: float = REACH) -> np.ndarray:
+    """[points, points], north at the top, 1 at the highest; zeros where the prior does not know its density."""
+    log_density: Any = getattr(prior, "log_density", None)
+    if log_density is None:
+        return np.zeros((points, points), np.float32)
+    axis = torch.linspace(-reach, reach, points)
+    x, y = torch.meshgrid(axis, axis.flip(0), indexing="xy")
+    events = torch.stack([x, y], -1).view(-1, 2, 1, 1).to(cond.hidden)
+    many = cond._replace(hidden=cond.hidden.expand(len(events), -1, -1))
+    with torch.no_grad():
+        found = log_density(events, torch.zeros(len(events), dtype=torch.long, device=events.device), many)
+    return (found - found.max()).exp().view(points, points).float().cpu().numpy()
+
+
+def draw_plane(prior: Prior, cond: Cond, way: np.ndarray) -> np.ndarray:
+    """uint8 [SIZE, SIZE, 3]: the landscape, the last stretch of each point's way [T, B, 2] and where it is now."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(_landscape(prior, cond))
+    draw = ImageDraw.Draw(picture, "RGBA")
+    at = pixels_of(way)
+    shown = min(at.shape[1], DRAWN)
+    for trail in at[-max(SEGMENTS // shown, 2) :, :shown].transpose(1, 0, 2):
+        draw.line([(float(x), float(y)) for x, y in trail], fill=TRAIL, width=1)
+    for x, y in at[-1]:
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=END)
+    return np.asarray(picture)
+
+
+_drawn: dict[bytes, np.ndarray] = {}  # landscapes by prompt
+
+
+def _landscape(prior: Prior, cond: Cond) -> np.ndarray:
+    key = cond.hidden.cpu().numpy().tobytes()
+    if key not in _drawn:
+        if len(_drawn) >= 16:
+            _drawn.clear()
+        height = np.sqrt(np.kron(density(prior, cond, SIZE // 2), np.ones((2, 2), np.float32)))[..., None]
+        _drawn[key] = (GROUND + height * (HILL - GROUND)).astype(np.uint8)
+    return _drawn[key]
+
+
+def pixels_of(points: np.ndarray) -> np.ndarray:
+    """[..., 2] of the plane -> pixels (right, down) of a live picture."""
+    return (points * np.array([1, -1]) + REACH) * (SIZE / (2 * REACH))
+
+
+def plot_trails(prior: Prior, cond: Cond, ways: Mapping[str, np.ndarray], file: Path) -> None:
+    """A panel for each of `ways`, title -> [T, B, 2]: whole ways, starts and ends."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(ways), 3.9), layout="constrained")
+    for axes, (title, way) in zip(np.atleast_1d(figure.subplots(1, len(ways))), ways.items(), strict=True):
+        plot_on(axes, prior, cond, way)
+        axes.set_title(title)
+    figure.savefig(file, dpi=110)
+
+
+def plot_on(axes: Any, prior: Prior, cond: Cond, way: np.ndarray) -> None:
+    """The landscape with whole ways [T, B, 2], their starts and ends on matplotlib's `axes`."""
+    from matplotlib.collections import LineCollection
+
+    axes.imshow(np.sqrt(density(prior, cond, 181)), extent=(-REACH, REACH, -REACH, REACH), cmap="Blues", vmax=2.0)
+    n = way.shape[1]
+    if len(way) > 1:
+        faint = max(0.04, min(0.6, 12 / n))
+        axes.add_collection(LineCollection(list(way.transpose(1, 0, 2)), colors="0.3", linewidths=0.6, alpha=faint))
+        axes.scatter(*_distinct(way[0]).T, s=34, color="tab:green", zorder=3)
+    axes.scatter(*way[-1].T, s=max(2.0, 26 / math.sqrt(n)), color="tab:red", zorder=2)
+    axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=(), yticks=())
+
+
+def _distinct(points: np.ndarray) -> np.ndarray:
+    return np.unique(points, axis=0)
+
+
+def shares(means: Tensor, stds: Tensor, ends: Tensor, within: float = 3.0) -> list[float]:
+    """Which share of `ends` [B, 2] lies within so many standard deviations of each of `means` [K, 2]; the rest is
+    nowhere."""
+    distance = (ends.double()[:, None] - means.double()[None]).norm(dim=-1)
+    nearest = distance.argmin(1)
+    close = distance.gather(1, nearest[:, None])[:, 0] <= within * stds.double()[nearest]
+    return [float(((nearest == k) & close).double().mean()) for k in range(len(means))]

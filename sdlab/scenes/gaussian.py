@@ -1,0 +1,94 @@
+"""A Gaussian of the plane that is fitted to a prior: ESD's illustration of what the entropy is for.
+
+q = N(mean, diag(std^2)), of which every step draws `n` samples mean + std xi (Wang et al. 2024, "Taming mode collapse
+in score distillation", its Gaussian example). A loss that only seeks the mode lets q shrink to a point; with the score
+of q itself, the reverse Kullback-Leibler divergence, q takes the width of what it covers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sdlab.cameras import CameraSettings, turntable
+from sdlab.knobs import knob
+from sdlab.plane import draw_plane, must_be_plane, plot_trails
+from sdlab.rng import StepRng
+from sdlab.scenes import FlatScene, SceneConfig
+from sdlab.types import Cameras, Cond, Prior
+
+
+@dataclass(frozen=True)
+class GaussianFit(SceneConfig):
+    """One Gaussian with a mean and a standard deviation in each direction."""
+
+    kind: ClassVar[str] = "gaussian"
+    parameters: ClassVar[tuple[str, ...]] = ("mean", "log_std")
+
+    n: int = knob(256, 2, 2000, "samples of each step (released code: 256)", apply="restart")
+    mean_x: float = knob(0.0, -3.0, 3.0, "where its mean starts, to the east", apply="restart")
+    mean_y: float = knob(0.0, -3.0, 3.0, "where its mean starts, to the north", apply="restart")
+    std: float = knob(0.5, 0.01, 3.0, "its standard deviation at the start", apply="restart")
+
+    def batch(self, camera: CameraSettings) -> int:
+        return self.n
+
+    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> GaussianScene:
+        """ValueError unless the prior is one of the plane."""
+        must_be_plane(self.kind, prior)
+        mean = torch.tensor([[self.mean_x, self.mean_y]])
+        return GaussianScene(self, mean.to(device), torch.full_like(mean, math.log(self.std)).to(device))
+
+
+class GaussianScene(FlatScene):
+    """`mean` and `log_std`, [1, 2] each."""
+
+    shape = (2, 1, 1)
+
+    def __init__(self, config: GaussianFit, mean: Tensor, log_std: Tensor) -> None:
+        self.config = config
+        self.params = {"mean": Parameter(mean), "log_std": Parameter(log_std)}
+        self._cams = turntable(config.n, CameraSettings(), 1)
+        self._seen = self._sample(torch.randn(config.n, 2, generator=torch.Generator().manual_seed(0))).detach()
+
+    def _sample(self, xi: Tensor) -> Tensor:
+        mean, log_std = self.params["mean"], self.params["log_std"]
+        return (mean + log_std.exp() * xi.to(mean)).view(-1, 2, 1, 1)
+
+    def adopt(self, config: SceneConfig) -> None:
+        if not isinstance(config, GaussianFit):
+            raise ValueError(f"scene.kind = {config.kind!r}: this run fits a Gaussian; choose a preset to change it")
+        self.config = config
+
+    def latents(self, rng: StepRng) -> Tensor:
+        samples = self._sample(torch.randn(len(self._cams), 2, generator=rng("samples")))
+        self._seen = samples.detach()
+        return samples
+
+    def cameras(self) -> Cameras:
+        return self._cams
+
+    def figures(self) -> dict[str, float]:
+        """Mean and standard deviation as they are."""
+        (x, y), (a, b) = self.params["mean"][0].tolist(), self.params["log_std"][0].exp().tolist()
+        return {"mean_x": x, "mean_y": y, "std_x": a, "std_y": b}
+
+    def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
+        return draw_plane(prior, cond, self._samples())[None]
+
+    def _samples(self) -> np.ndarray:
+        return self._seen.view(1, -1, 2).float().cpu().numpy()
+
+    def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
+        """samples.png: where the samples lie."""
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "samples.png"
+        plot_trails(prior, cond, {f"{len(self._cams)} samples": self._samples()}, file)
+        return [file]

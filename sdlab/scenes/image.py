@@ -1,0 +1,110 @@
+"""Pictures in the prior's own space: text-to-2D, where a loss shows its hand without a 3D object in between.
+
+The only parameter is `latents` [B, C, H, W]: pixels of [-1, 1] for a pixel prior, the scaled VAE latent otherwise
+(Poole et al. 2022, DreamFusion, section 3; Wang et al. 2023, ProlificDreamer, section 5; McAllister 2024, section 4).
+Several pictures share prompt and settings and nothing else: they are several seeds, except for a loss that trains a
+network of its own, which learns from all of them (the particles of ProlificDreamer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sdlab.cameras import CameraSettings, look_at
+from sdlab.knobs import knob
+from sdlab.pictures import grid, read_picture, to_uint8
+from sdlab.rng import StepRng
+from sdlab.scenes import FlatScene, SceneConfig
+from sdlab.types import Cameras, Cond, Prior
+
+STARTS = ("noise", "grey", "picture")
+INIT_SPREAD = 0.1  # standard deviation around a common start, so that several pictures do not stay equal
+
+
+@dataclass(frozen=True)
+class Images(SceneConfig):
+    """Pictures that are optimised directly."""
+
+    kind: ClassVar[str] = "image"
+    parameters: ClassVar[tuple[str, ...]] = ("latents",)
+
+    n: int = knob(4, 1, 256, "pictures at a time, each a seed of its own", apply="restart")
+    start: str = knob(
+        "noise",
+        help="what they start from: noise (papers), an even grey, a picture",
+        apply="restart",
+        choices=STARTS,
+    )
+    picture: str = knob(
+        "", hi=500, help="path of the picture to start from, with start = picture: painting to real", apply="restart"
+    )
+
+    def __post_init__(self) -> None:
+        if self.start == "picture" and not self.picture:
+            raise ValueError("scene.start = picture: scene.picture must be the path of a PNG or JPEG")
+
+    def batch(self, camera: CameraSettings) -> int:
+        return self.n
+
+    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> ImageScene:
+        """ValueError when the picture cannot be read."""
+        noise = torch.randn(self.n, *prior.shape, generator=rng("scene")).to(device)
+        if self.start == "noise":
+            latents = noise
+        else:
+            rgb = torch.full((1, 3, prior.image_size, prior.image_size), 0.5)
+            if self.start == "picture":
+                rgb = read_picture(Path(self.picture), prior.image_size, "scene.picture")
+            with torch.no_grad():
+                latents = prior.encode(rgb.to(device)) + (INIT_SPREAD * noise if self.n > 1 else 0.0)
+        return ImageScene(self, latents.expand(self.n, *prior.shape).clone())
+
+
+class ImageScene(FlatScene):
+    """The pictures."""
+
+    def __init__(self, config: Images, latents: Tensor) -> None:
+        self.config = config
+        channels, height, width = latents.shape[1:]
+        self.shape = (channels, height, width)
+        self.params = {"latents": Parameter(latents)}
+        # all seen from the front: nothing tells one from another
+        everywhere = torch.zeros(len(latents))
+        self._cams = look_at(everywhere, everywhere, everywhere + 3.0, 40.0, 1, 1)
+
+    def adopt(self, config: SceneConfig) -> None:
+        if not isinstance(config, Images):
+            raise ValueError(
+                f"scene.kind = {config.kind!r}: this run is made of pictures; choose a preset to change it"
+            )
+        self.config = config
+
+    def latents(self, rng: StepRng) -> Tensor:
+        # not the parameter itself: the gradient must reach a leaf through a graph, as with any other scene
+        return self.params["latents"].view_as(self.params["latents"])
+
+    def cameras(self) -> Cameras:
+        return self._cams
+
+    def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
+        return to_uint8(prior.decode(self.params["latents"].detach()))
+
+    def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
+        """pictures.png, all of them in a grid, and picture-00.png and so on."""
+        from PIL import Image
+
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = self.pictures(prior, cond)
+        files = [folder / "pictures.png"]
+        Image.fromarray(grid(pictures)).save(files[0])
+        for number, picture in enumerate(pictures):
+            files.append(folder / f"picture-{number:02}.png")
+            Image.fromarray(picture).save(files[-1])
+        return files

@@ -1,0 +1,114 @@
+"""Points of the plane: the playground in which a loss can be seen at work, since the prior is known everywhere.
+
+Every point is a seed of its own (Do and Hua 2025, "Text-to-3D generation using Jensen-Shannon score distillation",
+section 5.1): all start at one place and follow the loss with their own t and noise. For losses that ask for a camera,
+a point is what one camera sees (Wang et al. 2024, ESD, section 4), so that all of them together are one object.
+
+`points` [B, 2, 1, 1] are events of a prior of the plane (`sdlab.priors.mixture` with a layout). Their way is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sdlab.cameras import CameraSettings, turntable
+from sdlab.knobs import knob
+from sdlab.plane import draw_plane, must_be_plane, plot_trails
+from sdlab.rng import StepRng
+from sdlab.scenes import FlatScene, SceneConfig
+from sdlab.types import Cameras, Cond, Prior
+
+KEPT = 4000  # steps of the way
+
+
+@dataclass(frozen=True)
+class Points(SceneConfig):
+    """Points that all begin at one place."""
+
+    kind: ClassVar[str] = "points"
+    parameters: ClassVar[tuple[str, ...]] = ("points",)
+
+    n: int = knob(100, 1, 2000, "points, each a seed of its own", apply="restart")
+    start_x: float = knob(-1.0, -3.0, 3.0, "where they start, to the east", apply="restart")
+    start_y: float = knob(1.0, -3.0, 3.0, "where they start, to the north", apply="restart")
+    spread: float = knob(0.0, 0.0, 2.0, "standard deviation of the starts around that place", apply="restart")
+    trail: int = knob(40, 0, KEPT, "steps of each point's way that are drawn")
+
+    def batch(self, camera: CameraSettings) -> int:
+        return self.n
+
+    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> PointScene:
+        """ValueError unless the prior is one of the plane."""
+        must_be_plane(self.kind, prior)
+        noise = torch.randn(self.n, 2, generator=rng("scene"))
+        points = torch.tensor([self.start_x, self.start_y]) + self.spread * noise
+        return PointScene(self, points.view(self.n, 2, 1, 1).to(device))
+
+
+class PointScene(FlatScene):
+    """The points and the way that they have come."""
+
+    shape = (2, 1, 1)
+
+    def __init__(self, config: Points, points: Tensor) -> None:
+        self.config = config
+        self.params = {"points": Parameter(points)}
+        self._way = [self._now()]
+        self._cams = turntable(len(points), CameraSettings(), 1)
+
+    def _now(self) -> np.ndarray:
+        return self.params["points"].detach().flatten(1).float().cpu().numpy().copy()
+
+    @property
+    def way(self) -> np.ndarray:
+        """[T + 1, B, 2]: where the points have been, the start first."""
+        return np.stack(self._way)
+
+    def adopt(self, config: SceneConfig) -> None:
+        if not isinstance(config, Points):
+            raise ValueError(f"scene.kind = {config.kind!r}: this run is made of points; choose a preset to change it")
+        self.config = config
+
+    def latents(self, rng: StepRng) -> Tensor:
+        points = self.params["points"]
+        return points.view_as(points)  # a graph between the leaf and what the gradient is given to
+
+    def cameras(self) -> Cameras:
+        return self._cams
+
+    def constrain(self) -> None:
+        if len(self._way) <= KEPT:
+            self._way.append(self._now())
+
+    def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
+        way = self._way[-self.config.trail - 1 :]
+        return draw_plane(prior, cond, np.stack(way))[None]
+
+    def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
+        """trajectories.png: the ways of the first 10, 100 and 1000 points, as far as there are so many."""
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "trajectories.png"
+        plot_trails(prior, cond, panels(self.way), file)
+        return [file]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "way": torch.from_numpy(self.way)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._way = list(state["way"].numpy())
+
+
+def panels(way: np.ndarray, counts: Sequence[int] = (10, 100, 1000)) -> dict[str, np.ndarray]:
+    """The ways [T + 1, B, 2] of the first 10, 100, ... points by title."""
+    n = way.shape[1]
+    shown = [count for count in counts if count < n] + [n]
+    return {f"{count} {'seed' if count == 1 else 'seeds'}": way[:, :count] for count in shown}
