@@ -1,17 +1,20 @@
-"""DDIM inversion: from a clean picture to the noise that the prior itself would have made it from."""
+"""The prior's probability flow in DDIM steps: from a clean picture up to the noise that the prior itself would have
+made it from (`invert`), and from there down to a picture again, perhaps another (`decode`)."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from sdlab.guidance import cfg
 from sdlab.types import BoundPrior
 
 
-def inversion_roles(scale: float) -> tuple[str, ...]:
-    """The roles that one step of `invert` asks for: without guidance (scale 1) the prompt alone will do."""
-    return ("pos",) if scale == 1.0 else ("pos", "uncond")
+def flow_roles(scale: float, role: str = "pos") -> tuple[str, ...]:
+    """The roles that one step along the flow of the text `role` asks for: without guidance (scale 1) it alone will
+    do."""
+    return (role,) if scale == 1.0 else (role, "uncond")
 
 
 def ddim(
@@ -42,16 +45,33 @@ def invert(
 
     Song et al. 2020, "Denoising diffusion implicit models", eq. 13, run upwards in `steps` Euler steps with levels
     evenly spaced in t, each view on a grid of its own; z0 is taken for the picture at t = 0. `scale` is guidance in
-    form A; `roles` names another text for it, or two (default: those of `inversion_roles`). With eta > 0 each step
+    form A; `roles` names another text for it, or two (default: those of `flow_roles`). With eta > 0 each step
     replaces a part of the noise by a fresh draw, as much as DDIM with that eta (their eq. 16) adds on the way down
     between the same two levels, so that the variance at each level stays right.
     """
-    roles = roles or inversion_roles(scale)
-    z, here = z0, torch.zeros_like(t)
-    for k in range(1, steps + 1):
-        there = (t * k / steps).round().long()
+    return _along(model, z0, _levels(t, steps), scale, roles or flow_roles(scale), eta)
+
+
+def decode(
+    model: BoundPrior, z_t: Tensor, t: Tensor, steps: int, scale: float = 1.0, roles: tuple[str, ...] | None = None
+) -> Tensor:
+    """z_t [B, C, H, W] at t [B] carried down the flow to t = 0: DDIM without fresh noise, over the levels of `invert`
+    in reverse. Under the same text it undoes `invert`, but for the error of the steps."""
+    return _along(model, z_t, _levels(t, steps)[::-1], scale, roles or flow_roles(scale))
+
+
+def _levels(t: Tensor, steps: int) -> list[Tensor]:
+    """steps + 1 levels [B] from 0 to t, evenly spaced."""
+    return [(t * k / steps).round().long() for k in range(steps + 1)]
+
+
+def _along(
+    model: BoundPrior, z: Tensor, levels: Sequence[Tensor], scale: float, roles: tuple[str, ...], eta: float = 0.0
+) -> Tensor:
+    """z, at the first of `levels`, carried to the last."""
+    for k in range(1, len(levels)):
+        here, there = levels[k - 1], levels[k]
         predicted = model.eps(z, here, *roles)
         eps = predicted[0] if len(roles) == 1 else cfg(predicted[1], predicted[0], scale)
         z = ddim(model, z, here, there, eps, eta, f"inversion {k}")
-        here = there
     return z

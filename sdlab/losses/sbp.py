@@ -15,6 +15,19 @@ Adam, which does not mind a factor, follows it as far as it is let. The form "re
 guidance of SDS with the source prompt in place of the empty one, and keeps the noise:
 
     residual = eps(z_t; source) + w (eps(z_t; target) - eps(z_t; source)) - noise
+
+The form "full", experimental, is the bridge itself (section 4.1), of which eq. 3.5 takes one step of each half: z is
+carried up the source prompt's flow to t, and from there down the target's to psi. Its ends are psi_src and psi_tgt, and
+the thesis writes w (psi_tgt - psi_src) (eq. 3.4): a displacement, which one follows; what one descends is its negative.
+Here psi_src is z, whence the way up began. (Eq. 3.4 noises z at random and decodes twice; section 4.1 inverts.) As eps
+it is the difference of the two noises that lead straight from an end to z^_t = alpha z + sigma kappa_src = alpha psi +
+sigma kappa_tgt,
+
+    residual = w (kappa_tgt - kappa_src) = w alpha / sigma (z - psi),
+
+which for one step is eq. 3.5 but that the source is asked at z. The noise that was drawn has no part in it. With equal
+prompts the error of the two inversions is left. Thesis: in 2D after the single-step form, FID 55.65 against VSD's
+59.22; in 3D it adds artefacts. It states neither steps nor guidance.
 """
 
 from __future__ import annotations
@@ -23,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sdlab.guidance import cfg, guide
+from sdlab.inversion import decode, flow_roles, invert
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.types import BoundPrior, Guidance, Noised
@@ -50,14 +64,22 @@ class SBP(Distillation):
     )
     form: str = knob(
         "paper",
-        help="paper: the bridge alone; restoring: ours, eps(source) + w (...) - noise, which cannot run away",
-        choices=("paper", "restoring"),
+        help="paper: the bridge alone; restoring: ours, eps(source) + w (...) - noise, which cannot run away; "
+        "full: experimental, for pictures: the bridge in many steps",
+        choices=("paper", "restoring", "full"),
     )
+    leg_steps: int = knob(10, 1, 50, "full: steps of each leg, source up and target down, one or two evaluations each")
+    source_cfg: float = knob(1.0, -50.0, 50.0, "full: guidance of the leg up; 1 is the source prompt alone")
+    target_cfg: float = knob(1.0, -50.0, 50.0, "full: guidance of the leg down; 1 is the target prompt alone")
     switch: float = knob(0.5, 0.0, 1.0, "fraction of the run after which two-stage turns to the bridge (paper: 0.8)")
     sds_cfg: float = knob(7.5, 0.0, 200.0, "s of stage 1 (paper: 40 in 2D, 100 in 3D)")
 
     def calls(self) -> tuple[int, ...]:
-        return (2,)
+        """Of two stages, those of the second."""
+        if self.form != "full" or self.stage == "sds":
+            return (2,)
+        up, down = self._legs()
+        return (len(up),) * self.leg_steps + (len(down),) * self.leg_steps
 
     def stage_at(self, progress: float) -> str:
         if self.stage == "two-stage":
@@ -68,8 +90,22 @@ class SBP(Distillation):
         if self.stage_at(model.progress) == "sds":
             hat, preds = guide(model, x.z_t, x.t, self.sds_cfg)
             return Guidance(hat - x.noise, preds)
+        if self.form == "full":
+            return self._full(x, model)
         target, source = model.eps(x.z_t, x.t, "target", "source")
         preds = {"target": target, "source": source}
         if self.form == "restoring":
             return Guidance(cfg(source, target, self.w) - x.noise, preds)
         return Guidance(self.w * (target - source), preds)
+
+    def _full(self, x: Noised, model: BoundPrior) -> Guidance:
+        up, down = self._legs()
+        z_hat = invert(model, x.z0, x.t, self.leg_steps, self.source_cfg, roles=up)
+        psi = decode(model, z_hat, x.t, self.leg_steps, self.target_cfg, roles=down)
+        target, source = ((z_hat - x.alpha * end) / x.sigma for end in (psi, x.z0))
+        stats = {"displacement": (psi - x.z0).square().mean().sqrt()}
+        return Guidance(self.w * (target - source), {"target": target, "source": source}, stats)
+
+    def _legs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The roles of a step up and of a step down."""
+        return flow_roles(self.source_cfg, "source"), flow_roles(self.target_cfg, "target")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sdlab.guidance import guide
-from sdlab.inversion import inversion_roles, invert
+from sdlab.inversion import flow_roles, invert
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.types import BoundPrior, Guidance, Noised
@@ -36,7 +36,7 @@ class SDI(Distillation):
     inversion_eta: float = knob(0.3, 0.0, 1.0, "fresh noise in the inversion, as DDIM's eta (released code: 0.3)")
 
     def calls(self) -> tuple[int, ...]:
-        return (len(inversion_roles(self.inversion_cfg)),) * self.inversion_steps + (2,)
+        return (len(flow_roles(self.inversion_cfg)),) * self.inversion_steps + (2,)
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         z_t = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)

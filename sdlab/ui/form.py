@@ -45,8 +45,11 @@ LABELS = {
     "negative": "Negative prompt",
     "p_null": "Share without camera",
     "rank": "Rank of the LoRA",
+    "leg_steps": "Steps of each leg",
     "source": "Source prompt",
+    "source_cfg": "CFG under the source",
     "target": "Target prompt",
+    "target_cfg": "CFG under the target",
     "warm_up": "Warm-up",
 }
 CHOICES = {"lora": "LoRA", "sds": "SDS"}
