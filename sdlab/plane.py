@@ -22,6 +22,7 @@ SIZE = 512  # pixels of a live picture
 REACH = 1.8  # the plane is shown from -REACH to REACH
 GROUND = np.array([250, 250, 252], np.float32)
 HILL = np.array([120, 158, 214], np.float32)
+FAR_HILL = np.array([226, 228, 234], np.float32)  # of what the prior knows beside what is asked for
 TRAIL = (92, 92, 104, 90)
 END = (214, 64, 54, 255)
 START = (40, 110, 60, 255)
@@ -76,8 +77,11 @@ def _landscape(prior: Prior, cond: Cond) -> np.ndarray:
     if key not in _drawn:
         if len(_drawn) >= 16:
             _drawn.clear()
-        height = np.sqrt(np.kron(density(prior, cond, SIZE // 2), np.ones((2, 2), np.float32)))[..., None]
-        _drawn[key] = (GROUND + height * (HILL - GROUND)).astype(np.uint8)
+        picture = GROUND
+        for what, colour in ((prior.embed(""), FAR_HILL), (cond, HILL)):
+            height = np.sqrt(np.kron(density(prior, what, SIZE // 2), np.ones((2, 2), np.float32)))[..., None]
+            picture = picture + height * (colour - picture)
+        _drawn[key] = picture.astype(np.uint8)
     return _drawn[key]
 
 
@@ -101,7 +105,10 @@ def plot_on(axes: Any, prior: Prior, cond: Cond, way: np.ndarray) -> None:
     """The landscape with whole ways [T, B, 2], their starts and ends on matplotlib's `axes`."""
     from matplotlib.collections import LineCollection
 
-    axes.imshow(np.sqrt(density(prior, cond, 181)), extent=(-REACH, REACH, -REACH, REACH), cmap="Blues", vmax=2.0)
+    extent = (-REACH, REACH, -REACH, REACH)
+    axes.imshow(np.sqrt(density(prior, prior.embed(""), 181)), extent=extent, cmap="Greys", vmax=8.0)
+    asked = np.sqrt(density(prior, cond, 181))
+    axes.imshow(asked, extent=extent, cmap="Blues", vmax=2.0, alpha=asked)
     n = way.shape[1]
     if len(way) > 1:
         faint = max(0.04, min(0.6, 12 / n))

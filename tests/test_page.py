@@ -55,6 +55,7 @@ def presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             '[about]\ntitle = "Strong"\ntext = "CFG 50, to see what it does"\n[prompt]\ntext = "a strong bear"\n'
             '[prior]\nkind = "mixture"\n[losses.sds]\ncfg = 50.0\n'
         ),
+        **{name: (PRESETS / f"{name}.toml").read_text() for name in ("playground", "playground-esd")},
         "elsewhere": '[prior]\nkind = "diffusers"\npath = "/nowhere"\n',
     }
     for name, text in texts.items():
@@ -616,6 +617,40 @@ def test_the_app_says_where_it_is_and_ends_quietly_when_interrupted():
         rest, errors = process.communicate(timeout=60)
         stream.close()
     assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_the_playground_is_picked_and_shows_where_the_points_go(open_tab: Callable[..., Tab]):
+    tab = open_tab(view=True)
+    first = tab.token
+    tab.page.select_option("#preset", "playground")
+    until(lambda: tab.token != first)
+    assert tab.page.input_value("#prompt textarea, #prompt input") == "north west"
+    until(lambda: tab.session.state.scene.way.shape == (1, 100, 2))
+    tab.page.click("#start")
+    until(lambda: tab.session.state.step == 200)
+    tab.wait_for_phase("paused")
+    # a red crowd in the viewport where the Gaussian of the north west is, and nothing red in the south east
+    until(lambda: reds(tab, 0.3, 0.3) > 30)
+    assert reds(tab, 0.7, 0.7) == 0
+    assert "Gaussians" not in tab.page.inner_text("#charts")
+    assert (
+        tab.page.locator('[data-path="optim.lr_points"]').is_visible()
+        or tab.page.locator('[data-owner="scene/points"]').first.get_attribute("hidden") is None
+    )
+    assert tab.page.locator('[data-owner="scene/splats"]').first.get_attribute("hidden") is not None
+    second = tab.token
+    tab.page.select_option("#preset", "playground-esd")  # the points start elsewhere: a new run
+    until(lambda: tab.token != second)
+    until(lambda: tab.session.state.scene.way.shape == (1, 32, 2))
+
+
+def reds(tab: Tab, x: float, y: float) -> int:
+    """Red pixels of the viewport within a tenth of its height around a place of its middle square, in shares."""
+    picture = np.asarray(Image.open(io.BytesIO(tab.page.locator("#viewport").screenshot())).convert("RGB")).astype(int)
+    height, width, _ = picture.shape
+    row, column = int(y * height), int(width / 2 + (x - 0.5) * height)
+    part = picture[row - height // 10 : row + height // 10, column - height // 10 : column + height // 10]
+    return int(((part[..., 0] > 180) & (part[..., 1] < 110) & (part[..., 2] < 110)).sum())
 
 
 def test_presets_are_all_on_the_page(address: str):

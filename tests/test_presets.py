@@ -46,6 +46,24 @@ CONSTANTS = {
         "schedule.t_end": 0.25,
         "steps": 10000,
     },
+    "sbp-2d": {
+        "active": "sbp",
+        "scene.n": 1,
+        "losses.sbp.stage": "two-stage",
+        "losses.sbp.switch": 0.2,
+        "losses.sbp.sds_cfg": 40.0,
+        "losses.sbp.w": 25.0,
+        "optim.lr_latents": 0.01,
+        "steps": 2500,
+    },
+    "prolificdreamer-2d": {
+        "active": "vsd",
+        "losses.vsd.cfg": 7.5,
+        "losses.vsd.lr": 1e-4,
+        "optim.lr_latents": 0.03,
+        "schedule.t_end": 0.5,
+        "steps": 500,
+    },
 }
 
 
@@ -76,7 +94,8 @@ def latent(tmp_path_factory):
 def test_a_papers_preset_steps_on_a_latent_model(name, latent):
     """A random model in Stable Diffusion's layout takes the place of the weights."""
     s = settings.preset(name)
-    small = [("prior.path", str(latent)), ("prior.engine", "torch"), ("scene.n_init", 50), ("camera.views", 2)]
+    small = [("prior.path", str(latent)), ("prior.engine", "torch"), ("camera.views", 2)]
+    small.append(("scene.n_init", 50) if s.scene.kind == "splats" else ("scene.n", 2))
     if "warm_up" in {path.rpartition(".")[2] for path in s.knobs() if path.startswith(f"losses.{s.active}.")}:
         small.append((f"losses.{s.active}.warm_up", 1))
     session = Session(s.patch_all(small))

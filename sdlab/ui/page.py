@@ -273,12 +273,21 @@ class Page:
         if visit is None or name not in catalogue.preset_names():
             return gr.skip()
         wanted, now = catalogue.preset(name), visit.settings
-        if wanted.prompt.text == Settings().prompt.text:  # the preset has no prompt of its own: keep what was typed
+        has_own_prompt = wanted.prompt.text != Settings().prompt.text
+        if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed, in the same language
             wanted = wanted.patch("prompt.text", now.prompt.text)
-        if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
+        if _starts_anew(wanted, now):
             return self._take_seat(request, wanted, name, dark)
         visit.pick(name, wanted)
         return list(Answer(prompt=wanted.prompt.text, form=form_state(wanted, name, next(_form_numbers))))
+
+
+def _starts_anew(wanted: Settings, now: Settings) -> bool:
+    """Whether a preset is nothing that the present run could turn into. Points and pictures are over in seconds, and
+    where they start is what such a preset is about."""
+    if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
+        return True
+    return wanted.scene.kind != Settings().scene.kind and (wanted.scene, wanted.prior) != (now.scene, now.prior)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------

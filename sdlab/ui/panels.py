@@ -151,7 +151,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
         if step < steps:
             facts.append(f"{duration((steps - step) / rate)} left")
     word = WARMING_UP if waits else PHASE_WORDS[phase]
-    said = text if text.lower() != word.lower() else "the scene follows the prior; turn it while it grows"
+    said = text if text.lower() != word.lower() else "the scene follows the prior; change anything while it runs"
     if waits:
         said = f"{said}; the scene waits"
     tone, line = (message.tone, message.text) if message is not None else ("info", said)
