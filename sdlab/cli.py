@@ -122,6 +122,7 @@ FILE_BENCHES = {
     "network": "networks of several sizes, by each engine",
     "losses": "a step of every loss, against SDS, by each engine",
     "entropy": "does ESD's lambda spread the views? Exact and learnt scores",
+    "figure10": "variance of eps and its correlation with the noise over t (DreamMapping, figure 10)",
 }
 
 
