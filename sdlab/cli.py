@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_file_bench(benches, what, text)
     _add_playground(benches)
     _add_six(benches)
+    _add_cutoffs(benches)
     _add_janus_losses(benches)
 
     from sdlab.toybox import cli as toybox
@@ -159,6 +160,15 @@ def _add_six(commands: Any) -> None:
     p.set_defaults(call=_six)
 
 
+def _add_cutoffs(commands: Any) -> None:
+    p = commands.add_parser("cutoffs", help="VDM with several cut-offs of DCA: one prompt, one seed")
+    p.add_argument("--prompt", help="what to make (default: the preset's)")
+    p.add_argument("--cutoffs", default="", metavar="LIST", help="timesteps, 0 for none (default: 0,100,300,500)")
+    p.add_argument("--flat", action="store_true", help="pictures, no object: short for --preset toybox-2d")
+    _add_comparing(p, "cutoffs", seconds=60)
+    p.set_defaults(call=_cutoffs)
+
+
 def _add_janus_losses(commands: Any) -> None:
     p = commands.add_parser("janus-losses", help="count fronts of several losses, without view words")
     p.add_argument(
@@ -174,7 +184,7 @@ VARIANT_HELP = "losses with some of their knobs set: vsd:network=copy,esd:lam=1"
 
 
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
-    """The options that `bench six` and `bench janus-losses` share."""
+    """The options that `bench six`, `bench cutoffs` and `bench janus-losses` share."""
     p.add_argument("--out", type=Path, default=Path("out") / what, metavar="DIR", help="for results (%(default)s)")
     p.add_argument("--preset", help="for all (default: toybox-<loss> where there is one, otherwise toybox)")
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of all")
@@ -599,6 +609,20 @@ def _six(args: argparse.Namespace) -> int:
     return _measured(args, bench, lambda: six.run_six(bench, variants, args.out, args.steps))
 
 
+def _cutoffs(args: argparse.Namespace) -> int:
+    from sdlab.bench import six
+
+    if args.flat:
+        if args.preset:
+            raise ValueError(f"--flat and --preset {args.preset}: give one of them; --flat means toybox-2d")
+        args.preset = "toybox-2d"
+    cutoffs = _listed(args.cutoffs) or six.CUTOFFS
+    labels = [("--cutoffs", f"vdm:dca_cutoff={cutoff}") for cutoff in cutoffs]
+    bench, variants = _comparing(args, labels, ("active", "prompt.text", "losses.vdm.dca_cutoff"), args.prompt)
+    six.asked_for(bench.settings.prompt.text)
+    return _measured(args, bench, lambda: six.run_six(bench, variants, args.out, args.steps, "cutoffs"))
+
+
 def _janus_losses(args: argparse.Namespace) -> int:
     from sdlab.bench import janus_losses as janus
     from sdlab.bench.objects import choose
@@ -617,7 +641,7 @@ def _listed(text: str) -> list[str]:
 def _comparing(
     args: argparse.Namespace, labels: Sequence[tuple[str, str]], taken: Sequence[str], text: str | None = None
 ) -> tuple[Any, list[Any]]:
-    """What both commands compare with, and their variants; `labels` are these, each with the option that names it."""
+    """What these commands compare with, and their variants; `labels` are these, each with the option that names it."""
     from sdlab.bench.objects import Bench
     from sdlab.bench.variants import PRESET, Variant, preset_of, spelled
 

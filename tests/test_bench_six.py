@@ -88,6 +88,65 @@ def test_the_six_are_the_papers_and_more_can_be_added(monkeypatch):
     assert labels[2] == ["vdm"]
 
 
+def test_cutoffs_are_runs_of_vdm_that_differ_in_the_cutoff_alone(judge, tmp_path, capsys):
+    warm_up = ["--set", "losses.vdm.warm_up=2"]
+    assert run("cutoffs", *TINY, *STEPS, *warm_up, "--cutoffs", "0,999", "--seed", 4, "--out", tmp_path) == 0
+    result = found(tmp_path, "cutoffs")
+    rows = result["rows"]
+    changed = [{k: v for k, v in row["changes"].items() if k != "losses.vdm.warm_up"} for row in rows]
+    assert changed == [{"active": "vdm", "losses.vdm.dca_cutoff": n} for n in (0, 999)]
+    same = {"steps_compared": 3, "cameras": "equal", "t": "equal", "noise": "equal"}
+    assert result["draws"] == [{"variant": "vdm:dca_cutoff=999", **same}]
+    assert all(0 < row["saturation"] < 1 and 0 < row["sharpness"] < 1 for row in rows)
+    assert all((row["object_votes"], row["front_votes"], row["front_views"]) == (4, 6, 12) for row in rows)
+    with Image.open(tmp_path / "cutoffs.png") as sheet:
+        assert sheet.height > 2 * objects.PORTRAIT_SIZE
+    assert "; an object with one front has 3 of them" in capsys.readouterr().out
+
+
+def test_pictures_are_read_and_shown_as_they_are(judge, tmp_path, monkeypatch, capsys):
+    presets = tmp_path / "presets"
+    presets.mkdir()
+    flat = MIXTURE.replace("[scene]\nn_init = 40", '[scene]\nkind = "image"\nn = 6')
+    (presets / "toybox-2d.toml").write_text(flat + "[losses.vdm]\nwarm_up = 2\n")
+    monkeypatch.setattr(settings, "PRESETS", presets)
+    assert run("cutoffs", "--flat", *STEPS, "--out", tmp_path) == 0
+    result = found(tmp_path, "cutoffs")
+    rows = result["rows"]
+    assert [row["variant"] for row in rows] == [f"vdm:dca_cutoff={n}" for n in six.CUTOFFS]
+    assert all((row["preset"], row["views"], row["object_votes"]) == ("toybox-2d", 6, 3) for row in rows)
+    assert not any("front_views" in row or "gaussians" in row for row in rows)
+    assert {row["noise"] for row in result["draws"]} == {"equal"}
+    with Image.open(tmp_path / "cutoffs.png") as sheet:
+        assert sheet.width >= 6 * objects.PORTRAIT_SIZE
+        assert sheet.height > 4 * objects.PORTRAIT_SIZE
+    assert "front" not in capsys.readouterr().out.partition("saturat.")[0].splitlines()[0]
+
+
+def test_the_cutoffs_of_the_ablation_are_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "_comparing", lambda args, labels, *_: asked.append((args.preset, labels)) or 1 / 0)
+    for more in ([], ["--flat", "--cutoffs", "50"]):
+        with pytest.raises(ZeroDivisionError):
+            run("cutoffs", *more)
+    assert asked == [
+        (None, [("--cutoffs", f"vdm:dca_cutoff={n}") for n in (0, 100, 300, 500)]),
+        ("toybox-2d", [("--cutoffs", "vdm:dca_cutoff=50")]),
+    ]
+
+
+def test_saturation_and_sharpness_are_those_of_the_pictures():
+    grey = np.full((2, 8, 8, 3), 100, np.uint8)
+    assert six.measured(grey) == {"saturation": 0, "sharpness": 0}
+    red = grey.copy()
+    red[1, ..., 0] = 151
+    assert six.measured(red) == {"saturation": 0.1, "sharpness": 0}
+    checks = grey.copy()
+    checks[:, ::2, ::2] = checks[:, 1::2, 1::2] = 200
+    assert six.measured(checks)["saturation"] == 0
+    assert six.measured(checks)["sharpness"] > 0.1
+
+
 def test_a_run_fills_its_seconds_and_its_schedules_follow_the_clock(judge, tmp_path, monkeypatch):
     seen = []
     real = variants.step
@@ -340,6 +399,10 @@ def test_spread_and_difference_are_those_of_the_sample_and_of_pairs():
         (["six", "--losses", "vsd:netwrk=copy"], ["losses.vsd.netwrk", "losses.vsd.network"]),
         (["six", "--prompt", "a red gnu"], ["--prompt", "a red gnu", "bear"]),
         (["six", "--set", "active=vsd"], ["active", "itself"]),
+        (["cutoffs", "--cutoffs", "300,1000"], ["losses.vdm.dca_cutoff", "1000", "999"]),
+        (["cutoffs", "--cutoffs", "none"], ["losses.vdm.dca_cutoff", "none"]),
+        (["cutoffs", "--set", "losses.vdm.dca_cutoff=1"], ["losses.vdm.dca_cutoff", "itself"]),
+        (["cutoffs", "--flat", "--preset", "toybox"], ["--flat", "--preset toybox"]),
         (["six", "--preset", "toybx"], ["toybx", "did you mean toybox"]),
         (["six", "--out", "/proc/nowhere"], ["--out", "/proc/nowhere"]),
         (["janus-losses", "--variants", "esd:lam=7"], ["losses.esd.lam", "7"]),

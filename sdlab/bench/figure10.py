@@ -16,7 +16,7 @@ it, is the mean of Pearson's correlation over all entries, which needs no such c
 entries, too.
 
 For a Gaussian of standard deviation s eps is linear in z_t: with v = alpha^2 s^2 + sigma^2 the variance is sigma^2 / v,
-either correlation sigma / sqrt(v). Both are near 1 at much noise and fall to about 0; the smaller s, the nearer to t = 0.
+either correlation sigma / sqrt(v). They are near 1 at much noise and fall to about 0, at the smaller t, the smaller s.
 """
 
 from __future__ import annotations

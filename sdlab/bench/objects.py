@@ -33,7 +33,7 @@ from sdlab.export import render_turntable, stack_strips, write_ply
 from sdlab.manager import PriorPool
 from sdlab.messages import Event, Failed, Stepped, Stop
 from sdlab.pictures import to_uint8
-from sdlab.scenes import Scene, seen_from_all_sides
+from sdlab.scenes import AnyScene, Scene, seen_from_all_sides
 from sdlab.session import Session, compile_for
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
@@ -76,10 +76,15 @@ class Outcome(NamedTuple):
     """One run done; `note` says why it ended before its plan, "" where it did not."""
 
     case: Case
-    scene: Scene
+    scene: AnyScene
     steps: int
     seconds: float
     note: str
+
+    @property
+    def sides(self) -> Scene:
+        """The scene, to be looked at from all sides; ValueError for one that has none."""
+        return seen_from_all_sides(self.scene)
 
 
 def choose(names: str, option: str, front: bool = False) -> list[str]:
@@ -232,11 +237,20 @@ def data_camera(s: CameraSettings) -> CameraSettings:
     return dataclasses.replace(s, distance_min=at, distance_max=at, fovy=pictures.FOV_DEGREES)
 
 
+def around(bench: Bench, outcome: Outcome, views: int) -> np.ndarray:
+    """`views` views of what was made, as the judge sees them; uint8 [views, S, S, 3]."""
+    return render_turntable(outcome.sides, data_camera(outcome.case.settings.camera), views, bench.prior.image_size)
+
+
 def row_of(bench: Bench, outcome: Outcome, views: int) -> dict[str, Any]:
     """The figures of one run, with what the judge reads in `views` views around it."""
+    return row_read_from(bench, outcome, around(bench, outcome, views))
+
+
+def row_read_from(bench: Bench, outcome: Outcome, shown: np.ndarray) -> dict[str, Any]:
+    """The figures of one run, with what the judge reads in the pictures `shown` of it, uint8 [n, S, S, 3]."""
     case = outcome.case
-    camera = data_camera(case.settings.camera)
-    truths = bench.read(render_turntable(outcome.scene, camera, views, bench.prior.image_size))
+    truths = bench.read(shown)
     seen = Counter(truth.object for truth in truths)
     return {
         "object": case.object,
@@ -247,7 +261,7 @@ def row_of(bench: Bench, outcome: Outcome, views: int) -> dict[str, Any]:
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 2),
         "note": outcome.note,
-        "views": views,
+        "views": len(shown),
         "object_votes": seen[case.object],
         "colour_votes": sum(truth.colour == case.colour for truth in truths),
         "front_votes": sum(truth.view == FRONT for truth in truths),
@@ -288,7 +302,7 @@ def run_objects(bench: Bench, cases: Sequence[Case], out: Path, keep: bool = Fal
     with `keep` <object>/scene.ply; returns the summary. What is finished is written however it ends."""
 
     def finish(outcome: Outcome) -> tuple[dict[str, Any], np.ndarray]:
-        splats = outcome.scene.splats()
+        splats = outcome.sides.splats()
         if keep and splats is not None:
             folder = out / outcome.case.object
             folder.mkdir(exist_ok=True)
@@ -344,7 +358,7 @@ def portrait(outcome: Outcome) -> np.ndarray:
     """uint8 [S, S, 3]: three quarters from the front, before white, finer than the prior sees."""
     azimuth, elevation, distance = (torch.tensor([v]) for v in (*PORTRAIT, pictures.DISTANCE))
     cams = look_at(azimuth, elevation, distance, pictures.FOV_DEGREES, PORTRAIT_SIZE, PORTRAIT_SIZE)
-    return to_uint8(outcome.scene.render(cams, torch.ones(1, 3)).rgb)[0]
+    return to_uint8(outcome.sides.render(cams, torch.ones(1, 3)).rgb)[0]
 
 
 def save_portraits(portraits: Sequence[np.ndarray], rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -452,7 +466,7 @@ def _janus_line(name: str, fronts: dict[str, float]) -> str:
 
 def front_strip(outcome: Outcome, row: dict[str, Any]) -> np.ndarray:
     """The turntable side by side, uint8 [S, JANUS_VIEWS * S, 3], with a bar under each view read as a front."""
-    views = render_turntable(outcome.scene, data_camera(outcome.case.settings.camera), JANUS_VIEWS, STRIP_SIZE)
+    views = render_turntable(outcome.sides, data_camera(outcome.case.settings.camera), JANUS_VIEWS, STRIP_SIZE)
     for picture, truth in zip(views, row["read"], strict=True):
         if truth["view"] == FRONT:
             picture[-4:, 8:-8] = RED

@@ -2,6 +2,13 @@
 
 From equal seeds all losses see the same cameras, timesteps and noise; that is checked by fingerprints of every step,
 as far as two runs go together. Where presets differ in what decides about these on purpose, it is said which do.
+
+`bench cutoffs` is the same for one loss, VDM, and the cut-offs of DreamMapping's ablation of DCA (Cai et al. 2024,
+section 5.6): a low one is said to over-saturate, a high one to be too smooth. What is made is measured for that:
+`saturation`, the mean distance of the largest from the smallest of R, G, B, and `sharpness`, the mean difference of a
+pixel from its surroundings, both in [0, 1], over what the judge sees, the background included.
+
+A scene of pictures has no sides: then its own pictures are read, measured and shown, and no fronts are counted.
 """
 
 from __future__ import annotations
@@ -12,25 +19,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from PIL import Image
 
 from sdlab.bench.objects import (
     JANUS_VIEWS,
+    PORTRAIT_SIZE,
     VIEWS,
     Bench,
     Case,
+    Outcome,
     Progress,
+    around,
     front_strip,
     portrait,
     row_of,
+    row_read_from,
     save_strips,
     true_fronts,
     write_json,
 )
 from sdlab.bench.variants import DEPENDS, Course, Draw, Variant, agreements, described, digests, follow
+from sdlab.prompts import PromptBank
+from sdlab.scenes import FlatScene
 from sdlab.toybox import words
+from sdlab.toybox.figures import fine_detail, saturation
 
 SIX = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")
+CUTOFFS = (0, 100, 300, 500)  # of DCA: none, and those of its paper's ablation
 STRIP_ROWS = 2  # of turntable views beside a portrait
+SHOWN = 8  # pictures of a scene that has no sides
 GAP = 12  # pixels between a portrait and its turntable
 
 
@@ -66,9 +84,11 @@ def _first(text: str, table: dict[str, tuple[str, ...]]) -> tuple[int, str] | No
     return (at, standard) if places else None
 
 
-def run_six(bench: Bench, variants: Sequence[Variant], out: Path, planned: int | None = None) -> dict[str, Any]:
-    """Distil each variant, print a line when it is done, write six.json and six.png into the folder `out`; returns the
-    summary. What is finished is written however it ends.
+def run_six(
+    bench: Bench, variants: Sequence[Variant], out: Path, planned: int | None = None, called: str = "six"
+) -> dict[str, Any]:
+    """Distil each variant, print a line when it is done, write six.json and six.png, or as it is `called`, into the
+    folder `out`; returns the summary. What is finished is written however it ends.
 
     RuntimeError, after that, when two runs drew differently and no knob says why.
     """
@@ -78,14 +98,18 @@ def run_six(bench: Bench, variants: Sequence[Variant], out: Path, planned: int |
         course = follow(bench, Case(name, colour, variant.settings), planned)
         if course is None:
             return None
-        strip, row = _judged(bench, course)
-        return Finished(variant, {**described(variant, bench.settings), **row}, strip, course.draws)
+        picture, row = _judged(bench, course)
+        return Finished(variant, {**described(variant, bench.settings), **row}, picture, course.draws)
 
     finished: list[Finished] = []
     progress = Progress(len(variants))
-    print(f'"{bench.settings.prompt.text}"; an object with one front has {true_fronts(bench.settings)} of them')
+    has_sides = "means" in bench.settings.scene.parameters
+    fronts = f"; an object with one front has {true_fronts(bench.settings)} of them" if has_sides else ""
+    print(f'"{bench.settings.prompt.text}"{fronts}')
     width = 2 + max(len(variant.label) for variant in variants)
-    print(f"{'loss':{width}}{'steps':>7}{'seconds':>9}{'warm-up':>9}{'object':>8}{'colour':>8}{'fronts':>8}")
+    print(
+        f"{'loss':{width}}{'steps':>7}{'seconds':>9}{'warm-up':>9}{'object':>8}{'colour':>8}{'fronts':>8}{'saturat.':>10}{'sharpn.':>9}"
+    )
     try:
         for one in bench.each(variants, work):
             finished.append(one)
@@ -94,8 +118,8 @@ def run_six(bench: Bench, variants: Sequence[Variant], out: Path, planned: int |
     finally:
         summary = _summary(finished, bench, len(variants), progress.seconds)
         if finished:
-            write_json(out / "six.json", bench, summary, [one.row for one in finished])
-            save_sheet(finished, out / "six.png")
+            write_json(out / f"{called}.json", bench, summary, [one.row for one in finished])
+            save_sheet(finished, out / f"{called}.png")
     for row in (row for row in summary["draws"] if row["steps_compared"]):
         print(_agreement_line(row, finished[0].variant.label))
     print(f"{summary['seconds']} s in all; " + (f"results in {out}" if finished else "nothing written"))
@@ -107,24 +131,46 @@ def run_six(bench: Bench, variants: Sequence[Variant], out: Path, planned: int |
 def _judged(bench: Bench, course: Course) -> tuple[np.ndarray, dict[str, Any]]:
     """The picture of one run and its figures: object and colour over VIEWS views, fronts over JANUS_VIEWS."""
     outcome = course.outcome
-    row, around = row_of(bench, outcome, VIEWS), row_of(bench, outcome, JANUS_VIEWS)
     figures = {
         "warm_up_seconds": round(course.warm_up_seconds, 2),
         "evaluations": course.evaluations,
         "skipped": course.skipped,
-        "gaussians": int(outcome.scene.params["means"].shape[0]),
-        "front_votes": around["front_votes"],
-        "front_views": JANUS_VIEWS,
-        "read_around": around["read"],
     }
-    return beside(portrait(outcome), front_strip(outcome, around)), {**row, **figures}
+    if isinstance(outcome.scene, FlatScene):
+        shown = _own_pictures(bench, outcome, outcome.scene)
+        return side_by_side(shown), {**row_read_from(bench, outcome, shown), **figures, **measured(shown)}
+    shown, turned = around(bench, outcome, VIEWS), row_of(bench, outcome, JANUS_VIEWS)
+    figures |= {
+        "gaussians": int(outcome.scene.params["means"].shape[0]),
+        "front_votes": turned["front_votes"],
+        "front_views": JANUS_VIEWS,
+        "read_around": turned["read"],
+    }
+    row = {**row_read_from(bench, outcome, shown), **figures, **measured(shown)}
+    return beside(portrait(outcome), front_strip(outcome, turned)), row
+
+
+def _own_pictures(bench: Bench, outcome: Outcome, scene: FlatScene) -> np.ndarray:
+    return scene.pictures(bench.prior, PromptBank(bench.prior).prompt(outcome.case.settings.prompt))
+
+
+def measured(shown: np.ndarray) -> dict[str, float]:
+    """Mean saturation and sharpness of uint8 [n, S, S, 3]."""
+    rgb = torch.from_numpy(shown).permute(0, 3, 1, 2) / 255
+    found = {"saturation": saturation(rgb), "sharpness": fine_detail(rgb)}
+    return {name: round(float(each.mean()), 4) for name, each in found.items()}
 
 
 def _line(row: dict[str, Any]) -> str:
     colour = f"{row['colour_votes']}/{row['views']}" if row["colour"] else "-"
-    votes = (f"{row['object_votes']}/{row['views']}", colour, f"{row['front_votes']}/{row['front_views']}")
+    votes = (f"{row['object_votes']}/{row['views']}", colour, _fronts(row) or "-")
     seconds = f"{row['seconds']:9.1f}{row['warm_up_seconds']:9.1f}"
-    return f"{row['steps']:7}{seconds}" + "".join(f"{vote:>8}" for vote in votes)
+    looks = f"{row['saturation']:10.3f}{row['sharpness']:9.4f}"
+    return f"{row['steps']:7}{seconds}" + "".join(f"{vote:>8}" for vote in votes) + looks
+
+
+def _fronts(row: dict[str, Any]) -> str:
+    return f"{row['front_votes']}/{row['front_views']}" if "front_views" in row else ""
 
 
 def _summary(finished: Sequence[Finished], bench: Bench, planned: int, seconds: float) -> dict[str, Any]:
@@ -162,14 +208,24 @@ def beside(picture: np.ndarray, strip: np.ndarray) -> np.ndarray:
     )
 
 
+def side_by_side(shown: np.ndarray) -> np.ndarray:
+    """The first SHOWN of uint8 [n, S, S, 3] in a row, each as large as a portrait, its pixels to be seen."""
+    size = (PORTRAIT_SIZE, PORTRAIT_SIZE)
+    enlarged = [np.asarray(Image.fromarray(x).resize(size, Image.Resampling.NEAREST)) for x in shown[:SHOWN]]
+    return np.concatenate(enlarged, axis=1)
+
+
 def save_sheet(finished: Sequence[Finished], path: Path) -> None:
-    """A row for each run: the portrait and the turntable with a bar under each view read as a front."""
+    """A row for each run: the portrait and the turntable with a bar under each view read as a front; or its
+    pictures."""
     captions = [f"{one.variant.title}: {_caption(one.row)}" for one in finished]
     save_strips([one.picture for one in finished], captions, path)
 
 
 def _caption(row: dict[str, Any]) -> str:
     colour = f", colour {row['colour_votes']}/{row['views']}" if row["colour"] else ""
-    read = f"object {row['object_votes']}/{row['views']}{colour}, fronts {row['front_votes']}/{row['front_views']}"
+    fronts = f", fronts {_fronts(row)}" if _fronts(row) else ""
+    read = f"object {row['object_votes']}/{row['views']}{colour}{fronts}"
+    looks = f"saturation {row['saturation']:.3f}, sharpness {row['sharpness']:.4f}"
     failed = f"   {row['note']}" if row["note"] else ""
-    return f"{row['steps']} steps in {row['seconds']:.0f} s;   {read}{failed}"
+    return f"{row['steps']} steps in {row['seconds']:.0f} s;   {read};   {looks}{failed}"

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from sdlab.bench.objects import Bench, Case, Outcome
 from sdlab.prompts import PromptBank
-from sdlab.scenes import seen_from_all_sides
 from sdlab.settings import Settings, losses, preset_names
 from sdlab.step import Report, State, needs_warm_up, step, warm_up
 
@@ -132,7 +131,7 @@ def follow(bench: Bench, case: Case, planned: int | None) -> Course | None:
             evaluations = report.nfe
     except Exception as e:
         note = f"failed at step {state.step}: {type(e).__name__}: {e}"
-    outcome = Outcome(case, seen_from_all_sides(state.scene), state.step, time.perf_counter() - started, note)
+    outcome = Outcome(case, state.scene, state.step, time.perf_counter() - started, note)
     return Course(outcome, warmed, evaluations, state.skipped, draws)
 
 
