@@ -83,6 +83,24 @@ def test_start_takes_weights_over_and_words_by_name(tmp_path: Path) -> None:
         model.adopt(model.build(model.Shape(channels=(16, 48), text_width=32, text_layers=1)), tmp_path / "kept")
 
 
+def test_a_network_of_blocks_starts_one_of_pixels(tmp_path: Path) -> None:
+    """Shown even blocks, the one answers on average what the other does about a pixel in a block's place."""
+    blocks, pixels = model.build(TINY, seed=1), model.build(replace(TINY, size=TINY.size // 2, patch=1), seed=2)
+    model.save(blocks, tmp_path / "kept")
+    model.adopt(pixels, tmp_path / "kept")
+    coarse = torch.rand(2, 3, TINY.size // 2, TINY.size // 2, generator=torch.Generator().manual_seed(0))
+    even = torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
+    tokens = model.encode_captions(pixels.tokenizer, ["a red bear", "a blue car"])
+    answers = []
+    with torch.no_grad():
+        for box, rgb in ((blocks, even), (pixels, coarse)):
+            box.unet.eval(), box.text_encoder.eval()
+            hidden = box.text_encoder(tokens)[0]
+            t = torch.tensor([10, 500])
+            answers.append(box.unet(box.encode(rgb), t, encoder_hidden_states=hidden, return_dict=False)[0])
+    torch.testing.assert_close(answers[0].unflatten(1, (3, 4)).mean(2), answers[1], rtol=0.02, atol=5e-3)  # float16
+
+
 # ---- trainer
 
 

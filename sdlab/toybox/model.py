@@ -29,6 +29,7 @@ from sdlab.toybox import pictures
 from sdlab.toybox.words import vocabulary, word_list
 
 MAX_TOKENS = 77  # CLIP's; SBP's source prompt of ten descriptors and a prompt must fit
+ENDS = ("conv_in.weight", "conv_out.weight", "conv_out.bias")  # layers that see the picture
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 PUNCTUATION = (",", ".", "-")
 
@@ -181,7 +182,8 @@ def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:
 def adopt(box: Toybox, folder: Path) -> None:
     """Start `box` from the weights of a saved toybox of the same shape; embeddings of words go by the word.
 
-    ValueError if the networks differ.
+    A network that saw blocks of pixels may start one that sees pixels: a pixel is then taken for an even block, and the
+    answer for a block is averaged. ValueError if the networks differ otherwise.
     """
     other = load(folder, torch.device("cpu"))
     words, known = box.tokenizer.get_vocab(), other.tokenizer.get_vocab()
@@ -191,10 +193,19 @@ def adopt(box: Toybox, folder: Path) -> None:
             if name.endswith("token_embedding.weight") and mine.shape[1:] == theirs.shape[1:]:
                 for word in words.keys() & known.keys():
                     mine[words[word]] = theirs[known[word]].to(mine)
+            elif name in ENDS and box.patch == 1 and other.patch > 1:
+                mine.copy_(_of_pixels(name, theirs, other.patch))
             elif mine.shape != theirs.shape:
                 raise ValueError(f"--start: {folder} has other networks ({name} is {list(theirs.shape)} there)")
             else:
                 mine.copy_(theirs)
+
+
+def _of_pixels(name: str, theirs: Tensor, patch: int) -> Tensor:
+    """A layer at the end of a network of blocks, for one of pixels; its channels are those of `pixel_unshuffle`."""
+    if name == "conv_in.weight":
+        return theirs.unflatten(1, (-1, patch**2)).sum(2)
+    return theirs.unflatten(0, (-1, patch**2)).mean(1)
 
 
 def load(folder: Path, device: torch.device) -> Toybox:
