@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     for what, text in FILE_BENCHES.items():
         _add_file_bench(benches, what, text)
     _add_playground(benches)
+    _add_table31(benches)
     _add_six(benches)
     _add_cutoffs(benches)
     _add_janus_losses(benches)
@@ -149,6 +150,37 @@ def _playground(args: argparse.Namespace) -> int:
     _claim(args.out)
     playground.run(args.out, args.quick)
     return 0
+
+
+def _add_table31(commands: Any) -> None:
+    p = commands.add_parser("table31", help="pictures by every loss beside DDIM: FID, KID, seconds (SBP thesis)")
+    p.add_argument("--out", type=Path, default=Path("out") / "table31", metavar="DIR", help="(default %(default)s)")
+    p.add_argument("--captions", type=_positive, metavar="N", help='such as "a red bear" (default 64)')
+    p.add_argument("--steps", type=_positive, metavar="N", help="of every loss (default 60)")
+    p.add_argument("--seeds", type=_positive, metavar="N", help="pictures of each caption (default 2)")
+    p.add_argument("--losses", default="", metavar="LIST", help=f"ddim, {VARIANT_HELP} (default: all of the table)")
+    p.add_argument("--preset", default="toybox-2d", help="one of pictures (default %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of all")
+    p.add_argument("--quick", action="store_true", help="8 captions, 40 steps, one seed, fewer references")
+    _add_device(p)
+    p.set_defaults(call=_table31)
+
+
+def _table31(args: argparse.Namespace) -> int:
+    from sdlab.bench import table31 as table
+    from sdlab.bench.objects import Bench
+
+    _refuse_taken(args, ("active", "prompt.text", "prompt.view_dependent", "scene.n", "seed", "steps"))
+    size, steps = (table.QUICK, table.QUICK_STEPS) if args.quick else (table.Size(), table.STEPS)
+    steps = args.steps or steps
+    size = size._replace(captions=args.captions or size.captions, seeds=args.seeds or size.seeds)
+
+    def settings(defaults: Sequence[str], changes: Sequence[str]) -> Any:
+        return settings_for(args.preset, [*table.common(steps), *defaults, *args.set, *changes], steps=steps)
+
+    wanted = table.methods(_listed(args.losses) or table.METHODS, settings)
+    bench = Bench(settings((), ()), choose_device(args.device))
+    return _measured(args, bench, lambda: table.run_table(bench, wanted, size, args.out))
 
 
 def _add_six(commands: Any) -> None:

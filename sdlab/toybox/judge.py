@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,14 +289,28 @@ def chances(classifier: Classifier, rgb: Tensor) -> dict[str, Tensor]:
     They are the mean for the picture and its mirror image, of which all the answers are as true.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in classifier.questions}
-    for part in rgb.split(256):
-        x = part.float() / 255 if part.dtype == torch.uint8 else part
-        if x.shape[-2:] != (classifier.size, classifier.size):
-            x = F.interpolate(x, (classifier.size, classifier.size), mode="bilinear", antialias=True)
+    for x in _shown(classifier, rgb):
         one, mirrored = classifier(x), classifier(x.flip(-1))
         for name, parts in found.items():
             parts.append((one[name].softmax(1) + mirrored[name].softmax(1)) / 2)
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _shown(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
+    """Pictures of any size as the classifier wants them, in parts."""
+    for part in rgb.split(256):
+        x = part.float() / 255 if part.dtype == torch.uint8 else part
+        if x.shape[-2:] != (classifier.size, classifier.size):
+            x = F.interpolate(x, (classifier.size, classifier.size), mode="bilinear", antialias=True)
+        yield x
+
+
+@torch.no_grad()
+def features(classifier: Classifier, rgb: Tensor) -> Tensor:
+    """What the heads read in pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size, averaged over the
+    places, as FID does it with its own network: [n, widths[-1]]."""
+    parts = [classifier.layers(2 * x - 1).unflatten(1, (classifier.widths[-1], -1)) for x in _shown(classifier, rgb)]
+    return torch.cat(parts).mean(2)
 
 
 def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
