@@ -16,6 +16,7 @@ from sdlab.types import RawSplats
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 f_dc
 STRIP_VIEWS = 8
+SHOWN = ("turntable.png", "pictures.png", "trajectories.png", "samples.png")  # what a run of any scene may leave
 
 
 def write_ply(path: Path, s: RawSplats) -> int:
@@ -79,7 +80,8 @@ def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int 
 
 
 def contact_sheet(runs: Sequence[Path], out: Path) -> None:
-    """The turntable strips of several run folders under each other, each with its prompt and time, into one PNG.
+    """The turntables, or what scenes of other kinds leave, of several run folders under each other, each with its
+    prompt and time, into one PNG.
 
     Raises ValueError that names the folder that is not a finished run.
     """
@@ -89,7 +91,8 @@ def contact_sheet(runs: Sequence[Path], out: Path) -> None:
     for run in runs:
         try:
             result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-            strips.append(Image.open(run / "turntable.png").convert("RGB"))
+            shown = next((run / name for name in SHOWN if (run / name).is_file()), run / SHOWN[0])
+            strips.append(Image.open(shown).convert("RGB"))
         except (OSError, ValueError) as e:
             raise ValueError(f"{run} is not the folder of a finished run: {e}") from e
         captions.append(f"{result['prompt']}   {result['loss']}, {result['steps']} steps, {result['seconds']} s")

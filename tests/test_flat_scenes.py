@@ -128,6 +128,8 @@ def test_it_leaves_its_results(kind, tmp_path, capsys):
     assert names == expected[kind]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 5
     assert main(["resume", str(tmp_path / "run"), "--steps", "7", "--device", "cpu"]) == 0
+    assert main(["sheet", str(tmp_path / "run"), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert Image.open(tmp_path / "sheet.png").height > 20
 
 
 def test_benches_of_objects_refuse_it():
