@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -51,13 +52,15 @@ METHODS = (DDIM, "sds", "nfsd", "csd", "vsd", "sbp", "jsd", "esd", "vdm", "ism")
 STEPS = 60  # then all of the table takes about 40 minutes of two free cores with a network of 64 pixels
 BATCH = 16  # captions at a time
 SCALE, SAMPLING_STEPS = 4.0, 30  # of DDIM: the guidance of the prior's card (thesis: 20 steps)
-LESSON = 5  # what a lesson of psi, forward and backward, costs in evaluations; for the time left
+LESSON = 10  # what a lesson of psi, forward and backward, costs in evaluations; for the time left
 SHOWN = 8  # captions on the contact sheet
 CELL = 72  # pixels of a picture there
 BATCH_SEEDS = 1000  # seeds that lie between those of two rounds: each batch of a round has its own
-# How far Adam can take a value, rate times steps. From noise to a picture it is about 2, but not all steps go one way:
-# with 3 NFSD and VSD are still half noise; with 6 fewer steps at a greater rate come to the same. Preset: 10.
+# How far Adam can take a value, the sum of its rates. From noise to a picture it is about 2, but not all steps go one
+# way: with 3, NFSD and VSD are still half noise; with 6, these few steps at a greater rate come to what more of them at
+# a smaller one do. Preset: 10, thesis: 25.
 TRAVEL = 6.0
+FADE = 0.1  # of the rate by the end, which is then the preset's again; a great one would end in speckle
 
 # What a method sets beside the preset's knobs.
 OWN: dict[str, tuple[str, ...]] = {
@@ -69,12 +72,13 @@ OWN: dict[str, tuple[str, ...]] = {
 
 def common(steps: int) -> tuple[str, ...]:
     """What all methods set beside the preset's knobs for a run of so many steps."""
+    rate = TRAVEL / steps * math.log(1 / FADE) / (1 - FADE)
     return (
         "prompt.view_dependent=false",
-        f"optim.lr_latents={min(TRAVEL / steps, 1.0):g}",
-        # as much of the run as in the preset
+        f"optim.lr_latents={min(rate, 1.0):.4g}",
+        f"optim.decay={FADE}",
+        # as much of the run as in the preset; VDM's small network costs little, and needs its 50 lessons
         *(f"losses.{name}.warm_up={steps // 5}" for name in ("vsd", "esd", "asd")),
-        f"losses.vdm.warm_up={steps // 10}",
     )
 
 
@@ -221,7 +225,6 @@ class Studio:
             s = method.settings.patch_all([("scene.n", len(texts)), ("seed", seed * BATCH_SEEDS + number)])
             if method.label == DDIM:
                 scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.bench.device, self.bench.prior)
-                self.bench.prior.prepare([2 * len(texts)])
                 started = time.perf_counter()
                 found.append(self._ddim(texts, scene.params["latents"].detach()))
                 seconds += time.perf_counter() - started
@@ -253,6 +256,7 @@ class Studio:
     def _ddim(self, texts: Sequence[str], noise: Tensor) -> Tensor:
         self._go_on(2 * SAMPLING_STEPS * len(texts))
         prior = self.bench.prior
+        prior.prepare([2 * len(texts)])  # at once, but for the first of the references
         white = prior.encode(torch.ones(1, 3, prior.image_size, prior.image_size, device=noise.device))
         cond = cat_conds([prior.embed(text) for text in [*[""] * len(texts), *texts]])
         return prior.decode(denoised(prior, white, noise, cond, SCALE, SAMPLING_STEPS)).cpu()
