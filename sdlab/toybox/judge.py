@@ -36,6 +36,7 @@ from sdlab.toybox.words import BACK, FRONT, OVERHEAD, SIDE, VIEW_WORDS, Facts
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "toybox" / "judge"
 WEIGHTS, CONFIG = "judge.safetensors", "config.json"
+SIZE = 64  # pixels a side of what the judge looks at and is trained on; smaller pictures are enlarged for it
 JUDGE_SEED = 1_000_003  # of its pictures: another series than any training seed below it
 HELD_OUT = 10_000_000  # index of the first picture that no training of a judge comes to
 MORE_SECONDS = 0.4  # of the training pictures without a second object get one: pairs are the hardest to read,
@@ -160,9 +161,9 @@ def truth_of(shot: Shot, margin: float = 0.0) -> Truth:
     return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
 
 
-def render(shots: Sequence[Shot]) -> Tensor:
-    """uint8 [n, 3, S, S]."""
-    parts = (pictures.render_shots(shots[i : i + pictures.CHUNK]) for i in range(0, len(shots), pictures.CHUNK))
+def render(shots: Sequence[Shot], size: int = pictures.SIZE) -> Tensor:
+    """uint8 [n, 3, size, size]."""
+    parts = (pictures.render_shots(shots[i : i + pictures.CHUNK], size) for i in range(0, len(shots), pictures.CHUNK))
     rgb = np.concatenate([(part * 255 + 0.5).astype(np.uint8) for part in parts])
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2)))
 
@@ -173,14 +174,15 @@ def true_pictures(
     margin: float = 0.0,
     more_seconds: float = 0.0,
     progress: Callable[[int], None] = lambda done: None,
+    size: int = pictures.SIZE,
 ) -> tuple[Tensor, list[Truth]]:
-    """(uint8 [count, 3, S, S], what they show) of the judge's series from picture `begin` on."""
-    rgb = torch.empty(count, 3, pictures.SIZE, pictures.SIZE, dtype=torch.uint8)
+    """(uint8 [count, 3, size, size], what they show) of the judge's series from picture `begin` on."""
+    rgb = torch.empty(count, 3, size, size, dtype=torch.uint8)
     truths: list[Truth] = []
     while len(truths) < count:
         first = begin + len(truths)
         shots = [own_shot(i, more_seconds) for i in range(first, min(first + pictures.CHUNK, begin + count))]
-        rgb[len(truths) : len(truths) + len(shots)] = render(shots)
+        rgb[len(truths) : len(truths) + len(shots)] = render(shots, size)
         truths += [truth_of(s, margin) for s in shots]
         progress(len(truths))
     return rgb, truths
@@ -218,7 +220,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         questions: dict[str, tuple[str, ...]] | None = None,
-        size: int = pictures.SIZE,
+        size: int = SIZE,
         widths: Sequence[int] = WIDTHS,
     ) -> None:
         super().__init__()
@@ -486,7 +488,7 @@ def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> C
     finite.
     """
     meter = Meter("true pictures", plan.pictures)
-    rgb, truths = true_pictures(0, plan.pictures, more_seconds=MORE_SECONDS, progress=meter)
+    rgb, truths = true_pictures(0, plan.pictures, more_seconds=MORE_SECONDS, progress=meter, size=SIZE)
     if minutes is not None:
         plan = plan._replace(samples=samples_for(minutes, rgb, truths, plan))
     trainer = Trainer(plan, rgb, truths)
