@@ -26,7 +26,8 @@ from sdlab.knobs import knob
 from sdlab.rng import StepRng
 from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Guidance, Noised, Prior, cat_conds
 
-NETWORKS = ("lora", "copy", "exact")
+EXACT = "exact"
+NETWORKS = ("lora", "copy", EXACT)
 CAMERA = 16  # numbers of a camera
 ROLE = "plain"
 AUX_NAME = "score"  # losses that train psi in the same way go on with each other's
@@ -138,7 +139,7 @@ class TrainsScore:
         return self.network, self.rank if self.network == "lora" else 0
 
     def init_aux(self, prior: Prior, rng: StepRng) -> Score | ExactScores:
-        if self.network == "exact":
+        if self.network == EXACT:
             return ExactScores()
         return Score(prior, self.network, self.rank, self.lr, rng)
 

@@ -6,6 +6,7 @@ import torch
 
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.optim import OptimSettings, SceneOptimiser
+from sdlab.priors.mixture import MixturePrior
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes.splats import Splats
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 
 def built(**knobs):
     config = Splats(**{"n_init": 50, **knobs})
-    scene = config.build(StepRng(0, -1), CPU)
+    scene = config.build(StepRng(0, -1), CPU, MixturePrior().load(CPU))
     return scene, SceneOptimiser(scene.params, OptimSettings())
 
 

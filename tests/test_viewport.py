@@ -100,15 +100,18 @@ def test_new_frames_are_shown_and_may_change_their_size(view: SplatView):
         assert len(view._splats.centers) == n
 
 
-def test_a_scene_without_gaussians_empties_the_view(view: SplatView):
+def test_pictures_take_the_place_of_gaussians_and_go_again(view: SplatView):
     view._latest.set(frame(1))
     assert until(lambda: view.shown_step == 1)
     view._latest.set(frame(2)._replace(scene=None))
     assert until(lambda: view.shown_step == 2)
     assert view._splats is None
+    assert view._picture is not None
+    assert view._picture.image.shape[0] > 100, "small pictures are enlarged"
     view._latest.set(frame(3))
     assert until(lambda: view.shown_step == 3)
     assert view._splats is not None
+    assert view._picture is None
 
 
 def test_frames_come_at_a_rate_that_a_browser_can_use(view: SplatView):

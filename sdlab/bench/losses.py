@@ -21,6 +21,7 @@ from sdlab import machine
 from sdlab.bench.lanes import Lane, has_engines, median, ratio
 from sdlab.manager import PriorPool
 from sdlab.prompts import PromptBank
+from sdlab.score import EXACT
 from sdlab.settings import Settings, preset
 from sdlab.step import STAGES, step
 
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def entries(base: Settings) -> list[Entry]:
-    """All losses, SDS first, each with every network that it may be given."""
+    """All losses, SDS first, each with every network that it may train."""
     knobs = base.knobs()
     found = []
     for loss in sorted(base.losses, key=lambda name: (name != BASE, name)):
@@ -53,7 +54,8 @@ def entries(base: Settings) -> list[Entry]:
         if (path := f"losses.{loss}.warm_up") in knobs:
             s = s.patch(path, min(knobs[path].value, WARM_UP))
         network = knobs.get(f"losses.{loss}.network")
-        for choice in (network.choices if network else None) or ("",):
+        choices = [choice for choice in (network.choices if network else None) or ("",) if choice != EXACT]
+        for choice in choices:
             found.append(Entry(loss, choice, s.patch(f"losses.{loss}.network", choice) if choice else s))
     return found
 

@@ -148,8 +148,16 @@ class SplatView:
     def _show(self, frame: Frame) -> None:
         scene = frame.scene
         if scene is None:
+            if self._splats is not None:
+                self._splats.remove()
+                self._splats = None
             self._hang(_enlarged(grid(frame.preview)))
-        elif self._splats is None:
+            return
+        if self._picture is not None:
+            self._picture.remove()
+            self._picture = None
+            self.set_dark(self._dark)
+        if self._splats is None:
             self._splats = self._server.scene.add_gaussian_splats(
                 "/splats", scene.means, scene.covariances, scene.rgbs, scene.opacities
             )
