@@ -325,12 +325,7 @@ def _run(args: argparse.Namespace) -> int:
     s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed, prior__path=args.prior)
     plan = plan_for(s, args.at)
     _make_room(args.out, args.overwrite)
-    code = _drive(s, args.out, args, args.preset, until=s.steps, resumed=False, plan=plan)
-    if code == 0 and s.scene.kind == "points" and not plan:
-        from sdlab.bench.playground import beside_sds
-
-        beside_sds(s, args.out)
-    return code
+    return _drive(s, args.out, args, args.preset, until=s.steps, resumed=False, plan=plan, compare=not plan)
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
@@ -396,9 +391,18 @@ def _claim(out: Path) -> None:
         raise ValueError(f"--out {out}: cannot write there ({e.strerror or e}); choose another folder") from e
 
 
-def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int, resumed: bool, plan: Plan) -> int:
+def _drive(
+    s: Any,
+    out: Path,
+    args: argparse.Namespace,
+    preset: str,
+    until: int,
+    resumed: bool,
+    plan: Plan,
+    compare: bool = False,
+) -> int:
     """Run until step `until` with a progress bar, a diary and checkpoints, and the changes of `plan` at their steps;
-    then write the results."""
+    then write the results, with `compare` those of points next to what SDS makes of them."""
     from tqdm import tqdm
 
     from sdlab.messages import Failed, Patch, Rejected, Skipped, Status, Stepped, Stop
@@ -472,7 +476,13 @@ def _drive(s: Any, out: Path, args: argparse.Namespace, preset: str, until: int,
         f"{session.state.step} steps in {result['seconds']} s ({result['steps_per_s']}/s), "
         f"{_size_of(session.state.scene)}, results in {out}"
     )
-    return 130 if interrupted() else 0
+    if interrupted():
+        return 130
+    if compare and s.scene.kind == "points":
+        from sdlab.bench.playground import beside_sds
+
+        beside_sds(s, session.prior, out)
+    return 0
 
 
 def _size_of(scene: Any) -> str:

@@ -25,10 +25,8 @@ HILL = np.array([120, 158, 214], np.float32)
 FAR_HILL = np.array([226, 228, 234], np.float32)  # of what the prior knows beside what is asked for
 TRAIL = (92, 92, 104, 90)
 END = (214, 64, 54, 255)
-START = (40, 110, 60, 255)
 DRAWN = 300  # ways that a live picture shows
 SEGMENTS = 4000  # of ways in a live picture, so that it stays quick
-Color = tuple[int, int, int, int]
 
 
 def must_be_plane(kind: str, prior: Prior) -> None:
@@ -69,20 +67,22 @@ def draw_plane(prior: Prior, cond: Cond, way: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
-_drawn: dict[bytes, np.ndarray] = {}  # landscapes by prompt
+_drawn: dict[bytes, np.ndarray] = {}  # landscapes by prompt, for the threads of all sessions
 
 
 def _landscape(prior: Prior, cond: Cond) -> np.ndarray:
     key = cond.hidden.cpu().numpy().tobytes()
-    if key not in _drawn:
-        if len(_drawn) >= 16:
-            _drawn.clear()
+    drawn = _drawn.get(key)
+    if drawn is None:
         picture = GROUND
         for what, colour in ((prior.embed(""), FAR_HILL), (cond, HILL)):
             height = np.sqrt(np.kron(density(prior, what, SIZE // 2), np.ones((2, 2), np.float32)))[..., None]
             picture = picture + height * (colour - picture)
-        _drawn[key] = picture.astype(np.uint8)
-    return _drawn[key]
+        drawn = picture.astype(np.uint8)
+        if len(_drawn) >= 16:
+            _drawn.clear()
+        _drawn[key] = drawn
+    return drawn
 
 
 def pixels_of(points: np.ndarray) -> np.ndarray:
@@ -113,13 +113,9 @@ def plot_on(axes: Any, prior: Prior, cond: Cond, way: np.ndarray) -> None:
     if len(way) > 1:
         faint = max(0.04, min(0.6, 12 / n))
         axes.add_collection(LineCollection(list(way.transpose(1, 0, 2)), colors="0.3", linewidths=0.6, alpha=faint))
-        axes.scatter(*_distinct(way[0]).T, s=34, color="tab:green", zorder=3)
+        axes.scatter(*np.unique(way[0], axis=0).T, s=34, color="tab:green", zorder=3)
     axes.scatter(*way[-1].T, s=max(2.0, 26 / math.sqrt(n)), color="tab:red", zorder=2)
     axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=(), yticks=())
-
-
-def _distinct(points: np.ndarray) -> np.ndarray:
-    return np.unique(points, axis=0)
 
 
 def shares(means: Tensor, stds: Tensor, ends: Tensor, within: float = 3.0) -> list[float]:

@@ -163,7 +163,7 @@ def look(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwa
     if isinstance(scene, FlatScene):
         z = scene.latents(rng)
         watch.lap("render")
-        return Look(scene.cameras(), None, z)
+        return Look(scene.cams, None, z)
     cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
     render = scene.render(cams, sample_background(s.camera, rng))
     watch.lap("render")

@@ -21,12 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdlab import machine
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.losses.esd import ESD
+from sdlab.plane import density
 from sdlab.priors.mixture import PLACES, MixturePrior, MixtureScores
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
@@ -43,6 +45,7 @@ LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LR = 0.02  # of the views' Adam
 LR_PSI = 2e-3
 PROMPT = "all of them"
+REACH = 2.0  # the plot shows the plane from -REACH to REACH
 DRAWS = 40  # of t and noise, to find how well psi tells the views apart
 
 
@@ -165,9 +168,10 @@ def plot(prior: MixtureScores, ends: dict[tuple[str, float], Tensor], r: dict[st
     shown = (LAMBDAS[0], LAMBDAS[len(LAMBDAS) // 2], LAMBDAS[-1])
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     *planes, chart = figure.subplots(1, len(shown) + 1)
-    grid = torch.linspace(-2, 2, 121)
+    grid = np.linspace(-REACH, REACH, 121)
+    landscape = density(prior, prior.embed(PROMPT), len(grid), REACH)[::-1]  # contours are drawn from the south
     for axes, lam in zip(planes, shown, strict=True):
-        axes.contourf(grid, grid, _density(prior, grid), levels=12, cmap="Blues")
+        axes.contourf(grid, grid, landscape, levels=12, cmap="Blues")
         for scores, marker in (("exact", "o"), ("learnt", "x")):
             axes.scatter(*ends[scores, lam].T, s=22, marker=marker, label=scores, zorder=3)
         axes.set(title=f"views after ESD, lambda = {lam:g}", aspect="equal", xticks=(), yticks=())
@@ -184,12 +188,3 @@ def _draw_entropies(chart: Any, rows: Sequence[dict[str, Any]]) -> None:
         mine = [row for row in rows if row["scores"] == scores]
         columns = ([row[name] for row in mine] for name in ("lambda", "iv", "iv_spread"))
         chart.errorbar(*columns, marker="o", capsize=3, label=f"{scores} scores")
-
-
-def _density(prior: MixtureScores, grid: Tensor) -> Tensor:
-    """The mixture's density [G, G] at the points of `grid` x `grid`."""
-    points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1).view(-1, 2, 1, 1).double()
-    cond = prior.embed(PROMPT)
-    many = cond._replace(hidden=cond.hidden.expand(len(points), -1, -1))
-    log_density = prior.log_density(points, torch.zeros(len(points), dtype=torch.long), many)
-    return log_density.exp().view(len(grid), len(grid))

@@ -207,8 +207,7 @@ class Bench:
         session.run(until=planned)
         if interrupted:
             return None
-        scene = seen_from_all_sides(session.state.scene)
-        return finish(Outcome(case, scene, session.state.step, time.perf_counter() - started, note))
+        return finish(Outcome(case, session.state.scene, session.state.step, time.perf_counter() - started, note))
 
     def figures(self) -> dict[str, Any]:
         """What every result depends on."""

@@ -27,14 +27,12 @@ from torch import Tensor
 
 from sdlab import machine
 from sdlab.guidance import cfg
-from sdlab.optim import SceneOptimiser
 from sdlab.plane import plot_on, shares
 from sdlab.prompts import PromptBank
-from sdlab.rng import StepRng
 from sdlab.scenes.points import PointScene, panels
-from sdlab.session import BUILD_STEP
+from sdlab.session import Session
 from sdlab.settings import Settings, preset
-from sdlab.step import Report, State, step
+from sdlab.step import Report, step
 from sdlab.types import Prior
 
 STARTS = {"north west": (-1.0, 1.0), "south east": (1.0, -1.0), "south west": (-1.0, -1.0)}  # Figures 10, 11, 12
@@ -98,9 +96,8 @@ def run(out: Path, quick: bool = False) -> dict[str, Any]:
     return result
 
 
-def beside_sds(s: Settings, out: Path) -> None:
+def beside_sds(s: Settings, prior: Prior, out: Path) -> None:
     """The loss of a finished run of points next to SDS: figures on the terminal, two pictures in `out`."""
-    prior = s.prior.load(torch.device("cpu"), lambda text: None)
     pair = {}
     for loss in dict.fromkeys(("sds", s.active)):
         pair[loss] = course = follow(s.patch("active", loss), prior, s.steps)
@@ -121,14 +118,11 @@ def _prior(s: Settings, scores: str) -> Prior:
 
 def follow(s: Settings, prior: Prior, steps: int) -> Course:
     """`steps` steps of the session's own step; the estimates that the loss compared are kept."""
-    scene = s.scene.build(StepRng(s.seed, BUILD_STEP), torch.device("cpu"), prior)
+    session = Session(s, prior.device, lambda *_: prior)
+    session.prepare()
+    bank, scene = PromptBank(prior), session.state.scene
     assert isinstance(scene, PointScene)
-    state = State(scene, SceneOptimiser(scene.params, s.optim))
-    aux = s.loss.init_aux(prior, StepRng(s.seed, BUILD_STEP))
-    if aux is not None:
-        state.aux[s.loss.aux_name()] = aux
-    bank = PromptBank(prior)
-    estimates = [_compared(s, step(state, s, prior, bank)) for _ in range(steps)]
+    estimates = [_compared(s, step(session.state, s, prior, bank)) for _ in range(steps)]
     estimated, control = (np.stack([pair[k] for pair in estimates]) for k in (0, 1))
     return Course(scene.way, estimated, control)
 

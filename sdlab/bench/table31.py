@@ -193,8 +193,7 @@ def true_pictures(facts: Sequence[Facts], each: int, size: int, first: int = 0) 
     `first` others of each."""
     begin = judge.HELD_OUT + first * len(facts)
     shots = [judge.shot_of(begin + i, f) for i, f in enumerate(list(facts) * each)]
-    parts = (shots[i : i + pictures.CHUNK] for i in range(0, len(shots), pictures.CHUNK))
-    return torch.from_numpy(np.concatenate([pictures.render_shots(part, size) for part in parts])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.concatenate(list(pictures.render_parts(shots, size)))).permute(0, 3, 1, 2)
 
 
 class Studio:

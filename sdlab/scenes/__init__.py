@@ -81,20 +81,24 @@ class Scene(Protocol):
 class FlatScene(ABC):
     """B events of the prior's own space; owned by one thread."""
 
-    params: dict[str, Parameter]
-    shape: tuple[int, int, int]  # (C, H, W) of an event
+    def __init__(self, config: Any, params: dict[str, Tensor], shape: tuple[int, int, int], cams: Cameras) -> None:
+        """`params` by name, `shape` (C, H, W) of an event, `cams` from where losses are told that each was seen."""
+        self.config = config
+        self.params = {name: Parameter(tensor) for name, tensor in params.items()}
+        self.shape = shape
+        self.cams = cams
 
-    @abstractmethod
     def adopt(self, config: SceneConfig) -> None:
         """Follow another configuration of the same kind from now on (live knobs)."""
+        if type(config) is not type(self.config):
+            raise ValueError(
+                f"scene.kind = {config.kind!r}: this run's scene is {self.config.kind!r}; choose a preset to change it"
+            )
+        self.config = config
 
     @abstractmethod
     def latents(self, rng: StepRng) -> Tensor:
         """This step's events [B, C, H, W]; differentiable in the parameters."""
-
-    @abstractmethod
-    def cameras(self) -> Cameras:
-        """For losses that ask from where an event was seen: B of them, always the same."""
 
     def constrain(self) -> None:  # noqa: B027  (most have nothing to do)
         """After an optimiser step."""

@@ -15,14 +15,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.knobs import knob
 from sdlab.plane import draw_plane, must_be_plane, plot_trails
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
-from sdlab.types import Cameras, Cond, Prior
+from sdlab.types import Cond, Prior
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,19 @@ class GaussianFit(SceneConfig):
 class GaussianScene(FlatScene):
     """`mean` and `log_std`, [1, 2] each."""
 
-    shape = (2, 1, 1)
-
     def __init__(self, config: GaussianFit, mean: Tensor, log_std: Tensor) -> None:
-        self.config = config
-        self.params = {"mean": Parameter(mean), "log_std": Parameter(log_std)}
-        self._cams = turntable(config.n, CameraSettings(), 1)
+        cams = turntable(config.n, CameraSettings(), 1)
+        super().__init__(config, {"mean": mean, "log_std": log_std}, (2, 1, 1), cams)
         self._seen = self._sample(torch.randn(config.n, 2, generator=torch.Generator().manual_seed(0))).detach()
 
     def _sample(self, xi: Tensor) -> Tensor:
         mean, log_std = self.params["mean"], self.params["log_std"]
         return (mean + log_std.exp() * xi.to(mean)).view(-1, 2, 1, 1)
 
-    def adopt(self, config: SceneConfig) -> None:
-        if not isinstance(config, GaussianFit):
-            raise ValueError(f"scene.kind = {config.kind!r}: this run fits a Gaussian; choose a preset to change it")
-        self.config = config
-
     def latents(self, rng: StepRng) -> Tensor:
-        samples = self._sample(torch.randn(len(self._cams), 2, generator=rng("samples")))
+        samples = self._sample(torch.randn(len(self.cams), 2, generator=rng("samples")))
         self._seen = samples.detach()
         return samples
-
-    def cameras(self) -> Cameras:
-        return self._cams
 
     def figures(self) -> dict[str, float]:
         """Mean and standard deviation as they are."""
@@ -90,5 +78,5 @@ class GaussianScene(FlatScene):
         """samples.png: where the samples lie."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "samples.png"
-        plot_trails(prior, cond, {f"{len(self._cams)} samples": self._samples()}, file)
+        plot_trails(prior, cond, {f"{len(self.cams)} samples": self._samples()}, file)
         return [file]

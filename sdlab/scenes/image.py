@@ -15,14 +15,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings, look_at
 from sdlab.knobs import knob
 from sdlab.pictures import grid, read_picture, to_uint8
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
-from sdlab.types import Cameras, Cond, Prior
+from sdlab.types import Cond, Prior
 
 STARTS = ("noise", "grey", "picture")
 INIT_SPREAD = 0.1  # standard deviation around a common start, so that several pictures do not stay equal
@@ -71,27 +70,14 @@ class ImageScene(FlatScene):
     """The pictures."""
 
     def __init__(self, config: Images, latents: Tensor) -> None:
-        self.config = config
         channels, height, width = latents.shape[1:]
-        self.shape = (channels, height, width)
-        self.params = {"latents": Parameter(latents)}
-        # all seen from the front: nothing tells one from another
-        everywhere = torch.zeros(len(latents))
-        self._cams = look_at(everywhere, everywhere, everywhere + 3.0, 40.0, 1, 1)
-
-    def adopt(self, config: SceneConfig) -> None:
-        if not isinstance(config, Images):
-            raise ValueError(
-                f"scene.kind = {config.kind!r}: this run is made of pictures; choose a preset to change it"
-            )
-        self.config = config
+        front = torch.zeros(len(latents))  # all seen from there: nothing tells one from another
+        cams = look_at(front, front, front + 3.0, 40.0, 1, 1)
+        super().__init__(config, {"latents": latents}, (channels, height, width), cams)
 
     def latents(self, rng: StepRng) -> Tensor:
         # not the parameter itself: the gradient must reach a leaf through a graph, as with any other scene
         return self.params["latents"].view_as(self.params["latents"])
-
-    def cameras(self) -> Cameras:
-        return self._cams
 
     def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
         return to_uint8(prior.decode(self.params["latents"].detach()))

@@ -17,14 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.knobs import knob
 from sdlab.plane import draw_plane, must_be_plane, plot_trails
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
-from sdlab.types import Cameras, Cond, Prior
+from sdlab.types import Cond, Prior
 
 KEPT = 4000  # steps of the way
 
@@ -56,13 +55,11 @@ class Points(SceneConfig):
 class PointScene(FlatScene):
     """The points and the way that they have come."""
 
-    shape = (2, 1, 1)
+    config: Points
 
     def __init__(self, config: Points, points: Tensor) -> None:
-        self.config = config
-        self.params = {"points": Parameter(points)}
+        super().__init__(config, {"points": points}, (2, 1, 1), turntable(len(points), CameraSettings(), 1))
         self._way = [self._now()]
-        self._cams = turntable(len(points), CameraSettings(), 1)
 
     def _now(self) -> np.ndarray:
         return self.params["points"].detach().flatten(1).float().cpu().numpy().copy()
@@ -72,17 +69,9 @@ class PointScene(FlatScene):
         """[T + 1, B, 2]: where the points have been, the start first."""
         return np.stack(self._way)
 
-    def adopt(self, config: SceneConfig) -> None:
-        if not isinstance(config, Points):
-            raise ValueError(f"scene.kind = {config.kind!r}: this run is made of points; choose a preset to change it")
-        self.config = config
-
     def latents(self, rng: StepRng) -> Tensor:
         points = self.params["points"]
         return points.view_as(points)  # a graph between the leaf and what the gradient is given to
-
-    def cameras(self) -> Cameras:
-        return self._cams
 
     def constrain(self) -> None:
         if len(self._way) <= KEPT:

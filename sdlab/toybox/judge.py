@@ -163,8 +163,7 @@ def truth_of(shot: Shot, margin: float = 0.0) -> Truth:
 
 def render(shots: Sequence[Shot], size: int = pictures.SIZE) -> Tensor:
     """uint8 [n, 3, size, size]."""
-    parts = (pictures.render_shots(shots[i : i + pictures.CHUNK], size) for i in range(0, len(shots), pictures.CHUNK))
-    rgb = np.concatenate([(part * 255 + 0.5).astype(np.uint8) for part in parts])
+    rgb = np.concatenate([(part * 255 + 0.5).astype(np.uint8) for part in pictures.render_parts(shots, size)])
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2)))
 
 

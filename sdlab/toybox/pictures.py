@@ -318,6 +318,11 @@ def render_shots(shots: Sequence[Shot], size: int = SIZE) -> np.ndarray:
     return rgb
 
 
+def render_parts(shots: Sequence[Shot], size: int = SIZE) -> Iterator[np.ndarray]:
+    """`render_shots` of many, CHUNK at a time."""
+    return (render_shots(shots[i : i + CHUNK], size) for i in range(0, len(shots), CHUNK))
+
+
 class Pool(NamedTuple):
     """N pictures with captions, picture i being `describe(seed, begin + i)`."""
 

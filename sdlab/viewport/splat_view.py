@@ -102,11 +102,15 @@ class SplatView:
             return
         self._dark = dark
         self._server.gui.configure_theme(dark_mode=dark, show_logo=False, show_share_button=False)
+        self._lay_floor()
+
+    def _lay_floor(self) -> None:
+        """Below an object; pictures need none."""
         # lines, because viser draws its own grid over Gaussians that are in front of it
         self._server.scene.add_line_segments(
             "/floor",
             floor_lines(),
-            FLOOR_COLOUR[dark],
+            FLOOR_COLOUR[self._dark],
             thickness=1.0,
             thickness_units="screen",
             visible=self._picture is None,
@@ -156,7 +160,7 @@ class SplatView:
         if self._picture is not None:
             self._picture.remove()
             self._picture = None
-            self.set_dark(self._dark)
+            self._lay_floor()
         if self._splats is None:
             self._splats = self._server.scene.add_gaussian_splats(
                 "/splats", scene.means, scene.covariances, scene.rgbs, scene.opacities
@@ -173,7 +177,7 @@ class SplatView:
             return
         self._picture = self._server.scene.add_image("/picture", picture, **size, format="png", wxyz=TOWARDS_X)
         self._server.initial_camera.position = EYE_OF_PICTURES
-        self.set_dark(self._dark)
+        self._lay_floor()
         self.look_from_front()
 
 
