@@ -79,7 +79,7 @@ def test_shot_of_shows_what_is_asked_for_well_inside_the_view() -> None:
 @pytest.fixture(scope="module")
 def trained() -> judge.Classifier:
     """Knows colours, and objects a little."""
-    rgb, truths = judge.true_pictures(0, 1500)
+    rgb, truths = judge.true_pictures(0, 1500, size=judge.SIZE)
     trainer = judge.Trainer(judge.Plan(samples=6000, batch=50, lr=3e-3), rgb, truths, SMALL)
     for _ in range(trainer.plan.steps):
         trainer.train_step()
@@ -95,7 +95,7 @@ def test_classifier_reads_pictures_it_has_not_seen(trained: judge.Classifier) ->
 
 
 def test_training_is_determined_by_its_seed() -> None:
-    rgb, truths = judge.true_pictures(0, 40)
+    rgb, truths = judge.true_pictures(0, 40, size=judge.SIZE)
 
     def losses(seed: int) -> list[float]:
         trainer = judge.Trainer(judge.Plan(samples=60, batch=20, seed=seed), rgb, truths, SMALL)
@@ -155,7 +155,7 @@ class Oracle(judge.Classifier):
 
 def coded(*truths: Truth) -> Tensor:
     """Pictures that the oracle reads as `truths`, uint8."""
-    rgb = torch.zeros(len(truths), 3, pictures.SIZE, pictures.SIZE, dtype=torch.uint8)
+    rgb = torch.zeros(len(truths), 3, judge.SIZE, judge.SIZE, dtype=torch.uint8)
     for i, truth in enumerate(truths):
         for k, (name, answers) in enumerate(judge.QUESTIONS.items()):
             answer = getattr(truth, name)
@@ -207,8 +207,8 @@ class Perfect:
     """
 
     name, engine_name, torch_threads = "perfect", "exact", 1
-    image_size = pictures.SIZE
-    shape: tuple[int, int, int] = (3, pictures.SIZE, pictures.SIZE)
+    image_size = judge.SIZE
+    shape: tuple[int, int, int] = (3, judge.SIZE, judge.SIZE)
     device = torch.device("cpu")
 
     def __init__(self, known: dict[str, Tensor]) -> None:

@@ -43,7 +43,7 @@ def plain(name: str, colour: str, view: tuple[float, float], second: str = "", o
 def covered(shots: list[pictures.Shot]) -> np.ndarray:
     """[n, H, W] share of each pixel that belongs to the object."""
     tan = math.tan(math.radians(pictures.FOV_DEGREES / 2))
-    return raytrace.render(pictures.pack(shots), pictures.SIZE, tan)[1]
+    return raytrace.render(pictures.pack(shots), 64, tan)[1]
 
 
 def differs(a: np.ndarray, b: np.ndarray, by: float = 0.2) -> np.ndarray:
@@ -55,7 +55,7 @@ def differs(a: np.ndarray, b: np.ndarray, by: float = 0.2) -> np.ndarray:
 def looks(colour: str) -> np.ndarray:
     """[objects, views, H, W, 3] in this colour."""
     shots = [plain(name, colour, view) for name in OBJECTS for view in VIEWS]
-    rgb = pictures.render_shots(shots)
+    rgb = pictures.render_shots(shots, 64)
     return rgb.reshape(len(OBJECTS), len(VIEWS), *rgb.shape[1:])
 
 
@@ -75,14 +75,14 @@ def test_variants_fit_too_and_differ() -> None:
     for name, model in OBJECTS.items():
         shots = [plain(name, "red", VIEWS[0])._replace(variant=v) for v in range(model.variants)]
         assert all(np.linalg.norm(outline(table(name, v)), axis=1).max() < 1.0 for v in range(model.variants))
-        rgb = pictures.render_shots(shots)
+        rgb = pictures.render_shots(shots, 64)
         assert all(differs(rgb[0], x).sum() > 20 for x in rgb[1:]), name
 
 
 def test_only_the_lopsided_objects_differ_from_their_mirror_image() -> None:
     for name, second in [(name, "") for name in OBJECTS] + PAIRS:
         shots = [plain(name, "red", (angle, 10.0), second) for angle in (0.0, 35.0, -35.0)]
-        ahead, left, right = pictures.render_shots(shots)
+        ahead, left, right = pictures.render_shots(shots, 64)
         difference = np.abs(left - right[:, ::-1]).mean() + np.abs(ahead - ahead[:, ::-1]).mean()
         assert (difference > 0.012) == (OBJECTS[name].lopsided or second == "ball"), (name, second, difference)
 
@@ -115,7 +115,7 @@ def test_colour_is_read_from_every_side() -> None:
 def test_second_colour_is_read_from_every_side() -> None:
     for name, second in PAIRS:
         red, green = (
-            pictures.render_shots([plain(name, "white", view, second, colour) for view in VIEWS])
+            pictures.render_shots([plain(name, "white", view, second, colour) for view in VIEWS], 64)
             for colour in ("red", "green")
         )
         pixels = differs(red, green).sum((-1, -2))

@@ -199,10 +199,10 @@ def test_azimuth_turns_counter_clockwise_seen_from_above() -> None:
 
 
 def test_overhead_sees_the_top_and_the_ground_is_below() -> None:
-    above, level = pictures.render_shots([plain("mug", "white", 0, 85.0), plain("mug", "white", 0, 0.0)])
+    above, level = pictures.render_shots([plain("mug", "white", 0, 85.0), plain("mug", "white", 0, 0.0)], 64)
     coffee = (0.2, 0.1, 0.05)
     assert near(above, coffee, 0.15) > 80 > near(level, coffee, 0.15)
-    tree = pictures.render_shots([plain("tree", "green", 0)])[0]
+    tree = pictures.render_shots([plain("tree", "green", 0)], 64)[0]
     covered = (tree.min(-1) < 0.9).sum(1)
     assert covered[8:16].sum() < covered[32:40].sum()  # the tip is at the top of the picture
 
@@ -220,7 +220,7 @@ def test_second_object_has_its_own_colour() -> None:
     red, blue = (pictures.COLOURS[c] for c in ("red", "blue"))
     for second in ("hat", "scarf", "box", "ball"):
         shot = plain("bear", "red", 20.0, second=second, second_colour="blue")
-        with_it, alone = pictures.render_shots([shot._replace(second_rgb=blue), plain("bear", "red", 20.0)])
+        with_it, alone = pictures.render_shots([shot._replace(second_rgb=blue), plain("bear", "red", 20.0)], 64)
         assert near(with_it, blue, 0.3) > 40 > near(alone, blue, 0.3)
         assert near(with_it, red, 0.3) > 100
 
@@ -406,7 +406,7 @@ def test_painting_has_strokes_and_keeps_object_and_colour() -> None:
     for colour in ("red", "blue", "green"):
         shot = plain("bear", colour, 20.0)
         shot = shot._replace(grounds=np.full((2, 3), 0.6))
-        photo, painting = pictures.render_shots([shot, shot._replace(facts=shot.facts._replace(style="painting"))])
+        photo, painting = pictures.render_shots([shot, shot._replace(facts=shot.facts._replace(style="painting"))], 64)
         corner = slice(0, 12)
         assert photo[corner, corner].std() < 1e-3 < 0.02 < painting[corner, corner].std()
         assert np.corrcoef(photo.ravel(), painting.ravel())[0, 1] > 0.7

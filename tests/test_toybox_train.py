@@ -15,7 +15,7 @@ import torch
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.toybox import cli, model, pictures, reading, sample, train, words
 
-TINY = model.Shape(channels=(16, 32), text_width=32, text_layers=1)
+TINY = model.Shape(channels=(16, 32), patch=2, text_width=32, text_layers=1)
 CPU = torch.device("cpu")
 
 
@@ -50,8 +50,20 @@ def test_tokenizer_knows_all_caption_words_and_fits_the_longest_prompt() -> None
 def test_shipped_sizes() -> None:
     box = model.build()
     assert 9e6 < sum(p.numel() for p in box.unet.parameters()) < 10.5e6
-    assert box.patch == 2
+    assert box.patch == 1
     assert box.scheduler.alphas_cumprod[999] < 1e-6  # ends in pure noise
+
+
+def test_no_saved_file_is_large_and_none_of_an_earlier_save_is_left(tmp_path: Path) -> None:
+    model.save(model.build(TINY), tmp_path)
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    box = model.build()
+    model.save(box, tmp_path)
+    assert max(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) < 10e6
+    assert not (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    again = model.load(tmp_path, CPU)
+    for mine, theirs in zip(box.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine.half(), theirs.half())
 
 
 def test_space_to_depth_loses_nothing_and_keeps_lengths() -> None:

@@ -97,7 +97,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--lr", type=real(1e-7, 1.0), default=2e-3, help="peak learning rate (default %(default)s)")
     p.add_argument("--ema", type=real(0.0, 0.99999), default=0.9995, help="memory of the average (default %(default)s)")
     p.add_argument(
-        "--pictures", type=whole(1, 10**8), default=300_000, help="different pictures, 12 kB each (default %(default)s)"
+        "--pictures", type=whole(1, 10**8), default=300_000, help="different pictures, 3 kB each (default %(default)s)"
     )
     p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of pictures, weights and all draws")
     p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")
@@ -111,7 +111,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--channels", type=channel_list, default=(48, 96, 192), help="of the U-Net's levels (default 48,96,192)"
     )
-    p.add_argument("--patch", type=whole(1, 8), default=2, help="pixels a side of a place of the network (default 2)")
+    p.add_argument("--patch", type=whole(1, 8), default=1, help="pixels a side of a place of the network (default 1)")
     p.add_argument(
         "--predict", choices=("v_prediction", "epsilon"), default="v_prediction", help="what (default %(default)s)"
     )

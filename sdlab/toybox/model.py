@@ -40,7 +40,7 @@ class Shape:
 
     channels: tuple[int, ...] = (48, 96, 192)
     size: int = pictures.SIZE  # pixels a side
-    patch: int = 2  # pixels a side of the block that becomes one place of the network
+    patch: int = 1  # pixels a side of the block that becomes one place of the network
     text_width: int = 128
     text_layers: int = 2
     prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
@@ -159,7 +159,9 @@ def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> 
 def save(box: Toybox, folder: Path, parameters: list[Tensor] | None = None) -> None:
     """Write the diffusers layout in float16; `parameters` (in the order of `box.parameters()`) replace its own."""
     half = copy_in_half(box, parameters)
-    half.unet.save_pretrained(folder / "unet")
+    for stale in (folder / "unet").glob("*.safetensors*"):  # one file and several must not lie side by side
+        stale.unlink()
+    half.unet.save_pretrained(folder / "unet", max_shard_size="8MB")  # the Hub takes files below 10 MB as they are
     half.text_encoder.save_pretrained(folder / "text_encoder")
     box.tokenizer.save_pretrained(folder / "tokenizer")
     box.scheduler.save_pretrained(folder / "scheduler")

@@ -40,7 +40,7 @@ from sdlab.toybox.filters import FILTERS, painted
 from sdlab.toybox.objects import OBJECTS, seconds_of, table
 from sdlab.toybox.words import BACK, DESCRIPTORS, FRONT, OVERHEAD, SIDE, Facts, write_caption
 
-SIZE = 64
+SIZE = 32  # pixels a side of what the prior learns from
 FOV_DEGREES = 40.0
 DISTANCE = 2.95
 DATA_VERSION = 2  # of all that a picture or caption depends on: a kept pool of another version is not reused
@@ -383,7 +383,7 @@ def kept_pool(
 ) -> Pool:
     """Pictures begin .. begin + count - 1 of a seed from `folder`, rendered there first if they are not complete.
 
-    12 kB a picture, mapped into memory, so a pool may be larger than it. The index with the captions is written
+    3 kB a picture, mapped into memory, so a pool may be larger than it. The index with the captions is written
     last and whole, so its presence says that the pictures are complete.
     """
     stem = folder / f"pictures-v{DATA_VERSION}-{SIZE}-{seed}-{begin}-{count}"
