@@ -78,7 +78,7 @@ def build(args: argparse.Namespace) -> Any:
 
     local = args.host in LOOPBACK
     named = args.preset if args.preset in preset_names() and args.prior is None else None
-    locked = () if local else ("prior.path", "prior.revision", "scene.picture")
+    locked = () if local else ("prior.path", "prior.revision", "scene.picture", "scene.file", "scene.shap_e")
     manager = Manager(device, args.max_sessions, args.grace, idle=3600.0 if local else 600.0)
     manager.preload(settings)
     return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)

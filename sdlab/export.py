@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from sdlab.cameras import CameraSettings, turntable
+from sdlab.clouds import SH_C0
 from sdlab.pictures import to_uint8
 from sdlab.scenes import Scene
 from sdlab.types import RawSplats
 
-SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 f_dc
 STRIP_VIEWS = 8
 SHOWN = ("turntable.png", "pictures.png", "trajectories.png", "samples.png")  # what a run of any scene may leave
 

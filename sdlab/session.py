@@ -52,7 +52,7 @@ from sdlab.pictures import to_uint8
 from sdlab.priors import PriorConfig
 from sdlab.prompts import PROMPT, PromptBank, PromptSettings, views_of
 from sdlab.rng import StepRng
-from sdlab.scenes import AnyScene, FlatScene
+from sdlab.scenes import AnyScene, FlatScene, SceneConfig
 from sdlab.settings import Settings, from_toml, to_toml
 from sdlab.step import STAGES, Reference, Report, State, needs_warm_up, step, warm_up
 from sdlab.types import PERP_ROLES, Cond, Frame, Prior
@@ -221,7 +221,8 @@ class Session:
             self._use(settings, settings)
             if self._prior is None or settings.prior != wanted.prior:
                 self._adopt_prior(settings)
-            self._build()
+            self._build(settings.scene.bare())
+            self.state.scene.adopt(settings.scene)
             self._restore_parts(parts)
             self.state.step = number
             for name, value in parts["session"].items():
@@ -280,10 +281,15 @@ class Session:
                 self.running = True
                 self._settle()
             case Reset():
+                begun = self._begun
                 self._use(self.settings, self.settings)
-                if self._prior is None:
-                    self._adopt_prior(self.settings)
-                self._build()
+                try:
+                    if self._prior is None:
+                        self._adopt_prior(self.settings)
+                    self._build()
+                except Exception:
+                    self._use(self.settings, begun)  # the run that there is goes on as it began
+                    raise
                 self._settle()
             case Save(folder):
                 self._set_status("saving", f"saving to {folder}")
@@ -393,10 +399,11 @@ class Session:
         self._set_status("compiling", "compiling the prior's network and the rasteriser for this machine")
         compile_for(s, self.prior, self.device)
 
-    def _build(self) -> None:
-        """A fresh scene and optimiser from the settings as of the last reset."""
+    def _build(self, config: SceneConfig | None = None) -> None:
+        """A fresh scene (of `config`, else of the settings) and optimiser from the settings as of the last reset."""
         s = self._begun
-        scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.device, self.prior)
+        self._set_status("loading", "building the scene")
+        scene = (config or s.scene).build(StepRng(s.seed, BUILD_STEP), self.device, self.prior, s.prompt.text)
         before = self._state
         self._state = State(scene, SceneOptimiser(scene.params, s.optim))
         try:

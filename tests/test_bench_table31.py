@@ -141,7 +141,7 @@ def test_each_picture_of_a_batch_has_its_own_text(prior, tiny):
     roles = ("pos", "plain", "uncond", "neg", "target")
     texts = ["a red bear", "a blue car", "a red bear"]
     s = settings(tiny, len(texts)).prompt
-    cams = settings(tiny, len(texts)).scene.build(StepRng(0, 0), torch.device("cpu"), prior).cams
+    cams = settings(tiny, len(texts)).scene.build(StepRng(0, 0), torch.device("cpu"), prior, "").cams
     together = table31.CaptionBank(prior, texts).bind(s, roles, cams)
     for i, text in enumerate(texts):
         alone = PromptBank(prior).bind(dataclasses.replace(s, text=text), roles, cams[:1])

@@ -159,7 +159,7 @@ def test_sds_brings_pictures_to_the_mixture():
     distance = (latents[:, None] - mixture.means[None]).square().mean((2, 3, 4)).sqrt()
     centre = (latents - mixture.means.mean(0)).square().mean((1, 2, 3)).sqrt()
     assert float(torch.minimum(distance.min(1).values, centre).max()) < 0.3, "at a mode, or in the middle of all"
-    start = s.scene.build(StepRng(0, -1), CPU, session.prior).params["latents"]
+    start = s.scene.build(StepRng(0, -1), CPU, session.prior, "").params["latents"]
     assert float(start.std()) == pytest.approx(1.0, abs=0.1)
 
 

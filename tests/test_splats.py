@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def built(**knobs):
     config = Splats(**{"n_init": 50, **knobs})
-    scene = config.build(StepRng(0, -1), CPU, MixturePrior().load(CPU))
+    scene = config.build(StepRng(0, -1), CPU, MixturePrior().load(CPU), "")
     return scene, SceneOptimiser(scene.params, OptimSettings())
 
 

@@ -143,3 +143,78 @@ def _save_text(folder: Path, seed: int) -> None:
             eos_token_id=2,
         )
     ).save_pretrained(folder / "text_encoder")
+
+
+def shap_e(folder: Path, seed: int = 0) -> Path:
+    """A ShapEPipeline, which makes something like a crumpled sheet of anything."""
+    from diffusers import HeunDiscreteScheduler, PriorTransformer, ShapEPipeline
+    from diffusers.pipelines.shap_e.renderer import ShapERenderer
+    from transformers import CLIPTextModelWithProjection
+
+    _save_text(folder, seed)
+    torch.manual_seed(seed)
+    text = CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=WIDTH,
+        projection_dim=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        eos_token_id=2,
+    )
+    prior = PriorTransformer(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        embedding_dim=16,
+        num_embeddings=32,
+        embedding_proj_dim=WIDTH,
+        time_embed_dim=64,
+        num_layers=1,
+        clip_embed_dim=32,
+        additional_embeddings=0,
+        time_embed_act_fn="gelu",
+        norm_in_type="layer",
+        embedding_proj_norm_type="layer",
+        encoder_hid_proj_type=None,
+        added_emb_type=None,
+    )
+    renderer = ShapERenderer(
+        param_shapes=((8, 93), (8, 8), (8, 8), (8, 8)), d_latent=16, d_hidden=8, n_output=12, background=(0.1, 0.1, 0.1)
+    )
+    scheduler = HeunDiscreteScheduler(
+        beta_schedule="exp",
+        num_train_timesteps=1024,
+        prediction_type="sample",
+        use_karras_sigmas=True,
+        clip_sample=True,
+        clip_sample_range=1.0,
+    )
+    # random distances to a surface have one sign everywhere: moved so that half of the space is inside, for any latent
+    with torch.no_grad():
+        for projection in renderer.params_proj.projections.values():
+            projection.norm.weight *= 0.1
+            projection.proj.bias *= 4
+        for name, value in renderer.params_proj(torch.zeros(1, 32, 16)).items():
+            renderer.mlp.get_parameter(name.removeprefix("nerstf.")).copy_(value[0])
+        at = 2 * torch.rand(1, 2000, 3) - 1
+        distance = renderer.mlp(position=at, direction=None, ts=None, nerf_level="fine", rendering_mode="stf")
+        renderer.mlp.mlp[-1].bias[0] -= distance.signed_distance.atanh().median()
+    _fill_cases(renderer.mesh_decoder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    ShapEPipeline(prior, CLIPTextModelWithProjection(text), tokenizer, scheduler, renderer).save_pretrained(folder)
+    return folder
+
+
+def _fill_cases(decoder: Any) -> None:
+    """The table of marching cubes, which is part of Shap-E's weights, with one triangle for each case in place of up to
+    five: three of the edges that the surface crosses. Corner x y z of a cube is bit x + 2 y + 4 z of the case."""
+    edges = []  # pairs of corners, in the order of the decoder
+    for axis in (1, 2, 4):
+        one, other = (a for a in (1, 2, 4) if a != axis)
+        edges += [(at, at + axis) for at in (0, one, other, one + other)]
+    for case in range(256):
+        crossed = [k for k, (a, b) in enumerate(edges) if (case >> a & 1) != (case >> b & 1)]
+        if len(crossed) >= 3:
+            decoder.cases[case, 0] = torch.tensor(crossed[:3])
+            decoder.masks[case, 0] = True

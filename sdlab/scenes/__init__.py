@@ -153,6 +153,13 @@ class SceneConfig(ABC):
         """How many events a step shows to the prior."""
         return camera.views
 
+    def bare(self) -> SceneConfig:
+        """The same, but starting from nothing that lies outside the settings: a saved state comes in its place."""
+        return self
+
     @abstractmethod
-    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> AnyScene:
-        """A fresh scene for what `prior` looks at; all randomness from `rng`. ValueError when it does not fit."""
+    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> AnyScene:
+        """A fresh scene for what `prior` looks at and a run that begins with `prompt`; all randomness from `rng`.
+
+        ValueError when it does not fit, RuntimeError when something that it needs cannot be had.
+        """

@@ -39,7 +39,7 @@ class GaussianFit(SceneConfig):
     def batch(self, camera: CameraSettings) -> int:
         return self.n
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> GaussianScene:
+    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> GaussianScene:
         """ValueError unless the prior is one of the plane."""
         must_be_plane(self.kind, prior)
         mean = torch.tensor([[self.mean_x, self.mean_y]])

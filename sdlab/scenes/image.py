@@ -8,7 +8,7 @@ network of its own, which learns from all of them (the particles of ProlificDrea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,7 +52,10 @@ class Images(SceneConfig):
     def batch(self, camera: CameraSettings) -> int:
         return self.n
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> ImageScene:
+    def bare(self) -> Images:
+        return replace(self, start="noise")
+
+    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> ImageScene:
         """ValueError when the picture cannot be read."""
         noise = torch.randn(self.n, *prior.shape, generator=rng("scene")).to(device)
         if self.start == "noise":

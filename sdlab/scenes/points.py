@@ -44,7 +44,7 @@ class Points(SceneConfig):
     def batch(self, camera: CameraSettings) -> int:
         return self.n
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> PointScene:
+    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> PointScene:
         """ValueError unless the prior is one of the plane."""
         must_be_plane(self.kind, prior)
         noise = torch.randn(self.n, 2, generator=rng("scene"))

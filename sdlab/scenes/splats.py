@@ -10,34 +10,69 @@ mid-run would otherwise explode or starve the cloud.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sdlab.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.knobs import knob
 from sdlab.raster import choose, warm_up
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
+from sdlab.shap_e import REPOSITORY as SHAP_E
+from sdlab.shap_e import shap_e_points
+from sdlab.toybox.surface import object_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
+STARTS = ("ball", "object", "file", "shap-e")
+OVERLAP = 1.5  # standard deviations of a start's Gaussians over the distance to the nearest one: a closed surface
+PALEST = 0.02  # colours of a start are kept this far from 0 and 1, where the sigmoid no longer moves
 SPLIT_SHRINK = 1.6  # 3DGS divides the scales of a split Gaussian by phi = 1.6
 OPACITY_AFTER_RESET = 0.05
 
 
 @dataclass(frozen=True)
 class Splats(SceneConfig):
-    """Gaussians that start as a ball."""
+    """Gaussians that start as a ball, or as something that is nearly there."""
 
     kind: ClassVar[str] = "splats"
     parameters: ClassVar[tuple[str, ...]] = ("means", "quats", "log_scales", "opacity_logits", "color_logits")
 
+    start: str = knob(
+        "ball",
+        help="what they start as: a ball, a toybox object, a file (mesh, points or Gaussians), or what Shap-E makes",
+        apply="restart",
+        choices=STARTS,
+    )
     n_init: int = knob(1000, 1, 200_000, "Gaussians at the start", apply="restart")
-    radius: float = knob(0.8, 0.05, 2.0, "radius of the ball they start in", apply="restart")
+    radius: float = knob(0.8, 0.05, 2.0, "radius of what they start as", apply="restart")
+    start_text: str = knob(
+        "", hi=500, help="words of the object or for Shap-E; empty is the prompt of the start", apply="restart"
+    )
+    file: str = knob(
+        "", hi=500, help="path of the file to start from (GLB, OBJ, STL, PLY), with start = file", apply="restart"
+    )
+    file_up: str = knob(
+        "auto", help="the file's vertical axis; auto is y for GLB and OBJ, else z", apply="restart", choices=UPS
+    )
+    turn: float = knob(
+        0.0, -180.0, 180.0, "degrees by which a start is turned, counter-clockwise seen from above", apply="restart"
+    )
+    shap_e: str = knob(
+        SHAP_E,
+        hi=500,
+        help="folder or repository of Shap-E in the diffusers layout, with start = shap-e",
+        apply="restart",
+    )
+    shap_e_steps: int = knob(64, 1, 1000, "denoising steps of Shap-E", apply="restart")
     opacity_init: float = knob(0.1, 0.01, 0.99, "opacity at the start", apply="restart")
     bound: float = knob(1.05, 0.1, 5.0, "Gaussians are kept inside a box of this half-width")
     scale_min: float = knob(0.012, 1e-4, 1.0, "smallest standard deviation of a Gaussian", log=True)
@@ -58,27 +93,69 @@ class Splats(SceneConfig):
                 f"scene.scale_min = {self.scale_min:g} is not below scene.scale_max = {self.scale_max:g}: "
                 "scale_min must be smaller"
             )
+        if self.start == "file" and not self.file:
+            raise ValueError("scene.start = file: scene.file must be the path of a GLB, OBJ, STL or PLY")
 
     def prepare(self, device: torch.device) -> None:
         warm_up(device)
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior) -> SplatScene:
+    def bare(self) -> Splats:
+        return dataclasses.replace(self, start="ball")
+
+    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> SplatScene:
+        """ValueError or RuntimeError when what it should start from cannot be had, and why."""
+        if self.start == "ball":
+            params = self._ball(rng)
+        else:
+            found = fitted(turned(self._found(rng, device, prompt), self.turn), self.radius)
+            params = self._of_cloud(found, rng) if isinstance(found, Cloud) else self._of_splats(found)
+        return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()})
+
+    def _ball(self, rng: StepRng) -> dict[str, Tensor]:
         """A solid ball of `n_init` equal Gaussians that just fill it, of random muted colours."""
         n, g = self.n_init, rng("scene")
         direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)
         means = direction * self.radius * torch.rand(n, 1, generator=g) ** (1 / 3)
         spacing = self.radius * (4 / 3 * math.pi / n) ** (1 / 3)
-        scale = min(max(spacing, self.scale_min), self.scale_max)
+        return self._round(means, spacing, 0.5 * torch.randn(n, 3, generator=g))
+
+    def _found(self, rng: StepRng, device: torch.device, prompt: str) -> Cloud | RawSplats:
+        """What the settings say to start from, of any size and anywhere."""
+        numbers, text = np.random.default_rng(rng("scene").initial_seed()), self.start_text or prompt
+        if self.start == "object":
+            return object_points(text, self.n_init, numbers)
+        if self.start == "shap-e":
+            return shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps)
+        return read_cloud(Path(self.file).expanduser(), self.n_init, numbers, "scene.file", self.file_up)
+
+    def _of_cloud(self, cloud: Cloud, rng: StepRng) -> dict[str, Tensor]:
+        """Round Gaussians on the points, wide enough to touch."""
+        numbers = np.random.default_rng(rng("scene").initial_seed())
+        colours = torch.from_numpy(cloud.rgbs).float().clamp(PALEST, 1 - PALEST).logit()
+        return self._round(torch.from_numpy(cloud.points).float(), OVERLAP * spacing(cloud.points, numbers), colours)
+
+    def _of_splats(self, s: RawSplats) -> dict[str, Tensor]:
+        """The Gaussians as they are."""
+        if len(s.means) > self.max_gaussians:
+            raise ValueError(
+                f"scene.file holds {len(s.means):,} Gaussians; scene.max_gaussians allows {self.max_gaussians:,}"
+            )
+        names = {"means": s.means, "quats": s.quats, "log_scales": s.log_scales, "opacity_logits": s.opacity_logits}
+        colours = torch.from_numpy(s.rgbs).float().clamp(PALEST, 1 - PALEST).logit()
+        return {k: torch.from_numpy(v).float().clone() for k, v in names.items()} | {"color_logits": colours}
+
+    def _round(self, means: Tensor, scale: float, color_logits: Tensor) -> dict[str, Tensor]:
+        """Equal balls of standard deviation `scale`."""
+        n = len(means)
         quats = torch.zeros(n, 4)
         quats[:, 0] = 1.0
-        params = {
+        return {
             "means": means,
             "quats": quats,
-            "log_scales": torch.full((n, 3), math.log(scale)),
+            "log_scales": torch.full((n, 3), math.log(min(max(scale, self.scale_min), self.scale_max))),
             "opacity_logits": torch.full((n,), _logit(self.opacity_init)),
-            "color_logits": 0.5 * torch.randn(n, 3, generator=g),
+            "color_logits": color_logits,
         }
-        return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()})
 
 
 def _logit(p: float) -> float:

@@ -1,0 +1,235 @@
+"""Clouds of coloured points and of Gaussians from files: what a scene can start from.
+
+Frame of what comes out: that of `sdlab.types`, +z up, front +x. Files are read by their content, never by their
+name, from memory, without anything they refer to: a file from a stranger is data.
+"""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdlab.types import RawSplats
+
+MAX_BYTES = 200_000_000
+MAX_POINTS = 5_000_000  # of a point cloud or of splats
+READABLE = "GLB, OBJ, STL and PLY (mesh, points or Gaussians) can be read"
+ARCHIVES = {b"PK\x03\x04": "ZIP", b"\x1f\x8b": "GZIP", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "BZIP2"}
+UPS = ("auto", "z", "y")
+Y_UP = ("glb", "obj")  # what "auto" takes to be y up, front +z: glTF by its specification, OBJ by custom
+SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 f_dc
+SPLAT_COLUMNS = (
+    *("x", "y", "z", "opacity"),
+    *(f"{name}_{i}" for name, count in (("f_dc", 3), ("scale", 3), ("rot", 4)) for i in range(count)),
+)
+PROBES = 2000  # points whose nearest neighbour is looked for
+
+
+class Cloud(NamedTuple):
+    """Points of a surface, float32."""
+
+    points: np.ndarray  # [n, 3]
+    rgbs: np.ndarray  # [n, 3] in [0, 1]
+
+
+def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str = "auto") -> Cloud | RawSplats:
+    """What the file at `path` holds: of a mesh `n` points spread evenly over its surface, of points some `n` of them
+    (all where there are fewer), of Gaussians all.
+
+    `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as glTF) or "auto". ValueError names `knob`, the
+    file and what is wrong with it.
+    """
+    given = f"{knob} = {str(path)!r}"
+    raw = _bytes_of(path, given)
+    kind = _kind_of(raw, given)
+    loaded = _parsed(raw, kind, given)
+    columns = _splat_columns(loaded)
+    found = _splats(columns) if columns is not None else _points_of(loaded, kind, n, rng, given)
+    for part in found:
+        if not np.isfinite(part).all():
+            raise ValueError(f"{given} holds numbers that are not finite (NaN or infinity): repair or export it again")
+    if up == "y" or (up == "auto" and kind in Y_UP):
+        found = _from_y_up(found)
+    return found
+
+
+def sampled(meshes: list[Any], n: int, rng: np.random.Generator, given: str) -> Cloud:
+    """n points spread evenly over trimesh's `meshes`; colours from the texture, the vertices or the faces.
+
+    ValueError, which begins with `given`, for meshes without a surface.
+    """
+    import trimesh
+
+    areas = np.array([m.area for m in meshes], float)
+    if not np.isfinite(areas).all():
+        raise ValueError(f"{given} holds numbers that are not finite (NaN or infinity): repair or export it again")
+    if areas.sum() <= 0:
+        raise ValueError(f"{given} is a mesh without area: all its faces are lines or points")
+    points, rgbs = [], []
+    for mesh, count in zip(meshes, rng.multinomial(n, areas / areas.sum()).tolist(), strict=True):
+        if count > 0:
+            seed = int(rng.integers(2**31))
+            at, faces = trimesh.sample.sample_surface(mesh, count, seed=seed)[:2]
+            points.append(np.asarray(at, np.float32))
+            rgbs.append(_colours(_painted(mesh, np.asarray(at), np.asarray(faces)), count))
+    return Cloud(np.concatenate(points), np.concatenate(rgbs))
+
+
+def _bytes_of(path: Path, given: str) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{given} has {size:,} bytes; allowed are {MAX_BYTES:,}")
+        return path.read_bytes()
+    except OSError as e:
+        raise ValueError(f"{given} cannot be read: {e.strerror or e}") from e
+
+
+def _kind_of(raw: bytes, given: str) -> str:
+    """The format, by content. ValueError for an archive and for what is none of them."""
+    for magic, name in ARCHIVES.items():
+        if raw.startswith(magic):
+            raise ValueError(f"{given} is an archive ({name}): unpack it and give one of its files. {READABLE}")
+    if raw.startswith(b"glTF"):
+        return "glb"
+    if raw.startswith((b"ply\n", b"ply\r")):
+        return "ply"
+    if len(raw) >= 84 and len(raw) == 84 + 50 * int.from_bytes(raw[80:84], "little"):
+        return "stl"
+    if b"\x00" not in raw:
+        if raw.lstrip().startswith(b"solid") and b"facet" in raw:
+            return "stl_ascii"
+        if raw.startswith(b"v ") or b"\nv " in raw:
+            return "obj"
+    raise ValueError(f"{given} is of no format that is known: {READABLE}")
+
+
+def _parsed(raw: bytes, kind: str, given: str) -> Any:
+    """What trimesh makes of it, materials and textures inside the file included and nothing else."""
+    import trimesh
+
+    try:
+        return trimesh.load(BytesIO(raw), file_type=kind, resolver=None, allow_remote=False, process=False)
+    except Exception as e:  # parsers of a stranger's bytes fail in every way there is
+        what = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise ValueError(f"{given} is damaged or incomplete: it cannot be read as {kind.upper()} ({what[:200]})") from e
+
+
+def _splat_columns(loaded: Any) -> np.ndarray | None:
+    """The table of a PLY that has a Gaussian in each row."""
+    vertices = loaded.metadata.get("_ply_raw", {}).get("vertex", {}).get("data")
+    is_table = isinstance(vertices, np.ndarray) and vertices.dtype.names is not None
+    return vertices if is_table and set(SPLAT_COLUMNS) <= set(vertices.dtype.names) else None
+
+
+def _splats(table: np.ndarray) -> RawSplats:
+    def columns(name: str, count: int) -> np.ndarray:
+        return np.stack([table[f"{name}_{i}"] for i in range(count)], 1).astype(np.float32)
+
+    means = np.stack([table[axis] for axis in "xyz"], 1).astype(np.float32)
+    rgbs = np.clip(0.5 + SH_C0 * columns("f_dc", 3), 0, 1)
+    return RawSplats(means, columns("rot", 4), columns("scale", 3), table["opacity"].astype(np.float32), rgbs)
+
+
+def _points_of(loaded: Any, kind: str, n: int, rng: np.random.Generator, given: str) -> Cloud:
+    import trimesh
+
+    parts = [loaded] if not isinstance(loaded, trimesh.Scene) else loaded.dump(concatenate=False)
+    meshes = [p for p in parts if isinstance(p, trimesh.Trimesh) and len(p.faces) > 0]
+    if meshes:
+        return sampled(meshes, n, rng, given)
+    clouds = [p for p in parts if isinstance(p, trimesh.PointCloud) and len(p.vertices) > 0]
+    if not clouds or kind == "obj":
+        raise ValueError(f"{given} is a mesh without faces: export one that has them, or points as PLY")
+    points = np.concatenate([np.asarray(c.vertices, np.float32) for c in clouds])
+    rgbs = np.concatenate([_colours(c.colors, len(c.vertices)) for c in clouds])
+    some = rng.permutation(len(points))[:n]
+    return Cloud(points[some], rgbs[some])
+
+
+def _painted(mesh: Any, at: np.ndarray, faces: np.ndarray) -> Any:
+    """uint8 [n, 4] of points `at` [n, 3] of a mesh's `faces` [n]."""
+    import trimesh
+
+    weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], at)
+    corners = np.asarray(mesh.faces)[faces]
+    if mesh.visual.kind != "texture":
+        if mesh.visual.kind == "vertex":
+            return np.einsum("nk,nkc->nc", weights, np.asarray(mesh.visual.vertex_colors, float)[corners])
+        return mesh.visual.face_colors[faces]
+    if mesh.visual.uv is None:
+        return np.tile(mesh.visual.material.main_color, (len(at), 1))
+    uv = np.einsum("nk,nkc->nc", weights, np.asarray(mesh.visual.uv, float)[corners])
+    return mesh.visual.material.to_color(uv)
+
+
+def _colours(rgba: Any, count: int) -> np.ndarray:
+    """uint8 [n, 3 or 4] -> [n, 3] in [0, 1]; grey where there are none."""
+    if rgba is None or len(rgba) != count:
+        return np.full((count, 3), 0.5, np.float32)
+    return np.asarray(rgba, np.float32)[:, :3] / 255
+
+
+def _from_y_up(found: Cloud | RawSplats) -> Cloud | RawSplats:
+    """(x, y, z) of glTF, y up and front +z, is (z, x, y) here: a rotation by 120 degrees about (1, 1, 1)."""
+    if isinstance(found, Cloud):
+        return found._replace(points=found.points[:, [2, 0, 1]])
+    turn = np.array([0.5, 0.5, 0.5, 0.5], np.float32)  # wxyz of that rotation
+    return found._replace(means=found.means[:, [2, 0, 1]], quats=_product(turn, found.quats))
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Quaternions a b, wxyz, [4] and [n, 4]."""
+    w, x, y, z = a
+    bw, bx, by, bz = b.T
+    rows = (
+        w * bw - x * bx - y * by - z * bz,
+        w * bx + x * bw + y * bz - z * by,
+        w * by - x * bz + y * bw + z * bx,
+        w * bz + x * by - y * bx + z * bw,
+    )
+    return np.stack(rows, 1).astype(np.float32)
+
+
+def turned(found: Cloud | RawSplats, degrees: float) -> Cloud | RawSplats:
+    """About the vertical, counter-clockwise seen from above."""
+    angle = math.radians(degrees)
+    c, s = math.cos(angle), math.sin(angle)
+    turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)  # of rows
+    if isinstance(found, Cloud):
+        return found._replace(points=found.points @ turn)
+    half = np.array([math.cos(angle / 2), 0, 0, math.sin(angle / 2)], np.float32)
+    return found._replace(means=found.means @ turn, quats=_product(half, found.quats))
+
+
+def fitted(found: Cloud | RawSplats, radius: float) -> Cloud | RawSplats:
+    """Moved and scaled so that the middle of its box lies in the origin and its farthest point at `radius`."""
+    at = found.points if isinstance(found, Cloud) else found.means
+    middle = (at.min(0) + at.max(0)) / 2
+    reach = float(np.linalg.norm(at - middle, axis=1).max())
+    factor = radius / reach if reach > 0 else 1.0
+    at = ((at - middle) * factor).astype(np.float32)
+    if isinstance(found, Cloud):
+        return found._replace(points=at)
+    return found._replace(means=at, log_scales=(found.log_scales + math.log(factor)).astype(np.float32))
+
+
+def spacing(points: np.ndarray, rng: np.random.Generator) -> float:
+    """The middle distance of a point [n, 3] to its nearest neighbour; 0 for a single point."""
+    n = len(points)
+    if n < 2:
+        return 0.0
+    probes = rng.permutation(n)[:PROBES]
+    points = points.astype(np.float64)  # near neighbours are what is left when large squares cancel
+    nearest = np.empty(len(probes))
+    square = np.square(points).sum(1)
+    for first in range(0, len(probes), 50):  # some at a time: the table of distances is 50 x n
+        rows = probes[first : first + 50]
+        squared = square[rows, None] + square - 2 * points[rows] @ points.T
+        squared[np.arange(len(rows)), rows] = np.inf
+        nearest[first : first + 50] = np.sqrt(np.maximum(squared.min(1), 0))
+    return float(np.median(nearest))

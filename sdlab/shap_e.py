@@ -1,0 +1,83 @@
+"""Shap-E (Jun and Nichol 2023, arXiv 2305.02463): text to a coarse coloured mesh, by the pipeline of diffusers.
+
+DreamMapping and other methods with Gaussians start from it. Its meshes have z up; what has a front mostly looks
+along -y, so that is taken for the front.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdlab.clouds import Cloud, sampled, turned
+
+REPOSITORY = "openai/shap-e"
+STEPS, GUIDANCE = 64, 15.0  # of the released configuration for text
+FRONT = 90.0  # degrees from -y to +x
+
+
+def shap_e_points(prompt: str, n: int, rng: np.random.Generator, device: torch.device, model: str, steps: int) -> Cloud:
+    """n points spread evenly over what Shap-E makes of `prompt`.
+
+    `model` is a folder in the layout of diffusers' ShapEPipeline, or a repository of the Hub, which is downloaded at
+    its first use. RuntimeError when it cannot be had or makes nothing, with what to do.
+    """
+    mesh = _mesh(prompt, int(rng.integers(2**31)), str(device), model, steps)
+    cloud = turned(sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}"), FRONT)
+    assert isinstance(cloud, Cloud)
+    return cloud
+
+
+@functools.lru_cache(maxsize=2)  # a reset must not wait for it again
+def _mesh(prompt: str, seed: int, device: str, model: str, steps: int) -> Any:
+    import trimesh
+
+    pipeline = _pipeline(model, torch.device(device))
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        made = pipeline(
+            prompt,
+            generator=torch.Generator().manual_seed(seed),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            output_type="mesh",
+        ).images[0]
+    except ValueError as e:  # so the pipeline answers when its field has no surface
+        raise RuntimeError(
+            f"Shap-E made nothing of {prompt!r} ({str(e)[:100]}): give it other words (scene.start_text), or start as "
+            "something else (scene.start)"
+        ) from e
+    rgb = torch.stack([made.vertex_channels[c] for c in "RGB"], 1).float().clamp(0, 1)
+    return trimesh.Trimesh(
+        made.verts.float().cpu().numpy(),
+        made.faces.cpu().numpy(),
+        vertex_colors=(rgb * 255).round().to(torch.uint8).cpu().numpy(),
+        process=False,
+    )
+
+
+def _pipeline(model: str, device: torch.device) -> Any:
+    """The pipeline, from safetensors only: the pickle format can run code when it is read."""
+    from diffusers import ShapEPipeline
+
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    try:
+        pipeline = ShapEPipeline.from_pretrained(
+            model,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=Path(model).expanduser().is_dir(),
+        )
+    except Exception as e:  # which HTTP library the Hub's client uses, and so its errors, depends on its version
+        what = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise RuntimeError(
+            f"scene.shap_e = {model!r} cannot be loaded ({what[:200]}). It must be a folder or a reachable "
+            "repository of diffusers' ShapEPipeline, in safetensors. One in the pickle format becomes such a folder by "
+            f"ShapEPipeline.from_pretrained({model!r}).save_pretrained(FOLDER). A ball, an object or a file need none "
+            "of it (scene.start)"
+        ) from e
+    return pipeline.to(device)

@@ -1,0 +1,164 @@
+"""Points on the surface of an object of the toybox: a start for a scene that is nearly there already.
+
+Stands in for a text-to-3D model or a mesh where there is neither: in tests, in a workshop without a network.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from sdlab.clouds import Cloud
+from sdlab.toybox.objects import OBJECTS, seconds_of, table
+from sdlab.toybox.pictures import COLOURS
+from sdlab.toybox.raytrace import BALL, CONE, CUBE, CYLINDER
+from sdlab.toybox.solids import Table
+from sdlab.toybox.words import COLOURS as COLOUR_WORDS
+from sdlab.toybox.words import NATURAL, SECONDS
+from sdlab.toybox.words import OBJECTS as OBJECT_WORDS
+
+INSIDE = 1.0 - 1e-6  # of a unit solid; a point of its own surface is not inside
+TRIES = 8  # times as many points are drawn as are wanted: what lies inside another part is left out
+OTHER_COLOUR = "gray"  # of what has no colour word and none by nature
+
+
+def object_points(text: str, n: int, rng: np.random.Generator) -> Cloud:
+    """n points, spread evenly over the visible surface of the object that `text` names, with a second one if it
+    names one ("a bear wearing a blue hat"); radius about 1, the front on +x.
+
+    ValueError when it names none, with the objects there are.
+    """
+    name, colour, second, second_colour = _named_in(text)
+    parts = table(name, 0, second)
+    own, other = (np.array(COLOURS[c]) for c in (colour, second_colour))
+    paints = np.clip(parts.shares[:, :1] * own + parts.shares[:, 1:] * other + parts.rests, 0, 1)
+    points, owners = _outside(parts, n, rng)
+    return Cloud(points.astype(np.float32), paints[owners].astype(np.float32))
+
+
+def _named_in(text: str) -> tuple[str, str, str, str]:
+    """Object, its colour, second object or "", its colour: the first of each that the text says."""
+    lowered = text.lower()
+    name, begin, end = _first(lowered, OBJECT_WORDS)
+    if not name:
+        raise ValueError(f"{text!r} names no object of the toybox; it has {', '.join(OBJECTS)}")
+    rest = lowered[:begin] + "." * (end - begin) + lowered[end:]  # "a teddy bear" must not be met twice
+    second, second_begin, second_end = _first(rest, {s: SECONDS[s] for s in seconds_of(name)})
+
+    def colour(at: int, after: int, otherwise: str) -> str:
+        """The last colour word of text[after:at]; `otherwise` where there is none."""
+        found = [
+            (match.start(), word) for word, match in _matches(lowered, COLOUR_WORDS) if after <= match.start() < at
+        ]
+        return max(found)[1] if found else otherwise
+
+    own = colour(begin, second_end if second and second_end <= begin else 0, NATURAL.get(name, (OTHER_COLOUR,))[0])
+    if not second:
+        return name, own, "", own
+    return name, own, second, colour(second_begin, end if end <= second_begin else 0, OTHER_COLOUR)
+
+
+def _matches(text: str, words: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, re.Match[str]]]:
+    """(standard word, where) of every one of `words` or their synonyms in `text`."""
+    for standard, others in words.items():
+        for word in (standard, *others):
+            for match in re.finditer(rf"\b{re.escape(word)}s?\b", text):
+                yield standard, match
+
+
+def _first(text: str, words: dict[str, tuple[str, ...]]) -> tuple[str, int, int]:
+    """(standard word, begin, end) of the one that comes first, of two that begin together the longer; ("", 0, 0)."""
+    found = [(match.start(), -match.end(), standard) for standard, match in _matches(text, words)]
+    begin, minus_end, standard = min(found, default=(0, 0, ""))
+    return standard, begin, -minus_end
+
+
+# ---- surfaces of the solids -------------------------------------------------------------------------------------
+
+
+def _outside(parts: Table, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """n points [n, 3] of all parts' surfaces that lie inside no other part, and whose they are [n]."""
+    many = TRIES * n
+    areas = np.array([_area(kind, size) for kind, size in zip(parts.kinds.tolist(), parts.sizes, strict=True)])
+    owners = np.repeat(np.arange(len(areas)), rng.multinomial(many, areas / areas.sum()))
+    points = np.empty((many, 3))
+    for k, (kind, size) in enumerate(zip(parts.kinds.tolist(), parts.sizes, strict=True)):
+        own = owners == k
+        points[own] = _on_surface(kind, size, int(own.sum()), rng) @ parts.turns[k].T + parts.centres[k]
+    free = np.ones(many, bool)
+    for k, kind in enumerate(parts.kinds.tolist()):
+        local = (points - parts.centres[k]) @ parts.turns[k] / parts.sizes[k]
+        free &= ~_inside(kind, local) | (owners == k)
+    seen = rng.permutation(np.flatnonzero(free))[:n]
+    if len(seen) < n:  # nearly all of it is inside; the rest is drawn again from what there is
+        seen = np.concatenate([seen, rng.choice(seen, n - len(seen))])
+    return points[seen], owners[seen]
+
+
+def _area(kind: int, size: np.ndarray) -> float:
+    """Surface of a solid of half-extents `size`; of an ellipsoid by Thomsen's formula, which is 1 % off at most."""
+    a, b, c = size
+    if kind == BALL:
+        p = 1.6075
+        return 4 * math.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p)
+    if kind == CUBE:
+        return 8 * (a * b + a * c + b * c)
+    rim = 2 * math.pi * math.sqrt((a * a + b * b) / 2)
+    if kind == CYLINDER:
+        return 2 * math.pi * a * b + rim * 2 * c
+    slant = math.hypot(2 * c, math.sqrt(a * b))
+    return math.pi * a * b + rim * slant / 2
+
+
+def _on_surface(kind: int, size: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n points [n, 3] of the solid's surface in its own frame, before it is turned and moved."""
+    a, b, c = size
+    angle = rng.uniform(0, 2 * math.pi, n)
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
+    if kind == BALL:
+        return _on_ellipsoid(size, n, rng)
+    if kind == CUBE:
+        sides = np.array([b * c, a * c, a * b])
+        axis = rng.choice(3, n, p=sides / sides.sum())
+        points = rng.uniform(-1, 1, (n, 3))
+        points[np.arange(n), axis] = rng.choice([-1.0, 1.0], n)
+        return points * size
+    rim = 2 * math.pi * math.sqrt((a * a + b * b) / 2)
+    disc = math.pi * a * b
+    if kind == CYLINDER:
+        on_cap = rng.random(n) < 2 * disc / (2 * disc + rim * 2 * c)
+        z = np.where(on_cap, rng.choice([-1.0, 1.0], n), rng.uniform(-1, 1, n))
+        reach = np.where(on_cap, np.sqrt(rng.random(n)), 1.0)
+    else:  # a cone from its base at z = -1 to its tip at z = 1
+        on_cap = rng.random(n) < disc / (disc + rim * math.hypot(2 * c, math.sqrt(a * b)) / 2)
+        reach = np.sqrt(rng.random(n))
+        z = np.where(on_cap, -1.0, 1 - 2 * reach)
+    return np.column_stack([ring * reach[:, None], z]) * size
+
+
+def _on_ellipsoid(size: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Points of the unit ball, kept in proportion to how much the stretching enlarges the surface there."""
+    kept: list[np.ndarray] = []
+    while sum(map(len, kept)) < n:
+        unit = rng.normal(size=(2 * n + 16, 3))
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        enlarged = np.linalg.norm(unit / size, axis=1) * size.min()  # in (0, 1]
+        kept.append(unit[rng.random(len(unit)) < enlarged])
+    return np.concatenate(kept)[:n] * size
+
+
+def _inside(kind: int, at: np.ndarray) -> np.ndarray:
+    """Whether points [n, 3] of a solid's own frame, in which it is a unit solid, lie inside it."""
+    x, y, z = at.T
+    around = np.hypot(x, y)
+    if kind == BALL:
+        return np.square(at).sum(1) < INSIDE
+    if kind == CUBE:
+        return np.abs(at).max(1) < INSIDE
+    if kind == CYLINDER:
+        return (around < INSIDE) & (np.abs(z) < INSIDE)
+    assert kind == CONE
+    return (around < (1 - z) / 2 * INSIDE) & (z > -INSIDE)
