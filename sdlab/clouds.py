@@ -122,8 +122,8 @@ def _parsed(raw: bytes, kind: str, given: str) -> Any:
 def _splat_columns(loaded: Any) -> np.ndarray | None:
     """The table of a PLY that has a Gaussian in each row."""
     vertices = loaded.metadata.get("_ply_raw", {}).get("vertex", {}).get("data")
-    is_table = isinstance(vertices, np.ndarray) and vertices.dtype.names is not None
-    return vertices if is_table and set(SPLAT_COLUMNS) <= set(vertices.dtype.names) else None
+    names = vertices.dtype.names if isinstance(vertices, np.ndarray) else None
+    return vertices if set(SPLAT_COLUMNS) <= set(names or ()) else None
 
 
 def _splats(table: np.ndarray) -> RawSplats:

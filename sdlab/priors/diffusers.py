@@ -508,13 +508,15 @@ def _load_part(place: Path, cls: Any, dtype: torch.dtype, device: torch.device) 
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Without transformers' bar on the terminal, which is another one than our own and is gone in a moment."""
-    from transformers.utils import logging
+    """Without the libraries' bars on the terminal, which are others than our own and gone in a moment."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        for library in shown:
+            library.enable_progress_bar()

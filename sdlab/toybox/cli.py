@@ -199,9 +199,11 @@ def add_subcommands(commands: argparse._SubParsersAction) -> None:
 
 def without_progress_bars() -> None:
     """The libraries draw a bar for every small file they read or write."""
-    from transformers.utils import logging
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    logging.disable_progress_bar()
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
 
 
 @contextlib.contextmanager

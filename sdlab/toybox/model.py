@@ -169,7 +169,8 @@ def save(box: Toybox, folder: Path, parameters: list[Tensor] | None = None) -> N
 
 
 def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:
-    unet = UNet2DConditionModel.from_config(box.unet.config)
+    # where it was loaded from concerns nobody else
+    unet = UNet2DConditionModel.from_config({k: v for k, v in box.unet.config.items() if k != "_name_or_path"})
     text_encoder = CLIPTextModel(box.text_encoder.config)
     assert isinstance(unet, UNet2DConditionModel)
     copy = Toybox(unet, text_encoder, box.tokenizer, box.scheduler)
