@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdlab.priors import first_line
 from sdlab.types import RawSplats
 
 MAX_BYTES = 200_000_000
@@ -115,8 +116,9 @@ def _parsed(raw: bytes, kind: str, given: str) -> Any:
     try:
         return trimesh.load(BytesIO(raw), file_type=kind, resolver=None, allow_remote=False, process=False)
     except Exception as e:  # parsers of a stranger's bytes fail in every way there is
-        what = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise ValueError(f"{given} is damaged or incomplete: it cannot be read as {kind.upper()} ({what[:200]})") from e
+        raise ValueError(
+            f"{given} is damaged or incomplete: it cannot be read as {kind.upper()} ({first_line(e, 200)})"
+        ) from e
 
 
 def _splat_columns(loaded: Any) -> np.ndarray | None:
@@ -176,34 +178,30 @@ def _colours(rgba: Any, count: int) -> np.ndarray:
 
 def _from_y_up(found: Cloud | RawSplats) -> Cloud | RawSplats:
     """(x, y, z) of glTF, y up and front +z, is (z, x, y) here: a rotation by 120 degrees about (1, 1, 1)."""
-    if isinstance(found, Cloud):
-        return found._replace(points=found.points[:, [2, 0, 1]])
-    turn = np.array([0.5, 0.5, 0.5, 0.5], np.float32)  # wxyz of that rotation
-    return found._replace(means=found.means[:, [2, 0, 1]], quats=_product(turn, found.quats))
-
-
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Quaternions a b, wxyz, [4] and [n, 4]."""
-    w, x, y, z = a
-    bw, bx, by, bz = b.T
-    rows = (
-        w * bw - x * bx - y * by - z * bz,
-        w * bx + x * bw + y * bz - z * by,
-        w * by - x * bz + y * bw + z * bx,
-        w * bz + x * by - y * bx + z * bw,
-    )
-    return np.stack(rows, 1).astype(np.float32)
+    return _rotated(found, (0.5, 0.5, 0.5, 0.5))
 
 
 def turned(found: Cloud | RawSplats, degrees: float) -> Cloud | RawSplats:
     """About the vertical, counter-clockwise seen from above."""
-    angle = math.radians(degrees)
-    c, s = math.cos(angle), math.sin(angle)
-    turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)  # of rows
+    half = math.radians(degrees) / 2
+    return _rotated(found, (math.cos(half), 0.0, 0.0, math.sin(half)))
+
+
+def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> Cloud | RawSplats:
+    """By the unit quaternion `q`, wxyz: places, and with them the Gaussians' own axes."""
+    w, x, y, z = q
+    rows = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ],
+        np.float32,
+    )
     if isinstance(found, Cloud):
-        return found._replace(points=found.points @ turn)
-    half = np.array([math.cos(angle / 2), 0, 0, math.sin(angle / 2)], np.float32)
-    return found._replace(means=found.means @ turn, quats=_product(half, found.quats))
+        return found._replace(points=found.points @ rows.T)
+    left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]], np.float32)  # q b = left @ b
+    return found._replace(means=found.means @ rows.T, quats=found.quats @ left.T)
 
 
 def fitted(found: Cloud | RawSplats, radius: float) -> Cloud | RawSplats:

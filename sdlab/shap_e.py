@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sdlab.clouds import Cloud, sampled, turned
+from sdlab.priors import first_line
 
 REPOSITORY = "openai/shap-e"
 STEPS, GUIDANCE = 64, 15.0  # of the released configuration for text
@@ -48,8 +49,8 @@ def _mesh(prompt: str, seed: int, device: str, model: str, steps: int) -> Any:
         ).images[0]
     except ValueError as e:  # so the pipeline answers when its field has no surface
         raise RuntimeError(
-            f"Shap-E made nothing of {prompt!r} ({str(e)[:100]}): give it other words (scene.start_text), or start as "
-            "something else (scene.start)"
+            f"Shap-E made nothing of {prompt!r} ({first_line(e, 100)}): give it other words (scene.start_text), "
+            "or start as something else (scene.start)"
         ) from e
     rgb = torch.stack([made.vertex_channels[c] for c in "RGB"], 1).float().clamp(0, 1)
     return trimesh.Trimesh(
@@ -65,17 +66,17 @@ def _pipeline(model: str, device: torch.device) -> Any:
     from diffusers import ShapEPipeline
 
     dtype = torch.float16 if device.type == "cuda" else torch.float32
+    folder = Path(model).expanduser()
     try:
         pipeline = ShapEPipeline.from_pretrained(
-            model,
+            folder if folder.is_dir() else model,
             dtype=dtype,
             use_safetensors=True,
-            local_files_only=Path(model).expanduser().is_dir(),
+            local_files_only=folder.is_dir(),
         )
     except Exception as e:  # which HTTP library the Hub's client uses, and so its errors, depends on its version
-        what = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise RuntimeError(
-            f"scene.shap_e = {model!r} cannot be loaded ({what[:200]}). It must be a folder or a reachable "
+            f"scene.shap_e = {model!r} cannot be loaded ({first_line(e, 200)}). It must be a folder or a reachable "
             "repository of diffusers' ShapEPipeline, in safetensors. One in the pickle format becomes such a folder by "
             f"ShapEPipeline.from_pretrained({model!r}).save_pretrained(FOLDER). A ball, an object or a file need none "
             "of it (scene.start)"

@@ -130,19 +130,22 @@ def _save_text(folder: Path, seed: int) -> None:
         model_max_length=TOKENS,
     ).save_pretrained(folder / "tokenizer")
     torch.manual_seed(seed)
-    CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(WORDS),
-            hidden_size=WIDTH,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    ).save_pretrained(folder / "text_encoder")
+    CLIPTextModel(_text_config()).save_pretrained(folder / "text_encoder")
+
+
+def _text_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=WIDTH,
+        projection_dim=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 def shap_e(folder: Path, seed: int = 0) -> Path:
@@ -153,16 +156,6 @@ def shap_e(folder: Path, seed: int = 0) -> Path:
 
     _save_text(folder, seed)
     torch.manual_seed(seed)
-    text = CLIPTextConfig(
-        vocab_size=len(WORDS),
-        hidden_size=WIDTH,
-        projection_dim=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        eos_token_id=2,
-    )
     prior = PriorTransformer(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -202,7 +195,9 @@ def shap_e(folder: Path, seed: int = 0) -> Path:
         renderer.mlp.mlp[-1].bias[0] -= distance.signed_distance.atanh().median()
     _fill_cases(renderer.mesh_decoder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    ShapEPipeline(prior, CLIPTextModelWithProjection(text), tokenizer, scheduler, renderer).save_pretrained(folder)
+    ShapEPipeline(prior, CLIPTextModelWithProjection(_text_config()), tokenizer, scheduler, renderer).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -27,9 +27,7 @@ from sdlab.raster import choose, warm_up
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
-from sdlab.shap_e import REPOSITORY as SHAP_E
-from sdlab.shap_e import shap_e_points
-from sdlab.toybox.surface import object_points
+from sdlab.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 STARTS = ("ball", "object", "file", "shap-e")
@@ -67,12 +65,12 @@ class Splats(SceneConfig):
         0.0, -180.0, 180.0, "degrees by which a start is turned, counter-clockwise seen from above", apply="restart"
     )
     shap_e: str = knob(
-        SHAP_E,
+        REPOSITORY,
         hi=500,
         help="folder or repository of Shap-E in the diffusers layout, with start = shap-e",
         apply="restart",
     )
-    shap_e_steps: int = knob(64, 1, 1000, "denoising steps of Shap-E", apply="restart")
+    shap_e_steps: int = knob(STEPS, 1, 1000, "denoising steps of Shap-E", apply="restart")
     opacity_init: float = knob(0.1, 0.01, 0.99, "opacity at the start", apply="restart")
     bound: float = knob(1.05, 0.1, 5.0, "Gaussians are kept inside a box of this half-width")
     scale_min: float = knob(0.012, 1e-4, 1.0, "smallest standard deviation of a Gaussian", log=True)
@@ -107,8 +105,9 @@ class Splats(SceneConfig):
         if self.start == "ball":
             params = self._ball(rng)
         else:
-            found = fitted(turned(self._found(rng, device, prompt), self.turn), self.radius)
-            params = self._of_cloud(found, rng) if isinstance(found, Cloud) else self._of_splats(found)
+            numbers = np.random.default_rng(rng("scene").initial_seed())
+            found = fitted(turned(self._found(numbers, device, prompt), self.turn), self.radius)
+            params = self._of_cloud(found, numbers) if isinstance(found, Cloud) else self._of_splats(found)
         return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()})
 
     def _ball(self, rng: StepRng) -> dict[str, Tensor]:
@@ -119,20 +118,21 @@ class Splats(SceneConfig):
         spacing = self.radius * (4 / 3 * math.pi / n) ** (1 / 3)
         return self._round(means, spacing, 0.5 * torch.randn(n, 3, generator=g))
 
-    def _found(self, rng: StepRng, device: torch.device, prompt: str) -> Cloud | RawSplats:
+    def _found(self, numbers: np.random.Generator, device: torch.device, prompt: str) -> Cloud | RawSplats:
         """What the settings say to start from, of any size and anywhere."""
-        numbers, text = np.random.default_rng(rng("scene").initial_seed()), self.start_text or prompt
+        text = self.start_text or prompt
         if self.start == "object":
+            from sdlab.toybox.surface import object_points  # with it comes numba, half a second
+
             return object_points(text, self.n_init, numbers)
         if self.start == "shap-e":
             return shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps)
         return read_cloud(Path(self.file).expanduser(), self.n_init, numbers, "scene.file", self.file_up)
 
-    def _of_cloud(self, cloud: Cloud, rng: StepRng) -> dict[str, Tensor]:
+    def _of_cloud(self, cloud: Cloud, numbers: np.random.Generator) -> dict[str, Tensor]:
         """Round Gaussians on the points, wide enough to touch."""
-        numbers = np.random.default_rng(rng("scene").initial_seed())
-        colours = torch.from_numpy(cloud.rgbs).float().clamp(PALEST, 1 - PALEST).logit()
-        return self._round(torch.from_numpy(cloud.points).float(), OVERLAP * spacing(cloud.points, numbers), colours)
+        scale = OVERLAP * spacing(cloud.points, numbers)
+        return self._round(torch.from_numpy(cloud.points), scale, _color_logits(cloud.rgbs))
 
     def _of_splats(self, s: RawSplats) -> dict[str, Tensor]:
         """The Gaussians as they are."""
@@ -140,9 +140,8 @@ class Splats(SceneConfig):
             raise ValueError(
                 f"scene.file holds {len(s.means):,} Gaussians; scene.max_gaussians allows {self.max_gaussians:,}"
             )
-        names = {"means": s.means, "quats": s.quats, "log_scales": s.log_scales, "opacity_logits": s.opacity_logits}
-        colours = torch.from_numpy(s.rgbs).float().clamp(PALEST, 1 - PALEST).logit()
-        return {k: torch.from_numpy(v).float().clone() for k, v in names.items()} | {"color_logits": colours}
+        kept = {"means": s.means, "quats": s.quats, "log_scales": s.log_scales, "opacity_logits": s.opacity_logits}
+        return {k: torch.from_numpy(v) for k, v in kept.items()} | {"color_logits": _color_logits(s.rgbs)}
 
     def _round(self, means: Tensor, scale: float, color_logits: Tensor) -> dict[str, Tensor]:
         """Equal balls of standard deviation `scale`."""
@@ -156,6 +155,10 @@ class Splats(SceneConfig):
             "opacity_logits": torch.full((n,), _logit(self.opacity_init)),
             "color_logits": color_logits,
         }
+
+
+def _color_logits(rgbs: np.ndarray) -> Tensor:
+    return torch.from_numpy(rgbs).clamp(PALEST, 1 - PALEST).logit()
 
 
 def _logit(p: float) -> float:
