@@ -48,7 +48,7 @@ class Seat:
     session: Session
     thread: threading.Thread
     last_seen: float = field(default_factory=time.monotonic)
-    left_at: float | None = None  # when its page was closed
+    ends_at: float | None = None  # when nobody comes back to a page that was closed
     on_close: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -105,7 +105,7 @@ class Manager:
             seat = self._seats.get(seat_id)
         if seat is not None:
             seat.last_seen = time.monotonic()
-            seat.left_at = None
+            seat.ends_at = None
         return seat
 
     def exists(self, seat_id: str) -> bool:
@@ -113,12 +113,12 @@ class Manager:
         with self._lock:
             return seat_id in self._seats
 
-    def leave(self, seat_id: str) -> None:
-        """Its page was closed: the grace period begins."""
+    def leave(self, seat_id: str, at_least: float = 0.0) -> None:
+        """Nobody is there: the grace period begins, of `at_least` so many seconds."""
         with self._lock:
             seat = self._seats.get(seat_id)
         if seat is not None:
-            seat.left_at = time.monotonic()
+            seat.ends_at = time.monotonic() + max(self.grace, at_least)
 
     def close(self, seat_id: str) -> None:
         """End a session now."""
@@ -154,5 +154,4 @@ class Manager:
                 self.close(seat_id)
 
     def _is_over(self, seat: Seat, now: float) -> bool:
-        left = seat.left_at is not None and now - seat.left_at > self.grace
-        return left or now - seat.last_seen > self.idle
+        return (seat.ends_at is not None and now > seat.ends_at) or now - seat.last_seen > self.idle

@@ -66,6 +66,14 @@ def test_a_seat_ends_after_its_grace_period_unless_someone_comes_back(manager, q
     assert manager.exists(back.id)
 
 
+def test_a_seat_may_be_given_longer_than_the_grace_period(manager, quick):
+    soon, later = manager.open(quick), manager.open(quick)
+    manager.leave(soon.id)
+    manager.leave(later.id, at_least=60)
+    wait(lambda: not manager.exists(soon.id))
+    assert manager.exists(later.id)
+
+
 def test_an_idle_seat_ends(quick):
     manager = Manager(max_sessions=2, idle=0.2)
     seat = manager.open(quick)

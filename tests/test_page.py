@@ -411,6 +411,18 @@ def test_a_closed_tab_frees_its_session(open_tab: Callable[..., Tab], manager: M
 
 
 @pytest.mark.browser
+def test_a_tab_closed_at_once_frees_its_seat(
+    open_tab: Callable[..., Tab], manager: Manager, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sdlab.ui.page.ARRIVING", 2.0)
+    monkeypatch.setattr("sdlab.ui.page.Page._leave", lambda page, request: None)  # as when it had no connection yet
+    tab = open_tab(ready=False)
+    until(lambda: manager.count() == 1)
+    tab.page.evaluate("fetch = () => new Promise(() => {})")  # not one tick comes through
+    until(lambda: manager.count() == 0, 20)
+
+
+@pytest.mark.browser
 def test_when_all_seats_are_taken_and_when_a_seat_has_ended(open_tab: Callable[..., Tab], manager: Manager):
     tab = open_tab()
     others = [manager.open(settings()) for _ in range(2)]

@@ -175,9 +175,13 @@ def test_read_answers_every_question_and_leaves_out_what_has_no_answer() -> None
 
 def test_any_size_is_read(trained: judge.Classifier) -> None:
     rgb, _ = judge.true_pictures(judge.HELD_OUT, 100)
-    large = torch.nn.functional.interpolate(rgb.float() / 255, scale_factor=2.0, mode="nearest")
-    same = [a.colour == b.colour for a, b in zip(judge.read(trained, rgb), judge.read(trained, large), strict=True)]
-    assert sum(same) >= 90
+    enlarged = torch.nn.functional.interpolate(rgb.float() / 255, (judge.SIZE,) * 2, mode="bilinear", antialias=True)
+    for name, p in judge.chances(trained, rgb).items():
+        torch.testing.assert_close(p, judge.chances(trained, enlarged)[name])
+    fine, _ = judge.true_pictures(judge.HELD_OUT, 100, size=2 * judge.SIZE)  # the same pictures, with more pixels
+    plain, _ = judge.true_pictures(judge.HELD_OUT, 100, size=judge.SIZE)
+    apart = judge.chances(trained, fine)["colour"] - judge.chances(trained, plain)["colour"]
+    assert apart.abs().sum(1).mean() < 0.2  # of 2 at most
 
 
 def test_score_counts_right_answers_and_leaves_out_what_was_not_asked() -> None:

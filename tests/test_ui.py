@@ -195,6 +195,17 @@ def driven() -> Driven:
     return Driven()
 
 
+def test_a_late_tick_of_a_closed_page_is_no_sign_of_life(driven: Driven):
+    visit = driven.visit
+    assert visit.is_there(ticking=True)
+    visit.leave()
+    assert not visit.is_there(ticking=False)
+    assert not visit.is_there(ticking=True)  # it was under way
+    assert not visit.is_there(ticking=False)
+    assert visit.is_there(ticking=True)  # nobody sends a second one but a page that lives
+    assert visit.is_there(ticking=False)
+
+
 def stepped(step: int, rms: float = 0.1) -> Stepped:
     stats = {"grad_rms": rms, "steps_per_s": 5.0, "prior_share": 0.8, "t": 500.0, "seconds": 3.0, "skipped": 0.0}
     return Stepped(step, stats)

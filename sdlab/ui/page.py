@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import itertools
 import threading
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from sdlab.viewport.splat_view import Viewports
 ASSETS = Path(__file__).parents[2] / "assets"
 TITLE = "Score Distillation Lab"
 TICK = 0.5  # seconds
-LEAVING = 2.0  # seconds after a page was closed in which a late tick is not taken for its return
+ARRIVING = 60.0  # seconds that a page just given a seat has for its first tick
 
 QUICK = {  # of every handler: it takes milliseconds, so it neither waits in the queue nor shows a spinner
     "queue": False,
@@ -100,6 +99,7 @@ class Page:
             self._visits[seat.id] = visit
             self._seats_of[page] = seat.id
         seat.on_close.append(lambda: self._forget(page, seat.id))
+        self._manager.leave(seat.id, at_least=ARRIVING)  # for a page that was closed before it came to tick
         return visit
 
     def _forget(self, page: str, seat_id: str) -> None:
@@ -108,15 +108,12 @@ class Page:
             if self._seats_of.get(page) == seat_id:
                 del self._seats_of[page]
 
-    def _find(self, seat_id: str) -> Visit | None:
-        """The visit; a sign of life, unless the page has just been closed and this is its last request."""
+    def _find(self, seat_id: str, ticking: bool = False) -> Visit | None:
+        """The visit; a sign of life, unless the page was closed and this is its last request, however late."""
         with self._lock:
             visit = self._visits.get(seat_id)
-        if visit is None:
-            return None
-        if visit.left_at is not None and time.monotonic() - visit.left_at < LEAVING:
+        if visit is None or not visit.is_there(ticking):
             return visit
-        visit.left_at = None
         return visit if self._manager.get(seat_id) is not None else None
 
     # ---- layout and wiring -------------------------------------------------------------------------------
@@ -149,7 +146,7 @@ class Page:
                             elem_id="prompt",
                         )
                         with gr.Row(elem_id="run-buttons"):
-                            start = gr.Button("Start", variant="primary", elem_id="start")
+                            start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
                             pause = gr.Button("Pause", interactive=False, elem_id="pause")
                             step = gr.Button("Step", interactive=False, elem_id="step")
                             reset = gr.Button("Reset", interactive=False, elem_id="reset")
@@ -210,7 +207,7 @@ class Page:
     def _tick(self, seat_id: str, request: gr.Request) -> Any:
         if not seat_id:
             return gr.skip()
-        visit = self._find(seat_id)
+        visit = self._find(seat_id, ticking=True)
         if visit is None:
             with self._lock:
                 now = self._seats_of.get(request.session_hash or "")
@@ -227,7 +224,7 @@ class Page:
             seat_id = self._seats_of.get(request.session_hash or "")
             visit = self._visits.get(seat_id) if seat_id is not None else None
         if seat_id is not None and visit is not None:
-            visit.left_at = time.monotonic()
+            visit.leave()
             self._manager.leave(seat_id)
 
     # ---- handlers: what a person does --------------------------------------------------------------------

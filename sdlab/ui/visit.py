@@ -45,7 +45,7 @@ class Visit:
         self.seat = seat
         self.view = view
         self.preset = preset  # the one last picked
-        self.left_at: float | None = None  # when the page was closed
+        self._late_ticks: int | None = None  # that may still come from a page that was closed; None: it is there
         self._lock = threading.Lock()
         self._next_event = 0
         self._frame_version = -1
@@ -62,6 +62,21 @@ class Visit:
         self._marks: list[Mark] = []
         self._last_step = 0
         self._curves_changed = True
+
+    # ---- presence ----------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """The page's connection has ended: it was closed, or the network failed for a moment."""
+        with self._lock:
+            self._late_ticks = 1
+
+    def is_there(self, ticking: bool) -> bool:
+        """Whether a request says that the page is still there. A page has one tick under way at a time, so after its
+        connection has ended the first may be a late one; the second says that it lives."""
+        with self._lock:
+            if self._late_ticks is not None and ticking:
+                self._late_ticks = self._late_ticks - 1 if self._late_ticks > 0 else None
+            return self._late_ticks is None
 
     @property
     def settings(self) -> Settings:
