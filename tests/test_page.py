@@ -418,7 +418,7 @@ def test_a_tab_closed_at_once_frees_its_seat(
     monkeypatch.setattr("sdlab.ui.page.Page._leave", lambda page, request: None)  # as when it had no connection yet
     tab = open_tab(ready=False)
     until(lambda: manager.count() == 1)
-    tab.page.evaluate("fetch = () => new Promise(() => {})")  # not one tick comes through
+    tab.page.evaluate("void (window.fetch = () => new Promise(() => {}))")  # not one tick comes through
     until(lambda: manager.count() == 0, 20)
 
 
