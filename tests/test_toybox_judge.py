@@ -371,7 +371,7 @@ def test_judge_measures_any_toybox_folder(tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["judge", "--weights", str(tmp_path), *short.split(), "--out", str(out)]) == 0
     assert "60 two-object captions" in capsys.readouterr().out
     found = json.loads(out.read_text())
-    assert found["scale"] == 4.0
+    assert found["scale"] == sample.SCALE
     assert found["two-objects"]["samples"]["both"][1] == 60
 
 

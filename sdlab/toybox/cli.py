@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sdlab.toybox.sample import SCALE
 from sdlab.types import Prior
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
@@ -139,7 +140,7 @@ def add_sample(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="a toybox folder (default: the shipped one)")
     p.add_argument("--each", type=whole(1, 64), default=1, help="samples of each prompt (default %(default)s)")
     p.add_argument("--columns", type=whole(1, 64), default=8, help="pictures in a row (default %(default)s)")
-    p.add_argument("--cfg", type=real(0.0, 100.0), default=4.0, help="guidance scale (default %(default)s)")
+    p.add_argument("--cfg", type=real(0.0, 100.0), default=SCALE, help="guidance scale (default %(default)s)")
     p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
     p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of the starting noise")
     p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")
@@ -163,7 +164,7 @@ def add_judge(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--each", type=whole(1, 1000), default=16, help="samples of each held-out caption (default 16)")
     parts = "true,held-out,two-objects,no-view,descriptors"
     p.add_argument("--only", default=parts, metavar="PARTS", help="some of the parts (default: %(default)s)")
-    p.add_argument("--cfg", type=real(0.0, 100.0), default=4.0, help="guidance scale (default %(default)s)")
+    p.add_argument("--cfg", type=real(0.0, 100.0), default=SCALE, help="guidance scale (default %(default)s)")
     p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
     p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of the starting noise")
     p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")

@@ -43,7 +43,7 @@ class Sampling(NamedTuple):
     """How samples are drawn; `each` of a caption."""
 
     each: int = 16
-    scale: float = 4.0
+    scale: float = sample.SCALE
     steps: int = 30
     seed: int = 0
 

@@ -23,6 +23,7 @@ from sdlab.rng import StepRng
 from sdlab.types import Cond, Prior, cat_conds
 
 ZOOMED = 128  # pixels a side of an enlarged picture, about
+SCALE = 7.0  # guidance at which the embedded prior's samples are read best (its model card)
 BATCH = 32  # pictures at a time, each evaluated with and without its prompt
 
 
@@ -30,7 +31,7 @@ def sample(
     prior: Prior,
     prompts: Sequence[str],
     *,
-    scale: float = 4.0,
+    scale: float = SCALE,
     steps: int = 30,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
