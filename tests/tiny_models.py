@@ -1,6 +1,7 @@
 """Builders of tiny models with random weights in the diffusers layout, a few hundred kB each.
 
-They answer nonsense, but are read, converted and run like real ones.
+They answer nonsense, but are read, converted and run like real ones. `stable_diffusion` and `deepfloyd_if` have the
+modules, the names and the files of the published models, only narrower.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
 
 WORDS = [
     *("<pad>", "<bos>", "<eos>", "<unk>"),
@@ -74,16 +76,136 @@ def latent_model(folder: Path, size: int = 8, vae: str = "AutoencoderKL", seed: 
     return folder
 
 
+# what makes Stable Diffusion's U-Net and VAE, but for their widths
+STABLE_DIFFUSION = {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+}
+STABLE_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+
+
+def stable_diffusion(folder: Path, version: str = "1.5", seed: int = 0, **scheduler: Any) -> Path:
+    """A model of 64 x 64 pictures as the published files of Stable Diffusion 1.5, or with `version` "2.1" of 2.1."""
+    _save_clip_tokenizer(folder / "tokenizer")
+    torch.manual_seed(seed)
+    vocabulary = len(json.loads((folder / "tokenizer" / "vocab.json").read_text()))
+    config = _text_config(
+        vocab_size=vocabulary,
+        max_position_embeddings=77,
+        num_hidden_layers=2,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1 if version == "1.5" else 0,
+        hidden_act="quick_gelu" if version == "1.5" else "gelu",
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    file = folder / "text_encoder" / "model.safetensors"  # as CLIP was saved until transformers 5
+    tensors = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
+    tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(tensors, file, {"format": "pt"})
+
+    second = {"attention_head_dim": (1, 2, 4, 4), "use_linear_projection": True, "upcast_attention": True}
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 32, 32),
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        **STABLE_DIFFUSION,
+        **({"attention_head_dim": 4} if version == "1.5" else second),
+    ).save_pretrained(folder / "unet")
+
+    AutoencoderKL(block_out_channels=(4, 8, 16, 16), norm_num_groups=4, sample_size=64, **STABLE_VAE).save_pretrained(
+        folder / "vae"
+    )
+    if version == "1.5":
+        _name_attention_as_in_2022(folder / "vae" / "diffusion_pytorch_model.safetensors")
+        edit_json(folder / "vae" / "config.json", scaling_factor=None, shift_factor=None, force_upcast=None)
+    _save_scheduler(folder, **scheduler)
+    named = {"_class_name": "PNDMScheduler" if version == "1.5" else "DDIMScheduler", "skip_prk_steps": True}
+    edit_json(folder / "scheduler" / "scheduler_config.json", **named, steps_offset=1, set_alpha_to_one=False)
+    return folder
+
+
+def _name_attention_as_in_2022(file: Path) -> None:
+    """The VAE of Stable Diffusion 1.5 still has its first names."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(file)
+    for new, name in old.items():
+        tensors = {k.replace(f".{new}.", f".{name}."): v for k, v in tensors.items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    """What tells SDXL from Stable Diffusion: a second text encoder, and a U-Net that is told it and sizes."""
+    stable_diffusion(folder, "2.1")
+    _save_text(folder, 0)
+    for part in ("tokenizer", "text_encoder"):
+        (folder / part).rename(folder / f"{part}_2")
+    stable_diffusion(folder, "2.1")
+    times = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    edit_json(folder / "unet" / "config.json", **times, projection_class_embeddings_input_dim=6 * 4 + WIDTH)
+    return folder
+
+
+def deepfloyd_if(folder: Path, seed: int = 0) -> Path:
+    """A model of 16 x 16 pictures as the first stage of DeepFloyd IF: T5, a learned variance, no VAE."""
+    torch.manual_seed(seed)
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    words += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -float(i)) for i, word in enumerate(WORDS[4:], 1)]
+    T5Tokenizer(vocab=words, extra_ids=0, model_max_length=512).save_pretrained(folder / "tokenizer")
+    _t5(len(words)).save_pretrained(folder / "text_encoder")
+    UNet2DConditionModel(
+        sample_size=16,
+        out_channels=6,
+        in_channels=3,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        down_block_types=("ResnetDownsampleBlock2D", *("SimpleCrossAttnDownBlock2D",) * 3),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=(*("SimpleCrossAttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        encoder_hid_dim=WIDTH,
+        cross_attention_norm="group_norm",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+    ).save_pretrained(folder / "unet")
+    learned = {"variance_type": "learned_range", "thresholding": True, "sample_max_value": 1.0}
+    _save_scheduler(folder, beta_schedule="squaredcos_cap_v2", beta_start=0.0001, beta_end=0.02, **learned)
+    return folder
+
+
 def with_t5(folder: Path, seed: int = 0) -> Path:
     """Replace a model's text encoder by a tiny T5."""
     torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=len(WORDS), d_model=WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=2
-    )
     for file in (folder / "text_encoder").iterdir():
         file.unlink()
-    T5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    _t5(len(WORDS)).save_pretrained(folder / "text_encoder")
     return folder
+
+
+def _t5(vocabulary: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=WIDTH,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+            pad_token_id=0,
+            eos_token_id=2,
+        )
+    )
 
 
 def edit_json(file: Path, **values: Any) -> None:
@@ -133,18 +255,42 @@ def _save_text(folder: Path, seed: int) -> None:
     CLIPTextModel(_text_config()).save_pretrained(folder / "text_encoder")
 
 
-def _text_config() -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(WORDS),
-        hidden_size=WIDTH,
-        projection_dim=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+def _text_config(**more: Any) -> CLIPTextConfig:
+    defaults = {
+        "vocab_size": len(WORDS),
+        "hidden_size": WIDTH,
+        "projection_dim": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TOKENS,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return CLIPTextConfig(**(defaults | more))
+
+
+def _save_clip_tokenizer(folder: Path) -> None:
+    """As the published models have it: a vocabulary of pieces and their merges, no tokenizer.json."""
+    letters = "abcdefghijklmnopqrstuvwxyz,"
+    pieces = [*letters, *(f"{c}</w>" for c in letters)]
+    merges = []
+    for word in ("a", "red", "bear", "front", "view"):
+        made = [*word[:-1], f"{word[-1]}</w>"]
+        while len(made) > 1:
+            merges.append(f"{made[0]} {made[1]}")
+            made[:2] = [made[0] + made[1]]
+            pieces.append(made[0])
+    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n")
+    end = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    special = {"bos_token": "<|startoftext|>", **end}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special})
     )
 
 

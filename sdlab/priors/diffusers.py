@@ -442,7 +442,10 @@ def _load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Mod
         extra.append("addition_embed_type")
     if extra:
         shown = ", ".join(f"{k} {config[k]!r}" for k in extra)
-        raise ValueError(f"{file}: {shown}; supported are networks that are conditioned on text and timestep alone")
+        raise ValueError(
+            f"{file}: {shown}; supported are networks that are conditioned on text and timestep alone, as Stable "
+            "Diffusion 1.5 and 2.1 or the first stage of DeepFloyd IF, but not SDXL"
+        )
     if not isinstance(config.get("sample_size"), int):
         raise ValueError(
             f"{file}: sample_size {config.get('sample_size')!r}; needed is one number, for square pictures"
