@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,22 +49,46 @@ class Score(FittedNet):
         with torch.no_grad():
             return [self._psi.eps(out, x.z_t, x.t) for out in self._predict(batches, model)]
 
-    def learn(self, x: Noised, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
+    def learn(
+        self,
+        x: Noised,
+        model: BoundPrior,
+        lr: float,
+        p_null: float,
+        lessons: int,
+        every: int = 1,
+        gamma: float = 0.0,
+    ) -> None:
         """`lessons` steps of the optimiser on the rendered pictures x.z0; a coin for each picture hides its camera.
-        `gamma` adds that much of the distance to the prior's own prediction (ASD)."""
+        With `every` above 1 only every so many-th step of the scene is one in which psi learns, and then from as many
+        noises to each picture: a large batch costs far less than as many small ones. `gamma` adds that much of the
+        distance to the prior's own prediction (ASD)."""
+        if model.rng.step > 0 and model.rng.step % every:  # steps below 0 are those of its warm-up
+            return
         for k in range(lessons):
-            model.nfe += 1
-            t = torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {k}")).to(x.z0.device)
-            noise = model.rng.randn(f"score noise {k}", x.z0)
-            kept = torch.rand(x.z0.shape[:1], generator=model.rng(f"score camera {k}")) >= p_null
-            alpha, sigma = model.marginal(t)
-            z_t = alpha * x.z0 + sigma * noise
-            rival = model.eps(z_t, t, "pos")[0] if gamma != 0.0 else None
+            draws = [self._draw(x, model, k * every + j, p_null, gamma) for j in range(every)]
+            batches, noises, rivals = zip(*draws, strict=True)
+            z0, noise, t = x.z0.repeat(every, 1, 1, 1), torch.cat(noises), torch.cat([batch.t for batch in batches])
+            rival = None if gamma == 0.0 else torch.cat(rivals)
+            model.nfe += every
             with torch.enable_grad():
-                (out,) = self._predict([_Batch(z_t, t, _cameras_of(x.z0, model) * kept.to(x.z0)[:, None])], model)
-                errors = self._psi.errors(out, x.z0, noise, t, rival, gamma)
+                out = torch.cat(self._predict(batches, model))
+                errors = self._psi.errors(out, z0, noise, t, rival, gamma)
                 # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
                 self.descend(errors.mean() * x.z0[0].numel(), lr)
+
+    @staticmethod
+    def _draw(
+        x: Noised, model: BoundPrior, i: int, p_null: float, gamma: float
+    ) -> tuple[_Batch, Tensor, Tensor | None]:
+        """What psi is shown of x.z0, the noise in it, and what the prior says of it if `gamma` asks for that."""
+        t = torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {i}")).to(x.z0.device)
+        noise = model.rng.randn(f"score noise {i}", x.z0)
+        kept = torch.rand(x.z0.shape[:1], generator=model.rng(f"score camera {i}")) >= p_null
+        alpha, sigma = model.marginal(t)
+        z_t = alpha * x.z0 + sigma * noise
+        batch = _Batch(z_t, t, _cameras_of(x.z0, model) * kept.to(x.z0)[:, None])
+        return batch, noise, model.eps(z_t, t, "pos")[0] if gamma != 0.0 else None
 
     def _predict(self, batches: Sequence[_Batch], model: BoundPrior) -> list[Tensor]:
         """psi's native answers to each of `batches`, in one forward."""
@@ -87,7 +111,16 @@ class ExactScores:
         own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
         return [own if with_camera else together for with_camera in cameras]
 
-    def learn(self, x: Noised, model: BoundPrior, lr: float, p_null: float, lessons: int, gamma: float = 0.0) -> None:
+    def learn(
+        self,
+        x: Noised,
+        model: BoundPrior,
+        lr: float,
+        p_null: float,
+        lessons: int,
+        every: int = 1,
+        gamma: float = 0.0,
+    ) -> None:
         """Nothing to learn."""
 
     def to(self, device: torch.device) -> None:
@@ -128,11 +161,14 @@ def square_error(eps: Tensor, noise: Tensor) -> Tensor:
 class TrainsScore:
     """What losses that train psi have in common, beside the knobs below."""
 
+    fits_guidance: ClassVar[bool] = False
+
     network: str
     rank: int
     lr: float
     p_null: float
     lessons: int
+    every: int
 
     def aux_key(self) -> tuple:
         """What a psi that is to be gone on with must have been made with; a copy has no rank."""
@@ -144,7 +180,7 @@ class TrainsScore:
         return Score(prior, self.network, self.rank, self.lr, rng)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
-        aux.learn(x, model, self.lr, self.p_null, self.lessons)
+        aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every)
 
 
 # ---- the knobs that these losses share --------------------------------------------------------------------------
@@ -174,6 +210,10 @@ def p_null_knob() -> Any:
 
 def lessons_knob() -> Any:
     return knob(1, 1, 16, "steps of psi's optimiser for each step of the scene (paper: 1)")
+
+
+def every_knob() -> Any:
+    return knob(1, 1, 16, "psi learns in every so many-th step, then from as many noises to each picture (paper: 1)")
 
 
 def warm_up_knob() -> Any:

@@ -196,7 +196,8 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Non
         cams, _, z = look(scene, s, prior, rng, Stopwatch())
         x = noised(z, s, rng, prior, progress)
         model = bound(prior, s, prompts, cams, rng, progress)
-        guidance = loss.gradient(x, model, aux)
+        asks = loss.fits_guidance or aux.fitted == 0  # the first time in any case: what fails shall fail at once
+        guidance = loss.gradient(x, model, aux) if asks else Guidance(torch.zeros_like(z))
     loss.fit(x, model, aux, guidance)
     state.seconds += time.perf_counter() - started
     state.prior_seconds += model.seconds

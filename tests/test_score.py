@@ -53,6 +53,28 @@ def taught(prior, lessons=5, lr=1e-2, how="copy"):
     return score
 
 
+def test_psi_may_learn_every_so_many_steps_from_as_many_noises(prior):
+    psi = taught(prior, 0)
+    for step in range(8):
+        model = bound(prior, step=step)
+        psi.learn(noised(prior, step), model, 1e-2, 0.5, lessons=1, every=4)
+        assert model.nfe == (4 if step in (0, 4) else 0)
+        assert psi.fitted == 1 + step // 4
+    psi.learn(noised(prior, 3), bound(prior, step=-3), 1e-2, 0.5, lessons=2, every=4)
+    assert psi.fitted == 4, "while it warms up it learns in every step"
+
+
+def test_noises_of_one_lesson_are_those_of_as_many_lessons(prior, monkeypatch):
+    """every = 3 descends along the mean of what three lessons in a row would, from the same weights."""
+    shown = []
+    monkeypatch.setattr(Score, "descend", lambda self, loss, lr: shown.append(loss.detach()))
+    x = noised(prior)
+    taught(prior, 0).learn(x, bound(prior), 1e-2, 0.5, lessons=3)
+    taught(prior, 0).learn(x, bound(prior), 1e-2, 0.5, lessons=1, every=3)
+    assert len(shown) == 4
+    torch.testing.assert_close(shown[3], torch.stack(shown[:3]).mean(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("how", ["lora", "copy"])
 @pytest.mark.parametrize("kind", ["mixture", "epsilon", "v_prediction"])
 def test_with_a_new_psi_vsd_is_guidance_alone(kind, how, prior, tmp_path):

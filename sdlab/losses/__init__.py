@@ -26,6 +26,7 @@ class Distillation(ABC):
     look_for: ClassVar[str]  # what to watch in the picture
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond")
     needs_reference: ClassVar[bool] = False  # whether it compares with the scene as it was when the loss was chosen
+    fits_guidance: ClassVar[bool] = True  # whether `fit` looks at what `gradient` answered
 
     @abstractmethod
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:

@@ -39,6 +39,7 @@ class ASD(score.TrainsScore, Distillation):
     lr: float = score.lr_knob()
     p_null: float = score.p_null_knob()
     lessons: int = score.lessons_knob()
+    every: int = score.every_knob()
     warm_up: int = score.warm_up_knob()
 
     def calls(self) -> tuple[int, ...]:
@@ -54,4 +55,4 @@ class ASD(score.TrainsScore, Distillation):
         return Guidance(hat - psi, {**preds, "psi": psi}, stats)
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
-        aux.learn(x, model, self.lr, self.p_null, self.lessons, self.gamma)
+        aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every, self.gamma)

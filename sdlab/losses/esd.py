@@ -44,6 +44,7 @@ class ESD(score.TrainsScore, Distillation):
     lr: float = score.lr_knob()
     p_null: float = score.p_null_knob()
     lessons: int = score.lessons_knob()
+    every: int = score.every_knob()
     warm_up: int = score.warm_up_knob()
 
     def calls(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ LABELS = {
     "fovy": "Field of view",
     "lam": "Lambda",
     "lessons": "Lessons per step",
+    "every": "Learns every",
     "lr": "Learning rate",
     "start": "Schedules begin at step",
     "perp_neg": "Perp-Neg",
