@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import huggingface_hub
 import pytest
 import tiny_models as tiny
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from sdlab.priors import diffusers as module
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
@@ -487,79 +485,12 @@ def test_a_repository_with_pickles_only_is_refused_before_the_download():
         files_to_download(["unet/config.json", "unet/diffusion_pytorch_model.bin"], False, "o/n")
 
 
-def test_a_repository_is_downloaded_and_read_like_a_folder(pixel, monkeypatch):
-    names = [str(f.relative_to(pixel)) for f in pixel.rglob("*") if f.is_file()]
-    siblings = [SimpleNamespace(rfilename=n, size=500_000_000) for n in names]
-    asked = {}
-
-    def model_info(self, repo, revision, files_metadata):
-        return SimpleNamespace(siblings=siblings, sha="0123abc")
-
-    def snapshot_download(repo, revision, allow_patterns):
-        asked.update(repo=repo, revision=revision, files=set(allow_patterns))
-        return str(pixel)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    said: list[str] = []
-    config = DiffusersPrior(path="owner/tiny", engine="torch", precision="bf16", revision="main")
-    model = config.load(CPU, said.append)
-    assert model.name == "owner/tiny"
-    assert (asked["repo"], asked["revision"]) == ("owner/tiny", "0123abc")
-    assert asked["files"] == set(names)
-    assert any("downloading owner/tiny, which has no float16 files (" in text for text in said)
-
-
-def _answer(error):
-    response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
-    return error("no", response=response)
-
-
-@pytest.mark.parametrize(
-    ("error", "raised", "message"),
-    [
-        (RepositoryNotFoundError, ValueError, r"'owner/name'.*no such folder here and no such public model.*spelling"),
-        (GatedRepoError, RuntimeError, r"accept a licence first: open https://huggingface.co/owner/name.*HF_TOKEN"),
-        (RevisionNotFoundError, ValueError, r"prior\.revision = 'v9': owner/name has no such branch"),
-    ],
-)
-def test_what_the_hub_refuses_is_explained(error, raised, message, monkeypatch):
-    def model_info(self, *args, **kwargs):
-        raise _answer(error)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    with pytest.raises(raised, match=message):
-        DiffusersPrior(path="owner/name", revision="v9").load(CPU)
-
-
-def test_without_network_a_model_that_was_never_downloaded_is_explained(monkeypatch, tmp_path):
-    def model_info(self, *args, **kwargs):
-        raise httpx.ConnectError("Name or service not known")
-
-    def snapshot_download(repo, **kwargs):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(RuntimeError, match=r"Hub cannot be reached \(Name or service not known\).*use 'toybox'"):
-        DiffusersPrior(path="owner/name").load(CPU)
-
-
 def test_a_hub_that_nobody_answers_for_is_explained_by_its_own_client(monkeypatch, tmp_path):
     """Nothing of the client is replaced: whatever its version raises must be understood."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"'owner/name'.*not downloaded before.*cannot be reached.*use 'toybox'"):
         DiffusersPrior(path="owner/name").load(CPU)
-
-
-def test_without_network_an_earlier_download_is_used(pixel, monkeypatch):
-    def model_info(self, *args, **kwargs):
-        raise httpx.ConnectError("down")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **kwargs: str(pixel))
-    assert DiffusersPrior(path="owner/tiny", engine="torch").load(CPU).shape == (3, 8, 8)
 
 
 # ---- what cannot be read ----------------------------------------------------------------------------------------
@@ -608,6 +539,62 @@ def test_pickled_weights_are_refused(broken):
 def test_absent_weights_are_named(broken):
     next((broken / "text_encoder").glob("*.safetensors")).unlink()
     with pytest.raises(RuntimeError, match=r"text_encoder has no weights: model\.safetensors is missing"):
+        load(broken)
+
+
+def in_shards(place: Path, *which: int) -> None:
+    """Save the weights of a part as two files and their index, of which only `which` are there."""
+    from safetensors.torch import load_file, save_file
+
+    (whole,) = place.glob("*.safetensors")
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    shards = {f"{whole.stem}-0000{i}-of-00002.safetensors": names[i - 1 :: 2] for i in (1, 2)}
+    for i, (shard, held) in enumerate(shards.items(), 1):
+        if i in which:
+            save_file({name: tensors[name] for name in held}, place / shard, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (place / f"{whole.name}.index.json").write_text(json.dumps(index))
+    whole.unlink()
+
+
+def test_weights_in_several_files_are_read(pixel, broken):
+    for part in ("unet", "text_encoder"):
+        in_shards(broken / part, 1, 2)
+    whole, parts = load(pixel), load(broken)
+    z_t = noisy(whole, 5)
+    torch.testing.assert_close(parts.eps(z_t, EDGES, conds(parts, 5)), whole.eps(z_t, EDGES, conds(whole, 5)))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_missing_shard_is_named(part, broken):
+    in_shards(broken / part, 1)
+    with pytest.raises(RuntimeError, match=rf"{part} lacks 1 of the files of its weights: \S+-00002-of-00002\.saf"):
+        load(broken)
+
+
+def test_an_index_that_names_no_files_is_named(broken):
+    in_shards(broken / "unet", 1, 2)
+    tiny.edit_json(broken / "unet" / "diffusion_pytorch_model.safetensors.index.json", weight_map=None)
+    with pytest.raises(RuntimeError, match=r"index\.json should name the files of the weights"):
+        load(broken)
+
+
+def test_an_empty_tokenizer_is_named(broken):
+    shutil.rmtree(broken / "tokenizer")
+    (broken / "tokenizer").mkdir()
+    with pytest.raises(RuntimeError, match=r"tokenizer cannot be loaded \(.*copy or download it again"):
+        load(broken)
+
+
+def test_a_package_that_a_tokenizer_needs_is_named(broken, monkeypatch):
+    """DeepFloyd IF comes with SentencePiece's file alone."""
+    shutil.rmtree(broken / "tokenizer")
+    (broken / "tokenizer").mkdir()
+    (broken / "tokenizer" / "spiece.model").write_bytes(b"pieces")
+    (broken / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"SentencePiece's format, .* is missing: pip install sentencepiece"):
         load(broken)
 
 
@@ -703,6 +690,55 @@ def test_reading_draws_no_progress_bars(pixel, capfd):
 def test_half_precision_needs_a_gpu(pixel):
     with pytest.raises(ValueError, match=r"prior\.precision = 'fp16' needs a GPU.*'auto'"):
         load(pixel, precision="fp16")
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_model_that_does_not_fit_says_so_and_what_to_lower(error, pixel, monkeypatch):
+    from diffusers import UNet2DConditionModel
+
+    def from_pretrained(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", from_pretrained)
+    with pytest.raises(RuntimeError, match=r"tiny in fp32, which takes 0\.0 GB, .* GB that are free of .*prior\.path"):
+        load(pixel)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_size_of_a_model_is_known_before_it_is_loaded(dtype, tmp_path):
+    folder = tiny.latent_model(tmp_path / "m")
+    model = load(folder)
+    vae = sum(p.numel() for p in model._space.model.parameters())
+    assert module._size(folder, dtype) == (model.n_parameters - vae) * dtype.itemsize + vae * 4  # which stays float32
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_step_that_does_not_fit_says_how_many_pictures_it_had(error, tmp_path):
+    model = load(tiny.latent_model(tmp_path / "m"))
+
+    def full(*args, **kwargs):
+        raise error
+
+    model._engine = SimpleNamespace(name="full", forward=full)
+    with pytest.raises(RuntimeError, match=r"out of memory: the network with 5 pictures at once.*Lower camera\.views"):
+        model.eps(noisy(model, 5), EDGES, conds(model, 5))
+    model._space.model.encode = full
+    with pytest.raises(RuntimeError, match=r"out of memory: encoding 2 pictures of 16 pixels"):
+        model.encode(torch.rand(2, 3, 16, 16))
+
+
+def test_other_errors_are_left_as_they_are():
+    with pytest.raises(RuntimeError, match=r"^something else$"), module.memory_explained("this", CPU):
+        raise RuntimeError("something else")
 
 
 # ---- the bundled model ------------------------------------------------------------------------------------------

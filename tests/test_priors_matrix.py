@@ -17,11 +17,10 @@ from sdlab.settings import Settings, default_settings, losses
 from sdlab.types import Cond, cat_conds
 
 CPU = torch.device("cpu")
-V = {"prediction_type": "v_prediction"}
 MAKERS = {
     "sd-1.5": lambda folder: tiny.stable_diffusion(folder, "1.5"),
     "sd-2.1": lambda folder: tiny.stable_diffusion(folder, "2.1"),
-    "sd-2.1-v": lambda folder: tiny.stable_diffusion(folder, "2.1", **V),
+    "sd-2.1-v": lambda folder: tiny.stable_diffusion(folder, "2.1", prediction_type="v_prediction"),
     "deepfloyd-if": tiny.deepfloyd_if,
 }
 # the published configurations, as far as they name or shape modules
@@ -87,7 +86,7 @@ def test_they_are_read_as_what_they_are(models):
 def test_their_modules_have_the_names_of_the_published_model(name, published, models):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**published)
-        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), **tiny.STABLE_VAE)
+        vae = AutoencoderKL(**(tiny.STABLE_VAE | {"block_out_channels": (128, 256, 512, 512)}))
     assert set(models[name].unet.state_dict()) == set(unet.state_dict())
     assert set(models[name]._space.model.state_dict()) == set(vae.state_dict())
 

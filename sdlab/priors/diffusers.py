@@ -16,21 +16,24 @@ Only safetensors, JSON and text are read, and no code comes with a model: a prio
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import os
 import string
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sdlab.knobs import knob
 from sdlab.priors import PriorConfig, Progress, first_line, silent
@@ -45,7 +48,7 @@ from sdlab.priors.engines import (
     resolve_precision,
     weights_dtype,
 )
-from sdlab.priors.files import checked_weights, find_model, read_json, require_layout
+from sdlab.priors.files import checked_weights, count_numbers, find_model, read_json, require_layout
 from sdlab.priors.prediction import PREDICTIONS, as_eps
 from sdlab.priors.trainable import Trainable, TrainableUNet
 from sdlab.priors.wordlist import WordList, read_word_list
@@ -55,6 +58,7 @@ TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 KEPT_TEXTS = 256
 ALPHA_MIN = 1e-4  # zero-terminal-SNR schedules end in alpha = 0, by which losses would divide
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 T5_TOKENS = 77  # T5 has no limit of its own; DeepFloyd IF was trained on 77
 
 
@@ -73,6 +77,19 @@ class DiffusersPrior(PriorConfig):
     )
     revision: str = knob("", hi=100, help="branch, tag or commit on the Hub; empty is the newest", apply="rebuild")
     threads: int = knob(0, 0, 256, "processor threads for the network; 0 takes every core", apply="rebuild")
+    vae_precision: str = knob(
+        "auto",
+        help="number format of the VAE of a latent model; auto is the network's on a GPU, fp32 on a processor. Where "
+        "half precision overflows, fp32 takes its place",
+        apply="rebuild",
+        choices=PRECISIONS,
+    )
+    low_memory: bool = knob(
+        False,
+        help="for graphics cards of 8 GB: the VAE takes one picture at a time and computes it again on the way back, "
+        "and texts are read on the processor; slower",
+        apply="rebuild",
+    )
 
     def load(self, device: torch.device, progress: Progress = silent) -> DiffusersModel:
         """The model; a Hub repository is downloaded first, and OpenVINO converts a network it has not met.
@@ -83,16 +100,18 @@ class DiffusersPrior(PriorConfig):
         # read by diffusers when it is first imported; nothing here runs a model's code, this forbids it to others
         os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
         precision, precision_note = resolve_precision(self.precision, device)
-        folder = find_model(self.path, self.revision, half=precision != "fp32", progress=progress)
-        require_layout(folder)
+        folder, commit = find_model(self.path, self.revision, precision != "fp32", _require_support, progress)
 
         progress(f"loading {self.path}")
         dtype = weights_dtype(precision, device)
+        vae_precision = _vae_precision(self.vae_precision, precision, device)
         alphas_cumprod, prediction_type = _read_schedule(folder)
-        encoder = _load_part(folder / "text_encoder", _text_encoder_class(folder), dtype, device)
-        text = TextEncoder(_load_tokenizer(folder), encoder, read_word_list(folder))
-        unet = _load_unet(folder, dtype, device)
-        space = _load_space(folder, unet, device)
+        with memory_explained(f"{self.path} in {precision}", device, lambda: _size(folder, dtype)):
+            reader = (torch.float32, torch.device("cpu")) if self.low_memory else (dtype, device)
+            encoder = _load_part(folder / "text_encoder", _text_encoder_class(folder), *reader)
+            text = TextEncoder(_load_tokenizer(folder), encoder, read_word_list(folder), device)
+            unet = _load_unet(folder, dtype, device)
+            space = _load_space(folder, unet, device, _AUTOCAST.get(vae_precision), self.low_memory)
 
         hidden = text.embed("")
         _must_match(unet, hidden.shape[-1], folder)
@@ -110,13 +129,13 @@ class DiffusersPrior(PriorConfig):
         name = folder.resolve().name if Path(self.path).expanduser().is_dir() else self.path
         notes = "; ".join(n for n in (precision_note, engine_note) if n)
         schedule = alphas_cumprod, prediction_type
-        return DiffusersModel(name, unet, text, space, *schedule, engine, precision, self.threads, notes)
+        return DiffusersModel(name, unet, text, space, *schedule, engine, precision, self.threads, notes, commit)
 
 
 class DiffusersModel:
     """The `Prior` of a `DiffusersPrior`; frozen, and safe to call from any thread.
 
-    `unet` is the torch network, whatever engine evaluates it.
+    `unet` is the torch network, whatever engine evaluates it; `commit` that of the Hub's repository, "" for a folder.
     """
 
     def __init__(
@@ -131,15 +150,17 @@ class DiffusersModel:
         precision: str,
         threads: int,
         note: str,
+        commit: str = "",
     ) -> None:
         self.name = name
+        self.commit = commit
         self.shape = space.shape
         self.image_size = space.image_size
         self.device = next(unet.parameters()).device
         self.unet = unet
         self.prediction_type = prediction_type
         self.n_parameters = sum(p.numel() for part in (unet, text.model, space.model) for p in part.parameters())
-        self.engine_note = note
+        self._notes = [note] if note else []
         self._text = text
         self._space = space
         self._engine = engine
@@ -153,6 +174,10 @@ class DiffusersModel:
     @property
     def engine_name(self) -> str:
         return self._engine.name
+
+    @property
+    def engine_note(self) -> str:
+        return "; ".join(n for n in (*self._notes, self._space.note) if n)
 
     @property
     def torch_threads(self) -> int:
@@ -182,12 +207,14 @@ class DiffusersModel:
 
     def encode(self, rgb: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B C H W"]:
         """rgb in [0, 1] of any size -> z; differentiable. A VAE gives the mean of its posterior."""
-        return self._space.encode(_resize(rgb, self.image_size))
+        with memory_explained(f"encoding {len(rgb)} pictures of {self.image_size} pixels", self.device):
+            return self._space.encode(_resize(rgb, self.image_size))
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         """z -> rgb clamped to [0, 1]."""
-        return self._space.decode(z).clamp(0, 1)
+        with memory_explained(f"decoding {len(z)} pictures of {self.image_size} pixels", self.device):
+            return self._space.decode(z).clamp(0, 1)
 
     def marginal(self, t: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1 1"], Float[Tensor, "B 1 1 1"]]:
         """alpha, sigma of the model's own schedule, alpha at least 1e-4."""
@@ -202,15 +229,17 @@ class DiffusersModel:
                 "there must be one of each per picture"
             )
         # networks with a learned variance (Nichol & Dhariwal 2021; DeepFloyd IF) answer with it behind the mean
-        out = self._network(z_t, t, cond.hidden)[:, : z_t.shape[1]].to(z_t.dtype)
+        with memory_explained(f"the network with {len(z_t)} pictures at once", self.device):
+            out = self._network(z_t, t, cond.hidden)[:, : z_t.shape[1]].to(z_t.dtype)
         alpha, sigma = (x.to(z_t.dtype) for x in self.marginal(t))
         return as_eps(self.prediction_type, out, z_t, alpha, sigma)
 
     def trainable(self, how: str, rank: int) -> Trainable:
         """A network that starts as this one and can learn, on this device; `how` is one of
         `sdlab.score.NETWORKS`, `rank` that of its LoRA. Draws from torch's own generator."""
-        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._precision)
-        return Trainable(TrainableUNet(self.unet, how, rank, autocast), self.prediction_type, self.marginal)
+        with memory_explained(f"a network that learns ({how})", self.device):
+            net = TrainableUNet(self.unet, how, rank, _AUTOCAST.get(self._precision))
+        return Trainable(net, self.prediction_type, self.marginal)
 
     def _network(self, z_t: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
         engine = self._engine
@@ -224,18 +253,19 @@ class DiffusersModel:
         with self._falling_back:
             if self._engine is failed:
                 self._engine = TorchEngine(self.unet, self._precision, self._threads)
-                notes = (self.engine_note, f"{reason}; torch runs instead")
-                self.engine_note = "; ".join(n for n in notes if n)
+                self._notes.append(f"{reason}; torch runs instead")
 
 
 # ---- words ------------------------------------------------------------------------------------------------------
 
 
 class TextEncoder:
-    """Text -> hidden [1, L, D], as the Stable Diffusion and DeepFloyd IF pipelines do it; the last texts are kept."""
+    """Text -> hidden [1, L, D] on `device`, as the Stable Diffusion and DeepFloyd IF pipelines do it; the last texts
+    are kept. `model` may be elsewhere."""
 
-    def __init__(self, tokenizer: Any, model: nn.Module, known: WordList | None = None) -> None:
+    def __init__(self, tokenizer: Any, model: nn.Module, known: WordList | None, device: torch.device) -> None:
         self.model = model
+        self._device = device
         self._known = known
         self._tokenizer = tokenizer
         config: Any = model.config
@@ -267,7 +297,7 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self.model.device)
         mask = tokens.attention_mask if self._masks_padding else None
-        return self.model(input_ids=tokens.input_ids, attention_mask=mask).last_hidden_state.float()
+        return self.model(input_ids=tokens.input_ids, attention_mask=mask).last_hidden_state.float().to(self._device)
 
     def remark(self, text: str, is_prompt: bool = True) -> str:
         """What to tell the writer of `text`; of a prompt also that it names no object."""
@@ -324,6 +354,7 @@ class Space(Protocol):
     shape: tuple[int, int, int]
     image_size: int
     model: nn.Module
+    note: str  # what is not as one would expect, for people
 
     def encode(self, rgb: Tensor) -> Tensor: ...
 
@@ -342,6 +373,7 @@ class PixelSpace:
         self.shape: tuple[int, int, int] = (3 * patch**2, size, size)
         self.image_size = size * patch
         self.model: nn.Module = nn.Identity()
+        self.note = ""
         self._patch = patch
 
     def encode(self, rgb: Tensor) -> Tensor:
@@ -352,25 +384,80 @@ class PixelSpace:
 
 
 class LatentSpace:
-    """z = scale (latent - shift) of a VAE; the VAE stays in float32, for its gradient is what reaches the scene."""
+    """z = scale (latent - shift) of a VAE, whose weights are float32.
 
-    def __init__(self, vae: nn.Module, size: int) -> None:
+    It computes in `autocast`, if that is given, until an answer is not finite: then and from then on in float32. With
+    `one_by_one` it takes one picture at a time, and keeps no activations for the way back but computes them again.
+    """
+
+    def __init__(
+        self, vae: nn.Module, size: int, autocast: torch.dtype | None = None, one_by_one: bool = False
+    ) -> None:
         config: Any = vae.config
         blocks = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
         self.shape: tuple[int, int, int] = (config.latent_channels, size, size)
         self.image_size = size * 2 ** (len(blocks) - 1)
         self.model: nn.Module = vae
+        self.note = ""
         self._vae: Any = vae
+        self._autocast = autocast
+        self._one_by_one = one_by_one
         self._scale = config.scaling_factor
         self._shift = getattr(config, "shift_factor", None) or 0.0
 
     def encode(self, rgb: Tensor) -> Tensor:
-        answer = self._vae.encode(2 * rgb - 1)
-        latent = answer.latent_dist.mean if hasattr(answer, "latent_dist") else answer.latents
-        return self._scale * (latent - self._shift)
+        return self._scale * (self._finite(self._mean, 2 * rgb - 1) - self._shift)
 
     def decode(self, z: Tensor) -> Tensor:
-        return self._vae.decode(z / self._scale + self._shift, return_dict=False)[0] / 2 + 0.5
+        return self._finite(self._picture, z / self._scale + self._shift) / 2 + 0.5
+
+    def _mean(self, x: Tensor) -> Tensor:
+        answer = self._vae.encode(x)
+        return answer.latent_dist.mean if hasattr(answer, "latent_dist") else answer.latents
+
+    def _picture(self, latent: Tensor) -> Tensor:
+        return self._vae.decode(latent, return_dict=False)[0]
+
+    def _finite(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """network(x) in float32, computed in half precision as long as that is good for it."""
+        half = self._autocast
+        if half is None:
+            return self._by_parts(network, x)
+        with torch.autocast(x.device.type, half):
+            out = _with_large_gradient(lambda part: self._by_parts(network, part), x).float()
+        if bool(torch.isfinite(out).all()) or not bool(torch.isfinite(x).all()):
+            return out
+        self._autocast = None
+        self.note = f"the VAE overflows in {str(half).removeprefix('torch.')}: it computes in float32 instead"
+        warnings.warn(self.note, stacklevel=2)
+        return self._by_parts(network, x)
+
+    def _by_parts(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if not self._one_by_one:
+            return network(x)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return torch.cat([network(part) for part in x.split(1)])
+        again = [checkpoint(network, part, use_reentrant=False, preserve_rng_state=False) for part in x.split(1)]
+        return torch.cat(again)  # type: ignore[arg-type]
+
+
+def _with_large_gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """network(x), whose gradient is about 1 on its way back through the network whatever size it comes in: what is
+    small vanishes in half precision."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return network(x)
+    factor = torch.ones((), device=x.device)
+
+    def enlarge(grad: Tensor) -> Tensor:
+        largest = grad.abs().max().float().clamp(1e-30, 1e30)
+        factor.copy_(torch.exp2(-torch.log2(largest).round()))  # a power of 2 is multiplied by without rounding
+        return grad * factor
+
+    x = x * 1.0  # a tensor of its own, for the hook
+    x.register_hook(lambda grad: grad / factor)
+    out = network(x).float()
+    out.register_hook(enlarge)
+    return out
 
 
 def _resize(rgb: Tensor, size: int) -> Tensor:
@@ -380,6 +467,15 @@ def _resize(rgb: Tensor, size: int) -> Tensor:
 
 
 # ---- reading the parts ------------------------------------------------------------------------------------------
+
+
+def _require_support(folder: Path) -> None:
+    """ValueError or RuntimeError unless the small files in `folder` are those of a model that can be used here."""
+    require_layout(folder)
+    _read_schedule(folder)
+    _text_encoder_class(folder)
+    config = _unet_config(folder)
+    _require_space(folder, config.get("in_channels", 4), config.get("out_channels", 4))
 
 
 def _read_schedule(folder: Path) -> tuple[Tensor, str]:
@@ -414,7 +510,12 @@ def _load_tokenizer(folder: Path) -> Any:
             folder / "tokenizer", local_files_only=True, trust_remote_code=False, use_fast=True
         )
     except Exception as e:
-        raise RuntimeError(f"{folder / 'tokenizer'} cannot be loaded ({first_line(e)}); copy it again") from e
+        place = folder / "tokenizer"
+        if (place / "spiece.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
+            raise RuntimeError(
+                f"{place} is in SentencePiece's format, for which a package is missing: pip install sentencepiece"
+            ) from e
+        raise RuntimeError(f"{place} cannot be loaded ({first_line(e)}); copy or download it again") from e
 
 
 def _text_encoder_class(folder: Path) -> Any:
@@ -430,9 +531,7 @@ def _text_encoder_class(folder: Path) -> Any:
     return getattr(transformers, name)
 
 
-def _load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
+def _unet_config(folder: Path) -> dict[str, Any]:
     file = folder / "unet" / "config.json"
     config = read_json(file)
     if config.get("_class_name") != "UNet2DConditionModel":
@@ -450,33 +549,68 @@ def _load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Mod
         raise ValueError(
             f"{file}: sample_size {config.get('sample_size')!r}; needed is one number, for square pictures"
         )
-    return _load_part(folder / "unet", UNet2DConditionModel, dtype, device)
+    return config
 
 
-def _load_space(folder: Path, unet: nn.Module, device: torch.device) -> Space:
+def _require_space(folder: Path, channels: int, out: int) -> None:
+    """ValueError unless a network of that many `channels` works on pixels, or on the latents of the VAE in `folder`."""
+    if out not in (channels, 2 * channels):
+        raise ValueError(
+            f"{folder / 'unet'}: {channels} channels in, {out} out; needed are as many, or twice as many, out"
+        )
+    if not (folder / "vae").is_dir():
+        if channels < 3 or channels != 3 * _patch(channels) ** 2:
+            raise ValueError(
+                f"{folder}: there is no vae/ folder and the network works on {channels} channels; a pixel model has 3, "
+                "or 3 k^2 for blocks of k x k pixels (12, 27, 48, ...), and a latent model needs its vae/ folder"
+            )
+        return
+    file = folder / "vae" / "config.json"
+    config = read_json(file)
+    if config.get("_class_name") not in VAES:
+        raise ValueError(f"{file}: {config.get('_class_name')}; supported are {', '.join(VAES)}")
+    latents = config.get("latent_channels", 4)
+    if latents != channels:
+        raise ValueError(f"{file}: latents of {latents} channels, but the U-Net works on {channels}")
+
+
+def _patch(channels: int) -> int:
+    """k of a network on blocks of k x k pixels."""
+    return math.isqrt(channels // 3)
+
+
+def _load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return _for_convolutions(_load_part(folder / "unet", UNet2DConditionModel, dtype, device))
+
+
+def _load_space(
+    folder: Path, unet: nn.Module, device: torch.device, autocast: torch.dtype | None, one_by_one: bool
+) -> Space:
     """Pixels, or the latent space of the VAE in `folder`."""
     import diffusers
 
     config: Any = unet.config
-    c, out, size = config.in_channels, config.out_channels, config.sample_size
-    if out not in (c, 2 * c):
-        raise ValueError(f"{folder / 'unet'}: {c} channels in, {out} out; needed are as many, or twice as many, out")
     if not (folder / "vae").is_dir():
-        patch = math.isqrt(c // 3)
-        if c < 3 or c != 3 * patch**2:
-            raise ValueError(
-                f"{folder}: there is no vae/ folder and the network works on {c} channels; a pixel model has 3, or "
-                "3 k^2 for blocks of k x k pixels (12, 27, 48, ...), and a latent model needs its vae/ folder"
-            )
-        return PixelSpace(size, patch)
-    file = folder / "vae" / "config.json"
-    name = read_json(file).get("_class_name")
-    if name not in VAES:
-        raise ValueError(f"{file}: {name}; supported are {', '.join(VAES)}")
-    vae = _load_part(folder / "vae", getattr(diffusers, name), torch.float32, device)
-    if vae.config.latent_channels != c:
-        raise ValueError(f"{file}: latents of {vae.config.latent_channels} channels, but the U-Net works on {c}")
-    return LatentSpace(vae, size)
+        return PixelSpace(config.sample_size, _patch(config.in_channels))
+    cls = getattr(diffusers, read_json(folder / "vae" / "config.json")["_class_name"])
+    vae = _for_convolutions(_load_part(folder / "vae", cls, torch.float32, device))
+    return LatentSpace(vae, config.sample_size, autocast, one_by_one)
+
+
+def _for_convolutions(network: nn.Module) -> nn.Module:
+    """With the weights in the order in which a GPU convolves fastest."""
+    if next(network.parameters()).device.type == "cuda":
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _vae_precision(asked: str, of_network: str, device: torch.device) -> str:
+    """The precision of the VAE; ValueError for one that is unknown or needs a GPU."""
+    if asked == "auto":
+        return "fp32" if device.type == "cpu" else of_network
+    return resolve_precision(asked, device, "prior.vae_precision")[0]
 
 
 def _must_match(unet: nn.Module, width: int, folder: Path) -> None:
@@ -500,6 +634,8 @@ def _load_part(place: Path, cls: Any, dtype: torch.dtype, device: torch.device) 
                 output_loading_info=True,
             )
     except Exception as e:
+        if _is_out_of_memory(e):
+            raise
         raise RuntimeError(f"{place} cannot be loaded as {cls.__name__}: {first_line(e)}") from e
     lacking = sorted(info["missing_keys"])
     if lacking:  # the libraries would fill them with random numbers
@@ -523,3 +659,46 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         for library in shown:
             library.enable_progress_bar()
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def memory_explained(what: str, device: torch.device, size: Callable[[], int] | None = None) -> Iterator[None]:
+    """RuntimeError where `device` has too little memory for `what`, with what to lower; `size` gives its bytes."""
+    try:
+        yield
+    except Exception as e:
+        if not _is_out_of_memory(e):
+            raise
+        takes = f", which takes {size() / 1e9:.1f} GB" if size else ""
+        raise RuntimeError(
+            f"out of memory: {what}{takes}, is too much for the {_free_memory(device)}. Lower camera.views, "
+            + ("switch prior.low_memory on, set prior.precision to 'fp16', " if device.type != "cpu" else "")
+            + "close what else uses that memory, or take a smaller prior.path, such as 'toybox'"
+        ) from e
+
+
+def _is_out_of_memory(e: BaseException) -> bool:
+    # torch has a type of its own for this on a GPU, and only words on a processor
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+
+
+def _free_memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{free / 1e9:.1f} GB that are free of the graphics card's {total / 1e9:.1f} GB"
+    memory = psutil.virtual_memory()
+    return f"{memory.available / 1e9:.1f} GB that are free of the computer's {memory.total / 1e9:.1f} GB"
+
+
+def _size(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes of the networks in `folder` when they are loaded: the VAE's are float32, the others of `dtype`."""
+    total = 0
+    for part in ("text_encoder", "unet", "vae"):
+        if (folder / part).is_dir():
+            _, files = checked_weights(folder / part, half=dtype == torch.float16)
+            total += count_numbers(files) * (torch.float32 if part == "vae" else dtype).itemsize
+    return total

@@ -209,18 +209,18 @@ class _CompiledNetwork:
 # ---- choice -----------------------------------------------------------------------------------------------------
 
 
-def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
+def resolve_precision(precision: str, device: torch.device, knob: str = "prior.precision") -> tuple[str, str]:
     """The precision to run in and, where that is not what was asked for, why.
 
     "auto" is bf16 on a processor that computes in it and fp32 on others, fp16 on an accelerator. Raises ValueError
-    for fp16 on a processor, where it is slower than fp32.
+    for fp16 on a processor, where it is slower than fp32; it names the `knob`.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"prior.precision = {precision!r}: allowed is one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"{knob} = {precision!r}: allowed is one of {', '.join(PRECISIONS)}")
     if device.type != "cpu":
         return ("fp16" if precision == "auto" else precision), ""
     if precision == "fp16":
-        raise ValueError("prior.precision = 'fp16' needs a GPU: on a processor use 'auto', 'bf16' or 'fp32'")
+        raise ValueError(f"{knob} = 'fp16' needs a GPU: on a processor use 'auto', 'bf16' or 'fp32'")
     if precision == "auto":
         return ("bf16" if cpu_has_bf16() else "fp32"), ""
     if precision == "bf16" and not cpu_has_bf16():
