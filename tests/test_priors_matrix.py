@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models as tiny
@@ -24,13 +25,14 @@ MAKERS = {
     "deepfloyd-if": tiny.deepfloyd_if,
 }
 # the published configurations, as far as they name or shape modules
-SD15 = {
+SD15: dict[str, Any] = {
     "block_out_channels": (320, 640, 1280, 1280),
     "attention_head_dim": 8,
     "cross_attention_dim": 768,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
+VAE: dict[str, Any] = tiny.STABLE_VAE | {"block_out_channels": (128, 256, 512, 512)}
 SD21 = SD15 | {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True}
 ATTENTIONS = 16 * 2 * 4  # blocks of Stable Diffusion's U-Net, self and cross attention, q k v out
 
@@ -86,7 +88,7 @@ def test_they_are_read_as_what_they_are(models):
 def test_their_modules_have_the_names_of_the_published_model(name, published, models):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**published)
-        vae = AutoencoderKL(**(tiny.STABLE_VAE | {"block_out_channels": (128, 256, 512, 512)}))
+        vae = AutoencoderKL(**VAE)
     assert set(models[name].unet.state_dict()) == set(unet.state_dict())
     assert set(models[name]._space.model.state_dict()) == set(vae.state_dict())
 
