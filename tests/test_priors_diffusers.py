@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import shutil
@@ -690,6 +691,40 @@ def test_reading_draws_no_progress_bars(pixel, capfd):
 def test_half_precision_needs_a_gpu(pixel):
     with pytest.raises(ValueError, match=r"prior\.precision = 'fp16' needs a GPU.*'auto'"):
         load(pixel, precision="fp16")
+
+
+# ---- torch.compile ----------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_network_answers_as_the_plain_one(pixel, monkeypatch):
+    """Traced and split as for a GPU, but without the compiler behind, which a machine may lack."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = load(pixel), load(pixel, engine="compiled")
+    assert (compiled.engine_name, compiled.engine_note) == ("torch.compile fp32", "")
+    compiled.prepare([5])
+    z_t = noisy(plain, 5)
+    torch.testing.assert_close(compiled.eps(z_t, EDGES, conds(compiled, 5)), plain.eps(z_t, EDGES, conds(plain, 5)))
+    assert (compiled.engine_name, compiled.engine_note) == ("torch.compile fp32", "")
+    assert {n for n, _ in compiled.unet.named_parameters()} == {n for n, _ in plain.unet.named_parameters()}
+
+
+def test_a_network_that_cannot_be_compiled_runs_all_the_same(pixel, monkeypatch):
+    def compile_nothing(unet, **knobs):
+        class Broken:
+            parameters = unet.parameters
+
+            def __call__(self, *args, **kwargs):
+                raise RuntimeError("no working C++ compiler")
+
+        return Broken()
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    plain, compiled = load(pixel), load(pixel, engine="compiled")
+    compiled.prepare([5])
+    assert compiled.engine_name == "torch fp32"
+    assert compiled.engine_note == "torch.compile failed: no working C++ compiler; torch runs instead"
+    z_t = noisy(plain, 5)
+    assert torch.equal(compiled.eps(z_t, EDGES, conds(compiled, 5)), plain.eps(z_t, EDGES, conds(plain, 5)))
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------

@@ -71,7 +71,13 @@ class DiffusersPrior(PriorConfig):
     path: str = knob(
         "toybox", hi=500, help="'toybox', a folder in the diffusers layout, or owner/name on the Hub", apply="rebuild"
     )
-    engine: str = knob("auto", help="what runs the network on a processor", apply="rebuild", choices=ENGINES)
+    engine: str = knob(
+        "auto",
+        help="what runs the network; auto is OpenVINO on a processor, torch elsewhere. compiled is torch.compile: a "
+        "slow start, then faster steps on a GPU",
+        apply="rebuild",
+        choices=ENGINES,
+    )
     precision: str = knob(
         "auto", help="number format of the network; auto is the fastest", apply="rebuild", choices=PRECISIONS
     )
