@@ -78,7 +78,10 @@ def build(args: argparse.Namespace) -> Any:
 
     local = args.host in LOOPBACK
     named = args.preset if args.preset in preset_names() and args.prior is None else None
-    locked = () if local else ("prior.path", "prior.revision", "scene.picture", "scene.file", "scene.shap_e")
+    # each set of these is a prior of its own in the pool
+    kept = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
+    files = ("scene.picture", "scene.file", "scene.shap_e")
+    locked = () if local else (*(f"prior.{name}" for name in kept), *files)
     manager = Manager(device, args.max_sessions, args.grace, idle=3600.0 if local else 600.0)
     manager.preload(settings)
     return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
