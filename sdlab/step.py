@@ -187,8 +187,9 @@ def needs_warm_up(state: State, s: Settings) -> bool:
     return aux is not None and aux.fitted < s.loss.warm_up_steps()
 
 
-def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> None:
-    """One lesson for the auxiliary of the loss in force, on renders of the scene as it is; nothing else changes."""
+def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int:
+    """One lesson for the auxiliary of the loss in force, on renders of the scene as it is; nothing else changes.
+    Answers the evaluations of networks, for each view."""
     started = time.perf_counter()
     scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
     rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), s.progress(state.step)
@@ -201,6 +202,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Non
     loss.fit(x, model, aux, guidance)
     state.seconds += time.perf_counter() - started
     state.prior_seconds += model.seconds
+    return model.nfe
 
 
 def tamed(grad: Tensor, s: OptimSettings) -> Tensor:

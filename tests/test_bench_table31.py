@@ -225,16 +225,17 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
         assert 0 <= row["object"]["mean"] <= 1
         assert ("seconds" in row) == (name != "true")
     assert rows["true"]["fid_true"]["mean"] < min(rows[name]["fid_true"]["mean"] for name in table31.METHODS)
-    # of three steps, and of VDM's warm-up; psi's has a fifth of the steps, which is none
+    # of three steps, and of VDM's warm-up; psi's has a fifth of the steps, which is none, and it learns in the first of
+    # the three, from four noises
     expected = {
         "ddim": 10,
         "sds": 6,
         "nfsd": 9,
         "csd": 9,
-        "vsd": 12,
+        "vsd": 13,
         "sbp": 6,
         "jsd": 18,
-        "esd": 15,
+        "esd": 16,
         "vdm": 10,
         "ism": 18,
     }
@@ -254,9 +255,10 @@ def test_a_lesson_beforehand_counts_as_evaluations(prior, tiny, monkeypatch):
     bench = objects.Bench(settings(tiny), torch.device("cpu"))
     bench.prepare()
     studio = table31.Studio(bench, table31.captions_for(prior, 2))
-    s = settings(tiny).patch_all([("active", "vsd"), ("losses.vsd.warm_up", 2), ("optim.lr_latents", 0.1)])
+    wanted = [("active", "vsd"), ("losses.vsd.warm_up", 2), ("losses.vsd.every", 1), ("optim.lr_latents", 0.1)]
+    s = settings(tiny).patch_all(wanted)
     made = studio.make(table31.Method("vsd", s), 0)
-    assert made.evaluations == (3 + 2) * 4
+    assert made.evaluations == (3 + 1) + 1 + 3 * (3 + 1)  # the first lesson asks as a step does, to see that it can
     assert made.rgb.shape == (2, 3, 8, 8)
     assert 0 <= float(made.rgb.min()) <= float(made.rgb.max()) <= 1
     assert (made.seconds or 0) > 0

@@ -239,17 +239,13 @@ class Studio:
     def _distil(self, session: Session, bank: PromptBank) -> int:
         """The session's planned steps; the evaluations for one picture."""
         state, s, prior = session.state, session.effective, session.prior
-        lessons = evaluations = 0
+        evaluations = 0
         while state.step < s.steps:
             self._go_on(len(state.scene.params["latents"]) * _weight(s))
             if needs_warm_up(state, s):
-                warm_up(state, s, prior, bank)
-                lessons += 1
-                continue
-            report = step(state, s, prior, bank)
-            # a lesson beforehand looks at a picture as often as the step after it
-            evaluations += report.nfe * (1 + lessons)
-            lessons = 0
+                evaluations += warm_up(state, s, prior, bank)
+            else:
+                evaluations += step(state, s, prior, bank).nfe
         return evaluations
 
     def _ddim(self, texts: Sequence[str], noise: Tensor) -> Tensor:
