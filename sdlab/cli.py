@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlab import machine
+from sdlab.toybox.cli import claim
 
 # Seconds between checkpoints of a headless run; a slow disk may want them rarer.
 CHECKPOINT_EVERY = float(os.environ.get("SDLAB_CHECKPOINT_EVERY", "20"))
@@ -110,7 +111,10 @@ def _parser() -> argparse.ArgumentParser:
 
     box = commands.add_parser("toybox", help="the embedded prior: its pictures, its training, what it distils to")
     box.set_defaults(call=_toybox)
-    boxes = box.add_subparsers(required=True, metavar="train | sample | pictures | judge | objects | janus")
+    box.set_defaults(toybox_command=lambda args: box.print_help())
+    boxes = box.add_subparsers(
+        title="commands", metavar="train | sample | pictures | judge | train-judge | objects | janus"
+    )
     toybox.add_subcommands(boxes)
     _add_objects(boxes)
     _add_janus(boxes)
@@ -147,7 +151,7 @@ def _add_playground(commands: Any) -> None:
 def _playground(args: argparse.Namespace) -> int:
     from sdlab.bench import playground
 
-    _claim(args.out)
+    claim(args.out)
     playground.run(args.out, args.quick)
     return 0
 
@@ -206,7 +210,9 @@ def _add_janus_losses(commands: Any) -> None:
     p.add_argument(
         "--variants", default="", metavar="LIST", help=f"{VARIANT_HELP} (default: vsd,esd:lam=0.5,esd:lam=1)"
     )
-    p.add_argument("--objects", default="", metavar="NAMES", help="with a front (default: bear,robot,car)")
+    p.add_argument(
+        "--objects", default="bear,robot,car", metavar="NAMES", help="some with a front (default %(default)s)"
+    )
     p.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seed to seed + N - 1 (default %(default)s)")
     _add_comparing(p, "janus-losses", seconds=60)
     p.set_defaults(call=_janus_losses)
@@ -229,7 +235,7 @@ def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
 
 def _add_objects(commands: Any) -> None:
     p = commands.add_parser("objects", help="distil every object and let the judge say what came out")
-    p.add_argument("--only", default="", metavar="NAMES", help="some of the objects: bear,car")
+    p.add_argument("--only", metavar="NAMES", help="some of the objects: bear,car")
     p.add_argument("--colour", default="", help="one colour for all (default: each object has its own)")
     p.add_argument("--keep", action="store_true", help="also keep the Gaussians: DIR/<object>/scene.ply")
     _add_distilling(p, "objects")
@@ -238,7 +244,7 @@ def _add_objects(commands: Any) -> None:
 
 def _add_janus(commands: Any) -> None:
     p = commands.add_parser("janus", help="count fronts with view-dependent prompts off and on")
-    p.add_argument("--objects", default="", metavar="NAMES", help="some of the objects with a front: bear,car")
+    p.add_argument("--objects", metavar="NAMES", help="some of the objects with a front: bear,car")
     p.add_argument("--seeds", type=_positive, default=1, metavar="N", help="runs of each, seed to seed + N - 1")
     _add_distilling(p, "janus")
     p.set_defaults(call=_janus)
@@ -329,7 +335,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
-    _claim(out)
+    claim(out)
     if (out / "checkpoint").exists():
         if not overwrite:
             raise ValueError(f"--out {out} holds a run already: `resume` it, choose another folder, or add --overwrite")
@@ -358,7 +364,7 @@ def _resume(args: argparse.Namespace) -> int:
     out: Path = args.dir
     if not out.is_dir():
         raise ValueError(f"DIR = {out}: there is no such folder; give the folder that `run --out` wrote")
-    _claim(out)
+    claim(out)
     number, _, texts = checkpoint.load(out / "checkpoint")
     s = from_toml(texts.get("settings.toml", ""), f"settings of the checkpoint in {out}")
     until = args.steps or s.steps
@@ -378,17 +384,6 @@ def _earlier(out: Path, key: str, otherwise: Any) -> Any:
 
 def _earlier_preset(out: Path) -> str:
     return str(_earlier(out, "preset", out))
-
-
-def _claim(out: Path) -> None:
-    """Make sure that results can be written before any work is done."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as e:
-        raise ValueError(f"--out {out}: cannot write there ({e.strerror or e}); choose another folder") from e
 
 
 def _drive(
@@ -599,7 +594,7 @@ def _refuse_taken(args: argparse.Namespace, taken: Sequence[str]) -> None:
 
 def _measured(args: argparse.Namespace, bench: Any, measure: Callable[[], Any]) -> int:
     """Exit code of a measurement that Ctrl-C ends early, with what is finished."""
-    _claim(args.out)
+    claim(args.out)
     bench.prepare()
     with _interruptible(bench.stop.set) as interrupted:
         measure()
@@ -673,7 +668,7 @@ def _janus_losses(args: argparse.Namespace) -> int:
 
     labels = [("--variants", x) for x in _listed(args.variants) or janus.VARIANTS]
     bench, variants = _comparing(args, labels, taken=("active", "prompt.text", "prompt.view_dependent"))
-    names = choose(args.objects or ",".join(janus.OBJECTS), "--objects", front=True)
+    names = choose(args.objects, "--objects", front=True)
     entries = janus.entries(variants, names, args.seeds)
     return _measured(args, bench, lambda: janus.run_janus_losses(bench, entries, args.out, args.steps))
 

@@ -183,19 +183,24 @@ def test_janus_takes_the_objects_with_a_front_and_the_same_settings():
     from sdlab.settings import preset
 
     s = preset("toybox")
-    names = bench.choose("", "--objects", front=True)
+    names = bench.choose(None, "--objects", front=True)
     assert "bear" in names
     assert "mushroom" not in names
-    assert "mushroom" in bench.choose("", "--only")
+    assert "mushroom" in bench.choose(None, "--only")
     off, on = bench.janus_cases(s, ["bear"])
     assert [path for path, _ in off.settings.differences(on.settings)] == ["prompt.view_dependent"]
+
+
+def test_a_list_of_no_objects_is_refused():
+    with pytest.raises(ValueError, match=r"--only ' ,': names no object; there are: bear, "):
+        bench.choose(" ,", "--only")
 
 
 def test_colours_vary_and_do_not_depend_on_the_selection():
     from sdlab.settings import preset
 
     s = preset("mixture")
-    everything = bench.cases(s, bench.choose("", "--only"))
+    everything = bench.cases(s, bench.choose(None, "--only"))
     assert len({case.colour for case in everything}) == len(COLOURS)
     by_name = {case.object: case for case in everything}
     for name in ("car", "tree"):

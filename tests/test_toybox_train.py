@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sdlab.priors.diffusers import DiffusersPrior
-from sdlab.toybox import cli, model, pictures, reading, sample, train, words
+from sdlab.toybox import cli, judge, model, pictures, reading, sample, train, words
 
 TINY = model.Shape(channels=(16, 32), patch=2, text_width=32, text_layers=1)
 CPU = torch.device("cpu")
@@ -338,3 +339,62 @@ def test_bad_values_end_with_code_2_and_name_the_option(
         code = ended.code
     assert code == 2
     assert named in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# ---- refused before any work
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--data", "{folder}"),
+        ("train-judge",),
+        ("judge", "--only", "no-view"),
+        ("sample", "a red bear"),
+        ("pictures",),
+    ],
+)
+def test_results_that_cannot_be_written_are_refused_at_once(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_work(*_: object, **__: object) -> None:
+        raise AssertionError("it has begun")
+
+    for module, name in ((train, "train"), (judge, "train"), (cli, "load_prior"), (pictures, "make_pool")):
+        monkeypatch.setattr(module, name, no_work)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "grid.png"
+    assert cli.main([a.format(folder=tmp_path) for a in arguments] + ["--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("toybox: --out ")
+    assert "cannot write there" in line
+
+
+def test_a_start_that_is_no_toybox_is_refused_before_pictures_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    arguments = ["train", "--out", tmp_path / "run", "--data", data, "--start", tmp_path / "nothing"]
+    assert cli.main([str(a) for a in arguments]) == 2
+    assert capsys.readouterr().err == f"toybox: --start: {tmp_path / 'nothing'} is no toybox folder: it has no unet/\n"
+    assert not data.exists()
+
+
+def test_a_stop_while_pictures_are_drawn_is_heard_and_leaves_no_half_of_them(tmp_path: Path) -> None:
+    asked = iter([False, True])
+    with pytest.raises(KeyboardInterrupt):
+        train.load_pool(train.Plan(64, pictures=3 * pictures.CHUNK), tmp_path, 1, lambda: next(asked))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stop_while_captions_are_read_is_heard() -> None:
+    pool = pictures.make_pool(0, 8)
+    trainer = train.Trainer(train.Plan(64, 4, pictures=8, reading=10**9, shape=TINY), pool, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.learn_to_read(lambda: True)
+
+
+def test_a_long_caption_is_cut_off_under_its_picture(tmp_path: Path) -> None:
+    sample.save_grid(np.ones((2, 32, 32, 3), np.float32), ["a bear", "word " * 600], tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.height < 2 * sample.ZOOMED

@@ -29,7 +29,6 @@ from sdlab.bench.objects import (
 from sdlab.bench.variants import Variant, described, follow
 
 VARIANTS = ("vsd", "esd:lam=0.5", "esd:lam=1")
-OBJECTS = ("bear", "robot", "car")
 SEEDS = 3
 
 

@@ -87,18 +87,22 @@ class Outcome(NamedTuple):
         return seen_from_all_sides(self.scene)
 
 
-def choose(names: str, option: str, front: bool = False) -> list[str]:
-    """The objects in a list such as "bear,car", all for "", with `front` only those that have one.
+def choose(names: str | None, option: str, front: bool = False) -> list[str]:
+    """The objects in a list such as "bear,car", all for None, with `front` only those that have one.
 
-    ValueError, naming `option`, for what is not an object (or has no front).
+    ValueError, naming `option`, for a list of none and for what is not an object (or has no front).
     """
     known = [name for name, model in OBJECTS.items() if model.front or not front]
+    if names is None:
+        return known
     chosen = list(dict.fromkeys(word.strip() for word in names.split(",") if word.strip()))
     for name in chosen:
         if name in OBJECTS and name not in known:
             raise ValueError(f"{option} {name}: looks the same from all sides; with a front there are: {_all(known)}")
         _must_be_one_of(name, known, option)
-    return chosen or known
+    if not chosen:
+        raise ValueError(f"{option} {names!r}: names no object; there are: {_all(known)}")
+    return chosen
 
 
 def _must_be_one_of(given: str, known: Sequence[str], option: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m sdlab.toybox train | sample | pictures | judge`."""
+"""`python -m sdlab.toybox train | sample | pictures | judge | train-judge`."""
 
 import sys
 

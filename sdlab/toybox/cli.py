@@ -58,6 +58,24 @@ def real(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def claim(out: Path) -> None:
+    """Make sure, before any work is done, that results can be written into the folder `out`; ValueError if not."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise ValueError(f"--out {out}: cannot write there ({e.strerror or e}); choose another folder") from e
+
+
+def claim_file(out: Path) -> None:
+    """As `claim`, for a file."""
+    if out.is_dir():
+        raise ValueError(f"--out {out}: is a folder; name a file")
+    claim(out.parent)
+
+
 def channel_list(text: str) -> tuple[int, ...]:
     """Two to four numbers of channels, each a multiple of 16, from 16 to 1024."""
     numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
@@ -215,7 +233,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     def handle(number: int, frame: object) -> None:
         if ended.is_set():
             raise KeyboardInterrupt
-        print("stopping after this step and a checkpoint; once more stops at once", file=sys.stderr)
+        print("stopping; what has been learnt is kept in a checkpoint. Once more stops at once", file=sys.stderr)
         ended.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -232,6 +250,9 @@ def run_train(options: argparse.Namespace) -> None:
     from sdlab.toybox.model import Shape
     from sdlab.toybox.train import Plan, train
 
+    claim(options.out)
+    if options.start and not (options.start / "unet").is_dir():
+        raise ValueError(f"--start: {options.start} is no toybox folder: it has no unet/")
     without_progress_bars()
     torch.set_num_threads(options.threads)
     plan = Plan(
@@ -267,8 +288,8 @@ def load_prior(folder: Path, device: str) -> Prior:
     from sdlab.priors.diffusers import DiffusersPrior
 
     without_progress_bars()
-    if not folder.is_dir():
-        raise ValueError(f"--weights: there is no folder {folder}")
+    if not (folder / "unet").is_dir():
+        raise ValueError(f"--weights: {folder} is no toybox folder: it has no unet/")
     return DiffusersPrior(path=str(folder)).load(torch.device(device))
 
 
@@ -276,6 +297,7 @@ def run_sample(options: argparse.Namespace) -> None:
     from sdlab.toybox import sample
     from sdlab.toybox.progress import Meter
 
+    claim_file(options.out)
     prior = load_prior(options.weights, options.device)
     prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
     rgb = sample.sample(
@@ -293,6 +315,7 @@ def run_sample(options: argparse.Namespace) -> None:
 def run_pictures(options: argparse.Namespace) -> None:
     from sdlab.toybox import pictures, sample
 
+    claim_file(options.out)
     pool = pictures.make_pool(options.seed, options.count)
     sample.save_grid(pool.rgb.transpose(0, 2, 3, 1) / 255.0, pool.captions, options.out, options.columns)
     print(f"written to {options.out}")
@@ -302,13 +325,14 @@ def run_judge(options: argparse.Namespace) -> None:
     from sdlab.toybox import figures, judge
 
     parts = figures.chosen(options.only)
+    if options.out:
+        claim_file(options.out)
     classifier = judge.load(options.judge)
     sampling = figures.Sampling(options.each, options.cfg, options.steps, options.seed)
     prior = load_prior(options.weights, options.device)
     found = figures.measure(prior, classifier, sampling, parts)
     print(figures.report(found))
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         how = {**sampling._asdict(), "engine": prior.engine_name, "shares": "[right answers, of how many]"}
         options.out.write_text(json.dumps({**how, **found}, indent=1) + "\n", encoding="utf-8")
 
@@ -319,6 +343,7 @@ def run_train_judge(options: argparse.Namespace) -> None:
     from sdlab.priors.engines import usable_cores
     from sdlab.toybox import judge
 
+    claim(options.out)
     torch.set_num_threads(options.threads or usable_cores())  # more only get in each other's way
     plan = judge.Plan(
         options.samples or judge.Plan().samples, options.pictures, options.batch, options.lr, options.seed

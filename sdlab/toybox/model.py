@@ -215,7 +215,7 @@ def load(folder: Path, device: torch.device) -> Toybox:
     """A saved toybox in float32, frozen, in evaluation mode. ValueError if a part is missing."""
     for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
-            raise ValueError(f"{folder} is no toybox: it has no folder {part}/ (option --weights)")
+            raise ValueError(f"{folder} is no toybox: it has no folder {part}/")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     assert isinstance(unet, UNet2DConditionModel)

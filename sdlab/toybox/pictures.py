@@ -391,7 +391,12 @@ def kept_pool(
     if not (pixels.exists() and index.exists()):
         folder.mkdir(parents=True, exist_ok=True)
         rgb = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, 3, SIZE, SIZE))
-        captions, may_mirror = fill(rgb, seed, begin, workers, progress)
+        try:
+            captions, may_mirror = fill(rgb, seed, begin, workers, progress)
+        except BaseException:
+            del rgb
+            pixels.unlink()  # the next call would draw all of them again
+            raise
         rgb.flush()
         draft = index.with_suffix(".part")
         draft.write_text(json.dumps({"captions": captions, "may_mirror": may_mirror.tolist()}))

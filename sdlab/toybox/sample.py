@@ -24,6 +24,7 @@ from sdlab.types import Cond, Prior, cat_conds
 
 ZOOMED = 128  # pixels a side of an enlarged picture, about
 SCALE = 7.0  # guidance at which the embedded prior's samples are read best (its model card)
+CAPTION_LINES = 5  # under a picture
 BATCH = 32  # pictures at a time, each evaluated with and without its prompt
 
 
@@ -78,11 +79,11 @@ def denoised(prior: Prior, white: Tensor, noise: Tensor, cond: Cond, scale: floa
 
 
 def save_grid(rgb: np.ndarray, captions: Sequence[str], path: Path, columns: int = 8) -> None:
-    """Pictures [n, S, S, 3] in [0, 1], enlarged, row by row, each with its caption underneath."""
+    """Pictures [n, S, S, 3] in [0, 1], enlarged, row by row, each with its caption underneath, cut off where long."""
     columns = min(columns, len(rgb))
     side = rgb.shape[1] * max(ZOOMED // rgb.shape[1], 1)
     font = ImageFont.load_default(size=11)
-    lines = [textwrap.wrap(caption, width=side // 6) for caption in captions]
+    lines = [textwrap.wrap(caption, side // 6, max_lines=CAPTION_LINES, placeholder=" ...") for caption in captions]
     line_height = 13
     cell_width, cell_height = side + 6, side + 6 + line_height * max(map(len, lines))
     rows = -(-len(rgb) // columns)

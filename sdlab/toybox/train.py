@@ -129,15 +129,17 @@ class Trainer:
             if pool.rgb.nbytes < RESIDENT * torch.cuda.mem_get_info(device)[0]:
                 self._resident = torch.from_numpy(np.asarray(pool.rgb)).to(device)
 
-    def learn_to_read(self) -> None:
-        """Train the text encoder alone (`sdlab.toybox.reading`); a minute, before the first step."""
+    def learn_to_read(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train the text encoder alone (`sdlab.toybox.reading`); minutes, before the first step. KeyboardInterrupt when
+        `stop()` says so, for there is nothing to keep yet."""
         meter = Meter("captions read", self.plan.reading)
-        learn_to_read(
-            self.box,
-            self.plan.reading,
-            self.plan.seed,
-            lambda done, share: meter(done, f"{share:.1%} of answers right"),
-        )
+
+        def progress(done: int, share: float) -> None:
+            if stop():
+                raise KeyboardInterrupt
+            meter(done, f"{share:.1%} of answers right")
+
+        learn_to_read(self.box, self.plan.reading, self.plan.seed, progress)
         with torch.no_grad():
             for mine, learnt in zip(self.average, self.weights, strict=True):
                 mine.copy_(learnt)
@@ -314,10 +316,13 @@ def samples_for(minutes: float, plan: Plan, pool: Pool, device: torch.device) ->
     return max(int(per_second * 60 * minutes), plan.batch)
 
 
-def load_pool(plan: Plan, data: Path, threads: int) -> Pool:
+def load_pool(plan: Plan, data: Path, threads: int, stop: Callable[[], bool] = lambda: False) -> Pool:
+    """The pictures of `plan`, drawn if they are not in `data`. KeyboardInterrupt when `stop()` says so."""
     started = time.perf_counter()
 
     def progress(done: int) -> None:
+        if stop():
+            raise KeyboardInterrupt
         if done % 25_600 == 0 or done == plan.pictures:
             say(f"pictures {done}/{plan.pictures}, {done / (time.perf_counter() - started):.0f} a second")
 
@@ -350,14 +355,14 @@ def train(
     elif (out / CHECKPOINT).exists():
         raise ValueError(f"--out: {out} holds a run already; add --resume to go on with it, or name another folder")
     out.mkdir(parents=True, exist_ok=True)
-    pool = load_pool(plan, data, threads)
+    pool = load_pool(plan, data, threads, stop)
     if state is None and minutes is not None:
         plan = replace(plan, samples=samples_for(minutes, plan, pool, device))
     # what a run started from is in its checkpoint; the folder may be gone by now
     trainer = Trainer(plan if state is None else replace(plan, start=""), pool, device)
     trainer.plan = plan
     if state is None and plan.reading and not plan.start:
-        trainer.learn_to_read()
+        trainer.learn_to_read(stop)
     log: list[dict[str, float]] = []
     if state is not None:
         trainer.load_state(state)
