@@ -115,4 +115,7 @@ def has_screen() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread that still compiles in the background would abort when Python is taken down around it

@@ -353,7 +353,7 @@ def test_the_toy_experiment(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(plane_network, "EPOCHS", 1)
     monkeypatch.setattr(playground, "STARTS", {"north west": (-1.0, 1.0)})
-    monkeypatch.setattr(playground, "LENGTHS", {"paper": 10, "long": 120})
+    monkeypatch.setattr(playground, "LENGTHS", {"paper": 10, "long": 80})
     monkeypatch.setattr(TrainedPlane.__init__, "__defaults__", (20,))
     assert main(["bench", "playground", "--quick", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "playground.json").read_text())
