@@ -17,7 +17,7 @@ import torch
 
 from sdlab import machine
 from sdlab.bench.lanes import Lane, has_engines, median, ratio
-from sdlab.settings import preset
+from sdlab.settings import Settings, preset
 from sdlab.types import cat_conds
 
 WARM_UP = 15  # steps that are not counted: compilation, caches
@@ -35,11 +35,18 @@ def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> d
         if slow is not None:
             row["torch"] = slow.steps(per_round)
         rows.append(row)
-    result = _summary(live, slow, rows, name)
+    result = _summary(live, slow, rows, name) | {"load_seconds": _load_seconds(base)}
     _print(result)
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _load_seconds(s: Settings) -> float:
+    """Reading the prior from disk, with all libraries imported and before anything is compiled."""
+    started = time.perf_counter()
+    s.prior.load(torch.device("cpu"))
+    return time.perf_counter() - started
 
 
 def _bare(lane: Lane, n: int) -> float:
@@ -86,6 +93,7 @@ def _print(r: dict[str, Any]) -> None:
         print(f"  {stage:12} {ms:7.2f} ms")
     print(f"  {'step':12} {r['step_ms']:7.2f} ms   bare network {r['bare_network_ms']:.2f} ms", end="")
     print(f"   ratio {r['step_over_bare_network']:.2f}")
+    print(f"  {'load':12} {r['load_seconds']:7.2f} s")
     if "torch_engine_step_ms" in r:
         times = r["torch_engine_over_fastest"]
         print(f"  torch engine {r['torch_engine_step_ms']:7.2f} ms   {times:.2f} times the fastest")
