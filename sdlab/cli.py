@@ -110,8 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     from sdlab.toybox import cli as toybox
 
     box = commands.add_parser("toybox", help="the embedded prior: its pictures, its training, what it distils to")
-    box.set_defaults(call=_toybox)
-    box.set_defaults(toybox_command=lambda args: box.print_help())
+    box.set_defaults(call=_toybox, toybox_command=lambda args: box.print_help())
     boxes = box.add_subparsers(
         title="commands", metavar="train | sample | pictures | judge | train-judge | objects | janus"
     )

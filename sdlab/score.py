@@ -65,8 +65,9 @@ class Score(FittedNet):
         distance to the prior's own prediction (ASD)."""
         if model.rng.step > 0 and model.rng.step % every:  # steps below 0 are those of its warm-up
             return
+        seen = _cameras_of(x.z0, model)
         for k in range(lessons):
-            draws = [self._draw(x, model, k * every + j, p_null, gamma) for j in range(every)]
+            draws = [self._draw(x, model, seen, k * every + j, p_null, gamma) for j in range(every)]
             batches, noises, rivals = zip(*draws, strict=True)
             z0, noise, t = x.z0.repeat(every, 1, 1, 1), torch.cat(noises), torch.cat([batch.t for batch in batches])
             rival = None if gamma == 0.0 else torch.cat(rivals)
@@ -79,15 +80,16 @@ class Score(FittedNet):
 
     @staticmethod
     def _draw(
-        x: Noised, model: BoundPrior, i: int, p_null: float, gamma: float
+        x: Noised, model: BoundPrior, seen: Tensor, i: int, p_null: float, gamma: float
     ) -> tuple[_Batch, Tensor, Tensor | None]:
-        """What psi is shown of x.z0, the noise in it, and what the prior says of it if `gamma` asks for that."""
+        """What psi is shown of x.z0, whose cameras are `seen`, the noise in it, and what the prior says of it if
+        `gamma` asks for that."""
         t = torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {i}")).to(x.z0.device)
         noise = model.rng.randn(f"score noise {i}", x.z0)
         kept = torch.rand(x.z0.shape[:1], generator=model.rng(f"score camera {i}")) >= p_null
         alpha, sigma = model.marginal(t)
         z_t = alpha * x.z0 + sigma * noise
-        batch = _Batch(z_t, t, _cameras_of(x.z0, model) * kept.to(x.z0)[:, None])
+        batch = _Batch(z_t, t, seen * kept.to(x.z0)[:, None])
         return batch, noise, model.eps(z_t, t, "pos")[0] if gamma != 0.0 else None
 
     def _predict(self, batches: Sequence[_Batch], model: BoundPrior) -> list[Tensor]:
@@ -111,16 +113,7 @@ class ExactScores:
         own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
         return [own if with_camera else together for with_camera in cameras]
 
-    def learn(
-        self,
-        x: Noised,
-        model: BoundPrior,
-        lr: float,
-        p_null: float,
-        lessons: int,
-        every: int = 1,
-        gamma: float = 0.0,
-    ) -> None:
+    def learn(self, x: Noised, model: BoundPrior, *how: float) -> None:
         """Nothing to learn."""
 
     def to(self, device: torch.device) -> None:

@@ -327,18 +327,24 @@ def test_commands(saved: Path, tmp_path: Path) -> None:
         (["train", "--out", "x", "--device", "warp"], "--device"),
         (["sample", "a bear", "--out", "x.jpg"], "--out"),
         (["sample", "a bear", "--out", "x.png", "--weights", "/nowhere"], "--weights"),
-        (["train", "--out", "/nowhere/at/all", "--resume"], "--resume"),
+        (["train", "--out", "nothing/there", "--resume"], "--resume"),
     ],
 )
-def test_bad_values_end_with_code_2_and_name_the_option(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+def test_bad_values_end_with_code_2_name_the_option_and_make_nothing(
+    arguments: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     try:
         code = cli.main(arguments)
     except SystemExit as ended:
         code = ended.code
     assert code == 2
     assert named in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not any(tmp_path.iterdir())
 
 
 # ---- refused before any work

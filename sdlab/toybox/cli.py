@@ -76,6 +76,12 @@ def claim_file(out: Path) -> None:
     claim(out.parent)
 
 
+def require_toybox(folder: Path, option: str) -> None:
+    """ValueError, naming `option`, for what cannot be a toybox's folder."""
+    if not (folder / "unet").is_dir():
+        raise ValueError(f"{option}: {folder} is no toybox folder: it has no unet/")
+
+
 def channel_list(text: str) -> tuple[int, ...]:
     """Two to four numbers of channels, each a multiple of 16, from 16 to 1024."""
     numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
@@ -250,9 +256,10 @@ def run_train(options: argparse.Namespace) -> None:
     from sdlab.toybox.model import Shape
     from sdlab.toybox.train import Plan, train
 
-    claim(options.out)
-    if options.start and not (options.start / "unet").is_dir():
-        raise ValueError(f"--start: {options.start} is no toybox folder: it has no unet/")
+    if options.out.is_dir() or not options.resume:  # without a run to resume there is no folder to make
+        claim(options.out)
+    if options.start:
+        require_toybox(options.start, "--start")
     without_progress_bars()
     torch.set_num_threads(options.threads)
     plan = Plan(
@@ -288,8 +295,7 @@ def load_prior(folder: Path, device: str) -> Prior:
     from sdlab.priors.diffusers import DiffusersPrior
 
     without_progress_bars()
-    if not (folder / "unet").is_dir():
-        raise ValueError(f"--weights: {folder} is no toybox folder: it has no unet/")
+    require_toybox(folder, "--weights")
     return DiffusersPrior(path=str(folder)).load(torch.device(device))
 
 
