@@ -210,7 +210,7 @@ def _add_janus_losses(commands: Any) -> None:
         "--variants", default="", metavar="LIST", help=f"{VARIANT_HELP} (default: vsd,esd:lam=0.5,esd:lam=1)"
     )
     p.add_argument(
-        "--objects", default="bear,robot,car", metavar="NAMES", help="some with a front (default %(default)s)"
+        "--objects", default="bear,cat,clock", metavar="NAMES", help="some with a front (default %(default)s)"
     )
     p.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seed to seed + N - 1 (default %(default)s)")
     _add_comparing(p, "janus-losses", seconds=60)

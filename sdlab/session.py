@@ -189,7 +189,6 @@ class Session:
         """Load the prior, compile what must be compiled, build the scene. Does nothing when already done."""
         if self._prior is None or self._bank is None:
             self._adopt_prior(self.settings)
-        torch.set_num_threads(self.prior.torch_threads)  # of this thread, which owns the tensors from now on
         if self._state is None:
             self._build()
         self._settle()
@@ -356,7 +355,6 @@ class Session:
             if self._state is not None:
                 self._state.aux.clear()
                 self._state.aux_keys.clear()
-            torch.set_num_threads(self.prior.torch_threads)
             if self._state is None:
                 self._build()
         elif self._prior is not None and batches_of(old) != batches_of(new):
