@@ -95,6 +95,10 @@ class SceneOptimiser:
             if key in state:
                 state[key].zero_()
 
+    def rate(self, name: str) -> float:
+        """The learning rate that is in force for one parameter."""
+        return next(float(group["lr"]) for group in self._adam.param_groups if group["name"] == name)
+
     def forget(self) -> None:
         """Start anew: Adam's moments and step counts are those of gradients on another scale."""
         self._adam.state.clear()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = [
     {"types", "pictures", "rng", "messages", "channel", "knobs", "machine", "compiled", "axial", "ulite"},
     {"cameras", "schedule", "guidance", "inversion", "fitted", "score", "plane"},
-    {"losses", "priors", "raster", "clouds", "shap_e"},
+    {"losses", "priors", "raster", "clouds", "mcmc", "shap_e"},
     {"scenes", "toybox"},
     {"prompts", "optim"},
     {"settings"},

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sdlab.cameras import CameraSettings, turntable
+from sdlab.mcmc import drawn, felt, shared_out
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.priors.mixture import MixturePrior
 from sdlab.raster.torch_project import rotation_matrices
@@ -202,3 +203,113 @@ def test_rates_fade_over_the_run():
     for progress, rate in ((0.0, 0.1), (0.5, 0.01), (1.0, 0.001), (3.0, 0.001)):
         optim.adopt(s, progress)
         assert optim._adam.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+# ---- by a threshold, as published -------------------------------------------------------------------------------
+
+
+def test_a_threshold_takes_all_above_it_in_3dgs_units():
+    """Two views, each a half of the loss, of 16 pixels: 1e-5 per pixel is 1e-5 * 8 * 2 in 3DGS' units."""
+    scene, optim = built(density="threshold", densify_threshold=2e-4, split_scale=1.0, densify_share=0.0)
+    scene.render(turntable(2, CameraSettings(), 16), torch.ones(2, 3))
+    values = torch.zeros(50)
+    values[:7], values[7:20] = 1.3e-5, 1.2e-5
+    n = len(values)
+    info = ScreenInfo(torch.ones(2, n, dtype=torch.int32), torch.zeros(2, n, 2))
+    info.means2d_grad = torch.stack([values, torch.zeros(n)], -1)[None].expand(2, n, 2)
+    scene.observe(info)
+    assert densify(scene, optim)["cloned"] == 7
+
+
+def test_a_threshold_keeps_to_the_cap_by_the_hardest_pulled():
+    scene, optim = built(density="threshold", densify_threshold=1e-9, split_scale=1.0, max_gaussians=52)
+    old = scene.params["means"].detach().clone()
+    pulled(scene, torch.arange(50) + 1.0)
+    assert densify(scene, optim)["cloned"] == 2
+    assert torch.equal(scene.params["means"][50:], old[48:])
+
+
+# ---- as a Markov chain ------------------------------------------------------------------------------------------
+
+
+def covered(opacity, scale, copies):
+    """The integral over a line of what `copies` equal Gaussians on one place hide together."""
+    x = torch.linspace(-1, 1, 20_001, dtype=torch.float64)
+    alpha = opacity * torch.exp(-0.5 * (x / scale) ** 2)
+    return torch.trapezoid(1 - (1 - alpha) ** copies, x)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 10, 51])
+@pytest.mark.parametrize("opacity", [0.05, 0.5, 0.9, 0.99])
+def test_copies_hide_together_what_the_one_did(opacity, copies):
+    o, s = torch.tensor([opacity], dtype=torch.float64), torch.full((1, 3), 0.05, dtype=torch.float64)
+    o_new, s_new = shared_out(o, s, torch.tensor([copies]), 1e-6)
+    before, after = covered(o[0], s[0, 0], 1), covered(o_new[0], s_new[0, 0], copies)
+    assert after == pytest.approx(float(before), rel=1e-6)
+    assert 1 - (1 - o_new[0]) ** copies == pytest.approx(opacity), "in the middle, too"
+
+
+def test_only_the_transparent_feel_the_noise():
+    strength = felt(torch.tensor([1e-4, 0.005, 0.05, 0.5]))
+    assert strength[0] > 0.6
+    assert strength[1] == pytest.approx(0.5)
+    assert strength[2] < 0.02
+    assert strength[3] < 1e-20
+
+
+def test_places_are_drawn_by_opacity():
+    counts = torch.bincount(drawn(torch.tensor([0.0, 0.2, 0.6]), 4000, torch.Generator().manual_seed(0)), minlength=3)
+    assert counts[0] == 0
+    assert counts[2] / counts[1] == pytest.approx(3.0, rel=0.15)
+
+
+def test_the_transparent_move_onto_the_opaque_and_the_picture_stays():
+    scene, optim = built(density="mcmc", densify_share=0.1, stir=0.0, prune_opacity=0.01, scale_min=1e-3, n_init=40)
+    with torch.no_grad():
+        scene.params["opacity_logits"].fill_(0.5)
+        scene.params["opacity_logits"][:15] = -9.0
+    cams, black = turntable(2, CameraSettings(), 32), torch.zeros(2, 3)
+    take_step(scene, optim)
+    with torch.no_grad():
+        scene.params["opacity_logits"][:15] = -9.0
+        before = scene.render(cams, black).rgb
+    assert densify(scene, optim) == {"moved": 15, "added": 4}
+    assert len(scene.params["means"]) == 44
+    assert (scene.params["opacity_logits"].sigmoid() > 0.01).all()
+    with torch.no_grad():
+        after = scene.render(cams, black).rgb
+    assert (after - before).abs().mean() < 0.03 * before.mean()
+    moments = optim._adam.state[scene.params["means"]]["exp_avg"]
+    assert (moments[:15] == 0).all(), "what moved starts anew"
+    assert (moments[40:] == 0).all()
+    assert (moments[15:40] != 0).any(), "what stayed alone goes on"
+    take_step(scene, optim)
+
+
+def test_noise_stirs_the_transparent_along_their_axes():
+    scene, optim = built(density="mcmc", stir=1e3, densify_every=0)
+    with torch.no_grad():
+        scene.params["opacity_logits"][:25] = -12.0
+        scene.params["opacity_logits"][25:] = 2.0
+        scene.params["log_scales"][:, 0] = np.log(0.1)
+        scene.params["log_scales"][:, 1:] = np.log(0.02)
+    before = scene.params["means"].detach().clone()
+    assert densify(scene, optim, step=7) == {}
+    moved = (scene.params["means"].detach() - before).abs().mean(0)
+    still = (scene.params["means"].detach() - before)[25:].abs().max()
+    assert still < 1e-6
+    assert moved[0] > 10 * moved[1:].max(), "variances are 25 to 1, and the ball's quaternions are the identity"
+    again, optim = built(density="mcmc", stir=1e3, densify_every=0)
+    again.load_state_dict({**scene.state_dict(), "means": before})
+    densify(again, optim, step=7)
+    assert torch.equal(again.params["means"], scene.params["means"]), "the same noise at the same step"
+
+
+def test_mcmc_keeps_to_the_cap_and_does_nothing_with_a_cloud_that_is_all_transparent():
+    scene, optim = built(density="mcmc", densify_share=0.5, max_gaussians=53)
+    for step in (50, 100):
+        densify(scene, optim, step=step)
+    assert len(scene.params["means"]) == 53
+    with torch.no_grad():
+        scene.params["opacity_logits"].fill_(-12.0)
+    assert densify(scene, optim, step=150) == {}

@@ -36,6 +36,10 @@ class RowSurgeon(Protocol):
         """Forget the moments of one parameter."""
         ...
 
+    def rate(self, name: str) -> float:
+        """The learning rate that is in force for one parameter."""
+        ...
+
 
 @runtime_checkable
 class Scene(Protocol):

@@ -3,9 +3,14 @@
 Parameters, before activation: means [N, 3]; quats [N, 4]; log_scales [N, 3] (exp); opacity_logits [N] (sigmoid);
 color_logits [N, 3] (sigmoid).
 
-Density control follows 3DGS (clone small, split large, prune transparent), but picks by *percentile* of the
-screen-space gradient instead of by a threshold: thresholds differ by 10^2 between losses, and a loss toggled
-mid-run would otherwise explode or starve the cloud.
+Density control, `density`:
+  share      3DGS (clone small, split large, prune transparent), but those that grow are a *share*, by the screen-space
+             gradient: thresholds differ by 10^2 between losses, and a loss toggled mid-run would otherwise explode or
+             starve the cloud
+  threshold  3DGS as published: all whose screen-space gradient is above a threshold grow, the hardest pulled first
+  mcmc       3DGS-MCMC (`sdlab.mcmc`): the transparent move onto the opaque, the cloud grows by a share a round, and
+             noise stirs it after every step
+All keep to `max_gaussians`.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from torch.nn import Parameter
 
 from sdlab.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.knobs import knob
+from sdlab.mcmc import drawn, felt, shared_out
 from sdlab.raster import choose, warm_up
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
@@ -31,6 +37,7 @@ from sdlab.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 STARTS = ("ball", "object", "file", "shap-e")
+DENSITIES = ("share", "threshold", "mcmc")
 OVERLAP = 1.5  # standard deviations of a start's Gaussians over the distance to the nearest one: a closed surface
 PALEST = 0.02  # colours of a start are kept this far from 0 and 1, where the sigmoid no longer moves
 SPLIT_SHRINK = 1.6  # 3DGS divides the scales of a split Gaussian by phi = 1.6
@@ -76,10 +83,24 @@ class Splats(SceneConfig):
     scale_min: float = knob(0.012, 1e-4, 1.0, "smallest standard deviation of a Gaussian", log=True)
     scale_max: float = knob(0.2, 1e-3, 5.0, "largest standard deviation of a Gaussian", log=True)
     sparsity: float = knob(0.01, 0.0, 10.0, "pull on opacity, so that fog disappears; too much thins the object")
+    density: str = knob(
+        "share",
+        help="who is cloned or split: the share pulled hardest, or all pulled above a threshold (3DGS); mcmc moves the "
+        "transparent onto the opaque instead, and stirs",
+        choices=DENSITIES,
+    )
     densify_every: int = knob(50, 0, 10_000, "steps between rounds of density control; 0 switches it off")
     densify_from: float = knob(0.1, 0.0, 1.0, "fraction of the run at which density control begins")
     densify_until: float = knob(0.75, 0.0, 1.0, "fraction of the run at which density control ends")
-    densify_share: float = knob(0.05, 0.0, 0.5, "share of the Gaussians, those pulled hardest, cloned or split a round")
+    densify_share: float = knob(
+        0.05, 0.0, 0.5, "share by which they grow a round: those pulled hardest, or drawn by opacity with mcmc"
+    )
+    densify_threshold: float = knob(
+        2e-4, 0.0, 1e3, "with density = threshold: mean gradient in half picture widths above which one grows (3DGS)"
+    )
+    stir: float = knob(
+        2e4, 0.0, 1e7, "with density = mcmc: noise, times the rate of positions (paper: 5e5 at a rate of 1.6e-4)"
+    )
     split_scale: float = knob(0.08, 1e-3, 5.0, "Gaussians larger than this are split, smaller ones cloned", log=True)
     prune_opacity: float = knob(0.01, 0.0, 0.5, "Gaussians more transparent than this are removed")
     opacity_reset_every: int = knob(0, 0, 100_000, "steps between resets of all opacities to a low value; 0 is off")
@@ -172,11 +193,12 @@ class SplatScene:
         self.config = config
         self.params = params
         self._rasterize = choose(params["means"].device)
+        self._half_width = 1.0  # of the picture that was rendered last
         self._forget_pulls()
 
     def _forget_pulls(self) -> None:
         means = self.params["means"]
-        self._pull = torch.zeros(means.shape[0], device=means.device)  # sum of |d loss / d means2d| over views
+        self._pull = torch.zeros(means.shape[0], device=means.device)  # sum of |d loss / d place| over views
         self._seen = torch.zeros(means.shape[0], device=means.device)  # views in which the Gaussian was drawn
 
     def adopt(self, config: SceneConfig) -> None:
@@ -188,6 +210,7 @@ class SplatScene:
         """Views of the cloud before `background` [B, 3]."""
         p = self.params
         device = p["means"].device
+        self._half_width = cams.width / 2
         return self._rasterize(
             p["means"],
             p["quats"],
@@ -221,17 +244,22 @@ class SplatScene:
     def observe(self, info: ScreenInfo | None) -> None:
         if info is None or info.means2d_grad is None or self.config.densify_every == 0:
             return
-        self._pull += info.means2d_grad.norm(dim=-1).sum(0)
+        # of the sum over views, of which the loss is the mean, and with the picture 2 wide, as 3DGS has it
+        self._pull += info.means2d_grad.norm(dim=-1).sum(0) * (len(info.radii) * self._half_width)
         self._seen += (info.radii > 0).sum(0)
 
     @torch.no_grad()
     def densify(self, progress: float, step: int, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """3DGS section 5: every `densify_every` steps clone, split and prune; sometimes reset opacities."""
+        """3DGS section 5: every `densify_every` steps clone, split and prune; sometimes reset opacities. With mcmc
+        every step stirs, and a round moves and adds."""
         c = self.config
         done: dict[str, int] = {}
+        mcmc = c.density == "mcmc"
+        if mcmc:
+            self._stir(optim.rate("means"), rng)
         due = c.densify_every > 0 and step > 0 and step % c.densify_every == 0
         if due and c.densify_from <= progress <= c.densify_until:
-            done = self._clone_split_prune(optim, rng)
+            done = self._move_and_add(optim, rng) if mcmc else self._clone_split_prune(optim, rng)
         if c.opacity_reset_every > 0 and step > 0 and step % c.opacity_reset_every == 0:
             self.params["opacity_logits"].clamp_(max=_logit(OPACITY_AFTER_RESET))
             optim.reset_moments("opacity_logits")
@@ -266,13 +294,55 @@ class SplatScene:
         self.constrain()
         return {"cloned": len(clone), "split": len(split), "pruned": int((~keep).sum())}
 
+    def _stir(self, rate: float, rng: StepRng) -> None:
+        """3DGS-MCMC, eq. 8: noise along each Gaussian's own axes, Sigma eta, for the transparent."""
+        p = self.params
+        variances = (2 * p["log_scales"]).exp()
+        noise = rng.randn("stir", p["means"])
+        along = _rotate(p["quats"], variances * _rotate_back(p["quats"], noise))
+        p["means"].add_(self.config.stir * rate * felt(p["opacity_logits"].sigmoid())[:, None] * along)
+        self.constrain()
+
+    def _move_and_add(self, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
+        """3DGS-MCMC, section 3.3 and 3.4: the transparent and what is added become copies of opaque ones, which share
+        out what they drew."""
+        c, p = self.config, self.params
+        opacity = p["opacity_logits"].sigmoid()
+        n, dead = len(opacity), opacity < c.prune_opacity
+        moved = dead.nonzero()[:, 0]
+        added = max(0, min(math.ceil(n * c.densify_share), c.max_gaussians - n))
+        if len(moved) == n or len(moved) + added == 0:
+            return {}
+        source = drawn(torch.where(dead, 0.0, opacity), len(moved) + added, rng("densify"))
+        copies = torch.bincount(source, minlength=n) + 1
+        several = (copies > 1).nonzero()[:, 0]
+        shared, scales = shared_out(
+            opacity[several], p["log_scales"][several].exp(), copies[several], max(c.prune_opacity, 1e-6)
+        )
+        p["opacity_logits"][several] = shared.logit()
+        p["log_scales"][several] = scales.log()
+
+        old = torch.arange(n, device=source.device)
+        old[moved] = source[: len(moved)]
+        old = torch.cat([old, source[len(moved) :]])
+        kept = torch.arange(n, device=source.device)
+        kept[several] = kept[moved] = -1
+        kept = torch.cat([kept, torch.full((added,), -1, dtype=torch.long, device=source.device)])
+        optim.replace_rows({name: tensor.detach()[old].clone() for name, tensor in p.items()}, kept)
+        self._forget_pulls()
+        self.constrain()
+        return {"moved": len(moved), "added": added}
+
     def _most_pulled(self, keep: Tensor) -> Tensor:
-        """Indices of the Gaussians to grow: the top `densify_share` by mean pull, within the cap."""
+        """Indices of the Gaussians to grow, within the cap: the top `densify_share` by mean pull, or all above the
+        threshold."""
         c = self.config
         n_kept = int(keep.sum())
         room = c.max_gaussians - n_kept  # a clone and a split both add exactly one
         pull = torch.where(keep & (self._seen > 0), self._pull / self._seen.clamp_min(1), torch.zeros_like(self._pull))
-        wanted = min(int(n_kept * c.densify_share), room, int((pull > 0).sum()))
+        enough = pull > (c.densify_threshold if c.density == "threshold" else 0.0)
+        share = n_kept if c.density == "threshold" else int(n_kept * c.densify_share)
+        wanted = min(share, room, int(enough.sum()))
         return pull.topk(max(wanted, 0)).indices.sort().values
 
     @torch.no_grad()
@@ -326,6 +396,10 @@ class SplatScene:
 
 def _rotate(quats: Tensor, vectors: Tensor) -> Tensor:
     return (rotation_matrices(quats) @ vectors[:, :, None])[:, :, 0]
+
+
+def _rotate_back(quats: Tensor, vectors: Tensor) -> Tensor:
+    return (rotation_matrices(quats).transpose(1, 2) @ vectors[:, :, None])[:, :, 0]
 
 
 def _numpy(t: Tensor) -> Any:
