@@ -27,6 +27,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prior", help="toybox, a folder in the diffusers layout, or owner/name on the Hub")
     p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda where there is one)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
+    p.add_argument(
+        "--batch-sessions",
+        action="store_true",
+        help="visitors share the network's evaluations, for a GPU with many of them; runs then repeat but for rounding",
+    )
     p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     return p
@@ -82,7 +87,8 @@ def build(args: argparse.Namespace) -> Any:
     kept = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
     files = ("scene.picture", "scene.file", "scene.shap_e")
     locked = () if local else (*(f"prior.{name}" for name in kept), *files)
-    manager = Manager(device, args.max_sessions, args.grace, idle=3600.0 if local else 600.0)
+    idle = 3600.0 if local else 600.0
+    manager = Manager(device, args.max_sessions, args.grace, idle, batching=args.batch_sessions)
     manager.preload(settings)
     return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
 

@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
+from sdlab.batching import Together
 from sdlab.channel import Turnstile
 from sdlab.messages import Stop
 from sdlab.priors import PriorConfig, silent
@@ -22,9 +24,11 @@ SWEEP_EVERY = 1.0  # seconds between looks for sessions that are over
 
 
 class PriorPool:
-    """Each prior is loaded once per process and device, whoever asks first; the others wait for that load."""
+    """Each prior is loaded once per process and device, whoever asks first; the others wait for that load. With
+    `batching` those who use it share its forwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, batching: bool = False) -> None:
+        self._batching = batching
         self._lock = threading.Lock()
         self._loading: dict[tuple[PriorConfig, str], threading.Lock] = {}
         self._loaded: dict[tuple[PriorConfig, str], Prior] = {}
@@ -36,7 +40,8 @@ class PriorPool:
             gate = self._loading.setdefault(key, threading.Lock())
         with gate:
             if key not in self._loaded:
-                self._loaded[key] = config.load(device, progress)
+                prior = config.load(device, progress)
+                self._loaded[key] = cast(Prior, Together(prior)) if self._batching else prior
             return self._loaded[key]
 
 
@@ -53,7 +58,8 @@ class Seat:
 
 
 class Manager:
-    """Opens, finds and ends sessions. A seat ends `grace` seconds after its page was closed (a refresh comes back
+    """Opens, finds and ends sessions. They take turns step by step, or with `batching` share the prior's forwards
+    (`sdlab.batching`). A seat ends `grace` seconds after its page was closed (a refresh comes back
     within), or after `idle` seconds without a sign of life."""
 
     def __init__(
@@ -62,13 +68,14 @@ class Manager:
         max_sessions: int = 8,
         grace: float = 60.0,
         idle: float = 3600.0,
+        batching: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.max_sessions = max_sessions
         self.grace = grace
         self.idle = idle
-        self.pool = PriorPool()
-        self.turnstile = Turnstile()
+        self.pool = PriorPool(batching)
+        self.turnstile = None if batching else Turnstile()  # steps must overlap for their forwards to meet
         self._lock = threading.Lock()
         self._seats: dict[str, Seat] = {}
         self._closing = threading.Event()

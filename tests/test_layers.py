@@ -17,7 +17,7 @@ ROWS = [
     {"prompts", "optim"},
     {"settings"},
     {"step", "checkpoint", "export"},
-    {"session", "record"},
+    {"session", "record", "batching"},
     {"manager", "bench"},
     {"viewport"},
     {"ui"},
