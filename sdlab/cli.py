@@ -126,6 +126,7 @@ FILE_BENCHES = {
     "step": "one live step, beside the bare evaluations of the network",
     "network": "networks of several sizes, by each engine",
     "losses": "a step of every loss, against SDS, by each engine",
+    "sessions": "1, 2, 4 and 8 sessions that share the prior, in turns and with batched forwards",
     "entropy": "does ESD's lambda spread the views? Exact and learnt scores",
     "figure10": "variance of eps and its correlation with the noise over t (DreamMapping, figure 10)",
 }
@@ -135,8 +136,10 @@ def _add_file_bench(commands: Any, what: str, text: str) -> None:
     p = commands.add_parser(what, help=text)
     p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file (default: bench-{what}.json)")
     p.add_argument("--quick", action="store_true", help="fewer repeats")
-    if what in ("step", "losses"):
+    if what in ("step", "losses", "sessions"):
         p.add_argument("--preset", default="toybox", help="a preset's name (default %(default)s)")
+    if what == "sessions":
+        _add_device(p)
     p.set_defaults(call=_bench)
 
 
@@ -628,7 +631,9 @@ def _bench(args: argparse.Namespace) -> int:
     from importlib import import_module
 
     out = args.out or Path(f"bench-{args.what}.json")
-    more = {"name": args.preset} if "preset" in args else {}
+    more: dict[str, Any] = {"name": args.preset} if "preset" in args else {}
+    if "device" in args:
+        more["device"] = choose_device(args.device)
     import_module(f"sdlab.bench.{args.what}").run(out, quick=args.quick, **more)
     print(f"written to {out}")
     return 0
