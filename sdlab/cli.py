@@ -128,6 +128,7 @@ FILE_BENCHES = {
     "losses": "a step of every loss, against SDS, by each engine",
     "sessions": "1, 2, 4 and 8 sessions that share the prior, in turns and with batched forwards",
     "entropy": "does ESD's lambda spread the views? Exact and learnt scores",
+    "gpu": "a step of every loss at the size of Stable Diffusion, rasterisers, sessions; random weights",
     "figure10": "variance of eps and its correlation with the noise over t (DreamMapping, figure 10)",
 }
 
@@ -138,8 +139,10 @@ def _add_file_bench(commands: Any, what: str, text: str) -> None:
     p.add_argument("--quick", action="store_true", help="fewer repeats")
     if what in ("step", "losses", "sessions"):
         p.add_argument("--preset", default="toybox", help="a preset's name (default %(default)s)")
-    if what == "sessions":
+    if what in ("sessions", "gpu"):
         _add_device(p)
+    if what == "gpu":
+        p.add_argument("--size", default="sd-2.1-base", help="sd-2.1-base, or tiny for a trial on any machine")
     p.set_defaults(call=_bench)
 
 
@@ -634,6 +637,8 @@ def _bench(args: argparse.Namespace) -> int:
     more: dict[str, Any] = {"name": args.preset} if "preset" in args else {}
     if "device" in args:
         more["device"] = choose_device(args.device)
+    if "size" in args:
+        more["size"] = args.size
     import_module(f"sdlab.bench.{args.what}").run(out, quick=args.quick, **more)
     print(f"written to {out}")
     return 0

@@ -11,6 +11,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 from sdlab.messages import Event, Failed, Stepped, Stop
 from sdlab.session import LoadPrior, Session, load_prior
 from sdlab.settings import Settings
@@ -26,8 +28,14 @@ class Lane:
     RuntimeError when a step fails.
     """
 
-    def __init__(self, settings: Settings, warm_up: int, load: LoadPrior = load_prior) -> None:
-        self.session = Session(settings.patch("steps", 1_000_000), load=load)
+    def __init__(
+        self,
+        settings: Settings,
+        warm_up: int,
+        load: LoadPrior = load_prior,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.session = Session(settings.patch("steps", 1_000_000), device, load)
         self._stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
         self._counting = False
         self._failure = ""
@@ -55,11 +63,18 @@ class Lane:
         if uncounted:
             self._run_on(uncounted)
         self._counting = True
+        self._wait()
         started = time.perf_counter()
         self._run_on(n)
+        self._wait()
         ms = 1e3 * (time.perf_counter() - started) / n
         self._counting = False
         return ms
+
+    def _wait(self) -> None:
+        """For what a GPU still has to do."""
+        if self.session.device.type == "cuda":
+            torch.cuda.synchronize(self.session.device)
 
     def stages_ms(self, average: Callable[[Sequence[float]], float]) -> dict[str, float]:
         """Averages over all counted steps."""

@@ -1,0 +1,193 @@
+"""What a step costs at the size of Stable Diffusion 2.1-base, beside the network evaluations that it cannot do without.
+
+The prior is a stand-in with random weights (`sdlab.bench.stand_in`), loaded as the real one would be. For every loss
+and for one view and several: the time of a step; that of the same calls of the prior's network, alone; their ratio;
+memory. A psi that learns, U-Lite, the renderer, the VAE and its backward pass are what lies between the two. Then the
+rasterisers beside each other, and sessions that share the prior, in turns and batched.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sdlab import machine
+from sdlab.bench import raster, sessions
+from sdlab.bench.lanes import Lane
+from sdlab.bench.losses import entries
+from sdlab.bench.stand_in import SIZES, stand_in
+from sdlab.cameras import look_at
+from sdlab.priors import PriorConfig
+from sdlab.raster import BACKENDS
+from sdlab.settings import Settings, preset
+from sdlab.types import Cond, Prior
+
+PRESET = "dreamfusion"
+VIEWS = (1, 4)
+WARM_UP = 3
+STEPS, STEPS_QUICK = 8, 2  # that are counted, of each loss
+GAUSSIANS = (5_000, 50_000)
+REPEATS, REPEATS_QUICK = 10, 2
+
+
+def run(
+    out: Path | None = None, quick: bool = False, device: torch.device | str = "cuda", size: str = "sd-2.1-base"
+) -> dict[str, Any]:
+    """Measure; print tables, write JSON to `out` after every part, return the figures. ValueError for the full size
+    without a GPU."""
+    device = torch.device(device)
+    if size not in SIZES:
+        raise ValueError(f"--size {size}: there are {', '.join(SIZES)}")
+    if device.type != "cuda" and size != "tiny":
+        raise ValueError(f"--size {size}: no CUDA GPU is at hand (--device {device}); --size tiny runs anywhere")
+    with tempfile.TemporaryDirectory(prefix="sdlab-stand-in-") as folder:
+        print(f"making a stand-in of {size}", flush=True)
+        place = str(stand_in(Path(folder) / "model", SIZES[size]))
+        base = preset(PRESET).patch_all([("prior.path", place), ("scene.densify_every", 0)])
+        result: dict[str, Any] = {
+            "what": f"a step with random weights at the size of {size}, {SIZES[size].pixels} pixels",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor(),
+            "versions": machine.versions(),
+            "losses": [],
+        }
+
+        def keep() -> None:
+            if out is not None:
+                out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+        _losses(base, device, STEPS_QUICK if quick else STEPS, result["losses"], keep)
+        result["rasterisers"] = _rasterisers(device, SIZES[size].pixels, REPEATS_QUICK if quick else REPEATS)
+        keep()
+        counts = (1, 2) if quick else sessions.COUNTS
+        result["sessions"] = sessions.measure(base.patch("camera.views", 1), PRESET, counts, device, quick, None)
+        keep()
+    return result
+
+
+# ---- a step of every loss ---------------------------------------------------------------------------------------
+
+
+class Recording:
+    """A prior that remembers what its network was asked while `kept` is a list."""
+
+    def __init__(self, prior: Prior) -> None:
+        self._prior = prior
+        self.kept: list[tuple[Tensor, Tensor, Cond]] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prior, name)
+
+    def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        if self.kept is not None:
+            self.kept.append((z_t, t, cond))
+        return self._prior.eps(z_t, t, cond)
+
+
+def _losses(
+    base: Settings, device: torch.device, steps: int, rows: list[dict[str, Any]], keep: Callable[[], None]
+) -> None:
+    loaded: dict[PriorConfig, Recording] = {}
+
+    def load(config: PriorConfig, on: torch.device, progress: Callable[[str], None]) -> Prior:
+        if config not in loaded:
+            loaded[config] = Recording(config.load(on, progress))
+        return cast(Prior, loaded[config])
+
+    print(f"{'loss':14}{'views':>6}{'evaluations':>12}{'step':>11}{'network':>11}{'ratio':>8}{'memory':>10}")
+    for views in VIEWS:
+        for entry in entries(base.patch("camera.views", views)):
+            if entry.network == "copy":  # of a network of this size nobody makes one
+                continue
+            row = {"loss": entry.label, "views": views, **_measure(entry.settings, device, steps, load)}
+            rows.append(row)
+            keep()
+            print(
+                f"{row['loss']:14}{views:6}{row['evaluations']:12}{row['step_ms']:9.1f}ms{row['network_ms']:9.1f}ms"
+                f"{row['ratio']:8.2f}{row['memory_gb']:8.2f}GB",
+                flush=True,
+            )
+
+
+def _measure(s: Settings, device: torch.device, steps: int, load: Any) -> dict[str, Any]:
+    _forget(device)
+    lane = Lane(s, WARM_UP, load, device)
+    prior = cast(Recording, lane.session.prior)
+    step_ms = lane.steps(steps)
+    prior.kept = []
+    lane.steps(1)
+    calls, prior.kept = prior.kept, None
+    network_ms = _alone(prior, calls, device, steps)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1e6 * machine.peak_rss_mb()
+    return {
+        "evaluations": sum(len(z_t) for z_t, _, _ in calls) // s.camera.views,
+        "step_ms": round(step_ms, 2),
+        "network_ms": round(network_ms, 2),
+        "ratio": round(step_ms / network_ms, 3),
+        "memory_gb": round(memory / 1e9, 2),
+    }
+
+
+def _alone(prior: Recording, calls: Sequence[tuple[Tensor, Tensor, Cond]], device: torch.device, n: int) -> float:
+    """Milliseconds of the calls of one step, nothing between them."""
+    times = []
+    for _ in range(n):
+        _wait(device)
+        started = time.perf_counter()
+        for call in calls:
+            prior.eps(*call)
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def _forget(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---- the rasterisers --------------------------------------------------------------------------------------------
+
+
+def _rasterisers(device: torch.device, pixels: int, repeats: int) -> list[dict[str, Any]]:
+    """Forward and backward of one view by the CPU's rasteriser and, on CUDA, by gsplat."""
+    rows = []
+    where = {"cpu": torch.device("cpu")} | ({"gsplat": device} if device.type == "cuda" else {})
+    print(f"{'Gaussians':>10}{'pixels':>8}" + "".join(f"{name:>11}" for name in where))
+    for count in GAUSSIANS:
+        row: dict[str, Any] = {"gaussians": count, "pixels": pixels}
+        for name, on in where.items():
+            row[f"{name}_ms"] = round(_forward_backward(name, count, pixels, on, repeats), 2)
+        rows.append(row)
+        print(f"{count:10}{pixels:8}" + "".join(f"{row[f'{name}_ms']:9.2f}ms" for name in where), flush=True)
+    return rows
+
+
+def _forward_backward(name: str, count: int, pixels: int, device: torch.device, repeats: int) -> float:
+    scene = [x.detach().to(device).requires_grad_() for x in raster.build("shell", count)]
+    cams = look_at(torch.tensor([30.0]), torch.tensor([15.0]), torch.tensor([2.8]), 49.1, pixels, pixels)
+    viewmats, Ks, background = (x.to(device) for x in (cams.viewmats, cams.Ks, torch.ones(1, 3)))
+    times = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        started = time.perf_counter()
+        picture = BACKENDS[name](*scene, viewmats, Ks, pixels, pixels, background).rgb
+        torch.autograd.grad(picture, scene, torch.ones_like(picture))
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times[1:])  # the first compiles
