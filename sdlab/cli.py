@@ -683,7 +683,10 @@ def _janus_losses(args: argparse.Namespace) -> int:
 
 
 def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if text and not parts:
+        raise ValueError(f"{text!r} is an empty list: give names between its commas, or leave the option out")
+    return parts
 
 
 def _comparing(

@@ -5,7 +5,8 @@
     perp_neg   each view is also drawn away from the words of other views (Armandpour et al. 2023), but only along what
                is perpendicular to its own
 
-Every loss whose null is the empty prompt calls `guide`, which does what the settings ask for.
+Losses with plain CFG between the prompt and the empty one call `guide`, which does what the settings ask for: SDS, VSD,
+ESD, ASD, VDM, JSD, SDI and the first stage of SBP. The others combine predictions in ways of their own.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from sdlab.types import PERP_ROLES, BoundPrior
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """What is done to the guidance of every loss that has one."""
+    """What is done to the guidance of losses with plain CFG."""
 
-    rescale: float = knob(0.0, 0.0, 1.0, "share of CFG's contrast that is brought back to the prompt's (paper: 0.7)")
+    rescale: float = knob(
+        0.0,
+        0.0,
+        1.0,
+        "share of CFG's contrast that is brought back to the prompt's (paper: 0.7); not in NFSD, CSD, DDS, ISM, SBP",
+    )
     perp_neg: bool = knob(
         False,
-        help="Perp-Neg: draw each view away from the words of the others; needs view words, twice the evaluations",
+        help="Perp-Neg: draw each view away from the words of the others; needs view words, twice the evaluations; not "
+        "in NFSD, CSD, DDS, ISM, SBP",
     )
 
 

@@ -11,6 +11,7 @@ Roles: pos      the prompt, with this view's word appended when view-dependent p
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,13 @@ class PromptSettings:
     view_dependent: bool = knob(True, help="append 'front view' and so on by camera; off shows the Janus problem")
     front_angle: float = knob(45.0, 5.0, 85.0, "half-width of 'front' and of 'back' in degrees")
     overhead_angle: float = knob(55.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
+
+    def __post_init__(self) -> None:
+        for name in ("target", "source"):
+            text = getattr(self, name)
+            odd = [found for found in re.findall(r"\{[^{}]*\}", text) if found != PROMPT]
+            if odd:
+                raise ValueError(f"prompt.{name} = {text!r}: {odd[0]} stands for nothing; {PROMPT} is the prompt")
 
 
 ROLES = ("pos", "plain", "uncond", "neg", "ref", "target", "source")

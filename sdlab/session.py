@@ -427,6 +427,8 @@ class Session:
         state, name, key = self.state, loss.aux_name(), loss.aux_key()
         if state.aux_keys.get(name) == key:
             return
+        if loss.warm_up_steps():  # so much work that it may take seconds
+            self._set_status("loading", f"{loss.title}: making its own network")
         aux = loss.init_aux(self.prior, StepRng(s.seed, BUILD_STEP))
         state.aux.pop(name, None)
         state.aux_keys[name] = key
@@ -468,8 +470,15 @@ class Session:
             self._settle()
         elif time.monotonic() - self._warm_up_shown >= PUBLISH_EVERY:
             self._warm_up_shown = time.monotonic()
-            done, of = self.state.aux[s.loss.aux_name()].fitted, s.loss.warm_up_steps()
-            self._set_status("running", f"{s.loss.title}: its own network warms up, {done} of {of} steps")
+            self._set_status("running", f"{s.loss.title}: {self._learnt()}")
+
+    def _learnt(self) -> str | None:
+        """How far the auxiliary of the loss in force has come, while it has begun to warm up and is not done."""
+        s = self.effective
+        aux = self.state.aux.get(s.loss.aux_name())
+        if aux is None or not 0 < aux.fitted < s.loss.warm_up_steps():
+            return None
+        return f"its own network warms up, {aux.fitted} of {s.loss.warm_up_steps()} steps"
 
     def _after(self, report: Report, seconds: float) -> None:
         state = self.state
@@ -532,6 +541,8 @@ class Session:
             self._set_status("failed", self._failure)
         elif self.running:
             self._set_status("running", "running")
+        elif (learnt := self._learnt()) is not None:
+            self._set_status("paused", f"paused at step {self.state.step}, {learnt}")
         elif self.state.step == 0:
             self._set_status("ready", "ready: press Start")
         else:

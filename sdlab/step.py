@@ -106,13 +106,14 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     model = bound(prior, s, prompts, cams, rng, progress, reference)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
-        grad = tamed(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim) / len(cams)
+        pull = tamed(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim)
+        grad = pull / len(cams)
     watch.lap("loss")
     watch.stages["loss"] -= model.seconds
     watch.stages["prior"] = model.seconds
 
     # w(t) residual -> d theta
-    stats = {"grad_rms": grad.square().mean().sqrt(), "residual_rms": guidance.residual.square().mean().sqrt()}
+    stats = {"grad_rms": pull.square().mean().sqrt(), "residual_rms": guidance.residual.square().mean().sqrt()}
     stats.update(guidance.stats)
     state.optim.zero_grad()
     skipped = "" if bool(torch.isfinite(grad).all()) else f"residual of {s.active} at t = {x.t.tolist()}"

@@ -117,6 +117,16 @@ def test_asd_without_gamma_is_vsd(prior, x):
     assert not torch.equal(residuals[VSD()], residuals[ASD()])
 
 
+def test_asd_with_exact_scores_has_the_psi_that_gamma_asks_for(prior, x):
+    gamma = -0.6
+    vsd, asd = (
+        loss.gradient(x, bound(prior), loss.init_aux(prior, StepRng(0, -1)))
+        for loss in (VSD(network="exact"), ASD(network="exact", gamma=gamma))
+    )
+    expected = (vsd.preds["psi"] + gamma * vsd.preds["pos"]) / (1 + gamma)
+    torch.testing.assert_close(asd.preds["psi"], expected, **EXACT)
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("gamma", [-0.75, 0.5])
 def test_the_psi_of_asd_lies_beyond_the_noise(prior, x, kind, gamma):

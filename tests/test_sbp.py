@@ -60,6 +60,7 @@ def test_stages(prior, x):
     bridge = SBP().gradient(x, bound(prior, progress=0.0), None).residual
     for stage, progress, expected in (
         ("two-stage", 0.59, sds),
+        ("two-stage", 0.6, bridge),
         ("two-stage", 0.61, bridge),
         ("sds", 0.9, sds),
         ("bridge", 0.1, bridge),
@@ -86,7 +87,9 @@ def test_wording_of_source_and_target():
     s = PromptSettings(text="a red bear", source="{prompt}, painting", target="{prompt}", view_dependent=False)
     assert wording(s, "source", "front view") == "a red bear, painting"
     assert wording(s, "target", "front view") == "a red bear"
-    assert wording(PromptSettings(source="a {blurry} thing"), "source", "side view") == "a {blurry} thing"
+    assert wording(PromptSettings(source="a {blurry thing"), "source", "side view") == "a {blurry thing"
+    with pytest.raises(ValueError, match=r"prompt\.source = .*\{promt\} stands for nothing; \{prompt\} is the prompt"):
+        PromptSettings(source="{promt}, blurry")
 
 
 # ---- the full bridge -------------------------------------------------------------------------------------------------

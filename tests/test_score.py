@@ -7,6 +7,7 @@ import torch
 from tiny_models import pixel_model
 
 from sdlab.cameras import CameraSettings, sample_cameras
+from sdlab.losses.asd import ASD
 from sdlab.losses.esd import ESD
 from sdlab.losses.vsd import VSD
 from sdlab.priors.diffusers import DiffusersPrior
@@ -15,7 +16,7 @@ from sdlab.priors.trainable import Trainable
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.score import CAMERA, Score, camera_vectors
-from sdlab.types import BoundPrior, Noised, cat_conds
+from sdlab.types import BoundPrior, Guidance, Noised, cat_conds
 
 ALIKE = PromptSettings(view_dependent=False)  # the prior and psi are told the same text
 
@@ -75,6 +76,39 @@ def test_noises_of_one_lesson_are_those_of_as_many_lessons(prior, monkeypatch):
     torch.testing.assert_close(shown[3], torch.stack(shown[:3]).mean(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("p_null", [0.0, 0.25, 1.0])
+def test_a_share_of_the_pictures_hides_its_camera(prior, monkeypatch, p_null):
+    psi, model, shown = taught(prior, 0), bound(prior), []
+    predict = psi._predict
+    monkeypatch.setattr(psi, "_predict", lambda batches, m: shown.extend(batches) or predict(batches, m))
+    for step in range(100):
+        psi.learn(noised(prior, step), bound(prior, step=step), 1e-3, p_null, 1)
+    cameras = torch.stack([batch.camera for batch in shown])
+    hidden = (cameras == 0).all(-1)
+    own = camera_vectors(model.cams).to(cameras).expand_as(cameras)
+    torch.testing.assert_close(cameras[~hidden], own[~hidden])
+    assert hidden.double().mean() == pytest.approx(p_null, abs=0.08 if 0 < p_null < 1 else 0.0)
+
+
+@pytest.mark.parametrize("gamma", [-0.75, 0.5])
+def test_asds_lesson_is_the_noise_plus_gamma_of_the_priors_own_answer(prior, monkeypatch, gamma):
+    """A new psi answers as the prior does without a view word; its rival is the prior with one."""
+    views = PromptSettings(text="a red bear")
+    x, model, shown = noised(prior), bound(prior, prompt=views), []
+    loss = ASD(network="copy", gamma=gamma)
+    psi = loss.init_aux(prior, StepRng(0, -1))
+    monkeypatch.setattr(Score, "descend", lambda self, value, lr: shown.append(value.detach()))
+    loss.fit(x, model, psi, Guidance(torch.zeros_like(x.z0)))
+    t = torch.randint(1000, (4,), generator=model.rng("score t 0"))
+    noise = model.rng.randn("score noise 0", x.z0)
+    alpha, sigma = prior.marginal(t)
+    z_t = alpha * x.z0 + sigma * noise
+    plain, with_view = (prior.eps(z_t, t, model.conds[role]) for role in ("plain", "pos"))
+    assert not torch.allclose(plain, with_view)
+    errors = (plain - noise).square().mean() + gamma * (plain - with_view).square().mean()
+    torch.testing.assert_close(shown[0], errors * x.z0[0].numel(), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("how", ["lora", "copy"])
 @pytest.mark.parametrize("kind", ["mixture", "epsilon", "v_prediction"])
 def test_with_a_new_psi_vsd_is_guidance_alone(kind, how, prior, tmp_path):
@@ -114,6 +148,7 @@ def test_camera_is_a_matrix_to_the_world(prior):
     m = camera_vectors(cams)
     assert m.shape == (3, CAMERA)
     torch.testing.assert_close(m.view(3, 4, 4)[:, :3, 3].norm(dim=-1), cams.distance, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(m.view(3, 4, 4) @ cams.viewmats, torch.eye(4).expand(3, 4, 4), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(m[:, 12:], torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(3, 4))
 
 

@@ -15,7 +15,7 @@ from sdlab import cli
 from sdlab.cameras import turntable
 from sdlab.losses.dds import DDS
 from sdlab.losses.vsd import VSD
-from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Reset, Resume, Stepped, Stop
+from sdlab.messages import Advance, Applied, Event, Failed, Patch, Pause, Rejected, Reset, Resume, Stepped, Stop
 from sdlab.priors.mixture import MixtureScores
 from sdlab.priors.trainable import Trainable
 from sdlab.record import Recorder, changes_in
@@ -474,3 +474,13 @@ def test_a_replay_leaves_out_what_was_rolled_back(tmp_path):
         recorder(event)
     recorder.close()
     assert changes_in(diary) == ([(3, [("active", "vdm")])], 4)
+
+
+def test_a_pause_while_psi_warms_up_says_how_far_it_is(short):
+    session = prepared(short.patch("losses.vsd.warm_up", 6))
+    go(session, 0, ("active", "vsd"))
+    for _ in range(3):
+        session._step()
+    session._obey(Pause())
+    assert session.status.phase == "paused"
+    assert session.status.text.endswith("its own network warms up, 3 of 6 steps")

@@ -42,6 +42,7 @@ def test_u_lite_is_as_large_as_published_and_fits_smaller_spaces():
         assert levels_for(*shape[1:]) == levels
         x = torch.randn(2, *shape)
         assert ULite(*shape)(x).shape == x.shape
+    assert [look._dilation for look in ULite(4, 64, 64).bottleneck.looks] == [1, 2, 3]
     with pytest.raises(ValueError, match="even sides of at least 4, this prior's is 7 x 8"):
         ULite(3, 7, 8)
 

@@ -4,7 +4,8 @@ VSD whose psi is the discriminator of a GAN: it learns the renders' score and, w
 
     min_psi || eps_psi - noise ||^2 + gamma || eps_psi - eps_c ||^2
 
-which has a minimum for |gamma| < 1 only. The gradient of the scene is that of VSD.
+which has a minimum for |gamma| < 1 only, (noise + gamma eps_c) / (1 + gamma): so much of the exact scores that stand in
+for psi in the playground. The gradient of the scene is that of VSD.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class ASD(score.TrainsScore, Distillation):
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
+        if self.network == score.EXACT:
+            psi = (psi + self.gamma * preds["pos"]) / (1 + self.gamma)
         stats = {
             "psi_error": score.square_error(psi, x.noise),
             "prior_error": score.square_error(preds["pos"], x.noise),

@@ -29,7 +29,7 @@ class ISM(Distillation):
     kind: ClassVar[str] = "ism"
     title: ClassVar[str] = "ISM"
     paper: ClassVar[str] = "LucidDreamer: Interval Score Matching, Liang et al., 2023"
-    formula: ClassVar[str] = "w(t) [ eps_n + s (eps_c - eps_n) at z_t - eps_u at z_(t - interval) ]"
+    formula: ClassVar[str] = "w(t) [ eps_n + s (eps_c - eps_n) at z_t - eps_u at the z an interval before ]"
     look_for: ClassVar[str] = (
         "detail that is not averaged away from step to step; the inversion makes it slower than SDS"
     )
