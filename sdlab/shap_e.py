@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from sdlab.clouds import Cloud, sampled, turned
+from sdlab.memory import is_out_of_memory, memory_explained
 from sdlab.priors import first_line
 
 REPOSITORY = "openai/shap-e"
 STEPS, GUIDANCE = 64, 15.0  # of the released configuration for text
 FRONT = 90.0  # degrees from -y to +x
+WITHOUT = "Close what else uses that memory, or start as something else (scene.start)"
 
 
 def shap_e_points(prompt: str, n: int, rng: np.random.Generator, device: torch.device, model: str, steps: int) -> Cloud:
@@ -37,16 +39,18 @@ def shap_e_points(prompt: str, n: int, rng: np.random.Generator, device: torch.d
 def _mesh(prompt: str, seed: int, device: str, model: str, steps: int) -> Any:
     import trimesh
 
-    pipeline = _pipeline(model, torch.device(device))
+    with memory_explained(f"Shap-E ({model})", torch.device(device), advice=WITHOUT):
+        pipeline = _pipeline(model, torch.device(device))
     pipeline.set_progress_bar_config(disable=True)
     try:
-        made = pipeline(
-            prompt,
-            generator=torch.Generator().manual_seed(seed),
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            output_type="mesh",
-        ).images[0]
+        with memory_explained("Shap-E's denoising", torch.device(device), advice=WITHOUT):
+            made = pipeline(
+                prompt,
+                generator=torch.Generator().manual_seed(seed),
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE,
+                output_type="mesh",
+            ).images[0]
     except ValueError as e:  # so the pipeline answers when its field has no surface
         raise RuntimeError(
             f"Shap-E made nothing of {prompt!r} ({first_line(e, 100)}): give it other words (scene.start_text), "
@@ -75,6 +79,8 @@ def _pipeline(model: str, device: torch.device) -> Any:
             local_files_only=folder.is_dir(),
         )
     except Exception as e:  # which HTTP library the Hub's client uses, and so its errors, depends on its version
+        if is_out_of_memory(e):
+            raise
         raise RuntimeError(
             f"scene.shap_e = {model!r} cannot be loaded ({first_line(e, 200)}). It must be a folder or a reachable "
             "repository of diffusers' ShapEPipeline, in safetensors. One in the pickle format becomes such a folder by "

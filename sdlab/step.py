@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import sample_background, sample_cameras
+from sdlab.memory import memory_explained
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
@@ -119,10 +120,11 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     skipped = "" if bool(torch.isfinite(grad).all()) else f"residual of {s.active} at t = {x.t.tolist()}"
     if not skipped:
         penalty = None if render is None or isinstance(scene, FlatScene) else scene.regulariser(render)
-        if penalty is None:
-            torch.autograd.backward([z], [grad])
-        else:
-            torch.autograd.backward([z, penalty], [grad, None])
+        with memory_explained(f"the way back from {len(cams)} pictures to the scene", z.device):
+            if penalty is None:
+                torch.autograd.backward([z], [grad])
+            else:
+                torch.autograd.backward([z, penalty], [grad, None])
         skipped = _non_finite_gradient(scene)
     watch.lap("backward")
 

@@ -18,6 +18,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
+from sdlab.memory import memory_explained
 from sdlab.priors import diffusers as module
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 from sdlab.priors.files import ASSETS, files_to_download
@@ -503,6 +504,11 @@ def test_a_path_that_is_nothing_is_named(path):
         DiffusersPrior(path=path).load(CPU)
 
 
+def test_a_folder_has_no_revisions(pixel):
+    with pytest.raises(ValueError, match=r"prior\.revision = 'dev'.* is a folder"):
+        load(pixel, revision="dev")
+
+
 def test_a_file_is_not_a_folder(pixel):
     with pytest.raises(ValueError, match=r"is a file; give the folder"):
         load(pixel / "unet" / "config.json")
@@ -772,7 +778,7 @@ def test_a_step_that_does_not_fit_says_how_many_pictures_it_had(error, tmp_path)
 
 
 def test_other_errors_are_left_as_they_are():
-    with pytest.raises(RuntimeError, match=r"^something else$"), module.memory_explained("this", CPU):
+    with pytest.raises(RuntimeError, match=r"^something else$"), memory_explained("this", CPU):
         raise RuntimeError("something else")
 
 

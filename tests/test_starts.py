@@ -343,6 +343,19 @@ def test_shap_e_that_cannot_be_had_says_what_to_do(shap_e_folder: Path, tmp_path
             config.build(StepRng(0, -1), CPU, MixturePrior().load(CPU), "a red bear")
 
 
+@pytest.mark.parametrize("where", ["from_pretrained", "__call__"])
+def test_shap_e_that_does_not_fit_says_what_to_do(shap_e_folder: Path, monkeypatch: Any, where: str) -> None:
+    from diffusers import ShapEPipeline
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ShapEPipeline, where, full)
+    config = Splats(start="shap-e", shap_e=str(shap_e_folder), shap_e_steps=3, n_init=10)
+    with pytest.raises(RuntimeError, match=r"out of memory: Shap-E.*scene\.start"):
+        config.build(StepRng(1, -1), CPU, MixturePrior().load(CPU), f"a bear, {where}")
+
+
 # ---- the scene
 
 

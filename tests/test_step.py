@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sdlab.messages import Failed, Stop
 from sdlab.optim import OptimSettings
 from sdlab.session import Session
 from sdlab.settings import preset
@@ -25,3 +26,17 @@ def test_a_step_with_a_set_size_has_that_size(loss):
     session = Session(s)
     session.run(until=2)
     assert float(session._report.stats["grad_rms"]) == pytest.approx(0.25, rel=1e-4)
+
+
+def test_too_little_memory_on_the_way_back_says_what_to_lower(monkeypatch, quick):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    session = Session(quick)
+    session.run(until=1)
+    session.listen(lambda event: session.send(Stop()) if isinstance(event, Failed) else None)
+    monkeypatch.setattr(torch.autograd, "backward", full)
+    session.run(until=2)
+    (failure,) = (e for e in session.events.since()[0] if isinstance(e, Failed))
+    assert "out of memory: the way back from 2 pictures" in failure.reason
+    assert "camera.views" in failure.reason

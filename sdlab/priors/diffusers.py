@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdlab.knobs import knob
+from sdlab.memory import is_out_of_memory, memory_explained
 from sdlab.priors import PriorConfig, Progress, first_line, silent
 from sdlab.priors.engines import (
     ENGINES,
@@ -640,7 +640,7 @@ def _load_part(place: Path, cls: Any, dtype: torch.dtype, device: torch.device) 
                 output_loading_info=True,
             )
     except Exception as e:
-        if _is_out_of_memory(e):
+        if is_out_of_memory(e):
             raise
         raise RuntimeError(f"{place} cannot be loaded as {cls.__name__}: {first_line(e)}") from e
     lacking = sorted(info["missing_keys"])
@@ -668,36 +668,6 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def memory_explained(what: str, device: torch.device, size: Callable[[], int] | None = None) -> Iterator[None]:
-    """RuntimeError where `device` has too little memory for `what`, with what to lower; `size` gives its bytes."""
-    try:
-        yield
-    except Exception as e:
-        if not _is_out_of_memory(e):
-            raise
-        takes = f", which takes {size() / 1e9:.1f} GB" if size else ""
-        raise RuntimeError(
-            f"out of memory: {what}{takes}, is too much for the {_free_memory(device)}. Lower camera.views, "
-            + ("switch prior.low_memory on, set prior.precision to 'fp16', " if device.type != "cpu" else "")
-            + "close what else uses that memory, or take a smaller prior.path, such as 'toybox'"
-        ) from e
-
-
-def _is_out_of_memory(e: BaseException) -> bool:
-    # torch has a type of its own for this on a GPU, and only words on a processor
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
-
-
-def _free_memory(device: torch.device) -> str:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        return f"{free / 1e9:.1f} GB that are free of the graphics card's {total / 1e9:.1f} GB"
-    memory = psutil.virtual_memory()
-    return f"{memory.available / 1e9:.1f} GB that are free of the computer's {memory.total / 1e9:.1f} GB"
 
 
 def _size(folder: Path, dtype: torch.dtype) -> int:

@@ -60,6 +60,11 @@ def find_model(path: str, revision: str, half: bool, check: Check, progress: Pro
     """
     folder = ASSETS / "toybox" if path == "toybox" else Path(path).expanduser()
     if path.strip() and folder.is_dir():
+        if revision:
+            raise ValueError(
+                f"prior.revision = {revision!r}: {path!r} is a folder, which has but one; leave the revision empty, or "
+                "give owner/name of a repository on the Hub as prior.path"
+            )
         check(folder)
         return Found(folder, "")
     if path == "toybox":
