@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdlab import machine
 from sdlab.bench import raster, sessions
-from sdlab.bench.lanes import Lane
+from sdlab.bench.lanes import Lane, wait_for
 from sdlab.bench.losses import entries
 from sdlab.bench.stand_in import SIZES, stand_in
 from sdlab.cameras import look_at
@@ -140,11 +140,11 @@ def _alone(prior: Recording, calls: Sequence[tuple[Tensor, Tensor, Cond]], devic
     """Milliseconds of the calls of one step, nothing between them."""
     times = []
     for _ in range(n):
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         for call in calls:
             prior.eps(*call)
-        _wait(device)
+        wait_for(device)
         times.append(1e3 * (time.perf_counter() - started))
     return statistics.median(times)
 
@@ -154,11 +154,6 @@ def _forget(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---- the rasterisers --------------------------------------------------------------------------------------------
@@ -184,10 +179,10 @@ def _forward_backward(name: str, count: int, pixels: int, device: torch.device, 
     viewmats, Ks, background = (x.to(device) for x in (cams.viewmats, cams.Ks, torch.ones(1, 3)))
     times = []
     for _ in range(repeats + 1):
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         picture = BACKENDS[name](*scene, viewmats, Ks, pixels, pixels, background).rgb
         torch.autograd.grad(picture, scene, torch.ones_like(picture))
-        _wait(device)
+        wait_for(device)
         times.append(1e3 * (time.perf_counter() - started))
     return statistics.median(times[1:])  # the first compiles

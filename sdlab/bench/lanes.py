@@ -63,18 +63,13 @@ class Lane:
         if uncounted:
             self._run_on(uncounted)
         self._counting = True
-        self._wait()
+        wait_for(self.session.device)
         started = time.perf_counter()
         self._run_on(n)
-        self._wait()
+        wait_for(self.session.device)
         ms = 1e3 * (time.perf_counter() - started) / n
         self._counting = False
         return ms
-
-    def _wait(self) -> None:
-        """For what a GPU still has to do."""
-        if self.session.device.type == "cuda":
-            torch.cuda.synchronize(self.session.device)
 
     def stages_ms(self, average: Callable[[Sequence[float]], float]) -> dict[str, float]:
         """Averages over all counted steps."""
@@ -83,6 +78,12 @@ class Lane:
     @property
     def gaussians(self) -> int:
         return int(self.session.state.scene.params["means"].shape[0])
+
+
+def wait_for(device: torch.device) -> None:
+    """For what a GPU still has to do; a processor has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def has_engines(s: Settings) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from sdlab import machine
 from sdlab.batching import Together
+from sdlab.bench.lanes import wait_for
 from sdlab.manager import Manager, Seat
 from sdlab.messages import Event, Failed, Resume, Stepped
 from sdlab.settings import Settings, preset
@@ -79,8 +80,7 @@ def _together(manager: Manager, s: Settings, n: int, seconds: float) -> dict[str
         before, asked = [counter.steps for counter in counters], _asked(prior)
         started = time.perf_counter()
         time.sleep(seconds)
-        if torch.device(manager.device).type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(manager.device)
         taken = time.perf_counter() - started
         steps = [counter.steps - first for counter, first in zip(counters, before, strict=True)]
         _require_health(seats, ready + seconds)

@@ -340,9 +340,10 @@ class SplatScene:
         n_kept = int(keep.sum())
         room = c.max_gaussians - n_kept  # a clone and a split both add exactly one
         pull = torch.where(keep & (self._seen > 0), self._pull / self._seen.clamp_min(1), torch.zeros_like(self._pull))
-        enough = pull > (c.densify_threshold if c.density == "threshold" else 0.0)
-        share = n_kept if c.density == "threshold" else int(n_kept * c.densify_share)
-        wanted = min(share, room, int(enough.sum()))
+        by_threshold = c.density == "threshold"
+        least = c.densify_threshold if by_threshold else 0.0
+        most = n_kept if by_threshold else int(n_kept * c.densify_share)
+        wanted = min(most, room, int((pull > least).sum()))
         return pull.topk(max(wanted, 0)).indices.sort().values
 
     @torch.no_grad()
