@@ -90,7 +90,20 @@ def build(args: argparse.Namespace) -> Any:
     idle = 3600.0 if local else 600.0
     manager = Manager(device, args.max_sessions, args.grace, idle, batching=args.batch_sessions)
     manager.preload(settings)
+    threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
+
+
+def say_rasteriser(device: Any) -> None:
+    """Say which rasteriser a graphics card gets, and why if it is not gsplat; beside the start, for it may have to be
+    compiled."""
+    from sdlab.raster import chosen
+
+    rasteriser = chosen(device)
+    if rasteriser.note:
+        print(f"Rasteriser: {rasteriser.note}.", file=sys.stderr, flush=True)
+    elif device.type == "cuda":
+        print(f"Rasteriser: {rasteriser.name} on {device}", flush=True)
 
 
 def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:

@@ -413,6 +413,7 @@ def _drive(
     started = time.perf_counter()
     session = Session(s, choose_device(args.device))
     session.listen(_say_loading)
+    rasteriser = _say_rasteriser(s.scene, session.device)
     session.prepare()  # before anything is written: a prior that is not there must not leave half a run behind
     if resumed:
         session.restore(out / "checkpoint")
@@ -470,7 +471,7 @@ def _drive(
     if failed:
         raise RuntimeError(f"stopped at step {session.state.step} because {failed}; the state is in {out}/checkpoint")
     session.export(out, args.size)
-    result = _result(session, preset, wall)
+    result = {**_result(session, preset, wall), **rasteriser}
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(
         f"{session.state.step} steps in {result['seconds']} s ({result['steps_per_s']}/s), "
@@ -495,6 +496,20 @@ def _say_loading(event: Any) -> None:
 
     if isinstance(event, Status) and event.phase in ("loading", "compiling"):
         print(f"{event.text} ...", file=sys.stderr)
+
+
+def _say_rasteriser(scene: Any, device: Any) -> dict[str, str]:
+    """What draws the scene, for its result; told to the user where it is not what one would expect there."""
+    if scene.kind != "splats":
+        return {}
+    from sdlab.raster import chosen
+
+    if device.type == "cuda":
+        print("checking gsplat, which compiles itself at its first use; that takes minutes, once ...", file=sys.stderr)
+    name, note = chosen(device)
+    if note:
+        print(f"sdlab: {note}", file=sys.stderr)
+    return {"rasteriser": name, "rasteriser_note": note}
 
 
 @contextlib.contextmanager

@@ -8,9 +8,11 @@ A back-end's module, and what it needs, is imported when the back-end is asked f
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -44,14 +46,41 @@ class _Backends(Mapping[str, Rasterizer]):
 BACKENDS: Mapping[str, Rasterizer] = _Backends()
 
 
+class Choice(NamedTuple):
+    """The back-end for a device: its name in `BACKENDS`, and why it is not the one that one would expect ("" where it
+    is), with what to do."""
+
+    name: str
+    note: str
+
+
+def chosen(device: torch.device | str) -> Choice:
+    """The fastest back-end that works on a device: gsplat on CUDA, numba on the CPU, plain torch otherwise.
+
+    Found out once for each kind of device; on CUDA that may take minutes, since gsplat compiles itself.
+    """
+    return _chosen(torch.device(device).type)
+
+
+@functools.cache
+def _chosen(kind: str) -> Choice:
+    if kind == "cuda":
+        reason = importlib.import_module(_MODULES["gsplat"]).missing()
+        return Choice("gsplat", "") if reason is None else _instead(reason)
+    if kind == "cpu":
+        if importlib.util.find_spec("numba") is not None:
+            return Choice("cpu", "")
+        return _instead("numba is not installed: `pip install numba` brings it")
+    return Choice("tiled", "")
+
+
+def _instead(reason: str) -> Choice:
+    return Choice("tiled", f"{reason}. Until then the rasteriser 'tiled', plain torch and much slower, takes its place")
+
+
 def choose(device: torch.device | str) -> Rasterizer:
-    """The fastest rasteriser that works on a device: gsplat on CUDA, numba on the CPU, plain torch otherwise."""
-    kind = torch.device(device).type
-    if kind == "cuda" and importlib.import_module(_MODULES["gsplat"]).missing() is None:
-        return BACKENDS["gsplat"]
-    if kind == "cpu" and importlib.util.find_spec("numba") is not None:
-        return BACKENDS["cpu"]
-    return BACKENDS["tiled"]
+    """The function of the back-end that `chosen` names."""
+    return BACKENDS[chosen(device).name]
 
 
 def warm_up(device: torch.device | str) -> None:
