@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -138,6 +140,19 @@ def test_the_trial_looks_at_what_was_drawn(opacity, works, monkeypatch):
     else:
         with pytest.raises(RuntimeError, match="alpha of 0"):
             back_end._draw_one()
+
+
+def test_the_environments_own_ninja_is_found_though_it_is_not_activated(monkeypatch, tmp_path):
+    own = tmp_path / "scripts"
+    own.mkdir()
+    (own / "ninja").write_text("#!/bin/sh\n")
+    (own / "ninja").chmod(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(own))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    install(monkeypatch, tmp_path, "import shutil; _C = shutil.which('ninja')")
+    monkeypatch.setattr(back_end, "_draw_one", lambda: None)
+    assert raster.chosen(CUDA) == ("gsplat", "")
+    assert Path(shutil.which("ninja") or "").parent == own
 
 
 def test_a_card_of_another_maker_gets_plain_torch(monkeypatch):

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import shutil
+import sysconfig
 import threading
 
 import torch
@@ -36,6 +39,7 @@ def _missing() -> str | None:
         return "torch finds no CUDA device"
     if torch.version.cuda is None:  # torch for AMD calls its devices cuda as well
         return "gsplat needs an NVIDIA graphics card"
+    _show_ninja()
     try:
         backend = importlib.import_module("gsplat.cuda._backend")
     except ModuleNotFoundError as e:
@@ -55,6 +59,13 @@ def _missing() -> str | None:
             "which it is then compiled anew"
         )
     return None
+
+
+def _show_ninja() -> None:
+    """Have torch find the ninja that came with gsplat, also where the virtual environment is not activated."""
+    scripts = sysconfig.get_path("scripts")
+    if shutil.which("ninja") is None and shutil.which("ninja", path=scripts) is not None:
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), scripts])
 
 
 def _toolkit() -> str:
