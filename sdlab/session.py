@@ -22,6 +22,7 @@ from sdlab import checkpoint
 from sdlab.cameras import turntable
 from sdlab.channel import EventLog, Latest, Turnstile
 from sdlab.export import write_results
+from sdlab.flat import flat_frame
 from sdlab.losses import Distillation
 from sdlab.messages import (
     Advance,
@@ -627,7 +628,8 @@ class Session:
         stats = self._figures(report) if report is not None else {**_counted(scene), "seconds": state.seconds}
         if isinstance(scene, FlatScene):
             preview = scene.pictures(self.prior, self._prompt_cond())
-            frame = Frame(state.step, state.seconds, None, preview, ("",) * len(preview), stats)
+            flat = flat_frame(scene, report, s.loss)
+            frame = Frame(state.step, state.seconds, None, preview, ("",) * len(preview), stats, flat)
         else:
             if report is not None and report.render is not None:
                 cams, preview = report.cams, to_uint8(report.render.rgb)

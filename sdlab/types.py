@@ -265,6 +265,15 @@ class RawSplats(NamedTuple):
     rgbs: np.ndarray  # [N, 3] in [0, 1]
 
 
+class FlatFrame(NamedTuple):
+    """Points of the plane in numbers, float32 numpy, and what each term of the loss said of them at the last step."""
+
+    run: int  # another number for another scene, so that ways are not joined over a reset
+    way: np.ndarray  # [T, B, 2], where the points were lately; the last row is where they are
+    t: np.ndarray  # [B] int, empty before the first step
+    terms: Mapping[str, np.ndarray]  # [B, 2] each in units of eps: predictions by name, "noise", "guided", "residual"
+
+
 class Frame(NamedTuple):
     """What the world sees of a session; only the latest counts. `preview` is what the loss saw at this step; where
     there is no scene to be looked at from all sides, it is all there is."""
@@ -275,3 +284,4 @@ class Frame(NamedTuple):
     preview: np.ndarray  # [B, H, W, 3] uint8
     views: tuple[str, ...]  # view word of each preview picture
     stats: dict[str, float]
+    flat: FlatFrame | None = None  # of points of the plane

@@ -69,14 +69,15 @@ class GaussianScene(FlatScene):
         return {"mean_x": x, "mean_y": y, "std_x": a, "std_y": b}
 
     def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
-        return draw_plane(prior, cond, self._samples())[None]
+        return draw_plane(prior, cond, self.samples())[None]
 
-    def _samples(self) -> np.ndarray:
+    def samples(self) -> np.ndarray:
+        """[1, B, 2]: those of the last step."""
         return self._seen.view(1, -1, 2).float().cpu().numpy()
 
     def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
         """samples.png: where the samples lie."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "samples.png"
-        plot_trails(prior, cond, {f"{len(self.cams)} samples": self._samples()}, file)
+        plot_trails(prior, cond, {f"{len(self.cams)} samples": self.samples()}, file)
         return [file]

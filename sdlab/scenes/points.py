@@ -69,6 +69,10 @@ class PointScene(FlatScene):
         """[T + 1, B, 2]: where the points have been, the start first."""
         return np.stack(self._way)
 
+    def lately(self, steps: int) -> np.ndarray:
+        """[T, B, 2]: the last `steps` steps of the way as far as it is kept, the last row where the points are."""
+        return np.stack([*self._way[-steps - 1 : -1], self._now()] if len(self._way) <= KEPT else [self._now()])
+
     def latents(self, rng: StepRng) -> Tensor:
         points = self.params["points"]
         return points.view_as(points)  # a graph between the leaf and what the gradient is given to
