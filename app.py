@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# What visitors of a server that others reach may not change. Each set of the prior's knobs is a prior of its own in the
+# pool, its path could name any folder or model, and so could those of the scene.
+KEPT = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
+LOCKED = (*(f"prior.{name}" for name in KEPT), "scene.picture", "scene.file", "scene.shap_e")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,15 +87,19 @@ def build(args: argparse.Namespace) -> Any:
 
     local = args.host in LOOPBACK
     named = args.preset if args.preset in preset_names() and args.prior is None else None
-    # each set of these is a prior of its own in the pool
-    kept = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
-    files = ("scene.picture", "scene.file", "scene.shap_e")
-    locked = () if local else (*(f"prior.{name}" for name in kept), *files)
+    settings, locked = (settings, ()) if local else for_visitors(settings)
     idle = 3600.0 if local else 600.0
     manager = Manager(device, args.max_sessions, args.grace, idle, batching=args.batch_sessions)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
+
+
+def for_visitors(settings: Any) -> tuple[Any, tuple[str, ...]]:
+    """What visitors of a server that others reach begin with, and the knobs that they may not change."""
+    if settings.scene.kind == "splats" and not settings.scene.start.startswith("shap-e"):
+        settings = settings.patch("scene.shap_e", "")  # gigabytes that no visitor shall have the server download
+    return settings, LOCKED
 
 
 def say_rasteriser(device: Any) -> None:

@@ -545,6 +545,7 @@ def _result(session: Any, preset: str, wall: float) -> dict[str, Any]:
         "wall_seconds": round(wall, 2),
         "steps_per_s": round(state.step / state.seconds, 2) if state.seconds else 0.0,
         "prior_share": round(state.prior_seconds / state.seconds, 3) if state.seconds else 0.0,
+        "start_note": getattr(state.scene, "note", ""),
         "n_gaussians": int(state.scene.params["means"].shape[0]) if "means" in state.scene.params else 0,
         "skipped_nonfinite": state.skipped,
         "peak_rss_mb": machine.peak_rss_mb(),

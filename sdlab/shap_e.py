@@ -29,6 +29,11 @@ def shap_e_points(prompt: str, n: int, rng: np.random.Generator, device: torch.d
     `model` is a folder in the layout of diffusers' ShapEPipeline, or a repository of the Hub, which is downloaded at
     its first use. RuntimeError when it cannot be had or makes nothing, with what to do.
     """
+    if not model:
+        raise RuntimeError(
+            "scene.shap_e is empty, so there is no Shap-E here: name a folder or a repository of it, or start as "
+            "something else (scene.start)"
+        )
     mesh = _mesh(prompt, int(rng.integers(2**31)), str(device), model, steps)
     cloud = turned(sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}"), FRONT)
     assert isinstance(cloud, Cloud)

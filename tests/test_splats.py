@@ -143,6 +143,9 @@ def test_opacity_reset():
     assert densify(scene, optim, step=30) == {"opacity_reset": 1}
     assert scene.params["opacity_logits"].sigmoid().max() <= 0.05 + 1e-6
     assert optim.state_dict()["opacity_logits"]["exp_avg"].abs().max() == 0
+    late, optim = built(opacity_reset_every=30, opacity_init=0.9, densify_until=0.6)
+    assert densify(late, optim, progress=0.7, step=30) == {}, "what comes out at the end must not be see-through"
+    assert float(late.params["opacity_logits"].sigmoid().min()) == pytest.approx(0.9)
 
 
 def test_rows_that_stay_keep_their_moments():

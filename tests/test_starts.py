@@ -21,7 +21,7 @@ from sdlab.clouds import Cloud
 from sdlab.export import write_ply
 from sdlab.priors.mixture import MixturePrior
 from sdlab.rng import StepRng
-from sdlab.scenes.splats import Splats
+from sdlab.scenes.splats import Splats, SplatScene
 from sdlab.session import Session
 from sdlab.settings import Settings, preset
 from sdlab.toybox.objects import OBJECTS
@@ -341,6 +341,23 @@ def test_shap_e_that_cannot_be_had_says_what_to_do(shap_e_folder: Path, tmp_path
         config = Splats(start="shap-e", shap_e=str(path), shap_e_steps=2, n_init=10)
         with pytest.raises(RuntimeError, match=r"scene\.shap_e = .*safetensors.*scene\.start"):
             config.build(StepRng(0, -1), CPU, MixturePrior().load(CPU), "a red bear")
+
+
+def test_shap_e_or_ball_takes_the_ball_where_there_is_none_and_says_so(shap_e_folder: Path, tmp_path: Path) -> None:
+    def scene(start: str, model: str) -> SplatScene:
+        s = Splats(start=start, shap_e=model, shap_e_steps=2, n_init=200)
+        return s.build(StepRng(0, -1), CPU, MixturePrior().load(CPU), "a red bear")
+
+    made = scene("shap-e or ball", str(shap_e_folder))
+    assert torch.equal(made.params["means"], scene("shap-e", str(shap_e_folder)).params["means"])
+    assert made.note == ""
+    for nothing in (str(tmp_path / "nowhere"), ""):
+        with pytest.warns(UserWarning, match=r"it starts as a ball: scene\.shap_e"):
+            instead = scene("shap-e or ball", nothing)
+        assert torch.equal(instead.params["means"], scene("ball", "").params["means"])
+        assert "scene.shap_e" in instead.note
+    with pytest.raises(RuntimeError, match=r"scene\.shap_e is empty.*scene\.start"):
+        scene("shap-e", "")
 
 
 @pytest.mark.parametrize("where", ["from_pretrained", "__call__"])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +37,8 @@ from sdlab.scenes import RowSurgeon, SceneConfig
 from sdlab.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
-STARTS = ("ball", "object", "file", "shap-e")
+EITHER = "shap-e or ball"
+STARTS = ("ball", "object", "file", "shap-e", EITHER)
 DENSITIES = ("share", "threshold", "mcmc")
 OVERLAP = 1.5  # standard deviations of a start's Gaussians over the distance to the nearest one: a closed surface
 PALEST = 0.02  # colours of a start are kept this far from 0 and 1, where the sigmoid no longer moves
@@ -53,7 +55,8 @@ class Splats(SceneConfig):
 
     start: str = knob(
         "ball",
-        help="what they start as: a ball, a toybox object, a file (mesh, points or Gaussians), or what Shap-E makes",
+        help="what they start as: a ball, a toybox object, a file (mesh, points or Gaussians), or what Shap-E makes; "
+        "'shap-e or ball' takes the ball where Shap-E cannot be had",
         apply="restart",
         choices=STARTS,
     )
@@ -74,7 +77,7 @@ class Splats(SceneConfig):
     shap_e: str = knob(
         REPOSITORY,
         hi=500,
-        help="folder or repository of Shap-E in the diffusers layout, with start = shap-e",
+        help="folder or repository of Shap-E in the diffusers layout, with start = shap-e; empty is none",
         apply="restart",
     )
     shap_e_steps: int = knob(STEPS, 1, 1000, "denoising steps of Shap-E", apply="restart")
@@ -103,7 +106,9 @@ class Splats(SceneConfig):
     )
     split_scale: float = knob(0.08, 1e-3, 5.0, "Gaussians larger than this are split, smaller ones cloned", log=True)
     prune_opacity: float = knob(0.01, 0.0, 0.5, "Gaussians more transparent than this are removed")
-    opacity_reset_every: int = knob(0, 0, 100_000, "steps between resets of all opacities to a low value; 0 is off")
+    opacity_reset_every: int = knob(
+        0, 0, 100_000, "steps between resets of all opacities to a low value, until density control ends; 0 is off"
+    )
     max_gaussians: int = knob(4000, 1, 2_000_000, "density control never exceeds this number")
 
     def __post_init__(self) -> None:
@@ -123,13 +128,24 @@ class Splats(SceneConfig):
 
     def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> SplatScene:
         """ValueError or RuntimeError when what it should start from cannot be had, and why."""
+        params, note = self._started(rng, device, prompt)
+        return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()}, note)
+
+    def _started(self, rng: StepRng, device: torch.device, prompt: str) -> tuple[dict[str, Tensor], str]:
+        """The parameters at the start, and why they are not what was asked for ("" where they are)."""
         if self.start == "ball":
-            params = self._ball(rng)
-        else:
-            numbers = np.random.default_rng(rng("scene").initial_seed())
-            found = fitted(turned(self._found(numbers, device, prompt), self.turn), self.radius)
-            params = self._of_cloud(found, numbers) if isinstance(found, Cloud) else self._of_splats(found)
-        return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()})
+            return self._ball(rng), ""
+        numbers = np.random.default_rng(rng("scene").initial_seed())
+        try:
+            found = self._found(numbers, device, prompt)
+        except RuntimeError as e:
+            if self.start != EITHER:
+                raise
+            note = f"it starts as a ball: {e}"
+            warnings.warn(note, stacklevel=2)
+            return self._ball(rng), note
+        found = fitted(turned(found, self.turn), self.radius)
+        return (self._of_cloud(found, numbers) if isinstance(found, Cloud) else self._of_splats(found)), ""
 
     def _ball(self, rng: StepRng) -> dict[str, Tensor]:
         """A solid ball of `n_init` equal Gaussians that just fill it, of random muted colours."""
@@ -146,7 +162,7 @@ class Splats(SceneConfig):
             from sdlab.toybox.surface import object_points  # with it comes numba, half a second
 
             return object_points(text, self.n_init, numbers)
-        if self.start == "shap-e":
+        if self.start in ("shap-e", EITHER):
             return shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps)
         return read_cloud(Path(self.file).expanduser(), self.n_init, numbers, "scene.file", self.file_up)
 
@@ -187,11 +203,12 @@ def _logit(p: float) -> float:
 
 
 class SplatScene:
-    """The built cloud."""
+    """The built cloud. `note` says why it does not start as it should, "" where it does."""
 
-    def __init__(self, config: Splats, params: dict[str, Parameter]) -> None:
+    def __init__(self, config: Splats, params: dict[str, Parameter], note: str = "") -> None:
         self.config = config
         self.params = params
+        self.note = note
         self._rasterize = choose(params["means"].device)
         self._half_width = 1.0  # of the picture that was rendered last
         self._forget_pulls()
@@ -250,7 +267,7 @@ class SplatScene:
 
     @torch.no_grad()
     def densify(self, progress: float, step: int, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """3DGS section 5: every `densify_every` steps clone, split and prune; sometimes reset opacities. With mcmc
+        """3DGS section 5: every `densify_every` steps clone, split and prune, and until that ends reset opacities at times. With mcmc
         every step stirs, and a round moves and adds."""
         c = self.config
         done: dict[str, int] = {}
@@ -260,7 +277,8 @@ class SplatScene:
         due = c.densify_every > 0 and step > 0 and step % c.densify_every == 0
         if due and c.densify_from <= progress <= c.densify_until:
             done = self._move_and_add(optim, rng) if mcmc else self._clone_split_prune(optim, rng)
-        if c.opacity_reset_every > 0 and step > 0 and step % c.opacity_reset_every == 0:
+        reset = c.opacity_reset_every > 0 and step > 0 and step % c.opacity_reset_every == 0
+        if reset and progress <= c.densify_until:
             self.params["opacity_logits"].clamp_(max=_logit(OPACITY_AFTER_RESET))
             optim.reset_moments("opacity_logits")
             done["opacity_reset"] = 1
