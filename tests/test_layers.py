@@ -16,7 +16,7 @@ ROWS = [
     {"scenes", "toybox"},
     {"prompts", "optim"},
     {"settings"},
-    {"step", "flat", "lens", "checkpoint", "export", "growth", "mesh"},
+    {"step", "flat", "lens", "checkpoint", "export", "moments", "timeline", "growth", "mesh"},
     {"session", "record", "batching"},
     {"manager", "bench"},
     {"viewport"},

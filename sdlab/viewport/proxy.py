@@ -27,10 +27,12 @@ FOREIGN_ORIGIN = 4403
 
 # viser reconnects only from a focused document, which an iframe is not: a dropped socket would stay dropped.
 RECONNECT = "<script>Document.prototype.hasFocus=function(){return !document.hidden}</script>"
-# Its own panel has nothing that this page needs, and covers the scene on small screens; so does its notice that a
-# machine has no graphics processor, which is hidden after being readable for a while.
+# Its own panel has nothing that this page needs, and covers the scene on small screens.
 STYLE = """<style>
 [data-floating-window], .mantine-Paper-root[style*="position: fixed"][style*="bottom: 0"] { display: none !important; }
+</style>"""
+# Its notice that a machine has no graphics processor stays long enough to be read.
+NOTICE = """<style>
 .mantine-Notification-root { animation: sdlab-fade 0.4s 8s forwards; }
 @keyframes sdlab-fade { to { opacity: 0; visibility: hidden; } }
 </style>"""
@@ -40,7 +42,7 @@ STYLE = """<style>
 def client_html() -> str:
     """The client of viser with what an embedded view needs."""
     html = (Path(inspect.getfile(viser)).parent / "client" / "build" / "index.html").read_text(encoding="utf-8")
-    return html.replace("<head>", f"<head>{RECONNECT}{STYLE}", 1)
+    return html.replace("<head>", f"<head>{RECONNECT}{STYLE}{NOTICE}", 1)
 
 
 def same_origin(headers: Mapping[str, str]) -> bool:

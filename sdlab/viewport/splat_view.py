@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import rich
@@ -18,7 +19,7 @@ import viser
 from sdlab.channel import Latest
 from sdlab.manager import Seat
 from sdlab.pictures import grid
-from sdlab.types import Frame
+from sdlab.types import Frame, SplatSnapshot
 
 UPDATE_EVERY = 0.1  # seconds; a browser draws no more splats than that on a small machine
 WAIT = 0.5  # seconds between looks at whether the view was closed
@@ -31,7 +32,13 @@ SHARP = 512  # pixels; smaller pictures are enlarged to about that, so that the 
 FLOOR = -1.15  # height of the floor: below the box in which Gaussians are kept
 FLOOR_RADIUS = 2.2
 FLOOR_CELL = 0.4
+ECHO = 0.4  # seconds in which a browser still reports moves that it was told to make
+FILM_SECONDS, FILM_SHOT = 8.0, 0.2  # of a film, and of one of its shots at most
+FILM_END = 1.2  # seconds for which the last shot stays
 FLOOR_COLOUR = {False: (226, 226, 230), True: (44, 44, 50)}  # by whether the page is dark
+
+
+Film = tuple[tuple[int, SplatSnapshot | np.ndarray], ...]  # (step, Gaussians, or what a flat scene shows)
 
 
 class LocalServer(viser.ViserServer):
@@ -45,7 +52,7 @@ _muting = threading.Lock()
 
 
 @contextlib.contextmanager
-def _muted() -> Iterator[None]:
+def muted() -> Iterator[None]:
     """viser prints when a server starts or stops, even when told not to; one line per visitor is too much."""
     console = rich.get_console()
     with _muting:
@@ -56,9 +63,9 @@ def _muted() -> Iterator[None]:
             console.quiet = quiet
 
 
-def _start_server() -> LocalServer:
+def start_server() -> LocalServer:
     """A server on a free port of the loop-back interface."""
-    with _muted():
+    with muted():
         return LocalServer(host="127.0.0.1", port=0, verbose=False)
 
 
@@ -79,12 +86,18 @@ class SplatView:
         self._latest = latest
         self._closed = threading.Event()
         self.shown_step: int | None = None  # of the frame last sent to the browser
-        self._server = _start_server()
+        self._server = start_server()
         self.port: int = self._server.get_port()
         self._splats: viser.GaussianSplatHandle | None = None
         self._picture: viser.ImageHandle | None = None
         self._dark = dark
+        self._peers: tuple[SplatView, ...] = ()  # views whose cameras move with this one's
+        self._told = -math.inf  # when this view's cameras were last moved from here
+        self._film: Film = ()
+        self._film_at: int | None = None  # the shot of the film that is shown
+        self._film_changed = False
         self._set_up_scene(dark)
+        self._server.on_client_connect(lambda client: client.camera.on_update(self._moved))
         self._thread = threading.Thread(target=self._follow, name="sdlab-view", daemon=True)
         self._thread.start()
 
@@ -124,6 +137,63 @@ class SplatView:
                 client.camera.look_at = (0.0, 0.0, 0.0)
                 client.camera.up_direction = (0.0, 0.0, 1.0)
 
+    # ---- cameras that move together ----------------------------------------------------------------------
+
+    def link(self, peers: Iterable[SplatView]) -> None:
+        """Whoever turns this view turns `peers` as well, from now on; those say the same of their own."""
+        self._peers = tuple(peer for peer in peers if peer is not self)
+
+    def begin_like(self, other: SplatView) -> None:
+        """Look from where the other view is looked at now."""
+        for client in other._server.get_clients().values():
+            camera = client.camera
+            with contextlib.suppress(AssertionError):  # a browser that has not said yet where its camera is
+                self._server.initial_camera.position = tuple(camera.position)
+                self._server.initial_camera.look_at = tuple(camera.look_at)
+
+    def _moved(self, camera: viser.CameraHandle) -> None:
+        """A browser's camera is somewhere else: by a person's hand, unless it has just been moved from here."""
+        if time.monotonic() - self._told > ECHO:
+            for peer in self._peers:
+                peer._move_to(camera)
+
+    def _move_to(self, camera: viser.CameraHandle) -> None:
+        if self._closed.is_set():
+            return
+        self._told = time.monotonic()
+        for client in self._server.get_clients().values():
+            with client.atomic():
+                client.camera.position = camera.position
+                client.camera.look_at = camera.look_at
+                client.camera.up_direction = camera.up_direction
+
+    # ---- how it grew -------------------------------------------------------------------------------------
+
+    @property
+    def replayed(self) -> int | None:
+        """The step that is shown of a film, None while the present is."""
+        return self._film_at
+
+    def replay(self, film: Film) -> None:
+        """Show a film, (step, scene or pictures) in order, in place of the present; an empty one ends it. The present
+        comes back a moment after its end."""
+        self._film_changed, self._film = True, film
+
+    def _play(self) -> None:
+        """All of the film, unless the view closes or is told to show another."""
+        self._film_changed = False
+        film = self._film
+        pause = min(FILM_SECONDS / max(len(film), 1), FILM_SHOT)
+        for i, (step, shot) in enumerate(film):
+            self._film_at = step
+            if isinstance(shot, np.ndarray):
+                self._hang(_enlarged(grid(shot)))
+            else:
+                self._lay(shot)
+            if self._closed.wait(FILM_END if i == len(film) - 1 else pause) or self._film_changed:
+                break
+        self._film_at = None
+
     def close(self) -> None:
         """Returns at once; the thread stops the server within `WAIT` seconds, which disconnects the browsers."""
         self._closed.set()
@@ -137,7 +207,10 @@ class SplatView:
         version = 0
         try:
             while not self._closed.is_set():
-                if not self._latest.wait(version, WAIT):
+                if self._film_changed:
+                    self._play()
+                    version = -1  # the present again, new or not
+                if not self._latest.wait(version, WAIT if version >= 0 else 0.0):
                     continue
                 version = self._latest.version  # read before the frame: one that comes in between is shown next time
                 frame = self._latest.get()
@@ -146,7 +219,7 @@ class SplatView:
                     self.shown_step = frame.step
                 self._closed.wait(UPDATE_EVERY)
         finally:
-            with _muted():
+            with muted():
                 self._server.stop()
 
     def _show(self, frame: Frame) -> None:
@@ -156,7 +229,11 @@ class SplatView:
                 self._splats.remove()
                 self._splats = None
             self._hang(_enlarged(grid(frame.preview)))
-            return
+        else:
+            self._lay(scene)
+
+    def _lay(self, scene: SplatSnapshot) -> None:
+        """Show Gaussians."""
         if self._picture is not None:
             self._picture.remove()
             self._picture = None
