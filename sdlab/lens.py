@@ -39,6 +39,7 @@ from sdlab.types import N_TIMESTEPS, PERP_ROLES, BoundPrior, Cameras, Guidance, 
 
 LEAST, MOST = 128, 256  # pixels of a picture: smaller ones are enlarged by a whole factor, larger ones reduced
 WIDTHS = 3.0  # a push is drawn from -3 to 3 times its root mean square
+WIDE = 20.0  # the same for a residual that is decoded to be measured: nothing is cut off
 LATENT_REACH = 6.0  # latents beyond it are cut before they are decoded: a VAE in half precision would overflow
 BUILD_STEP = -1  # the step number whose random streams build a network, as in a session
 SILENT = 1e-9  # a gradient of this root mean square has no direction
@@ -100,8 +101,9 @@ class Comparison:
     t: tuple[int, ...]  # of each of the B views
     views: tuple[str, ...]  # their view words
     renders: np.ndarray  # uint8 [B, S, S, 3]
-    pictures: np.ndarray  # uint8 [L, B, S, S, 3], each loss from -3 to 3 times its own root mean square
+    pictures: np.ndarray  # uint8 [L, B, S, S, 3], each from -3 to 3 times its own root mean square
     rms: np.ndarray  # [L], over all views
+    rms_of_views: np.ndarray  # [L, B]
     cosines: np.ndarray  # [L, L], over all views together
     cosines_of_views: np.ndarray  # [B, L, L]
     nfe: tuple[int, ...]  # evaluations of networks for each view
@@ -317,7 +319,7 @@ def places(x: Noised, guidance: Guidance, calls: Sequence[Call], prior: Prior) -
     elsewhere = any(name in guidance.preds for name in ASKED_ELSEWHERE)
     found: dict[str, Place] = {}
     for name, eps in guidance.preds.items():
-        call = next((c for c in calls if any(eps is answer for answer in c.answers)), None)
+        call = None if own else next((c for c in calls if any(eps is answer for answer in c.answers)), None)
         if call is None and name == "minority" and calls:
             call = calls[-1]  # a guided prediction, which is made of the last answers
         if call is not None:
@@ -434,14 +436,17 @@ def _drawn(
 
     residual = guidance.residual[one]
     rms = float(residual.square().mean().sqrt())
-    scale = _round_up(2 * rms)
+    wide = max(WIDE * rms, SILENT)
     push = -residual / max(WIDTHS * rms, SILENT)
-    linear = [-residual / scale, push] if is_pixels(prior) else []
+    linear = [-residual / wide, push] if is_pixels(prior) else []
     decoded = prior.decode(torch.cat([_decodable(item.z, prior) for item in items] + linear))
     if linear:
-        heat, push = _heat(2 * decoded[-2].mean(0) - 1, "RdBu_r"), decoded[-1:]
+        brightness = wide * (2 * decoded[-2].mean(0) - 1)
+        scale = _round_up(2.5 * float(brightness.square().mean().sqrt()))
+        heat, push = _heat(brightness / scale, "RdBu_r"), decoded[-1:]
         meaning = f"red: to become brighter, blue: darker; the colours end at {scale:g}"
     else:
+        scale = _round_up(2 * rms)
         heat, push = _heat((residual / scale).square().mean((0, 1)).sqrt(), "magma"), false_colours(push)
         meaning = f"how strong it is at each place; the colours end at {scale:g}"
 
@@ -513,16 +518,17 @@ def _heat(values: Tensor, colours: str) -> Tensor:
 
 
 def false_colours(z: Tensor) -> Tensor:
-    """[B, C, H, W] -> rgb [B, 3, H, W], grey for 0: each channel has a colour of its own, spread by cosines."""
+    """[B, C, H, W] -> rgb [B, 3, H, W], grey for 0: each channel has a colour of its own, spread by three cosines."""
     channels = z.shape[1]
+    waves = torch.tensor([1, channels // 2, channels - 1], device=z.device)
     at = (torch.arange(channels, device=z.device) + 0.5) / channels
-    colours = torch.cos(torch.pi * torch.arange(1, 4, device=z.device)[:, None] * at) * (2 / channels) ** 0.5
+    colours = torch.cos(torch.pi * waves[:, None] * at) * (2 / channels) ** 0.5
     return (0.5 + 0.5 * torch.einsum("kc,bchw->bkhw", colours.to(z), z)).clamp(0, 1)
 
 
 def push_colours(grad: Tensor, prior: Prior) -> Tensor:
-    """A gradient [B, C, H, W] with its sign turned as rgb [B, 3, h, w], in units of its own root mean square."""
-    push = -grad / (WIDTHS * grad.square().mean().sqrt()).clamp_min(SILENT)
+    """A gradient [B, C, H, W] with its sign turned as rgb [B, 3, h, w], each in units of its own root mean square."""
+    push = -grad / (WIDTHS * grad.square().mean((1, 2, 3), keepdim=True).sqrt()).clamp_min(SILENT)
     return prior.decode(push) if is_pixels(prior) else false_colours(push)
 
 
@@ -655,8 +661,9 @@ def _compared(
         blank if renders is None else renders,
         np.stack(drawn),
         flat.square().mean((1, 2)).sqrt().numpy(),
+        flat.square().mean(2).sqrt().numpy(),
         cosines(flat.flatten(1)).numpy(),
-        torch.stack([cosines(flat[:, i]) for i in range(b)]).numpy(),
+        cosines(flat.transpose(0, 1)).numpy(),
         tuple(row.nfe for row in rows),
         tuple(row.seconds for row in rows),
         reason,
@@ -664,10 +671,10 @@ def _compared(
 
 
 def cosines(rows: Tensor) -> Tensor:
-    """[L, D] -> [L, L]; NaN for rows that are zero or not numbers."""
-    rms = rows.square().mean(1, keepdim=True).sqrt()
-    unit = torch.where(rms > SILENT, rows / rms, torch.nan) / rows.shape[1] ** 0.5
-    between = (unit @ unit.T).clamp(-1, 1)
-    there = ~between.diagonal().isnan()
-    between[there, there] = 1.0  # not a rounding error less
+    """[..., L, D] -> [..., L, L]; NaN for rows that are zero or not numbers."""
+    rms = rows.square().mean(-1, keepdim=True).sqrt()
+    unit = torch.where(rms > SILENT, rows / rms, torch.nan) / rows.shape[-1] ** 0.5
+    between = (unit @ unit.mT).clamp(-1, 1)
+    own = between.diagonal(dim1=-2, dim2=-1)
+    own.copy_(torch.where(own.isnan(), own, 1.0))  # not a rounding error less
     return between

@@ -1,0 +1,428 @@
+"""The lens shows what a loss saw, and changes nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+
+from sdlab import lens
+from sdlab.losses.jsd import JSD
+from sdlab.messages import Patch
+from sdlab.prompts import PromptBank
+from sdlab.rng import StepRng
+from sdlab.scenes.image import Images
+from sdlab.schedule import sample_t
+from sdlab.session import Session
+from sdlab.settings import losses, preset
+from sdlab.types import Guidance
+
+ALL = sorted(losses())
+SHORT = [(f"losses.{name}.warm_up", 2) for name in ("vsd", "esd", "asd", "vdm")]
+
+
+@pytest.fixture
+def small(quick):
+    """One t for all views, networks that are ready at once, little inversion."""
+    return quick.patch_all([*SHORT, ("schedule.per_view", False), ("losses.sdi.inversion_steps", 3)])
+
+
+def begun(settings, steps: int = 3) -> Session:
+    session = Session(settings)
+    session.run(until=steps)
+    return session
+
+
+def parts(session: Session) -> tuple:
+    """All that a lens is given of a session."""
+    return session.state, session.effective, session.prior, session._bank
+
+
+def everything(session: Session) -> dict[str, torch.Tensor]:
+    """All numbers of a session's state by name."""
+    found = {}
+
+    def collect(name, value):
+        if isinstance(value, torch.Tensor):
+            found[name] = value.detach().clone()
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                collect(f"{name} {key}", inner)
+        elif isinstance(value, (int, float, str)):
+            found[f"{name} = {value}"] = torch.zeros(())
+
+    counts = {k: v for k, v in session._counts().items() if "seconds" not in k}
+    collect("", {**session._parts(), "counts": counts, "step": session.state.step})
+    return found
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+# ---- a step -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_a_probe_at_the_steps_own_t_shows_what_the_step_then_sees(small, loss):
+    s = small.patch("active", loss)
+    session = begun(s)
+    t = int(sample_t(s.schedule, StepRng(s.seed, 3), 1, s.progress(3)))
+    before = lens.probe(*parts(session), t=t, row=1)
+    session.run(until=4)
+    report = session._report
+    asked = lens.asked_again(report, s, session.prior, session._bank, 3)
+    assert (asked is not None) == (loss in ("ism", "jsd"))
+    after = lens.views_of_step(report, s, session.prior, row=1, asked=asked)
+    assert after.labels == before.labels
+    assert after.captions == before.captions
+    assert np.array_equal(after.pictures, before.pictures)
+    assert (after.t, after.rms, after.scale, after.view) == (t, before.rms, before.scale, before.view)
+    assert len(set(after.labels)) == len(after.labels) == len(after.pictures)
+    for key in report.guidance.preds:
+        assert f"x0: {lens.PREDICTIONS[key][0]}" in after.labels
+
+
+@pytest.mark.parametrize("loss", ["ism", "jsd"])
+def test_what_a_step_does_not_keep_is_not_made_up(small, loss):
+    session = begun(small.patch("active", loss))
+    shown = lens.views_of_step(session._report, session.effective, session.prior)
+    assert shown.labels == ("render", "one-step target", "residual", "push")
+    assert "does not keep" in shown.note
+    other = session.effective.patch(f"losses.{loss}.cfg", 1.0)  # not what the step was taken with
+    asked = lens.asked_again(session._report, other, session.prior, session._bank, 2)
+    assert lens.views_of_step(session._report, session.effective, session.prior, asked=asked).labels == shown.labels
+
+
+@pytest.mark.parametrize("loss", ["sds", "csd", "dds", "vsd", "vdm", "nfsd", "sbp"])
+def test_a_perfect_prediction_leads_back_to_the_picture(small, loss):
+    session = begun(small.patch("active", loss))
+    report = session._report
+    x = report.x
+    perfect = Guidance(report.guidance.residual, dict.fromkeys(report.guidance.preds, x.noise), report.guidance.stats)
+    found = lens.places(x, perfect, (), session.prior)
+    assert found.keys() == perfect.preds.keys()
+    for name, place in found.items():
+        x0 = (place.z_t - place.sigma * x.noise) / place.alpha
+        torch.testing.assert_close(x0, x.ref if name == "ref" else x.z0, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "key"), [("sdi", "inversion"), ("sbp", "source")])
+def test_the_noise_that_an_inversion_found_leads_back_to_the_picture(small, loss, key):
+    session = begun(small.patch_all([("active", loss), ("losses.sbp.form", "full"), ("losses.sbp.leg_steps", 2)]))
+    report = session._report
+    place = lens.places(report.x, report.guidance, (), session.prior)[key]
+    assert not torch.equal(place.z_t, report.x.z_t)
+    x0 = (place.z_t - place.sigma * report.guidance.preds[key]) / place.alpha
+    torch.testing.assert_close(x0, report.x.z0, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["sds", "sdi", "jsd"])
+def test_the_one_step_target_is_where_the_guided_prediction_leads(small, loss):
+    s = small.patch_all([("active", loss), (f"losses.{loss}.cfg", 3.0)])
+    session = begun(s)
+    report = session._report
+    g, calls = lens.asked_again(report, s, session.prior, session._bank, 2) or (report.guidance, ())
+    at = lens.places(report.x, g, calls, session.prior)
+    hat = g.preds["uncond"] + 3.0 * (g.preds["pos"] - g.preds["uncond"])
+    expected = (at["pos"].z_t - at["pos"].sigma * hat) / at["pos"].alpha
+    if loss == "jsd":  # which sets the minority sample's against it
+        expected = report.x.z0 - report.x.sigma / report.x.alpha * (hat - g.preds["minority"])
+    target = lens.one_step_target(report.x, s.loss, report.guidance.residual)
+    torch.testing.assert_close(target, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_heat_map_says_which_places_are_to_become_brighter(small):
+    session = begun(small)
+    report = session._report
+    residual = torch.zeros_like(report.guidance.residual)
+    residual[:, :, :8] = -1.0  # descended: the upper half becomes brighter
+    residual[:, :, 8:] = 0.5
+    report = dataclasses.replace(report, guidance=report.guidance._replace(residual=residual))
+    shown = lens.views_of_step(report, session.effective, session.prior)
+    heat, push = (shown.pictures[shown.labels.index(name)].astype(int) for name in ("residual", "push"))
+    above, below = heat[4, 4], heat[-4, 4]
+    assert above[0] > above[2] + 50, "red"
+    assert below[2] > below[0] + 30, "blue"
+    assert (push[4, 4] > 128).all()
+    assert (push[-4, 4] < 128).all()
+    assert shown.scale == 2.0
+    assert shown.rms == pytest.approx(shown.weight * 0.625**0.5, rel=1e-4)
+
+
+def test_a_view_or_a_t_that_there_is_not_is_refused(small):
+    session = begun(small, 1)
+    with pytest.raises(ValueError, match="view 2: this step has 2"):
+        lens.probe(*parts(session), t=10, row=2)
+    with pytest.raises(ValueError, match="t = 1000: allowed is 0 to 999"):
+        lens.probe(*parts(session), t=1000)
+
+
+def test_a_step_of_the_past_keeps_its_camera_while_t_is_moved(small):
+    session = begun(small)
+    a, b = (lens.probe(*parts(session), t=t, step=1) for t in (100, 900))
+    assert np.array_equal(a.pictures[0], b.pictures[0])
+    assert not np.array_equal(a.pictures[1], b.pictures[1])
+    assert not np.array_equal(a.pictures[0], lens.probe(*parts(session), t=100).pictures[0])
+
+
+def test_the_colour_scale_holds_still():
+    assert [lens._round_up(x) for x in (0.0, 0.011, 1.0, 2.1, 7.0, float("nan"))] == [1.0, 0.02, 1.0, 5.0, 10.0, 1.0]
+
+
+# ---- nothing changes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["sds", "vsd", "asd", "vdm", "dds", "jsd"])
+def test_a_run_goes_on_as_if_nobody_had_looked(small, loss):
+    s = small.patch("active", loss)
+    seen, alone = begun(s), begun(s)
+    aux = {name: dict(vars(model)) for name, model in seen.state.aux.items()}
+    before = everything(seen)
+    lens.probe(*parts(seen), t=300)
+    comparison = lens.compare_losses(*parts(seen))
+    assert comparison.done == len(ALL)
+    assert_same(before, everything(seen))
+    assert {name: dict(vars(model)) for name, model in seen.state.aux.items()} == aux
+    assert seen.state.aux_keys == alone.state.aux_keys
+    for session in (seen, alone):
+        session.run(until=6)
+    assert_same(everything(seen), everything(alone))
+
+
+def test_looking_between_steps_does_not_disturb_parked_networks(small):
+    """psi of VSD is parked while VDM is in force, and goes on later as it was."""
+
+    def run(look: bool):
+        session = begun(small.patch("active", "vsd"))
+        session.send(Patch((("active", "vdm"),)))
+        session.run(until=5)
+        if look:
+            assert "not trained" not in lens.compare_losses(*parts(session)).notes[ALL.index("vsd")]
+        session.send(Patch((("active", "vsd"),)))
+        session.run(until=7)
+        return everything(session)
+
+    assert_same(run(True), run(False))
+
+
+def test_a_scene_that_remembers_its_samples_keeps_those_of_its_last_step():
+    session = begun(preset("playground-gaussian").patch("scene.n", 8))
+    before = session.state.scene._seen.clone()
+    lens.compare_losses(*parts(session), names=["sds"])
+    assert torch.equal(session.state.scene._seen, before)
+
+
+# ---- all losses -------------------------------------------------------------------------------------------------
+
+
+def test_cosines_of_all_losses(small):
+    s = 30.0
+    knobs = {"pos": s, "pos_end": s, "neg": 0, "neg_end": 0, "null": 1 - s, "null_end": 1 - s, "noise": -1}
+    as_sds = [(f"losses.csd.{name}", float(value)) for name, value in {**knobs, "noise_end": -1}.items()]
+    session = begun(small.patch_all([*as_sds, ("losses.sds.cfg", s)]))
+    found = lens.compare_losses(*parts(session))
+    at = {name: i for i, name in enumerate(found.losses)}
+    assert found.losses == tuple(ALL)
+    assert found.cosines.shape == (12, 12)
+    assert found.cosines_of_views.shape == (2, 12, 12)
+    assert found.rms_of_views.shape == (12, 2)
+    assert found.pictures.shape[:2] == (12, 2)
+    assert found.pictures.shape[2:] == found.renders.shape[1:]
+    np.testing.assert_array_equal(found.cosines, found.cosines.T)
+    others = [i for name, i in at.items() if name != "dds"]
+    assert (found.cosines[others, others] == 1).all()
+    assert np.isnan(found.cosines[at["dds"]]).all(), "what is zero has no direction"
+    assert found.rms[at["dds"]] == 0
+    assert "as it is now: zero" in found.notes[at["dds"]]
+    assert found.cosines[at["csd"], at["sds"]] == pytest.approx(1, abs=1e-6)
+    assert found.rms[at["csd"]] == pytest.approx(found.rms[at["sds"]], rel=1e-5)
+    assert abs(found.cosines[at["sbp"], at["sds"]]) < 0.99
+    assert (np.abs(found.cosines[np.ix_(others, others)]) <= 1).all()
+
+
+def test_the_compared_gradient_is_that_of_the_next_step(small):
+    session = begun(small.patch("schedule.per_view", True))
+    found = lens.compare_losses(*parts(session), names=["sds"])
+    session.run(until=4)
+    assert found.rms[0] == pytest.approx(float(session._report.stats["grad_rms"]), rel=1e-5)
+    assert found.t == tuple(session._report.x.t.tolist())
+    assert found.nfe == (2,)
+
+
+def test_a_reference_that_there_is_is_compared_with(small):
+    session = begun(small.patch("active", "dds"))
+    state, s, prior, bank = parts(session)
+    found = lens.compare_losses(state, s.patch("prompt.text", "a blue cat"), prior, bank, names=["dds"])
+    assert found.notes == ("",)
+    assert found.rms[0] > 1e-3
+
+
+def test_a_network_that_has_learnt_little_is_said_to(small):
+    session = begun(small.patch_all([("active", "vsd"), ("losses.esd.warm_up", 100)]))
+    found = lens.compare_losses(*parts(session), names=["vsd", "esd", "asd", "vdm", "sds"])
+    learnt = session.state.aux["score"].fitted
+    untrained = "its own network is not trained yet"
+    assert found.notes == ("", f"its own network has learnt {learnt} of 100 steps", untrained, untrained, "")
+    assert np.isfinite(found.rms).all()
+
+
+def test_an_untrained_psi_need_not_be_built(small):
+    session = begun(small)
+    state, s, prior, bank = parts(session)
+    vsd = s.patch("active", "vsd")
+    state.aux["score"], state.aux_keys["score"] = vsd.loss.init_aux(prior, StepRng(0, -1)), vsd.loss.aux_key()
+    built = lens.compare_losses(state, s, prior, bank, names=["vsd", "esd"])
+    del state.aux["score"], state.aux_keys["score"]
+    free = lens.compare_losses(state, s, prior, bank, names=["vsd", "esd"])
+    np.testing.assert_allclose(free.rms, built.rms, rtol=1e-5)
+    assert np.abs(free.pictures.astype(int) - built.pictures).max() <= 1
+    assert free.nfe == built.nfe == (3, 4)
+
+
+def test_a_loss_that_fails_is_listed_and_the_others_go_on(small, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("no such luck")
+
+    session = begun(small)
+    monkeypatch.setattr(JSD, "gradient", fails)
+    found = lens.compare_losses(*parts(session), names=["jsd", "sds"])
+    assert found.notes == ("RuntimeError: no such luck", "")
+    assert np.isnan(found.rms[0])
+    assert np.isnan(found.cosines[0]).all()
+    assert found.cosines[1, 1] == 1
+    with pytest.raises(ValueError, match="active = 'nonsense'"):
+        lens.compare_losses(*parts(session), names=["sds", "nonsense"])
+
+
+def test_one_loss_at_a_time_while_the_run_goes_on(small):
+    session = begun(small)
+    whole = lens.compare_losses(*parts(session))
+    state, seen = session.state, []
+    for number, found in enumerate(lens.comparison_steps(*parts(session)), 1):
+        assert found.done == number
+        assert np.isfinite(found.rms).sum() == number
+        session.run(until=state.step + 1)
+        seen.append(found)
+    np.testing.assert_array_equal(seen[-1].cosines, whole.cosines)
+    np.testing.assert_array_equal(seen[-1].pictures, whole.pictures)
+
+
+def test_the_network_is_asked_in_batches_that_it_is_compiled_for(small, monkeypatch):
+    session = begun(small)
+    sizes, eps = [], session.prior.eps
+    monkeypatch.setattr(session.prior, "eps", lambda z_t, t, cond: sizes.append(len(z_t)) or eps(z_t, t, cond))
+    found = lens.compare_losses(*parts(session), names=["nfsd", "ism", "vsd"])
+    assert set(sizes) == {2 * 2}
+    assert found.nfe == (3, 6, 3)
+    monkeypatch.undo()
+    alone = lens.compare_losses(session.state, session.effective.patch("active", "nfsd"), *parts(session)[2:], ["nfsd"])
+    np.testing.assert_allclose(found.rms[0], alone.rms[0], rtol=1e-6)
+
+
+# ---- other priors and scenes ------------------------------------------------------------------------------------
+
+
+def test_points_have_no_pictures_but_cosines():
+    session = begun(preset("playground").patch_all([("scene.n", 10), *SHORT]))
+    assert "points" in lens.views_of_step(session._report, session.effective, session.prior).reason
+    assert "points" in lens.probe(*parts(session), t=500).reason
+    found = lens.compare_losses(*parts(session))
+    assert "points" in found.reason
+    assert np.isfinite(found.rms).all()
+    silent = [name for name, rms in zip(found.losses, found.rms, strict=True) if rms == 0]
+    assert silent == ["dds", "sbp"], "this plane takes both of its prompts for the same"
+    assert np.array_equal(np.isnan(found.cosines.diagonal()), found.rms == 0)
+    assert np.array_equal(np.isnan(found.cosines_of_views[:, 0, 0]), found.rms_of_views[0] == 0)
+
+
+def test_pictures_are_shown_as_they_are(small):
+    s = dataclasses.replace(small, scene=Images(n=2)).patch("prompt.view_dependent", False)
+    session = begun(s)
+    z0 = session.state.scene.params["latents"].detach()
+    shown = lens.probe(*parts(session), t=200, row=1)
+    expected = lens._shown(session.prior.decode(z0[1:]))[0]
+    assert shown.labels[0] == "picture"
+    assert np.array_equal(shown.pictures[0], expected)
+    assert shown.view == ""
+
+
+@pytest.mark.parametrize("loss", ["sds", "sdi"])
+def test_a_vae_decodes_all_pictures_at_once_and_nothing_extreme(small, tmp_path, monkeypatch, loss):
+    folder = tiny.latent_model(tmp_path / "m")
+    prior = dataclasses.replace(preset("toybox").prior, path=str(folder), engine="torch")
+    s = dataclasses.replace(small, prior=prior).patch_all([("active", loss), ("prompt.negative", "a blue car")])
+    session = begun(s, 2)
+    seen, decode = [], session.prior.decode
+    monkeypatch.setattr(session.prior, "decode", lambda z: seen.append(z) or decode(z))
+    shown = lens.views_of_step(session._report, s, session.prior)
+    assert len(seen) == 1
+    assert len(shown.labels) == len(seen[0]) + 3, "the render, the residual and the push are no latents"
+    shown = lens.probe(*parts(session), t=990)
+    assert len(seen) == 2
+    assert float(seen[1].abs().max()) == lens.LATENT_REACH
+    assert shown.pictures.shape == (len(shown.labels), 128, 128, 3)
+    assert not lens.is_pixels(session.prior)
+    found = lens.compare_losses(*parts(session), names=["sds", "csd"])
+    assert len(seen) == 2
+    assert len(np.unique(found.pictures[0])) > 10
+
+
+def test_false_colours_tell_channels_apart():
+    for channels in (4, 16):
+        colours = lens.false_colours(torch.eye(channels)[:, :, None, None] * 0.5).flatten(1)
+        apart = torch.cdist(colours, colours) + torch.eye(channels)
+        assert apart.min() > 0.05
+        assert torch.equal(lens.false_colours(torch.zeros(1, channels, 2, 2)), torch.full((1, 3, 2, 2), 0.5))
+
+
+def test_the_embedded_prior(small):
+    s = preset("toybox").patch_all([("scene.n_init", 200), *SHORT, ("losses.sdi.inversion_steps", 2)])
+    seen, alone = begun(s, 2), begun(s, 2)
+    assert lens.is_pixels(seen.prior)
+    shown = lens.probe(*parts(seen), t=400)
+    assert shown.labels == ("render", "noisy", "x0: prompt", "x0: no prompt", "one-step target", "residual", "push")
+    render, guess = (shown.pictures[i].astype(float) for i in (0, 2))
+    assert np.abs(render - guess).mean() < 60, "what the prior makes of it looks like it"
+    found = lens.compare_losses(*parts(seen))
+    assert np.isfinite(found.rms).all(), found.notes
+    for session in (seen, alone):
+        session.run(until=4)
+    assert_same(everything(seen), everything(alone))
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+def test_the_control_variate_of_sds_is_the_noise(small):
+    report = begun(small)._report
+    found = {name: float(value) for name, value in lens.figures_of(report).items()}
+    pos, noise = (x.flatten().numpy() for x in (report.guidance.preds["pos"], report.x.noise))
+    assert found["noise_correlation"] == pytest.approx(np.corrcoef(pos, noise)[0, 1], abs=1e-5)
+    assert found["control_correlation"] == found["noise_correlation"]
+    shift = pos - report.guidance.preds["uncond"].flatten().numpy()
+    assert found["guidance_rms"] == pytest.approx(np.sqrt((shift**2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_every_loss_has_figures(small, loss):
+    report = begun(small.patch_all([("active", loss), ("losses.csd.ramp", 1.0)]))._report
+    found = lens.figures_of(report)
+    assert ("noise_correlation" in found) == (loss not in ("sdi", "ism", "jsd"))
+    assert {"control_correlation", "guidance_rms", "guidance_share"} <= found.keys()
+    assert all(value.shape == () and bool(torch.isfinite(value)) for value in found.values())
+    if loss == "dds":
+        assert found["control_correlation"] == pytest.approx(1, abs=1e-5), "the reference is what is there"
+    if loss == "sbp":
+        assert found["guidance_share"] == pytest.approx(1, abs=1e-5), "guidance is all there is"
+
+
+def test_the_bank_of_another_prior_will_do(small):
+    """The lens asks the prior that it is given, through a bank of its own if there is one."""
+    session = begun(small)
+    state, s, prior, bank = parts(session)
+    a, b = (lens.probe(state, s, prior, which, t=300) for which in (bank, PromptBank(prior)))
+    assert np.array_equal(a.pictures, b.pictures)
