@@ -6,15 +6,15 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from sdlab.batching import Together
 from sdlab.channel import Turnstile
-from sdlab.messages import Stop
+from sdlab.messages import Patch, Stop
 from sdlab.priors import PriorConfig, silent
 from sdlab.session import Session, compile_for
 from sdlab.settings import Settings
@@ -93,18 +93,45 @@ class Manager:
 
     def open(self, settings: Settings) -> Seat:
         """A new session in its own thread, waiting for Resume. RuntimeError when all seats are taken."""
-        session = Session(settings, self.device, self.pool.get, self.turnstile)
+        return self._seat(Session(settings, self.device, self.pool.get, self.turnstile))
+
+    def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
+        """A new seat whose session goes on from the exact state of another, running or paused as that is, with
+        `changes` as its first patch. It never waits: the new session says that it is loading until the other, between
+        two steps, has said where it is, and Failed if that cannot be had.
+
+        RuntimeError when all seats are taken or the other run has ended or failed, ValueError for changes that are not
+        allowed.
+        """
+        parent, changes = self.get(seat_id), tuple(changes)
+        if parent is None:
+            raise RuntimeError("there is nothing to branch off: the run has ended")
+        settings = parent.session.settings
+        settings.patch_all(changes)
+        with self._lock:
+            self._must_have_room()  # before the other session is asked for a copy
+        session = Session(settings, self.device, self.pool.get, self.turnstile, parent.session.branch())
+        if changes:
+            session.send(Patch(changes))
+        return self._seat(session)
+
+    def _seat(self, session: Session) -> Seat:
+        """A seat for `session`, which begins in its own thread."""
         thread = threading.Thread(target=session.run, kwargs={"start": False}, name="sdlab-session", daemon=True)
         with self._lock:
-            if len(self._seats) >= self.max_sessions:
-                raise RuntimeError(
-                    f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
-                    "or start the server with a larger --max-sessions"
-                )
+            self._must_have_room()
             seat = Seat(secrets.token_urlsafe(16), session, thread)
             self._seats[seat.id] = seat
         thread.start()
         return seat
+
+    def _must_have_room(self) -> None:
+        """Under the lock."""
+        if len(self._seats) >= self.max_sessions:
+            raise RuntimeError(
+                f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
+                "or start the server with a larger --max-sessions"
+            )
 
     def get(self, seat_id: str) -> Seat | None:
         """The seat, or None when it has ended; a sign of life."""

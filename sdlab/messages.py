@@ -59,6 +59,25 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Goto:
+    """Jump to the newest moment of the timeline at or before `step`, with the settings of then, and pause there."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Show in the lens what the loss would make of the scene at timestep `t`; None: what each step sees again."""
+
+    t: int | None
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Hold the gradients of all losses at the present state against each other; the run goes on meanwhile."""
+
+
+@dataclass(frozen=True)
 class Export:
     """Write scene.ply, turntable.png and turntable.mp4 into `folder`."""
 
@@ -70,7 +89,7 @@ class Stop:
     """End the session."""
 
 
-Command = Patch | Pause | Resume | Advance | Reset | Save | Load | Export | Stop
+Command = Patch | Pause | Resume | Advance | Reset | Save | Load | Goto | Probe | Compare | Export | Stop
 
 # ---- events ----------------------------------------------------------------------------------------------
 
@@ -136,6 +155,20 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Went:
+    """A jump on the timeline has led to `step`; the settings are those of then."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Branched:
+    """This session goes on from `step` of another, with its settings."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Exported:
     step: int
     files: tuple[str, ...]
@@ -154,4 +187,4 @@ class Ended:
     step: int
 
 
-Event = Status | Applied | Rejected | Stepped | Skipped | Saved | Loaded | Exported | Failed | Ended
+Event = Status | Applied | Rejected | Stepped | Skipped | Saved | Loaded | Went | Branched | Exported | Failed | Ended

@@ -3,6 +3,9 @@
 One thread, the one that calls `run`, owns every tensor. Everybody else sends commands (never blocking) and reads
 `latest`, `events` and `status`. A patch is a transaction: if the first step after it raises, the run goes back to
 the state and settings before it and says why.
+
+A run is never lost: `timeline` keeps moments of it to jump back to, and `branch` lets another session go on from where
+this one is.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import copy
 import dataclasses
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +27,35 @@ from sdlab.cameras import turntable
 from sdlab.channel import EventLog, Latest, Turnstile
 from sdlab.export import write_results
 from sdlab.flat import flat_frame
+from sdlab.lens import (
+    Comparison,
+    LensPictures,
+    asked_again,
+    comparison_steps,
+    figures_of,
+    probe,
+    sizes_of,
+    views_of_step,
+)
 from sdlab.losses import Distillation
 from sdlab.messages import (
     Advance,
     Applied,
+    Branched,
     Command,
+    Compare,
     Ended,
     Event,
     Export,
     Exported,
     Failed,
+    Goto,
     Load,
     Loaded,
     Patch,
     Pause,
     Phase,
+    Probe,
     Rejected,
     Reset,
     Resume,
@@ -47,7 +65,9 @@ from sdlab.messages import (
     Status,
     Stepped,
     Stop,
+    Went,
 )
+from sdlab.moments import Moment, held
 from sdlab.optim import SceneOptimiser
 from sdlab.pictures import to_uint8
 from sdlab.priors import PriorConfig
@@ -56,9 +76,12 @@ from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, FlatScene, SceneConfig
 from sdlab.settings import Settings, from_toml, to_toml
 from sdlab.step import STAGES, Reference, Report, State, needs_warm_up, step, warm_up
+from sdlab.timeline import Timeline
 from sdlab.types import PERP_ROLES, Cond, Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
+LENS_EVERY = 0.3  # seconds
+LENS_SHARE = 20.0  # times what a look takes must pass before the next one
 SYNC_EVERY = 10  # steps between reading figures back from a GPU
 BUILD_STEP = -1  # the step number whose random streams build the scene
 
@@ -86,15 +109,27 @@ def batches_of(s: Settings) -> set[int]:
 class _Undo:
     """What to go back to when the first step after a patch fails."""
 
-    settings: Settings
+    moment: Moment
     prior: Prior
     bank: PromptBank
-    parts: dict[str, Any]
+    noted: int  # number of the timeline's first entry that would no longer be true
     changes: list[tuple[str, Any]]
 
 
+@dataclass(frozen=True)
+class Fork:
+    """Where a run is, for another session to go on from."""
+
+    moment: Moment
+    timeline: Timeline
+    running: bool
+    steps_left: int | None  # of an Advance
+    undo: _Undo | None  # of a patch that has not had its first step
+
+
 class Session:
-    """See the head of the file. `name` is for people; `turnstile` is shared by the sessions of one device."""
+    """See the head of the file. `turnstile` is shared by the sessions of one device. With `origin`, what `branch` of
+    another session gave, the run goes on from there as soon as that is known; commands wait until then."""
 
     def __init__(
         self,
@@ -102,6 +137,7 @@ class Session:
         device: torch.device | str = "cpu",
         load: LoadPrior = load_prior,
         turnstile: Turnstile | None = None,
+        origin: Future[Fork] | None = None,
     ) -> None:
         self.settings = settings  # as asked for; knobs that wait for a reset included
         self.effective = settings  # what steps follow: as asked for, but for knobs that wait for a reset
@@ -109,10 +145,20 @@ class Session:
         self.latest: Latest[Frame] = Latest()
         self.events: EventLog[Event] = EventLog()
         self.status = Status(0, "loading", "not started yet")
+        self.timeline = Timeline()
+        self.lens: Latest[LensPictures] = Latest()
+        self.comparison: Latest[Comparison] = Latest()
+        self.in_detail = False  # whether figures hold what a step's predictions say; somebody looks at them
         self.running = False
+        self._lens_row: int | None = None  # the view that the lens shows, None while nobody looks
+        self._probed: int | None = None  # the timestep that the lens asks about, None for that of each step
+        self._lens_due = 0.0
+        self._comparing: Iterator[Comparison] | None = None
         self._load = load
         self._turnstile = turnstile or Turnstile()
-        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._origin = origin
+        self._held: list[Command] = []  # until it is known where the run goes on from
+        self._inbox: queue.SimpleQueue[Command | Callable[[], None]] = queue.SimpleQueue()
         self._listeners: list[Callable[[Event], None]] = []
         self._planned: dict[int, list[Command]] = {}
         self._begun = settings  # as of the last reset
@@ -121,9 +167,11 @@ class Session:
         self._bank: PromptBank | None = None
         self._undo: _Undo | None = None
         self._stopped = False
+        self._over = False  # no longer answering
         self._steps_left: int | None = None  # of an Advance
         self._until: int | None = None  # of the present run()
         self._report: Report | None = None  # of the last step
+        self._reported = settings  # which that step followed
         self._published_at = 0.0
         self._warm_up_shown = 0.0
         self._rate = 0.0  # steps per second, smoothed
@@ -142,6 +190,21 @@ class Session:
     def plan(self, number: int, command: Command) -> None:
         """Carry out `command` when `number` steps are done, before the next one; before `run`."""
         self._planned.setdefault(number, []).append(command)
+
+    def branch(self) -> Future[Fork]:
+        """Ask for the exact state of this run, for the `origin` of another session; never blocks, and costs this one a
+        copy of its state between two steps. RuntimeError, now or as the answer, when there is none."""
+        if self._state is None and self._failure:
+            raise RuntimeError(f"there is nothing to branch off: {self._failure}")
+        answer: Future[Fork] = Future()
+        self._inbox.put(lambda: self._answer(answer))
+        if self._over:
+            self._answer_rest()
+        return answer
+
+    def watch_lens(self, on: bool, row: int = 0) -> None:
+        """Keep `lens` up to date with view `row` of what the loss sees, or no longer; never blocks."""
+        self._inbox.put(lambda: self._watch(row if on else None))
 
     # ---- for the owner -----------------------------------------------------------------------------------
 
@@ -167,6 +230,7 @@ class Session:
         """
         self.running = start
         self._until = until
+        self._over = False
         try:
             self.prepare()
         except Exception as e:
@@ -181,22 +245,43 @@ class Session:
                 for command in self._planned.pop(self._state.step, ()):
                     self._obey_or_refuse(command)
                 self._step()
+            self._compare_on()
         if self._state is not None:
             self._publish()
         self._say(Ended(self._step_number))
         self._set_status("ended", "ended")
+        self._over = True
+        self._answer_rest()
 
     def prepare(self) -> None:
-        """Load the prior, compile what must be compiled, build the scene. Does nothing when already done."""
+        """Load the prior, compile what must be compiled, build the scene; or wait for `origin`. Does nothing when
+        already done."""
+        if self._origin is not None:
+            self._set_status("loading", "waiting for the run that this one branches off")
+            self._origin.add_done_callback(lambda _: self._inbox.put(self._begin))
+            return
         if self._prior is None or self._bank is None:
             self._adopt_prior(self.settings)
         if self._state is None:
-            self._build()
+            self._start_over("started")
         self._settle()
+
+    def moment(self) -> Moment:
+        """The present, in full."""
+        newest = self.timeline.newest
+        parts = held({**self._parts(), "session": self._counts()}, newest.parts if newest is not None else None)
+        return Moment(self.state.step, self.settings, self._begun, parts)
+
+    def fork(self) -> Fork:
+        """The present, and how it came about."""
+        moment, undo = self.moment(), self._undo
+        if undo is not None:  # a bank of prompts is of one thread
+            undo = dataclasses.replace(undo, bank=PromptBank(undo.prior), changes=list(undo.changes))
+        return Fork(moment, self.timeline.branched(moment), self.running, self._steps_left, undo)
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint of the present state into `folder`."""
-        parts = {**self._parts(), "session": self._counts()}
+        parts = self.moment().parts
         path = checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.effective)})
         self._say(Saved(self.state.step, str(folder)))
         return path
@@ -215,26 +300,43 @@ class Session:
         if "settings.toml" not in texts:
             raise ValueError(f"checkpoint in {folder} has no settings.toml")
         settings = from_toml(texts["settings.toml"], f"settings of the checkpoint in {folder}")
-        before = (self._prior, self._bank, self._state)
-        wanted, begun = self.settings, self._begun
+        moment = Moment(number, settings, settings, parts)
         try:
-            self._use(settings, settings)
-            if self._prior is None or settings.prior != wanted.prior:
-                self._adopt_prior(settings)
-            self._build(settings.scene.bare())
-            self.state.scene.adopt(settings.scene)
-            self._restore_parts(parts)
-            self.state.step = number
-            for name, value in parts["session"].items():
-                if name not in self._counts():
-                    raise ValueError(f"unknown count {name!r}")
-                setattr(self.state, name, value)
+            self._take_up(moment)
         except Exception as e:
-            self._use(wanted, begun)
-            self._prior, self._bank, self._state = before
             raise ValueError(f"the checkpoint in {folder} does not fit: {_reason(e)}") from e
+        self.timeline = Timeline()
+        self.timeline.note(number, "load", f"loaded a checkpoint of step {number}")
+        self.timeline.keep(moment)
         self._say(Loaded(number, str(folder)))
         self._publish()
+        self._film()
+
+    def _take_up(self, moment: Moment) -> None:
+        """Go on from `moment`, of this run or another. Whatever is raised, the session is then as before."""
+        before = (self._prior, self._bank, self._state, self._undo, self._report, self._rate)
+        wanted, begun = self.settings, self._begun
+        try:
+            self._use(moment.settings, moment.begun)
+            if self._prior is None or moment.settings.prior != wanted.prior:
+                self._adopt_prior(moment.settings)
+            self._build(moment.begun.scene.bare())
+            self._put_back(moment)
+        except Exception:
+            self._use(wanted, begun)
+            self._prior, self._bank, self._state, self._undo, self._report, self._rate = before
+            raise
+
+    def _put_back(self, moment: Moment) -> None:
+        """Settings and state as in `moment`; the state that there is must be of the same kind of scene."""
+        self._use(moment.settings, moment.begun)
+        self.state.scene.adopt(moment.settings.scene)
+        self._restore_parts(moment.parts)
+        self.state.step = moment.step
+        for name, value in moment.parts["session"].items():
+            if name not in self._counts():
+                raise ValueError(f"unknown count {name!r}")
+            setattr(self.state, name, value)
 
     def _use(self, settings: Settings, begun: Settings | None = None) -> None:
         """Make `settings` the present ones (and `begun` those as of the last reset)."""
@@ -247,11 +349,60 @@ class Session:
     def _serve(self) -> None:
         """Carry out all waiting commands; while not running, wait for one."""
         while True:
-            idle = not self._stopped and (not self.running or self._state is None)
+            idle = not self._stopped and (not self.running or self._state is None) and self._comparing is None
             try:
-                command = self._inbox.get() if idle else self._inbox.get_nowait()
+                asked = self._inbox.get() if idle else self._inbox.get_nowait()
             except queue.Empty:
                 return
+            if callable(asked):
+                asked()
+            elif self._origin is not None and not isinstance(asked, Stop):
+                self._held.append(asked)
+                if self._origin.done() and isinstance(asked, (Resume, Advance)):
+                    self._begin()  # a second try after a failure
+            else:
+                self._obey_or_refuse(asked)
+
+    def _answer(self, asked: Future[Fork]) -> None:
+        """Say where the run is to one who wants to branch off."""
+        try:
+            if self._over:
+                raise RuntimeError("there is nothing to branch off: the run has ended")
+            if self._state is None:
+                raise RuntimeError(f"there is nothing to branch off: {self._failure or self.status.text}")
+            asked.set_result(self.fork())
+        except Exception as e:
+            asked.set_exception(e)
+
+    def _answer_rest(self) -> None:
+        """Turn down whoever asked too late; nobody serves the inbox any more."""
+        while not self._inbox.empty():
+            try:
+                asked = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if callable(asked):
+                asked()
+
+    def _begin(self) -> None:
+        """Go on from where another run was, now that it has said where that is."""
+        if self._origin is None:
+            return
+        try:
+            fork = self._origin.result()
+            self._take_up(fork.moment)
+        except Exception as e:
+            if self._until is not None:
+                raise
+            self._fail(e)
+            return
+        held_back, self._origin, self._held = self._held, None, []
+        self.running, self._steps_left = fork.running, fork.steps_left
+        self.timeline, self._undo = fork.timeline, fork.undo
+        self._say(Branched(fork.moment.step))
+        self._publish()
+        self._settle()
+        for command in held_back:
             self._obey_or_refuse(command)
 
     def _obey_or_refuse(self, command: Command) -> None:
@@ -286,7 +437,7 @@ class Session:
                 try:
                     if self._prior is None:
                         self._adopt_prior(self.settings)
-                    self._build()
+                    self._start_over("reset")
                 except Exception:
                     self._use(self.settings, begun)  # the run that there is goes on as it began
                     raise
@@ -299,6 +450,13 @@ class Session:
                 self._set_status("loading", f"loading the checkpoint in {folder}")
                 self.restore(Path(folder))
                 self._settle()
+            case Goto(number):
+                self._go_to(number)
+            case Probe(t):
+                self._probed = t
+                self._look(now=True)
+            case Compare():
+                self._comparing = self._comparison()
             case Export(folder):
                 self._set_status("exporting", f"exporting to {folder}")
                 files = self.export(Path(folder))
@@ -306,6 +464,21 @@ class Session:
                 self._settle()
             case Stop():
                 self._stopped = True
+
+    def _go_to(self, number: int) -> None:
+        """Jump on the timeline and pause; it is the next step or change that cuts off what came after."""
+        state, timeline = self.state, self.timeline
+        if all(kept < state.step for kept in timeline.steps()):
+            timeline.keep(self.moment())  # a way back to where the run is now
+        moment = timeline.at(number)
+        self._set_status("loading", f"going to step {moment.step}")
+        present = state.step
+        self._take_up(moment)
+        timeline.rewind(moment, present)
+        self.running, self._steps_left = False, None
+        self._say(Went(moment.step))
+        self._publish()
+        self._settle()
 
     def _patch(self, changes: Iterable[tuple[str, Any]]) -> None:
         """Validate, keep a way back, adopt."""
@@ -317,14 +490,15 @@ class Session:
                 self._say(Rejected(self._step_number, path, value, str(e)))
             return
         old, prior, bank = self.settings, self._prior, self._bank
-        state = self._state
-        parts = self._parts() if self._undo is None and state is not None else None
+        state, timeline, undo = self._state, self.timeline, self._undo
+        moment = self.moment() if self._undo is None and state is not None else None
         made = (dict(state.aux), dict(state.aux_keys), state.reference) if state is not None else None
         try:
             waiting = self._adopt(old, new)
         except Exception as e:
             self._use(old)
             self._prior, self._bank = prior, bank
+            self.timeline, self._undo = timeline, undo
             if state is not None and made is not None:
                 self._state, (state.aux, state.aux_keys, state.reference) = state, made
                 self._adopt_aux(self.effective)
@@ -332,16 +506,19 @@ class Session:
                 self._say(Rejected(self._step_number, path, value, str(e)))
             self._settle()
             return
+        self.timeline.go_on()
         if self._undo is None and self._state is not None and prior is not None and bank is not None:
-            if parts is None or self._state is not state:  # built anew, which needs no way back
-                parts = self._parts()
-            self._undo = _Undo(old, prior, bank, parts, [])
+            if moment is None or self._state is not state:  # built anew, which needs no way back
+                moment = dataclasses.replace(self.moment(), settings=old)
+            self.timeline.keep(moment)
+            self._undo = _Undo(moment, prior, bank, self.timeline.number, [])
         if self._undo is not None:
             self._undo.changes += changes
         for path, value in changes:
             note = "from the next reset on" if path in waiting else ""
             if path.startswith("prompt.") and isinstance(value, str) and self._prior is not None:
                 note = self._prior.remark(as_read(path, value, new.prompt.text))
+            self.timeline.note(self._step_number, "change", f"{path} = {value}", path, value)
             self._say(Applied(self._step_number, path, value, note))
 
     def _adopt(self, old: Settings, new: Settings) -> set[str]:
@@ -357,7 +534,7 @@ class Session:
                 self._state.aux.clear()
                 self._state.aux_keys.clear()
             if self._state is None:
-                self._build()
+                self._start_over("started")
         elif self._prior is not None and batches_of(old) != batches_of(new):
             self._compile(new)
         if self._state is None:
@@ -365,7 +542,7 @@ class Session:
             return set()
         if restart and self._state.step == 0:  # nothing to lose yet
             self._use(new, new)
-            self._build()
+            self._start_over("started")
             restart = set()
         self._adopt_aux(self.effective)
         self._adopt_reference(self.effective.loss, old.prompt)
@@ -388,6 +565,7 @@ class Session:
             )
         previous = self._prior, self._bank
         self._prior, self._bank = prior, PromptBank(prior)
+        self._comparing = None
         try:
             self._compile(s)
         except Exception:
@@ -414,7 +592,15 @@ class Session:
         self._undo = None
         self._report = None
         self._rate = 0.0
+
+    def _start_over(self, text: str) -> None:
+        """A fresh scene and a new timeline; `text` says why."""
+        self._build()
+        self.timeline = Timeline()
+        self.timeline.note(0, "start", text)
+        self.timeline.keep(self.moment())
         self._publish()
+        self._film()
 
     def _adopt_aux(self, s: Settings) -> None:
         """Give the loss in force its auxiliary model, built anew if it was made with other knobs, and park those of
@@ -459,6 +645,7 @@ class Session:
             self._recover(e)
             return
         self._undo = None
+        self.timeline.go_on()
         if report is None:
             self._show_warm_up()
         else:
@@ -485,7 +672,7 @@ class Session:
         state = self.state
         # the durations are averaged, not the rates: of these the mean is above steps / time where steps are uneven
         self._rate = 1 / seconds if self._rate == 0.0 else 1 / (0.95 / self._rate + 0.05 * seconds)
-        self._report = report
+        self._report, self._reported = report, self.effective
         pause = self._due_to_pause()
         if pause:
             self.running = False
@@ -497,8 +684,22 @@ class Session:
             self._say(Skipped(state.step - 1, report.skipped))
         if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
             self._say(Stepped(state.step, {**self._figures(report), "ms_publish": 1e3 * published}))
+        if self.timeline.moment_due(state.step):
+            self.timeline.keep(self.moment())
+        self._film()
         if pause:
             self._set_status("paused", pause)
+
+    def _film(self) -> None:
+        """Add what there is to see to the timeline's film, where it is due. Pictures of the prior's space may cost a
+        decoder's run: of these it takes what is published."""
+        state, frame = self.state, self.latest.get()
+        if not self.timeline.shot_due(state.step):
+            return
+        if frame is not None and frame.step == state.step:
+            self.timeline.show(state.step, frame.preview if frame.scene is None else frame.scene)
+        elif not isinstance(state.scene, FlatScene) and (snapshot := state.scene.snapshot()) is not None:
+            self.timeline.show(state.step, snapshot)
 
     def _due_to_pause(self) -> str:
         """Why the session pauses after the step just taken, if it does."""
@@ -519,13 +720,12 @@ class Session:
             self._fail(error)
             return
         self._undo = None
-        self._use(undo.settings)
         if self._prior is not undo.prior:  # an auxiliary may stand on the weights of its prior
             self.state.aux.clear()
             self.state.aux_keys.clear()
         self._prior, self._bank = undo.prior, undo.bank
-        self._restore_parts(undo.parts)
-        self.state.scene.adopt(undo.settings.scene)
+        self._put_back(undo.moment)
+        self.timeline.forget(undo.noted)
         for path, value in undo.changes:
             self._say(Rejected(self.state.step, path, value, f"rolled back, its first step failed: {_reason(error)}"))
         self._settle()
@@ -572,7 +772,7 @@ class Session:
             "toggled": state.toggled,
         }
 
-    def _restore_parts(self, parts: dict[str, Any]) -> None:
+    def _restore_parts(self, parts: Mapping[str, Any]) -> None:
         state = self.state
         state.scene.load_state_dict(parts["scene"])
         state.optim.load_state_dict(parts["optim"])
@@ -589,6 +789,61 @@ class Session:
                     break
         self._adopt_aux(self.effective)
         state.reference = _reference_of(parts.get("reference", {}), state.scene)
+
+    # ---- what a closer look sees -------------------------------------------------------------------------
+
+    def _watch(self, row: int | None) -> None:
+        if row is None:
+            self._probed = None
+        self._lens_row = row
+        self._look(now=True)
+
+    def _look(self, now: bool = False) -> None:
+        """Bring the lens up to date, if somebody looks and it is due: it may take a twentieth of the time."""
+        if self._lens_row is None or self._state is None or not (now or time.monotonic() >= self._lens_due):
+            return
+        started = time.perf_counter()
+        try:
+            with self._turnstile:
+                seen = self._seen(min(self._lens_row, len(self._report.cams) - 1) if self._report else self._lens_row)
+        except Exception as e:  # a look must not end a run
+            seen = LensPictures(loss=self.effective.active, reason=f"the lens sees nothing: {_reason(e)}")
+        if seen is not None:
+            self.lens.set(seen)
+        took = time.perf_counter() - started
+        self._lens_due = time.monotonic() + max(LENS_EVERY, LENS_SHARE * took)
+
+    def _seen(self, row: int) -> LensPictures | None:
+        """What the lens shows; None before there is anything."""
+        assert self._bank is not None
+        s, report = self.effective, self._report
+        if self._probed is not None:
+            step_number = max(self.state.step - 1, 0)
+            return probe(self.state, s, self.prior, self._bank, self._probed, row, step_number)
+        if report is None:
+            return None
+        s = self._reported
+        again = asked_again(report, s, self.prior, self._bank, self.state.step - 1)
+        return views_of_step(report, s, self.prior, row, again)
+
+    def _comparison(self) -> Iterator[Comparison]:
+        assert self._bank is not None
+        return comparison_steps(self.state, self.effective, self.prior, self._bank)
+
+    def _compare_on(self) -> None:
+        """One more loss of a comparison under way, between two steps."""
+        if self._comparing is None:
+            return
+        try:
+            with self._turnstile:
+                seen = next(self._comparing, None)
+        except Exception as e:
+            seen = None
+            self._say(Rejected(self._step_number, "compare", "", f"the losses could not be compared: {_reason(e)}"))
+        if seen is None:
+            self._comparing = None
+        else:
+            self.comparison.set(seen)
 
     # ---- what the world sees -----------------------------------------------------------------------------
 
@@ -616,6 +871,9 @@ class Session:
         figures["skipped"] = float(state.skipped)
         figures.update({f"ms_{stage}": 1e3 * report.stages.get(stage, 0.0) for stage in STAGES if stage != "publish"})
         figures.update({name: float(count) for name, count in report.densified.items()})
+        if self.in_detail:
+            figures.update({name: float(value) for name, value in figures_of(report).items()})
+            figures.update({f"rms_{name}": float(value) for name, value in sizes_of(report).items()})
         return figures
 
     def _prompt_cond(self) -> Cond:
@@ -641,6 +899,7 @@ class Session:
             frame = Frame(state.step, state.seconds, scene.snapshot(), preview, views, stats)
         self._published_at = time.monotonic()
         self.latest.set(frame)
+        self._look()
 
 
 def _counted(scene: AnyScene) -> dict[str, float]:
@@ -685,7 +944,7 @@ def as_read(path: str, value: str, prompt: str) -> str:
 
 
 def _target(command: Command) -> str:
-    return str(getattr(command, "folder", ""))
+    return str(getattr(command, "folder", getattr(command, "step", "")))
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,59 @@
+"""A moment of a run: all that it needs to go on from there bit for bit, in the computer's memory.
+
+A checkpoint is a moment on disk; the way back from a failed patch, a jump on the timeline and a branch start from one.
+Nobody changes a moment, so that threads and moments may share tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlab.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A run when `step` steps were done. `parts` are nested dicts of tensors and JSON values, as in a checkpoint."""
+
+    step: int
+    settings: Settings  # as asked for, knobs that wait for a reset included
+    begun: Settings  # as of the last reset
+    parts: Mapping[str, Any]
+
+
+def held(parts: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`parts`, whose tensors are copies already, on the CPU; a tensor that is as in `like` is replaced by that one, so
+    that what has not changed from one moment to the next takes memory once."""
+    kept: dict[str, Any] = {}
+    for key, value in parts.items():
+        known = like.get(key) if like is not None else None
+        if isinstance(value, Mapping):
+            kept[key] = held(value, known if isinstance(known, Mapping) else None)
+        elif isinstance(value, Tensor):
+            value = value.cpu()
+            kept[key] = known if isinstance(known, Tensor) and _same(known, value) else value
+        else:
+            kept[key] = value
+    return kept
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def bytes_of(moments: Iterable[Moment]) -> int:
+    """What the tensors of `moments` take together, shared ones counted once."""
+    return sum({id(t): t.nbytes for moment in moments for t in _tensors(moment.parts)}.values())
+
+
+def _tensors(node: Mapping[str, Any]) -> Iterator[Tensor]:
+    for value in node.values():
+        if isinstance(value, Mapping):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value
