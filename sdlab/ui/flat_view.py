@@ -1,0 +1,346 @@
+"""The view of a flat scene: a page of our own that draws the plane, or pictures, from numbers, below /flat/{token}/.
+
+The token is that of the seat, unguessable and the only key; a browser on a foreign page is refused by its Origin. What
+is sent:
+  now      the latest frame, when it or what it stands in is newer than what the page has (204 otherwise): a message of
+           arrays, see `pack`
+  ground   what does not change from step to step: the components of the plane's mixtures and the noise schedule, from
+           which the page draws the density at any noise level; or how saturated true pictures are
+  start    where the run starts from now on: it is reset there
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import struct
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from fastapi import APIRouter, Request, Response
+
+from sdlab.bench.playground import HELD
+from sdlab.manager import Manager
+from sdlab.messages import Patch, Reset, Resume
+from sdlab.pictures import grid
+from sdlab.plane import REACH, shares
+from sdlab.scenes.gaussian import GaussianFit
+from sdlab.scenes.image import Images
+from sdlab.scenes.points import Points
+from sdlab.session import Session
+from sdlab.settings import Settings
+from sdlab.types import FlatFrame, Frame
+from sdlab.viewport.proxy import same_origin
+
+ASSETS = Path(__file__).parents[2] / "assets"
+FILES = {"flat.js": "text/javascript", "flat.css": "text/css"}
+START = {"points": ("scene.start_x", "scene.start_y"), "gaussian": ("scene.mean_x", "scene.mean_y")}
+FAR = 1e6  # numbers beyond it are no places; nearer ones are brought into the knob's range
+MOST_BYTES = 1000  # of the body that moves the start
+UNIT = 4096  # places are sent as whole numbers of which so many are 1
+MOST_ROWS = 64  # steps of the ways in one message; of more, some are left out
+HISTORY = 400  # moments of which the saturation is kept; of more, every other one is forgotten
+LOSSLESS = 128  # pixels; larger pictures are sent as JPEG
+TRUE_PICTURES = 16  # drawn to see how saturated they are
+
+
+def is_flat(settings: Settings) -> bool:
+    """Whether a run of these settings is shown at flat/{token}/ rather than viewport/{token}/."""
+    return isinstance(settings.scene, (Points, GaussianFit, Images))
+
+
+def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """One message: the header's length (uint32), the header as JSON, filled up to a multiple of 8 bytes, then the
+    arrays, each too. `header["arrays"]`: name -> [type, shape, offset behind the header]. Little-endian."""
+    places, parts, end = {}, [], 0
+    for name, array in arrays.items():
+        raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        places[name] = [array.dtype.name, array.shape, end]
+        parts.append(raw + bytes(-len(raw) % 8))
+        end += len(parts[-1])
+    head = json.dumps({**header, "arrays": places}, separators=(",", ":"), allow_nan=False).encode()
+    head += b" " * (-(4 + len(head)) % 8)
+    return struct.pack("<I", len(head)) + head + b"".join(parts)
+
+
+@dataclass
+class _Kept:
+    """What is remembered of a session between two looks; several pages may look at it at once."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    version: int = -1
+    sheet: bytes = b""
+    saturations: list[tuple[float, ...]] = field(default_factory=list)  # (step, one for each picture)
+
+
+class FlatViews:
+    """Messages about the sessions of `manager`; `locked` are paths of knobs that visitors may not change."""
+
+    def __init__(self, manager: Manager, locked: Collection[str] = ()) -> None:
+        self._manager = manager
+        self._locked = frozenset(locked)
+        self._kept: WeakKeyDictionary[Session, _Kept] = WeakKeyDictionary()
+
+    def session(self, token: str) -> Session | None:
+        """That of the seat, or None when it has ended; no sign of life, so that a view does not outlive its page."""
+        seat = self._manager._seats.get(token)
+        return seat.session if seat is not None else None
+
+    def now(self, session: Session, since: str = "", run: int = 0, row: int = -1) -> bytes | None:
+        """The latest frame, None when `since` names it or there is none. Of the ways, what comes after `row` of `run`;
+        of saturations, what comes after step `row`."""
+        number = session.latest.version  # before the frame, which is then at least as new
+        frame = session.latest.get()
+        if frame is None or frame.scene is not None:
+            return None
+        version = f"{number}-{_digest(self._about(session))}"
+        if version == since:
+            return None
+        header = {"version": version, "step": frame.step, **self._about(session)}
+        if frame.flat is not None:
+            return _plane(header, session, frame, frame.flat, run, row)
+        return self._pictures(header, session, frame, number, row)
+
+    def _about(self, session: Session) -> dict[str, Any]:
+        """What a message says of the settings; a change of it is news, too."""
+        s = session.effective
+        start = None
+        if s.scene.kind in START:
+            knobs = [session.settings.knob(path) for path in START[s.scene.kind]]
+            start = {
+                "at": [k.value for k in knobs],
+                "range": [[k.lo, k.hi] for k in knobs],
+                "locked": any(k.path in self._locked for k in knobs),
+            }
+        return {
+            "loss": {"kind": s.active, "title": s.loss.title, "formula": s.loss.formula},
+            "guidance": getattr(s.loss, "cfg", None),
+            "prompt": s.prompt.text,
+            "ground": _digest([repr(s.prior), s.prompt.text]),
+            "planned": s.planned_end,
+            "start": start,
+        }
+
+    def _pictures(self, header: dict[str, Any], session: Session, frame: Frame, number: int, row: int) -> bytes:
+        kept = self._kept.setdefault(session, _Kept())
+        with kept.lock:
+            if kept.version != number:
+                kept.version, kept.sheet = number, sheet_of(frame.preview)
+                seen = kept.saturations
+                while seen and (seen[-1][0] >= frame.step or len(seen[-1]) != 1 + len(frame.preview)):
+                    seen.pop()  # the run was reset, or has gone back
+                seen.append((frame.step, *saturation_of(frame.preview)))
+                if len(seen) > HISTORY:
+                    del seen[1:-1:2]
+            saturations = np.array(kept.saturations, np.float32)
+            sheet = kept.sheet
+        count, height, width, _ = frame.preview.shape
+        if row >= frame.step:
+            row = -1  # of another run
+        arrays = {
+            "sheet": np.frombuffer(sheet, np.uint8),
+            "saturations": saturations[saturations[:, 0] > row],
+        }
+        return pack({**header, "kind": "pictures", "count": count, "size": [height, width], "after": row}, arrays)
+
+    def ground(self, session: Session) -> bytes | None:
+        """See the head of the file; None before there is a prior."""
+        s = session.effective
+        header = {"ground": _digest([repr(s.prior), s.prompt.text])}
+        try:
+            prior: Any = session.prior
+        except RuntimeError:
+            return None
+        if tuple(prior.shape) != (2, 1, 1) or not hasattr(prior, "mixture"):
+            true = true_saturation(s.prompt.text) if getattr(s.prior, "path", "") == "toybox" else None
+            return pack({**header, "kind": "pictures", "true": true}, {})
+        arrays = {"alphas_cumprod": _alphas_cumprod(prior)}
+        for name, text in (("asked", s.prompt.text), ("all", "")):
+            mixture = prior.mixture(text)
+            arrays[name] = np.concatenate(
+                [mixture.weights[:, None] / mixture.weights.sum(), mixture.means.flatten(1), mixture.stds[:, None]], 1
+            ).astype(np.float32)
+        return pack({**header, "kind": "plane", "reach": REACH, "names": list(prior.names)}, arrays)
+
+    def move_start(self, session: Session, x: float, y: float) -> tuple[float, float]:
+        """Reset the run to start from there, or as near as the knobs allow: that place. It goes on if it was running,
+        and also if it had come to its end. ValueError for a scene without a start or when it is locked."""
+        s = session.settings
+        if s.scene.kind not in START:
+            raise ValueError(f"scene.kind = {s.scene.kind}: only points and a Gaussian have a start to be moved")
+        paths = START[s.scene.kind]
+        if locked := self._locked.intersection(paths):
+            raise PermissionError(f"{', '.join(sorted(locked))}: this server does not let visitors change it")
+        knobs = [s.knob(path) for path in paths]
+        found = [min(max(round(value, 3), k.lo or 0.0), k.hi or 0.0) for value, k in zip((x, y), knobs, strict=True)]
+        frame = session.latest.get()
+        over = not session.running and frame is not None and frame.step >= s.planned_end
+        session.send(Patch(tuple(zip(paths, found, strict=True))))
+        session.send(Reset())
+        if over:
+            session.send(Resume())
+        return found[0], found[1]
+
+
+def _plane(header: dict[str, Any], session: Session, frame: Frame, flat: FlatFrame, run: int, row: int) -> bytes:
+    first = frame.step - len(flat.way) + 1  # the number of the first row, which is the step after which it was so
+    rows = np.arange(first, frame.step + 1)
+    if run == flat.run and row <= frame.step:
+        rows = rows[rows > row]
+    if len(rows) > MOST_ROWS:
+        rows = rows[np.linspace(0, len(rows) - 1, MOST_ROWS).round().astype(int)]
+    way = np.clip(flat.way[rows - first] * UNIT, -32768, 32767).round().astype(np.int16)
+    arrays = {"rows": rows.astype(np.int32), "way": way, "t": flat.t.astype(np.int32)}
+    arrays |= {f"term {name}": np.nan_to_num(value) for name, value in flat.terms.items()}
+    fit = None
+    if "std_x" in frame.stats:
+        fit = [round(frame.stats[name], 4) for name in ("mean_x", "mean_y", "std_x", "std_y")]
+    held = _held(session, flat.way[-1])
+    header |= {
+        "kind": "plane",
+        "run": flat.run,
+        "unit": UNIT,
+        "fit": fit if fit is None or np.isfinite(fit).all() else None,
+        "held": [round(share, 3) for share in held],
+        "reached": sum(share >= HELD for share in held),
+    }
+    return pack(header, arrays)
+
+
+def _held(session: Session, points: np.ndarray) -> list[float]:
+    """Which share of the points lies in each place that the prompt asks for."""
+    prior: Any = session.prior
+    if not hasattr(prior, "mixture"):
+        return []
+    wanted = prior.mixture(session.effective.prompt.text)
+    return shares(wanted.means.flatten(1), wanted.stds, torch.from_numpy(points))
+
+
+def _alphas_cumprod(prior: Any) -> np.ndarray:
+    alpha, _ = prior.marginal(torch.arange(1000, device=prior.device))
+    return alpha.flatten().double().square().cpu().numpy().astype(np.float32)
+
+
+def _digest(what: Any) -> str:
+    return hashlib.blake2b(json.dumps(what).encode(), digest_size=6).hexdigest()
+
+
+def saturation_of(pictures: np.ndarray) -> list[float]:
+    """Mean distance of the largest from the smallest of R, G, B, as in `sdlab.toybox.figures`: uint8 [M, H, W, 3] ->
+    M figures in [0, 1]."""
+    distance = pictures.max(-1) - pictures.min(-1)
+    return [round(float(share), 4) for share in distance.mean((1, 2)) / 255]
+
+
+def sheet_of(pictures: np.ndarray) -> bytes:
+    """uint8 [M, H, W, 3] as one PNG (or JPEG, if they are large) in rows of ceil(sqrt(M)), without gaps."""
+    from PIL import Image
+
+    out, small = BytesIO(), max(pictures.shape[1:3]) <= LOSSLESS
+    Image.fromarray(grid(pictures, gap=0)).save(out, "PNG" if small else "JPEG", **({} if small else {"quality": 90}))
+    return out.getvalue()
+
+
+@functools.lru_cache(maxsize=64)
+def true_saturation(prompt: str) -> float | None:
+    """How saturated the toybox's true pictures of a prompt are, None when it names no object or no colour."""
+    from sdlab.bench.six import asked_for
+    from sdlab.toybox import figures, judge
+
+    try:
+        name, colour = asked_for(prompt)
+    except ValueError:
+        return None
+    if not colour:
+        return None
+    shots = [judge.shot_of(i, figures.plain_facts(name, colour)) for i in range(TRUE_PICTURES)]
+    return round(float(figures.saturation(judge.render(shots).float() / 255).mean()), 4)
+
+
+# ---- routes ----------------------------------------------------------------------------------------------------------
+
+
+def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
+    """Routes below /flat; `embedders` is the value of frame-ancestors: who may show a view in a frame."""
+    router = APIRouter(include_in_schema=False)
+    policy = f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors {embedders}"
+
+    def found(token: str, request: Request) -> Session | Response:
+        if not same_origin(request.headers):
+            return Response("a view is shown only on the page it belongs to", 403)
+        return views.session(token) or Response("there is no such view, or its session has ended", 404)
+
+    @router.get("/flat/{file}")
+    def asset(file: str) -> Response:
+        if file not in FILES:
+            return Response("there is no such file", 404)
+        return Response((ASSETS / file).read_bytes(), media_type=FILES[file], headers={"Cache-Control": "no-cache"})
+
+    @router.get("/flat/{token}/")
+    def page(token: str, request: Request) -> Response:
+        session = found(token, request)
+        if isinstance(session, Response):
+            return session
+        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
+        return Response((ASSETS / "flat.html").read_bytes(), media_type="text/html", headers=headers)
+
+    @router.get("/flat/{token}/now")
+    def now(token: str, request: Request, since: str = "", run: int = 0, row: int = -1) -> Response:
+        session = found(token, request)
+        return session if isinstance(session, Response) else _message(views.now(session, since, run, row))
+
+    @router.get("/flat/{token}/ground")
+    def ground(token: str, request: Request) -> Response:
+        session = found(token, request)
+        return session if isinstance(session, Response) else _message(views.ground(session))
+
+    @router.post("/flat/{token}/start")
+    async def start(token: str, request: Request) -> Response:
+        session = found(token, request)
+        if isinstance(session, Response):
+            return session
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            return Response("the start is moved by application/json", 415)
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BYTES:
+                return Response(f"at most {MOST_BYTES} bytes are needed to move the start", 413)
+        try:
+            x, y = _place(body)
+            at = views.move_start(session, x, y)
+        except PermissionError as e:
+            return Response(str(e), 403)
+        except ValueError as e:
+            return Response(str(e), 422)
+        return Response(json.dumps(dict(zip("xy", at, strict=True))), media_type="application/json")
+
+    return router
+
+
+def _place(body: bytes) -> tuple[float, float]:
+    """x, y of {"x": ..., "y": ...}; ValueError when it is anything else or not finite."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    if isinstance(said, dict) and said.keys() == {"x", "y"}:
+        x, y = said["x"], said["y"]
+        if all(type(v) in (int, float) and abs(v) <= FAR for v in (x, y)):  # False for NaN, which JSON here may hold
+            return float(x), float(y)
+    raise ValueError('a place is {"x": number, "y": number}')
+
+
+def _message(packed: bytes | None) -> Response:
+    headers = {"Cache-Control": "no-store"}
+    if packed is None:
+        return Response(status_code=204, headers=headers)
+    return Response(packed, media_type="application/octet-stream", headers=headers)
