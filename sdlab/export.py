@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ SHOWN = ("turntable.png", "pictures.png", "trajectories.png", "samples.png")  # 
 SLUG = 48  # letters of a prompt in a file's name
 
 Progress = Callable[[int, int], None]
+Gaussians = TypeVar("Gaussians", RawSplats, SplatSnapshot)
 Film = tuple[tuple[int, SplatSnapshot], ...]
 
 
@@ -81,10 +82,10 @@ def slug(text: str) -> str:
     return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:SLUG].rstrip("-") or "untitled"
 
 
-def finite(s: RawSplats) -> RawSplats:
+def finite(s: Gaussians) -> Gaussians:
     """Those Gaussians of which every number is finite."""
-    good = np.all([np.isfinite(column.reshape(len(s.means), -1)).all(1) for column in s], axis=0)
-    return RawSplats(*(column[good] for column in s))
+    good = np.all([np.isfinite(column).all(tuple(range(1, column.ndim))) for column in s], axis=0)
+    return type(s)(*(column[good] for column in s))
 
 
 def write_ply(path: Path, s: RawSplats) -> int:

@@ -6,6 +6,7 @@ works. Shelves of one server take turns. Nothing that fails here reaches the run
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import tempfile
 import threading
@@ -109,11 +110,15 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
+OF_SPLATS = ("ply", "splat", "glb", "mp4", "html", "toml")  # in the order in which people should see them
+OF_PICTURES = ("png", "toml")
+
+
 def kinds_for(material: Material) -> tuple[str, ...]:
-    """The formats that a material has something for, in the order in which people should see them."""
+    """The formats that a material has something for."""
     if material.splats is not None:
-        return ("ply", "splat", "glb", "mp4", "html", "toml")
-    return ("png", "toml") if material.pictures is not None else ("toml",)
+        return OF_SPLATS
+    return OF_PICTURES if material.pictures is not None else ("toml",)
 
 
 class Result(NamedTuple):
@@ -272,19 +277,21 @@ class Shelf:
         assert material is not None
         path = self._path(job)
         scratch = path.with_name(f"unfinished{path.suffix}")
-        phase: Phase = "failed"
         try:
             FORMATS[job.kind].write(scratch, material, self._watch(job))
-            phase = "done"
+            with self._lock:
+                if job.unwanted.is_set():
+                    raise Cancelled
+                job.size = scratch.stat().st_size
+                scratch.rename(path)
+                job.phase, job.share = "done", 1.0
         except Cancelled:
-            phase = "cancelled"
+            job.phase = "cancelled"
         except Exception as e:  # whatever it is, the run goes on, and the visitor is told
             job.message = _reason(e)
-        with self._lock:
-            job.phase, job.material = "cancelled" if job.unwanted.is_set() else phase, None
-            if job.phase == "done":
-                job.size, job.share = scratch.stat().st_size, 1.0
-                scratch.rename(path)
+            job.phase = "failed"
+        with self._lock, contextlib.suppress(OSError):
+            job.material = None
             scratch.unlink(missing_ok=True)
             self._make_room()
 

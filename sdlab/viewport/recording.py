@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdlab.export import Film, Progress, unwatched
+from sdlab.export import Film, Progress, finite, unwatched
 from sdlab.types import SplatSnapshot
 from sdlab.viewport.proxy import NOTICE
 from sdlab.viewport.splat_view import EYE, FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, FOVY, floor_lines, muted, start_server
@@ -49,7 +49,7 @@ def write_recording(path: Path, film: Film, title: str, dark: bool = False, prog
     `title` is shown as plain text. Raises ValueError for a film without Gaussians, OSError when the file cannot be
     written.
     """
-    frames, most = thinned([(step, _finite(snapshot)) for step, snapshot in film])
+    frames, most = thinned([(step, finite(snapshot)) for step, snapshot in film])
     if not frames:
         raise ValueError("there is nothing to play: no step of this run has been recorded yet")
     server = start_server()
@@ -92,11 +92,6 @@ def thinned(film: list[tuple[int, SplatSnapshot]]) -> tuple[list[tuple[int, Spla
     frames = min(len(film), MAX_FRAMES, max(MIN_FRAMES, room // largest))
     chosen = np.unique(np.linspace(0, len(film) - 1, frames).round().astype(int))
     return [film[i] for i in chosen], room // len(chosen)
-
-
-def _finite(s: SplatSnapshot) -> SplatSnapshot:
-    good = np.all([np.isfinite(column.reshape(len(s.means), -1)).all(1) for column in s], axis=0)
-    return SplatSnapshot(*(column[good] for column in s))
 
 
 def _heaviest(s: SplatSnapshot, most: int) -> SplatSnapshot:
