@@ -9,7 +9,8 @@ Everything here looks and changes nothing: a run goes on after it as it would ha
 belong to the thread that owns the state, between two steps.
 
 Colours of a push, w(t) residual with its sign turned: grey stays as it is, what is coloured is pushed towards that
-colour. Latents have no colours; there each channel is given one, and the picture is nothing but a pattern.
+colour. Latents have no colours; there each channel is given one, and the picture is nothing but a pattern. Points of
+the plane are drawn where they are, all of a step together, with a line to where they would go.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 from sdlab import score
 from sdlab.losses import Distillation
 from sdlab.pictures import to_uint8
+from sdlab.plane import draw_plane
 from sdlab.prompts import PromptBank, views_of
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene
@@ -42,6 +44,8 @@ WIDTHS = 3.0  # a push is drawn from -3 to 3 times its root mean square
 WIDE = 20.0  # the same for a residual that is decoded to be measured: nothing is cut off
 LATENT_REACH = 6.0  # latents beyond it are cut before they are decoded: a VAE in half precision would overflow
 BUILD_STEP = -1  # the step number whose random streams build a network, as in a session
+FAR = 10.0  # a point of the plane is drawn no farther away
+ARROW = 0.3  # how long a push of the plane's points is drawn, in their root mean square
 SILENT = 1e-9  # a gradient of this root mean square has no direction
 
 # predictions by name -> what they are called, what they are
@@ -72,18 +76,18 @@ ASKED_ELSEWHERE = ("interval", "minority")  # beside these a step does not keep 
 
 @dataclass(frozen=True, eq=False)
 class LensPictures:
-    """One view of one step. Without pictures `reason` says why there are none."""
+    """One view of one step, or all points of the plane. Without pictures `reason` says why there are none."""
 
     labels: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()  # a sentence or two each, for people
     pictures: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))  # [K, S, S, 3]
     loss: str = ""
     view: str = ""  # its view word, "" without cameras
-    t: int = 0
+    t: int = 0  # of this view or point, as are the next three
     alpha: float = 1.0
     sigma: float = 0.0
     weight: float = 0.0  # w(t)
-    scale: float = 0.0  # of the heat map: its colours end at plus and minus this, in units of eps
+    scale: float = 0.0  # of the heat map: its colours end at plus and minus this, in units of eps; 0 without one
     rms: float = 0.0  # of w(t) residual in this view
     note: str = ""  # what one has to know to read it
     reason: str = ""
@@ -92,16 +96,17 @@ class LensPictures:
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """The gradients w(t) residual of L losses at one state, cameras, t and noise, before they are scaled or clipped.
-    A loss that could not answer, or that is still to come, has NaN."""
+    A loss that could not answer, or that is still to come, has NaN. Points of the plane are B views in one
+    picture."""
 
     losses: tuple[str, ...]  # by kind, L
     titles: tuple[str, ...]
     notes: tuple[str, ...]  # what one has to know of each, "" for nothing
     done: int  # of the L losses
     t: tuple[int, ...]  # of each of the B views
-    views: tuple[str, ...]  # their view words
-    renders: np.ndarray  # uint8 [B, S, S, 3]
-    pictures: np.ndarray  # uint8 [L, B, S, S, 3], each from -3 to 3 times its own root mean square
+    views: tuple[str, ...]  # what each of the P pictures is called, for cameras their view words
+    renders: np.ndarray  # uint8 [P, S, S, 3]
+    pictures: np.ndarray  # uint8 [L, P, S, S, 3], each from -3 to 3 times its own root mean square
     rms: np.ndarray  # [L], over all views
     rms_of_views: np.ndarray  # [L, B]
     cosines: np.ndarray  # [L, L], over all views together
@@ -218,9 +223,6 @@ def probe(
     of step number `step` (None: of the next). Nothing is trained. ValueError for a t or a view that there is not."""
     if not 0 <= t < N_TIMESTEPS:
         raise ValueError(f"t = {t}: allowed is 0 to {N_TIMESTEPS - 1}")
-    reason = _no_pictures(prior)
-    if reason:
-        return LensPictures(loss=s.active, t=t, reason=reason)
     share_cores(prior)
     ground = _ground(state, s, prior, state.step if step is None else step, t)
     asked, _, note = _ask(s.active, ground, state, s, prior, prompts)
@@ -370,6 +372,12 @@ def figures_of(report: Report) -> dict[str, Tensor]:
     return figures
 
 
+def sizes_of(report: Report) -> dict[str, Tensor]:
+    """The root mean square of every prediction of a step by its name, and of the "noise"; 0-d each."""
+    named = {**report.guidance.preds, "noise": report.x.noise}
+    return {name: eps.square().mean().sqrt() for name, eps in named.items()}
+
+
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's over everything; 0-d, 0 where one of the two is the same everywhere."""
     return _cosine(a - a.mean(), b - b.mean())
@@ -390,11 +398,14 @@ def is_pixels(prior: Prior) -> bool:
     return channels == 3 * block**2 and block * max(height, width) == prior.image_size
 
 
+def is_plane(prior: Prior) -> bool:
+    """Whether events are points of the plane."""
+    return tuple(prior.shape) == (2, 1, 1)
+
+
 def _no_pictures(prior: Prior) -> str:
     """Why events of this prior cannot be seen, "" if they can."""
-    if tuple(prior.shape[1:]) == (1, 1):
-        return "points of the plane are not pictures: the lens has nothing to show of a single one"
-    if prior.shape[0] != 3 and prior.name == "mixture":
+    if prior.shape[0] != 3 and prior.name == "mixture" and not is_plane(prior):
         return f"events of {prior.shape[0]} channels are not pictures: prior.channels = 3 makes them so"
     return ""
 
@@ -420,6 +431,8 @@ def _drawn(
     x = ground.x
     if not 0 <= row < len(x.z0):
         raise ValueError(f"view {row}: this step has {len(x.z0)}, the first is 0")
+    if is_plane(prior):
+        return _drawn_on_plane(x, guidance, calls, s, prior, row, note)
     one = slice(row, row + 1)
     t = int(x.t[row])
     view = "" if ground.rgb is None else views_of(s.prompt, ground.cams[one])[0]
@@ -471,13 +484,59 @@ def _drawn(
     return LensPictures(labels, captions, pictures, s.active, view, t, alpha, sigma, w, scale, w * rms, note)
 
 
+def _drawn_on_plane(
+    x: Noised, guidance: Guidance, calls: Sequence[Call], s: Settings, prior: Prior, row: int, note: str
+) -> LensPictures:
+    """All points together; t and what follows from it are those of point `row`."""
+    every = slice(None)
+    asked_at = places(x, guidance, calls, prior)
+    w = weight(s.schedule, x.alpha, x.sigma)
+    push = -w * guidance.residual
+    items = [
+        Item("points", "where they are", x.z0),
+        *_noisy(x, asked_at, every),
+        *_guesses(x, guidance, asked_at, every),
+        Item(
+            "one-step target",
+            "where the residual points, all the way in one step",
+            one_step_target(x, s.loss, guidance.residual),
+        ),
+        Item(
+            "push",
+            f"-w(t) residual, root mean square {float(push.square().mean().sqrt()):.2g}: where the points are pushed, "
+            "drawn at one length for all losses",
+            x.z0 + _arrow(push),
+        ),
+    ]
+    pictures = np.stack([_ways(x.z0, item.z, s, prior) for item in items])
+    if bool((x.t != x.t[row]).any()):
+        note = "; ".join(
+            n for n in (note, f"every point has a t of its own; t, alpha, sigma and w are of no. {row}") if n
+        )
+    labels, captions = zip(*((item.label, item.caption) for item in items), strict=True)
+    alpha, sigma, own, rms = (float(v[row]) for v in (x.alpha, x.sigma, w, push.square().mean((1, 2, 3)).sqrt()))
+    return LensPictures(labels, captions, pictures, s.active, "", int(x.t[row]), alpha, sigma, own, 0.0, rms, note)
+
+
+def _arrow(push: Tensor) -> Tensor:
+    """A push of the plane's points [B, 2, 1, 1] as long as it is drawn."""
+    return push * (ARROW / push.square().mean().sqrt().clamp_min(SILENT))
+
+
+def _ways(start: Tensor, end: Tensor, s: Settings, prior: Prior) -> np.ndarray:
+    """Points of the plane [B, 2, 1, 1] with the straight way to `end`: uint8 [s, s, 3]."""
+    way = torch.stack([start, end.clamp(-FAR, FAR)]).flatten(2).float().cpu().numpy()
+    return _reduced(draw_plane(prior, prior.embed(s.prompt.text), way))
+
+
 def _noisy(x: Noised, asked_at: dict[str, Place], one: slice) -> Iterator[Item]:
     """What the prior was asked about, each of it once."""
     drawn: list[Tensor] = []
     for name, place in asked_at.items():
         if any(torch.equal(place.z_t, z) for z in drawn):
             continue
-        t = int(place.t[one])
+        low, high = int(place.t[one].min()), int(place.t[one].max())
+        t = f"{low}" if low == high else f"{low} to {high}"
         if torch.equal(place.z_t, x.z_t):
             what = "with this step's noise"
         else:
@@ -550,6 +609,11 @@ def _shown(rgb: Tensor) -> np.ndarray:
     return pictures.repeat(times, 1).repeat(times, 2)
 
 
+def _reduced(picture: np.ndarray) -> np.ndarray:
+    """uint8 [S, S, 3], of at most MOST pixels."""
+    return _shown(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255)[0]
+
+
 # ---- all losses -------------------------------------------------------------------------------------------------
 
 
@@ -589,7 +653,9 @@ def comparison_steps(
         w = weight(s.schedule, ground.x.alpha, ground.x.sigma)
         reason = _no_pictures(prior)
         renders = None
-        if not reason:
+        if is_plane(prior):
+            renders = _ways(ground.x.z0, ground.x.z0, s, prior)[None]
+        elif not reason:
             rgb = prior.decode(_decodable(ground.x.z0, prior)) if ground.rgb is None else ground.rgb
             renders = _shown(_of_size(rgb, prior.image_size))
     rows: list[_Row] = []
@@ -633,10 +699,17 @@ def _row(
         seconds = time.perf_counter() - started
         if not bool(torch.isfinite(kept).all()):
             return _Row(f"not finite at t = {ground.x.t.tolist()}", nfe=nfe, seconds=seconds)
-        picture = _shown(_of_size(push_colours(grad, prior), prior.image_size, "nearest")) if draw else None
+        picture = _pushes(grad, ground.x, s, prior) if draw else None
         return _Row(note, kept, picture, nfe, seconds)
     except Exception as e:
         return _Row(f"{type(e).__name__}: {e}", seconds=time.perf_counter() - started)
+
+
+def _pushes(grad: Tensor, x: Noised, s: Settings, prior: Prior) -> np.ndarray:
+    """A gradient [B, C, H, W] with its sign turned as pictures, uint8 [P, s, s, 3]."""
+    if is_plane(prior):
+        return _ways(x.z0, x.z0 + _arrow(-grad), s, prior)[None]
+    return _shown(_of_size(push_colours(grad, prior), prior.image_size, "nearest"))
 
 
 def _compared(
@@ -657,7 +730,7 @@ def _compared(
         tuple(row.note for row in rows),
         sum(row.seconds > 0 for row in rows),
         tuple(ground.x.t.tolist()),
-        tuple("" for _ in range(b)) if ground.rgb is None else tuple(views_of(s.prompt, ground.cams)),
+        ("",) * len(blank) if ground.rgb is None else tuple(views_of(s.prompt, ground.cams)),
         blank if renders is None else renders,
         np.stack(drawn),
         flat.square().mean((1, 2)).sqrt().numpy(),

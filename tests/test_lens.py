@@ -10,12 +10,14 @@ import torch
 from sdlab import lens
 from sdlab.losses.jsd import JSD
 from sdlab.messages import Patch
+from sdlab.optim import SceneOptimiser
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
 from sdlab.scenes.image import Images
 from sdlab.schedule import sample_t
 from sdlab.session import Session
 from sdlab.settings import losses, preset
+from sdlab.step import State
 from sdlab.types import Guidance
 
 ALL = sorted(losses())
@@ -326,17 +328,41 @@ def test_the_network_is_asked_in_batches_that_it_is_compiled_for(small, monkeypa
 # ---- other priors and scenes ------------------------------------------------------------------------------------
 
 
-def test_points_have_no_pictures_but_cosines():
-    session = begun(preset("playground").patch_all([("scene.n", 10), *SHORT]))
-    assert "points" in lens.views_of_step(session._report, session.effective, session.prior).reason
-    assert "points" in lens.probe(*parts(session), t=500).reason
+def test_points_are_drawn_all_together():
+    session = begun(preset("playground").patch_all([("active", "sds"), ("scene.n", 10), *SHORT]))
+    seen = lens.views_of_step(session._report, session.effective, session.prior, row=9)
+    assert seen.labels == ("points", "noisy", "x0: prompt", "x0: no prompt", "one-step target", "push")
+    assert seen.pictures.shape == (6, lens.MOST, lens.MOST, 3)
+    assert seen.t == int(session._report.x.t[9])
+    assert "t of its own" in seen.note
+    assert not lens.probe(*parts(session), t=500).note
+    report = session._report
+    still = dataclasses.replace(report, guidance=report.guidance._replace(residual=torch.zeros_like(report.x.z0)))
+    still = lens.views_of_step(still, session.effective, session.prior).pictures
+    assert np.array_equal(still[0], still[-1]), "nobody is pushed"
+    assert not np.array_equal(seen.pictures[0], seen.pictures[-1])
+
     found = lens.compare_losses(*parts(session))
-    assert "points" in found.reason
-    assert np.isfinite(found.rms).all()
+    assert found.renders.shape == (1, lens.MOST, lens.MOST, 3)
+    assert found.pictures.shape == (12, 1, lens.MOST, lens.MOST, 3)
+    assert found.rms_of_views.shape == (12, 10)
     silent = [name for name, rms in zip(found.losses, found.rms, strict=True) if rms == 0]
     assert silent == ["dds", "sbp"], "this plane takes both of its prompts for the same"
+    for i, rms in enumerate(found.rms):
+        assert np.array_equal(found.pictures[i], found.renders) == (rms == 0)
     assert np.array_equal(np.isnan(found.cosines.diagonal()), found.rms == 0)
     assert np.array_equal(np.isnan(found.cosines_of_views[:, 0, 0]), found.rms_of_views[0] == 0)
+
+
+def test_events_that_cannot_be_seen_have_no_pictures_but_cosines(small):
+    s = dataclasses.replace(small, scene=Images(n=2)).patch("prior.channels", 4)
+    prior = s.prior.load(torch.device("cpu"))
+    scene = s.scene.build(StepRng(0, -1), prior.device, prior, "")
+    given = State(scene, SceneOptimiser(scene.params, s.optim)), s, prior, PromptBank(prior)
+    assert "4 channels" in lens.probe(*given, t=500).reason
+    found = lens.compare_losses(*given, names=["sds", "csd"])
+    assert "4 channels" in found.reason
+    assert np.isfinite(found.cosines).all()
 
 
 def test_pictures_are_shown_as_they_are(small):
