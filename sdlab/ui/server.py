@@ -1,4 +1,4 @@
-"""One FastAPI application: the page at /, the views below /viewport, on one port."""
+"""One FastAPI application: the page at /, the views below /viewport and /flat, on one port."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.manager import Manager
 from sdlab.settings import Settings
+from sdlab.ui import flat_view
 from sdlab.ui.page import ASSETS, Page, theme
 from sdlab.viewport.proxy import routes
 from sdlab.viewport.splat_view import Viewports
@@ -72,7 +73,9 @@ def build(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(SecurityHeaders)
     # before the page is mounted at /, which would answer for every address
-    app.include_router(routes(viewports, f"'self' {HUB}" if on_space else "'self'"))
+    embedders = f"'self' {HUB}" if on_space else "'self'"
+    app.include_router(routes(viewports, embedders))
+    app.include_router(flat_view.routes(flat_view.FlatViews(manager, locked), embedders))
     gr.mount_gradio_app(
         app,
         page.build(),
