@@ -174,10 +174,16 @@ def _thinned(marks: Sequence[_Mark], budget: int) -> tuple[_Mark, ...]:
     and the newest go last, the newest before the first."""
     kept = list(marks)
     while len(kept) > MOST_MOMENTS or (kept and bytes_of(mark.moment for mark in kept) > budget):
-        steps = [mark.moment.step for mark in kept]
         inner = range(1, len(kept) - 1)
-        del kept[min(inner, key=lambda i: steps[i + 1] - steps[i - 1]) if inner else -1]
+        del kept[min(inner, key=lambda i: _gap_without(kept, i)) if inner else -1]
     return tuple(kept)
+
+
+def _gap_without(marks: Sequence[_Mark], i: int) -> int:
+    """Steps between the neighbours of one moment. Those of the last but one count twice: the newest moves on, so that
+    another would never be left behind for good."""
+    gap = marks[i + 1].moment.step - marks[i - 1].moment.step
+    return 2 * gap if i == len(marks) - 2 else gap
 
 
 def _size(shot: Shot) -> int:

@@ -23,6 +23,7 @@ SHORT = [
     ("losses.vsd.network", "copy"),
     ("losses.vsd.warm_up", 4),
     ("losses.vdm.warm_up", 4),
+    ("camera.views", 1),
 ]
 
 
