@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdlab.manager import Manager, PriorPool
-from sdlab.messages import Resume
+from sdlab.messages import Applied, Branched, Export, Failed, Pause, Rejected, Resume, Stop
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.mixture import MixturePrior
 
@@ -43,6 +43,104 @@ def test_seats_are_separate_and_fair(manager, quick):
     steps = a.session.state.step - start[0], b.session.state.step - start[1]
     assert abs(steps[0] - steps[1]) <= 0.1 * sum(steps) / 2 + 2, steps
     assert not torch.equal(a.session.state.scene.params["means"], b.session.state.scene.params["means"])
+
+
+def ready(seat):
+    wait(lambda: seat.session.status.phase == "ready")
+    return seat
+
+
+def test_four_lanes_with_other_losses_get_the_same_number_of_steps(quick):
+    """Also while the lessons of a network that warms up count as turns."""
+    manager = Manager(max_sessions=4)
+    long = quick.patch_all([("steps", 100_000), ("losses.vdm.operator", "linear"), ("losses.vsd.network", "copy")])
+    long = long.patch_all([("losses.vdm.warm_up", 8), ("losses.vsd.warm_up", 0)])
+    seats = [ready(manager.open(long.patch("active", loss))) for loss in ("sds", "vdm", "vsd", "sbp")]
+    for seat in seats:
+        seat.session.send(Resume())
+    wait(lambda: all(seat.session.state.step > 3 for seat in seats), 60)
+    start = [seat.session.state.step for seat in seats]
+    wait(lambda: seats[0].session.state.step > start[0] + 60, 120)
+    steps = [seat.session.state.step - before for seat, before in zip(seats, start, strict=True)]
+    manager.shutdown()
+    assert max(steps) - min(steps) <= 0.1 * max(steps), steps
+
+
+def events(seat, kind):
+    return [e for e in seat.session.events.since()[0] if isinstance(e, kind)]
+
+
+def test_a_branch_goes_on_from_where_its_parent_is(manager, quick):
+    long = quick.patch("steps", 100_000)
+    parent = ready(manager.open(long))
+    parent.session.send(Resume())
+    wait(lambda: parent.session.state.step > 5)
+    child = manager.branch(parent.id, [("active", "sbp")])
+    wait(lambda: events(child, Branched) and child.session.state.step > events(child, Branched)[0].step + 3)
+    (branched,) = events(child, Branched)
+    assert branched.step > 5
+    assert [(e.step, e.path, e.value) for e in events(child, Applied)] == [(branched.step, "active", "sbp")]
+    assert parent.session.settings.active == "sds"
+    assert child.session.prior is parent.session.prior
+    for seat in (parent, child):
+        seat.session.send(Pause())
+        wait(lambda seat=seat: seat.session.status.phase == "paused")
+    at_rest = parent.session.state
+    manager.close(child.id)
+    other = manager.branch(parent.id)
+    wait(lambda: other.session.status.phase == "paused")
+    assert other.session.state.step == at_rest.step
+    for name, p in other.session.state.scene.params.items():
+        assert torch.equal(p, at_rest.scene.params[name])
+        assert p is not at_rest.scene.params[name]
+
+
+def test_a_branch_never_waits_for_a_parent_that_is_busy(quick, tmp_path):
+    """It is there at once, holds what it is told, and follows when the parent has said where it is."""
+    free = threading.Event()
+
+    def slow(path):
+        free.wait(30)
+        return []
+
+    manager = Manager(max_sessions=2)
+    parent = ready(manager.open(quick))
+    parent.session.export = slow
+    parent.session.send(Export(str(tmp_path)))
+    wait(lambda: parent.session.status.phase == "exporting")
+    started = time.monotonic()
+    child = manager.branch(parent.id, [("losses.sds.cfg", 3.0)])
+    assert time.monotonic() - started < 5
+    wait(lambda: child.session.status.phase == "loading")
+    child.session.send(Resume())
+    time.sleep(0.1)
+    assert child.session.status.phase == "loading"
+    free.set()
+    wait(lambda: child.session.status.phase == "running" and child.session.state.step > 2)
+    assert child.session.settings.losses["sds"].cfg == 3.0
+    manager.shutdown()
+
+
+def test_a_branch_is_refused_before_a_seat_is_taken(manager, quick):
+    parent = ready(manager.open(quick))
+    with pytest.raises(ValueError, match="1 to 16"):
+        manager.branch(parent.id, [("camera.views", 99)])
+    with pytest.raises(RuntimeError, match="has ended"):
+        manager.branch("nobody")
+    assert manager.count() == 1
+    manager.open(quick)
+    with pytest.raises(RuntimeError, match="all 2 seats"):
+        manager.branch(parent.id)
+    assert not events(parent, Rejected)
+
+
+def test_a_parent_that_ends_before_it_could_answer_leaves_a_branch_that_says_so(manager, quick):
+    parent = ready(manager.open(quick))
+    parent.session.send(Stop())
+    parent.thread.join(10)
+    child = manager.branch(parent.id)
+    wait(lambda: child.session.status.phase == "failed")
+    assert "the run has ended" in events(child, Failed)[0].reason
 
 
 def test_when_all_seats_are_taken_it_says_so(manager, quick):
