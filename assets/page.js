@@ -27,8 +27,33 @@ function sdlForm(element, props, trigger, watch) {
   show();
 }
 
+// The loss: a button for each; the fold of the others says which of them is in force.
+function sdlToggle(node, send) {
+  const buttons = [...node.querySelectorAll("[data-value]")];
+  const others = node.querySelector("details");
+  const title = others?.querySelector("summary").textContent;
+  let shown;
+  const show = (value) => {
+    shown = value;
+    for (const button of buttons) button.setAttribute("aria-checked", button.dataset.value === value);
+    const hidden = others?.querySelector('[aria-checked="true"]');
+    if (others) {
+      others.querySelector("summary").textContent = hidden ? `${title}: ${hidden.textContent}` : title;
+      others.classList.toggle("chosen", Boolean(hidden));
+    }
+  };
+  node.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-value]");
+    if (!button || button.dataset.value === shown) return;
+    show(button.dataset.value);
+    send("active", shown);
+  });
+  return { path: "active", node, show };
+}
+
 function sdlKnob(node, send) {
   const { path, kind } = node.dataset;
+  if (kind === "buttons") return sdlToggle(node, send);
   const [lo, hi, step] = [node.dataset.lo, node.dataset.hi, node.dataset.step].map(Number);
   const log = "log" in node.dataset;
   const whole = kind === "int";
@@ -103,12 +128,259 @@ function sdlKnob(node, send) {
     field.value = step;
     change(step);
   });
+  if (node.dataset.of) { // a symbol of the formula: hovering over the one lights up the other
+    const light = (on) => {
+      const card = node.closest("[data-owner]");
+      for (const symbol of card.querySelectorAll("[data-symbol]"))
+        if (symbol.dataset.symbol === node.dataset.of) symbol.classList.toggle("lit", on);
+    };
+    for (const [event, on] of [["pointerenter", true], ["pointerleave", false], ["focusin", true], ["focusout", false]])
+      node.addEventListener(event, () => light(on));
+    const plain = show;
+    const shownToo = (v) => { plain(v); sdlValue(node.closest("[data-owner]"), node.dataset.of, written(field.value)); };
+    field.addEventListener("input", () => sdlValue(node.closest("[data-owner]"), node.dataset.of, field.value));
+    slider?.addEventListener("input", () => sdlValue(node.closest("[data-owner]"), node.dataset.of, field.value));
+    return { path, node, show: shownToo };
+  }
   return { path, node, show };
+}
+
+// The value of a symbol, below it in the formula.
+function sdlValue(card, symbol, value) {
+  for (const node of card?.querySelectorAll(`.formula [data-symbol]`) ?? [])
+    if (node.dataset.symbol === symbol) node.dataset.now = value;
+}
+
+function sdlLive(element, props, watch) {
+  const show = () => {
+    const card = document.querySelector('#form section[data-owner^="losses."]:not([hidden])');
+    for (const [symbol, value] of Object.entries(props.value ?? {})) sdlValue(card, symbol, value);
+  };
+  watch("value", show);
+  show();
 }
 
 // Small numbers as people write learning rates: 1e-4.
 function written(value) {
   return typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : value;
+}
+
+// ---- the stage: one to four lanes, each with a view in a frame of its own ----------------------------------------
+
+function sdlStage(element, props, trigger, watch) {
+  const stage = element.querySelector(".stage");
+  const lanes = new Map(); // by seat
+  const say = (what, lane) => trigger("input", { do: what, lane });
+
+  const add = (lane) => {
+    const node = document.createElement("figure");
+    node.className = "lane";
+    node.innerHTML =
+      '<figcaption><button type="button" class="name" data-do="focus"><i class="chip"></i><b></b><span></span></button>' +
+      '<button type="button" data-do="keep" title="Keep this lane, close the others">keep</button>' +
+      '<button type="button" data-do="close" title="Close this lane" aria-label="Close this lane">&times;</button></figcaption>' +
+      '<div class="tools"><button type="button" data-do="branch" title="Another lane that goes on from this very step">' +
+      'Branch here</button><button type="button" data-do="front">Front view</button></div>';
+    const frame = document.createElement("iframe");
+    frame.title = "view of the scene";
+    frame.addEventListener("load", () => {
+      try { frame.contentWindow.addEventListener("keydown", sdlKeys); } catch { /* a frame that is not ours */ }
+    });
+    node.insertBefore(frame, node.querySelector(".tools"));
+    node.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-do]");
+      if (button && !(button.dataset.do === "focus" && node.classList.contains("focus"))) say(button.dataset.do, lane.token);
+    });
+    stage.append(node);
+    return node;
+  };
+
+  const show = () => {
+    const wanted = props.value ?? [];
+    for (const [token, node] of lanes) {
+      if (wanted.some((lane) => lane.token === token)) continue;
+      node.remove();
+      lanes.delete(token);
+    }
+    for (const lane of wanted) {
+      if (!lanes.has(lane.token)) lanes.set(lane.token, add(lane));
+      const node = lanes.get(lane.token);
+      const frame = node.querySelector("iframe");
+      if (frame.getAttribute("src") !== lane.address) frame.setAttribute("src", lane.address);
+      node.style.order = lane.tone;
+      node.classList.toggle("focus", lane.focus);
+      node.querySelector(".chip").className = `chip tone-${lane.tone}`;
+      node.querySelector(".chip").textContent = lane.letter;
+      node.querySelector(".name b").textContent = lane.loss;
+      node.querySelector(".name span").textContent = `step ${lane.step}${lane.phase === "running" ? "" : `, ${lane.phase}`}`;
+      node.dataset.flat = lane.address.startsWith("flat/");
+    }
+    stage.dataset.lanes = wanted.length;
+    if (wanted.length) sdlKeep("sdlab-bench", wanted[0].bench);
+  };
+  watch("value", show);
+  show();
+}
+
+// ---- the timeline ------------------------------------------------------------------------------------------------
+
+function sdlTimeline(element, props, trigger, watch) {
+  const track = element.querySelector(".track");
+  const ticks = element.querySelector(".ticks");
+  const replay = element.querySelector("[data-replay]");
+  let drawn = "";
+
+  const show = () => {
+    const { lane, step = 0, planned = 1, kept = [], entries = [], shots = [], replay: at = null } = props.value ?? {};
+    const end = Math.max(planned, step, kept.at(-1) ?? 0, 1);
+    const place = (s) => `${(100 * Math.min(s, end)) / end}%`;
+    element.querySelector(".done").style.width = place(at ?? step);
+    element.querySelector(".now").style.left = place(at ?? step);
+    replay.disabled = shots.length < 2;
+    replay.textContent = at === null ? "\u25b7" : "\u25a0";
+    replay.title = at === null ? "Replay how it grew" : `Replaying, step ${at}: back to now`;
+    const key = JSON.stringify([lane, end, kept, entries]);
+    if (key === drawn) return;
+    drawn = key;
+    const marks = kept.map((s) => ["kept", s, `Jump back to step ${s}`]);
+    for (const e of entries) if (e.kind !== "start") marks.push([`event ${e.kind}`, e.step, `Step ${e.step}: ${e.text}`]);
+    ticks.replaceChildren(...marks.map(([name, s, text]) => {
+      const node = document.createElement(name === "kept" ? "button" : "i");
+      node.className = name;
+      node.style.left = place(s);
+      node.title = text;
+      if (name === "kept") {
+        node.type = "button";
+        node.setAttribute("aria-label", text);
+        node.addEventListener("click", () => trigger("input", { do: "goto", lane, step: s }));
+      }
+      return node;
+    }));
+  };
+  replay.addEventListener("click", () => {
+    const { lane, replay: at } = props.value ?? {};
+    trigger("input", { do: at === null || at === undefined ? "replay" : "live", lane });
+  });
+  track.title = "Dots are moments that can be gone back to, strokes are changes";
+  watch("value", show);
+  show();
+}
+
+// ---- below the scene: tabs, the lens's slider, results -----------------------------------------------------------
+
+function sdlTabs(element, props, trigger) {
+  const turn = (tab) => {
+    document.getElementById("readings").dataset.tab = tab;
+    for (const button of element.querySelectorAll("[data-tab]"))
+      button.setAttribute("aria-selected", button.dataset.tab === tab);
+  };
+  element.addEventListener("click", (event) => {
+    const tab = event.target.closest("[data-tab]")?.dataset.tab;
+    if (!tab) return;
+    turn(tab);
+    trigger("input", { do: "tab", tab });
+  });
+  document.addEventListener("click", (event) => { // the preview may not be there yet
+    const row = event.target.closest("#preview [data-row]")?.dataset.row;
+    if (row !== undefined) trigger("input", { do: "view", row: Number(row) });
+  });
+}
+
+function sdlScrub(element, props, trigger, watch) {
+  const slider = element.querySelector("input");
+  const said = element.querySelector("output");
+  const live = element.querySelector("[data-live]");
+  let waiting;
+  const show = (t) => {
+    said.textContent = t === null ? "as drawn in each step" : `t = ${t}`;
+    live.disabled = t === null;
+    if (t !== null) slider.value = t;
+  };
+  const ask = (t) => { clearTimeout(waiting); waiting = undefined; trigger("input", { do: "probe", t }); };
+  slider.addEventListener("input", () => {
+    show(Number(slider.value));
+    waiting ??= setTimeout(() => ask(Number(slider.value)), SEND_EVERY);
+  });
+  live.addEventListener("click", () => { show(null); ask(null); });
+  watch("value", () => show(props.value?.t ?? null));
+  show(null);
+}
+
+function sdlResults(element, props, trigger, watch) {
+  const kinds = element.querySelector(".kinds");
+  const shelf = element.querySelector(".shelf");
+  let offered = "";
+  const show = () => {
+    const { lane, offers = [], items = [] } = props.value ?? {};
+    const key = JSON.stringify([lane, offers]);
+    if (key !== offered) {
+      offered = key;
+      kinds.replaceChildren(...offers.map(({ kind, title, about }) => {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.title = about;
+        button.dataset.kind = kind;
+        button.innerHTML = "<b></b><span></span>";
+        button.firstChild.textContent = title;
+        button.lastChild.textContent = about;
+        button.addEventListener("click", () => trigger("input", { do: "make", lane: props.value.lane, kind }));
+        return button;
+      }));
+    }
+    shelf.replaceChildren(...items.map((item) => {
+      const row = document.createElement("li");
+      row.className = item.state;
+      const name = document.createElement(item.address ? "a" : "span");
+      name.className = "file";
+      name.textContent = item.name;
+      if (item.address) { name.href = item.address; name.download = item.name; }
+      const said = document.createElement("span");
+      said.className = "said";
+      said.textContent = item.said;
+      const bar = document.createElement("progress");
+      bar.max = 1;
+      bar.value = item.share;
+      row.append(name, bar, said);
+      if (item.state === "waiting" || item.state === "working") {
+        const cancel = document.createElement("button");
+        cancel.type = "button";
+        cancel.textContent = "cancel";
+        cancel.addEventListener("click", () => trigger("input", { do: "cancel", lane: item.lane, id: item.id }));
+        row.append(cancel);
+      }
+      return row;
+    }));
+  };
+  watch("value", show);
+  show();
+}
+
+// ---- keys: space pauses and goes on, a full stop is one step ------------------------------------------------------
+
+function sdlKeys(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.closest?.("input, textarea, select, button, summary, a, [contenteditable]")) return;
+  const press = (id) => {
+    const button = document.getElementById(id);
+    if (!button || button.disabled) return false;
+    button.click();
+    return true;
+  };
+  if (event.key === " " && (press("pause") || press("start"))) event.preventDefault();
+  if (event.key === "." && press("step")) event.preventDefault();
+}
+document.addEventListener("keydown", sdlKeys);
+
+// ---- what a tab remembers: its bench, so that a page loaded anew finds its runs; and how it is to look ------------
+
+function sdlKeep(key, value) {
+  try { sessionStorage.setItem(key, value); } catch { /* storage may be forbidden in a frame */ }
+}
+
+function sdlRestore() {
+  let bench = "";
+  try { bench = sessionStorage.getItem("sdlab-bench") ?? ""; } catch { /* as above */ }
+  return [sdlRestoreTheme(), bench];
 }
 
 // ---- light and dark: the system's choice until somebody presses the button -------------------------------
@@ -122,8 +394,16 @@ function sdlRestoreTheme() {
   return document.body.classList.contains("dark");
 }
 
+const LARGE_KEY = "sdlab-large";
+
 function sdlTheme(element, props, trigger) {
-  element.querySelector("button").addEventListener("click", () => {
+  const root = document.documentElement;
+  try { root.classList.toggle("large", localStorage.getItem(LARGE_KEY) === "yes"); } catch { /* as above */ }
+  element.querySelector("[data-large]").addEventListener("click", () => {
+    const large = root.classList.toggle("large");
+    try { localStorage.setItem(LARGE_KEY, large ? "yes" : "no"); } catch { /* as above */ }
+  });
+  element.querySelector("[data-theme]").addEventListener("click", () => {
     const dark = document.body.classList.toggle("dark");
     try { localStorage.setItem(THEME_KEY, dark ? "dark" : "light"); } catch { /* as above */ }
     props.value = dark;

@@ -261,7 +261,7 @@ def _ask(
     model = bound(prior, own, prompts, ground.cams, ground.rng, ground.progress, reference)
     watched = Watched(model, _widths(s))
     aux = _auxiliary(loss, state, prior, s)
-    if aux is not None and aux.fitted < loss.warm_up_steps():
+    if aux is not None and (aux.fitted == 0 or aux.fitted < loss.warm_up_steps()):
         learnt = f"has learnt {aux.fitted} of {loss.warm_up_steps()} steps" if aux.fitted else "is not trained yet"
         notes.append(f"its own network {learnt}")
     parked = loss.aux_name() != s.loss.aux_name()  # a session keeps it in the computer's memory then

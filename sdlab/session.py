@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from sdlab import checkpoint
 from sdlab.cameras import turntable
 from sdlab.channel import EventLog, Latest, Turnstile
-from sdlab.export import write_results
+from sdlab.export import Material, material_of, write_results
 from sdlab.flat import flat_frame
 from sdlab.lens import (
     Comparison,
@@ -74,6 +74,7 @@ from sdlab.priors import PriorConfig
 from sdlab.prompts import PROMPT, PromptBank, PromptSettings, views_of
 from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, FlatScene, SceneConfig
+from sdlab.schedule import weight
 from sdlab.settings import Settings, from_toml, to_toml
 from sdlab.step import STAGES, Reference, Report, State, needs_warm_up, step, warm_up
 from sdlab.timeline import Timeline
@@ -198,6 +199,15 @@ class Session:
             raise RuntimeError(f"there is nothing to branch off: {self._failure}")
         answer: Future[Fork] = Future()
         self._inbox.put(lambda: self._answer(answer))
+        if self._over:
+            self._answer_rest()
+        return answer
+
+    def material(self) -> Future[Material]:
+        """Ask for a copy of what the run has made so far, to make files of; never blocks. RuntimeError as the answer
+        when there is nothing."""
+        answer: Future[Material] = Future()
+        self._inbox.put(lambda: self._hand_over(answer))
         if self._over:
             self._answer_rest()
         return answer
@@ -371,6 +381,18 @@ class Session:
             if self._state is None:
                 raise RuntimeError(f"there is nothing to branch off: {self._failure or self.status.text}")
             asked.set_result(self.fork())
+        except Exception as e:
+            asked.set_exception(e)
+
+    def _hand_over(self, asked: Future[Material]) -> None:
+        """Give out what can be exported now; also of a run that has ended."""
+        try:
+            if self._state is None:
+                raise RuntimeError(f"there is nothing to export: {self._failure or self.status.text}")
+            frame = self.latest.get()
+            pictures = frame.preview if frame is not None else None
+            state = self._state
+            asked.set_result(material_of(state.scene, self.effective, state.step, self.timeline.film(), pictures))
         except Exception as e:
             asked.set_exception(e)
 
@@ -874,6 +896,7 @@ class Session:
         if self.in_detail:
             figures.update({name: float(value) for name, value in figures_of(report).items()})
             figures.update({f"rms_{name}": float(value) for name, value in sizes_of(report).items()})
+            figures["weight"] = float(weight(self._reported.schedule, report.x.alpha, report.x.sigma).mean())
         return figures
 
     def _prompt_cond(self) -> Cond:

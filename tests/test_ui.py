@@ -13,12 +13,30 @@ import pytest
 from sdlab.knobs import knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.manager import Seat
-from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Resume, Skipped, Status, Stepped
+from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Resume, Skipped, Status, Stepped, Went
 from sdlab.session import Session
 from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
-from sdlab.ui.form import control, form_html, form_state, label_of
-from sdlab.ui.panels import Curve, Mark, Message, chart, duration, formula, number, preview, prose, sentence, status
+from sdlab.ui.bench import MOST_LANES, Bench
+from sdlab.ui.form import control, form_html, form_state, label_of, symbol_of
+from sdlab.ui.panels import (
+    PREDICTIONS,
+    Curve,
+    Line,
+    Mark,
+    Message,
+    chart,
+    duration,
+    formula,
+    number,
+    preview,
+    prose,
+    sentence,
+    short,
+    size,
+    status,
+    symbols_of,
+)
 from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import SplatView
 
@@ -167,7 +185,8 @@ class Silent(SplatView):
     """A view without a server."""
 
     def __init__(self) -> None:
-        pass
+        self._film_at = None
+        self._peers = ()
 
 
 class Driven:
@@ -196,14 +215,17 @@ def driven() -> Driven:
 
 
 def test_a_late_tick_of_a_closed_page_is_no_sign_of_life(driven: Driven):
-    visit = driven.visit
-    assert visit.is_there(ticking=True)
-    visit.leave()
-    assert not visit.is_there(ticking=False)
-    assert not visit.is_there(ticking=True)  # it was under way
-    assert not visit.is_there(ticking=False)
-    assert visit.is_there(ticking=True)  # nobody sends a second one but a page that lives
-    assert visit.is_there(ticking=False)
+    bench = Bench(driven.visit)
+    assert bench.is_there(ticking=True)
+    bench.leave()
+    assert not bench.is_there(ticking=False)
+    assert not bench.is_there(ticking=True)  # it was under way
+    assert not bench.is_there(ticking=False)
+    assert bench.is_there(ticking=True)  # nobody sends a second one but a page that lives
+    assert bench.is_there(ticking=False)
+    bench.leave()
+    bench.come_back()
+    assert bench.is_there(ticking=False), "the page was loaded anew"
 
 
 def stepped(step: int, rms: float = 0.1) -> Stepped:
@@ -279,30 +301,107 @@ def test_messages_name_what_waits_and_what_went_wrong(driven: Driven):
     assert 'class="say error"' in (v.look().status or "")
 
 
+def charts_of(bench: Bench) -> str:
+    return bench.news()[1].get("charts", "")
+
+
 def test_only_news_is_sent(driven: Driven):
+    bench = Bench(driven.visit)
     driven.frame(0)
-    first = driven.visit.look()
-    assert first.status
-    assert first.preview
-    assert first.charts
-    assert "1 234" in first.charts
-    again = driven.visit.look()
-    assert (again.status, again.preview, again.charts, again.phase) == (None, None, None, None)
+    look, news = bench.news()
+    assert look.status
+    assert set(news) == {"stage", "timeline", "preview", "lens", "live"}
+    look, news = bench.news()
+    assert (look.status, look.phase, news) == (None, None, {})
+    bench.turn_to("charts")
+    assert "1 234" in charts_of(bench)
+    assert not charts_of(bench)
     driven.say(stepped(1), stepped(2))
     driven.frame(2)
-    later = driven.visit.look()
-    assert "polyline" in (later.charts or "")
-    assert "80 %" in (later.charts or "")
+    later = charts_of(bench)
+    assert "polyline" in later
+    assert "80 %" in later
+    bench.forget_what_was_shown()
+    look, news = bench.news()
+    assert look.status
+    assert set(news) == {"stage", "timeline", "charts", "live"}
 
 
 def test_a_reset_empties_the_charts(driven: Driven):
+    bench = Bench(driven.visit)
+    bench.turn_to("charts")
     driven.say(*(stepped(n) for n in range(1, 10)), Applied(4, "camera.views", 3))
     driven.frame(9)
-    assert "camera.views = 3" in (driven.visit.look().charts or "")
+    assert "camera.views = 3" in charts_of(bench)
     driven.frame(0)
-    charts = driven.visit.look().charts or ""
+    charts = charts_of(bench)
     assert "no steps yet" in charts
     assert "camera.views" not in charts
+
+
+def test_a_jump_back_cuts_the_charts(driven: Driven):
+    driven.say(*(stepped(n) for n in range(1, 10)), Applied(4, "camera.views", 3), Applied(8, "camera.views", 2))
+    driven.visit.look()
+    driven.say(Went(5))
+    assert driven.visit.look().stale == set(driven.visit.settings.knobs()), "the settings are those of then"
+    assert driven.visit.curves["gradient"].points()[-1][0] == 5
+    assert [mark.step for mark in driven.visit.marks] == [4]
+    driven.say(stepped(6))
+    driven.visit.look()
+    assert [step for step, _ in driven.visit.curves["gradient"].points()] == [1, 2, 3, 4, 5, 6]
+
+
+# ---- several lanes ---------------------------------------------------------------------------------------
+
+
+def test_what_is_pressed_goes_to_all_lanes_and_what_is_typed_to_the_one_in_focus():
+    first, second = Driven(), Driven()
+    bench = Bench(first.visit)
+    bench.add(second.visit)
+    assert bench.focus is second.visit
+    for lane in (first, second):
+        lane.sent()  # whether the lens looks
+    bench.send(Resume(), prompt="a blue car")
+    assert first.sent() == [Resume()]
+    assert second.sent() == [Patch.one("prompt.text", "a blue car"), Resume()]
+
+
+def test_lanes_keep_their_letters_and_the_last_one_ends_the_bench():
+    driven = [Driven() for _ in range(MOST_LANES + 1)]
+    bench = Bench(driven[0].visit)
+    for lane in driven[1:MOST_LANES]:
+        bench.add(lane.visit)
+    with pytest.raises(ValueError, match="4 lanes are there already"):
+        bench.add(driven[-1].visit)
+
+    def letters() -> str:
+        bench.forget_what_was_shown()
+        return "".join(lane["letter"] for lane in bench.news()[1]["stage"])
+
+    assert letters() == "ABCD"
+    bench.look_at(driven[1].visit)
+    assert bench.remove(driven[1].visit)
+    assert bench.focus is driven[0].visit
+    assert letters() == "ACD"
+    bench.add(driven[-1].visit)
+    assert letters() == "ACDB"
+    assert [lane for lane in bench.lanes if bench.remove(lane)] == bench.lanes[:0] or not bench.lanes
+
+
+def test_charts_lay_the_lanes_over_each_other_and_a_table_holds_their_figures():
+    first, second = Driven(), Driven()
+    bench = Bench(first.visit)
+    bench.add(second.visit)
+    bench.turn_to("charts")
+    for lane, rms in ((first, 0.1), (second, 0.7)):
+        lane.say(stepped(1, rms), stepped(2, rms))
+        lane.frame(2)
+    text = charts_of(bench)
+    assert text.index("line tone-1") < text.index("line tone-0"), "the one in focus comes first"
+    table = text.partition("</table>")[0]
+    assert "0.7" in table
+    assert "0.1" in table
+    Parsed(text)
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------
@@ -326,7 +425,7 @@ def test_a_chart_is_drawn_inside_its_box_with_marks():
     for step in range(1, 50):
         curve.add(step, 10.0 ** (step % 5 - 3))
     marks = [Mark(10, "a <b>"), Mark(400, "outside")]
-    text = chart("Gradient", curve, marks, log=True)
+    text = chart("Gradient", [Line(curve)], marks, log=True)
     line = re.search(r'points="([^"]+)"', text)
     assert line is not None
     points = np.array([[float(v) for v in p.split(",")] for p in line[1].split()])
@@ -335,8 +434,8 @@ def test_a_chart_is_drawn_inside_its_box_with_marks():
     assert points[:, 1].max() <= 60
     assert "a &lt;b&gt;" in text
     assert "outside" not in text
-    assert "no steps yet" in chart("Empty", Curve(), [])
-    Parsed(chart("Flat", _flat(), []))
+    assert "no steps yet" in chart("Empty", [Line(Curve())], [])
+    Parsed(chart("Flat", [Line(_flat())], []))
 
 
 def _flat() -> Curve:
@@ -350,7 +449,7 @@ def test_the_status_line():
     text = status("running", "running", 100, 400, 4.0, None)
     assert "step <b>100</b> of 400" in text
     assert "1 min 15 s left" in text
-    assert "width:25.0%" in text
+    assert 'data-step="100"' in text
     waits = status("running", "VSD: its own network warms up, 3 of 100 steps", 100, 400, 4.0, None)
     assert "<strong>Warming up</strong>" in waits
     assert "VSD: its own network warms up, 3 of 100 steps; the scene waits" in waits
@@ -371,15 +470,40 @@ def test_the_preview_holds_its_pictures():
 @pytest.mark.parametrize(
     ("plain", "shown"),
     [
-        ("eps_u + s (eps_c - eps_u)", "<i>&epsilon;</i><sub>u</sub></span> <span>+ <i>s</i> ("),
-        ("a (b - c) - lam d", "(<i>b</i> &minus; <i>c</i>)</span> <span>&minus; <i>&lambda;</i> <i>d</i></span>"),
+        ("eps_u + s (eps_c - eps_u)", "<i>&epsilon;</i><sub>u</sub></span></span> <span>+ <span"),
+        ("a (b - c) - lam d", '</span> <span>&minus; <span class="symbol" data-symbol="lam"><i>&lambda;</i>'),
         ("eps_phi", "<i>&epsilon;</i><sub>&phi;</sub>"),
-        ("w(t) noise", "<i>w</i>(<i>t</i>) noise"),
+        ("w(t) noise", 'data-symbol="w(t)"><i>w</i>(<span class="symbol" data-symbol="t"><i>t</i></span>)</span>'),
+        ("eps_psi(camera)", 'data-symbol="eps_psi(camera)"><i>&epsilon;</i><sub>&psi;</sub>(camera)</span>'),
         ("a < b", "&lt;"),
     ],
 )
 def test_formulas(plain: str, shown: str):
     assert shown in formula(plain)
+
+
+def test_every_loss_says_where_its_knobs_and_predictions_stand_in_its_formula():
+    s = default_settings("mixture")
+    named = {name: {symbol_of(k, loss) for k in knobs_of(loss, "")} - {""} for name, loss in s.losses.items()}
+    assert named["sds"] == {"s"}
+    assert named["esd"] == {"s", "lam"}
+    assert {"c_c", "c_n", "c_u", "c_noise"} <= named["csd"]
+    for loss in s.losses.values():
+        symbols = symbols_of(loss.formula)
+        assert any(symbol in PREDICTIONS or symbol.startswith("eps") for symbol in symbols), loss.formula
+        assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(loss.formula)))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0"), (0.123, ".12"), (0.9965, "1.0"), (9.96, "10"), (276.4, "276"), (math.nan, "\N{EN DASH}")],
+)
+def test_short_numbers(value: float, shown: str):
+    assert short(value) == shown
+
+
+def test_sizes():
+    assert [size(n) for n in (10, 640_000, 1_240_000)] == ["1 kB", "640 kB", "1.2 MB"]
 
 
 @pytest.mark.parametrize(

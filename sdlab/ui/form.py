@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
-from sdlab.ui.panels import formula, prose
+from sdlab.ui.panels import formula, prose, symbols_of
 
 MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
 LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
 SLIDER_NOTCHES = 400  # about so many values on a linear slider
 
+BIG = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")  # the losses that the lab is about; the others are folded away
+SHOWN_KNOBS = 4  # of a loss, those that change at once; the rest is folded away
 TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
 LABELS = {
     "cfg": "CFG",
@@ -65,9 +67,9 @@ LEARNS_ANEW = "learns anew"  # of a knob with which a loss's own network is anot
 # ---- one knob --------------------------------------------------------------------------------------------
 
 
-def control(k: Knob, owner: str, locked: bool = False) -> str:
+def control(k: Knob, owner: str, locked: bool = False, symbol: str = "") -> str:
     """The control of one knob as HTML. `owner` tells apart knobs of one path, such as those of two priors; a locked
-    control shows its value and cannot be changed."""
+    control shows its value and cannot be changed; `symbol` is what it is called in the formula of its loss."""
     kind = _kind(k)
     name = f"knob-{owner or 'run'}-{k.path.rpartition('.')[2]}".replace(".", "-").replace("/", "-")
     label = html.escape(label_of(k.path))
@@ -91,9 +93,10 @@ def control(k: Knob, owner: str, locked: bool = False) -> str:
     tag = f'<span class="knob-tag">{note}</span>' if note else ""
     if k.path == "schedule.start" and not locked:
         field = f'<button type="button" data-now>now</button>{field}'
+    of = f' data-of="{html.escape(symbol)}"' if symbol else ""
     help_text = prose(k.help) + (" Fixed on this server." if locked else "")
     return (
-        f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}>'
+        f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}{of}>'
         f'<div class="knob-head"><label for="{name}">{label}</label>{tag}{field}</div>'
         f'{scale if _has_slider(k) else ""}<p id="{name}-help">{help_text}</p></div>'
     )
@@ -147,11 +150,11 @@ def label_of(path: str) -> str:
 
 
 def form_html(settings: Settings, presets: Sequence[str], locked: Collection[str] = ()) -> str:
-    """Preset picker, losses and groups of knobs: all losses, priors and scenes there are, of which those in force
+    """Losses, preset picker and groups of knobs: all losses, priors and scenes there are, of which those in force
     are shown. `locked` are paths that cannot be changed here."""
     return (
-        f'<div class="card">{_picker(presets)}</div>'
         f'<div class="card">{_losses(settings, locked)}</div>'
+        f'<div class="card">{_picker(presets)}</div>'
         f'<div class="card groups">{"".join(_groups(settings, locked))}</div>'
     )
 
@@ -188,18 +191,65 @@ def _picker(presets: Sequence[str]) -> str:
 
 def _losses(settings: Settings, locked: Collection[str]) -> str:
     """Which loss is in force, what it is, and its knobs, among them the texts that it alone asks for."""
-    choice = "".join(f'<option value="{n}">{html.escape(loss.title)}</option>' for n, loss in settings.losses.items())
-    hidden = " hidden" if len(settings.losses) < 2 else ""
     knobs = settings.knobs()
     cards = ""
     for name, loss in settings.losses.items():
         owner = f"losses.{name}"
         texts = "".join(control(knobs[path], owner, path in locked) for path in wordings_of(loss))
-        cards += f'<section data-owner="{owner}">{loss_card(loss)}{texts}{_knobs(loss, owner, "", locked)}</section>'
+        cards += (
+            f'<section data-owner="{owner}">{loss_card(loss)}{texts}{_knobs_of_loss(loss, owner, locked)}</section>'
+        )
+    return f"{loss_toggle(settings)}{cards}"
+
+
+def loss_toggle(settings: Settings) -> str:
+    """A button for each loss: the big ones first, the others in a fold that says which of them is in force."""
+    losses = settings.losses
+    big = [name for name in BIG if name in losses]
+    others = [name for name in losses if name not in big]
+    if not big:
+        big, others = others, []
+    fold = f'<details class="others"><summary>{len(others)} more</summary>{_buttons(losses, others)}</details>'
     return (
-        f'<div class="knob active-loss" data-path="active" data-kind="choice"{hidden}><div class="knob-head">'
-        f'<label for="active">Loss</label><select id="active" data-field>{choice}</select></div></div>{cards}'
+        '<div class="knob losses" data-path="active" data-kind="buttons" role="radiogroup" aria-label="Loss">'
+        f"{_buttons(losses, big)}{fold if others else ''}</div>"
     )
+
+
+def _buttons(losses: Mapping[str, Distillation], names: Sequence[str]) -> str:
+    cells = "".join(
+        f'<button type="button" role="radio" aria-checked="false" data-value="{name}" '
+        f'title="{html.escape(losses[name].look_for, quote=True)}">{html.escape(losses[name].title)}</button>'
+        for name in names
+    )
+    return f'<div class="toggle">{cells}</div>'
+
+
+def _knobs_of_loss(loss: Distillation, owner: str, locked: Collection[str]) -> str:
+    """The few that change at once, the others in a fold: how its own network is made and learns, and what is seldom
+    touched."""
+    found = list(knobs_of(loss, ""))
+    first_rebuild = next((i for i, k in enumerate(found) if k.apply == "rebuild"), len(found))
+    n = min(first_rebuild, SHOWN_KNOBS)
+    shown, folded = ("".join(_of_loss(loss, k, owner, locked) for k in some) for some in (found[:n], found[n:]))
+    if not folded:
+        return shown
+    title = f"More of {html.escape(loss.title)}"
+    return f'{shown}<details class="more" data-group="{owner}"><summary>{title}</summary>{folded}</details>'
+
+
+def _of_loss(loss: Distillation, k: Knob, owner: str, locked: Collection[str]) -> str:
+    path = f"{owner}.{k.path}"
+    return control(k._replace(path=path), owner, path in locked, symbol_of(k, loss))
+
+
+def symbol_of(k: Knob, loss: Distillation) -> str:
+    """What a knob is called in the formula of its loss; "" where it is not there. It has the symbol's name, or its help
+    begins with it: "s, the guidance scale"."""
+    known = symbols_of(loss.formula)
+    first = k.help.replace(",", " ").partition(" ")[0]
+    name = k.path.rpartition(".")[2]
+    return next((word for word in (first, name) if word in known), "")
 
 
 def loss_card(loss: Distillation) -> str:
@@ -207,7 +257,8 @@ def loss_card(loss: Distillation) -> str:
     does = (loss.__doc__ or "").strip().partition("\n")[0]
     return (
         f'<div class="loss"><p class="does">{prose(does)}</p><p class="formula">{formula(loss.formula)}</p>'
-        f'<p>{prose(loss.look_for)}.</p><p class="source">{html.escape(loss.paper)}</p></div>'
+        f'<details class="about"><summary>{prose(loss.look_for)}.</summary>'
+        f'<p class="source">{html.escape(loss.paper)}</p></details></div>'
     )
 
 

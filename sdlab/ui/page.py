@@ -1,7 +1,10 @@
 """The page: its layout, and handlers that only send commands or read what is there.
 
-Every visitor has a seat; the browser holds nothing but the seat's id, in a `gr.State` on the server. A handler takes
-milliseconds; what a session answers is picked up by the timer.
+Every visitor has a bench (`sdlab.ui.bench`) with a seat for each lane; the browser holds nothing but the bench's token.
+A handler takes milliseconds; what a session answers is picked up by the timer.
+
+The parts that Gradio has no component for (the stage, the timeline, the lens's slider, the form, results) are `gr.HTML`
+with a script of ours (assets/page.js). They say what a person did as {"do": verb, ...} in an `input` event.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import html
 import itertools
 import threading
 from collections.abc import Collection
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +21,14 @@ import gradio as gr
 from gradio.themes.utils import fonts
 
 from sdlab import settings as catalogue
-from sdlab.manager import Manager
-from sdlab.messages import Advance, Pause, Phase, Reset, Resume
+from sdlab.export import Material
+from sdlab.manager import Manager, Seat
+from sdlab.messages import Advance, Compare, Goto, Pause, Phase, Probe, Reset, Resume
+from sdlab.results import Shelves
 from sdlab.settings import Settings
+from sdlab.ui.bench import MOST_LANES, TABS, Bench
 from sdlab.ui.form import form_html, form_state
-from sdlab.ui.panels import no_charts, no_preview, no_session
+from sdlab.ui.panels import no_charts, no_comparison, no_lens, no_preview, no_session
 from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import Viewports
 
@@ -65,7 +72,7 @@ def theme() -> gr.themes.Base:
 
 
 class Page:
-    """Builds the Blocks and keeps the visits."""
+    """Builds the Blocks and keeps the benches."""
 
     def __init__(
         self, manager: Manager, viewports: Viewports, settings: Settings, preset: str | None, locked: Collection[str]
@@ -76,66 +83,80 @@ class Page:
         self._preset = preset
         self._locked = frozenset(locked)
         self._lock = threading.Lock()
-        self._visits: dict[str, Visit] = {}  # by seat id
-        self._seats_of: dict[str, str] = {}  # page (Gradio's session hash) -> seat id
+        self._benches: dict[str, Bench] = {}  # by token
+        self.shelves = Shelves()  # by token of a bench
+        self._tokens: dict[str, str] = {}  # page (Gradio's session hash) -> token of its bench
 
-    # ---- visits ------------------------------------------------------------------------------------------
+    # ---- seats and benches -------------------------------------------------------------------------------
 
-    def _open(self, page: str, settings: Settings, preset: str | None, dark: bool) -> Visit:
-        """A seat for a page in place of the one it had; RuntimeError when all are taken, OSError when the machine has
-        no socket left for its view."""
-        with self._lock:
-            previous = self._seats_of.pop(page, None)
-        if previous is not None:
-            self._manager.close(previous)
-        seat = self._manager.open(settings)
+    def _lane(self, seat: Seat, preset: str | None, dark: bool) -> Visit:
+        """A lane for a seat just opened; OSError when the machine has no socket left for its view."""
         try:
             view = self._viewports.open(seat, dark)
         except OSError:
             self._manager.close(seat.id)
             raise
         visit = Visit(seat, view, preset)
-        with self._lock:
-            self._visits[seat.id] = visit
-            self._seats_of[page] = seat.id
-        seat.on_close.append(lambda: self._forget(page, seat.id))
-        self._manager.leave(seat.id, at_least=ARRIVING)  # for a page that was closed before it came to tick
+        seat.on_close.append(lambda: self._forget(visit))
         return visit
 
-    def _forget(self, page: str, seat_id: str) -> None:
+    def _open(self, page: str, settings: Settings, preset: str | None, dark: bool) -> Bench:
+        """A bench for a page in place of the one it had; RuntimeError when all seats are taken."""
         with self._lock:
-            self._visits.pop(seat_id, None)
-            if self._seats_of.get(page) == seat_id:
-                del self._seats_of[page]
+            previous = self._benches.get(self._tokens.pop(page, ""))
+        if previous is not None:
+            self._close(previous)
+        bench = Bench(self._lane(self._manager.open(settings), preset, dark))
+        bench.shelf = self.shelves.open(bench.id)
+        with self._lock:
+            self._benches[bench.id] = bench
+            self._tokens[page] = bench.id
+        for lane in bench.lanes:  # for a page that was closed before it came to tick
+            self._manager.leave(lane.seat.id, at_least=ARRIVING)
+        return bench
 
-    def _find(self, seat_id: str, ticking: bool = False) -> Visit | None:
-        """The visit; a sign of life, unless the page was closed and this is its last request, however late."""
+    def _close(self, bench: Bench) -> None:
+        for lane in bench.lanes:
+            self._manager.close(lane.seat.id)
+
+    def _forget(self, lane: Visit) -> None:
+        """A seat has ended: its lane goes, and with the last lane the bench."""
         with self._lock:
-            visit = self._visits.get(seat_id)
-        if visit is None or not visit.is_there(ticking):
-            return visit
-        return visit if self._manager.get(seat_id) is not None else None
+            bench = next((b for b in self._benches.values() if lane in b.lanes), None)
+        if bench is not None and not bench.remove(lane):
+            self._drop(bench)
+
+    def _drop(self, bench: Bench) -> None:
+        """It has no lane any more."""
+        self.shelves.close(bench.id)
+        with self._lock:
+            self._benches.pop(bench.id, None)
+            self._tokens = {page: token for page, token in self._tokens.items() if token != bench.id}
+
+    def _find(self, token: str, ticking: bool = False) -> Bench | None:
+        """The bench; a sign of life, unless the page was closed and this is its last request, however late."""
+        with self._lock:
+            bench = self._benches.get(token)
+        if bench is None or not bench.is_there(ticking):
+            return bench
+        for lane in bench.lanes:
+            self._manager.get(lane.seat.id)
+        return bench
 
     # ---- layout and wiring -------------------------------------------------------------------------------
 
     def build(self) -> gr.Blocks:
         """The page; to be mounted with `theme`, page.css and page.js."""
         with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-            seat = gr.State("")
-            look = gr.HTML(
-                False,
-                html_template="${body}",
-                js_on_load="sdlTheme(element, props, trigger)",
-                body=_title_bar(str(self._manager.device)),
-                apply_default_css=False,
-                elem_id="title",
-            )
+            token = gr.State("")
+            look = _scripted("title", "sdlTheme(element, props, trigger)", False, _title_bar(str(self._manager.device)))
+            kept = gr.Textbox(visible=False)
             with gr.Row(elem_id="bench"):
                 with gr.Column(elem_id="view"):
-                    with gr.Column(elem_id="stage"):
-                        viewport = gr.HTML(_no_view(), elem_id="viewport", apply_default_css=False)
-                        front = gr.Button("Front view", size="sm", elem_id="front")
-                    status = gr.HTML(elem_id="status", apply_default_css=False)
+                    stage = _scripted("stage", "sdlStage(element, props, trigger, watch)", [], _STAGE)
+                    with gr.Column(elem_id="progress", elem_classes=["card"]):
+                        status = gr.HTML(elem_id="status", apply_default_css=False)
+                        timeline = _scripted("timeline", "sdlTimeline(element, props, trigger, watch)", {}, _TIMELINE)
                 with gr.Column(elem_id="side"):
                     with gr.Column(elem_classes=["card"]):
                         prompt = gr.Textbox(
@@ -151,132 +172,241 @@ class Page:
                             step = gr.Button("Step", interactive=False, elem_id="step")
                             reset = gr.Button("Reset", interactive=False, elem_id="reset")
                         again = gr.Button("New session", variant="primary", visible=False, elem_id="again")
-                    form = gr.HTML(
+                    form = _scripted(
+                        "form",
+                        "sdlForm(element, props, trigger, watch)",
                         form_state(self._settings, self._preset, 0),
-                        html_template="${body}",
-                        js_on_load="sdlForm(element, props, trigger, watch)",
-                        body=form_html(self._settings, catalogue.preset_names(), self._locked),
-                        apply_default_css=False,
-                        elem_id="form",
+                        form_html(self._settings, catalogue.preset_names(), self._locked),
                     )
-                with gr.Row(elem_id="readings"):
-                    preview = gr.HTML(no_preview(), elem_id="preview", apply_default_css=False)
+                with gr.Column(elem_id="readings", elem_classes=["card"]):
+                    tabs = _scripted("tabs", "sdlTabs(element, props, trigger)", "", _TABS)
+                    with gr.Row(elem_id="lens-panel"):
+                        preview = gr.HTML(no_preview(), elem_id="preview", apply_default_css=False)
+                        lens = gr.HTML(no_lens(), elem_id="lens", apply_default_css=False)
+                        scrub = _scripted("scrub", "sdlScrub(element, props, trigger, watch)", {}, _SCRUB)
                     charts = gr.HTML(no_charts(), elem_id="charts", apply_default_css=False)
+                    with gr.Column(elem_id="versus-panel"):
+                        compare = gr.Button("Compare all losses here", variant="primary", size="sm", elem_id="compare")
+                        versus = gr.HTML(no_comparison(), elem_id="versus", apply_default_css=False)
+                    results = _scripted("results", "sdlResults(element, props, trigger, watch)", {}, _RESULTS)
+                live = _scripted("live", "sdlLive(element, props, watch)", {}, "")
             timer = gr.Timer(TICK)
 
-            # in the order of Answer
-            everything = [seat, viewport, again, status, preview, charts, start, pause, step, reset, prompt, form]
-            demo.load(self._arrive, [look], everything, js="() => [sdlRestoreTheme()]", **QUICK)
+            everything = [  # in the order of Answer
+                token, stage, again, status, timeline, preview, lens, charts, versus, results, start, pause, step,
+                reset, prompt, form, live,
+            ]  # fmt: skip
+            demo.load(self._arrive, [look, kept], everything, js="() => sdlRestore()", **QUICK)
             demo.unload(self._leave)
-            again.click(self._arrive, [look], everything, **QUICK)
-            timer.tick(self._tick, [seat], everything, **QUICK)
-            start.click(self._press_start, [seat, prompt], None, **QUICK)
-            pause.click(self._press_pause, [seat], None, **QUICK)
-            step.click(self._press_step, [seat, prompt], None, **QUICK)
-            reset.click(self._press_reset, [seat, prompt], None, **QUICK)
-            front.click(self._press_front, [seat], None, **QUICK)
-            look.input(self._change_look, [seat, look], None, trigger_mode="always_last", **QUICK)
+            again.click(self._start_again, [look], everything, **QUICK)
+            timer.tick(self._tick, [token], everything, **QUICK)
+            start.click(self._press_start, [token, prompt], None, **QUICK)
+            pause.click(self._press_pause, [token], None, **QUICK)
+            step.click(self._press_step, [token, prompt], None, **QUICK)
+            reset.click(self._press_reset, [token, prompt], None, **QUICK)
+            compare.click(self._press_compare, [token], None, **QUICK)
+            look.input(self._change_look, [token, look], None, trigger_mode="always_last", **QUICK)
             typed = [prompt.submit, prompt.blur]
-            gr.on(typed, self._change_prompt, [seat, prompt], None, trigger_mode="always_last", **QUICK)
-            form.input(self._change_knob, [seat], None, trigger_mode="multiple", **QUICK)
-            form.select(self._pick_preset, [seat, look], everything, trigger_mode="always_last", **QUICK)
+            gr.on(typed, self._change_prompt, [token, prompt], None, trigger_mode="always_last", **QUICK)
+            form.input(self._change_knob, [token], None, trigger_mode="multiple", **QUICK)
+            form.select(self._pick_preset, [token, look], everything, trigger_mode="always_last", **QUICK)
+            for part in (stage, timeline, tabs, scrub, results):
+                part.input(self._act, [token, look], everything, trigger_mode="multiple", **QUICK)
         demo.queue(max_size=64, api_open=False)
         return demo
 
     # ---- handlers: a page comes, looks, goes -------------------------------------------------------------
 
-    def _arrive(self, dark: bool, request: gr.Request) -> list[Any]:
-        return self._take_seat(request, self._settings, self._preset, dark)
+    def _arrive(self, dark: bool, kept: str, request: gr.Request) -> list[Any]:
+        """A page was loaded: it finds its runs again if there are any."""
+        with self._lock:
+            bench = self._benches.get(kept or "")
+            if bench is not None:
+                self._tokens[request.session_hash or ""] = bench.id
+        if bench is None:
+            return self._take_bench(request, self._settings, self._preset, dark)
+        bench.come_back()
+        self._find(bench.id)
+        for lane in bench.lanes:
+            lane.view.set_dark(bool(dark))
+        return list(_whole(bench))
 
-    def _take_seat(self, request: gr.Request, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
+    def _start_again(self, dark: bool, request: gr.Request) -> list[Any]:
+        return self._take_bench(request, self._settings, self._preset, dark)
+
+    def _take_bench(self, request: gr.Request, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
         try:
-            visit = self._open(request.session_hash or "", settings, preset, bool(dark))
+            bench = self._open(request.session_hash or "", settings, preset, bool(dark))
         except (RuntimeError, OSError) as e:
             return _without_session("No free seat", str(e), "Try again")
-        answer = Answer(
-            seat=visit.seat.id,
-            viewport=_view(visit.seat.id),
-            again=gr.update(visible=False),
-            preview=no_preview(),
-            charts=no_charts(),
-            prompt=settings.prompt.text,
-            form=form_state(settings, preset, next(_form_numbers)),
-        )
-        return list(answer._replace(**_news(visit)))
+        return list(_whole(bench))
 
-    def _tick(self, seat_id: str, request: gr.Request) -> Any:
-        if not seat_id:
+    def _tick(self, token: str, request: gr.Request) -> Any:
+        if not token:
             return gr.skip()
-        visit = self._find(seat_id, ticking=True)
-        if visit is None:
+        bench = self._find(token, ticking=True)
+        if bench is None:
             with self._lock:
-                now = self._seats_of.get(request.session_hash or "")
-            if now is not None and now != seat_id:
-                return gr.skip()  # the page has just been given another seat, and asks with its old one
+                now = self._tokens.get(request.session_hash or "")
+            if now is not None and now != token:
+                return gr.skip()  # the page has just been given another bench, and asks with its old one
             text = "This session is over: nobody was here for a while, or the server was restarted."
             return _without_session("Session ended", text, "New session")
-        news = _news(visit)
+        news = _news(bench)
         return list(Answer(**news)) if news else gr.skip()
 
     def _leave(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
         with self._lock:
-            seat_id = self._seats_of.get(request.session_hash or "")
-            visit = self._visits.get(seat_id) if seat_id is not None else None
-        if seat_id is not None and visit is not None:
-            visit.leave()
-            self._manager.leave(seat_id)
+            token = self._tokens.pop(request.session_hash or "", None)
+            bench = self._benches.get(token or "")
+            elsewhere = token in self._tokens.values()  # loaded anew, which may be told first
+        if bench is not None and not elsewhere:
+            bench.leave()
+            for lane in bench.lanes:
+                self._manager.leave(lane.seat.id)
 
     # ---- handlers: what a person does --------------------------------------------------------------------
 
-    def _press_start(self, seat_id: str, prompt: str) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            loading = visit.seat.session.status.phase in ("loading", "compiling")
-            visit.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
+    def _press_start(self, token: str, prompt: str) -> None:
+        if (bench := self._find(token)) is not None:
+            loading = bench.focus.seat.session.status.phase in ("loading", "compiling")
+            bench.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
 
-    def _press_pause(self, seat_id: str) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            visit.send(Pause())
+    def _press_pause(self, token: str) -> None:
+        if (bench := self._find(token)) is not None:
+            bench.send(Pause())
 
-    def _press_step(self, seat_id: str, prompt: str) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            visit.send(Advance(1), prompt=prompt)
+    def _press_step(self, token: str, prompt: str) -> None:
+        if (bench := self._find(token)) is not None:
+            bench.send(Advance(1), prompt=prompt)
 
-    def _press_reset(self, seat_id: str, prompt: str) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            visit.send(Pause(), Reset(), prompt=prompt)
+    def _press_reset(self, token: str, prompt: str) -> None:
+        if (bench := self._find(token)) is not None:
+            bench.send(Pause(), Reset(), prompt=prompt)
 
-    def _press_front(self, seat_id: str) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            visit.view.look_from_front()
+    def _press_compare(self, token: str) -> None:
+        if (bench := self._find(token)) is not None:
+            bench.focus.send(Compare())
 
-    def _change_look(self, seat_id: str, dark: bool) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            visit.view.set_dark(bool(dark))
+    def _change_look(self, token: str, dark: bool) -> None:
+        if (bench := self._find(token)) is not None:
+            for lane in bench.lanes:
+                lane.view.set_dark(bool(dark))
 
-    def _change_prompt(self, seat_id: str, text: str) -> None:
-        if (visit := self._find(seat_id)) is not None:
-            visit.send(prompt=text)
+    def _change_prompt(self, token: str, text: str) -> None:
+        if (bench := self._find(token)) is not None:
+            bench.focus.send(prompt=text)
 
-    def _change_knob(self, seat_id: str, event: gr.EventData) -> None:
+    def _change_knob(self, token: str, event: gr.EventData) -> None:
         change = event._data
         path, number = str(change.get("knob")), int(change.get("number", 0))
-        if (visit := self._find(seat_id)) is not None and path not in self._locked:
-            visit.change(path, change.get("value"), number)
+        if (bench := self._find(token)) is not None and path not in self._locked:
+            bench.focus.change(path, change.get("value"), number)
 
-    def _pick_preset(self, seat_id: str, dark: bool, request: gr.Request, event: gr.EventData) -> Any:
+    def _pick_preset(self, token: str, dark: bool, event: gr.EventData) -> Any:
         name = str(event._data.get("preset"))
-        visit = self._find(seat_id)
-        if visit is None or name not in catalogue.preset_names():
+        bench = self._find(token)
+        if bench is None or name not in catalogue.preset_names():
             return gr.skip()
-        wanted, now = catalogue.preset(name), visit.settings
+        lane = bench.focus
+        wanted, now = catalogue.preset(name), lane.settings
         has_own_prompt = wanted.prompt.text != Settings().prompt.text
         if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed, in the same language
             wanted = wanted.patch("prompt.text", now.prompt.text)
         if _starts_anew(wanted, now):
-            return self._take_seat(request, wanted, name, dark)
-        visit.pick(name, wanted)
+            return self._replace(bench, lane, wanted, name, bool(dark))
+        lane.pick(name, wanted)
         return list(Answer(prompt=wanted.prompt.text, form=form_state(wanted, name, next(_form_numbers))))
+
+    def _replace(self, bench: Bench, lane: Visit, settings: Settings, preset: str, dark: bool) -> list[Any]:
+        """Another run in the place of a lane, whose seat is given back first: it may be the last one free."""
+        tone = bench.take_out(lane)
+        self._manager.close(lane.seat.id)
+        try:
+            bench.put_in(self._lane(self._manager.open(settings), preset, dark), tone)
+        except (RuntimeError, OSError) as e:
+            self._close(bench)
+            self._drop(bench)
+            return _without_session("No free seat", str(e), "Try again")
+        return list(_whole(bench))
+
+    def _act(self, token: str, dark: bool, event: gr.EventData) -> Any:
+        """What one of the page's own parts asks for; what it does not know it does not do."""
+        bench = self._find(token)
+        if bench is None:
+            return gr.skip()
+        asked = dict(event._data)
+        lane = bench.lane(str(asked.get("lane"))) or bench.focus
+        match asked.get("do"):
+            case "front":
+                lane.view.look_from_front()
+            case "focus":
+                bench.look_at(lane)
+                return list(_whole(bench))
+            case "branch":
+                return self._branch(bench, lane, bool(dark))
+            case "close" if len(bench.lanes) > 1:
+                self._manager.close(lane.seat.id)
+                return list(_whole(bench))
+            case "keep":
+                bench.look_at(lane)
+                for other in bench.lanes:
+                    if other is not lane:
+                        self._manager.close(other.seat.id)
+                return list(_whole(bench))
+            case "goto":
+                lane.send(Goto(_whole_number(asked.get("step"))))
+            case "replay":
+                lane.view.replay(lane.seat.session.timeline.film())
+            case "live":
+                lane.view.replay(())
+            case "tab" if asked.get("tab") in TABS:
+                bench.turn_to(asked["tab"])
+            case "view":
+                bench.choose_view(_whole_number(asked.get("row")))
+            case "probe":
+                t = asked.get("t")
+                lane.send(Probe(None if t is None else _whole_number(t)))
+            case "make":
+                _make(bench, lane, str(asked.get("kind")))
+            case "cancel":
+                bench.shelf.cancel(str(asked.get("id")))
+        return gr.skip()
+
+    def _branch(self, bench: Bench, lane: Visit, dark: bool) -> Any:
+        """Another lane that goes on from where this one is."""
+        try:
+            if len(bench.lanes) >= MOST_LANES:
+                raise ValueError(f"{MOST_LANES} lanes are there already: close one first")
+            seat = self._manager.branch(lane.seat.id)
+            other = self._lane(seat, lane.preset, dark)
+        except (RuntimeError, ValueError, OSError) as e:
+            lane.say("error", str(e))
+            return gr.skip()
+        other.view.begin_like(lane.view)
+        bench.add(other)
+        return list(_whole(bench))
+
+
+def _make(bench: Bench, lane: Visit, kind: str) -> None:
+    """Have a file made of what a lane has now. The session copies it between two steps, the shelf does the rest."""
+
+    def put(answer: Future[Material]) -> None:
+        try:
+            bench.shelf.start(kind, answer.result())
+        except Exception as e:  # in the session's thread: whatever it is, the run goes on
+            lane.say("error", str(e))
+
+    lane.seat.session.material().add_done_callback(put)
+
+
+def _whole_number(value: Any) -> int:
+    """0 for what is none: the browser is not to be trusted."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _starts_anew(wanted: Settings, now: Settings) -> bool:
@@ -293,36 +423,57 @@ def _starts_anew(wanted: Settings, now: Settings) -> bool:
 class Answer(NamedTuple):
     """What a handler may change on the page; gr.skip() leaves a part as it is."""
 
-    seat: Any = gr.skip()
-    viewport: Any = gr.skip()
+    token: Any = gr.skip()
+    stage: Any = gr.skip()
     again: Any = gr.skip()
     status: Any = gr.skip()
+    timeline: Any = gr.skip()
     preview: Any = gr.skip()
+    lens: Any = gr.skip()
     charts: Any = gr.skip()
+    versus: Any = gr.skip()
+    results: Any = gr.skip()
     start: Any = gr.skip()
     pause: Any = gr.skip()
     step: Any = gr.skip()
     reset: Any = gr.skip()
     prompt: Any = gr.skip()
     form: Any = gr.skip()
+    live: Any = gr.skip()
 
 
 _form_numbers = itertools.count(1)  # tells successive states of a form apart, also those of two sessions on one page
 
 
-def _news(visit: Visit) -> dict[str, Any]:
-    """What is new in a session, by part of the page."""
-    look = visit.look()
-    news: dict[str, Any] = {
-        name: content
-        for name, content in (("status", look.status), ("preview", look.preview), ("charts", look.charts))
-        if content is not None
-    }
+def _whole(bench: Bench) -> Answer:
+    """Everything, for a page that shows nothing of this bench yet, or another lane of it."""
+    lane = bench.focus
+    settings = lane.settings
+    bench.forget_what_was_shown()
+    answer = Answer(
+        token=bench.id,
+        again=gr.update(visible=False),
+        preview=no_preview(),
+        lens=no_lens(),
+        charts=no_charts(),
+        versus=no_comparison(),
+        prompt=settings.prompt.text,
+        form=form_state(settings, lane.preset, next(_form_numbers)),
+    )
+    return answer._replace(**_news(bench))
+
+
+def _news(bench: Bench) -> dict[str, Any]:
+    """What is new on a bench, by part of the page."""
+    look, news = bench.news()
+    lane = bench.focus
+    if look.status is not None:
+        news["status"] = look.status
     if look.phase is not None:
         news |= {name: gr.update(interactive=can) for name, can in _pressable(look.phase).items()}
     if look.stale:
-        settings = visit.settings
-        news["form"] = form_state(settings, visit.preset, next(_form_numbers), look.stale)
+        settings = lane.settings
+        news.setdefault("form", form_state(settings, lane.preset, next(_form_numbers), look.stale))
         if "prompt.text" in look.stale:
             news["prompt"] = settings.prompt.text
     return news
@@ -343,12 +494,16 @@ def _without_session(title: str, text: str, button: str) -> list[Any]:
     dead = {name: gr.update(interactive=False) for name in ("start", "pause", "step", "reset")}
     return list(
         Answer(
-            seat="",
-            viewport=_no_view(),
+            token="",
+            stage=[],
             again=gr.update(visible=True, value=button),
             status=no_session(title, text),
+            timeline={},
             preview=no_preview(),
+            lens=no_lens(),
             charts=no_charts(),
+            versus=no_comparison(),
+            results={},
             **dead,
         )
     )
@@ -357,13 +512,31 @@ def _without_session(title: str, text: str, button: str) -> list[Any]:
 # ---- pieces of HTML --------------------------------------------------------------------------------------
 
 
-def _view(token: str) -> str:
-    """The frame with the view of a seat; a relative address, so that it holds behind any reverse proxy."""
-    return f'<iframe src="viewport/{html.escape(token)}/" title="3D view of the scene"></iframe>'
+def _scripted(name: str, script: str, value: Any, body: str) -> gr.HTML:
+    """A part of the page with a script of its own; its body is rendered once, its value is what the script shows."""
+    return gr.HTML(value, html_template="${body}", js_on_load=script, body=body, apply_default_css=False, elem_id=name)
 
 
-def _no_view() -> str:
-    return '<div class="no-view">The scene appears here.</div>'
+_STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>'
+_TIMELINE = (
+    '<div class="timeline"><button type="button" data-replay title="Replay how it grew">&#9655;</button>'
+    '<div class="track"><i class="done"></i><span class="ticks"></span><b class="now"></b></div></div>'
+)
+_TABS = (
+    '<nav role="tablist">'
+    + "".join(
+        f'<button type="button" role="tab" data-tab="{name}" aria-selected="{str(name == TABS[0]).lower()}">'
+        f"{title}</button>"
+        for name, title in zip(TABS, ("Lens", "Charts", "Losses compared", "Results"), strict=True)
+    )
+    + "</nav>"
+)
+_SCRUB = (
+    '<div class="scrub"><label for="probe-t">Ask the prior at t</label>'
+    '<input id="probe-t" type="range" min="0" max="999" value="500"><output>live</output>'
+    '<button type="button" data-live disabled>live</button></div>'
+)
+_RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
 
 
 def _title_bar(device: str) -> str:
@@ -371,6 +544,7 @@ def _title_bar(device: str) -> str:
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
-        '<button type="button" aria-label="Switch between light and dark" title="Light or dark">'
+        '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
+        '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'
         '<span class="sun">&#9728;</span><span class="moon">&#9790;</span></button></header>'
     )

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sdlab.lens import Comparison, LensPictures
 from sdlab.messages import Phase
 
 CHART_POINTS = 200
@@ -71,6 +72,11 @@ class Curve:
         points = [*self._points, _mean(self._pending)] if self._pending else self._points
         return _merged(points, math.ceil(len(points) / n)) if len(points) > n else list(points)
 
+    def cut(self, step: int) -> None:
+        """Forget what came after `step`: the run has gone back to there."""
+        self._points = [point for point in self._points if point[0] <= step]
+        self._pending = [point for point in self._pending if point[0] <= step]
+
     def last(self) -> float | None:
         points = self._pending or self._points
         return points[-1][1] if points else None
@@ -84,29 +90,86 @@ def _merged(points: Sequence[tuple[float, float]], n: int) -> list[tuple[float, 
     return [_mean(points[i : i + n]) for i in range(0, len(points), n)]
 
 
-def chart(title: str, curve: Curve, marks: Sequence[Mark], log: bool = False, name: str = "") -> str:
-    """One figure over steps with a line where settings changed; `log` for a logarithmic value axis."""
-    points = [(s, v) for s, v in curve.points() if not log or v > 0]
-    last = curve.last()
+class Plot(NamedTuple):
+    """A chart: the first of `keys` that a step's figures hold is what it shows."""
+
+    name: str
+    title: str
+    note: str
+    keys: tuple[str, ...]
+    log: bool = False
+
+    def value(self, figures: Mapping[str, float]) -> float | None:
+        return next((figures[key] for key in self.keys if key in figures), None)
+
+
+PLOTS = (
+    Plot("gradient", "Gradient RMS", "root mean square of w(t) residual", ("grad_rms",), log=True),
+    Plot("rate", "Steps per second", "smoothed", ("steps_per_s",)),
+    Plot(
+        "correlation",
+        "Control variate",
+        "correlation of the guided prediction with what the loss sets against it: near 1, little noise is left",
+        ("control_correlation",),
+    ),
+    Plot(
+        "auxiliary",
+        "Error of its own network",
+        "mean square error of the network that the loss trains, against the noise",
+        ("psi_error", "operator_error", "psi_null_error"),
+        log=True,
+    ),
+    Plot("gaussians", "Gaussians", "how many make up the scene", ("n_gaussians",)),
+    Plot(
+        "judge",
+        "Judge",
+        "chance that the pictures show what the prompt asks for, as the toybox's judge reads them",
+        ("judge",),
+    ),
+)
+
+
+class Line(NamedTuple):
+    """A curve in a chart; `tone` 0 to 3 is the colour of its lane."""
+
+    curve: Curve
+    tone: int = 0
+
+
+def chart(
+    title: str, lines: Sequence[Line], marks: Sequence[Mark], log: bool = False, name: str = "", note: str = ""
+) -> str:
+    """One figure over steps, a line for each lane, and a line where settings changed; `log` for a logarithmic value
+    axis. The number at its head is that of the first lane."""
+    curves = [(line.tone, [(s, v) for s, v in line.curve.points() if not log or v > 0]) for line in lines]
+    last = lines[0].curve.last() if lines else None
     now = number(last) if last is not None else NOT_YET
-    head = f'<figcaption><span>{html.escape(title)}</span><b data-figure="{name}">{now}</b></figcaption>'
-    if len(points) < 2:
+    head = (
+        f'<figcaption title="{html.escape(note)}"><span>{html.escape(title)}</span>'
+        f'<b data-figure="{name}">{now}</b></figcaption>'
+    )
+    curves = [(tone, points) for tone, points in curves if len(points) > 1]
+    if not curves:
         return f'<figure class="chart">{head}<div class="plot empty"><span>no steps yet</span></div></figure>'
-    heights = [math.log10(v) if log else v for _, v in points]
+    heights = [math.log10(v) if log else v for _, points in curves for _, v in points]
     low, high = min(heights), max(heights)
     if not log:
         low = min(low, 0.0)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
-    first, end = points[0][0], points[-1][0]
+    first, end = min(points[0][0] for _, points in curves), max(points[-1][0] for _, points in curves)
 
     def x(step: float) -> float:
         return CHART_WIDTH * (step - first) / (end - first)
 
-    def y(height: float) -> float:
+    def y(value: float) -> float:
+        height = math.log10(value) if log else value
         return CHART_HEIGHT - 2.0 - (CHART_HEIGHT - 4.0) * (height - low) / (high - low)
 
-    line = " ".join(f"{x(s):.1f},{y(h):.1f}" for (s, _), h in zip(points, heights, strict=True))
+    drawn = "".join(
+        f'<polyline class="line tone-{tone}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
+        for tone, points in curves
+    )
     ticks = "".join(
         f'<g><title>{html.escape(m.text)}</title><line class="mark" x1="{x(m.step):.1f}" x2="{x(m.step):.1f}" y1="0"'
         f' y2="{CHART_HEIGHT}"/></g>'
@@ -117,7 +180,7 @@ def chart(title: str, curve: Curve, marks: Sequence[Mark], log: bool = False, na
     return (
         f'<figure class="chart">{head}<div class="plot">'
         f'<svg viewBox="0 0 {CHART_WIDTH:g} {CHART_HEIGHT:g}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{html.escape(title)} over steps">{ticks}<polyline class="line" points="{line}"/></svg>'
+        f'aria-label="{html.escape(title)} over steps">{ticks}{drawn}</svg>'
         f'<span class="top">{number(top)}</span><span class="bottom">{number(bottom)}</span></div>'
         f'<div class="axis"><span>step {math.floor(first)}</span><span>{math.ceil(end)}</span></div></figure>'
     )
@@ -178,13 +241,15 @@ def no_session(title: str, text: str) -> str:
 # ---- pictures, figures, words ----------------------------------------------------------------------------
 
 
-def preview(pictures: np.ndarray, views: Sequence[str], step: int) -> str:
-    """What the loss saw: [B, H, W, 3] uint8 with a view word each; of many pictures the first."""
+def preview(pictures: np.ndarray, views: Sequence[str], step: int, row: int = 0) -> str:
+    """What the loss saw: [B, H, W, 3] uint8 with a view word each; of many pictures the first. `row` is the one that
+    the lens looks at."""
     pictures, views = pictures[:MAX_PREVIEW], views[:MAX_PREVIEW]
     cells = "".join(
-        f'<figure><img src="{data_uri(p)}" alt="{html.escape(v)}" width="{p.shape[1]}" height="{p.shape[0]}">'
+        f'<figure data-row="{i}"{" class=chosen" if i == row and len(pictures) > 1 else ""}>'
+        f'<img src="{data_uri(p)}" alt="{html.escape(v)}" width="{p.shape[1]}" height="{p.shape[0]}">'
         f"<figcaption>{html.escape(v)}</figcaption></figure>"
-        for p, v in zip(pictures, views, strict=True)
+        for i, (p, v) in enumerate(zip(pictures, views, strict=True))
     )
     head = "What the loss sees" if step > 0 else "Before the first step"
     return f'<div class="strip"><h3>{head}</h3><div class="pictures">{cells}</div></div>'
@@ -196,10 +261,14 @@ def no_preview() -> str:
 
 
 def charts(
-    gradient: Curve, rate: Curve, marks: Sequence[Mark], scene: Mapping[str, float], stats: Mapping[str, float]
+    lanes: Sequence[tuple[int, Mapping[str, Curve]]],
+    marks: Sequence[Mark],
+    scene: Mapping[str, float],
+    stats: Mapping[str, float],
 ) -> str:
-    """Both charts and the numbers below them; `scene` from the last frame, `stats` of the last step, empty before the
-    first."""
+    """The charts, with the curves of every lane by name beside its tone, and the numbers below them; `scene` from the
+    last frame and `stats` of the last step of the lane in focus, the first, empty before its first step. Those that no
+    lane has anything for are left out, but for the first two."""
     known = bool(stats)
     rows = [
         *_scene_rows(scene),
@@ -208,12 +277,12 @@ def charts(
         ("Noise level t", number(stats["t"]) if known else NOT_YET, "timestep, 0 to 999, mean over the last views"),
         ("Time", duration(stats["seconds"]) if known else NOT_YET, "spent in steps, pauses not counted"),
     ]
-    return (
-        '<div class="charts">'
-        + chart("Gradient RMS", gradient, marks, log=True, name="gradient")
-        + chart("Steps per second", rate, marks, name="rate")
-        + f"</div>{figures(rows)}"
-    )
+    drawn = ""
+    for i, plot in enumerate(PLOTS):
+        lines = [Line(curves[plot.name], tone) for tone, curves in lanes]
+        if i < 2 or any(line.curve.last() is not None for line in lines):
+            drawn += chart(plot.title, lines, marks, plot.log, plot.name, plot.note)
+    return f'<div class="charts">{drawn}</div>{figures(rows)}'
 
 
 def _scene_rows(scene: Mapping[str, float]) -> list[tuple[str, str, str]]:
@@ -231,7 +300,115 @@ def _scene_rows(scene: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 def no_charts() -> str:
     """The charts before there is anything to draw."""
-    return charts(Curve(), Curve(), [], {}, {})
+    return charts([], [], {}, {})
+
+
+def lens(seen: LensPictures) -> str:
+    """The pictures of one view of one step, each with its name and what it is."""
+    if seen.reason:
+        return f'<p class="none">{html.escape(sentence(seen.reason))}</p>'
+    cells = "".join(
+        f'<figure title="{html.escape(caption)}"><img src="{data_uri(picture)}" alt="{html.escape(caption)}" '
+        f'width="{picture.shape[1]}" height="{picture.shape[0]}"><figcaption>{prose(label)}</figcaption></figure>'
+        for label, caption, picture in zip(seen.labels, seen.captions, seen.pictures, strict=True)
+    )
+    facts = (
+        f"t = {seen.t}, &alpha; = {number(seen.alpha)}, &sigma; = {number(seen.sigma)}, w(t) = {number(seen.weight)}"
+    )
+    view = f"{html.escape(seen.view)}, " if seen.view else ""
+    note = f" {html.escape(sentence(seen.note))}." if seen.note else ""
+    heat = f"colours of the residual end at &plusmn;{number(seen.scale)}"
+    return f'<div class="strip lens"><div class="pictures">{cells}</div><p>{view}{facts}; {heat}.{note}</p></div>'
+
+
+def no_lens() -> str:
+    """The lens before there is anything to see."""
+    return '<p class="none">From the first step on: what the loss sees, and what it makes of it.</p>'
+
+
+def no_comparison() -> str:
+    """Before anybody has asked."""
+    return (
+        '<p class="none">The gradients of all losses for these very pictures, at the same t and noise, and how far '
+        "they agree. It takes some seconds; the run goes on.</p>"
+    )
+
+
+def comparison(c: Comparison) -> str:
+    """How far the losses disagree at one state: their pushes as pictures, and the cosines between them."""
+    rows = ""
+    for i, title in enumerate(c.titles):
+        cells = "".join(_cosine(c.cosines[i, j], f"{title}, {c.titles[j]}") for j in range(len(c.titles)))
+        pictures = "".join(f'<td class="push">{_push(c, i, b)}</td>' for b in range(min(len(c.views), 2)))
+        cost = f"{c.nfe[i]}" if i < c.done else ""
+        rows += (
+            f'<tr title="{html.escape(c.notes[i])}"><th>{html.escape(title)}{"*" if c.notes[i] else ""}</th>{pictures}'
+            f"<td>{number(float(c.rms[i]))}</td><td>{cost}</td>{cells}</tr>"
+        )
+    views = "".join(f"<th>{html.escape(v)}</th>" for v in c.views[:2])
+    names = "".join(f'<th class="turned"><span>{html.escape(t)}</span></th>' for t in c.titles)
+    notes = "".join(
+        f"<li><b>{html.escape(t)}</b>: {html.escape(n)}</li>" for t, n in zip(c.titles, c.notes, strict=True) if n
+    )
+    t = ", ".join(str(x) for x in c.t[:4])
+    done = "" if c.done == len(c.titles) else f" {c.done} of {len(c.titles)} losses have answered."
+    return (
+        f'<div class="versus"><p>Where each loss would push these very pictures, at t = {t} and with the same '
+        "noise; grey stays. To the right the cosine between any two: 1 agrees, 0 has nothing to do with it, "
+        f"&minus;1 opposes.{done}</p>"
+        f"<table><thead><tr><th></th>{views}<th>RMS</th><th>NFE</th>{names}</tr></thead><tbody>{rows}</tbody></table>"
+        f"{f'<ul>{notes}</ul>' if notes else ''}</div>"
+    )
+
+
+def _push(c: Comparison, loss: int, view: int) -> str:
+    if c.reason or loss >= c.done or not math.isfinite(float(c.rms[loss])):
+        return ""
+    return f'<img src="{data_uri(c.pictures[loss, view])}" alt="push of {html.escape(c.titles[loss])}">'
+
+
+def _cosine(value: float, pair: str) -> str:
+    """A cell whose colour says how far two losses agree."""
+    if not math.isfinite(value):
+        return f'<td class="cosine" title="{html.escape(pair)}">{NOT_YET}</td>'
+    hue = "var(--agree)" if value >= 0 else "var(--oppose)"
+    share = round(100 * min(abs(float(value)), 1.0))
+    style = f"background: color-mix(in srgb, {hue} {share}%, transparent)"
+    return f'<td class="cosine" title="{html.escape(pair)}" style="{style}">{value:.2f}</td>'
+
+
+class LaneRow(NamedTuple):
+    """What the table of lanes says of one."""
+
+    tone: int
+    letter: str
+    loss: str
+    prompt: str
+    step: int
+    figures: Mapping[str, float]
+
+
+def lanes_table(rows: Sequence[LaneRow]) -> str:
+    """The figures of several lanes under each other; "" for one alone."""
+    if len(rows) < 2:
+        return ""
+    shown = [plot for plot in PLOTS if any(plot.value(row.figures) is not None for row in rows)]
+    head = "".join(f"<th>{html.escape(plot.title)}</th>" for plot in shown)
+    body = ""
+    for row in rows:
+        values = [plot.value(row.figures) for plot in shown]
+        cells = "".join(f"<td>{number(v) if v is not None else NOT_YET}</td>" for v in values)
+        seconds = row.figures.get("seconds")
+        body += (
+            f'<tr><th><i class="chip tone-{row.tone}">{row.letter}</i></th><td>{html.escape(row.loss)}</td>'
+            f"<td>{html.escape(row.prompt)}</td><td>{row.step}</td>"
+            f"<td>{duration(seconds) if seconds else NOT_YET}</td>{cells}</tr>"
+        )
+    return (
+        '<table class="lanes"><thead><tr><th></th><th>Loss</th><th>Prompt</th><th>Step</th><th>Time</th>'
+        f"{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
 
 
 def data_uri(picture: np.ndarray) -> str:
@@ -252,15 +429,60 @@ def figures(rows: Sequence[tuple[str, str, str]]) -> str:
 
 GREEK = {"eps": "epsilon", "lam": "lambda"} | {
     name: name
-    for name in ("alpha", "beta", "gamma", "delta", "eta", "lambda", "mu", "phi", "psi", "sigma", "tau", "theta")
+    for name in (
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "eta",
+        "kappa",
+        "lambda",
+        "mu",
+        "phi",
+        "psi",
+        "sigma",
+        "tau",
+        "theta",
+    )
+}
+
+
+# a symbol with its index, and what it is asked about: eps_psi(camera)
+SYMBOL = re.compile(r"(?<![&;])\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b(\([^()]*\))?")
+VALUED = ("eps", "w", "M")  # functions: their parentheses are a part of the symbol
+# what the formulas call a prediction -> its name in `Guidance.preds`
+PREDICTIONS = {
+    "eps_c": "pos",
+    "eps_u": "uncond",
+    "eps_n": "neg",
+    "eps_psi(camera)": "psi",
+    "eps_psi(none)": "psi_null",
+    "eps(target prompt)": "target",
+    "eps(source prompt)": "source",
+    "eps(inverted)": "pos",
+    "eps(minority)": "minority",
+    "kappa": "inversion",
+    "M(eps_c)": "operator",
 }
 
 
 def formula(text: str) -> str:
     """A formula in plain letters with Greek ones and subscripts: eps_u becomes ε with an index u. Each term is a span
-    that belongs in one line."""
+    that belongs in one line; each symbol carries its name, so that its value can be shown below it."""
+    return " ".join(f"<span>{_symbols(html.escape(term, quote=False), named=True)}</span>" for term in terms(text))
 
-    return " ".join(f"<span>{_symbols(html.escape(term, quote=False))}</span>" for term in terms(text))
+
+def symbols_of(text: str) -> list[str]:
+    """The names of the symbols in a formula in plain letters."""
+    return [_name(m) for m in SYMBOL.finditer(text) if _is_symbol(m)]
+
+
+def _name(m: re.Match[str]) -> str:
+    return m[0] if m[1] in VALUED else m[0].removesuffix(m[3] or "")
+
+
+def _is_symbol(m: re.Match[str]) -> bool:
+    return m[1] in GREEK or len(m[1]) == 1 or m[1] == "noise"
 
 
 def terms(text: str) -> list[str]:
@@ -274,19 +496,32 @@ def terms(text: str) -> list[str]:
     return found
 
 
-def _symbols(escaped: str) -> str:
-    """Words that name a symbol as that, with their index; a minus as long as a plus."""
+def _symbols(escaped: str, named: bool = False) -> str:
+    """Words that name a symbol as that, with their index; a minus as long as a plus. With `named` each is a span that
+    carries its name."""
 
-    def symbol(name: str) -> str:
-        return f"&{GREEK[name]};" if name in GREEK else name
+    def letter(base: str, index: str | None) -> str:
+        shown = f"<i>{_greek(base)}</i>" if base in GREEK or len(base) == 1 else base
+        return shown + (f"<sub>{_greek(index)}</sub>" if index else "")
 
     def word(m: re.Match[str]) -> str:
-        base, index = m.group(1), m.group(2)
-        letter = f"<i>{symbol(base)}</i>" if base in GREEK or len(base) == 1 else base
-        return letter + (f"<sub>{symbol(index)}</sub>" if index else "")
+        about = m[3] or ""
+        inside = (
+            f"({SYMBOL.sub(word, about[1:-1]) if m[1] in VALUED else _symbols(about[1:-1], named)})" if about else ""
+        )
+        if named and _is_symbol(m):
+            name = html.escape(html.unescape(_name(m)), quote=True)
+            own = inside if m[1] in VALUED else ""
+            rest = "" if own else inside
+            return f'<span class="symbol" data-symbol="{name}">{letter(m[1], m[2])}{own}</span>{rest}'
+        return letter(m[1], m[2]) + inside
 
-    shown = re.sub(r"(?<!&)\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b", word, escaped)
+    shown = SYMBOL.sub(word, escaped)
     return re.sub(r"(?<!\S)- ", "&minus; ", shown)
+
+
+def _greek(name: str) -> str:
+    return f"&{GREEK[name]};" if name in GREEK else name
 
 
 def prose(text: str) -> str:
@@ -310,6 +545,19 @@ def number(value: float) -> str:
     return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
 
 
+def short(value: float) -> str:
+    """Two digits: what fits below a letter."""
+    if not math.isfinite(value):
+        return NOT_YET
+    return (
+        f"{value:.0f}"
+        if abs(value) >= 9.95
+        else f"{value:.1f}"
+        if abs(value) >= 0.995
+        else f"{value:.2g}".replace("0.", ".", 1)
+    )
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: 40 s, 3 min 5 s, 2 h 10 min."""
     s = round(seconds)
@@ -318,6 +566,11 @@ def duration(seconds: float) -> str:
     if s < 3600:
         return f"{s // 60} min {s % 60} s"
     return f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def size(n: int) -> str:
+    """Bytes in words: 640 kB, 1.2 MB."""
+    return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{max(round(n / 1e3), 1)} kB"
 
 
 def sentence(text: str) -> str:

@@ -1,4 +1,5 @@
-"""One page and its seat: what was read from the session, what the form shows, and what changed since the last look."""
+"""One lane of a page: its seat, what was read from its session, what the form shows, and what changed since the last
+look."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from sdlab.manager import Seat
 from sdlab.messages import (
     Applied,
+    Branched,
     Command,
     Event,
     Failed,
@@ -18,10 +20,12 @@ from sdlab.messages import (
     Rejected,
     Skipped,
     Stepped,
+    Went,
 )
 from sdlab.settings import Settings
+from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import label_of, wordings_of
-from sdlab.ui.panels import Curve, Mark, Message, charts, preview, status
+from sdlab.ui.panels import PLOTS, Curve, Mark, Message, Tone, status
 from sdlab.viewport.splat_view import SplatView
 
 MAX_MARKS = 60
@@ -32,8 +36,6 @@ class Look(NamedTuple):
     """What a page needs to show now; None for what is as it was at the last look."""
 
     status: str | None
-    preview: str | None
-    charts: str | None
     phase: Phase | None
     stale: frozenset[str]  # paths of controls that show something else than what is in force
 
@@ -45,43 +47,56 @@ class Visit:
         self.seat = seat
         self.view = view
         self.preset = preset  # the one last picked
-        self._late_ticks: int | None = None  # that may still come from a page that was closed; None: it is there
         self._lock = threading.Lock()
         self._next_event = 0
-        self._frame_version = -1
         self._last: dict[str, str] = {}  # what the page was last given, by panel
         self._shown: dict[str, Any] = {}  # path -> value that a control was given by a person
         self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # preset before the last, paths changed
         self._numbers: dict[str, int] = {}  # path -> number of the last change that a person made
         self._message: Message | None = None
-        self._figures: dict[str, float] = {}
+        seat.session.in_detail = True
         self._forget_curves()
 
     def _forget_curves(self) -> None:
-        self._gradient, self._rate = Curve(), Curve()
-        self._marks: list[Mark] = []
+        self.curves = {plot.name: Curve() for plot in PLOTS}
+        self.marks: list[Mark] = []
+        self.figures: dict[str, float] = {}  # of the last step
         self._last_step = 0
-        self._curves_changed = True
+        self.version = getattr(self, "version", 0) + 1  # of what the charts show
 
-    # ---- presence ----------------------------------------------------------------------------------------
-
-    def leave(self) -> None:
-        """The page's connection has ended: it was closed, or the network failed for a moment."""
+    def forget_what_was_shown(self) -> None:
+        """The page was loaded anew, or another lane had the focus: it shows nothing of this one."""
         with self._lock:
-            self._late_ticks = 1
-
-    def is_there(self, ticking: bool) -> bool:
-        """Whether a request says that the page is still there. A page has one tick under way at a time, so after its
-        connection has ended the first may be a late one; the second says that it lives."""
-        with self._lock:
-            if self._late_ticks is not None and ticking:
-                self._late_ticks = self._late_ticks - 1 if self._late_ticks > 0 else None
-            return self._late_ticks is None
+            self._last, self._numbers = {}, {}
 
     @property
     def settings(self) -> Settings:
         """As asked for, knobs that wait for a reset included."""
         return self.seat.session.settings
+
+    @property
+    def step(self) -> int:
+        """Of the last frame."""
+        frame = self.seat.session.latest.get()
+        return frame.step if frame is not None else 0
+
+    @property
+    def address(self) -> str:
+        """Where the scene is to be seen; relative, so that it holds behind any reverse proxy."""
+        return f"{'flat' if is_flat(self.seat.session.effective) else 'viewport'}/{self.seat.id}/"
+
+    def history(self) -> dict[str, Any]:
+        """What the timeline shows."""
+        session = self.seat.session
+        return {
+            "lane": self.seat.id,
+            "step": self.step,
+            "planned": session.settings.planned_end,
+            "kept": list(session.timeline.steps()),
+            "entries": [{"step": e.step, "kind": e.kind, "text": e.text} for e in session.timeline.entries()],
+            "shots": [step for step, _ in session.timeline.film()],
+            "replay": self.view.replayed,
+        }
 
     # ---- from the page to the session --------------------------------------------------------------------
 
@@ -136,13 +151,19 @@ class Visit:
             phase = self.seat.session.status.phase
             if self._message is not None and self._message.text == WAITS_FOR_READY and phase == "running":
                 self._message = None
+            frame = self.seat.session.latest.get()
+            if frame is not None and frame.step == 0 and self._last_step > 0:
+                self._forget_curves()
             return Look(
                 self._if_new("status", self._status()),
-                self._preview(),
-                self._charts(),
                 phase if self._if_new("phase", phase) else None,
                 frozenset(stale),
             )
+
+    def say(self, tone: Tone, text: str) -> None:
+        """Something for the status line, until the next change."""
+        with self._lock:
+            self._message = Message(tone, text)
 
     def _if_new(self, panel: str, content: str) -> str | None:
         if self._last.get(panel) == content:
@@ -156,10 +177,11 @@ class Visit:
                 if step <= self._last_step:
                     self._forget_curves()  # a reset
                 self._last_step = step
-                self._figures = stats
-                self._gradient.add(step, stats["grad_rms"])
-                self._rate.add(step, stats["steps_per_s"])
-                self._curves_changed = True
+                self.figures = stats
+                for plot in PLOTS:
+                    if (value := plot.value(stats)) is not None:
+                        self.curves[plot.name].add(step, value)
+                self.version += 1
             case Applied(step, path, value, note):
                 self._settle(path, value, stale)
                 stale |= self._knobs_of_loss(path)
@@ -177,6 +199,13 @@ class Visit:
                 self._message = Message("error", reason)
             case Loaded():
                 self._forget_curves()
+                stale |= set(self.settings.knobs())
+            case Went(step) | Branched(step):
+                for curve in self.curves.values():
+                    curve.cut(step)
+                self.marks = [mark for mark in self.marks if mark.step <= step]
+                self._last_step = step
+                self.version += 1
                 stale |= set(self.settings.knobs())
 
     def _knobs_of_loss(self, path: str) -> set[str]:
@@ -207,10 +236,10 @@ class Visit:
             stale.add(path)
 
     def _mark(self, step: int, text: str) -> None:
-        if self._marks and self._marks[-1].step == step:
-            text = f"{self._marks.pop().text}\n{text}"
-        self._marks = [*self._marks, Mark(step, text)][-MAX_MARKS:]
-        self._curves_changed = True
+        if self.marks and self.marks[-1].step == step:
+            text = f"{self.marks.pop().text}\n{text}"
+        self.marks = [*self.marks, Mark(step, text)][-MAX_MARKS:]
+        self.version += 1
 
     def _status(self) -> str:
         session = self.seat.session
@@ -222,27 +251,6 @@ class Visit:
             now.text,
             step,
             session.settings.planned_end,
-            self._figures.get("steps_per_s", 0.0),
+            self.figures.get("steps_per_s", 0.0),
             self._message,
         )
-
-    def _preview(self) -> str | None:
-        latest = self.seat.session.latest
-        if latest.version == self._frame_version:
-            return None
-        self._frame_version = latest.version
-        frame = latest.get()
-        return preview(frame.preview, frame.views, frame.step) if frame is not None else None
-
-    def _charts(self) -> str | None:
-        """Charts and numbers together; they change together."""
-        frame = self.seat.session.latest.get()
-        if frame is None:
-            return None
-        if frame.step == 0 and self._last_step > 0:
-            self._forget_curves()
-            self._figures = {}
-        if not self._curves_changed:
-            return None
-        self._curves_changed = False
-        return charts(self._gradient, self._rate, self._marks, frame.stats, self._figures)
