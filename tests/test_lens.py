@@ -264,7 +264,7 @@ def test_a_reference_that_there_is_is_compared_with(small):
 
 
 def test_a_network_that_has_learnt_little_is_said_to(small):
-    session = begun(small.patch_all([("active", "vsd"), ("losses.esd.warm_up", 100)]))
+    session = begun(small.patch_all([("active", "vsd"), ("losses.esd.warm_up", 100), ("losses.asd.warm_up", 0)]))
     found = lens.compare_losses(*parts(session), names=["vsd", "esd", "asd", "vdm", "sds"])
     learnt = session.state.aux["score"].fitted
     untrained = "its own network is not trained yet"
@@ -444,11 +444,3 @@ def test_every_loss_has_figures(small, loss):
         assert found["control_correlation"] == pytest.approx(1, abs=1e-5), "the reference is what is there"
     if loss == "sbp":
         assert found["guidance_share"] == pytest.approx(1, abs=1e-5), "guidance is all there is"
-
-
-def test_the_bank_of_another_prior_will_do(small):
-    """The lens asks the prior that it is given, through a bank of its own if there is one."""
-    session = begun(small)
-    state, s, prior, bank = parts(session)
-    a, b = (lens.probe(state, s, prior, which, t=300) for which in (bank, PromptBank(prior)))
-    assert np.array_equal(a.pictures, b.pictures)
