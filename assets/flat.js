@@ -10,6 +10,7 @@ const TRAIL = 60; // steps that are drawn behind each point
 const SEGMENTS = 9000; // of trails in one drawing
 const REPLAY = 5; // s
 const ARROW = 0.78; // length of the longest arrow, in units of the plane
+const FARTHEST = 5; // how far from the middle the plane is shown at most
 const REACHED = 0.01; // share of the points from which a place counts as reached (sdlab/bench/playground.py)
 const HIGH = 1.25; // times as saturated as true pictures: that is much
 
@@ -221,15 +222,14 @@ const landscape = {
     for (let k = 0; k < n; k++) found = Math.max(found, ...[1, 2].map((c) => Math.abs(data[4 * k + c]) + 3 * data[4 * k + 3] + 0.2));
     return found;
   },
-  draw(pen, view, t) {
+  draw(pen, view, t, quick) {
     if (ground?.kind !== "plane") return;
-    const key = [view.width, view.height, view.x, view.y, view.unit, dark(), t ?? "", ground.ground].join();
-    if (key !== this.key) { this.paint(view, t); this.key = key; }
+    const key = [view.width, view.height, view.x, view.y, view.unit, dark(), t ?? "", quick, ground.ground].join();
+    if (key !== this.key) { this.paint(view, t, t === null && !quick ? 2 : 4); this.key = key; }
     pen.imageSmoothingQuality = "high";
     pen.drawImage(this.picture, 0, 0, view.width, view.height);
   },
-  paint(view, t) {
-    const fine = t === null ? 2 : 3; // pixels of the screen for one of the landscape; while it changes, coarser
+  paint(view, t, fine) { // `fine` pixels of the screen for one of the landscape: more while it changes
     const [w, h] = [Math.ceil(view.width / fine), Math.ceil(view.height / fine)];
     this.picture.width = w;
     this.picture.height = h;
@@ -293,6 +293,8 @@ function stepped(v) { // soft terraces
 
 const plane = {
   shown: 0, // the step, a fraction, at which the points are drawn
+  reach: null, // how far from the middle the plane is shown
+  room: null, // what that is for points that have left
   replaying: null, // the time at which a replay began
   chosen: 0, hovered: null,
   off: new Set(), // terms whose arrows are not shown
@@ -308,7 +310,7 @@ const plane = {
       if (before?.kind === "plane" && ways.numbers[0] < ways.last()) this.shown = ways.numbers[0];
       this.replaying = null;
       this.chosen = Math.min(this.chosen, ways.n - 1);
-      this.hovered = null;
+      this.hovered = this.room = null;
       this.longest = 1;
     }
     if (message.fit) this.shown = ways.last();
@@ -390,7 +392,7 @@ const plane = {
 
   draw(seconds) {
     const canvas = $("plane"), pen = canvas.getContext("2d");
-    const view = this.view(canvas);
+    const zooming = this.zoom(seconds), view = this.view(canvas);
     const ratio = Math.min(devicePixelRatio || 1, 2);
     if (canvas.width !== Math.round(view.width * ratio) || canvas.height !== Math.round(view.height * ratio)) {
       canvas.width = Math.round(view.width * ratio);
@@ -401,7 +403,7 @@ const plane = {
     pen.fillRect(0, 0, view.width, view.height);
     const busy = this.advance(seconds);
     const t = frame.arrays.t.data[this.point()];
-    landscape.draw(pen, view, pressed("noised") && t !== undefined ? t : null);
+    landscape.draw(pen, view, pressed("noised") && t !== undefined ? t : null, zooming);
     this.drawAxes(pen, view);
     this.drawPlaces(pen, view);
     const index = ways.indexOf(this.shown);
@@ -411,7 +413,7 @@ const plane = {
     this.drawPoints(pen, view, index);
     const moving = this.drawArrows(pen, view, index, seconds);
     document.body.dataset.drawn = Number(document.body.dataset.drawn ?? 0) + 1;
-    return busy || moving;
+    return busy || moving || zooming;
   },
 
   advance(seconds) { // whether there is more to come
@@ -437,12 +439,23 @@ const plane = {
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
     const card = $("card").getBoundingClientRect();
     const below = card.width > 0.7 * width;
-    const [right, bottom, top] = below ? [width, card.top, 30] : [card.left, height, 0];
-    const at = this.startAt();
-    if (!this.dragging) this.reach = Math.max(landscape.reach(), ...(at ?? []).map((v) => Math.abs(v) + 0.3));
-    const reach = this.reach;
-    return { width, height, x: right / 2, y: (top + bottom) / 2, unit: Math.min(right, bottom - top) / (2 * reach) };
+    const [right, bottom, top] = below ? [width, card.top, 30] : [card.left, height - 24, 0];
+    return { width, height, x: right / 2, y: (top + bottom) / 2, unit: Math.min(right, bottom - top) / (2 * this.reach) };
   },
+
+  zoom(seconds) { // step back for a start far out, and when points leave: by halves, so that it is calm otherwise
+    if (this.dragging) return false;
+    const row = ways.rows.at(-1), out = [];
+    for (let p = 0; p < ways.n; p++) out.push(Math.max(Math.abs(row[2 * p]), Math.abs(row[2 * p + 1])));
+    out.sort((a, b) => a - b);
+    const far = out[Math.floor(0.9 * (out.length - 1))] - 0.1, least = landscape.reach();
+    if (far > (this.room ?? 0)) this.room = Math.min(Math.ceil(2 * far) / 2 + 0.5, FARTHEST);
+    const wanted = Math.max(least, far > least ? this.room : 0, ...(this.startAt() ?? []).map((v) => Math.abs(v) + 0.3));
+    const share = still.matches || !this.reach ? 1 : 1 - Math.exp(-seconds / 0.25);
+    this.reach = Math.abs(wanted - (this.reach ?? wanted)) < 0.01 ? wanted : (this.reach ?? wanted) + share * (wanted - (this.reach ?? wanted));
+    return this.reach !== wanted;
+  },
+
 
   place(view, [x, y]) { return [view.x + x * view.unit, view.y - y * view.unit]; },
   startAt() { return this.start ?? frame.start?.at ?? null; },
@@ -660,7 +673,7 @@ const plane = {
     if (at && frame.start && !frame.start.locked) {
       const [sx, sy] = this.place(view, at);
       const far = Math.hypot(x - sx, y - sy);
-      if (far < reach && far > (frame.step > 0 && event.pointerType === "mouse" ? 0 : -1)) return ["start", null];
+      if (far < reach) return ["start", null];
     }
     let best = reach, found = null;
     const index = ways.indexOf(this.shown);
@@ -708,6 +721,7 @@ const plane = {
         this.start = this.placeOf(event);
       } else if (what === "point") {
         this.chosen = found;
+        this.showReadings();
       }
       redraw();
     });
@@ -732,7 +746,12 @@ const plane = {
     };
     canvas.addEventListener("pointerup", drop);
     canvas.addEventListener("pointercancel", drop);
-    canvas.addEventListener("pointerleave", () => { this.hovered = null; redraw(); });
+    canvas.addEventListener("pointerleave", () => {
+      if (this.hovered === null) return;
+      this.hovered = null;
+      this.showReadings();
+      redraw();
+    });
     let typed;
     canvas.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
@@ -891,6 +910,8 @@ const pictures = {
     box.style.setProperty("--side", `${side}px`);
   },
 
+  late() { return frame !== null && frame.step > 0.3 * frame.planned; }, // pictures that begin as noise are past it
+
   showCourse() {
     const now = course.rows.at(-1);
     if (!now) return;
@@ -910,7 +931,7 @@ const pictures = {
     setText($("about-true"), wanted === null ? "" : `true pictures: ${wanted.toFixed(2)}`);
     plot($("course"), course.rows.map((row) => [row[0], mean(row)]), top, wanted);
     setText($("verdict"), "How far R, G and B lie apart. " + (wanted === null ? ""
-      : high ? "More than in true pictures (dashed): over-saturated."
+      : high ? `More than in true pictures (dashed)${this.late() ? ": over-saturated" : ""}.`
       : "Dashed: in true pictures of this prompt."));
     document.body.dataset.saturation = value.toFixed(4);
   },

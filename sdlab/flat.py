@@ -4,12 +4,15 @@ the loss said of them at the last step. Pictures need no more than a frame's pre
 
 from __future__ import annotations
 
+import itertools
+from weakref import WeakKeyDictionary
+
 import numpy as np
 from torch import Tensor
 
 from sdlab.guidance import cfg
 from sdlab.losses import Distillation
-from sdlab.scenes import AnyScene
+from sdlab.scenes import AnyScene, FlatScene
 from sdlab.scenes.gaussian import GaussianScene
 from sdlab.scenes.points import PointScene
 from sdlab.step import Report
@@ -21,6 +24,9 @@ LATELY = 400  # steps of the ways in one frame at most
 RIVALS = {"psi", "psi_null", "minority", "inversion", "interval", "operator", "ref", "source", "neg"}
 OWN_MIXTURES = {"neg", "ref"}  # losses with these combine their predictions in ways of their own
 
+_count = itertools.count(1)
+_numbers: WeakKeyDictionary[FlatScene, int] = WeakKeyDictionary()  # of the scenes there are
+
 
 def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> FlatFrame | None:
     """What there is to draw of `scene` after the step of `report`, taken with `loss`; None unless it is points."""
@@ -30,10 +36,11 @@ def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> Fl
         way = scene.samples()
     else:
         return None
+    run = _numbers.get(scene) or _numbers.setdefault(scene, next(_count))
     if report is None:
-        return FlatFrame(id(scene), way, np.zeros(0, np.int64), {})
+        return FlatFrame(run, way, np.zeros(0, np.int64), {})
     terms = {name: _points(events) for name, events in _terms(report, loss).items()}
-    return FlatFrame(id(scene), way, report.x.t.cpu().numpy(), terms)
+    return FlatFrame(run, way, report.x.t.cpu().numpy(), terms)
 
 
 def _terms(report: Report, loss: Distillation) -> dict[str, Tensor]:
