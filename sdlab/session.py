@@ -52,6 +52,7 @@ from sdlab.messages import (
     Goto,
     Load,
     Loaded,
+    Noted,
     Patch,
     Pause,
     Phase,
@@ -72,6 +73,7 @@ from sdlab.optim import SceneOptimiser
 from sdlab.pictures import to_uint8
 from sdlab.priors import PriorConfig
 from sdlab.prompts import PROMPT, PromptBank, PromptSettings, views_of
+from sdlab.raster import chosen
 from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, FlatScene, SceneConfig
 from sdlab.schedule import weight
@@ -289,10 +291,16 @@ class Session:
             undo = dataclasses.replace(undo, bank=PromptBank(undo.prior), changes=list(undo.changes))
         return Fork(moment, self.timeline.branched(moment), self.running, self._steps_left, undo)
 
+    def pinned(self) -> Settings:
+        """The settings that steps follow, with the commit of a prior from the Hub by its name: whoever goes on with them
+        gets the same weights."""
+        commit = getattr(self._prior, "commit", "")
+        return self.effective.patch("prior.revision", commit) if commit else self.effective
+
     def save(self, folder: Path) -> Path:
         """Write a checkpoint of the present state into `folder`."""
         parts = self.moment().parts
-        path = checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.effective)})
+        path = checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.pinned())})
         self._say(Saved(self.state.step, str(folder)))
         return path
 
@@ -408,7 +416,7 @@ class Session:
 
     def _begin(self) -> None:
         """Go on from where another run was, now that it has said where that is."""
-        if self._origin is None:
+        if self._origin is None or self._stopped or self._over:
             return
         try:
             fork = self._origin.result()
@@ -430,8 +438,8 @@ class Session:
     def _obey_or_refuse(self, command: Command) -> None:
         try:
             self._obey(command)
-        except (ValueError, OSError, RuntimeError) as e:
-            self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), str(e)))
+        except Exception as e:  # whatever it is, the run goes on
+            self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), _reason(e)))
             if self._state is None:
                 self._fail(e)
             else:
@@ -495,7 +503,10 @@ class Session:
         moment = timeline.at(number)
         self._set_status("loading", f"going to step {moment.step}")
         present = state.step
-        self._take_up(moment)
+        try:
+            self._take_up(moment)
+        except Exception as e:
+            raise RuntimeError(f"the run cannot go back to step {moment.step}: {_reason(e)}") from e
         timeline.rewind(moment, present)
         self.running, self._steps_left = False, None
         self._say(Went(moment.step))
@@ -512,13 +523,13 @@ class Session:
                 self._say(Rejected(self._step_number, path, value, str(e)))
             return
         old, prior, bank = self.settings, self._prior, self._bank
-        state, timeline, undo = self._state, self.timeline, self._undo
+        state, begun, timeline, undo = self._state, self._begun, self.timeline, self._undo
         moment = self.moment() if self._undo is None and state is not None else None
         made = (dict(state.aux), dict(state.aux_keys), state.reference) if state is not None else None
         try:
             waiting = self._adopt(old, new)
         except Exception as e:
-            self._use(old)
+            self._use(old, begun)
             self._prior, self._bank = prior, bank
             self.timeline, self._undo = timeline, undo
             if state is not None and made is not None:
@@ -540,7 +551,8 @@ class Session:
             note = "from the next reset on" if path in waiting else ""
             if path.startswith("prompt.") and isinstance(value, str) and self._prior is not None:
                 note = self._prior.remark(as_read(path, value, new.prompt.text))
-            self.timeline.note(self._step_number, "change", f"{path} = {value}", path, value)
+            text = f"{path} = {value}, {note}" if path in waiting else f"{path} = {value}"
+            self.timeline.note(self._step_number, "change", text, path, value)
             self._say(Applied(self._step_number, path, value, note))
 
     def _adopt(self, old: Settings, new: Settings) -> set[str]:
