@@ -7,6 +7,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models as tiny
@@ -15,6 +16,8 @@ import torch
 from sdlab.priors import engines
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 from sdlab.priors.engines import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine, usable_cores
+from sdlab.rng import StepRng
+from sdlab.score import Score
 from sdlab.types import cat_conds
 
 CPU = torch.device("cpu")
@@ -190,6 +193,123 @@ def test_threads_share_one_engine(folder, cache):
         torch.testing.assert_close(answer, model.eps(*q), rtol=0, atol=0)
 
 
+# ---- a network that learns --------------------------------------------------------------------------------------
+
+
+def learner(model: DiffusersModel, how: str) -> Score:
+    """A psi of the model that has left its start behind."""
+    psi = Score(model, how, 4, 1e-2, StepRng(0, -1))
+    move(psi, 1)
+    return psi
+
+
+def move(psi: Score, seed: int) -> None:
+    """As a lesson would, each of the weights in its place."""
+    state = psi.state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    for p in state["net"].values():
+        p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    psi.load_state_dict(state)
+
+
+def lesson(psi: Score, model: DiffusersModel) -> None:
+    net: Any = psi.net
+    z_t, t, cond = question(model, 2)
+    psi.descend(net.predict(z_t, t, cond, torch.ones(2, 16)).square().sum(), 1e-2)
+
+
+def answers(psi: Score, model: DiffusersModel, n: int, by_openvino: bool = True) -> torch.Tensor:
+    """Native, of OpenVINO, which must not have failed, or of torch in float32."""
+    z_t, t, cond = question(model, n)
+    camera = torch.randn(n, 16, generator=torch.Generator().manual_seed(n))
+    net: Any = psi.net
+    network = net.network
+    answers, autocast = network._answers, network._autocast
+    if not by_openvino:
+        network._answers = network._autocast = None
+    with torch.no_grad():
+        answer = net.predict(z_t, t, cond, camera)
+    assert not by_openvino or network._answers is not None
+    network._answers, network._autocast = answers, autocast
+    return answer
+
+
+def off(psi: Score, model: DiffusersModel, n: int) -> float:
+    expected = answers(psi, model, n, by_openvino=False)
+    return ((answers(psi, model, n) - expected).norm() / expected.norm()).item()
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("how", "precision", "modulated"), [("copy", "fp32", False), ("copy", "auto", True), ("lora", "fp32", True)]
+)
+def test_openvino_answers_for_a_network_that_learns(how, precision, modulated, tmp_path, monkeypatch):
+    """Also after a lesson, after another state was loaded, and when its weights have come to lie elsewhere."""
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
+    model = load(tiny.pixel_model(tmp_path / "tiny", modulated=modulated), precision=precision)
+    allowed = {"openvino fp32": 1e-4, "openvino bf16": 2e-2}[model.engine_name]
+    psi = learner(model, how)
+    before = answers(psi, model, 2)
+    assert off(psi, model, 2) < allowed
+    lesson(psi, model)
+    after = answers(psi, model, 2)
+    assert (after - before).norm() > 2 * allowed * before.norm()
+    assert off(psi, model, 2) < allowed
+    move(psi, 2)
+    assert off(psi, model, 4) < allowed
+    for p in psi.net.parameters():
+        p.data = p.data.clone()
+    psi.to(CPU)
+    move(psi, 3)
+    assert off(psi, model, 2) < allowed
+    assert off(psi, model, 4) < allowed
+
+
+@needs_openvino
+def test_two_networks_that_learn_do_not_share_weights(folder, cache):
+    model = load(folder)
+    one, other = learner(model, "copy"), learner(model, "copy")
+    move(other, 5)
+    for psi in (one, other, one):
+        assert off(psi, model, 2) < 1e-4
+
+
+@needs_openvino
+@pytest.mark.parametrize("how", ["copy", "lora"])
+def test_a_network_that_learns_is_converted_once(how, folder, cache, monkeypatch):
+    model = load(folder)
+    answers(learner(model, how), model, 2)
+
+    def convert(network, example):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(engines, "_convert", convert)
+    psi = learner(load(folder), how)
+    move(psi, 7)
+    assert off(psi, model, 2) < 1e-4
+
+
+@needs_openvino
+def test_a_network_that_learns_and_cannot_be_converted_is_asked_in_torch(folder, cache, monkeypatch, caplog):
+    def convert(network, example):
+        raise RuntimeError("no such operation\nand a long trace")
+
+    monkeypatch.setattr(engines, "_convert", convert)
+    model = load(folder)
+    net: Any = learner(model, "copy").net
+    z_t, t, cond = question(model, 2)
+    with torch.no_grad():
+        answer = net.predict(z_t, t, cond, torch.ones(2, 16))
+    assert "could not convert the network that learns: no such operation; torch runs instead" in caplog.text
+    assert torch.equal(answer, net.predict(z_t, t, cond, torch.ones(2, 16)))
+    assert model.engine_name == "openvino fp32", "the prior itself goes on"
+
+
+def test_without_openvino_a_network_that_learns_is_torchs(folder):
+    net: Any = learner(load(folder, engine="torch"), "copy").net
+    assert net.network._answers is None
+
+
 # ---- the cache --------------------------------------------------------------------------------------------------
 
 
@@ -313,12 +433,12 @@ def test_a_network_that_cannot_be_converted_runs_in_torch(folder, tmp_path, monk
 @needs_openvino
 @pytest.mark.parametrize("early", [True, False])
 def test_a_network_that_cannot_be_compiled_goes_on_in_torch(folder, cache, early, monkeypatch):
-    def fail(self, shapes):
+    def fail(*_):
         raise RuntimeError("out of memory")
 
     reference, model = load(folder, engine="torch"), load(folder)
     asked = question(model, 2)
-    monkeypatch.setattr(engines.OpenVinoEngine, "_load", fail)
+    monkeypatch.setattr(engines._Compiler, "_load", fail)
     if early:
         model.prepare([2, 4])
         assert model.engine_name == "torch fp32"

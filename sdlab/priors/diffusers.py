@@ -42,6 +42,7 @@ from sdlab.priors.engines import (
     PRECISIONS,
     Engine,
     EngineFailure,
+    OpenVinoEngine,
     Shapes,
     TorchEngine,
     choose_engine,
@@ -245,6 +246,8 @@ class DiffusersModel:
         `sdlab.score.NETWORKS`, `rank` that of its LoRA. Draws from torch's own generator."""
         with memory_explained(f"a network that learns ({how})", self.device):
             net = TrainableUNet(self.unet, how, rank, _AUTOCAST.get(self._precision))
+        if isinstance(self._engine, OpenVinoEngine):
+            net.answered_by(self._engine.twin(net.unet))
         return Trainable(net, self.prediction_type, self.marginal)
 
     def _network(self, z_t: Tensor, t: Tensor, hidden: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ Files kept between runs, below `cache_folder()/openvino/<key>/` where the key co
 configuration and the versions of the libraries:
 
   network        the converted network, any shape, float32         (saves about 2 s per start)
-  compiled-...   one compiled model per shape, precision, machine  (saves about 0.2 s each)
+  compiled-...   one compiled model per shape, precision, machine  (saves about 0.2 s each), also of networks that
+                 learn beside it: their weights are no part of it  (saves about 5 s each)
 
 Each file is sealed: the SHA-256 of its contents comes first, and it appears under its name only when complete. A
 file that does not match is ignored and made anew, so that a full disk or a killed process costs time, not a run.
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -142,58 +143,36 @@ class OpenVinoEngine:
     ) -> None:
         self._core = _openvino().Core()
         self._unet = unet
-        self._options = {
+        options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": str(threads or usable_cores()),
         }
         config: Any = unet.config
-        if precision == "fp32" and config.resnet_time_scale_shift != "default":
-            # OpenVINO 2026.4 ends the process with a segmentation fault when it compiles, in float32, a group norm
-            # whose scale is an input, as in DeepFloyd IF; without its subgraph compiler it does not, 5 % slower
-            self._options["SNIPPETS_MODE"] = "DISABLE"
+        # OpenVINO 2026.4 ends the process with a segmentation fault when it compiles, in float32, a group norm whose
+        # scale is an input, as in DeepFloyd IF; without its subgraph compiler it does not, 5 % slower
+        self._safe_options = options | ({"SNIPPETS_MODE": "DISABLE"} if precision == "fp32" else {})
+        if config.resnet_time_scale_shift != "default":
+            options = self._safe_options
         self.name = f"openvino {precision}"
         self.torch_threads = 1  # what torch still does is small, and its idle threads spin on OpenVINO's cores
         self._cache = SealedFolder(cache_folder() / "openvino" / key)
         self._network = self._converted(unet, shapes, progress)
-        self._compiled: dict[Shapes, _CompiledNetwork] = {}
-        self._compiling = threading.Lock()
+        self._compiler = _Compiler(self._core, lambda _: self._network, options, self._cache)
 
     def prepare(self, shapes: Shapes) -> None:
-        self._for(shapes)
+        self._compiler(shapes, _example(self._unet, shapes))
 
     def forward(
         self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], hidden: Float[Tensor, "B L D"]
     ) -> Float[Tensor, "B out H W"]:
-        network = self._for(Shapes(tuple(z_t.shape), tuple(hidden.shape)))
         with torch.no_grad():
-            return network(z_t, _waves(self._unet, z_t, t), hidden)
+            inputs = z_t, _waves(self._unet, z_t, t), hidden
+            return self._compiler(Shapes(tuple(z_t.shape), tuple(hidden.shape)), inputs)(inputs)
 
-    def _for(self, shapes: Shapes) -> _CompiledNetwork:
-        with self._compiling:
-            if shapes not in self._compiled:
-                try:
-                    self._compiled[shapes] = _CompiledNetwork(self._load(shapes))
-                except Exception as e:
-                    raise EngineFailure(f"OpenVINO could not compile the network: {first_line(e)}") from e
-            return self._compiled[shapes]
-
-    def _load(self, shapes: Shapes) -> Any:
-        """The compiled model for `shapes`, from the cache or compiled now."""
-        wanted = [list(shapes), self._options, self._core.get_property("CPU", "FULL_DEVICE_NAME")]
-        name = f"compiled-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}"
-        blob = self._cache.read(name)
-        if blob is not None:
-            try:
-                # without the same options the blob is read as another precision and answers nonsense
-                return self._core.import_model(blob, "CPU", self._options)
-            except RuntimeError as e:
-                _log.info("the cached compiled network is of no use here (%s); compiling anew", first_line(e))
-        static = self._network.clone()
-        static.reshape({i: list(x.shape) for i, x in enumerate(_example(self._unet, shapes))})
-        compiled = self._core.compile_model(static, "CPU", self._options)
-        self._cache.write(name, compiled.export_model().getvalue())
-        return compiled
+    def twin(self, unet: nn.Module) -> OpenVinoTwin:
+        """What asks `unet`, made from this network, while torch trains it."""
+        return OpenVinoTwin(unet, self._core, self._safe_options, self._cache)
 
     def _converted(self, unet: nn.Module, shapes: Shapes, progress: Progress) -> Any:
         """The network as an OpenVINO model, from the cache or converted now."""
@@ -206,7 +185,7 @@ class OpenVinoEngine:
                 _log.info("the cached network is of no use here (%s); converting anew", first_line(e))
         progress("converting the network for OpenVINO (once per model)")
         try:
-            network = _convert(unet, shapes)
+            network = _convert(_Positional(unet), _example(unet, shapes))
         except Exception as e:
             raise EngineFailure(f"OpenVINO could not convert the network: {first_line(e)}") from e
         xml, weights = _serialised(network)
@@ -215,24 +194,129 @@ class OpenVinoEngine:
         return network
 
 
+class OpenVinoTwin:
+    """A U-Net with a camera (see `sdlab.priors.trainable`) that torch trains and OpenVINO answers for.
+
+    What is trained is an input of the compiled network, read where torch keeps it: nothing is copied, and what was
+    learnt counts at once. Unless the cache has met it, it is converted when it is first asked, which takes some 5 s.
+    """
+
+    def __init__(self, unet: nn.Module, core: Any, options: Mapping[str, str], cache: SealedFolder) -> None:
+        self._unet = unet
+        self._trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+        self._network: Any = None
+        # the frozen weights, if any, are those that the cache's folder is named after
+        topology = {name: list(p.shape) for name, p in self._trained.items()} | {"peft": _version("peft")}
+        self._compiler = _Compiler(core, self._converted, options, cache, topology)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        z_t: Float[Tensor, "B C H W"],
+        t: Int[Tensor, " B"],
+        hidden: Float[Tensor, "B L D"],
+        camera: Float[Tensor, "B 16"],
+    ) -> Float[Tensor, "B out H W"]:
+        """The network's native prediction. Raises EngineFailure."""
+        weights = [p.detach() for p in self._trained.values()]
+        if not all(w.is_contiguous() and w.dtype == torch.float32 and w.device.type == "cpu" for w in weights):
+            raise EngineFailure("OpenVINO cannot read weights of this layout where they lie")
+        inputs = z_t, _waves(self._unet, z_t, t), hidden, camera
+        network = self._compiler(Shapes(tuple(z_t.shape), tuple(hidden.shape)), (*inputs, *weights))
+        return network(inputs, weights)
+
+    def _converted(self, inputs: Sequence[Tensor]) -> Any:
+        if self._network is None:
+            try:
+                self._network = _convert(_with_weights(self._unet, list(self._trained)), inputs)
+            except Exception as e:
+                raise EngineFailure(f"OpenVINO could not convert the network that learns: {first_line(e)}") from e
+        return self._network
+
+
+class _Compiler:
+    """Networks compiled for static shapes, each made once and kept in `cache`.
+
+    `network` answers the converted one of any shape for an example of its inputs; what sets it apart from others in
+    the same folder is its `topology`.
+    """
+
+    def __init__(
+        self,
+        core: Any,
+        network: Callable[[Sequence[Tensor]], Any],
+        options: Mapping[str, str],
+        cache: SealedFolder,
+        topology: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._core = core
+        self._network = network
+        self._options = dict(options)
+        self._cache = cache
+        self._topology = [topology] if topology is not None else []
+        self._compiled: dict[Shapes, _CompiledNetwork] = {}
+        self._compiling = threading.Lock()
+
+    def __call__(self, shapes: Shapes, inputs: Sequence[Tensor]) -> _CompiledNetwork:
+        """The network for inputs like these, among which are `shapes`. Raises EngineFailure."""
+        with self._compiling:
+            if shapes not in self._compiled:
+                try:
+                    self._compiled[shapes] = _CompiledNetwork(self._load(shapes, inputs))
+                except EngineFailure:
+                    raise
+                except Exception as e:
+                    raise EngineFailure(f"OpenVINO could not compile the network: {first_line(e)}") from e
+            return self._compiled[shapes]
+
+    def _load(self, shapes: Shapes, inputs: Sequence[Tensor]) -> Any:
+        """The compiled model, from the cache or compiled now."""
+        processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        wanted = [list(shapes), self._options, processor, *self._topology]
+        name = f"compiled-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}"
+        blob = self._cache.read(name)
+        if blob is not None:
+            try:
+                # without the same options the blob is read as another precision and answers nonsense
+                return self._core.import_model(blob, "CPU", self._options)
+            except RuntimeError as e:
+                _log.info("the cached compiled network is of no use here (%s); compiling anew", first_line(e))
+        static = self._network(inputs).clone()
+        static.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
+        compiled = self._core.compile_model(static, "CPU", self._options)
+        self._cache.write(name, compiled.export_model().getvalue())
+        return compiled
+
+
 class _CompiledNetwork:
     """One compiled model; callers take turns, since with the LATENCY hint it uses all threads for each."""
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
         self._out_shape = tuple(compiled.output(0).shape)
-        self._tensor = _openvino().Tensor
         self._turn = threading.Lock()
+        self._weights: list[Tensor] = []
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
-        inputs = [x.detach().to("cpu", torch.float32).contiguous().numpy() for x in tensors]
+    def __call__(self, inputs: Sequence[Tensor], weights: Sequence[Tensor] = ()) -> Tensor:
+        """The answer to `inputs`; `weights`, contiguous float32 on the processor, are the inputs behind them."""
+        given = [x.detach().to("cpu", torch.float32).contiguous() for x in inputs]
         out = torch.empty(self._out_shape)
         with self._turn:  # OpenVINO reads and writes torch's memory: nothing is copied
-            for i, array in enumerate(inputs):
-                self._request.set_input_tensor(i, self._tensor(array, shared_memory=True))
-            self._request.set_output_tensor(0, self._tensor(out.numpy(), shared_memory=True))
+            if [w.data_ptr() for w in weights] != [w.data_ptr() for w in self._weights]:
+                self._set(weights, behind=len(given))
+                self._weights = list(weights)  # as long as they are read, nothing else can come to lie there
+            self._set(given)
+            self._request.set_output_tensor(0, _shared(out))
             self._request.infer()
         return out
+
+    def _set(self, tensors: Sequence[Tensor], behind: int = 0) -> None:
+        for i, x in enumerate(tensors, behind):
+            self._request.set_input_tensor(i, _shared(x))
+
+
+def _shared(x: Tensor) -> Any:
+    return _openvino().Tensor(x.numpy(), shared_memory=True)
 
 
 # ---- choice -----------------------------------------------------------------------------------------------------
@@ -325,6 +409,27 @@ def _example(unet: nn.Module, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor]:
     return z_t, _waves(unet, z_t, torch.zeros(len(z_t), dtype=torch.int64)), torch.zeros(shapes.hidden)
 
 
+def _with_weights(unet: nn.Module, trained: Sequence[str]) -> Callable[..., Tensor]:
+    """A U-Net that is told a camera, as a function of z_t, waves, hidden, camera and the weights named `trained`."""
+    net: Any = _Positional(unet).unet
+    split = [name.rpartition(".") for name in trained]
+    places = [(net.get_submodule(module)._parameters, name) for module, _, name in split]
+
+    def place(weights: Sequence[Any]) -> None:
+        for (home, name), weight in zip(places, weights, strict=True):
+            home[name] = weight
+
+    def answer(z_t: Tensor, waves: Tensor, hidden: Tensor, camera: Tensor, *weights: Tensor) -> Tensor:
+        own = [home[name] for home, name in places]
+        place(weights)  # torch.func.functional_call, which is for this, refuses to be traced
+        try:
+            return net(z_t, waves, encoder_hidden_states=hidden, class_labels=camera, return_dict=False)[0]
+        finally:
+            place(own)
+
+    return answer
+
+
 class _Positional(nn.Module):
     """The U-Net with positional arguments, a tensor answer, and the timestep already embedded as `waves` [B, T]."""
 
@@ -365,14 +470,13 @@ def _openvino() -> Any:
             sys.modules["openvino_telemetry"] = hidden
 
 
-def _convert(unet: nn.Module, shapes: Shapes) -> Any:
-    """The U-Net as an OpenVINO model of any batch size."""
-    ov = _openvino()
-    example = _example(unet, shapes)
+def _convert(network: Callable[..., Tensor], example: Sequence[Tensor]) -> Any:
+    """`network` as an OpenVINO model of any batch size."""
+    ov, example = _openvino(), tuple(example)
     with _converting, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch on a shape
         # left to the converter, tracing is done three times over, as a check, which takes 3.6 times as long
-        traced = torch.jit.trace(_Positional(unet), example, check_trace=False, strict=False)
+        traced = torch.jit.trace(network, example, check_trace=False, strict=False)
         return ov.convert_model(traced, example_input=example)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sdlab.priors import first_line
+from sdlab.priors.engines import EngineFailure
 from sdlab.priors.prediction import as_eps, native_target
 from sdlab.score import CAMERA
 from sdlab.types import N_TIMESTEPS, Cond
@@ -30,6 +33,8 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))  # by which a mixture's small network is told t
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
+Answers = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # z_t, t, hidden, camera -> native prediction
+_log = logging.getLogger(__name__)
 
 
 class Trainable(nn.Module):
@@ -115,11 +120,29 @@ class TrainableUNet(nn.Module):
             next(unet.parameters()).device
         )
         self.unet = net
+        self._on_cpu = next(net.parameters()).device.type == "cpu"
+        self._answers: Answers | None = None
+        if self._on_cpu and autocast is not None:
+            from sdlab.priors.attention import quicken
+
+            quicken(net)
+
+    def answered_by(self, answers: Answers) -> None:
+        """Where no gradient is asked for, `answers` speaks for this network from now on, until it fails."""
+        self._answers = answers
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
+        if self._answers is not None and not torch.is_grad_enabled():
+            try:
+                return self._answers(z_t, t, cond.hidden, camera)[:, : z_t.shape[1]].to(z_t.dtype)
+            except EngineFailure as e:
+                _log.warning("%s; torch runs instead", first_line(e))
+                self._answers = None
         with torch.autocast(z_t.device.type, self._autocast, enabled=self._autocast is not None):
+            # the way back through convolutions needs fewer copies with the channels last
+            layout = torch.channels_last if self._on_cpu else torch.preserve_format
             out = self.unet(
-                z_t.to(self._dtype),
+                z_t.to(self._dtype, memory_format=layout),
                 t,
                 encoder_hidden_states=cond.hidden.to(self._dtype),
                 class_labels=camera,
