@@ -2,7 +2,8 @@
 // ways at the screen's rate, whatever the rate of the frames.
 "use strict";
 
-const SOON = 70, LATE = 400, AWAY = 1000; // ms until the next question: after news, without any, in a hidden page
+const SOON = 40, LATE = 400, AWAY = 1000; // ms until the next question: after news, without any, in a hidden page
+const RECENT = 1000; // ms after the last news in which more are expected any moment
 const CATCH_UP = 0.13; // s in which what is shown comes to where the points are
 const FRAME = 30; // ms between drawings, so that a small machine has time for the run itself
 const KEPT = 2e6; // numbers of the ways that are remembered
@@ -23,13 +24,13 @@ const TERMS = {
   target: ["\u03b5", "tgt", "towards the target prompt", -1, "pos"],
   source: ["\u03b5", "src", "away from the source prompt", 1, "neg"],
   ref: ["\u03b5", "ref", "away from the reference", 1, "neg"],
-  noise: ["\u03b5", "", "less the noise that was added", 1, "noise"],
-  psi: ["\u03c8", "c", "less the own score, by camera", 1, "psi"],
-  psi_null: ["\u03c8", "", "less the own score, of all", 1, "psi_null"],
-  minority: ["\u03b5\u0302", "\u2212", "less that of an unlikely sample", 1, "minority"],
-  inversion: ["\u03ba", "", "less the noise by inversion", 1, "noise"],
-  interval: ["\u03b5", "s", "less that at a smaller t", 1, "minority"],
-  operator: ["M", "", "less the noise that M hears", 1, "noise"],
+  noise: ["\u03b5", "", "minus the noise that was added", 1, "noise"],
+  psi: ["\u03c8", "c", "minus the own score, by camera", 1, "psi"],
+  psi_null: ["\u03c8", "", "minus the own score, of all", 1, "psi_null"],
+  minority: ["\u03b5\u0302", "\u2212", "minus an unlikely sample's", 1, "minority"],
+  inversion: ["\u03ba", "", "minus the noise by inversion", 1, "noise"],
+  interval: ["\u03b5", "s", "minus that at a smaller t", 1, "minority"],
+  operator: ["M", "", "minus the noise that M hears", 1, "noise"],
   residual: ["\u0394", "", "the step: all together", -1, "residual"],
 };
 const FORMULA = [ // wording in a loss's formula -> term
@@ -106,13 +107,14 @@ async function askGround(key) {
 }
 
 async function follow() {
-  let wait = SOON, failures = 0;
+  let wait = SOON, failures = 0, news = 0;
   for (;;) {
     try {
       const found = await ask();
       failures = found === "wrong" ? failures + 1 : 0;
       if (found === "over") { say("This run has ended."); return; }
-      wait = found === "new" ? SOON : Math.min(wait * 1.5, LATE);
+      if (found === "new") news = performance.now();
+      wait = performance.now() - news < RECENT ? SOON : Math.min(wait * 1.5, LATE);
     } catch (e) {
       if (!(e instanceof TypeError)) throw e; // fetch's own, when there is no connection
       failures++;
@@ -330,7 +332,7 @@ const plane = {
   },
 
   names() {
-    const order = ["uncond", ...Object.keys(TERMS)]; // as they are drawn, one over the other
+    const order = Object.keys(TERMS);
     return Object.keys(frame.arrays).filter((k) => k.startsWith("term ")).map((k) => k.slice(5))
       .sort((a, b) => order.indexOf(a) - order.indexOf(b));
   },
@@ -411,6 +413,7 @@ const plane = {
     if (frame.fit) this.drawFit(pen, view);
     this.drawStart(pen, view);
     this.drawPoints(pen, view, index);
+    this.drawNames(pen, view);
     const moving = this.drawArrows(pen, view, index, seconds);
     document.body.dataset.drawn = Number(document.body.dataset.drawn ?? 0) + 1;
     return busy || moving || zooming;
@@ -440,7 +443,7 @@ const plane = {
     const card = $("card").getBoundingClientRect();
     const below = card.width > 0.7 * width;
     const [right, bottom, top] = below ? [width, card.top, 30] : [card.left, height - 24, 0];
-    return { width, height, x: right / 2, y: (top + bottom) / 2, unit: Math.min(right, bottom - top) / (2 * this.reach) };
+    return { width, height, x: right / 2, y: (top + bottom) / 2, unit: Math.min(right - (below ? 0 : 90), bottom - top) / (2 * this.reach) };
   },
 
   zoom(seconds) { // step back for a start far out, and when points leave: by halves, so that it is calm otherwise
@@ -475,14 +478,10 @@ const plane = {
   drawPlaces(pen, view) {
     if (ground?.kind !== "plane" || ground.ground !== frame.ground) return;
     const { shape, data } = ground.arrays.asked;
-    pen.textAlign = "center";
-    pen.textBaseline = "middle";
-    const small = view.unit < 110;
     for (let k = 0; k < shape[0]; k++) {
       const [, x, y, std] = data.subarray(4 * k, 4 * k + 4);
-      const share = frame.held[k] ?? 0;
       const at = this.place(view, [x, y]);
-      const here = share >= REACHED;
+      const here = (frame.held[k] ?? 0) >= REACHED;
       pen.strokeStyle = here ? colour("accent") : dark() ? "rgba(255,255,255,.18)" : "rgba(79,70,229,.22)";
       pen.lineWidth = here ? 1.6 : 1;
       pen.setLineDash(here ? [] : [3, 4]);
@@ -490,15 +489,28 @@ const plane = {
       pen.arc(...at, 3 * std * view.unit, 0, 7);
       pen.stroke();
       pen.setLineDash([]);
-      const far = Math.hypot(x, y) || 1;
-      const out = (3 * std + (small ? 0.11 : 0.1)) / far;
-      const start = this.startAt() && this.place(view, this.startAt());
-      const at2 = [1 + out, 1 - out].map((times) => this.place(view, [x * times, y * times]));
-      const label = start && Math.hypot(start[0] - at2[0][0], start[1] - at2[0][1]) < 42 ? at2[1] : at2[0];
+    }
+  },
+
+  drawNames(pen, view) { // of the places, outside of each; inside where the start is in the way
+    if (ground?.kind !== "plane" || ground.ground !== frame.ground) return;
+    const { shape, data } = ground.arrays.asked, small = view.unit < 110;
+    const start = this.startAt() && this.place(view, this.startAt());
+    pen.textBaseline = "middle";
+    for (let k = 0; k < shape[0]; k++) {
+      const [, x, y, std] = data.subarray(4 * k, 4 * k + 4);
+      const share = frame.held[k] ?? 0, here = share >= REACHED;
+      const out = (3 * std + 0.1) / (Math.hypot(x, y) || 1);
+      const [outside, inside] = [1 + out, 1 - out].map((times) => this.place(view, [x * times, y * times]));
+      const moved = start && Math.hypot(start[0] - outside[0], start[1] - outside[1]) < 42;
+      const at = moved ? inside : outside;
+      const percent = `${Math.round(100 * share)} %`;
+      const text = small ? (here ? percent : "") : here ? `${nameOf(k)} ${percent}` : nameOf(k);
+      // away from the ring, to whichever side it lies
+      pen.textAlign = Math.abs(x) < 0.1 || small ? "center" : (x > 0) === !moved ? "left" : "right";
       pen.font = `${here ? 600 : 400} ${small ? 10 : 12}px system-ui, sans-serif`;
       pen.fillStyle = here ? colour("accent") : colour("soft");
-      const text = here ? `${Math.round(100 * share)} %` : small ? "" : nameOf(k);
-      halo(pen, text, label[0] + (Math.abs(x) > 0.1 ? Math.sign(x) * (label === at2[0] ? (small ? 4 : 12) : 0) : 0), label[1]);
+      halo(pen, text, ...at);
     }
   },
 
@@ -601,7 +613,7 @@ const plane = {
   },
 
   drawArrows(pen, view, index, seconds) { // whether they still move
-    const shown = this.names().filter((name) => !this.off.has(name));
+    const shown = this.names().filter((name) => !this.off.has(name)).sort((a, b) => (b === "uncond") - (a === "uncond"));
     let moving = false, longest = 0;
     const share = still.matches ? 1 : 1 - Math.exp(-seconds / 0.07);
     for (const name of this.names()) {

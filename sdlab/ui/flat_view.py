@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from sdlab.bench.playground import HELD
 from sdlab.manager import Manager
@@ -76,7 +77,9 @@ class _Kept:
     """What is remembered of a session between two looks; several pages may look at it at once."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    version: int = -1
+    settings: tuple[Settings, Settings] | None = None  # that `about` is true of
+    about: dict[str, Any] = field(default_factory=dict)
+    version: int = -1  # of the frame that `sheet` shows
     sheet: bytes = b""
     saturations: list[tuple[float, ...]] = field(default_factory=list)  # (step, one for each picture)
 
@@ -101,20 +104,29 @@ class FlatViews:
         frame = session.latest.get()
         if frame is None or frame.scene is not None:
             return None
-        version = f"{number}-{_digest(self._about(session))}"
+        about = self._about(session)
+        version = f"{number}-{about['about']}"
         if version == since:
             return None
-        header = {"version": version, "step": frame.step, **self._about(session)}
+        header = {"version": version, "step": frame.step, **about}
         if frame.flat is not None:
             return _plane(header, session, frame, frame.flat, run, row)
         return self._pictures(header, session, frame, number, row)
 
     def _about(self, session: Session) -> dict[str, Any]:
-        """What a message says of the settings; a change of it is news, too."""
-        s = session.effective
+        """What a message says of the settings; a change of it is news, too. Worked out once for each settings, since
+        every thread waits for Python while this one has it."""
+        kept, settings = self._kept.setdefault(session, _Kept()), (session.effective, session.settings)
+        if kept.settings is None or any(a is not b for a, b in zip(kept.settings, settings, strict=True)):
+            about = self._said(*settings)
+            kept.settings, kept.about = settings, {**about, "about": _digest(about)}
+        return kept.about
+
+    def _said(self, s: Settings, asked: Settings) -> dict[str, Any]:
+        """Of the settings in force, `s`, and of those `asked` for, which the start is among from a drag on."""
         start = None
         if s.scene.kind in START:
-            knobs = [session.settings.knob(path) for path in START[s.scene.kind]]
+            knobs = [asked.knob(path) for path in START[s.scene.kind]]
             start = {
                 "at": [k.value for k in knobs],
                 "range": [[k.lo, k.hi] for k in knobs],
@@ -293,9 +305,13 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
         return Response((ASSETS / "flat.html").read_bytes(), media_type="text/html", headers=headers)
 
     @router.get("/flat/{token}/now")
-    def now(token: str, request: Request, since: str = "", run: int = 0, row: int = -1) -> Response:
+    async def now(token: str, request: Request, since: str = "", run: int = 0, row: int = -1) -> Response:
         session = found(token, request)
-        return session if isinstance(session, Response) else _message(views.now(session, since, run, row))
+        if isinstance(session, Response):
+            return session
+        if session.effective.scene.kind in START:  # a millisecond; another thread would have to wait for its turn
+            return _message(views.now(session, since, run, row))
+        return _message(await run_in_threadpool(views.now, session, since, run, row))
 
     @router.get("/flat/{token}/ground")
     def ground(token: str, request: Request) -> Response:
