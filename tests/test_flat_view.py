@@ -540,7 +540,7 @@ def test_arrows_can_be_left_out_one_by_one(look: Callable):
     for name in terms:
         page.locator(f"[data-term={name}]").click()
     page.mouse.move(5, 5)
-    assert np.abs(settled(page) - before).max(-1).astype(bool).mean() < 0.002
+    assert (np.abs(settled(page) - without).max(-1) > 40).sum() > 100
 
 
 @pytest.mark.browser
