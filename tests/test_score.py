@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from tiny_models import pixel_model
 
 from sdlab.cameras import CameraSettings, sample_cameras
@@ -235,10 +236,8 @@ def test_gradients_in_bf16_are_those_of_float32_but_for_rounding(few, how, tmp_p
 def test_only_few_tokens_learn_by_the_plain_formula(tmp_path, monkeypatch):
     """Of many the matrix of scores would fill the memory."""
     taken = []
-    plain = attention.AttnProcessor.__call__
-    monkeypatch.setattr(
-        attention.AttnProcessor, "__call__", lambda self, *a, **k: taken.append(1) or plain(self, *a, **k)
-    )
+    plain = AttnProcessor.__call__
+    monkeypatch.setattr(AttnProcessor, "__call__", lambda self, *a, **k: taken.append(1) or plain(self, *a, **k))
     for size, tokens in ((8, 16), (64, 1024)):
         folder = str(pixel_model(tmp_path / str(size), size=size))
         prior = DiffusersPrior(path=folder, engine="torch", precision="bf16").load(torch.device("cpu"))
