@@ -252,7 +252,7 @@ function sdlTimeline(element, props, trigger, watch) {
       if (name === "kept") {
         node.type = "button";
         node.setAttribute("aria-label", text);
-        node.addEventListener("click", () => trigger("input", { do: "goto", lane, step: s }));
+        node.addEventListener("click", () => trigger("input", { do: "goto", lane: props.value.lane, step: s }));
       }
       return node;
     }));
@@ -370,6 +370,8 @@ function sdlKeys(event) {
   if (event.key === "." && press("step")) event.preventDefault();
 }
 document.addEventListener("keydown", sdlKeys);
+// A button that was clicked with a pointer gives the keys back: the space bar would press it again.
+document.addEventListener("click", (event) => { if (event.detail > 0) event.target.closest?.("button")?.blur(); });
 
 // ---- what a tab remembers: its bench, so that a page loaded anew finds its runs; and how it is to look ------------
 

@@ -418,7 +418,7 @@ def _drive(
     if resumed:
         session.restore(out / "checkpoint")
     else:
-        (out / "settings.toml").write_text(to_toml(s), encoding="utf-8")
+        (out / "settings.toml").write_text(to_toml(session.pinned()), encoding="utf-8")
         (out / "run.json").write_text(json.dumps({"preset": preset, "plan": plan}), encoding="utf-8")
     for number, changes in plan:
         session.plan(number, Patch(tuple(changes)))

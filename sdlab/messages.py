@@ -143,6 +143,14 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something that people should know of the run: that it does not start as it should, or is drawn more slowly."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Saved:
     step: int
     folder: str
@@ -187,4 +195,18 @@ class Ended:
     step: int
 
 
-Event = Status | Applied | Rejected | Stepped | Skipped | Saved | Loaded | Went | Branched | Exported | Failed | Ended
+Event = (
+    Status
+    | Applied
+    | Rejected
+    | Stepped
+    | Skipped
+    | Noted
+    | Saved
+    | Loaded
+    | Went
+    | Branched
+    | Exported
+    | Failed
+    | Ended
+)

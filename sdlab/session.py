@@ -52,7 +52,6 @@ from sdlab.messages import (
     Goto,
     Load,
     Loaded,
-    Noted,
     Patch,
     Pause,
     Phase,
@@ -73,7 +72,6 @@ from sdlab.optim import SceneOptimiser
 from sdlab.pictures import to_uint8
 from sdlab.priors import PriorConfig
 from sdlab.prompts import PROMPT, PromptBank, PromptSettings, views_of
-from sdlab.raster import chosen
 from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, FlatScene, SceneConfig
 from sdlab.schedule import weight
@@ -292,8 +290,8 @@ class Session:
         return Fork(moment, self.timeline.branched(moment), self.running, self._steps_left, undo)
 
     def pinned(self) -> Settings:
-        """The settings that steps follow, with the commit of a prior from the Hub by its name: whoever goes on with them
-        gets the same weights."""
+        """The settings that steps follow, with the commit of a prior from the Hub: whoever goes on with them gets the
+        same weights."""
         commit = getattr(self._prior, "commit", "")
         return self.effective.patch("prior.revision", commit) if commit else self.effective
 

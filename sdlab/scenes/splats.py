@@ -267,8 +267,8 @@ class SplatScene:
 
     @torch.no_grad()
     def densify(self, progress: float, step: int, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """3DGS section 5: every `densify_every` steps clone, split and prune, and until that ends reset opacities at times. With mcmc
-        every step stirs, and a round moves and adds."""
+        """3DGS section 5: every `densify_every` steps clone, split and prune, and until that ends reset opacities at
+        times. With mcmc every step stirs, and a round moves and adds."""
         c = self.config
         done: dict[str, int] = {}
         mcmc = c.density == "mcmc"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+import torch
 from gradio.themes.utils import fonts
 
 from sdlab import settings as catalogue
@@ -82,10 +83,24 @@ class Page:
         self._settings = settings
         self._preset = preset
         self._locked = frozenset(locked)
+        self._presets = [name for name in catalogue.preset_names() if self._is_open(catalogue.preset(name))]
         self._lock = threading.Lock()
         self._benches: dict[str, Bench] = {}  # by token
         self.shelves = Shelves()  # by token of a bench
         self._tokens: dict[str, str] = {}  # page (Gradio's session hash) -> token of its bench
+
+    def _is_open(self, wanted: Settings) -> bool:
+        """Whether a visitor may have this preset: with another prior than the server's it would get round the lock of
+        the prior's path."""
+        theirs, ours = wanted.knobs(), self._settings.knobs()
+        of_prior = (path for path in self._locked if path.startswith("prior.") and path in theirs and path in ours)
+        return all(theirs[path].value == ours[path].value for path in of_prior)
+
+    def _preset_for_visitors(self, name: str) -> Settings:
+        """A preset with what is fixed on this server."""
+        wanted, ours = catalogue.preset(name), self._settings.knobs()
+        fixed = [(path, ours[path].value) for path in self._locked if path in wanted.knobs() and path in ours]
+        return wanted.patch_all(fixed) if fixed else wanted
 
     # ---- seats and benches -------------------------------------------------------------------------------
 
@@ -149,7 +164,7 @@ class Page:
         """The page; to be mounted with `theme`, page.css and page.js."""
         with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
             token = gr.State("")
-            look = _scripted("title", "sdlTheme(element, props, trigger)", False, _title_bar(str(self._manager.device)))
+            look = _scripted("title", "sdlTheme(element, props, trigger)", False, _title_bar(self._manager.device))
             kept = gr.Textbox(visible=False)
             with gr.Row(elem_id="bench"):
                 with gr.Column(elem_id="view"):
@@ -176,7 +191,7 @@ class Page:
                         "form",
                         "sdlForm(element, props, trigger, watch)",
                         form_state(self._settings, self._preset, 0),
-                        form_html(self._settings, catalogue.preset_names(), self._locked),
+                        form_html(self._settings, self._presets, self._locked),
                     )
                 with gr.Column(elem_id="readings", elem_classes=["card"]):
                     tabs = _scripted("tabs", "sdlTabs(element, props, trigger)", "", _TABS)
@@ -307,10 +322,10 @@ class Page:
     def _pick_preset(self, token: str, dark: bool, event: gr.EventData) -> Any:
         name = str(event._data.get("preset"))
         bench = self._find(token)
-        if bench is None or name not in catalogue.preset_names():
+        if bench is None or name not in self._presets:
             return gr.skip()
         lane = bench.focus
-        wanted, now = catalogue.preset(name), lane.settings
+        wanted, now = self._preset_for_visitors(name), lane.settings
         has_own_prompt = wanted.prompt.text != Settings().prompt.text
         if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed, in the same language
             wanted = wanted.patch("prompt.text", now.prompt.text)
@@ -539,8 +554,8 @@ _SCRUB = (
 _RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
 
 
-def _title_bar(device: str) -> str:
-    where = {"cpu": "on the processor", "cuda": "on the GPU"}.get(device.partition(":")[0], f"on {device}")
+def _title_bar(device: torch.device) -> str:
+    where = {"cpu": "on the processor", "cuda": "on the GPU"}.get(device.type, f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'

@@ -15,6 +15,7 @@ from sdlab.messages import (
     Event,
     Failed,
     Loaded,
+    Noted,
     Patch,
     Phase,
     Rejected,
@@ -195,6 +196,8 @@ class Visit:
                 self._message = Message("error", reason)
             case Skipped(step, what):
                 self._message = Message("warning", f"the update of step {step} was left out: not finite, {what}")
+            case Noted(_, text):
+                self._message = Message("warning", text)
             case Failed(_, reason):
                 self._message = Message("error", reason)
             case Loaded():

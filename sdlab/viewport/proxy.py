@@ -31,8 +31,9 @@ RECONNECT = "<script>Document.prototype.hasFocus=function(){return !document.hid
 STYLE = """<style>
 [data-floating-window], .mantine-Paper-root[style*="position: fixed"][style*="bottom: 0"] { display: none !important; }
 </style>"""
-# Its notice that a machine has no graphics processor stays long enough to be read.
+# Its notice that a machine has no graphics processor stays long enough to be read, where it leaves room for the scene.
 NOTICE = """<style>
+@media (max-width: 560px) { .mantine-Notification-root { display: none !important; } }
 .mantine-Notification-root { animation: sdlab-fade 0.4s 8s forwards; }
 @keyframes sdlab-fade { to { opacity: 0; visibility: hidden; } }
 </style>"""
