@@ -301,6 +301,20 @@ def test_a_run_restored_while_psi_is_parked_equals_the_uninterrupted_one(short, 
     assert any(path.startswith("/aux/score/model/adam") for path in tensors(rest))
 
 
+def test_a_run_restored_while_openvino_speaks_for_psi_equals_the_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
+    settings = small_model(pixel_model(tmp_path / "model")).patch_all(
+        [("prior.engine", "auto"), ("active", "vsd"), ("losses.vsd.network", "copy")]
+    )
+    whole, rest = prepared(settings), prepared(settings)
+    whole.run(until=3)
+    whole.save(tmp_path / "run")
+    whole.run(until=6)
+    rest.restore(tmp_path / "run")
+    rest.run(until=6)
+    assert_same(whole, rest)
+
+
 def test_a_reset_begins_with_a_new_psi(short):
     session = prepared(short.patch("active", "vsd"))
     go(session, 3)
