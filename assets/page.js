@@ -184,6 +184,7 @@ function sdlStage(element, props, trigger, watch) {
     const frame = document.createElement("iframe");
     frame.title = "view of the scene";
     frame.addEventListener("load", () => {
+      sdlTell(frame);
       try { frame.contentWindow.addEventListener("keydown", sdlKeys); } catch { /* a frame that is not ours */ }
     });
     node.insertBefore(frame, node.querySelector(".tools"));
@@ -220,6 +221,11 @@ function sdlStage(element, props, trigger, watch) {
   };
   watch("value", show);
   show();
+}
+
+// The views that are pages of ours follow the theme; viser is told by the server.
+function sdlTell(frame) {
+  frame.contentWindow?.postMessage({ dark: document.body.classList.contains("dark") }, location.origin);
 }
 
 // ---- the timeline ------------------------------------------------------------------------------------------------
@@ -407,6 +413,7 @@ function sdlTheme(element, props, trigger) {
   });
   element.querySelector("[data-theme]").addEventListener("click", () => {
     const dark = document.body.classList.toggle("dark");
+    for (const frame of document.querySelectorAll(".lane iframe")) sdlTell(frame);
     try { localStorage.setItem(THEME_KEY, dark ? "dark" : "light"); } catch { /* as above */ }
     props.value = dark;
     trigger("input");

@@ -16,7 +16,9 @@ from sdlab.manager import Seat
 from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Resume, Skipped, Status, Stepped, Went
 from sdlab.session import Session
 from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
+from sdlab.toybox import judge
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
+from sdlab.ui import critic
 from sdlab.ui.bench import MOST_LANES, Bench
 from sdlab.ui.form import control, form_html, form_state, label_of, symbol_of
 from sdlab.ui.panels import (
@@ -402,6 +404,31 @@ def test_charts_lay_the_lanes_over_each_other_and_a_table_holds_their_figures():
     assert "0.7" in table
     assert "0.1" in table
     Parsed(text)
+
+
+def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest.MonkeyPatch):
+    driven.frame(3)
+    driven.visit.ask_the_judge()
+    assert driven.visit.judged is None, "another prior, or none yet"
+    monkeypatch.setattr("sdlab.ui.critic.is_competent", lambda session: True)
+    driven.visit.ask_the_judge()
+    assert 0 <= driven.visit.judged <= 1
+    assert [step for step, _ in driven.visit.curves["judge"].points()] == [3]
+    driven.visit.ask_the_judge()
+    driven.frame(4)
+    driven.visit.ask_the_judge()
+    assert len(driven.visit.curves["judge"].points()) == 1, "not so soon"
+
+
+def test_the_judge_reads_true_pictures_and_finds_nothing_else_in_them():
+    rgb, truths = judge.true_pictures(judge.HELD_OUT, 6)
+    for picture, truth in zip(rgb.permute(0, 2, 3, 1).numpy(), truths, strict=True):
+        other = "bear" if truth.object != "bear" else "car"
+        right, wrong = (critic.chance(picture[None], f"a {truth.colour} {name}") for name in (truth.object, other))
+        assert right is not None
+        assert wrong is not None
+        assert right > wrong
+    assert critic.chance(rgb[:2].permute(0, 2, 3, 1).numpy(), "a zorb") is None
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ A scene of pictures has no sides: then its own pictures are read, measured and s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +41,7 @@ from sdlab.bench.objects import (
 from sdlab.bench.variants import DEPENDS, Course, Draw, Variant, agreements, described, digests, follow
 from sdlab.prompts import PromptBank
 from sdlab.scenes import FlatScene
-from sdlab.toybox import words
+from sdlab.toybox.asked import asked_for
 from sdlab.toybox.figures import fine_detail, saturation
 
 SIX = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")
@@ -59,29 +58,6 @@ class Finished(NamedTuple):
     row: dict[str, Any]
     picture: np.ndarray
     draws: list[Draw]
-
-
-def asked_for(prompt: str) -> tuple[str, str]:
-    """The object that a prompt names first and the colour before it, in the judge's words; "" for a colour that is not
-    named. ValueError when it names no object."""
-    found = _first(prompt, words.OBJECTS)
-    if not found:
-        raise ValueError(f"--prompt {prompt!r}: names no object of the judge's; it knows {', '.join(words.OBJECTS)}")
-    at, name = found
-    colour = _first(prompt[:at], words.COLOURS)
-    return name, colour[1] if colour else ""
-
-
-def _first(text: str, table: dict[str, tuple[str, ...]]) -> tuple[int, str] | None:
-    """Where in `text` a word of the table, or a synonym, comes first, and its standard wording."""
-    places = [
-        (match.start(), -len(wording), standard)
-        for standard, synonyms in table.items()
-        for wording in (standard, *synonyms)
-        if (match := re.search(rf"\b{re.escape(wording)}\b", text.lower()))
-    ]
-    at, _, standard = min(places, default=(0, 0, ""))  # of two that begin at one place, the longer
-    return (at, standard) if places else None
 
 
 def run_six(

@@ -166,6 +166,8 @@ class Bench:
             self._put(found, "preview", frame, lambda: self._preview(lane))
             self._put(found, "lens", (session.lens.version, lane.seat.id), lambda: _lens(session.lens.get()))
         elif self.tab == "charts":
+            for each in looks:
+                each.ask_the_judge()
             versions = tuple((each.seat.id, each.version) for each in looks)
             self._put(found, "charts", (versions, frame[0] if not lane.figures else 0), lambda: self._charts(lane))
         elif self.tab == "versus":
@@ -226,7 +228,12 @@ class Bench:
         curves = [(tones[each], each.curves) for each in order]
         rows = [
             panels.LaneRow(
-                tone, LETTERS[tone], each.settings.loss.title, each.settings.prompt.text, each.step, each.figures
+                tone,
+                LETTERS[tone],
+                each.settings.loss.title,
+                each.settings.prompt.text,
+                each.step,
+                each.figures if each.judged is None else {**each.figures, "judge": each.judged},
             )
             for each, tone in tones.items()
         ]

@@ -4,6 +4,7 @@ look."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ from sdlab.messages import (
     Went,
 )
 from sdlab.settings import Settings
+from sdlab.ui import critic
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import label_of, wordings_of
 from sdlab.ui.panels import PLOTS, Curve, Mark, Message, Tone, status
 from sdlab.viewport.splat_view import SplatView
 
 MAX_MARKS = 60
+JUDGED_EVERY = 2.0  # seconds
 WAITS_FOR_READY = "starts as soon as everything is ready"
 
 
@@ -56,6 +59,8 @@ class Visit:
         self._numbers: dict[str, int] = {}  # path -> number of the last change that a person made
         self._message: Message | None = None
         seat.session.in_detail = True
+        self._judged_step, self._judged_at = 0, 0.0
+        self.judged: float | None = None  # the last that the judge has said
         self._forget_curves()
 
     def _forget_curves(self) -> None:
@@ -165,6 +170,22 @@ class Visit:
         """Something for the status line, until the next change."""
         with self._lock:
             self._message = Message(tone, text)
+
+    def ask_the_judge(self) -> None:
+        """Add what the judge makes of the last pictures to the curves, at most every `JUDGED_EVERY` seconds."""
+        frame = self.seat.session.latest.get()
+        now = time.monotonic()
+        if frame is None or frame.step == self._judged_step or now < self._judged_at + JUDGED_EVERY:
+            return
+        if not critic.is_competent(self.seat.session):
+            return
+        self._judged_step, self._judged_at = frame.step, now
+        chance = critic.chance(frame.preview, self.settings.prompt.text)
+        if chance is not None:
+            with self._lock:
+                self.curves["judge"].add(frame.step, chance)
+                self.judged = chance
+                self.version += 1
 
     def _if_new(self, panel: str, content: str) -> str | None:
         if self._last.get(panel) == content:
