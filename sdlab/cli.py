@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_six(benches)
     _add_cutoffs(benches)
     _add_janus_losses(benches)
+    _add_page(benches)
 
     from sdlab.toybox import cli as toybox
 
@@ -221,6 +222,36 @@ def _add_janus_losses(commands: Any) -> None:
     p.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seed to seed + N - 1 (default %(default)s)")
     _add_comparing(p, "janus-losses", seconds=60)
     p.set_defaults(call=_janus_losses)
+
+
+def _add_page(commands: Any) -> None:
+    p = commands.add_parser("page", help="what the page costs, four lanes, first sight: a server and a browser")
+    p.add_argument("--out", type=Path, default=Path("out") / "page", metavar="DIR", help="(default %(default)s)")
+    p.add_argument("--preset", default="toybox", help="a preset's name (default %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob")
+    p.add_argument("--seconds", type=_positive, metavar="N", help="of the four lanes (default 600)")
+    p.add_argument("--quick", action="store_true", help="one round of short turns, 20 seconds of four lanes")
+    _add_device(p)
+    p.set_defaults(call=_page)
+
+
+def _page(args: argparse.Namespace) -> int:
+    from sdlab.bench import page
+    from sdlab.bench.visitor import require_browser
+
+    require_browser()
+    claim(args.out)
+    s, device = settings_for(args.preset, args.set), choose_device(args.device)
+
+    from sdlab.settings import preset_names
+    from sdlab.ui.server import build, server
+
+    name = args.preset if args.preset in preset_names() else None
+    size = page.QUICK if args.quick else page.Size()
+    size = size._replace(lanes=float(args.seconds or size.lanes))
+    page.run_page(s, args.preset, device, lambda m, first: server(build(m, first, name), port=0), size, args.out)
+    print(f"written to {args.out}")
+    return 0
 
 
 VARIANT_HELP = "losses with some of their knobs set: vsd:network=copy,esd:lam=1"

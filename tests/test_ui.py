@@ -490,7 +490,8 @@ def test_the_status_line():
 
 def test_the_preview_holds_its_pictures():
     text = preview(np.full((2, 8, 8, 3), 200, np.uint8), ["front view", "<i>"], 3)
-    assert text.count("data:image/jpeg;base64,") == 2
+    assert text.count("data:image/png;base64,") == 2
+    assert "data:image/jpeg;base64," in preview(np.zeros((1, 256, 256, 3), np.uint8), ["front view"], 3)
     assert "&lt;i&gt;" in text
 
 

@@ -22,6 +22,7 @@ from sdlab.messages import Phase
 
 CHART_POINTS = 200
 MAX_PREVIEW = 16
+EXACT_PIXELS = 64  # larger pictures are sent as JPEG
 NOT_YET = "\N{EN DASH}"  # in place of a figure that is not known
 KEPT_POINTS = 2000  # of a curve before neighbours are merged
 CHART_WIDTH, CHART_HEIGHT = 200.0, 60.0  # of the SVG's own coordinates, with room for the line's width
@@ -412,9 +413,12 @@ def lanes_table(rows: Sequence[LaneRow]) -> str:
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """A picture [H, W, 3] uint8 as an address that holds it."""
+    """A picture [H, W, 3] uint8 as an address that holds it; a small one as it is, to the pixel."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=90)
+    if max(picture.shape[:2]) <= EXACT_PIXELS:
+        Image.fromarray(picture).save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
