@@ -1,5 +1,6 @@
 """The views: what they show, who may see them, and that nothing is left of them."""
 
+import contextlib
 import threading
 import time
 import urllib.error
@@ -124,6 +125,60 @@ def test_frames_come_at_a_rate_that_a_browser_can_use(view: SplatView):
         shown.add(view.shown_step)
         time.sleep(0.005)
     assert 3 <= len(shown) <= 13
+
+
+def test_a_film_is_shown_in_place_of_the_present_until_it_ends(view: SplatView, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sdlab.viewport.splat_view.FILM_SHOT", 0.3)
+    monkeypatch.setattr("sdlab.viewport.splat_view.FILM_END", 0.3)
+    view._latest.set(frame(9, 70))
+    assert until(lambda: view.shown_step == 9)
+    view.replay(tuple((step, frame(step, 50 + step).scene) for step in (1, 5)))
+    assert until(lambda: view.replayed == 1)
+    assert until(lambda: view.replayed == 5)
+    assert view._splats is not None
+    assert len(view._splats.buffer) == 55
+    assert until(lambda: view.replayed is None)
+    assert until(lambda: len(view._splats.buffer) == 70), "the present is back, though no frame has come"
+    monkeypatch.setattr("sdlab.viewport.splat_view.FILM_END", 30.0)
+    view.replay(((1, frame(1).scene),))
+    assert until(lambda: view.replayed == 1)
+    view.replay(())
+    assert until(lambda: view.replayed is None), "and before its end when it is told so"
+
+
+class Browser:
+    """A browser that looks at a view; what viser says of it, without a connection."""
+
+    def __init__(self, position: tuple[float, float, float]) -> None:
+        self.camera = self
+        self.position = np.array(position)
+        self.look_at = np.zeros(3)
+        self.up_direction = np.array([0.0, 0.0, 1.0])
+
+    def atomic(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def test_cameras_of_linked_views_move_together_without_an_echo(monkeypatch: pytest.MonkeyPatch):
+    made = [SplatView(Latest()) for _ in range(3)]
+    browsers = [Browser((float(i), 1.0, 1.0)) for i in range(3)]
+    try:
+        for view, browser in zip(made, browsers, strict=True):
+            monkeypatch.setattr(view._server, "get_clients", lambda browser=browser: {0: browser})
+            view.link(made[:2])
+        browsers[0].position = np.array([5.0, 5.0, 5.0])
+        made[0]._moved(browsers[0])
+        assert browsers[1].position.tolist() == [5, 5, 5]
+        assert browsers[2].position.tolist() == [2, 1, 1], "nobody has linked the first to it"
+        browsers[0].position = np.array([6.0, 6.0, 6.0])  # the hand goes on, while the other still reports
+        made[1]._moved(browsers[1])
+        assert browsers[0].position.tolist() == [6, 6, 6], "an echo moves nothing"
+        made[2].begin_like(made[0])
+        assert made[2]._server.initial_camera.position.tolist() == [6, 6, 6]
+    finally:
+        for view in made:
+            view.close()
+    assert all(view.join(5) for view in made)
 
 
 def test_the_view_follows_the_theme(view: SplatView):

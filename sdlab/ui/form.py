@@ -93,7 +93,9 @@ def control(k: Knob, owner: str, locked: bool = False, symbol: str = "") -> str:
     tag = f'<span class="knob-tag">{note}</span>' if note else ""
     if k.path == "schedule.start" and not locked:
         field = f'<button type="button" data-now>now</button>{field}'
-    of = f' data-of="{html.escape(symbol)}"' if symbol else ""
+    of = ""
+    if symbol:
+        of = f' data-of="{html.escape(symbol)}" title="{html.escape(symbol)} in the formula above"'
     help_text = prose(k.help) + (" Fixed on this server." if locked else "")
     return (
         f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}{of}>'

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import rich
@@ -151,13 +152,13 @@ class SplatView:
                 self._server.initial_camera.position = tuple(camera.position)
                 self._server.initial_camera.look_at = tuple(camera.look_at)
 
-    def _moved(self, camera: viser.CameraHandle) -> None:
-        """A browser's camera is somewhere else: by a person's hand, unless it has just been moved from here."""
+    def _moved(self, camera: Any) -> None:
+        """A browser's `camera` (viser's handle) is somewhere else: by a person's hand, unless it has just been moved from here."""
         if time.monotonic() - self._told > ECHO:
             for peer in self._peers:
                 peer._move_to(camera)
 
-    def _move_to(self, camera: viser.CameraHandle) -> None:
+    def _move_to(self, camera: Any) -> None:
         if self._closed.is_set():
             return
         self._told = time.monotonic()
@@ -190,7 +191,10 @@ class SplatView:
                 self._hang(_enlarged(grid(shot)))
             else:
                 self._lay(shot)
-            if self._closed.wait(FILM_END if i == len(film) - 1 else pause) or self._film_changed:
+            end = time.monotonic() + (FILM_END if i == len(film) - 1 else pause)
+            while not self._film_changed and time.monotonic() < end and not self._closed.wait(UPDATE_EVERY):
+                pass
+            if self._film_changed or self._closed.is_set():
                 break
         self._film_at = None
 
