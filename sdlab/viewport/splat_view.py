@@ -98,7 +98,7 @@ class SplatView:
         self._film_at: int | None = None  # the shot of the film that is shown
         self._film_changed = False
         self._set_up_scene(dark)
-        self._server.on_client_connect(lambda client: client.camera.on_update(self._moved))
+        self._server.on_client_connect(self._watch)
         self._thread = threading.Thread(target=self._follow, name="sdlab-view", daemon=True)
         self._thread.start()
 
@@ -152,8 +152,12 @@ class SplatView:
                 self._server.initial_camera.position = tuple(camera.position)
                 self._server.initial_camera.look_at = tuple(camera.look_at)
 
+    def _watch(self, client: viser.ClientHandle) -> None:
+        client.camera.on_update(self._moved)
+
     def _moved(self, camera: Any) -> None:
-        """A browser's `camera` (viser's handle) is somewhere else: by a person's hand, unless it has just been moved from here."""
+        """A browser's `camera` (viser's handle) is somewhere else: by a person's hand, unless it has just been moved
+        from here."""
         if time.monotonic() - self._told > ECHO:
             for peer in self._peers:
                 peer._move_to(camera)
