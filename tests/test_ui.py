@@ -291,6 +291,26 @@ def test_a_refused_preset_is_not_the_one_shown(driven: Driven):
     assert driven.visit.preset == "mixture"
 
 
+def test_a_value_refused_later_has_nothing_to_do_with_the_preset(driven: Driven):
+    v = driven.visit
+    v.pick("other", driven.session.settings.patch("camera.views", 4))
+    driven.session.settings = driven.session.settings.patch("camera.views", 4)
+    driven.say(Applied(0, "camera.views", 4))
+    v.change("camera.views", 99, 1)
+    driven.say(Rejected(0, "camera.views", 99, "too many"))
+    assert v.look().stale == {"camera.views"}
+    assert v.preset == "other"
+
+
+def test_a_control_follows_what_is_changed_elsewhere(driven: Driven):
+    v = driven.visit
+    v.change("camera.views", 3, 1)
+    for views, stale in ((3, set()), (4, {"camera.views"}), (5, {"camera.views"})):
+        driven.session.settings = driven.session.settings.patch("camera.views", views)
+        driven.say(Applied(0, "camera.views", views))
+        assert v.look().stale == stale
+
+
 def test_messages_name_what_waits_and_what_went_wrong(driven: Driven):
     v = driven.visit
     driven.say(Applied(3, "scene.n_init", 5, "later"), Applied(3, "camera.views", 3), Applied(3, "seed", 1, "later"))
@@ -418,6 +438,10 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.frame(4)
     driven.visit.ask_the_judge()
     assert len(driven.visit.curves["judge"].points()) == 1, "not so soon"
+    driven.session.settings = driven.session.settings.patch("prompt.text", "a zorb")
+    driven.visit._judged_at -= 10.0
+    driven.visit.ask_the_judge()
+    assert driven.visit.judged is None, "what it said was of another prompt"
 
 
 def test_the_judge_reads_true_pictures_and_finds_nothing_else_in_them():
@@ -463,6 +487,10 @@ def test_a_chart_is_drawn_inside_its_box_with_marks():
     assert "outside" not in text
     assert "no steps yet" in chart("Empty", [Line(Curve())], [])
     Parsed(chart("Flat", [Line(_flat())], []))
+    there_and_back = Curve()
+    for _ in range(2):
+        there_and_back.add(50, 0.7)
+    Parsed(chart("Judge", [Line(there_and_back)], []))
 
 
 def _flat() -> Curve:

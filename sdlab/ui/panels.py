@@ -70,7 +70,8 @@ class Curve:
 
     def points(self, n: int = CHART_POINTS) -> list[tuple[float, float]]:
         """At most `n` (step, value), each the mean of a stretch of the curve."""
-        points = [*self._points, _mean(self._pending)] if self._pending else self._points
+        pending = self._pending  # another thread may put a new one in its place
+        points = [*self._points, _mean(pending)] if pending else self._points
         return _merged(points, math.ceil(len(points) / n)) if len(points) > n else list(points)
 
     def cut(self, step: int) -> None:
@@ -161,7 +162,7 @@ def chart(
     first, end = min(points[0][0] for _, points in curves), max(points[-1][0] for _, points in curves)
 
     def x(step: float) -> float:
-        return CHART_WIDTH * (step - first) / (end - first)
+        return CHART_WIDTH * (step - first) / max(end - first, 1.0)  # after jumps all may be of one step
 
     def y(value: float) -> float:
         height = math.log10(value) if log else value

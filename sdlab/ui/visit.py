@@ -60,13 +60,13 @@ class Visit:
         self._message: Message | None = None
         seat.session.in_detail = True
         self._judged_step, self._judged_at = 0, 0.0
-        self.judged: float | None = None  # the last that the judge has said
         self._forget_curves()
 
     def _forget_curves(self) -> None:
         self.curves = {plot.name: Curve() for plot in PLOTS}
         self.marks: list[Mark] = []
         self.figures: dict[str, float] = {}  # of the last step
+        self.judged: float | None = None  # the last that the judge has said, None if it knows no such object
         self._last_step = 0
         self.version = getattr(self, "version", 0) + 1  # of what the charts show
 
@@ -125,6 +125,7 @@ class Visit:
             if number <= self._numbers.get(path, 0):
                 return
             self._numbers[path] = number
+            self._picked = (self._picked[0], self._picked[1] - {path})  # no longer what the preset has made of it
         self.patch([(path, value)])
 
     def patch(self, changes: Iterable[tuple[str, Any]]) -> None:
@@ -181,9 +182,10 @@ class Visit:
             return
         self._judged_step, self._judged_at = frame.step, now
         chance = critic.chance(frame.preview, self.settings.prompt.text)
-        if chance is not None:
-            with self._lock:
+        with self._lock:
+            if chance is not None:
                 self.curves["judge"].add(frame.step, chance)
+            if chance is not None or self.judged is not None:
                 self.judged = chance
                 self.version += 1
 
@@ -252,11 +254,14 @@ class Visit:
     def _settle(self, path: str, value: Any, stale: set[str]) -> None:
         """The session has answered for one knob: is the control still right? While the answer is to an older value
         than the control shows (a slider being dragged), a later answer is under way."""
-        if path not in self._shown or self._shown[path] != value:
+        if path not in self._shown:  # changed elsewhere: the start of a flat scene is dragged in its view
+            stale.add(path)
             return
+        if self._shown[path] != value:
+            return
+        del self._shown[path]
         knob = self.settings.knobs().get(path)
         if knob is not None and knob.value != value:
-            self._shown[path] = knob.value
             stale.add(path)
 
     def _mark(self, step: int, text: str) -> None:
