@@ -212,9 +212,10 @@ class Session:
             self._answer_rest()
         return answer
 
-    def watch_lens(self, on: bool, row: int = 0) -> None:
-        """Keep `lens` up to date with view `row` of what the loss sees, or no longer; never blocks."""
-        self._inbox.put(lambda: self._watch(row if on else None))
+    def watch_lens(self, on: bool, row: int = 0, t: int | None = None) -> None:
+        """Keep `lens` up to date with view `row` of what the loss sees, at the timestep of each step or at `t`, or no
+        longer; never blocks."""
+        self._inbox.put(lambda: self._watch(row if on else None, t if on else None))
 
     # ---- for the owner -----------------------------------------------------------------------------------
 
@@ -438,8 +439,8 @@ class Session:
             self._obey(command)
         except Exception as e:  # whatever it is, the run goes on
             self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), _reason(e)))
-            if self._state is None:
-                self._fail(e)
+            if self._state is None and isinstance(command, (Resume, Advance, Reset, Load)):
+                self._fail(e)  # of the others it says why there is still nothing
             else:
                 self._settle()
 
@@ -678,10 +679,15 @@ class Session:
             return
         self._undo = None
         self.timeline.go_on()
-        if report is None:
-            self._show_warm_up()
-        else:
-            self._after(report, time.perf_counter() - started)
+        try:
+            if report is None:
+                self._show_warm_up()
+            else:
+                self._after(report, time.perf_counter() - started)
+        except Exception as e:
+            if self._until is not None:
+                raise
+            self._fail(e)  # such as a picture that cannot be made: the thread of a page must not end without a word
 
     def _show_warm_up(self) -> None:
         """Say how far the auxiliary is; and that the run goes on when it is ready."""
@@ -824,10 +830,8 @@ class Session:
 
     # ---- what a closer look sees -------------------------------------------------------------------------
 
-    def _watch(self, row: int | None) -> None:
-        if row is None:
-            self._probed = None
-        self._lens_row = row
+    def _watch(self, row: int | None, t: int | None) -> None:
+        self._lens_row, self._probed = row, t
         self._look(now=True)
 
     def _look(self, now: bool = False) -> None:
@@ -859,8 +863,9 @@ class Session:
         return views_of_step(report, s, self.prior, row, again)
 
     def _comparison(self) -> Iterator[Comparison]:
+        state = self.state
         assert self._bank is not None
-        return comparison_steps(self.state, self.effective, self.prior, self._bank)
+        return comparison_steps(state, self.effective, self.prior, self._bank)
 
     def _compare_on(self) -> None:
         """One more loss of a comparison under way, between two steps."""

@@ -9,9 +9,11 @@ import torch
 from sdlab.messages import (
     Advance,
     Applied,
+    Compare,
     Ended,
     Export,
     Failed,
+    Goto,
     Load,
     Patch,
     Pause,
@@ -210,6 +212,18 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
     assert events(live.session, Ended)
 
 
+def test_a_frame_that_cannot_be_made_is_said_and_the_run_can_go_on(live, monkeypatch):
+    original = Session._publish
+    monkeypatch.setattr(Session, "_publish", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory for a picture")))
+    live.send(Resume())
+    live.phase("failed")
+    assert "no memory for a picture" in events(live.session, Failed)[0].reason
+    monkeypatch.setattr(Session, "_publish", original)
+    step = live.session.state.step
+    live.send(Resume())
+    live.wait(lambda s: s.state.step > step + 2)
+
+
 @pytest.mark.parametrize("where", ["residual", "gradient"])
 def test_what_is_not_finite_is_skipped_and_named(quick, monkeypatch, where):
     def poison(session):
@@ -278,6 +292,11 @@ def test_a_prior_that_cannot_be_loaded_is_reported_and_can_be_mended(tmp_path):
     assert "prior.path" in live.session.status.text
     live.send(Patch.one("prior.path", str(tmp_path / "still nothing")))
     live.wait(lambda s: bool(events(s, Rejected)))
+    for number, command in enumerate((Compare(), Goto(3)), len(events(live.session, Rejected)) + 1):
+        live.send(command)
+        live.wait(lambda s, number=number: len(events(s, Rejected)) == number)
+        assert live.session.status.phase == "failed"
+        assert "prior.path" in live.session.status.text, "why there is nothing is still said"
     live.send(Stop())
     live.thread.join(10)
 

@@ -28,10 +28,12 @@ class Bench:
 
     shelf: Shelf  # of the files made here
 
-    def __init__(self, first: Visit) -> None:
+    def __init__(self, first: Visit, page: str = "") -> None:
         self.id = secrets.token_urlsafe(16)
+        self.page = page  # the one that shows it (Gradio's session hash): each piece of news is told once
         self.tab = TABS[0]
         self.row = 0  # the view that the lens looks at
+        self.t: int | None = None  # the timestep that it asks about, None for that of each step
         self._lock = threading.Lock()
         self._tones = {first: 0}  # of each lane, in order of appearance
         self._focus = first
@@ -107,12 +109,17 @@ class Bench:
             self._shown.pop(panel, None)
 
     def _watch(self) -> None:
-        self._focus.seat.session.watch_lens(self.tab == "lens", self.row)
+        self._focus.seat.session.watch_lens(self.tab == "lens", self.row, self.t)
 
     def choose_view(self, row: int) -> None:
         """The lens looks at another of the step's views."""
         self.row = row
         self._shown.pop("preview", None)
+        self._watch()
+
+    def ask_at(self, t: int | None) -> None:
+        """The lens asks about another timestep, for whichever lane has the focus; None for that of each step."""
+        self.t = t
         self._watch()
 
     def forget_what_was_shown(self) -> None:
@@ -128,10 +135,12 @@ class Bench:
         with self._lock:
             self._late_ticks = 1
 
-    def come_back(self) -> None:
-        """The page was loaded anew."""
+    def come_back(self, page: str = "") -> None:
+        """The page was loaded anew, and begins with the first tab and the lens as it was."""
+        self.page = page
         with self._lock:
             self._late_ticks = None
+        self.tab, self.t = TABS[0], None
         self._watch()
         self.forget_what_was_shown()
 
@@ -155,8 +164,8 @@ class Bench:
 
     def news(self) -> tuple[Look, dict[str, Any]]:
         """What is new in the lane in focus, and the panels that have changed. Called by one tick at a time."""
-        looks = {lane: lane.look() for lane in self.lanes}
-        lane = self._focus
+        lane = self._focus  # as of now: it may move on, or be taken out, while this is read
+        looks = {each: each.look() for each in dict.fromkeys((lane, *self.lanes))}
         session = lane.seat.session
         found: dict[str, Any] = {}
         self._put(found, "stage", self._stage(), lambda: self._stage())
@@ -224,6 +233,7 @@ class Bench:
         frame = lane.seat.session.latest.get()
         with self._lock:
             tones = dict(self._tones)
+        tones.setdefault(lane, 0)  # it has just been taken out for another
         order = sorted(tones, key=lambda each: (each is not lane, tones[each]))
         curves = [(tones[each], each.curves) for each in order]
         rows = [

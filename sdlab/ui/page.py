@@ -24,7 +24,7 @@ from gradio.themes.utils import fonts
 from sdlab import settings as catalogue
 from sdlab.export import Material
 from sdlab.manager import Manager, Seat
-from sdlab.messages import Advance, Compare, Goto, Pause, Phase, Probe, Reset, Resume
+from sdlab.messages import Advance, Compare, Goto, Pause, Phase, Reset, Resume
 from sdlab.results import Shelves
 from sdlab.settings import Settings
 from sdlab.ui.bench import MOST_LANES, TABS, Bench
@@ -87,7 +87,6 @@ class Page:
         self._lock = threading.Lock()
         self._benches: dict[str, Bench] = {}  # by token
         self.shelves = Shelves()  # by token of a bench
-        self._tokens: dict[str, str] = {}  # page (Gradio's session hash) -> token of its bench
 
     def _is_open(self, wanted: Settings) -> bool:
         """Whether a visitor may have this preset: with another prior than the server's it would get round the lock of
@@ -117,15 +116,17 @@ class Page:
 
     def _open(self, page: str, settings: Settings, preset: str | None, dark: bool) -> Bench:
         """A bench for a page in place of the one it had; RuntimeError when all seats are taken."""
-        with self._lock:
-            previous = self._benches.get(self._tokens.pop(page, ""))
+        previous = self._of_page(page)
         if previous is not None:
             self._close(previous)
-        bench = Bench(self._lane(self._manager.open(settings), preset, dark))
-        bench.shelf = self.shelves.open(bench.id)
+        bench = Bench(self._lane(self._manager.open(settings), preset, dark), page)
+        try:
+            bench.shelf = self.shelves.open(bench.id)
+        except OSError:
+            self._close(bench)
+            raise
         with self._lock:
             self._benches[bench.id] = bench
-            self._tokens[page] = bench.id
         for lane in bench.lanes:  # for a page that was closed before it came to tick
             self._manager.leave(lane.seat.id, at_least=ARRIVING)
         return bench
@@ -146,7 +147,11 @@ class Page:
         self.shelves.close(bench.id)
         with self._lock:
             self._benches.pop(bench.id, None)
-            self._tokens = {page: token for page, token in self._tokens.items() if token != bench.id}
+
+    def _of_page(self, page: str) -> Bench | None:
+        """The bench that a page shows."""
+        with self._lock:
+            return next((bench for bench in self._benches.values() if bench.page == page), None)
 
     def _find(self, token: str, ticking: bool = False) -> Bench | None:
         """The bench; a sign of life, unless the page was closed and this is its last request, however late."""
@@ -236,11 +241,9 @@ class Page:
         """A page was loaded: it finds its runs again if there are any."""
         with self._lock:
             bench = self._benches.get(kept or "")
-            if bench is not None:
-                self._tokens[request.session_hash or ""] = bench.id
         if bench is None:
             return self._take_bench(request, self._settings, self._preset, dark)
-        bench.come_back()
+        bench.come_back(request.session_hash or "")
         self._find(bench.id)
         for lane in bench.lanes:
             lane.view.set_dark(bool(dark))
@@ -257,14 +260,19 @@ class Page:
         return list(_whole(bench))
 
     def _tick(self, token: str, request: gr.Request) -> Any:
-        if not token:
-            return gr.skip()
+        page = request.session_hash or ""
+        own = self._of_page(page)
+        if not token:  # it has none yet; or Gradio has forgotten it, an hour after the connection had failed for once
+            return list(_whole(own)) if own is not None else gr.skip()
+        if own is not None and own.id != token:
+            return gr.skip()  # the page has just been given another bench, and asks with its old one
+        with self._lock:
+            known = token in self._benches
+        if own is None and known:
+            text = "This session is open in another tab, to which this one was copied."
+            return _without_session("Open in another tab", text, "New session")
         bench = self._find(token, ticking=True)
         if bench is None:
-            with self._lock:
-                now = self._tokens.get(request.session_hash or "")
-            if now is not None and now != token:
-                return gr.skip()  # the page has just been given another bench, and asks with its old one
             text = "This session is over: nobody was here for a while, or the server was restarted."
             return _without_session("Session ended", text, "New session")
         news = _news(bench)
@@ -272,11 +280,8 @@ class Page:
 
     def _leave(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
-        with self._lock:
-            token = self._tokens.pop(request.session_hash or "", None)
-            bench = self._benches.get(token or "")
-            elsewhere = token in self._tokens.values()  # loaded anew, which may be told first
-        if bench is not None and not elsewhere:
+        bench = self._of_page(request.session_hash or "")  # none if it was loaded anew, which may be told first
+        if bench is not None:
             bench.leave()
             for lane in bench.lanes:
                 self._manager.leave(lane.seat.id)
@@ -314,13 +319,13 @@ class Page:
             bench.focus.send(prompt=text)
 
     def _change_knob(self, token: str, event: gr.EventData) -> None:
-        change = event._data
-        path, number = str(change.get("knob")), int(change.get("number", 0))
+        change = event._data if isinstance(event._data, dict) else {}
+        path, number = str(change.get("knob")), _whole_number(change.get("number"))
         if (bench := self._find(token)) is not None and path not in self._locked:
             bench.focus.change(path, change.get("value"), number)
 
     def _pick_preset(self, token: str, dark: bool, event: gr.EventData) -> Any:
-        name = str(event._data.get("preset"))
+        name = str(event._data.get("preset")) if isinstance(event._data, dict) else ""
         bench = self._find(token)
         if bench is None or name not in self._presets:
             return gr.skip()
@@ -339,9 +344,14 @@ class Page:
         tone = bench.take_out(lane)
         self._manager.close(lane.seat.id)
         try:
-            bench.put_in(self._lane(self._manager.open(settings), preset, dark), tone)
+            other = self._lane(self._manager.open(settings), preset, dark)
+            bench.put_in(other, tone)
+            self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
         except (RuntimeError, OSError) as e:
-            self._close(bench)
+            if bench.lanes:
+                bench.look_at(bench.lanes[0])
+                bench.focus.say("error", str(e))
+                return list(_whole(bench))
             self._drop(bench)
             return _without_session("No free seat", str(e), "Try again")
         return list(_whole(bench))
@@ -351,8 +361,10 @@ class Page:
         bench = self._find(token)
         if bench is None:
             return gr.skip()
-        asked = dict(event._data)
-        lane = bench.lane(str(asked.get("lane"))) or bench.focus
+        asked = event._data if isinstance(event._data, dict) else {}
+        lane = bench.lane(str(asked["lane"])) if asked.get("lane") is not None else bench.focus
+        if lane is None:
+            return gr.skip()  # it has been closed: a second press of its button must not act on another
         match asked.get("do"):
             case "front":
                 lane.view.look_from_front()
@@ -382,7 +394,7 @@ class Page:
                 bench.choose_view(_whole_number(asked.get("row")))
             case "probe":
                 t = asked.get("t")
-                lane.send(Probe(None if t is None else _whole_number(t)))
+                bench.ask_at(None if t is None else _whole_number(t))
             case "make":
                 _make(bench, lane, str(asked.get("kind")))
             case "cancel":
@@ -396,12 +408,21 @@ class Page:
                 raise ValueError(f"{MOST_LANES} lanes are there already: close one first")
             seat = self._manager.branch(lane.seat.id)
             other = self._lane(seat, lane.preset, dark)
+            other.view.begin_like(lane.view)
+            self._add(bench, other)
         except (RuntimeError, ValueError, OSError) as e:
             lane.say("error", str(e))
             return gr.skip()
-        other.view.begin_like(lane.view)
-        bench.add(other)
         return list(_whole(bench))
+
+    def _add(self, bench: Bench, lane: Visit) -> None:
+        """Put a lane just opened on a bench; without room its seat ends, and ValueError."""
+        try:
+            bench.add(lane)
+        except ValueError:  # somebody was quicker
+            self._manager.close(lane.seat.id)
+            raise
+        self._manager.leave(lane.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
 
 
 def _make(bench: Bench, lane: Visit, kind: str) -> None:
@@ -420,7 +441,7 @@ def _whole_number(value: Any) -> int:
     """0 for what is none: the browser is not to be trusted."""
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 

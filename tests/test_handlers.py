@@ -1,0 +1,213 @@
+"""The page's handlers, called as Gradio calls them, with real sessions and no browser: what people do twice, too late,
+or in two tabs at once."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from sdlab.manager import Manager, Seat
+from sdlab.settings import Settings, default_settings
+from sdlab.ui.bench import MOST_LANES, Bench
+from sdlab.ui.page import Answer, Page
+from sdlab.viewport.splat_view import SplatView, Viewports
+
+
+class View(SplatView):
+    """The view of a lane, without a server."""
+
+    def __init__(self) -> None:
+        self._film_at = None
+
+    def link(self, peers: Any) -> None: ...
+    def begin_like(self, other: Any) -> None: ...
+    def set_dark(self, dark: bool) -> None: ...
+
+
+class Views(Viewports):
+    """`opening` is called first."""
+
+    def __init__(self) -> None:
+        self.opening: Callable[[], object] = lambda: None
+
+    def open(self, seat: Seat, dark: bool = False) -> View:
+        self.opening()
+        return View()
+
+
+class Browser:
+    """One page of one browser."""
+
+    def __init__(self, page: Page, name: str, kept: str = "") -> None:
+        self.page, self.name = page, name
+        self.first = Answer(*page._arrive(False, kept, self.request))
+        self.token = self.first.token
+
+    @property
+    def request(self) -> gr.Request:
+        return gr.Request(session_hash=self.name)
+
+    @property
+    def bench(self) -> Bench:
+        return self.page._benches[self.token]
+
+    def act(self, **asked: Any) -> Any:
+        return self.page._act(self.token, False, gr.EventData(None, asked))
+
+    def tick(self) -> Any:
+        return self.page._tick(self.token, self.request)
+
+    def leave(self) -> None:
+        self.page._leave(self.request)
+
+
+def settings() -> Settings:
+    return default_settings("mixture").patch_all([("scene.n_init", 20), ("camera.resolution", 16)])
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    manager = Manager(max_sessions=MOST_LANES + 2)
+    yield manager
+    manager.shutdown()
+
+
+@pytest.fixture
+def page(manager: Manager) -> Page:
+    return Page(manager, Views(), settings(), "mixture", ())
+
+
+@pytest.fixture
+def browser(page: Page) -> Browser:
+    return Browser(page, "page")
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ready(browser: Browser) -> None:
+    for lane in browser.bench.lanes:
+        until(lambda lane=lane: lane.seat.session.status.phase in ("ready", "paused", "running"))
+
+
+def branched(browser: Browser, lanes: int) -> list[str]:
+    ready(browser)
+    while len(browser.bench.lanes) < lanes:
+        browser.act(do="branch", lane=browser.bench.focus.seat.id)
+        ready(browser)
+    return [lane.seat.id for lane in browser.bench.lanes]
+
+
+@pytest.mark.parametrize("what", ["close", "keep"])
+def test_a_second_press_on_a_lane_that_has_gone_does_nothing_to_the_others(browser: Browser, what: str):
+    gone, *others = branched(browser, 3)
+    browser.act(do="close", lane=gone)
+    browser.act(do=what, lane=gone)
+    assert [lane.seat.id for lane in browser.bench.lanes] == others
+
+
+def test_lanes_asked_for_at_once_leave_no_seat_behind(browser: Browser, page: Page, manager: Manager):
+    branched(browser, MOST_LANES - 1)
+    both = threading.Barrier(2)
+    page._viewports.opening = both.wait  # pyright: ignore[reportAttributeAccessIssue]
+    first = browser.bench.lanes[0].seat.id
+    pressed = [threading.Thread(target=browser.act, kwargs={"do": "branch", "lane": first}) for _ in range(2)]
+    for press in pressed:
+        press.start()
+    for press in pressed:
+        press.join(60)
+    assert len(browser.bench.lanes) == MOST_LANES
+    assert manager.count() == MOST_LANES
+
+
+def test_a_lane_asked_for_by_a_page_that_is_closed_meanwhile_ends_with_it(browser: Browser, manager: Manager):
+    branched(browser, 2)
+    browser.leave()
+    new = manager.get(browser.bench.lanes[-1].seat.id)
+    assert new is not None
+    branched(browser, 3)  # was under way
+    assert all(manager._seats[lane.seat.id].ends_at is not None for lane in browser.bench.lanes[2:])
+
+
+def test_what_is_new_may_be_asked_for_while_a_lane_is_put_in_the_place_of_another(browser: Browser):
+    bench = browser.bench
+    lane = bench.focus
+    tone = bench.take_out(lane)
+    browser.tick()
+    bench.turn_to("charts")
+    browser.tick()
+    bench.put_in(lane, tone)
+    assert bench.lanes == [lane]
+
+
+def test_a_preset_without_a_seat_leaves_the_other_lanes(browser: Browser, page: Page, manager: Manager):
+    one, two = branched(browser, 2)
+    bench = browser.bench
+
+    def refuse() -> None:
+        raise OSError("no socket is left")
+
+    page._viewports.opening = refuse  # pyright: ignore[reportAttributeAccessIssue]
+    page._replace(bench, bench.focus, settings(), "mixture", False)
+    assert [lane.seat.id for lane in bench.lanes] == [one]
+    assert "No socket is left" in (bench.focus.look().status or "") + str(bench.focus._last)
+    assert not manager.exists(two)
+    assert page._benches
+
+
+def test_a_tab_that_is_copied_has_the_run_and_the_first_says_so(browser: Browser, page: Page):
+    copy = Browser(page, "copy", browser.token)
+    assert copy.token == browser.token
+    told = Answer(*browser.tick())
+    assert told.token == ""
+    assert "another tab" in told.status
+    browser.leave()
+    assert copy.bench.is_there(ticking=False), "the other tab does not take the run with it"
+
+
+def test_a_page_whose_connection_failed_once_still_frees_its_seat_when_it_is_closed(browser: Browser, manager: Manager):
+    seat = browser.bench.focus.seat
+    browser.leave()
+    assert seat.ends_at is not None
+    browser.tick()
+    browser.tick()
+    assert seat.ends_at is None, "it lives"
+    browser.leave()
+    assert seat.ends_at is not None
+
+
+def test_a_page_whose_state_was_forgotten_finds_its_run(browser: Browser, page: Page):
+    token, browser.token = browser.token, ""
+    assert Answer(*browser.tick()).token == token
+
+
+def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: Browser, page: Page):
+    ready(browser)
+    session = browser.bench.focus.seat.session
+    browser.act(do="probe", t=20)
+    until(lambda: session._probed == 20)
+    browser.act(do="tab", tab="charts")
+    until(lambda: session._lens_row is None)
+    browser.act(do="tab", tab="lens")
+    until(lambda: session._lens_row is not None)
+    assert session._probed == 20, "the slider stands there still"
+    browser.act(do="tab", tab="results")
+    Browser(page, "anew", browser.token)
+    until(lambda: (session._lens_row, session._probed) == (0, None))
+    assert browser.bench.tab == "lens"
+
+
+@pytest.mark.parametrize("said", [None, [], "close", 3, {"do": []}, {"do": "goto", "step": float("inf")}, {"lane": {}}])
+def test_whatever_json_a_page_sends_is_no_error(browser: Browser, page: Page, said: Any):
+    event = gr.EventData(None, said)
+    page._act(browser.token, False, event)
+    page._change_knob(browser.token, event)
+    page._pick_preset(browser.token, False, event)
+    assert browser.bench.lanes
