@@ -114,6 +114,11 @@ function sdlKnob(node, send) {
     place(v);
     change(v);
   });
+  field.addEventListener("blur", () => { // typed and taken back, of which "change" says nothing
+    if (!typing) return;
+    typing = false;
+    show(shown);
+  });
   slider?.addEventListener("input", () => {
     const v = toValue(Number(slider.value));
     field.value = written(v);
@@ -148,13 +153,18 @@ function sdlKnob(node, send) {
 // The value of a symbol, below it in the formula.
 function sdlValue(card, symbol, value) {
   for (const node of card?.querySelectorAll(`.formula [data-symbol]`) ?? [])
-    if (node.dataset.symbol === symbol) node.dataset.now = value;
+    if (node.dataset.symbol === symbol) value === undefined ? delete node.dataset.now : (node.dataset.now = value);
 }
 
 function sdlLive(element, props, watch) {
+  let said = {};
   const show = () => {
     const card = document.querySelector('#form section[data-owner^="losses."]:not([hidden])');
-    for (const [symbol, value] of Object.entries(props.value ?? {})) sdlValue(card, symbol, value);
+    const now = props.value ?? {};
+    for (const symbol of Object.keys(said))
+      if (!(symbol in now)) sdlValue(document.getElementById("form"), symbol, undefined); // there is no step any more
+    for (const [symbol, value] of Object.entries(now)) sdlValue(card, symbol, value);
+    said = now;
   };
   watch("value", show);
   show();
@@ -171,6 +181,7 @@ function sdlStage(element, props, trigger, watch) {
   const stage = element.querySelector(".stage");
   const lanes = new Map(); // by seat
   const say = (what, lane) => trigger("input", { do: what, lane });
+  let bench; // whose runs are shown
 
   const add = (lane) => {
     const node = document.createElement("figure");
@@ -182,7 +193,6 @@ function sdlStage(element, props, trigger, watch) {
       '<div class="tools"><button type="button" data-do="branch" title="Another lane that goes on from this very step">' +
       'Branch here</button><button type="button" data-do="front">Front view</button></div>';
     const frame = document.createElement("iframe");
-    frame.title = "view of the scene";
     frame.addEventListener("load", () => {
       sdlTell(frame);
       try { frame.contentWindow.addEventListener("keydown", sdlKeys); } catch { /* a frame that is not ours */ }
@@ -214,10 +224,17 @@ function sdlStage(element, props, trigger, watch) {
       node.querySelector(".chip").textContent = lane.letter;
       node.querySelector(".name b").textContent = lane.loss;
       node.querySelector(".name span").textContent = `step ${lane.step}${lane.phase === "running" ? "" : `, ${lane.phase}`}`;
+      frame.title = `view of the scene, lane ${lane.letter}, ${lane.loss}`;
       node.dataset.flat = lane.address.startsWith("flat/");
     }
     stage.dataset.lanes = wanted.length;
-    if (wanted.length) sdlKeep("sdlab-bench", wanted[0].bench);
+    if (!wanted.length || wanted[0].bench === bench) return;
+    if (bench) { // a new one on an old page: it does not know yet what is looked at here
+      trigger("input", { do: "tab", tab: document.getElementById("readings").dataset.tab ?? "lens" });
+      document.querySelector("#scrub [data-live]:not(:disabled)")?.click();
+    }
+    bench = wanted[0].bench;
+    sdlKeep("sdlab-bench", bench);
   };
   watch("value", show);
   show();
@@ -395,16 +412,21 @@ function sdlRestore() {
 
 const THEME_KEY = "sdlab-theme";
 
+let sdlLook; // the props of the title, whose value says whether the page is dark: new views are to be so, too
+
 function sdlRestoreTheme() {
   let kept = null;
   try { kept = localStorage.getItem(THEME_KEY); } catch { /* storage may be forbidden in a frame */ }
   if (kept !== null) document.body.classList.toggle("dark", kept === "dark");
-  return document.body.classList.contains("dark");
+  const dark = document.body.classList.contains("dark");
+  if (sdlLook) sdlLook.value = dark;
+  return dark;
 }
 
 const LARGE_KEY = "sdlab-large";
 
 function sdlTheme(element, props, trigger) {
+  sdlLook = props;
   const root = document.documentElement;
   try { root.classList.toggle("large", localStorage.getItem(LARGE_KEY) === "yes"); } catch { /* as above */ }
   element.querySelector("[data-large]").addEventListener("click", () => {
