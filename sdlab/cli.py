@@ -237,9 +237,7 @@ def _add_page(commands: Any) -> None:
 
 def _page(args: argparse.Namespace) -> int:
     from sdlab.bench import page
-    from sdlab.bench.visitor import require_browser
 
-    require_browser()
     claim(args.out)
     s, device = settings_for(args.preset, args.set), choose_device(args.device)
 

@@ -1,0 +1,525 @@
+"""What the page costs a run, whether its lanes share the machine fairly, and how soon there is something to see.
+
+A real server in this process, as app.py has it, and a real browser on the same machine:
+
+first sight  from opening the page to the first visible change of the object after Start, and from there to the effect
+             of another loss. The first visitor comes while the server still loads, later ones find it ready.
+cost         steps a second of a session alone, and with the page open: with the lens or with the charts to be seen,
+             with the 3D view and without it. Ways take turns, a fresh session for each turn.
+lanes        four lanes, branched off each other by a person's clicks, each with another loss: steps of each, how long
+             the page's handlers take, the memory of the server's process. Meanwhile somebody turns to another tab and
+             another lane again and again.
+
+Runs neither end nor change their number of Gaussians, so that all steps are alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sdlab import machine
+from sdlab.bench.lanes import median, ratio, wait_for
+from sdlab.bench.visitor import (
+    Meter,
+    Serve,
+    Site,
+    Tab,
+    chromium,
+    processor_seconds_of_browser,
+    require_browser,
+    rss_mb,
+    until,
+)
+from sdlab.messages import Resume
+from sdlab.priors import silent
+from sdlab.settings import Settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SEATS = 4
+LOSSES = ("sds", "vdm", "csd", "sbp")  # of the lanes; the first is that of the run they branch off
+OTHER_LOSS = "vdm"  # that a first visitor toggles to
+TABS = ("lens", "charts", "versus", "results")
+WARM_UP = 10  # steps of each session that are not counted
+VISIBLE = 2.0  # mean difference of two pictures, of 255, that anybody sees
+DRAWN = 3.0  # standard deviation in the middle of the view where an object stands; an empty one has none
+STILL = 0.5  # mean difference of two pictures below which nothing moves
+ACT_EVERY, RSS_EVERY = 15.0, 5.0  # seconds
+FIRST_MINUTE = 60.0
+
+SOONEST, TOGGLE_SOONEST = 15.0, 60.0  # what is required, in seconds
+FAIR = 10.0  # percent from an equal share
+HANDLERS_P95 = 200.0  # ms
+FLAT = 2.0  # MB a minute
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    visits: int = 4
+    rounds: int = 5
+    turn: float = 15.0  # seconds
+    lanes: float = 600.0  # seconds
+
+
+QUICK = Size(visits=2, rounds=1, turn=3.0, lanes=20.0)
+
+
+class Way(NamedTuple):
+    """One of the ways in which a run is measured; without a `tab` there is no page."""
+
+    title: str
+    tab: str = ""
+    view: bool = True
+    least: float = 0.0  # of the rate without a page that is required
+
+
+WAYS = {
+    "headless": Way("no page"),
+    "lens": Way("page, lens", "lens", least=0.90),
+    "charts": Way("page, charts", "charts", least=0.95),
+    "lens, no view": Way("page, lens, no 3D view", "lens", view=False, least=0.90),
+    "charts, no view": Way("page, charts, no 3D view", "charts", view=False, least=0.95),
+}
+OPENING = 8.0  # seconds that it takes to open and close a page, about
+
+
+class Clock:
+    """Says how far a measurement of known length is."""
+
+    def __init__(self, planned: float) -> None:
+        self._planned = planned
+        self._done = 0.0
+        self._started = time.perf_counter()
+
+    def advance(self, planned: float, text: str) -> None:
+        """So many of the planned seconds are over; print `text` and the time left."""
+        self._done += planned
+        rest = max(self._planned - self._done, 0.0) * (time.perf_counter() - self._started) / self._done
+        print(f"{text}   {f'{int(rest) // 60}:{int(rest) % 60:02} left' if rest >= 1 else ''}".rstrip(), flush=True)
+
+
+def run_page(s: Settings, name: str, device: torch.device, serve: Serve, size: Size, out: Path) -> dict[str, Any]:
+    """Measure a page that begins with `s`, of the preset `name`; print tables, write page.json into the folder `out`,
+    return the figures. What is finished is written however it ends.
+
+    RuntimeError when there is no browser, a session fails, or something waited for does not come.
+    """
+    require_browser()
+    result: dict[str, Any] = {
+        "preset": name,
+        "device": str(device),
+        "machine": machine.processor(),
+        "load_before": _load(),
+        "size": size._asdict(),
+        "requirements": [],
+    }
+    clock = Clock(
+        size.visits * 2 * OPENING + size.rounds * len(WAYS) * (size.turn + OPENING) + size.lanes + 2 * OPENING
+    )
+    endless = s.patch_all([("steps", 1_000_000), ("scene.densify_every", 0)])
+    try:
+        with chromium() as browser:
+            result["browser"] = f"Chromium {browser.version}, WebGL by software, {os.cpu_count()} cores for all"
+            with Site(serve, endless, device, SEATS) as site:
+                result["first_sight"] = first_sight(browser, site, size, clock)
+                result["engine"] = site.manager.pool.get(endless.prior, device, silent).engine_name
+                result["cost"] = cost(browser, site, endless, size, clock)
+                result["lanes"] = lanes(browser, site, size, clock)
+    finally:
+        result["requirements"] = requirements(result)
+        result["versions"] = machine.versions()
+        (out / "page.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print_tables(result)
+    return result
+
+
+def _load() -> float | None:
+    """How many processes wanted to run in the last minute; None where a system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+# ---- first sight -----------------------------------------------------------------------------------------
+
+
+def first_sight(browser: Browser, site: Site, size: Size, clock: Clock) -> list[dict[str, Any]]:
+    """Seconds of each visit: from opening the page to an object that stands still and a Start to be pressed, to the
+    first visible change; and from there, where another loss is chosen, to its first frame and to a picture of it."""
+    rows = []
+    for visit in range(size.visits):
+        with _tab(browser, site) as tab:
+            rows.append(_visit(tab))
+        figures = rows[-1]
+        text = f"{figures['change']:.1f} s to a change, {figures['loss_seen']:.1f} s to another loss"
+        clock.advance(2 * OPENING, f"first sight {visit + 1} of {size.visits}: {text}")
+    return rows
+
+
+@contextmanager
+def _tab(browser: Browser, site: Site, view: bool = True) -> Iterator[Tab]:
+    """A page, and the end of all sessions with it."""
+    tab = Tab(browser, site, view)
+    try:
+        yield tab
+    finally:
+        tab.close()
+        site.manager.close_all()
+
+
+def _visit(tab: Tab) -> dict[str, float]:
+    tab.wait_for_phase("ready")
+    pictures = _Pictures(tab.view)
+    tab.until(lambda: pictures.stands_still(), "an object in the 3D view")
+    ready = time.perf_counter() - tab.opened
+    before = pictures.last
+    tab.click("#start")
+    tab.until(lambda: pictures.changed(before), "a visible change of the object")
+    seen = time.perf_counter()
+
+    meter = tab.meter
+    before = pictures.last
+    tab.toggle(OTHER_LOSS)
+    tab.until(lambda: _published(meter, OTHER_LOSS), f"a frame of {OTHER_LOSS}")
+    published = time.perf_counter()
+    tab.until(lambda: pictures.changed(before), f"a picture of {OTHER_LOSS}")
+    return {
+        "ready": round(ready, 2),
+        "change": round(seen - tab.opened, 2),
+        "loss_published": round(published - seen, 2),
+        "loss_seen": round(time.perf_counter() - seen, 2),
+    }
+
+
+def _published(meter: Meter, loss: str) -> bool:
+    """Whether the latest frame is one that this loss has made."""
+    frame, first = meter.session.latest.get(), meter.first_step.get(loss)
+    return frame is not None and first is not None and frame.step >= first
+
+
+class _Pictures:
+    """The middle of the 3D view, looked at again and again: notices at its edges come and go."""
+
+    def __init__(self, view: Callable[[], np.ndarray]) -> None:
+        self._view = view
+        self.last = self._take()
+
+    def _take(self) -> np.ndarray:
+        return _middle(self._view(), 2)
+
+    def stands_still(self) -> bool:
+        """Whether an object is there and was the same at the last look. The floor is not seen in the very middle."""
+        before, self.last = self.last, self._take()
+        return bool(_middle(self.last, 2).std() > DRAWN and np.abs(self.last - before).mean() < STILL)
+
+    def changed(self, before: np.ndarray) -> bool:
+        """Whether it looks other than `before`."""
+        self.last = self._take()
+        return bool(np.abs(self.last - before).mean() > VISIBLE)
+
+
+def _middle(picture: np.ndarray, part: int) -> np.ndarray:
+    """1 / part of [H, W, 3] in each direction."""
+    height, width = (n // part for n in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
+
+
+# ---- what the page costs ---------------------------------------------------------------------------------
+
+
+def cost(browser: Browser, site: Site, s: Settings, size: Size, clock: Clock) -> list[dict[str, Any]]:
+    """A row for each of `WAYS`: medians over rounds; ratios are medians of the rounds' own."""
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(size.rounds):
+        order = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
+        rounds.append({})
+        for key in order:
+            figures = rounds[-1][key] = _turn(browser, site, s, WAYS[key], size.turn)
+            text = f"cost, round {number + 1} of {size.rounds}, {WAYS[key].title}: {figures['rate']:.2f} steps/s"
+            clock.advance(size.turn + OPENING, text)
+    return [_row_of_cost(key, way, rounds) for key, way in WAYS.items()]
+
+
+def _turn(browser: Browser, site: Site, s: Settings, way: Way, seconds: float) -> dict[str, float]:
+    """Figures of a fresh session for so many seconds, after its first steps."""
+    if not way.tab:
+        seat = site.manager.open(s)
+        meter = site.manager.meters[seat.id]
+        try:
+            seat.session.send(Resume())
+            until(lambda: meter.steps >= WARM_UP, "the first steps", meter.require_health)
+            before = _Spent.now(meter)
+            time.sleep(seconds)
+            return _Spent.now(meter).since(before)
+        finally:
+            site.manager.close_all()
+    with _tab(browser, site, way.view) as tab:
+        tab.wait_for_phase("ready")
+        tab.click(f"[data-tab={way.tab}]")
+        meter = tab.meter
+        tab.click("#start")
+        tab.until(lambda: meter.steps >= WARM_UP, "the first steps")
+        before = _Spent.now(meter)
+        tab.wait(seconds)
+        tab.require_health()
+        return _Spent.now(meter).since(before)
+
+
+class _Spent(NamedTuple):
+    """Times so far, in seconds: the wall's, and the processor's by who has taken it."""
+
+    step: int
+    wall: float
+    session: float  # the session's thread
+    others: float  # of this process but for the thread that measures: the network's pool, handlers, views
+    browser: dict[int, float]
+
+    @classmethod
+    def now(cls, meter: Meter) -> _Spent:
+        wait_for(meter.session.device)
+        step, session = meter.now
+        others = time.process_time() - time.thread_time() - session
+        return cls(step, time.perf_counter(), session, others, processor_seconds_of_browser())
+
+    def since(self, before: _Spent) -> dict[str, float]:
+        """Steps a second; ms of the processor for each step; how many processors the browser kept busy."""
+        steps, wall = max(self.step - before.step, 1), self.wall - before.wall
+        browser = sum(spent - before.browser.get(process, 0.0) for process, spent in self.browser.items())
+        return {
+            "rate": steps / wall,
+            "session_ms": 1e3 * (self.session - before.session) / steps,
+            "others_ms": 1e3 * (self.others - before.others) / steps,
+            "browser_ms": 1e3 * browser / steps,
+            "browser_cores": browser / wall,
+        }
+
+
+def _row_of_cost(key: str, way: Way, rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    own = [each[key] for each in rounds]
+    beside = [{f"{who}.{name}": v for who in (key, "headless") for name, v in each[who].items()} for each in rounds]
+    return {
+        "way": key,
+        "title": way.title,
+        "steps_per_second": median(own, "rate"),
+        "times_headless": ratio(beside, f"{key}.rate", "headless.rate"),
+        "required": way.least,
+        "session_ms": median(own, "session_ms"),
+        "session_times_headless": ratio(beside, f"{key}.session_ms", "headless.session_ms"),
+        "others_ms": median(own, "others_ms"),
+        "browser_ms": median(own, "browser_ms"),
+        "browser_cores": median(own, "browser_cores"),
+        "rounds": [{name: round(value, 3) for name, value in each.items()} for each in own],
+    }
+
+
+# ---- four lanes ------------------------------------------------------------------------------------------
+
+
+def lanes(browser: Browser, site: Site, size: Size, clock: Clock) -> dict[str, Any]:
+    """Steps of each lane, times of the handlers, memory: see the head of the file."""
+    site.calls.clear()
+    with _tab(browser, site) as tab:
+        clock.advance(2 * OPENING, "lanes: branching off")
+        meters = _branched(tab)
+        before = {loss: meter.now[0] for loss, meter in meters.items()}
+        started = time.perf_counter()
+        memory = _watched(tab, size.lanes, started, clock)
+        taken = time.perf_counter() - started
+        steps = {loss: meter.now[0] - before[loss] for loss, meter in meters.items()}
+        own = tab.own_times()
+    equal = sum(steps.values()) / len(steps)
+    by_handler: dict[str, list[float]] = defaultdict(list)
+    for number, ms in site.calls:
+        by_handler[site.handlers.get(number, f"handler {number}")].append(ms)
+    return {
+        "seconds": round(taken, 1),
+        "steps": steps,
+        "steps_per_second": {loss: round(n / taken, 2) for loss, n in steps.items()},
+        "deviation_percent": round(max(abs(n / max(equal, 1) - 1) for n in steps.values()) * 100, 1),
+        "handlers": [
+            _latency("all", [ms for _, ms in site.calls]),
+            _latency("all, as the browser saw them", own),
+            *(_latency(name, times) for name, times in sorted(by_handler.items())),
+        ],
+        "memory": _memory(memory),
+    }
+
+
+def _branched(tab: Tab) -> dict[str, Meter]:
+    """Four lanes that step, by loss."""
+    tab.wait_for_phase("ready")
+    tab.click("#start")
+    meters = {LOSSES[0]: tab.meter}
+    tab.until(lambda: meters[LOSSES[0]].steps >= WARM_UP, "the first steps")
+    for loss in LOSSES[1:]:
+        before = tab.seat_id()
+        tab.click(".lane.focus [data-do=branch]")
+        tab.until(lambda before=before: tab.seat_id() != before, "another lane")
+        tab.wait_for_phase("running")
+        meters[loss] = tab.meter
+        tab.toggle(loss)
+    tab.until(lambda: all(_steps_by(meter, loss) for loss, meter in meters.items()), "steps of every lane")
+    return meters
+
+
+def _steps_by(meter: Meter, loss: str) -> bool:
+    first = meter.first_step.get(loss)
+    return first is not None and meter.now[0] >= first + WARM_UP
+
+
+def _watched(tab: Tab, seconds: float, started: float, clock: Clock) -> list[tuple[float, float]]:
+    """(second, MB) while the lanes step and somebody looks at one thing after the other."""
+    memory: list[tuple[float, float]] = []
+    acts = sample = minutes = 0
+    act_every, sample_every = min(ACT_EVERY, seconds / 8), min(RSS_EVERY, seconds / 10)
+    while (now := time.perf_counter() - started) < seconds:
+        if now >= sample * sample_every:
+            memory.append((now, rss_mb()))
+            sample += 1
+        if now >= acts * act_every:
+            _look_elsewhere(tab, acts)
+            acts += 1
+        if now >= (minutes + 1) * FIRST_MINUTE:
+            minutes += 1
+            clock.advance(FIRST_MINUTE, f"lanes, {minutes} of {seconds / 60:.0f} minutes: {memory[-1][1]:.0f} MB")
+        tab.require_health()
+        tab.wait(0.25)
+    memory.append((time.perf_counter() - started, rss_mb()))
+    return memory
+
+
+def _look_elsewhere(tab: Tab, number: int) -> None:
+    """Each tab of a lane, then the next lane."""
+    tab.click(f"[data-tab={TABS[number % len(TABS)]}]")
+    if number % len(TABS) == len(TABS) - 1:
+        tab.click(f".lane >> nth={number // len(TABS) % len(LOSSES)} >> [data-do=focus]")
+
+
+def _latency(name: str, times: Sequence[float]) -> dict[str, Any]:
+    """Milliseconds; None of what was never called."""
+    if not times:
+        return {"handler": name, "calls": 0, "p50": None, "p95": None, "max": None}
+    p50, p95 = np.percentile(times, (50, 95))
+    return {
+        "handler": name,
+        "calls": len(times),
+        "p50": round(float(p50), 1),
+        "p95": round(float(p95), 1),
+        "max": round(max(times), 1),
+    }
+
+
+def _memory(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """What the process held after the first minute (the first third of a short run) and at the end, and by how much it
+    grew in between: the slope of a straight line."""
+    settled = [(at, mb) for at, mb in samples if at >= min(FIRST_MINUTE, samples[-1][0] / 3)]
+    at, mb = np.array(settled).T
+    slope = float(np.polyfit(at / 60, mb, 1)[0]) if len(settled) > 1 else 0.0
+    return {
+        "from_second": round(float(at[0]), 1),
+        "first_mb": round(float(mb[0]), 1),
+        "last_mb": round(float(mb[-1]), 1),
+        "mb_per_minute": round(slope, 2),
+        "samples": [[round(at, 1), round(mb, 1)] for at, mb in samples],
+    }
+
+
+# ---- results ---------------------------------------------------------------------------------------------
+
+
+def requirements(r: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is required of what was measured, and whether it is met."""
+    found: list[dict[str, Any]] = []
+
+    def require(what: str, value: float | None, limit: float, least: bool = False) -> None:
+        met = value is not None and (value >= limit if least else value <= limit)
+        found.append({"what": what, "value": value, "limit": limit, "at_least": least, "met": met})
+
+    if sights := r.get("first_sight"):
+        require("first visitor: s to a visible change", sights[0]["change"], SOONEST)
+        if len(sights) > 1:
+            later = statistics.median(row["change"] for row in sights[1:])
+            require("later visitors: s to a visible change", round(later, 2), SOONEST)
+        require("slowest: s to the effect of another loss", max(row["loss_seen"] for row in sights), TOGGLE_SOONEST)
+    for row in r.get("cost", ()):
+        if row["required"]:
+            require(f"{row['title']}: rate, times headless", row["times_headless"], row["required"], least=True)
+    if lanes := r.get("lanes"):
+        require("lanes: largest deviation from an equal share, %", lanes["deviation_percent"], FAIR)
+        for row in lanes["handlers"][:2]:
+            require(f"handlers, {row['handler']}: p95, ms", row["p95"], HANDLERS_P95)
+        require("memory after the first minute: MB a minute", lanes["memory"]["mb_per_minute"], FLAT)
+    return found
+
+
+CAPTION = """\
+steps/s: by the clock on the wall, with server, session and browser all on this machine; x headless: the median of the
+rounds' own ratios. session: ms of the processor that the session's own thread takes for a step, frames and lens
+included. others: the same for the server's other threads, which are the network's pool, the page's handlers and its
+views; what is above the row without a page is the page's. browser: ms of the processor that it takes meanwhile, and how
+many cores; mostly WebGL drawn by software, which a visitor's own machine would do. Without the 3D view nothing is drawn
+and no splats are sent: what is left then is the cost of the page's server side, and of a browser that shows numbers."""
+
+
+def print_tables(r: dict[str, Any]) -> None:
+    print(f"\npreset {r['preset']}, engine {r['engine']}, {r['machine']}; {r['browser']}")
+    _print_first_sight(r["first_sight"])
+    _print_cost(r["cost"])
+    _print_lanes(r["lanes"])
+    print()
+    for row in r["requirements"]:
+        sign = ">=" if row["at_least"] else "<="
+        print(f"{'met    ' if row['met'] else 'NOT MET'} {row['what']}: {row['value']} ({sign} {row['limit']:g})")
+
+
+def _print_first_sight(rows: Sequence[dict[str, Any]]) -> None:
+    print(f"\n{'first sight, s':24}{'ready':>8}{'change':>8}{'loss published':>16}{'loss seen':>11}")
+    for number, row in enumerate(rows):
+        title = "first visitor" if number == 0 else f"visitor {number + 1}"
+        print(f"{title:24}{row['ready']:8.1f}{row['change']:8.1f}{row['loss_published']:16.1f}{row['loss_seen']:11.1f}")
+    print("ready and change: since the page was opened; loss: since the change, when the loss was toggled")
+
+
+def _print_cost(rows: Sequence[dict[str, Any]]) -> None:
+    print(
+        f"\n{'cost':24}{'steps/s':>9}{'x headless':>12}{'required':>10}{'session ms':>12}{'x headless':>12}"
+        f"{'others ms':>11}{'browser ms':>12}{'cores':>7}"
+    )
+    for row in rows:
+        required = f"{row['required']:.2f}" if row["required"] else "-"
+        print(
+            f"{row['title']:24}{row['steps_per_second']:9.2f}{row['times_headless']:12.2f}{required:>10}"
+            f"{row['session_ms']:12.1f}{row['session_times_headless']:12.2f}{row['others_ms']:11.1f}"
+            f"{row['browser_ms']:12.1f}{row['browser_cores']:7.2f}"
+        )
+    print(CAPTION)
+
+
+def _print_lanes(lanes: dict[str, Any]) -> None:
+    print(f"\n{'lane':24}{'steps':>8}{'steps/s':>9}")
+    for loss, steps in lanes["steps"].items():
+        print(f"{loss:24}{steps:8}{lanes['steps_per_second'][loss]:9.2f}")
+    print(f"{lanes['seconds']} s; at most {lanes['deviation_percent']} % from an equal share")
+    print(f"\n{'handler, ms':32}{'calls':>7}{'p50':>8}{'p95':>8}{'max':>9}")
+    for row in lanes["handlers"]:
+        cells = "".join(
+            f"{'-' if row[key] is None else row[key]:>{n}}" for key, n in (("p50", 8), ("p95", 8), ("max", 9))
+        )
+        print(f"{row['handler']:32}{row['calls']:7}{cells}")
+    memory = lanes["memory"]
+    print(
+        f"memory of the server's process: {memory['first_mb']:.0f} MB after {memory['from_second']:.0f} s, "
+        f"{memory['last_mb']:.0f} MB at the end, {memory['mb_per_minute']:+.2f} MB a minute"
+    )
