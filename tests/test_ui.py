@@ -21,6 +21,7 @@ from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui import critic
 from sdlab.ui.bench import MOST_LANES, Bench
 from sdlab.ui.form import control, form_html, form_state, label_of, symbol_of
+from sdlab.ui.page import _pressable
 from sdlab.ui.panels import (
     PREDICTIONS,
     Curve,
@@ -332,9 +333,9 @@ def test_only_news_is_sent(driven: Driven):
     driven.frame(0)
     look, news = bench.news()
     assert look.status
-    assert set(news) == {"stage", "timeline", "preview", "lens", "live"}
+    assert set(news) == {"phases", "stage", "timeline", "preview", "lens", "live"}
     look, news = bench.news()
-    assert (look.status, look.phase, news) == (None, None, {})
+    assert (look.status, news) == (None, {})
     bench.turn_to("charts")
     assert "1 234" in charts_of(bench)
     assert not charts_of(bench)
@@ -346,7 +347,7 @@ def test_only_news_is_sent(driven: Driven):
     bench.forget_what_was_shown()
     look, news = bench.news()
     assert look.status
-    assert set(news) == {"stage", "timeline", "charts", "live"}
+    assert set(news) == {"phases", "stage", "timeline", "charts", "live"}
 
 
 def test_a_reset_empties_the_charts(driven: Driven):
@@ -386,6 +387,18 @@ def test_what_is_pressed_goes_to_all_lanes_and_what_is_typed_to_the_one_in_focus
     bench.send(Resume(), prompt="a blue car")
     assert first.sent() == [Resume()]
     assert second.sent() == [Patch.one("prompt.text", "a blue car"), Resume()]
+
+
+def test_buttons_follow_all_lanes():
+    first, second = Driven(), Driven()
+    bench = Bench(first.visit)
+    bench.add(second.visit)
+    first.session.status = Status(3, "running", "running")
+    second.session.status = Status(9, "paused", "paused")
+    assert _pressable(bench.news()[1]["phases"]) == {"start": True, "pause": True, "step": True, "reset": True}
+    second.session.status = Status(9, "running", "running")
+    assert _pressable(bench.news()[1]["phases"]) == {"start": False, "pause": True, "step": False, "reset": True}
+    assert "phases" not in bench.news()[1]
 
 
 def test_lanes_keep_their_letters_and_the_last_one_ends_the_bench():

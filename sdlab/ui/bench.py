@@ -168,6 +168,8 @@ class Bench:
         looks = {each: each.look() for each in dict.fromkeys((lane, *self.lanes))}
         session = lane.seat.session
         found: dict[str, Any] = {}
+        phases = frozenset(each.seat.session.status.phase for each in looks)
+        self._put(found, "phases", phases, lambda: phases)
         self._put(found, "stage", self._stage(), lambda: self._stage())
         self._put(found, "timeline", lane.history(), lambda: lane.history())
         frame = session.latest.version, lane.seat.id, self.row

@@ -505,8 +505,8 @@ def _news(bench: Bench) -> dict[str, Any]:
     lane = bench.focus
     if look.status is not None:
         news["status"] = look.status
-    if look.phase is not None:
-        news |= {name: gr.update(interactive=can) for name, can in _pressable(look.phase).items()}
+    if (phases := news.pop("phases", None)) is not None:
+        news |= {name: gr.update(interactive=can) for name, can in _pressable(phases).items()}
     if look.stale:
         settings = lane.settings
         news.setdefault("form", form_state(settings, lane.preset, next(_form_numbers), look.stale))
@@ -515,15 +515,12 @@ def _news(bench: Bench) -> dict[str, Any]:
     return news
 
 
-def _pressable(phase: Phase) -> dict[str, bool]:
-    """Which buttons have a meaning in a phase; Start may be pressed ahead, while things are loading."""
-    idle = phase in ("ready", "paused", "failed")
-    return {
-        "start": phase != "running",
-        "pause": phase == "running",
-        "step": idle,
-        "reset": idle or phase == "running",
-    }
+def _pressable(phases: frozenset[Phase]) -> dict[str, bool]:
+    """Which buttons have a meaning while the lanes are in these phases: what is pressed acts on all of them. Start may
+    be pressed ahead, while things are loading."""
+    runs = "running" in phases
+    idle = not phases.isdisjoint(("ready", "paused", "failed"))
+    return {"start": phases != {"running"}, "pause": runs, "step": idle, "reset": idle or runs}
 
 
 def _without_session(title: str, text: str, button: str) -> list[Any]:

@@ -18,7 +18,6 @@ from sdlab.messages import (
     Loaded,
     Noted,
     Patch,
-    Phase,
     Rejected,
     Skipped,
     Stepped,
@@ -40,7 +39,6 @@ class Look(NamedTuple):
     """What a page needs to show now; None for what is as it was at the last look."""
 
     status: str | None
-    phase: Phase | None
     stale: frozenset[str]  # paths of controls that show something else than what is in force
 
 
@@ -163,7 +161,6 @@ class Visit:
                 self._forget_curves()
             return Look(
                 self._if_new("status", self._status()),
-                phase if self._if_new("phase", phase) else None,
                 frozenset(stale),
             )
 
