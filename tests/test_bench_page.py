@@ -29,7 +29,7 @@ def with_browser():
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("with_browser")
 def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "QUICK", bench.Size(visits=1, rounds=1, turn=0.5, lanes=2.0))
+    monkeypatch.setattr(bench, "QUICK", bench.Size(visits=1, rounds=1, turn=3.0, lanes=2.0))
     monkeypatch.setattr(visitor, "WINDOW", {"width": 480, "height": 360})  # drawn by software, many pixels take long
     assert cli.main(["bench", "page", "--quick", *TINY, "--seconds", "4", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "page.json").read_text())
@@ -97,6 +97,8 @@ def test_times_are_differences_for_each_step():
     after = bench._Spent(20, 102.0, 6.0, 2.5, {1: 4.5, 3: 0.5})  # a process has ended, another has come
     found = after.since(before)
     assert found == {"rate": 5.0, "session_ms": 100.0, "others_ms": 50.0, "browser_ms": 100.0, "browser_cores": 0.5}
+    with pytest.raises(RuntimeError, match=r"no step was done in 2.0 s"):
+        after._replace(step=10).since(before)
 
 
 def test_the_view_is_looked_at_in_its_middle():

@@ -294,8 +294,11 @@ class _Spent(NamedTuple):
         return cls(step, time.perf_counter(), session, others, processor_seconds_of_browser())
 
     def since(self, before: _Spent) -> dict[str, float]:
-        """Steps a second; ms of the processor for each step; how many processors the browser kept busy."""
-        steps, wall = max(self.step - before.step, 1), self.wall - before.wall
+        """Steps a second; ms of the processor for each step; how many processors the browser kept busy.
+        RuntimeError when there was no step."""
+        steps, wall = self.step - before.step, self.wall - before.wall
+        if steps == 0:
+            raise RuntimeError(f"no step was done in {wall:.1f} s: the machine is too busy, or the turns too short")
         browser = sum(spent - before.browser.get(process, 0.0) for process, spent in self.browser.items())
         return {
             "rate": steps / wall,
