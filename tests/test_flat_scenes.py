@@ -327,7 +327,7 @@ def test_a_small_network_learns_the_plane(eight):
 
 def test_the_entropy_gives_a_fit_its_width():
     """Reverse KL with the score of q itself: q covers the Gaussian; with the samples' own scores it shrinks."""
-    base = plane("playground-gaussian").patch("steps", 1200)
+    base = plane("playground-gaussian").patch_all([("steps", 1200), ("scene.n", 96)])
     widths = {}
     for lam in (0.0, 1.0):
         figures = ran(base.patch("losses.esd.lam", lam)).state.scene.figures()

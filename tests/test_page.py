@@ -473,7 +473,7 @@ def test_it_fits_the_window_in_light_and_dark(open_tab: Callable[..., Tab]):
 
 
 @contextlib.contextmanager
-def visitor_of(browser, wanted: Settings) -> Iterator[Tab]:
+def visitor_of(browser, wanted: Settings, view: bool = True) -> Iterator[Tab]:
     """A tab on a server of its own."""
     manager = Manager(max_sessions=1, grace=GRACE)
     server = page_server(build(manager, wanted), port=0)
@@ -481,7 +481,7 @@ def visitor_of(browser, wanted: Settings) -> Iterator[Tab]:
     thread.start()
     until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
-    tab = Tab(browser, manager, f"http://127.0.0.1:{port}/", ready=False, view=True)
+    tab = Tab(browser, manager, f"http://127.0.0.1:{port}/", ready=False, view=view)
     try:
         yield tab
     finally:
@@ -517,15 +517,15 @@ ROUND = {  # loss -> a piece of its formula as it is shown, paths of knobs that 
     "jsd": ("\u2212 \u03b5(minority)", ("cfg", "inversion_steps", "inversion_cfg", "form", "k", "inversion_eta")),
     "sds": ("\u2212 noise", ("cfg",)),
 }
-WARM_UPS = {"vsd": 20, "vdm": 200}  # lessons, enough of them to be seen by a page that looks twice a second
-EACH = 6  # steps with each loss
+WARM_UPS = {"vsd": 12, "vdm": 200}  # lessons, enough of them to be seen by a page that looks twice a second
+EACH = 4  # steps with each loss
 
 
 @pytest.mark.browser
 @needs_toybox
 def test_all_six_losses_by_hand(browser):
     changes = [(f"losses.{loss}.warm_up", n) for loss, n in {**WARM_UPS, "esd": WARM_UPS["vsd"]}.items()]
-    with visitor_of(browser, embedded().patch_all(changes)) as tab:
+    with visitor_of(browser, embedded().patch_all(changes), view=False) as tab:
         page, session = tab.page, tab.session
         page.click("#start")
         tab.wait_for_step(150, COMPILING)
