@@ -36,14 +36,13 @@ from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene
 from sdlab.schedule import weight
 from sdlab.settings import Settings
-from sdlab.step import Reference, Report, State, Stopwatch, bound, look, noised, share_cores
+from sdlab.step import BUILD_STEP, Reference, Report, State, Stopwatch, bound, look, noised, share_cores
 from sdlab.types import N_TIMESTEPS, PERP_ROLES, BoundPrior, Cameras, Guidance, Noised, Prior
 
 LEAST, MOST = 128, 256  # pixels of a picture: smaller ones are enlarged by a whole factor, larger ones reduced
 WIDTHS = 3.0  # a push is drawn from -3 to 3 times its root mean square
 WIDE = 20.0  # the same for a residual that is decoded to be measured: nothing is cut off
 LATENT_REACH = 6.0  # latents beyond it are cut before they are decoded: a VAE in half precision would overflow
-BUILD_STEP = -1  # the step number whose random streams build a network, as in a session
 FAR = 10.0  # a point of the plane is drawn no farther away
 ARROW = 0.3  # how long a push of the plane's points is drawn, in their root mean square
 SILENT = 1e-9  # a gradient of this root mean square has no direction

@@ -66,13 +66,6 @@ class Goto:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Show in the lens what the loss would make of the scene at timestep `t`; None: what each step sees again."""
-
-    t: int | None
-
-
-@dataclass(frozen=True)
 class Compare:
     """Hold the gradients of all losses at the present state against each other; the run goes on meanwhile."""
 
@@ -89,7 +82,7 @@ class Stop:
     """End the session."""
 
 
-Command = Patch | Pause | Resume | Advance | Reset | Save | Load | Goto | Probe | Compare | Export | Stop
+Command = Patch | Pause | Resume | Advance | Reset | Save | Load | Goto | Compare | Export | Stop
 
 # ---- events ----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -55,7 +55,6 @@ from sdlab.messages import (
     Patch,
     Pause,
     Phase,
-    Probe,
     Rejected,
     Reset,
     Resume,
@@ -76,7 +75,7 @@ from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, FlatScene, SceneConfig
 from sdlab.schedule import weight
 from sdlab.settings import Settings, from_toml, to_toml
-from sdlab.step import STAGES, Reference, Report, State, needs_warm_up, step, warm_up
+from sdlab.step import BUILD_STEP, STAGES, Reference, Report, State, needs_warm_up, step, warm_up
 from sdlab.timeline import Timeline
 from sdlab.types import PERP_ROLES, Cond, Frame, Prior
 
@@ -84,8 +83,8 @@ PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a
 LENS_EVERY = 0.3  # seconds
 LENS_SHARE = 20.0  # times what a look takes must pass before the next one
 SYNC_EVERY = 10  # steps between reading figures back from a GPU
-BUILD_STEP = -1  # the step number whose random streams build the scene
 
+T = TypeVar("T")
 LoadPrior = Callable[[PriorConfig, torch.device, Callable[[str], None]], Prior]
 
 
@@ -197,17 +196,17 @@ class Session:
         copy of its state between two steps. RuntimeError, now or as the answer, when there is none."""
         if self._state is None and self._failure:
             raise RuntimeError(f"there is nothing to branch off: {self._failure}")
-        answer: Future[Fork] = Future()
-        self._inbox.put(lambda: self._answer(answer))
-        if self._over:
-            self._answer_rest()
-        return answer
+        return self._ask(self._forked)
 
     def material(self) -> Future[Material]:
         """Ask for a copy of what the run has made so far, to make files of; never blocks. RuntimeError as the answer
         when there is nothing."""
-        answer: Future[Material] = Future()
-        self._inbox.put(lambda: self._hand_over(answer))
+        return self._ask(self._exportable)
+
+    def _ask(self, question: Callable[[], T]) -> Future[T]:
+        """Have the owner answer between two steps; at once where it no longer serves its inbox."""
+        answer: Future[T] = Future()
+        self._inbox.put(lambda: _settle_with(answer, question))
         if self._over:
             self._answer_rest()
         return answer
@@ -380,28 +379,21 @@ class Session:
             else:
                 self._obey_or_refuse(asked)
 
-    def _answer(self, asked: Future[Fork]) -> None:
-        """Say where the run is to one who wants to branch off."""
-        try:
-            if self._over:
-                raise RuntimeError("there is nothing to branch off: the run has ended")
-            if self._state is None:
-                raise RuntimeError(f"there is nothing to branch off: {self._failure or self.status.text}")
-            asked.set_result(self.fork())
-        except Exception as e:
-            asked.set_exception(e)
+    def _forked(self) -> Fork:
+        """Where the run is, for one who wants to branch off."""
+        if self._over:
+            raise RuntimeError("there is nothing to branch off: the run has ended")
+        if self._state is None:
+            raise RuntimeError(f"there is nothing to branch off: {self._failure or self.status.text}")
+        return self.fork()
 
-    def _hand_over(self, asked: Future[Material]) -> None:
-        """Give out what can be exported now; also of a run that has ended."""
-        try:
-            if self._state is None:
-                raise RuntimeError(f"there is nothing to export: {self._failure or self.status.text}")
-            frame = self.latest.get()
-            pictures = frame.preview if frame is not None else None
-            state = self._state
-            asked.set_result(material_of(state.scene, self.effective, state.step, self.timeline.film(), pictures))
-        except Exception as e:
-            asked.set_exception(e)
+    def _exportable(self) -> Material:
+        """What can be exported now; also of a run that has ended."""
+        if self._state is None:
+            raise RuntimeError(f"there is nothing to export: {self._failure or self.status.text}")
+        frame, state = self.latest.get(), self._state
+        pictures = frame.preview if frame is not None else None
+        return material_of(state.scene, self.effective, state.step, self.timeline.film(), pictures)
 
     def _answer_rest(self) -> None:
         """Turn down whoever asked too late; nobody serves the inbox any more."""
@@ -481,9 +473,6 @@ class Session:
                 self._settle()
             case Goto(number):
                 self._go_to(number)
-            case Probe(t):
-                self._probed = t
-                self._look(now=True)
             case Compare():
                 self._comparing = self._comparison()
             case Export(folder):
@@ -945,6 +934,13 @@ def _counted(scene: AnyScene) -> dict[str, float]:
     if isinstance(scene, FlatScene):
         return scene.figures()
     return {"n_gaussians": float(next(iter(scene.params.values())).shape[0])}
+
+
+def _settle_with(answer: Future[T], question: Callable[[], T]) -> None:
+    try:
+        answer.set_result(question())
+    except Exception as e:
+        answer.set_exception(e)
 
 
 def with_begun(settings: Settings, begun: Settings) -> Settings:

@@ -26,6 +26,7 @@ from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Rende
 
 STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "auxiliary", "publish")
 DENSIFY_PAUSE = 100  # steps after a change of loss: gradients of two scales must not decide together what grows
+BUILD_STEP = -1  # the step number whose random streams build the scene and what losses train
 FIRST_WARM_UP = -2  # the step number of an auxiliary's first lesson; later ones count down
 
 

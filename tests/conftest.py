@@ -30,3 +30,32 @@ def quick():
     from sdlab.settings import preset
 
     return preset("mixture").patch_all([("scene.n_init", 60), ("scene.max_gaussians", 90), ("steps", 40)])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium with software WebGL."""
+    from sdlab.bench import visitor
+
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    try:
+        visitor.require_browser()
+    except RuntimeError as e:
+        pytest.skip(str(e))
+    with visitor.chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def no_room_for_four_views(monkeypatch: pytest.MonkeyPatch):
+    """Called, it lets every step of SDS with four views fail from then on."""
+    from sdlab.priors.mixture import MixtureScores
+
+    original = MixtureScores.eps
+
+    def fails_for_four_views(self, z_t, t, cond):
+        if len(z_t) == 8:
+            raise RuntimeError("out of memory: 8 pictures do not fit")
+        return original(self, z_t, t, cond)
+
+    return lambda: monkeypatch.setattr(MixtureScores, "eps", fails_for_four_views)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,8 +29,6 @@ from sdlab.ui.server import build
 from sdlab.ui.server import server as page_server
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
-SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 LONG = 30_000  # ms; a machine under load is slow, and waiting costs nothing when it is not
 # viser's own: the instances of a splat cloud carry indices where three.js looks for positions
 KNOWN_ERRORS = ("THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",)
@@ -81,17 +78,6 @@ def address(manager: Manager) -> Iterator[str]:
     server.should_exit = True
     thread.join(20)
     assert manager.count() == 0, "the application ends its sessions"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_GL)
-        yield chromium
-        chromium.close()
 
 
 class Tab:

@@ -31,8 +31,6 @@ from sdlab.ui.results_route import routes
 from sdlab.viewport import recording
 from sdlab.viewport.recording import thinned, write_recording
 
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
-SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 # viser's own: the instances of a splat cloud carry indices where three.js looks for positions
 KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN."
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.9)
@@ -280,17 +278,6 @@ def test_the_prompt_is_text_in_the_recording(tmp_path):
     write_recording(tmp_path / "x.html", ((0, snapshot(5)),), "</title><script>alert(1)</script>")
     text = (tmp_path / "x.html").read_text()
     assert "<title>&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;</title>" in text
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_GL)
-        yield chromium
-        chromium.close()
 
 
 def ball(n: int, front: tuple[float, float, float], back: tuple[float, float, float]) -> SplatSnapshot:

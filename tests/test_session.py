@@ -172,16 +172,9 @@ def test_before_the_first_step_such_knobs_act_at_once(live):
     assert events(live.session, Applied)[0].note == ""
 
 
-def test_a_patch_whose_first_step_fails_is_rolled_back(quick, monkeypatch):
+def test_a_patch_whose_first_step_fails_is_rolled_back(quick, no_room_for_four_views):
     clean = finished(quick, 20)
-    original = MixtureScores.eps
-
-    def fails_for_four_views(self, z_t, t, cond):
-        if len(z_t) == 8:
-            raise RuntimeError("out of memory: 8 pictures do not fit")
-        return original(self, z_t, t, cond)
-
-    monkeypatch.setattr(MixtureScores, "eps", fails_for_four_views)
+    no_room_for_four_views()
     session = Session(quick)
     session.run(until=10)
     session.send(Patch((("camera.views", 4), ("losses.sds.cfg", 50.0))))

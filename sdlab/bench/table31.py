@@ -36,9 +36,9 @@ from sdlab.pictures import to_uint8
 from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
 from sdlab.rng import StepRng
 from sdlab.score import TrainsScore
-from sdlab.session import BUILD_STEP, Session
+from sdlab.session import Session
 from sdlab.settings import Settings
-from sdlab.step import needs_warm_up, step, warm_up
+from sdlab.step import BUILD_STEP, needs_warm_up, step, warm_up
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.figures import caption_of, plain_facts
 from sdlab.toybox.objects import OBJECTS

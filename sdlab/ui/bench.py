@@ -169,9 +169,11 @@ class Bench:
         session = lane.seat.session
         found: dict[str, Any] = {}
         phases = frozenset(each.seat.session.status.phase for each in looks)
-        self._put(found, "phases", phases, lambda: phases)
-        self._put(found, "stage", self._stage(), lambda: self._stage())
-        self._put(found, "timeline", lane.history(), lambda: lane.history())
+        values = {"phases": phases, "stage": self._stage(), "timeline": lane.history(), "live": _live(lane)}
+        if self.tab == "results":
+            values["results"] = self._results(lane)
+        for panel, value in values.items():
+            self._put(found, panel, value, lambda value=value: value)
         frame = session.latest.version, lane.seat.id, self.row
         if self.tab == "lens":
             self._put(found, "preview", frame, lambda: self._preview(lane))
@@ -184,11 +186,6 @@ class Bench:
         elif self.tab == "versus":
             version = (session.comparison.version, lane.seat.id)
             self._put(found, "versus", version, lambda: _comparison(session.comparison.get()))
-        elif self.tab == "results":
-            shown = self._results(lane)
-            self._put(found, "results", shown, lambda: shown)
-        values = _live(lane)
-        self._put(found, "live", values, lambda: values)
         return looks[lane], found
 
     def _put(self, found: dict[str, Any], panel: str, key: Any, content: Any) -> None:
