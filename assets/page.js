@@ -1,11 +1,62 @@
-// The form is one gr.HTML component whose body is built in Python (sdlab/ui/form.py). What a person does becomes an
-// event with the knob's path and value; what the server says comes as `props.value` and is shown. The body itself is
+// What the server says of a run comes as panels, a value for each part of the page by its name (sdlNews); a part shows
+// its own. What a person does becomes an event. The parts are gr.HTML components whose bodies are built in Python and
 // never rendered anew, so that open groups stay open and a slider in the hand stays there.
 
 const SLIDER_STEPS = 1000;
 const SEND_EVERY = 120; // ms while a slider is dragged
 
-function sdlForm(element, props, trigger, watch) {
+// ---- what is new -------------------------------------------------------------------------------------------------
+
+const ASK_EVERY = 500; // ms
+const sdlParts = new Map(); // name -> what shows a value of it
+const sdlSaid = new Map(); // name -> [number, value] that were said last: answers may overtake each other
+
+function sdlPart(name, show) {
+  sdlParts.set(name, show);
+  if (sdlSaid.has(name)) show(sdlSaid.get(name)[1]);
+}
+
+function sdlPanel(element, name) {
+  const node = element.querySelector("[data-panel]");
+  sdlPart(name, (html) => { node.innerHTML = html; });
+}
+
+function sdlSay({ number, panels }) {
+  for (const [name, value] of Object.entries(panels ?? {})) {
+    if (sdlSaid.has(name) && sdlSaid.get(name)[0] > number) continue;
+    sdlSaid.set(name, [number, value]);
+    sdlParts.get(name)?.(value);
+  }
+}
+
+function sdlNews(props, trigger, watch) {
+  let asked = {}; // of which bench, as which page
+  const heard = () => {
+    if (!props.value?.number) return;
+    asked = props.value;
+    sdlSay(props.value);
+  };
+  const ask = async () => {
+    const { token, page } = asked;
+    const next = performance.now() + ASK_EVERY;
+    try {
+      const answer = token && await fetch(`news/${token}?page=${encodeURIComponent(page)}`, { cache: "no-store" });
+      const news = answer?.ok && await answer.json();
+      if (news && token === asked.token) {
+        sdlSay(news);
+        if (news.refresh) trigger("input");
+      }
+    } catch { /* the network fails now and then: the next one may come through */ }
+    setTimeout(ask, Math.max(next - performance.now(), ASK_EVERY / 5));
+  };
+  watch("value", heard);
+  heard();
+  ask();
+}
+
+// ---- the form ----------------------------------------------------------------------------------------------------
+
+function sdlForm(element, props, trigger) {
   let sent = 0; // numbers the changes, because requests may overtake each other
   const send = (path, value) => trigger("input", { knob: path, value, number: ++sent }); // "path" would mean a file
   const controls = [...element.querySelectorAll("[data-path]")].map((node) => sdlKnob(node, send));
@@ -16,15 +67,39 @@ function sdlForm(element, props, trigger, watch) {
   const showAbout = () => { about.textContent = picker.selectedOptions[0]?.dataset.about ?? ""; };
   picker.addEventListener("change", () => { showAbout(); trigger("select", { preset: picker.value }); });
 
-  const show = () => {
-    const { values, owners, preset } = props.value;
+  const show = ({ values, owners, preset }) => {
     for (const section of sections) section.hidden = !owners.includes(section.dataset.owner);
     for (const c of controls) if (c.path in values && !c.node.closest("[data-owner][hidden]")) c.show(values[c.path]);
     picker.value = preset ?? "";
     showAbout();
   };
-  watch("value", show);
-  show();
+  show(props.value);
+  sdlPart("form", show);
+}
+
+// Of buttons of which one is chosen, the Tab key reaches that one, and arrow keys, Home and End choose among those that
+// can be seen. The listener has to stand after the one for clicks.
+function sdlArrows(node, chosen) {
+  const all = () => [...node.querySelectorAll("[data-value], [data-tab]")].filter((b) => b.checkVisibility());
+  const reach = () => {
+    const buttons = all();
+    const one = buttons.find((b) => b.getAttribute(chosen) === "true") ?? buttons[0];
+    for (const button of buttons) button.tabIndex = button === one ? 0 : -1;
+  };
+  node.addEventListener("keydown", (event) => {
+    const buttons = all();
+    const at = buttons.indexOf(event.target);
+    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: -1 }[event.key];
+    if (at < 0 || to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    const button = buttons.at(to % buttons.length);
+    button.focus();
+    button.click();
+    reach();
+  });
+  node.addEventListener("click", reach);
+  node.addEventListener("toggle", reach, true); // a fold inside, whose own event does not bubble
+  return reach;
 }
 
 // The loss: a button for each; the fold of the others says which of them is in force.
@@ -41,6 +116,7 @@ function sdlToggle(node, send) {
       others.querySelector("summary").textContent = hidden ? `${title}: ${hidden.textContent}` : title;
       others.classList.toggle("chosen", Boolean(hidden));
     }
+    reach();
   };
   node.addEventListener("click", (event) => {
     const button = event.target.closest("[data-value]");
@@ -48,6 +124,7 @@ function sdlToggle(node, send) {
     show(button.dataset.value);
     send("active", shown);
   });
+  const reach = sdlArrows(node, "aria-checked");
   return { path: "active", node, show };
 }
 
@@ -156,18 +233,15 @@ function sdlValue(card, symbol, value) {
     if (node.dataset.symbol === symbol) value === undefined ? delete node.dataset.now : (node.dataset.now = value);
 }
 
-function sdlLive(element, props, watch) {
+function sdlLive() {
   let said = {};
-  const show = () => {
+  sdlPart("live", (now) => {
     const card = document.querySelector('#form section[data-owner^="losses."]:not([hidden])');
-    const now = props.value ?? {};
     for (const symbol of Object.keys(said))
       if (!(symbol in now)) sdlValue(document.getElementById("form"), symbol, undefined); // there is no step any more
     for (const [symbol, value] of Object.entries(now)) sdlValue(card, symbol, value);
     said = now;
-  };
-  watch("value", show);
-  show();
+  });
 }
 
 // Small numbers as people write learning rates: 1e-4.
@@ -177,11 +251,19 @@ function written(value) {
 
 // ---- the stage: one to four lanes, each with a view in a frame of its own ----------------------------------------
 
-function sdlStage(element, props, trigger, watch) {
+function sdlStage(element, trigger) {
   const stage = element.querySelector(".stage");
   const lanes = new Map(); // by seat
   const say = (what, lane) => trigger("input", { do: what, lane });
   let bench; // whose runs are shown
+
+  const resting = new Set(); // buttons that a second press would make another lane with, until the first lane is there
+  const rest = (button) => {
+    button.disabled = true;
+    resting.add(button);
+    setTimeout(() => wake(button), 5000); // it was refused
+  };
+  const wake = (button) => { button.disabled = false; resting.delete(button); };
 
   const add = (lane) => {
     const node = document.createElement("figure");
@@ -200,21 +282,25 @@ function sdlStage(element, props, trigger, watch) {
     node.insertBefore(frame, node.querySelector(".tools"));
     node.addEventListener("click", (event) => {
       const button = event.target.closest("[data-do]");
-      if (button && !(button.dataset.do === "focus" && node.classList.contains("focus"))) say(button.dataset.do, lane.token);
+      if (!button || (button.dataset.do === "focus" && node.classList.contains("focus"))) return;
+      if (button.dataset.do === "branch") rest(button);
+      say(button.dataset.do, lane.token);
     });
     stage.append(node);
     return node;
   };
 
-  const show = () => {
-    const wanted = props.value ?? [];
+  sdlPart("stage", (wanted) => {
     for (const [token, node] of lanes) {
       if (wanted.some((lane) => lane.token === token)) continue;
       node.remove();
       lanes.delete(token);
     }
     for (const lane of wanted) {
-      if (!lanes.has(lane.token)) lanes.set(lane.token, add(lane));
+      if (!lanes.has(lane.token)) {
+        lanes.set(lane.token, add(lane));
+        resting.forEach(wake);
+      }
       const node = lanes.get(lane.token);
       const frame = node.querySelector("iframe");
       if (frame.getAttribute("src") !== lane.address) frame.setAttribute("src", lane.address);
@@ -235,9 +321,7 @@ function sdlStage(element, props, trigger, watch) {
     }
     bench = wanted[0].bench;
     sdlKeep("sdlab-bench", bench);
-  };
-  watch("value", show);
-  show();
+  });
 }
 
 // The views that are pages of ours follow the theme; viser is told by the server.
@@ -247,14 +331,16 @@ function sdlTell(frame) {
 
 // ---- the timeline ------------------------------------------------------------------------------------------------
 
-function sdlTimeline(element, props, trigger, watch) {
+function sdlTimeline(element, trigger) {
   const track = element.querySelector(".track");
   const ticks = element.querySelector(".ticks");
   const replay = element.querySelector("[data-replay]");
   let drawn = "";
+  let now = {};
 
-  const show = () => {
-    const { lane, step = 0, planned = 1, kept = [], entries = [], shots = [], replay: at = null } = props.value ?? {};
+  const show = (value) => {
+    now = value;
+    const { lane, step = 0, planned = 1, kept = [], entries = [], shots = [], replay: at = null } = now;
     const end = Math.max(planned, step, kept.at(-1) ?? 0, 1);
     const place = (s) => `${(100 * Math.min(s, end)) / end}%`;
     element.querySelector(".done").style.width = place(at ?? step);
@@ -275,23 +361,23 @@ function sdlTimeline(element, props, trigger, watch) {
       if (name === "kept") {
         node.type = "button";
         node.setAttribute("aria-label", text);
-        node.addEventListener("click", () => trigger("input", { do: "goto", lane: props.value.lane, step: s }));
+        node.addEventListener("click", () => trigger("input", { do: "goto", lane: now.lane, step: s }));
       }
       return node;
     }));
   };
   replay.addEventListener("click", () => {
-    const { lane, replay: at } = props.value ?? {};
+    const { lane, replay: at } = now;
     trigger("input", { do: at === null || at === undefined ? "replay" : "live", lane });
   });
   track.title = "Dots are moments that can be gone back to, strokes are changes";
-  watch("value", show);
-  show();
+  show(now);
+  sdlPart("timeline", show);
 }
 
 // ---- below the scene: tabs, the lens's slider, results -----------------------------------------------------------
 
-function sdlTabs(element, props, trigger) {
+function sdlTabs(element, trigger) {
   const turn = (tab) => {
     document.getElementById("readings").dataset.tab = tab;
     for (const button of element.querySelectorAll("[data-tab]"))
@@ -303,13 +389,14 @@ function sdlTabs(element, props, trigger) {
     turn(tab);
     trigger("input", { do: "tab", tab });
   });
+  sdlArrows(element, "aria-selected")();
   document.addEventListener("click", (event) => { // the preview may not be there yet
     const row = event.target.closest("#preview [data-row]")?.dataset.row;
     if (row !== undefined) trigger("input", { do: "view", row: Number(row) });
   });
 }
 
-function sdlScrub(element, props, trigger, watch) {
+function sdlScrub(element, trigger) {
   const slider = element.querySelector("input");
   const said = element.querySelector("output");
   const live = element.querySelector("[data-live]");
@@ -325,16 +412,14 @@ function sdlScrub(element, props, trigger, watch) {
     waiting ??= setTimeout(() => ask(Number(slider.value)), SEND_EVERY);
   });
   live.addEventListener("click", () => { show(null); ask(null); });
-  watch("value", () => show(props.value?.t ?? null));
   show(null);
 }
 
-function sdlResults(element, props, trigger, watch) {
+function sdlResults(element, trigger) {
   const kinds = element.querySelector(".kinds");
   const shelf = element.querySelector(".shelf");
   let offered = "";
-  const show = () => {
-    const { lane, offers = [], items = [] } = props.value ?? {};
+  sdlPart("results", ({ lane, offers = [], items = [] }) => {
     const key = JSON.stringify([lane, offers]);
     if (key !== offered) {
       offered = key;
@@ -346,7 +431,7 @@ function sdlResults(element, props, trigger, watch) {
         button.innerHTML = "<b></b><span></span>";
         button.firstChild.textContent = title;
         button.lastChild.textContent = about;
-        button.addEventListener("click", () => trigger("input", { do: "make", lane: props.value.lane, kind }));
+        button.addEventListener("click", () => trigger("input", { do: "make", lane, kind }));
         return button;
       }));
     }
@@ -373,12 +458,10 @@ function sdlResults(element, props, trigger, watch) {
       }
       return row;
     }));
-  };
-  watch("value", show);
-  show();
+  });
 }
 
-// ---- keys: space pauses and goes on, a full stop is one step ------------------------------------------------------
+// ---- keys: space pauses and goes on, a full stop is one step, v turns the lens to the next view ------------------------------------------------------
 
 function sdlKeys(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
@@ -391,6 +474,10 @@ function sdlKeys(event) {
   };
   if (event.key === " " && (press("pause") || press("start"))) event.preventDefault();
   if (event.key === "." && press("step")) event.preventDefault();
+  if (event.key === "v") {
+    const views = [...document.querySelectorAll("#preview [data-row]")];
+    views[(views.findIndex((view) => view.classList.contains("chosen")) + 1) % views.length]?.click();
+  }
 }
 document.addEventListener("keydown", sdlKeys);
 // A button that was clicked with a pointer gives the keys back: the space bar would press it again.
@@ -440,4 +527,9 @@ function sdlTheme(element, props, trigger) {
     props.value = dark;
     trigger("input");
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTimeout(() => { // after Gradio's own
+    sdlRestoreTheme();
+    for (const frame of document.querySelectorAll(".lane iframe")) sdlTell(frame);
+    trigger("input");
+  }));
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -167,6 +167,14 @@ class Timeline:
             film = film[::2]
             self._film_every *= 2
         self._film = film
+
+
+def bytes_held(timelines: Iterable[Timeline]) -> int:
+    """What histories take together; moments and shots that they share are counted once."""
+    every = list(timelines)
+    moments = {id(mark.moment): mark.moment for timeline in every for mark in timeline._marks}
+    shots = {id(shot): _size(shot) for timeline in every for _, shot in timeline.film()}
+    return bytes_of(moments.values()) + sum(shots.values())
 
 
 def _thinned(marks: Sequence[_Mark], budget: int) -> tuple[_Mark, ...]:

@@ -32,7 +32,6 @@ def with_browser():
 @pytest.mark.usefixtures("with_browser")
 def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "QUICK", bench.Size(visits=1, rounds=1, turn=3.0, lanes=2.0))
-    monkeypatch.setattr(bench, "WAYS", {key: way for key, way in bench.WAYS.items() if way.view})  # the dear ones
     monkeypatch.setattr(visitor, "WINDOW", {"width": 480, "height": 360})  # drawn by software, many pixels take long
     assert cli.main(["bench", "page", "--quick", *TINY, "--seconds", "4", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "page.json").read_text())
@@ -53,14 +52,16 @@ def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):
     assert set(lanes["steps"]) == set(bench.LOSSES)
     assert min(lanes["steps"].values()) > 0
     handlers = {row["handler"]: row for row in lanes["handlers"]}
-    assert {"arrive", "tick", "press_start", "act", "change_knob"} <= set(handlers)
+    assert {"arrive", "poll", "press_start", "act", "change_knob"} <= set(handlers)
     assert handlers["change_knob"]["calls"] == 3, "three losses were chosen"
     assert handlers["all"]["calls"] == sum(row["calls"] for row in lanes["handlers"][2:])
     assert abs(handlers["all, as the browser saw them"]["calls"] - handlers["all"]["calls"]) <= 5
     assert handlers["all"]["p50"] <= handlers["all"]["p95"] <= handlers["all"]["max"]
     assert lanes["memory"]["first_mb"] > 10
 
-    assert len(result["requirements"]) == 2 + 2 + 4
+    assert cost["lens elsewhere"]["browser_cores"] < cost["lens"]["browser_cores"]
+
+    assert len(result["requirements"]) == 2 + 4 + 4
     printed = capsys.readouterr().out
     assert "left" in printed
     assert "x headless" in printed
@@ -74,12 +75,14 @@ def test_without_playwright_it_says_what_to_install(monkeypatch, tmp_path, capsy
 
 
 def test_memory_is_read_after_the_first_minute():
-    growing_at_first = [(5.0 * i, min(100.0 + 10 * i, 220.0)) for i in range(121)]
+    growing_at_first = [bench.Memory(5.0 * i, min(100.0 + 10 * i, 220.0), 3.0) for i in range(121)]
     found = bench._memory(growing_at_first)
     assert (found["from_second"], found["first_mb"], found["last_mb"]) == (60.0, 220.0, 220.0)
     assert found["mb_per_minute"] == pytest.approx(0, abs=1e-6)
-    leaking = [(5.0 * i, 100.0 + 0.5 * i) for i in range(121)]
-    assert bench._memory(leaking)["mb_per_minute"] == pytest.approx(6.0)
+    leaking = [bench.Memory(5.0 * i, 100.0 + 0.5 * i, 0.25 * i) for i in range(121)]
+    found = bench._memory(leaking)
+    assert found["mb_per_minute"] == pytest.approx(3.0), "what the histories take is known"
+    assert (found["first_history_mb"], found["last_history_mb"]) == (3.0, 30.0)
 
 
 def test_what_is_required_is_judged():

@@ -57,8 +57,10 @@ class Browser:
     def act(self, **asked: Any) -> Any:
         return self.page._act(self.token, False, gr.EventData(None, asked))
 
-    def tick(self) -> Any:
-        return self.page._tick(self.token, self.request)
+    def tick(self) -> tuple[dict[str, Any], Any]:
+        """What a poll brings, and what is fetched after it."""
+        news = self.page.poll(self.token, self.name)
+        return news, self.page._refresh(self.token, self.request) if news["refresh"] else gr.skip()
 
     def leave(self) -> None:
         self.page._leave(self.request)
@@ -165,9 +167,9 @@ def test_a_preset_without_a_seat_leaves_the_other_lanes(browser: Browser, page: 
 def test_a_tab_that_is_copied_has_the_run_and_the_first_says_so(browser: Browser, page: Page):
     copy = Browser(page, "copy", browser.token)
     assert copy.token == browser.token
-    told = Answer(*browser.tick())
-    assert told.token == ""
-    assert "another tab" in told.status
+    told = Answer(*browser.tick()[1])
+    assert told.token == told.news["token"] == ""
+    assert "another tab" in told.news["panels"]["status"]
     browser.leave()
     assert copy.bench.is_there(ticking=False), "the other tab does not take the run with it"
 
@@ -183,9 +185,35 @@ def test_a_page_whose_connection_failed_once_still_frees_its_seat_when_it_is_clo
     assert seat.ends_at is not None
 
 
-def test_a_page_whose_state_was_forgotten_finds_its_run(browser: Browser, page: Page):
-    token, browser.token = browser.token, ""
-    assert Answer(*browser.tick()).token == token
+def test_buttons_and_prompt_come_when_they_are_due_and_once(browser: Browser):
+    ready(browser)
+    browser.tick()
+    browser.page._press_step(browser.token, "a red bear")
+    until(lambda: browser.bench.focus.seat.session.status.phase == "paused")
+    browser.bench.focus.patch([("prompt.text", "a blue bear")])
+    browser.bench.focus._shown.clear()  # as if it had been changed elsewhere
+    until(lambda: browser.bench.focus.settings.prompt.text == "a blue bear")
+    news, rest = browser.tick()
+    assert {"stage", "status", "timeline"} <= set(news["panels"])
+    due = Answer(*rest)
+    assert due.prompt == "a blue bear"
+    assert [due.start["interactive"], due.pause["interactive"], due.step["interactive"]] == [True, False, True]
+    assert due.token == due.news == gr.skip()
+    assert browser.tick()[0]["refresh"] is False
+
+
+def test_what_is_told_later_has_a_higher_number(browser: Browser):
+    first = browser.first.news["number"]
+    polled = browser.tick()[0]["number"]
+    whole = Answer(*browser.act(do="focus", lane=browser.bench.focus.seat.id)).news
+    assert first < polled < whole["number"]
+    assert {"stage", "status", "timeline", "preview", "lens", "charts", "versus", "form"} <= set(whole["panels"])
+
+
+@pytest.mark.parametrize("asks", [("", ""), ("no such token", "page"), ("no such token", "")])
+def test_a_poll_for_nothing_that_is_there_brings_nothing(browser: Browser, asks: tuple[str, str]):
+    assert browser.page.poll(*asks) == {"refresh": True}
+    assert browser.page.poll(browser.token, "other page") == {"refresh": True}
 
 
 def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: Browser, page: Page):

@@ -21,12 +21,13 @@ from PIL import Image
 
 from sdlab.export import render_turntable
 from sdlab.manager import Manager, Seat
-from sdlab.messages import Applied, Event, Failed, Rejected, Skipped, Status, Stepped
+from sdlab.messages import Applied, Event, Failed, Patch, Rejected, Skipped, Status, Stepped
 from sdlab.session import Session
 from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names
 from sdlab.toybox import judge
 from sdlab.ui.server import build
 from sdlab.ui.server import server as page_server
+from sdlab.viewport.splat_view import SplatView
 
 ROOT = Path(__file__).parents[1]
 LONG = 30_000  # ms; a machine under load is slow, and waiting costs nothing when it is not
@@ -851,6 +852,122 @@ def test_keys_pause_go_on_and_step_but_not_while_something_is_typed(open_tab: Ca
     until(lambda: page.locator("#start").is_enabled())
     page.keyboard.press("Space")
     tab.wait_for_phase("running")
+
+
+@pytest.mark.browser
+def test_losses_and_tabs_are_chosen_with_arrow_keys(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    page = tab.page
+    focused = "document.activeElement.dataset.value ?? document.activeElement.dataset.tab"
+    assert page.locator('#form .losses [tabindex="0"]').all_inner_texts() == ["SDS"], (
+        "the Tab key reaches what is chosen"
+    )
+    page.focus('#form [data-value="sds"]')
+    page.keyboard.press("ArrowRight")
+    until(lambda: tab.session.settings.active == "vsd")
+    assert page.evaluate(focused) == "vsd"
+    assert page.locator('#form .losses [tabindex="0"]').all_inner_texts() == ["VSD"]
+    page.keyboard.press("End")
+    until(lambda: tab.session.settings.active == "jsd")
+    page.keyboard.press("ArrowDown")
+    until(lambda: tab.session.settings.active == "sds")
+    page.focus("#tabs [data-tab=lens]")
+    page.keyboard.press("ArrowLeft")
+    until(lambda: page.is_visible("#results .kinds button"))
+    assert page.evaluate(focused) == "results"
+    for button in page.locator("#tabs [data-tab]").all():
+        assert page.locator(f"#{button.get_attribute('aria-controls')}").count() == 1
+
+
+@pytest.mark.browser
+def test_a_key_turns_the_lens_to_the_next_view(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    page = tab.page
+    tab.session.send(Patch((("camera.views", 3),)))
+    page.click("#step")
+    until(lambda: page.locator("#preview [data-row]").count() == 3)
+    for expected in (1, 2, 0):
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("v")
+        page.wait_for_selector(f'#preview [data-row="{expected}"].chosen')
+        until(lambda expected=expected: tab.session._lens_row == expected)
+
+
+@pytest.mark.browser
+def test_a_second_press_makes_no_second_lane(open_tab: Callable[..., Tab], manager: Manager):
+    tab = open_tab()
+    tab.page.dblclick(".lane.focus [data-do=branch]")
+    until(lambda: tab.page.locator(".lane").count() == 2)
+    time.sleep(1.0)
+    assert manager.count() == 2
+    tab.page.click(".lane.focus [data-do=branch]")
+    until(lambda: manager.count() == 3)
+
+
+@pytest.mark.browser
+def test_the_system_turning_dark_is_followed_until_somebody_has_chosen(
+    open_tab: Callable[..., Tab], monkeypatch: pytest.MonkeyPatch
+):
+    tab = open_tab(color_scheme="light")
+    told: list[bool] = []
+    monkeypatch.setattr(SplatView, "set_dark", lambda view, dark: told.append(dark))
+    dark = "document.body.classList.contains('dark')"
+    assert not tab.page.evaluate(dark)
+    for scheme in ("dark", "light"):
+        tab.page.emulate_media(color_scheme=scheme)
+        until(lambda scheme=scheme: tab.page.evaluate(dark) == (scheme == "dark"))
+        until(lambda scheme=scheme: told and told[-1] == (scheme == "dark"))
+    tab.page.click("[data-theme]")
+    assert tab.page.evaluate(dark)
+    tab.page.emulate_media(color_scheme="dark")
+    tab.page.emulate_media(color_scheme="light")
+    time.sleep(0.5)
+    assert tab.page.evaluate(dark), "what was chosen stays"
+
+
+@pytest.mark.browser
+def test_a_view_is_drawn_for_what_is_new_and_for_a_hand(open_tab: Callable[..., Tab]):
+    tab = open_tab(view=True)
+    until(lambda: any("viewport" in frame.url for frame in tab.page.frames))
+    view = next(frame for frame in tab.page.frames if "viewport" in frame.url)
+    drawn = "Number(document.documentElement.dataset.drawn ?? 0)"
+    until(lambda: view.evaluate(drawn) > 2)
+    settled(lambda: view.evaluate(drawn))
+    before = view.evaluate(drawn)
+    time.sleep(4)
+    assert view.evaluate(drawn) <= before + 2, "nothing is new"
+    page, box = tab.page, tab.page.locator(".lane iframe").bounding_box()
+    for i in range(8):
+        page.mouse.move(box["x"] + 100 + 5 * i, box["y"] + 100)
+        time.sleep(0.05)
+    until(lambda: view.evaluate(drawn) > before + 2)
+    settled(lambda: view.evaluate(drawn))
+    before = view.evaluate(drawn)
+    page.click("#start")
+    until(lambda: view.evaluate(drawn) > before + 4)
+
+
+def settled(count: Callable[[], int]) -> None:
+    """Until it does not change in two seconds."""
+
+    def same() -> bool:
+        before = count()
+        time.sleep(2)
+        return count() == before
+
+    until(same)
+
+
+def test_what_is_new_is_told_to_no_other_page(address: str):
+    def ask(path: str, **headers: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers)) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    assert ask("news/no-such-token?page=x") == (200, '{"refresh":true}')
+    assert ask("news/no-such-token", Origin="https://evil.example")[0] == 403
 
 
 def test_presets_are_all_on_the_page(address: str):

@@ -10,7 +10,7 @@ from sdlab.messages import Goto, Load, Patch, Pause, Rejected, Reset, Went
 from sdlab.moments import Moment, bytes_of
 from sdlab.session import Session
 from sdlab.settings import Settings, preset
-from sdlab.timeline import FILM_EVERY, MOMENT_EVERY, MOST_ENTRIES, MOST_MOMENTS, MOST_SHOTS, Timeline
+from sdlab.timeline import FILM_EVERY, MOMENT_EVERY, MOST_ENTRIES, MOST_MOMENTS, MOST_SHOTS, Timeline, bytes_held
 
 SETTINGS = Settings()
 VDM = (("active", "vdm"), ("losses.vdm.warm_up", 3), ("losses.vdm.operator", "linear"))
@@ -55,6 +55,17 @@ def happened(session: Session) -> list[tuple[int, str, object]]:
 @pytest.fixture
 def long(quick: Settings) -> Settings:
     return quick.patch_all([("steps", 1000), ("scene.densify_every", 20), ("scene.densify_from", 0.0)])
+
+
+def test_what_histories_take_together_counts_what_they_share_once():
+    one = Timeline()
+    one.keep(moment(0, 100))
+    one.show(0, np.zeros((1, 8, 8, 3), np.uint8))
+    assert bytes_held([one]) == 400 + 192
+    other = one.branched(moment(50, 10))
+    assert bytes_held([other]) == 400 + 192 + 40
+    assert bytes_held([one, other]) == 400 + 192 + 40
+    assert bytes_held([]) == 0
 
 
 # ---- what is kept -----------------------------------------------------------------------------------------

@@ -158,11 +158,11 @@ def test_a_linear_slider_has_round_steps_and_enough_of_them(lo: float, hi: float
 
 def test_the_form_shows_what_is_in_force():
     s = settings()
-    state = form_state(s, "mixture", 7)
+    state = form_state(s, "mixture")
     assert state["values"] == {path: k.value for path, k in s.knobs().items()}
     assert state["owners"] == ["prior/mixture", "scene/splats", "losses.sds"]
-    assert form_state(s.patch("active", "odd"), None, 8)["owners"][-1] == "losses.odd"
-    assert form_state(s, None, 9, {"camera.views"})["values"] == {"camera.views": s.camera.views}
+    assert form_state(s.patch("active", "odd"), None)["owners"][-1] == "losses.odd"
+    assert form_state(s, None, {"camera.views"})["values"] == {"camera.views": s.camera.views}
     assert "losses.odd" in Parsed(form_html(s, [])).all("data-owner")
     assert "Odd &lt;loss&gt;" in form_html(s, [])
 

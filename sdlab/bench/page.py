@@ -4,11 +4,12 @@ A real server in this process, as app.py has it, and a real browser on the same 
 
 first sight  from opening the page to the first visible change of the object after Start, and from there to the effect
              of another loss. The first visitor comes while the server still loads, later ones find it ready.
-cost         steps a second of a session alone, and with the page open: with the lens or with the charts to be seen,
-             with the 3D view and without it. Ways take turns, a fresh session for each turn.
+cost         steps a second of a session alone, and with the page open, with the lens or with the charts to be seen: in
+             a browser on this machine, which takes the processor that the run is on; and elsewhere, where the server
+             has all the same work and the browser none of it. Ways take turns, a fresh session for each turn.
 lanes        four lanes, branched off each other by a person's clicks, each with another loss: steps of each, how long
-             the page's handlers take, the memory of the server's process. Meanwhile somebody turns to another tab and
-             another lane again and again.
+             the page's handlers take, the memory of the server's process, and how much of it is the lanes' histories,
+             which fill up to a known size. Meanwhile somebody turns to another tab and another lane again and again.
 
 Runs neither end nor change their number of Gaussians, so that all steps are alike.
 """
@@ -21,7 +22,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,7 @@ from sdlab.bench.visitor import (
 from sdlab.messages import Resume
 from sdlab.priors import silent
 from sdlab.settings import Settings
+from sdlab.timeline import bytes_held
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -82,7 +84,7 @@ class Way(NamedTuple):
 
     title: str
     tab: str = ""
-    view: bool = True
+    here: bool = True  # whether the browser is on this machine
     least: float = 0.0  # of the rate without a page that is required
 
 
@@ -90,8 +92,8 @@ WAYS = {
     "headless": Way("no page"),
     "lens": Way("page, lens", "lens", least=0.90),
     "charts": Way("page, charts", "charts", least=0.95),
-    "lens, no view": Way("page, lens, no 3D view", "lens", view=False, least=0.90),
-    "charts, no view": Way("page, charts, no 3D view", "charts", view=False, least=0.95),
+    "lens elsewhere": Way("page elsewhere, lens", "lens", here=False, least=0.90),
+    "charts elsewhere": Way("page elsewhere, charts", "charts", here=False, least=0.95),
 }
 OPENING = 8.0  # seconds that it takes to open and close a page, about
 
@@ -168,9 +170,9 @@ def first_sight(browser: Browser, site: Site, size: Size, clock: Clock) -> list[
 
 
 @contextmanager
-def _tab(browser: Browser, site: Site, view: bool = True) -> Iterator[Tab]:
+def _tab(browser: Browser, site: Site) -> Iterator[Tab]:
     """A page, and the end of all sessions with it."""
-    tab = Tab(browser, site, view)
+    tab = Tab(browser, site)
     try:
         yield tab
     finally:
@@ -254,27 +256,27 @@ def cost(browser: Browser, site: Site, s: Settings, size: Size, clock: Clock) ->
 
 def _turn(browser: Browser, site: Site, s: Settings, way: Way, seconds: float) -> dict[str, float]:
     """Figures of a fresh session for so many seconds, after its first steps."""
-    if not way.tab:
-        seat = site.manager.open(s)
-        meter = site.manager.meters[seat.id]
-        try:
-            seat.session.send(Resume())
-            until(lambda: meter.steps >= WARM_UP, "the first steps", meter.require_health)
-            before = _Spent.now(meter)
-            time.sleep(seconds)
-            return _Spent.now(meter).since(before)
-        finally:
-            site.manager.close_all()
-    with _tab(browser, site, way.view) as tab:
-        tab.wait_for_phase("ready")
-        tab.click(f"[data-tab={way.tab}]")
-        meter = tab.meter
-        tab.click("#start")
-        tab.until(lambda: meter.steps >= WARM_UP, "the first steps")
-        before = _Spent.now(meter)
-        tab.wait(seconds)
-        tab.require_health()
-        return _Spent.now(meter).since(before)
+    if way.tab and way.here:
+        with _tab(browser, site) as tab:
+            tab.wait_for_phase("ready")
+            tab.click(f"[data-tab={way.tab}]")
+            tab.click("#start")
+            return _spent(tab.meter, seconds, tab.wait)
+    try:
+        with site.visited_from_elsewhere(way.tab) if way.tab else nullcontext(site.manager.open(s).id) as seat:
+            meter = site.manager.meters[seat]
+            meter.session.send(Resume())
+            return _spent(meter, seconds, time.sleep)
+    finally:
+        site.manager.close_all()
+
+
+def _spent(meter: Meter, seconds: float, wait: Callable[[float], None]) -> dict[str, float]:
+    until(lambda: meter.steps >= WARM_UP, "the first steps", meter.require_health, wait)
+    before = _Spent.now(meter)
+    wait(seconds)
+    meter.require_health()
+    return _Spent.now(meter).since(before)
 
 
 class _Spent(NamedTuple):
@@ -338,7 +340,7 @@ def lanes(browser: Browser, site: Site, size: Size, clock: Clock) -> dict[str, A
         meters = _branched(tab)
         before = {loss: meter.now[0] for loss, meter in meters.items()}
         started = time.perf_counter()
-        memory = _watched(tab, size.lanes, started, clock)
+        memory = _watched(tab, list(meters.values()), size.lanes, started, clock)
         taken = time.perf_counter() - started
         steps = {loss: meter.now[0] - before[loss] for loss, meter in meters.items()}
         own = tab.own_times()
@@ -382,24 +384,38 @@ def _steps_by(meter: Meter, loss: str) -> bool:
     return first is not None and meter.now[0] >= first + WARM_UP
 
 
-def _watched(tab: Tab, seconds: float, started: float, clock: Clock) -> list[tuple[float, float]]:
-    """(second, MB) while the lanes step and somebody looks at one thing after the other."""
-    memory: list[tuple[float, float]] = []
+class Memory(NamedTuple):
+    """Of the server's process, in MB; `history` is the part of it that the lanes' timelines hold."""
+
+    second: float
+    rss: float
+    history: float
+
+
+def _watched(tab: Tab, meters: Sequence[Meter], seconds: float, started: float, clock: Clock) -> list[Memory]:
+    """Memory, again and again, while the lanes step and somebody looks at one thing after the other."""
+
+    def now() -> Memory:
+        held = bytes_held(meter.session.timeline for meter in meters)
+        return Memory(time.perf_counter() - started, rss_mb(), held / 2**20)
+
+    memory: list[Memory] = []
     acts = sample = minutes = 0
     act_every, sample_every = min(ACT_EVERY, seconds / 8), min(RSS_EVERY, seconds / 10)
-    while (now := time.perf_counter() - started) < seconds:
-        if now >= sample * sample_every:
-            memory.append((now, rss_mb()))
+    while (second := time.perf_counter() - started) < seconds:
+        if second >= sample * sample_every:
+            memory.append(now())
             sample += 1
-        if now >= acts * act_every:
+        if second >= acts * act_every:
             _look_elsewhere(tab, acts)
             acts += 1
-        if now >= (minutes + 1) * FIRST_MINUTE:
+        if second >= (minutes + 1) * FIRST_MINUTE:
             minutes += 1
-            clock.advance(FIRST_MINUTE, f"lanes, {minutes} of {seconds / 60:.0f} minutes: {memory[-1][1]:.0f} MB")
+            text = f"{memory[-1].rss:.0f} MB, of which {memory[-1].history:.0f} histories"
+            clock.advance(FIRST_MINUTE, f"lanes, {minutes} of {seconds / 60:.0f} minutes: {text}")
         tab.require_health()
         tab.wait(0.25)
-    memory.append((time.perf_counter() - started, rss_mb()))
+    memory.append(now())
     return memory
 
 
@@ -424,18 +440,21 @@ def _latency(name: str, times: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _memory(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _memory(samples: Sequence[Memory]) -> dict[str, Any]:
     """What the process held after the first minute (the first third of a short run) and at the end, and by how much it
-    grew in between: the slope of a straight line."""
-    settled = [(at, mb) for at, mb in samples if at >= min(FIRST_MINUTE, samples[-1][0] / 3)]
-    at, mb = np.array(settled).T
-    slope = float(np.polyfit(at / 60, mb, 1)[0]) if len(settled) > 1 else 0.0
+    grew in between, histories apart: the slope of a straight line."""
+    settled = [each for each in samples if each.second >= min(FIRST_MINUTE, samples[-1].second / 3)]
+    first, last = settled[0], settled[-1]
+    at, rss, history = np.array(settled).T
+    slope = float(np.polyfit(at / 60, rss - history, 1)[0]) if len(settled) > 1 else 0.0
     return {
-        "from_second": round(float(at[0]), 1),
-        "first_mb": round(float(mb[0]), 1),
-        "last_mb": round(float(mb[-1]), 1),
+        "from_second": round(first.second, 1),
+        "first_mb": round(first.rss, 1),
+        "first_history_mb": round(first.history, 1),
+        "last_mb": round(last.rss, 1),
+        "last_history_mb": round(last.history, 1),
         "mb_per_minute": round(slope, 2),
-        "samples": [[round(at, 1), round(mb, 1)] for at, mb in samples],
+        "samples": [[round(value, 1) for value in each] for each in samples],
     }
 
 
@@ -463,17 +482,16 @@ def requirements(r: dict[str, Any]) -> list[dict[str, Any]]:
         require("lanes: largest deviation from an equal share, %", lanes["deviation_percent"], FAIR)
         for row in lanes["handlers"][:2]:
             require(f"handlers, {row['handler']}: p95, ms", row["p95"], HANDLERS_P95)
-        require("memory after the first minute: MB a minute", lanes["memory"]["mb_per_minute"], FLAT)
+        require("memory after the first minute, histories apart: MB a minute", lanes["memory"]["mb_per_minute"], FLAT)
     return found
 
 
 CAPTION = """\
-steps/s: by the clock on the wall, with server, session and browser all on this machine; x headless: the median of the
-rounds' own ratios. session: ms of the processor that the session's own thread takes for a step, frames and lens
-included. others: the same for the server's other threads, which are the network's pool, the page's handlers and its
-views; what is above the row without a page is the page's. browser: ms of the processor that it takes meanwhile, and how
-many cores; mostly WebGL drawn by software, which a visitor's own machine would do. Without the 3D view nothing is drawn
-and no splats are sent: what is left then is the cost of the page's server side, and of a browser that shows numbers."""
+steps/s: by the clock on the wall; x headless: the median of the rounds' own ratios. Of a page in a browser here,
+server, session and browser share this machine, and WebGL is drawn by software; of a page elsewhere, all that the
+server does for it is here, and what the browser does is not. session: ms of the processor that the session's own thread
+takes for a step, frames and lens included. others: the same for the server's other threads, which are the network's
+pool, the page's handlers and its views. browser: ms of the processor that it takes meanwhile, and how many cores."""
 
 
 def print_tables(r: dict[str, Any]) -> None:
@@ -521,8 +539,9 @@ def _print_lanes(lanes: dict[str, Any]) -> None:
             f"{'-' if row[key] is None else row[key]:>{n}}" for key, n in (("p50", 8), ("p95", 8), ("max", 9))
         )
         print(f"{row['handler']:32}{row['calls']:7}{cells}")
-    memory = lanes["memory"]
+    m = lanes["memory"]
     print(
-        f"memory of the server's process: {memory['first_mb']:.0f} MB after {memory['from_second']:.0f} s, "
-        f"{memory['last_mb']:.0f} MB at the end, {memory['mb_per_minute']:+.2f} MB a minute"
+        f"memory of the server's process: {m['first_mb']:.0f} MB after {m['from_second']:.0f} s, {m['last_mb']:.0f} MB "
+        f"at the end; of which histories {m['first_history_mb']:.0f} and {m['last_history_mb']:.0f}; the rest grew by "
+        f"{m['mb_per_minute']:+.2f} MB a minute"
     )

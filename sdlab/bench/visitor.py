@@ -12,6 +12,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +27,7 @@ from PIL import Image
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdlab.bench import distant
 from sdlab.manager import Manager, Seat
 from sdlab.messages import Event, Failed, Stepped
 from sdlab.session import Session
@@ -35,15 +38,18 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SOFTWARE_GL = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+SOFTWARE_GL = ("--no-sandbox", "--enable-unsafe-swiftshader")
 WINDOW = {"width": 1280, "height": 800}
 PATIENCE = 300.0  # seconds for whatever is waited for: a machine may be busy, and compile what it meets first
 LOOK_EVERY = 0.05  # seconds
 CALL = "/gradio_api/run/"  # in the address of every call of a handler
+NEWS = "/news/"  # in that of a question for what is new
+POLL = -1  # stands for it among Gradio's numbers of handlers
 # what the browser itself says of its calls: from sending to the last byte of the answer, in ms
 OWN_TIMES = (
     "if (window === window.top) { window.callsOfPage = []; new PerformanceObserver((list) => {"
-    f"for (const e of list.getEntries()) if (e.name.includes('{CALL}')) window.callsOfPage.push(e.duration);"
+    f"for (const e of list.getEntries()) if (e.name.includes('{CALL}') || e.name.includes('{NEWS}'))"
+    " window.callsOfPage.push(e.duration);"
     "}).observe({ type: 'resource', buffered: true }); }"
 )
 
@@ -91,17 +97,14 @@ def chromium() -> Iterator[Browser]:
 
 
 class Tab:
-    """A page that was just opened. `view` False puts an empty page in the place of the 3D view."""
+    """A page that was just opened."""
 
-    def __init__(self, browser: Browser, site: Site, view: bool = True) -> None:
+    def __init__(self, browser: Browser, site: Site) -> None:
         self._site = site
         self._context = browser.new_context(viewport=WINDOW)  # type: ignore[arg-type]
         self._context.add_init_script(OWN_TIMES)
         self.page = self._context.new_page()
         self.page.set_default_timeout(1000 * PATIENCE)
-        if not view:
-            for views in ("**/viewport/**", "**/flat/**"):
-                self.page.route(views, lambda route: route.fulfill(body="", content_type="text/html"))
         self.opened = time.perf_counter()
         self.page.goto(site.address)
 
@@ -135,7 +138,7 @@ class Tab:
         self.page.click(button)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass. Playwright has to be served meanwhile: it answers for the closed view."""
+        """Let time pass. Playwright has to be served meanwhile."""
         self.page.wait_for_timeout(1000 * seconds)
 
     def wait_for_phase(self, phase: str) -> None:
@@ -233,15 +236,15 @@ class MeteredManager(Manager):
 
 
 class Calls:
-    """Times every call of one of the page's handlers, from the arrival of the request to the end of the answer: what
-    Gradio makes of both and the wait for a thread are in it. Plain ASGI."""
+    """Times every call of one of the page's handlers and every question for what is new, from the arrival of the
+    request to the end of the answer: what Gradio makes of both and the wait for a thread are in it. Plain ASGI."""
 
     def __init__(self, app: ASGIApp, kept: list[tuple[int, float]]) -> None:
         self._app = app
         self._kept = kept  # (Gradio's number of the handler, ms)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(CALL):
+        if scope["type"] != "http" or not scope["path"].startswith((CALL, NEWS)):
             await self._app(scope, receive, send)
             return
         asked = b""
@@ -257,7 +260,8 @@ class Calls:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 ms = 1e3 * (time.perf_counter() - started)
-                self._kept.append((int(json.loads(asked).get("fn_index", -1)), ms))
+                number = POLL if scope["path"].startswith(NEWS) else int(json.loads(asked)["fn_index"])
+                self._kept.append((number, ms))
 
         await self._app(scope, keep_body, watch_end)
 
@@ -290,12 +294,26 @@ class Site:
     def address(self) -> str:
         return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
 
+    @contextlib.contextmanager
+    def visited_from_elsewhere(self, tab: str) -> Iterator[str]:
+        """A page that is open somewhere else and shows `tab`; its seat. See `sdlab.bench.distant`."""
+        numbers = {name: str(number) for number, name in self.handlers.items()}
+        command = [sys.executable, distant.__file__, self.address, numbers["arrive"], numbers["act"], tab]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+            try:
+                seat = program.stdout.readline().strip() if program.stdout else ""
+                if seat not in self.manager.meters:
+                    raise RuntimeError("a visitor from elsewhere could not open the page: see above")
+                yield seat
+            finally:
+                program.communicate()  # which ends its input, and so itself
+
     @functools.cached_property
     def handlers(self) -> dict[int, str]:
         """The handlers' names by Gradio's numbers."""
         pages = [route.app for route in self._app.routes if isinstance(route, Mount)]
         fns = next(blocks.fns for page in pages if (blocks := getattr(page, "blocks", None)) is not None)
-        return {number: str(fn.fn.__name__).strip("_") for number, fn in fns.items() if fn.fn is not None}
+        return {POLL: "poll"} | {number: fn.fn.__name__.strip("_") for number, fn in fns.items() if fn.fn is not None}
 
 
 # ---- what it takes ---------------------------------------------------------------------------------------

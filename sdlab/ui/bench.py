@@ -39,6 +39,8 @@ class Bench:
         self._focus = first
         self._late_ticks: int | None = None  # that may still come from a page that was closed; None: it is there
         self._shown: dict[str, Any] = {}  # what the page was last given, by panel
+        self.due: dict[str, Any] = {}  # what Gradio's own components are to become, by name
+        self.telling = threading.Lock()  # of whoever reads what is new: each piece is told once, and in order
         self._watch()
 
     # ---- lanes -------------------------------------------------------------------------------------------

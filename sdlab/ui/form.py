@@ -161,12 +161,10 @@ def form_html(settings: Settings, presets: Sequence[str], locked: Collection[str
     )
 
 
-def form_state(settings: Settings, preset: str | None, number: int, paths: Collection[str] | None = None) -> Any:
-    """What the form is to show: all of `settings`, or with `paths` only these. `number` must differ from the last
-    one, so that the same correction twice is still news to the browser."""
+def form_state(settings: Settings, preset: str | None, paths: Collection[str] | None = None) -> Any:
+    """What the form is to show: all of `settings`, or with `paths` only these."""
     knobs = settings.knobs()
     return {
-        "number": number,
         "values": {path: k.value for path, k in knobs.items() if paths is None or path in paths},
         "owners": [_owner(settings, p) for p in ("prior", "scene")] + [f"losses.{settings.active}"],
         "preset": preset,

@@ -1,10 +1,15 @@
 """The page: its layout, and handlers that only send commands or read what is there.
 
 Every visitor has a bench (`sdlab.ui.bench`) with a seat for each lane; the browser holds nothing but the bench's token.
-A handler takes milliseconds; what a session answers is picked up by the timer.
+A handler takes milliseconds; what a session answers is picked up by the page, which asks twice a second.
 
 The parts that Gradio has no component for (the stage, the timeline, the lens's slider, the form, results) are `gr.HTML`
 with a script of ours (assets/page.js). They say what a person did as {"do": verb, ...} in an `input` event.
+
+What changes while a run goes on are the panels (`Bench.news`), which the page asks for by a route of ours and fills in
+itself: Gradio takes 40 ms on the server and as many in the browser for an event with a dozen outputs. Its own
+components (the run buttons, the prompt) change seldom; that they are due comes with the panels, and they are then
+fetched by an event.
 """
 
 from __future__ import annotations
@@ -35,7 +40,6 @@ from sdlab.viewport.splat_view import Viewports
 
 ASSETS = Path(__file__).parents[2] / "assets"
 TITLE = "Score Distillation Lab"
-TICK = 0.5  # seconds
 ARRIVING = 60.0  # seconds that a page just given a seat has for its first tick
 
 QUICK = {  # of every handler: it takes milliseconds, so it neither waits in the queue nor shows a spinner
@@ -168,15 +172,15 @@ class Page:
     def build(self) -> gr.Blocks:
         """The page; to be mounted with `theme`, page.css and page.js."""
         with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-            token = gr.State("")
-            look = _scripted("title", "sdlTheme(element, props, trigger)", False, _title_bar(self._manager.device))
+            token = gr.Textbox(visible="hidden", elem_id="token")
+            look = _scripted("title", "sdlTheme(element, props, trigger)", _title_bar(self._manager.device), False)
             kept = gr.Textbox(visible=False)
             with gr.Row(elem_id="bench"):
                 with gr.Column(elem_id="view"):
-                    stage = _scripted("stage", "sdlStage(element, props, trigger, watch)", [], _STAGE)
+                    stage = _scripted("stage", "sdlStage(element, trigger)", _STAGE)
                     with gr.Column(elem_id="progress", elem_classes=["card"]):
-                        status = gr.HTML(elem_id="status", apply_default_css=False)
-                        timeline = _scripted("timeline", "sdlTimeline(element, props, trigger, watch)", {}, _TIMELINE)
+                        _panel("status")
+                        timeline = _scripted("timeline", "sdlTimeline(element, trigger)", _TIMELINE)
                 with gr.Column(elem_id="side"):
                     with gr.Column(elem_classes=["card"]):
                         prompt = gr.Textbox(
@@ -194,32 +198,29 @@ class Page:
                         again = gr.Button("New session", variant="primary", visible=False, elem_id="again")
                     form = _scripted(
                         "form",
-                        "sdlForm(element, props, trigger, watch)",
-                        form_state(self._settings, self._preset, 0),
+                        "sdlForm(element, props, trigger)",
                         form_html(self._settings, self._presets, self._locked),
+                        form_state(self._settings, self._preset),
                     )
                 with gr.Column(elem_id="readings", elem_classes=["card"]):
-                    tabs = _scripted("tabs", "sdlTabs(element, props, trigger)", "", _TABS)
+                    tabs = _scripted("tabs", "sdlTabs(element, trigger)", _TABS)
                     with gr.Row(elem_id="lens-panel"):
-                        preview = gr.HTML(no_preview(), elem_id="preview", apply_default_css=False)
-                        lens = gr.HTML(no_lens(), elem_id="lens", apply_default_css=False)
-                        scrub = _scripted("scrub", "sdlScrub(element, props, trigger, watch)", {}, _SCRUB)
-                    charts = gr.HTML(no_charts(), elem_id="charts", apply_default_css=False)
+                        _panel("preview", no_preview())
+                        _panel("lens", no_lens())
+                        scrub = _scripted("scrub", "sdlScrub(element, trigger)", _SCRUB)
+                    _panel("charts", no_charts())
                     with gr.Column(elem_id="versus-panel"):
                         compare = gr.Button("Compare all losses here", variant="primary", size="sm", elem_id="compare")
-                        versus = gr.HTML(no_comparison(), elem_id="versus", apply_default_css=False)
-                    results = _scripted("results", "sdlResults(element, props, trigger, watch)", {}, _RESULTS)
-                live = _scripted("live", "sdlLive(element, props, watch)", {}, "")
-            timer = gr.Timer(TICK)
+                        _panel("versus", no_comparison())
+                    results = _scripted("results", "sdlResults(element, trigger)", _RESULTS)
+                _scripted("live", "sdlLive()", "")
+                news = _scripted("news", "sdlNews(props, trigger, watch)", "", {})
 
-            everything = [  # in the order of Answer
-                token, stage, again, status, timeline, preview, lens, charts, versus, results, start, pause, step,
-                reset, prompt, form, live,
-            ]  # fmt: skip
+            everything = [token, again, start, pause, step, reset, prompt, news]  # in the order of Answer
             demo.load(self._arrive, [look, kept], everything, js="() => sdlRestore()", **QUICK)
             demo.unload(self._leave)
             again.click(self._start_again, [look], everything, **QUICK)
-            timer.tick(self._tick, [token], everything, **QUICK)
+            news.input(self._refresh, [token], everything, **QUICK)
             start.click(self._press_start, [token, prompt], None, **QUICK)
             pause.click(self._press_pause, [token], None, **QUICK)
             step.click(self._press_step, [token, prompt], None, **QUICK)
@@ -259,11 +260,23 @@ class Page:
             return _without_session("No free seat", str(e), "Try again")
         return list(_whole(bench))
 
-    def _tick(self, token: str, request: gr.Request) -> Any:
+    def poll(self, token: str, page: str) -> dict[str, Any]:
+        """What is new on a bench, for the page that shows it: `panels`, and whether Gradio's own components are to be
+        refreshed, too. `page` is its own name, as it was told with the token."""
+        own = self._of_page(page)
+        bench = self._find(token, ticking=True) if own is not None and own.id == token else None
+        if bench is None:
+            return {"refresh": True}  # which will tell what has become of it
+        with bench.telling:
+            panels = _news(bench)
+            return {"number": next(_numbers), "panels": panels, "refresh": bool(bench.due)}
+
+    def _refresh(self, token: str, request: gr.Request) -> Any:
+        """What `poll` does not bring."""
         page = request.session_hash or ""
         own = self._of_page(page)
-        if not token:  # it has none yet; or Gradio has forgotten it, an hour after the connection had failed for once
-            return list(_whole(own)) if own is not None else gr.skip()
+        if not token:  # another request has just been answered with the end of its session
+            return gr.skip()
         if own is not None and own.id != token:
             return gr.skip()  # the page has just been given another bench, and asks with its old one
         with self._lock:
@@ -271,12 +284,12 @@ class Page:
         if own is None and known:
             text = "This session is open in another tab, to which this one was copied."
             return _without_session("Open in another tab", text, "New session")
-        bench = self._find(token, ticking=True)
+        bench = self._find(token)
         if bench is None:
             text = "This session is over: nobody was here for a while, or the server was restarted."
             return _without_session("Session ended", text, "New session")
-        news = _news(bench)
-        return list(Answer(**news)) if news else gr.skip()
+        with bench.telling:
+            return list(Answer(**_due(bench)))
 
     def _leave(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
@@ -337,7 +350,8 @@ class Page:
         if _starts_anew(wanted, now):
             return self._replace(bench, lane, wanted, name, bool(dark))
         lane.pick(name, wanted)
-        return list(Answer(prompt=wanted.prompt.text, form=form_state(wanted, name, next(_form_numbers))))
+        panels = {"form": form_state(wanted, name)}
+        return list(Answer(prompt=wanted.prompt.text, news=_told(bench.id, bench.page, panels)))
 
     def _replace(self, bench: Bench, lane: Visit, settings: Settings, preset: str, dark: bool) -> list[Any]:
         """Another run in the place of a lane, whose seat is given back first: it may be the last one free."""
@@ -460,59 +474,56 @@ class Answer(NamedTuple):
     """What a handler may change on the page; gr.skip() leaves a part as it is."""
 
     token: Any = gr.skip()
-    stage: Any = gr.skip()
     again: Any = gr.skip()
-    status: Any = gr.skip()
-    timeline: Any = gr.skip()
-    preview: Any = gr.skip()
-    lens: Any = gr.skip()
-    charts: Any = gr.skip()
-    versus: Any = gr.skip()
-    results: Any = gr.skip()
     start: Any = gr.skip()
     pause: Any = gr.skip()
     step: Any = gr.skip()
     reset: Any = gr.skip()
     prompt: Any = gr.skip()
-    form: Any = gr.skip()
-    live: Any = gr.skip()
+    news: Any = gr.skip()
 
 
-_form_numbers = itertools.count(1)  # tells successive states of a form apart, also those of two sessions on one page
+_numbers = itertools.count(1)  # of what pages are told: answers may overtake each other
+
+
+def _told(token: str, page: str, panels: dict[str, Any]) -> dict[str, Any]:
+    """What the page's `news` gets by an event of Gradio's."""
+    return {"token": token, "page": page, "number": next(_numbers), "panels": panels}
 
 
 def _whole(bench: Bench) -> Answer:
     """Everything, for a page that shows nothing of this bench yet, or another lane of it."""
-    lane = bench.focus
-    settings = lane.settings
-    bench.forget_what_was_shown()
-    answer = Answer(
-        token=bench.id,
-        again=gr.update(visible=False),
-        preview=no_preview(),
-        lens=no_lens(),
-        charts=no_charts(),
-        versus=no_comparison(),
-        prompt=settings.prompt.text,
-        form=form_state(settings, lane.preset, next(_form_numbers)),
-    )
-    return answer._replace(**_news(bench))
+    nothing = {"preview": no_preview(), "lens": no_lens(), "charts": no_charts(), "versus": no_comparison()}
+    with bench.telling:
+        bench.forget_what_was_shown()
+        panels = nothing | _news(bench)
+        settings = bench.focus.settings
+        panels["form"] = form_state(settings, bench.focus.preset)
+        bench.due["prompt"] = settings.prompt.text
+        told = _told(bench.id, bench.page, panels)
+        return Answer(token=bench.id, again=gr.update(visible=False), news=told, **_due(bench))
 
 
 def _news(bench: Bench) -> dict[str, Any]:
-    """What is new on a bench, by part of the page."""
-    look, news = bench.news()
+    """The panels of a bench in which there is something new; what else is due it notes there."""
+    look, panels = bench.news()
     lane = bench.focus
     if look.status is not None:
-        news["status"] = look.status
-    if (phases := news.pop("phases", None)) is not None:
-        news |= {name: gr.update(interactive=can) for name, can in _pressable(phases).items()}
+        panels["status"] = look.status
+    if (phases := panels.pop("phases", None)) is not None:
+        bench.due |= {name: gr.update(interactive=can) for name, can in _pressable(phases).items()}
     if look.stale:
         settings = lane.settings
-        news.setdefault("form", form_state(settings, lane.preset, next(_form_numbers), look.stale))
+        panels["form"] = form_state(settings, lane.preset, look.stale)
         if "prompt.text" in look.stale:
-            news["prompt"] = settings.prompt.text
-    return news
+            bench.due |= {"prompt": settings.prompt.text}
+    return panels
+
+
+def _due(bench: Bench) -> dict[str, Any]:
+    """What Gradio's own components are to become, by name; they are not due any more."""
+    found, bench.due = bench.due, {}
+    return found
 
 
 def _pressable(phases: frozenset[Phase]) -> dict[str, bool]:
@@ -525,29 +536,30 @@ def _pressable(phases: frozenset[Phase]) -> dict[str, bool]:
 
 def _without_session(title: str, text: str, button: str) -> list[Any]:
     dead = {name: gr.update(interactive=False) for name in ("start", "pause", "step", "reset")}
-    return list(
-        Answer(
-            token="",
-            stage=[],
-            again=gr.update(visible=True, value=button),
-            status=no_session(title, text),
-            timeline={},
-            preview=no_preview(),
-            lens=no_lens(),
-            charts=no_charts(),
-            versus=no_comparison(),
-            results={},
-            **dead,
-        )
-    )
+    panels = {
+        "stage": [],
+        "status": no_session(title, text),
+        "timeline": {},
+        "preview": no_preview(),
+        "lens": no_lens(),
+        "charts": no_charts(),
+        "versus": no_comparison(),
+        "results": {},
+    }
+    return list(Answer(token="", again=gr.update(visible=True, value=button), news=_told("", "", panels), **dead))
 
 
 # ---- pieces of HTML --------------------------------------------------------------------------------------
 
 
-def _scripted(name: str, script: str, value: Any, body: str) -> gr.HTML:
-    """A part of the page with a script of its own; its body is rendered once, its value is what the script shows."""
+def _scripted(name: str, script: str, body: str, value: Any = "") -> gr.HTML:
+    """A part of the page with a script of its own; its body is rendered once."""
     return gr.HTML(value, html_template="${body}", js_on_load=script, body=body, apply_default_css=False, elem_id=name)
+
+
+def _panel(name: str, body: str = "") -> None:
+    """A part of the page that shows what `Bench.news` has under this name."""
+    _scripted(name, f"sdlPanel(element, {name!r})", f"<div data-panel>{body}</div>")
 
 
 _STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>'
@@ -555,12 +567,13 @@ _TIMELINE = (
     '<div class="timeline"><button type="button" data-replay title="Replay how it grew">&#9655;</button>'
     '<div class="track"><i class="done"></i><span class="ticks"></span><b class="now"></b></div></div>'
 )
+_PANELS = ("lens-panel", "charts", "versus-panel", "results")  # what each of the tabs shows
 _TABS = (
     '<nav role="tablist">'
     + "".join(
-        f'<button type="button" role="tab" data-tab="{name}" aria-selected="{str(name == TABS[0]).lower()}">'
-        f"{title}</button>"
-        for name, title in zip(TABS, ("Lens", "Charts", "Losses compared", "Results"), strict=True)
+        f'<button type="button" role="tab" data-tab="{name}" aria-controls="{panel}" '
+        f'aria-selected="{str(name == TABS[0]).lower()}">{title}</button>'
+        for name, panel, title in zip(TABS, _PANELS, ("Lens", "Charts", "Losses compared", "Results"), strict=True)
     )
     + "</nav>"
 )
