@@ -7,14 +7,15 @@
 (() => {
   const SELDOM = 100; // ms between two pictures of what changes by itself; splats come no more often
   const REST = 3; // times what a picture takes
-  const STILL = 3000, STILL_REST = 20; // the same while nothing changes, for what no message tells of
+  const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same while nothing changes, for what no message tells of
   const AWAKE = 1500; // ms that a hand is felt
-  const NEWS = 300; // ms in which something new may still come to be seen
+  const NEWS = 3; // pictures until something new is seen: it is taken in with one, and handed on with the next
   const TELL = 200, LOOK = 4; // ms between two words to the other views, and two looks whether a picture is done
   const root = document.documentElement;
 
   const native = window.requestAnimationFrame.bind(window), cancel = window.cancelAnimationFrame.bind(window);
-  let touched = 0, told = 0, news = 0; // when
+  let touched = 0, told = 0; // when
+  let owed = NEWS; // pictures
   let drawn = 0, took = 0, fence = null; // the last picture: when, how long it took, what tells its end
   let gl = null;
 
@@ -30,7 +31,7 @@
   window.Worker = class extends window.Worker {
     constructor(...options) {
       super(...options);
-      this.addEventListener("message", () => { news = performance.now(); hurry(); });
+      this.addEventListener("message", () => { owed = NEWS; hurry(); });
     }
   };
 
@@ -59,7 +60,7 @@
     const now = performance.now();
     if (busy()) return LOOK;
     if (now - touched < AWAKE) return 0;
-    const pause = now - news < NEWS ? Math.max(SELDOM, REST * took) : Math.max(STILL, STILL_REST * took);
+    const pause = owed > 0 ? Math.max(SELDOM, REST * took) : Math.min(Math.max(STILL, STILL_REST * took), LONGEST);
     return Math.max(drawn + pause - now, 0);
   };
   const plan = () => {
@@ -75,6 +76,7 @@
     frame = 0;
     drawing = true;
     drawn = performance.now();
+    owed -= 1;
     const callbacks = [...waiting.values()];
     waiting.clear();
     for (const callback of callbacks) callback(now);
