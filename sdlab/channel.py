@@ -23,6 +23,15 @@ class Latest(Generic[T]):
             self.version += 1
             self._changed.notify_all()
 
+    def clear(self) -> None:
+        """Take the value away, which is news, too."""
+        with self._changed:
+            if self._value is None:
+                return
+            self._value = None
+            self.version += 1
+            self._changed.notify_all()
+
     def get(self) -> T | None:
         return self._value
 

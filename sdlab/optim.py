@@ -52,7 +52,7 @@ class SceneOptimiser:
                 f"optim has no learning rate for the scene's parameter {missing[0]!r}: add lr_{missing[0]}"
             )
         groups = [{"params": [p], "name": name} for name, p in params.items()]
-        self._adam = torch.optim.Adam(groups, lr=1.0, eps=1e-15)
+        self._adam = torch.optim.Adam(groups, lr=1.0, eps=1e-15, fused=True)  # one pass over each parameter
         self.adopt(s, 0.0)
 
     def adopt(self, s: OptimSettings, progress: float, since_toggle: int = 1_000_000) -> None:
@@ -124,6 +124,5 @@ class SceneOptimiser:
             if entry["exp_avg"].shape != p.shape:
                 found = tuple(entry["exp_avg"].shape)
                 raise ValueError(f"optimiser state of {name} has shape {found}, the scene has {tuple(p.shape)}")
-            entry["exp_avg"] = entry["exp_avg"].to(p)
-            entry["exp_avg_sq"] = entry["exp_avg_sq"].to(p)
-            self._adam.state[p] = entry
+            # the step count, too: a fused step wants all of it in one place
+            self._adam.state[p] = {k: v.to(p.device if k == "step" else p) for k, v in entry.items()}

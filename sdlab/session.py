@@ -614,6 +614,9 @@ class Session:
         self._undo = None
         self._report = None
         self._rate = 0.0
+        self._comparing = None
+        self.lens.clear()  # what was seen closely was another scene
+        self.comparison.clear()
 
     def _start_over(self, text: str) -> None:
         """A fresh scene and a new timeline; `text` says why."""

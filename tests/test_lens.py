@@ -9,7 +9,7 @@ import torch
 
 from sdlab import lens
 from sdlab.losses.jsd import JSD
-from sdlab.messages import Patch
+from sdlab.messages import Goto, Patch, Reset
 from sdlab.optim import SceneOptimiser
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
@@ -173,6 +173,24 @@ def test_a_step_of_the_past_keeps_its_camera_while_t_is_moved(small):
 
 def test_the_colour_scale_holds_still():
     assert [lens._round_up(x) for x in (0.0, 0.011, 1.0, 2.1, 7.0, float("nan"))] == [1.0, 0.02, 1.0, 5.0, 10.0, 1.0]
+
+
+def test_of_a_scene_that_is_gone_nothing_is_shown(small):
+    session = begun(small)
+    session.run(until=3)
+    session._watch(0, None)
+    session._comparing = session._comparison()
+    session._compare_on()
+    assert session.lens.get() is not None
+    assert session.comparison.get() is not None
+    versions = session.lens.version, session.comparison.version
+    session._obey(Reset())
+    assert session.lens.get() is session.comparison.get() is session._comparing is None
+    assert (session.lens.version, session.comparison.version) == (versions[0] + 1, versions[1] + 1), "which is news"
+    session.run(until=60)
+    session._watch(0, None)
+    session._obey(Goto(50))
+    assert session.lens.get() is None
 
 
 # ---- nothing changes --------------------------------------------------------------------------------------------
