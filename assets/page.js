@@ -7,7 +7,7 @@ const SEND_EVERY = 120; // ms while a slider is dragged
 
 // ---- what is new -------------------------------------------------------------------------------------------------
 
-const ASK_EVERY = 500; // ms
+const ASK_EVERY = 500, GIVE_UP = 30000; // ms
 const sdlParts = new Map(); // name -> what shows a value of it
 const sdlSaid = new Map(); // name -> [number, value] that were said last: answers may overtake each other
 
@@ -39,8 +39,9 @@ function sdlNews(props, trigger, watch) {
   const ask = async () => {
     const { token, page } = asked;
     const next = performance.now() + ASK_EVERY;
+    const how = { cache: "no-store", signal: AbortSignal.timeout(GIVE_UP) };
     try {
-      const answer = token && await fetch(`news/${token}?page=${encodeURIComponent(page)}`, { cache: "no-store" });
+      const answer = token && await fetch(`news/${token}?page=${encodeURIComponent(page)}`, how);
       const news = answer?.ok && await answer.json();
       if (news && token === asked.token) {
         sdlSay(news);

@@ -49,7 +49,6 @@
     gl.deleteSync(fence);
     fence = null;
     took = now - drawn;
-    root.dataset.took = Math.round(took);
     return false;
   };
 
@@ -79,7 +78,7 @@
     owed -= 1;
     const callbacks = [...waiting.values()];
     waiting.clear();
-    for (const callback of callbacks) callback(now);
+    for (const callback of callbacks) try { callback(now); } catch (error) { reportError(error); }
     if (gl) {
       fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
       gl.flush();

@@ -578,7 +578,7 @@ class Session:
 
     def _adopt_prior(self, s: Settings) -> None:
         self._set_status("loading", "loading the prior")
-        prior = self._load(s.prior, self.device, lambda text: self._set_status("loading", text))
+        prior = self._load(s.prior, self.device, self._loading)
         scene = self._state.scene if self._state is not None else None
         if isinstance(scene, FlatScene) and tuple(scene.shape) != tuple(prior.shape):
             raise ValueError(
@@ -602,7 +602,8 @@ class Session:
         """A fresh scene (of `config`, else of the settings) and optimiser from the settings as of the last reset."""
         s = self._begun
         self._set_status("loading", "building the scene")
-        scene = (config or s.scene).build(StepRng(s.seed, BUILD_STEP), self.device, self.prior, s.prompt.text)
+        rng = StepRng(s.seed, BUILD_STEP)
+        scene = (config or s.scene).build(rng, self.device, self.prior, s.prompt.text, self._loading)
         before = self._state
         self._state = State(scene, SceneOptimiser(scene.params, s.optim))
         try:
@@ -884,6 +885,9 @@ class Session:
         self.events.append(event)
         for listener in self._listeners:
             listener(event)
+
+    def _loading(self, text: str) -> None:
+        self._set_status("loading", text)
 
     def _set_status(self, phase: Phase, text: str) -> None:
         self.status = Status(self._step_number, phase, text)

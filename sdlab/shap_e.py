@@ -6,16 +6,20 @@ along -y, so that is taken for the front.
 
 from __future__ import annotations
 
-import functools
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sdlab.clouds import Cloud, sampled, turned
 from sdlab.memory import is_out_of_memory, memory_explained
-from sdlab.priors import first_line
+from sdlab.priors import Progress, first_line, silent
+from sdlab.priors.files import PROGRESS_EVERY, downloading
 
 REPOSITORY = "openai/shap-e"
 STEPS, GUIDANCE = 64, 15.0  # of the released configuration for text
@@ -23,30 +27,49 @@ FRONT = 90.0  # degrees from -y to +x
 WITHOUT = "Close what else uses that memory, or start as something else (scene.start)"
 
 
-def shap_e_points(prompt: str, n: int, rng: np.random.Generator, device: torch.device, model: str, steps: int) -> Cloud:
+_kept: dict[tuple[str, int, str, str, int], Any] = {}  # meshes: a reset must not wait for one again
+_KEPT = 2
+_lock = threading.Lock()  # of them; runs that want the same at once make it once
+
+
+def shap_e_points(
+    prompt: str,
+    n: int,
+    rng: np.random.Generator,
+    device: torch.device,
+    model: str,
+    steps: int,
+    progress: Progress = silent,
+) -> Cloud:
     """n points spread evenly over what Shap-E makes of `prompt`.
 
     `model` is a folder in the layout of diffusers' ShapEPipeline, or a repository of the Hub, which is downloaded at
-    its first use. RuntimeError when it cannot be had or makes nothing, with what to do.
+    its first use. `progress` is told what is being done, in words. RuntimeError when it cannot be had or makes nothing,
+    with what to do.
     """
     if not model:
         raise RuntimeError(
             "scene.shap_e is empty, so there is no Shap-E here: name a folder or a repository of it, or start as "
             "something else (scene.start)"
         )
-    mesh = _mesh(prompt, int(rng.integers(2**31)), str(device), model, steps)
+    key = (prompt, int(rng.integers(2**31)), str(device), model, steps)
+    with _lock:
+        mesh = _kept.pop(key) if key in _kept else _mesh(*key, progress)
+        _kept[key] = mesh  # the newest comes last
+        for oldest in list(_kept)[:-_KEPT]:
+            del _kept[oldest]
     cloud = turned(sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}"), FRONT)
     assert isinstance(cloud, Cloud)
     return cloud
 
 
-@functools.lru_cache(maxsize=2)  # a reset must not wait for it again
-def _mesh(prompt: str, seed: int, device: str, model: str, steps: int) -> Any:
+def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress: Progress) -> Any:
     import trimesh
 
     with memory_explained(f"Shap-E ({model})", torch.device(device), advice=WITHOUT):
-        pipeline = _pipeline(model, torch.device(device))
-    pipeline.set_progress_bar_config(disable=True)
+        pipeline = _pipeline(model, torch.device(device), progress)
+    # in the place of a bar on the console
+    pipeline.progress_bar = lambda timesteps: _told(timesteps, progress)
     try:
         with memory_explained("Shap-E's denoising", torch.device(device), advice=WITHOUT):
             made = pipeline(
@@ -70,19 +93,37 @@ def _mesh(prompt: str, seed: int, device: str, model: str, steps: int) -> Any:
     )
 
 
-def _pipeline(model: str, device: torch.device) -> Any:
+def _told(timesteps: Tensor, progress: Progress) -> Iterator[Tensor]:
+    """The timesteps; `progress` is told every second how many are over, and how long the others will take."""
+    started = said = time.monotonic()
+    for done, t in enumerate(timesteps):
+        now = time.monotonic()
+        if done and now >= said + PROGRESS_EVERY:
+            said = now
+            left = (now - started) / done * (len(timesteps) - done)
+            progress(f"Shap-E: step {done} of {len(timesteps)}, {left:.0f} s left")
+        yield t
+    progress("Shap-E: making a mesh of it")
+
+
+def _pipeline(model: str, device: torch.device, progress: Progress) -> Any:
     """The pipeline, from safetensors only: the pickle format can run code when it is read."""
     from diffusers import ShapEPipeline
 
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     folder = Path(model).expanduser()
+    local = folder.is_dir()
+
+    def load() -> Any:
+        place = folder if local else model
+        return ShapEPipeline.from_pretrained(place, dtype=dtype, use_safetensors=True, local_files_only=local)
+
+    progress(f"loading Shap-E ({model})")
     try:
-        pipeline = ShapEPipeline.from_pretrained(
-            folder if folder.is_dir() else model,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=folder.is_dir(),
-        )
+        if local:
+            pipeline = load()
+        else:
+            pipeline = downloading(load, model, lambda gigabytes: progress(f"downloading Shap-E ({gigabytes:.1f} GB)"))
     except Exception as e:  # which HTTP library the Hub's client uses, and so its errors, depends on its version
         if is_out_of_memory(e):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -25,6 +26,7 @@ from sdlab.rng import StepRng
 from sdlab.scenes.splats import Splats, SplatScene
 from sdlab.session import Session
 from sdlab.settings import Settings, preset
+from sdlab.shap_e import shap_e_points
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.pictures import COLOURS
 from sdlab.toybox.surface import object_points
@@ -364,6 +366,32 @@ def test_shap_e_makes_a_cloud_that_its_seed_determines(shap_e_folder: Path) -> N
     assert float(one.norm(dim=1).max()) == pytest.approx(0.8, rel=1e-4)
     assert torch.equal(one, scene(0))
     assert not torch.equal(one, scene(1))
+
+
+def test_shap_e_says_how_far_it_is_and_keeps_what_it_has_made(shap_e_folder: Path, monkeypatch: Any) -> None:
+    from sdlab import shap_e
+
+    monkeypatch.setattr(shap_e, "_kept", {})
+    monkeypatch.setattr(shap_e, "PROGRESS_EVERY", 0.0)
+    said: list[str] = []
+
+    def points(prompt: str) -> np.ndarray:
+        numbers = np.random.default_rng(0)
+        return shap_e_points(prompt, 50, numbers, CPU, str(shap_e_folder), 3, said.append).points
+
+    first = points("a bear")
+    assert said[0] == f"loading Shap-E ({shap_e_folder})"
+    of_steps = [text.split(",")[0] for text in said[1:-1]]
+    assert of_steps == [f"Shap-E: step {i} of 5" for i in range(1, 5)], "Heun's method takes each but the last twice"
+    assert all(re.search(r", \d+ s left$", text) for text in said[1:-1])
+    assert said.pop() == "Shap-E: making a mesh of it"
+    said.clear()
+    assert np.array_equal(points("a bear"), first)
+    assert not said, "it is there already"
+    points("a cat")
+    points("a bear")
+    points("a dog")
+    assert [key[0] for key in shap_e._kept] == ["a bear", "a dog"], "the two that were asked for last"
 
 
 def test_shap_e_that_cannot_be_had_says_what_to_do(shap_e_folder: Path, tmp_path: Path) -> None:

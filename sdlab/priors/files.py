@@ -12,10 +12,10 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sdlab.priors import Progress, first_line, silent
 
@@ -44,6 +44,7 @@ NEEDED = ("unet/config.json", "text_encoder/config.json", "tokenizer", "schedule
 PROGRESS_EVERY = 1.0  # seconds between words on a download
 
 Check = Callable[[Path], None]
+T = TypeVar("T")
 
 
 class Found(NamedTuple):
@@ -240,26 +241,31 @@ def _fetched(repo: str, revision: str, names: Sequence[str], text: str, size: in
     """The folder of `repo` with the files `names`, of which `size` bytes are still to come; `text` says so."""
     from huggingface_hub import snapshot_download
 
-    before = _bytes_of(repo)
     progress(f"{text} ({size / 1e9:.1f} GB)" if size else text)
-    # in a thread of its own, so that the one that waits can say how far it is
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(snapshot_download, repo, revision=revision or None, allow_patterns=list(names))
-        for _ in _ticks(coming):
-            if size:
-                progress(f"{text} ({max(_bytes_of(repo) - before, 0) / 1e9:.1f} of {size / 1e9:.1f} GB)")
+    of = f" of {size / 1e9:.1f}" if size else ""
+
+    def fetch() -> str:
+        return snapshot_download(repo, revision=revision or None, allow_patterns=list(names))
+
     try:
-        return Path(coming.result())
+        return Path(downloading(fetch, repo, lambda gigabytes: progress(f"{text} ({gigabytes:.1f}{of} GB)")))
     except Exception as e:
         raise _explained(e, repo, revision) or RuntimeError(
             f"prior.path = {repo!r}: the download broke off ({first_line(e)}); start again, it goes on where it stopped"
         ) from e
 
 
-def _ticks(coming: Future[str]) -> Iterator[None]:
-    """One every `PROGRESS_EVERY` seconds until `coming` is there."""
-    while not wait([coming], PROGRESS_EVERY).done:
-        yield
+def downloading(work: Callable[[], T], repo: str, say: Callable[[float], None]) -> T:
+    """What `work` answers or raises. While more and more of `repo` comes to the disk, `say` is told every
+    `PROGRESS_EVERY` seconds how many gigabytes came."""
+    before = _bytes_of(repo)
+    # in a thread of its own, so that the one that waits can say how far it is
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(work)
+        while not wait([coming], PROGRESS_EVERY).done:
+            if (came := _bytes_of(repo) - before) > 0:
+                say(came / 1e9)
+    return coming.result()
 
 
 def _explained(e: Exception, repo: str, revision: str) -> Exception | None:

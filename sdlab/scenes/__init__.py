@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings
+from sdlab.priors import Progress, silent
 from sdlab.rng import StepRng
 from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
@@ -162,8 +163,11 @@ class SceneConfig(ABC):
         return self
 
     @abstractmethod
-    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> AnyScene:
+    def build(
+        self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
+    ) -> AnyScene:
         """A fresh scene for what `prior` looks at and a run that begins with `prompt`; all randomness from `rng`.
+        `progress` is told what takes long, in words.
 
         ValueError when it does not fit, RuntimeError when something that it needs cannot be had.
         """

@@ -19,6 +19,7 @@ from torch import Tensor
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.knobs import knob
 from sdlab.plane import draw_plane, must_be_plane, plot_trails
+from sdlab.priors import Progress, silent
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
 from sdlab.types import Cond, Prior
@@ -39,7 +40,9 @@ class GaussianFit(SceneConfig):
     def batch(self, camera: CameraSettings) -> int:
         return self.n
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> GaussianScene:
+    def build(
+        self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
+    ) -> GaussianScene:
         """ValueError unless the prior is one of the plane."""
         must_be_plane(self.kind, prior)
         mean = torch.tensor([[self.mean_x, self.mean_y]])

@@ -19,6 +19,7 @@ from torch import Tensor
 from sdlab.cameras import CameraSettings, look_at
 from sdlab.knobs import knob
 from sdlab.pictures import grid, read_picture, to_uint8
+from sdlab.priors import Progress, silent
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
 from sdlab.types import Cond, Prior
@@ -55,7 +56,9 @@ class Images(SceneConfig):
     def bare(self) -> Images:
         return replace(self, start="noise")
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> ImageScene:
+    def build(
+        self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
+    ) -> ImageScene:
         """ValueError when the picture cannot be read."""
         noise = torch.randn(self.n, *prior.shape, generator=rng("scene")).to(device)
         if self.start == "noise":

@@ -21,6 +21,7 @@ from torch import Tensor
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.knobs import knob
 from sdlab.plane import draw_plane, must_be_plane, plot_trails
+from sdlab.priors import Progress, silent
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
 from sdlab.types import Cond, Prior
@@ -44,7 +45,9 @@ class Points(SceneConfig):
     def batch(self, camera: CameraSettings) -> int:
         return self.n
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> PointScene:
+    def build(
+        self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
+    ) -> PointScene:
         """ValueError unless the prior is one of the plane."""
         must_be_plane(self.kind, prior)
         noise = torch.randn(self.n, 2, generator=rng("scene"))

@@ -30,6 +30,7 @@ from torch.nn import Parameter
 from sdlab.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.knobs import knob
 from sdlab.mcmc import drawn, felt, shared_out
+from sdlab.priors import Progress, silent
 from sdlab.raster import choose, warm_up
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
@@ -126,18 +127,22 @@ class Splats(SceneConfig):
     def bare(self) -> Splats:
         return dataclasses.replace(self, start="ball")
 
-    def build(self, rng: StepRng, device: torch.device, prior: Prior, prompt: str) -> SplatScene:
+    def build(
+        self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
+    ) -> SplatScene:
         """ValueError or RuntimeError when what it should start from cannot be had, and why."""
-        params, note = self._started(rng, device, prompt)
+        params, note = self._started(rng, device, prompt, progress)
         return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()}, note)
 
-    def _started(self, rng: StepRng, device: torch.device, prompt: str) -> tuple[dict[str, Tensor], str]:
+    def _started(
+        self, rng: StepRng, device: torch.device, prompt: str, progress: Progress
+    ) -> tuple[dict[str, Tensor], str]:
         """The parameters at the start, and why they are not what was asked for ("" where they are)."""
         if self.start == "ball":
             return self._ball(rng), ""
         numbers = np.random.default_rng(rng("scene").initial_seed())
         try:
-            found = self._found(numbers, device, prompt)
+            found = self._found(numbers, device, prompt, progress)
         except RuntimeError as e:
             if self.start != EITHER:
                 raise
@@ -155,7 +160,9 @@ class Splats(SceneConfig):
         spacing = self.radius * (4 / 3 * math.pi / n) ** (1 / 3)
         return self._round(means, spacing, 0.5 * torch.randn(n, 3, generator=g))
 
-    def _found(self, numbers: np.random.Generator, device: torch.device, prompt: str) -> Cloud | RawSplats:
+    def _found(
+        self, numbers: np.random.Generator, device: torch.device, prompt: str, progress: Progress
+    ) -> Cloud | RawSplats:
         """What the settings say to start from, of any size and anywhere."""
         text = self.start_text or prompt
         if self.start == "object":
@@ -163,7 +170,7 @@ class Splats(SceneConfig):
 
             return object_points(text, self.n_init, numbers)
         if self.start in ("shap-e", EITHER):
-            return shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps)
+            return shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps, progress)
         return read_cloud(Path(self.file).expanduser(), self.n_init, numbers, "scene.file", self.file_up)
 
     def _of_cloud(self, cloud: Cloud, numbers: np.random.Generator) -> dict[str, Tensor]:
