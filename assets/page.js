@@ -188,7 +188,11 @@ function sdlKnob(node, send) {
     if (kind === "bool") return change(field.checked);
     if (kind === "text" || kind === "choice") return change(field.value);
     const v = Number(field.value);
-    if (field.value.trim() === "" || !Number.isFinite(v)) return show(shown);
+    if (field.value.trim() === "") return show(shown);
+    if (!Number.isFinite(v)) { // the server says what is allowed
+      send(path, field.value);
+      return show(shown);
+    }
     place(v);
     change(v);
   });

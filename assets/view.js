@@ -9,6 +9,7 @@
   const REST = 3; // times what a picture takes
   const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same while nothing changes, for what no message tells of
   const AWAKE = 1500; // ms that a hand is felt
+  const FIRST = 10; // pictures at the beginning, as fast as they go
   const NEWS = 3; // pictures until something new is seen: it is taken in with one, and handed on with the next
   const TELL = 200, LOOK = 4; // ms between two words to the other views, and two looks whether a picture is done
   const root = document.documentElement;
@@ -16,7 +17,8 @@
   const native = window.requestAnimationFrame.bind(window), cancel = window.cancelAnimationFrame.bind(window);
   let touched = 0, told = 0; // when
   let owed = NEWS; // pictures
-  let drawn = 0, took = 0, fence = null; // the last picture: when, how long it took, what tells its end
+  let drawn = 0, fence = null; // the last picture: when, and what tells its end
+  let count = 0, took = 0, before = 0; // pictures; how long the last two took, of which one may have compiled something
   let gl = null;
 
   // ---- what is to be drawn for ----
@@ -48,7 +50,7 @@
     if (gl.getSyncParameter(fence, gl.SYNC_STATUS) !== gl.SIGNALED && now - drawn < STILL && !gl.isContextLost()) return true;
     gl.deleteSync(fence);
     fence = null;
-    took = now - drawn;
+    [took, before] = [now - drawn, took];
     return false;
   };
 
@@ -58,8 +60,9 @@
   const rest = () => {
     const now = performance.now();
     if (busy()) return LOOK;
-    if (now - touched < AWAKE) return 0;
-    const pause = owed > 0 ? Math.max(SELDOM, REST * took) : Math.min(Math.max(STILL, STILL_REST * took), LONGEST);
+    if (now - touched < AWAKE || count < FIRST) return 0;
+    const usual = Math.min(took, before);
+    const pause = owed > 0 ? Math.max(SELDOM, REST * usual) : Math.min(Math.max(STILL, STILL_REST * usual), LONGEST);
     return Math.max(drawn + pause - now, 0);
   };
   const plan = () => {
@@ -83,7 +86,7 @@
       fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
       gl.flush();
     }
-    root.dataset.drawn = Number(root.dataset.drawn ?? 0) + 1;
+    root.dataset.drawn = ++count;
     drawing = false;
     plan();
   };

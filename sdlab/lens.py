@@ -19,7 +19,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +90,8 @@ class LensPictures:
     rms: float = 0.0  # of w(t) residual in this view
     note: str = ""  # what one has to know to read it
     reason: str = ""
+    renders: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))  # of all B views [B, S, S, 3]
+    views: tuple[str, ...] = ()  # their view words
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +201,7 @@ def views_of_step(report: Report, s: Settings, prior: Prior, row: int = 0, asked
         note = "this loss asks about pictures of its own, which its step does not keep"
     if report.skipped:
         note = "; ".join(n for n in (f"skipped: {report.skipped} was not finite", note) if n)
-    return _drawn(ground, guidance, calls, s, prior, row, note)
+    return _among_all_views(_drawn(ground, guidance, calls, s, prior, row, note), ground, s)
 
 
 @torch.no_grad()
@@ -225,7 +227,14 @@ def probe(
     share_cores(prior)
     ground = _ground(state, s, prior, state.step if step is None else step, t)
     asked, _, note = _ask(s.active, ground, state, s, prior, prompts)
-    return _drawn(ground, asked.guidance, asked.calls, s, prior, row, note)
+    return _among_all_views(_drawn(ground, asked.guidance, asked.calls, s, prior, row, note), ground, s)
+
+
+def _among_all_views(seen: LensPictures, ground: Ground, s: Settings) -> LensPictures:
+    """With what all cameras saw; scenes without cameras have nothing to add."""
+    if ground.rgb is None:
+        return seen
+    return replace(seen, renders=to_uint8(ground.rgb), views=tuple(views_of(s.prompt, ground.cams)))
 
 
 def _ground(state: State, s: Settings, prior: Prior, step: int, t: int | None = None) -> Ground:

@@ -11,6 +11,7 @@ from sdlab import lens
 from sdlab.losses.jsd import JSD
 from sdlab.messages import Goto, Patch, Reset
 from sdlab.optim import SceneOptimiser
+from sdlab.pictures import to_uint8
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
 from sdlab.scenes.image import Images
@@ -173,6 +174,16 @@ def test_a_step_of_the_past_keeps_its_camera_while_t_is_moved(small):
 
 def test_the_colour_scale_holds_still():
     assert [lens._round_up(x) for x in (0.0, 0.011, 1.0, 2.1, 7.0, float("nan"))] == [1.0, 0.02, 1.0, 5.0, 10.0, 1.0]
+
+
+def test_all_views_come_with_the_one_that_is_looked_at(small):
+    session = begun(small.patch("camera.views", 3))
+    session.run(until=2)
+    of_step = lens.views_of_step(session._report, small, session.prior, 1)
+    assert np.array_equal(of_step.renders, to_uint8(session._report.render.rgb))
+    for seen in (of_step, lens.probe(*parts(session), t=300, row=1)):
+        assert len(seen.views) == len(seen.renders) == 3
+        assert seen.view == seen.views[1]
 
 
 def test_of_a_scene_that_is_gone_nothing_is_shown(small):

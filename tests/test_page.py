@@ -660,7 +660,7 @@ def test_the_playground_is_picked_and_shows_where_the_points_go(open_tab: Callab
 def test_the_lens_shows_the_step_and_asks_at_another_t(open_tab: Callable[..., Tab]):
     tab = open_tab()
     page, session = tab.page, tab.session
-    assert "From the first step on" in page.inner_text("#lens")
+    assert "With the next step" in page.inner_text("#lens")
     page.click("#step")
     until(lambda: page.locator("#lens img").count() >= 5)
     names = page.locator("#lens figcaption").all_inner_texts()

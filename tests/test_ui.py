@@ -636,3 +636,19 @@ def test_the_note_that_a_start_waits_goes_when_it_runs(driven: Driven):
     assert "as soon as everything is ready" in (driven.visit.look().status or "")
     driven.session.status = Status(0, "running", "running")
     assert "as soon as everything is ready" not in (driven.visit.look().status or "")
+
+
+def test_an_empty_prompt_is_noticed(driven: Driven):
+    driven.session.settings = driven.session.settings.patch("prompt.text", " ")
+    driven.say(Applied(0, "prompt.text", " "))
+    assert "nothing in particular is asked for" in (driven.visit.look().status or "")
+    driven.session.settings = driven.session.settings.patch("prompt.text", "a bear")
+    driven.say(Applied(0, "prompt.text", "a bear"))
+    assert "nothing in particular" not in (driven.visit.look().status or "")
+
+
+def test_a_replay_is_named(driven: Driven):
+    driven.visit.view._film_at = 40
+    assert "Replaying how it grew: step 40" in (driven.visit.look().status or "")
+    driven.visit.view._film_at = None
+    assert "Replaying" not in (driven.visit.look().status or "")

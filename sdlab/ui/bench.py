@@ -178,8 +178,10 @@ class Bench:
             self._put(found, panel, value, lambda value=value: value)
         frame = session.latest.version, lane.seat.id, self.row
         if self.tab == "lens":
-            self._put(found, "preview", frame, lambda: self._preview(lane))
-            self._put(found, "lens", (session.lens.version, lane.seat.id), lambda: _lens(session.lens.get()))
+            seen, version = session.lens.get(), (session.lens.version, lane.seat.id)
+            beside = (version, self.row) if seen is not None and len(seen.renders) else frame
+            self._put(found, "preview", beside, lambda: self._preview(lane, seen))
+            self._put(found, "lens", version, lambda: _lens(seen))
         elif self.tab == "charts":
             for each in looks:
                 each.ask_the_judge()
@@ -223,10 +225,13 @@ class Bench:
             "items": [_item(self.id, result) for result in self.shelf.list()],
         }
 
-    def _preview(self, lane: Visit) -> str:
+    def _preview(self, lane: Visit, seen: LensPictures | None) -> str:
+        """All views of the step that the lens shows; of the last one while it shows none."""
         frame = lane.seat.session.latest.get()
         if frame is None:
             return panels.no_preview()
+        if seen is not None and len(seen.renders):
+            return panels.preview(seen.renders, seen.views, frame.step, self.row)
         return panels.preview(frame.preview, frame.views, frame.step, self.row)
 
     def _charts(self, lane: Visit) -> str:

@@ -325,7 +325,7 @@ def lens(seen: LensPictures) -> str:
 
 def no_lens() -> str:
     """The lens before there is anything to see."""
-    return '<p class="none">From the first step on: what the loss sees, and what it makes of it.</p>'
+    return '<p class="none">With the next step: what the loss sees, and what it makes of it.</p>'
 
 
 def no_comparison() -> str:

@@ -241,6 +241,8 @@ class Visit:
 
     def _applied(self, path: str, note: str, waiting: list[str]) -> Message | None:
         """What is worth saying about a change that was taken; `waiting` collects those that wait for a reset."""
+        if path == "prompt.text" and not self.settings.prompt.text.strip():
+            return Message("warning", "the prompt is empty: nothing in particular is asked for")
         knob = self.settings.knobs().get(path)
         if note and knob is not None and knob.apply == "restart":
             waiting.append(label_of(path))
@@ -272,9 +274,10 @@ class Visit:
         frame = session.latest.get()
         now = session.status
         step = frame.step if frame is not None else 0
+        replayed = self.view.replayed
         return status(
             now.phase,
-            now.text,
+            now.text if replayed is None else f"Replaying how it grew: step {replayed}",
             step,
             session.settings.planned_end,
             self.figures.get("steps_per_s", 0.0),
