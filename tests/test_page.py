@@ -836,6 +836,7 @@ def test_keys_pause_go_on_and_step_but_not_while_something_is_typed(open_tab: Ca
     page = tab.page
     page.click("#start")
     tab.wait_for_step(3)
+    until(lambda: page.locator("#pause").is_enabled())
     page.keyboard.press("Space")
     tab.wait_for_phase("paused")
     until(lambda: tab.session.status.phase == "paused")
@@ -901,7 +902,8 @@ def test_a_second_press_makes_no_second_lane(open_tab: Callable[..., Tab], manag
     time.sleep(1.0)
     assert manager.count() == 2
     tab.page.click(".lane.focus [data-do=branch]")
-    until(lambda: manager.count() == 3)
+    until(lambda: tab.page.locator(".lane").count() == 3)
+    until(lambda: all(seated.ends_at is None for seated in manager._seats.values()))  # the page has said that it lives
 
 
 @pytest.mark.browser
