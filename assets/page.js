@@ -334,6 +334,10 @@ function sdlTell(frame) {
   frame.contentWindow?.postMessage({ dark: document.body.classList.contains("dark") }, location.origin);
 }
 
+function sdlTellAll() {
+  document.querySelectorAll(".lane iframe").forEach(sdlTell);
+}
+
 // ---- the timeline ------------------------------------------------------------------------------------------------
 
 function sdlTimeline(element, trigger) {
@@ -527,14 +531,14 @@ function sdlTheme(element, props, trigger) {
   });
   element.querySelector("[data-theme]").addEventListener("click", () => {
     const dark = document.body.classList.toggle("dark");
-    for (const frame of document.querySelectorAll(".lane iframe")) sdlTell(frame);
+    sdlTellAll();
     try { localStorage.setItem(THEME_KEY, dark ? "dark" : "light"); } catch { /* as above */ }
     props.value = dark;
     trigger("input");
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTimeout(() => { // after Gradio's own
     sdlRestoreTheme();
-    for (const frame of document.querySelectorAll(".lane iframe")) sdlTell(frame);
+    sdlTellAll();
     trigger("input");
   }));
 }

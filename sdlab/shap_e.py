@@ -29,7 +29,7 @@ WITHOUT = "Close what else uses that memory, or start as something else (scene.s
 
 _kept: dict[tuple[str, int, str, str, int], Any] = {}  # meshes: a reset must not wait for one again
 _KEPT = 2
-_lock = threading.Lock()  # of them; runs that want the same at once make it once
+_lock = threading.Lock()  # of them; not held while one is made, for which another run would wait without a word
 
 
 def shap_e_points(
@@ -54,8 +54,12 @@ def shap_e_points(
         )
     key = (prompt, int(rng.integers(2**31)), str(device), model, steps)
     with _lock:
-        mesh = _kept.pop(key) if key in _kept else _mesh(*key, progress)
-        _kept[key] = mesh  # the newest comes last
+        mesh = _kept.get(key)
+    if mesh is None:
+        mesh = _mesh(*key, progress)
+    with _lock:
+        _kept.pop(key, None)
+        _kept[key] = mesh  # what was asked for last comes last
         for oldest in list(_kept)[:-_KEPT]:
             del _kept[oldest]
     cloud = turned(sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}"), FRONT)

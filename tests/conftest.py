@@ -33,8 +33,8 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium with software WebGL."""
+def with_browser():
+    """Skips where no browser can be driven."""
     from sdlab.bench import visitor
 
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -42,6 +42,13 @@ def browser():
         visitor.require_browser()
     except RuntimeError as e:
         pytest.skip(str(e))
+
+
+@pytest.fixture(scope="module")
+def browser(with_browser):
+    """A headless Chromium with software WebGL."""
+    from sdlab.bench import visitor
+
     with visitor.chromium() as chromium:
         yield chromium
 

@@ -17,15 +17,6 @@ from sdlab.messages import Failed, Stepped
 TINY = ["--preset", "mixture", "--set", "scene.n_init=60", "--set", "scene.max_gaussians=60", "--set", "camera.views=1"]
 
 
-@pytest.fixture
-def with_browser():
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    try:
-        visitor.require_browser()
-    except RuntimeError as e:
-        pytest.skip(str(e))
-
-
 @pytest.mark.browser
 @pytest.mark.skipif("SDLAB_SLOW" not in os.environ, reason="takes two minutes: set SDLAB_SLOW=1")
 @pytest.mark.timeout(1200)

@@ -242,13 +242,16 @@ def _fetched(repo: str, revision: str, names: Sequence[str], text: str, size: in
     from huggingface_hub import snapshot_download
 
     progress(f"{text} ({size / 1e9:.1f} GB)" if size else text)
-    of = f" of {size / 1e9:.1f}" if size else ""
+
+    def say(gigabytes: float) -> None:
+        if size:
+            progress(f"{text} ({gigabytes:.1f} of {size / 1e9:.1f} GB)")
 
     def fetch() -> str:
         return snapshot_download(repo, revision=revision or None, allow_patterns=list(names))
 
     try:
-        return Path(downloading(fetch, repo, lambda gigabytes: progress(f"{text} ({gigabytes:.1f}{of} GB)")))
+        return Path(downloading(fetch, repo, say))
     except Exception as e:
         raise _explained(e, repo, revision) or RuntimeError(
             f"prior.path = {repo!r}: the download broke off ({first_line(e)}); start again, it goes on where it stopped"

@@ -493,15 +493,19 @@ def _told(token: str, page: str, panels: dict[str, Any]) -> dict[str, Any]:
 
 def _whole(bench: Bench) -> Answer:
     """Everything, for a page that shows nothing of this bench yet, or another lane of it."""
-    nothing = {"preview": no_preview(), "lens": no_lens(), "charts": no_charts(), "versus": no_comparison()}
     with bench.telling:
         bench.forget_what_was_shown()
-        panels = nothing | _news(bench)
+        panels = _nothing() | _news(bench)
         settings = bench.focus.settings
         panels["form"] = form_state(settings, bench.focus.preset)
         bench.due["prompt"] = settings.prompt.text
         told = _told(bench.id, bench.page, panels)
         return Answer(token=bench.id, again=gr.update(visible=False), news=told, **_due(bench))
+
+
+def _nothing() -> dict[str, str]:
+    """The panels below the scene while there is nothing to see in them."""
+    return {"preview": no_preview(), "lens": no_lens(), "charts": no_charts(), "versus": no_comparison()}
 
 
 def _news(bench: Bench) -> dict[str, Any]:
@@ -536,16 +540,7 @@ def _pressable(phases: frozenset[Phase]) -> dict[str, bool]:
 
 def _without_session(title: str, text: str, button: str) -> list[Any]:
     dead = {name: gr.update(interactive=False) for name in ("start", "pause", "step", "reset")}
-    panels = {
-        "stage": [],
-        "status": no_session(title, text),
-        "timeline": {},
-        "preview": no_preview(),
-        "lens": no_lens(),
-        "charts": no_charts(),
-        "versus": no_comparison(),
-        "results": {},
-    }
+    panels = _nothing() | {"stage": [], "status": no_session(title, text), "timeline": {}, "results": {}}
     return list(Answer(token="", again=gr.update(visible=True, value=button), news=_told("", "", panels), **dead))
 
 
