@@ -51,23 +51,13 @@ def look_at(azimuth: Tensor, elevation: Tensor, distance: Tensor, fovy: float, w
     `fovy` is the vertical field of view in degrees. Elevations of exactly +-90 degrees have no up direction and
     are taken as 89.9.
     """
-    n = azimuth.shape[0]
-    a = torch.deg2rad(azimuth.double())
-    e = torch.deg2rad(elevation.double().clamp(-89.9, 89.9))
-    eye = distance.double()[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
-    forward = torch.nn.functional.normalize(-eye, dim=-1)
-    up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(n, 3)
-    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
-    down = torch.linalg.cross(forward, right)
-    rotation = torch.stack([right, down, forward], 1)
-    viewmats = torch.eye(4, dtype=torch.float64).repeat(n, 1, 1)
-    viewmats[:, :3, :3] = rotation
-    viewmats[:, :3, 3] = -(rotation @ eye[:, :, None])[:, :, 0]
+    places = zip(azimuth.tolist(), elevation.tolist(), distance.tolist(), strict=True)
+    viewmats = torch.tensor([_viewmat(a, min(max(e, -89.9), 89.9), r) for a, e, r in places])
     focal = 0.5 * height / math.tan(math.radians(fovy) / 2)
     K = torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
     return Cameras(
-        viewmats.float(),
-        K.repeat(n, 1, 1),
+        viewmats,
+        K.repeat(len(viewmats), 1, 1),
         width,
         height,
         azimuth.float(),
@@ -76,18 +66,34 @@ def look_at(azimuth: Tensor, elevation: Tensor, distance: Tensor, fovy: float, w
     )
 
 
+def _viewmat(a: float, e: float, r: float) -> list[list[float]]:
+    """World to camera, from azimuth `a` and elevation `e` in degrees at the distance `r`: right, down, forward. In
+    plain Python: for a few numbers torch takes longer, above all where the network has just emptied the caches."""
+    sin_a, cos_a = math.sin(math.radians(a)), math.cos(math.radians(a))
+    sin_e, cos_e = math.sin(math.radians(e)), math.cos(math.radians(e))
+    return [
+        [-sin_a, cos_a, 0.0, 0.0],
+        [sin_e * cos_a, sin_e * sin_a, -cos_e, 0.0],
+        [-cos_e * cos_a, -cos_e * sin_a, -sin_e, r],
+        [0.0, 0.0, 0.0, 1.0],
+    ]
+
+
 def sample_cameras(s: CameraSettings, rng: StepRng, size: int) -> Cameras:
     """This step's `s.views` cameras, pictures of `size` x `size` pixels."""
     g = rng("camera")
     n = s.views
-    slots = (torch.arange(n) + torch.rand(n, generator=g)) / n
-    azimuth = ((slots + torch.rand(1, generator=g)) % 1.0) * 360.0 - 180.0
-    u = torch.rand(n, generator=g)
-    in_degrees = s.elevation_min + u * (s.elevation_max - s.elevation_min)
+    slots, turn, us, coins, ds = (torch.rand(k, generator=g).tolist() for k in (n, 1, n, n, n))
     z_min, z_max = (math.sin(math.radians(v)) for v in (s.elevation_min, s.elevation_max))
-    on_sphere = torch.rad2deg(torch.asin((z_min + u * (z_max - z_min)).clamp(-1, 1)))
-    elevation = torch.where(torch.rand(n, generator=g) < 0.5, in_degrees, on_sphere)
-    distance = s.distance_min + torch.rand(n, generator=g) * (s.distance_max - s.distance_min)
+    azimuth, elevation, distance = [], [], []
+    for i, (slot, u, coin, d) in enumerate(zip(slots, us, coins, ds, strict=True)):
+        azimuth.append(((i + slot) / n + turn[0]) % 1.0 * 360.0 - 180.0)
+        if coin < 0.5:
+            elevation.append(s.elevation_min + u * (s.elevation_max - s.elevation_min))
+        else:
+            elevation.append(math.degrees(math.asin(min(max(z_min + u * (z_max - z_min), -1.0), 1.0))))
+        distance.append(s.distance_min + d * (s.distance_max - s.distance_min))
+    azimuth, elevation, distance = (torch.tensor(x) for x in (azimuth, elevation, distance))
     return look_at(azimuth, elevation, distance, s.fovy, size, size)
 
 

@@ -22,6 +22,21 @@ def test_the_front_camera_sees_the_front_with_up_upwards():
     assert torch.linalg.det(V[:3, :3]) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_anywhere_on_the_orbit_the_camera_stands_where_it_says_and_looks_at_the_origin_upright():
+    azimuth, elevation = torch.tensor([30.0, -120.0, 179.0, 77.0]), torch.tensor([20.0, -15.0, 70.0, 90.0])
+    distance = torch.tensor([2.0, 3.0, 2.5, 4.0])
+    V = look_at(azimuth, elevation, distance, 40.0, 32, 32).viewmats.double()
+    R, eye = V[:, :3, :3], torch.linalg.inv(V)[:, :3, 3]
+    a, e = torch.deg2rad(azimuth.double()), torch.deg2rad(elevation.double().clamp(max=89.9))
+    stands = distance.double()[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], 1)
+    assert torch.allclose(eye, stands, atol=1e-5)
+    assert torch.allclose(R @ R.transpose(1, 2), torch.eye(3).double().expand(4, 3, 3), atol=1e-6)
+    assert torch.allclose(torch.linalg.det(R), torch.ones(4).double(), atol=1e-6)
+    assert torch.allclose(V[:, :3, 3], torch.stack([0 * distance, 0 * distance, distance], 1).double(), atol=1e-6)
+    assert R[:, 0, 2].abs().max() < 1e-6  # the horizon is level,
+    assert (R[:, 1, 2] < 0).all()  # and up is up
+
+
 def test_focal_length_follows_the_field_of_view():
     cams = look_at(torch.tensor([10.0]), torch.tensor([5.0]), torch.tensor([3.0]), 40.0, 64, 64)
     assert cams.Ks[0, 1, 1] == pytest.approx(32 / math.tan(math.radians(20)), rel=1e-5)
