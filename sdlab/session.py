@@ -82,6 +82,7 @@ from sdlab.types import PERP_ROLES, Cond, Frame, Prior
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
 LENS_EVERY = 0.3  # seconds
 LENS_SHARE = 20.0  # times what a look takes must pass before the next one
+RATE_SHARE = 0.05  # of the last step in the steps a second that are said
 SYNC_EVERY = 10  # steps between reading figures back from a GPU
 
 T = TypeVar("T")
@@ -175,6 +176,7 @@ class Session:
         self._published_at = 0.0
         self._warm_up_shown = 0.0
         self._rate = 0.0  # steps per second, smoothed
+        self._timed = 0  # steps that it was made of
         self._failure = ""  # why there is no state yet
 
     # ---- for any thread ----------------------------------------------------------------------------------
@@ -330,7 +332,7 @@ class Session:
 
     def _take_up(self, moment: Moment) -> None:
         """Go on from `moment`, of this run or another. Whatever is raised, the session is then as before."""
-        before = (self._prior, self._bank, self._state, self._undo, self._report, self._rate)
+        before = (self._prior, self._bank, self._state, self._undo, self._report, self._rate, self._timed)
         wanted, begun = self.settings, self._begun
         try:
             self._use(moment.settings, moment.begun)
@@ -340,7 +342,7 @@ class Session:
             self._put_back(moment)
         except Exception:
             self._use(wanted, begun)
-            self._prior, self._bank, self._state, self._undo, self._report, self._rate = before
+            self._prior, self._bank, self._state, self._undo, self._report, self._rate, self._timed = before
             raise
 
     def _put_back(self, moment: Moment) -> None:
@@ -614,7 +616,7 @@ class Session:
             raise
         self._undo = None
         self._report = None
-        self._rate = 0.0
+        self._rate, self._timed = 0.0, 0
         self._comparing = None
         self.lens.clear()  # what was seen closely was another scene
         self.comparison.clear()
@@ -702,7 +704,9 @@ class Session:
     def _after(self, report: Report, seconds: float) -> None:
         state = self.state
         # the durations are averaged, not the rates: of these the mean is above steps / time where steps are uneven
-        self._rate = 1 / seconds if self._rate == 0.0 else 1 / (0.95 / self._rate + 0.05 * seconds)
+        self._timed += 1
+        share = max(RATE_SHARE, 1 / self._timed)
+        self._rate = 1 / seconds if self._rate == 0.0 else 1 / ((1 - share) / self._rate + share * seconds)
         self._report, self._reported = report, self.effective
         pause = self._due_to_pause()
         if pause:

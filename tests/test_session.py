@@ -313,6 +313,8 @@ def test_figures_of_every_step(quick):
     for name in ("grad_rms", "steps_per_s", "n_gaussians", "prior_share", "ms_prior", "ms_publish"):
         assert name in steps[-1].stats
     assert 0 < steps[-1].stats["prior_share"] < 1
+    taken = 6 / steps[-1].stats["steps_per_s"]
+    assert taken == pytest.approx(steps[-1].stats["seconds"], rel=0.2), "the first, slow step counts as one of six"
 
 
 def test_a_planned_run_pauses_at_its_end_and_goes_on_when_asked(quick):

@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+import time
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import ClassVar
@@ -40,7 +41,7 @@ from sdlab.ui.panels import (
     status,
     symbols_of,
 )
-from sdlab.ui.visit import WAITS_FOR_READY, Visit
+from sdlab.ui.visit import REFUSED_FOR, WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import SplatView
 
 # ---- form ------------------------------------------------------------------------------------------------
@@ -636,6 +637,51 @@ def test_the_note_that_a_start_waits_goes_when_it_runs(driven: Driven):
     assert "as soon as everything is ready" in (driven.visit.look().status or "")
     driven.session.status = Status(0, "running", "running")
     assert "as soon as everything is ready" not in (driven.visit.look().status or "")
+
+
+def test_a_refusal_names_the_knob_as_the_page_does_and_is_not_said_for_ever(driven: Driven, monkeypatch):
+    reason = "camera.views = 99: allowed is a number from 1 to 16 (not camera.viewpoints)"
+    driven.say(Rejected(0, "camera.views", 99, reason))
+    said = "Views = 99: allowed is a number from 1 to 16 (not camera.viewpoints)"
+    assert said in (driven.visit.look().status or "")
+    driven.visit.forget_what_was_shown()
+    assert said in (driven.visit.look().status or ""), "it was just said"
+    later = time.monotonic() + REFUSED_FOR
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert said not in (driven.visit.look().status or said)
+    driven.say(Failed(0, "out of memory"))
+    monkeypatch.setattr(time, "monotonic", lambda: later + 10 * REFUSED_FOR)
+    assert "out of memory" in (driven.visit.look().status or "").lower(), "that has to be dealt with"
+
+
+def test_a_change_while_the_run_waits_says_how_to_see_it(driven: Driven):
+    driven.session.status = Status(4, "paused", "finished the planned 4 steps; Start goes on")
+    driven.say(Applied(4, "camera.views", 3))
+    assert "Changed; press Start" in (driven.visit.look().status or "")
+    driven.session.status = Status(4, "running", "running")
+    assert "press Start" not in (driven.visit.look().status or "press Start")
+    driven.say(Applied(5, "camera.views", 4))
+    assert "press Start" not in (driven.visit.look().status or "")
+    driven.session.status = Status(0, "ready", "ready: press Start")
+    driven.say(Applied(0, "camera.views", 3))
+    assert "Changed" not in (driven.visit.look().status or "Changed")
+
+
+def test_another_prompt_in_the_middle_says_that_the_object_stays(driven: Driven):
+    driven.session.status = Status(9, "running", "running")
+    driven.session.settings = driven.session.settings.patch("prompt.text", "a bear")
+    driven.say(Applied(9, "prompt.text", "a bear"))
+    assert "Reset begins anew" in (driven.visit.look().status or "")
+    driven.session.status = Status(0, "running", "running")
+    driven.say(Applied(0, "prompt.text", "a cat"))
+    assert "Reset begins anew" not in (driven.visit.look().status or "Reset begins anew")
+
+
+@pytest.mark.parametrize(
+    ("step", "said"), [(5, "<b>5</b> of 9"), (9, "<b>9</b> of 9"), (12, "<b>12</b> (9 were planned)")]
+)
+def test_how_far_it_is(step: int, said: str):
+    assert said in status("paused", "paused", step, 9, 1.0, None)
 
 
 def test_an_empty_prompt_is_noticed(driven: Driven):

@@ -31,10 +31,11 @@ Tone = Literal["info", "warning", "error"]
 
 
 class Message(NamedTuple):
-    """Something the status line says until the next change."""
+    """Something the status line says until the next change, or a time (monotonic)."""
 
     tone: Tone
     text: str
+    until: float = math.inf
 
 
 class Mark(NamedTuple):
@@ -209,7 +210,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
 
     A run that says more than that it is running takes no steps meanwhile: a network of the loss warms up.
     """
-    facts = [f"step <b>{step}</b> of {steps}"]
+    facts = [f"step <b>{step}</b> {f'of {steps}' if step <= steps else f'({steps} were planned)'}"]
     waits = phase == "running" and text != phase
     if phase == "running" and not waits and rate > 0:
         facts.append(f"{number(rate)} steps/s")

@@ -3,6 +3,7 @@ look."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -33,6 +34,10 @@ from sdlab.viewport.splat_view import SplatView
 MAX_MARKS = 60
 JUDGED_EVERY = 2.0  # seconds
 WAITS_FOR_READY = "starts as soon as everything is ready"
+GOES_ON = "changed; press Start, and the run goes on with it"
+OTHER_PROMPT = "what is there turns into what is asked for now; Reset begins anew"
+REFUSED_FOR = 30.0  # seconds for which a refusal is said
+PATH = re.compile(r"[a-z]\w*(?:\.\w+)+")  # of a knob, in a text
 
 
 class Look(NamedTuple):
@@ -154,7 +159,10 @@ class Visit:
             for event in events:
                 self._take(event, stale, waiting)
             phase = self.seat.session.status.phase
-            if self._message is not None and self._message.text == WAITS_FOR_READY and phase == "running":
+            said = self._message
+            if said is not None and (
+                time.monotonic() >= said.until or (phase == "running" and said.text in (WAITS_FOR_READY, GOES_ON))
+            ):
                 self._message = None
             frame = self.seat.session.latest.get()
             if frame is not None and frame.step == 0 and self._last_step > 0:
@@ -207,13 +215,13 @@ class Visit:
                 self._settle(path, value, stale)
                 stale |= self._knobs_of_loss(path)
                 self._mark(step, f"{path} = {value}")
-                self._message = self._applied(path, note, waiting)
+                self._message = self._applied(step, path, note, waiting)
             case Rejected(_, path, value, reason):
                 self._settle(path, value, stale)
                 stale |= self._knobs_of_loss(path)
                 if path in self._picked[1]:
                     self.preset = self._picked[0]
-                self._message = Message("error", reason)
+                self._message = Message("error", self._in_words(reason), time.monotonic() + REFUSED_FOR)
             case Skipped(step, what):
                 self._message = Message("warning", f"the update of step {step} was left out: not finite, {what}")
             case Noted(_, text):
@@ -239,7 +247,7 @@ class Visit:
         own = {k for k in s.knobs() if k.startswith(f"losses.{s.active}.")}
         return {path, *own, *wordings_of(s.loss)}
 
-    def _applied(self, path: str, note: str, waiting: list[str]) -> Message | None:
+    def _applied(self, step: int, path: str, note: str, waiting: list[str]) -> Message | None:
         """What is worth saying about a change that was taken; `waiting` collects those that wait for a reset."""
         if path == "prompt.text" and not self.settings.prompt.text.strip():
             return Message("warning", "the prompt is empty: nothing in particular is asked for")
@@ -248,7 +256,16 @@ class Visit:
             waiting.append(label_of(path))
         elif note:
             return Message("warning", note)
-        return Message("info", f"{', '.join(waiting)}: in force at the next reset") if waiting else None
+        if waiting:
+            return Message("info", f"{', '.join(waiting)}: in force at the next reset")
+        if step > 0 and self.seat.session.status.phase == "paused":
+            return Message("info", GOES_ON)
+        return Message("info", OTHER_PROMPT) if step > 0 and path == "prompt.text" else None
+
+    def _in_words(self, reason: str) -> str:
+        """`reason` with the names that knobs have on the page."""
+        knobs = self.settings.knobs()
+        return PATH.sub(lambda found: label_of(found[0]) if found[0] in knobs else found[0], reason)
 
     def _settle(self, path: str, value: Any, stale: set[str]) -> None:
         """The session has answered for one knob: is the control still right? While the answer is to an older value
