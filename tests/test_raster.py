@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import look_at
-from sdlab.raster import BACKENDS, choose, cpu, cpu_kernels, model, reference, tiled, torch_project
+from sdlab.raster import BACKENDS, choose, cpu, cpu_kernels, model, reference, tiled, torch_project, world_covariances
 from sdlab.raster import gsplat as gsplat_backend
+from sdlab.raster.torch_project import rotation_matrices
 from sdlab.types import Cameras, Render
 
 NAMES = ("means", "quats", "scales", "opacities", "colors", "background")
@@ -486,6 +487,15 @@ def test_wrong_shapes_and_sizes_are_refused_by_name():
 
 
 # ---------------------------------------------------------------- the family
+
+
+def test_covariances_in_the_world_are_those_of_the_formula():
+    _, quats, scales, *_ = cloud(50)
+    R = rotation_matrices(quats.double())
+    wanted = R @ torch.diag_embed(scales.double().square()) @ R.transpose(1, 2)
+    for found in (world_covariances(quats, scales), torch_project.world_covariances(quats, scales)):
+        assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-8)
+    assert torch.equal(world_covariances(quats, scales), cpu.world_covariances(quats, scales)), "here numba is faster"
 
 
 def test_choose_and_backends():

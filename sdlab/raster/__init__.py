@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from sdlab.raster import torch_project
 from sdlab.types import Render
 
 Rasterizer = Callable[..., Render]
@@ -81,6 +83,13 @@ def _instead(reason: str) -> Choice:
 def choose(device: torch.device | str) -> Rasterizer:
     """The function of the back-end that `chosen` names."""
     return BACKENDS[chosen(device).name]
+
+
+def world_covariances(quats: Tensor, scales: Tensor) -> Tensor:
+    """R S S^T R^T [N, 3, 3] of Gaussians with quaternions [N, 4] of any length and scales [N, 3], by the back-end of
+    their device where it is faster at that than torch."""
+    module = importlib.import_module(choose(quats.device).__module__)
+    return getattr(module, "world_covariances", torch_project.world_covariances)(quats, scales)
 
 
 def warm_up(device: torch.device | str) -> None:

@@ -72,6 +72,13 @@ def rasterize(
     return Render(rgb, alpha, depth, frame.info)
 
 
+def world_covariances(quats: Float[Tensor, "N 4"], scales: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3 3"]:
+    """R S S^T R^T of each Gaussian, without gradient; as `sdlab.raster.torch_project.world_covariances`."""
+    out = torch.empty(len(quats), 3, 3)
+    kernels.world_covariances(*(x.detach().float().contiguous().numpy() for x in (quats, scales)), out.numpy())
+    return out
+
+
 def warm_up() -> None:
     """Compile every kernel, or load it from the cache: seconds the first time, a fraction of one later."""
     one = torch.ones(1, 3, requires_grad=True)
@@ -79,6 +86,7 @@ def warm_up() -> None:
     camera[0, 2, 3] = 3.0
     K = torch.tensor([[[8.0, 0, 4], [0, 8, 4], [0, 0, 1]]])
     rasterize(0 * one, torch.ones(1, 4), one, torch.ones(1), one, camera, K, 8, 8).rgb.sum().backward()
+    world_covariances(torch.ones(1, 4), one)
 
 
 # ---------------------------------------------------------------- threads

@@ -122,6 +122,20 @@ def _dot(a, b):
 
 
 @kernel
+def world_covariances(quats, scales, out):
+    """out[i] = R S S^T R^T, in the world."""
+    for i in range(out.shape[0]):
+        w, x, y, z, _ = _unit_quaternion(quats, i)
+        axes = _rotation(w, x, y, z)
+        for row in range(3):
+            for column in range(3):
+                total = f32(0)
+                for k in range(3):
+                    total += scales[i, k] * scales[i, k] * axes[k][row] * axes[k][column]
+                out[i, row, column] = total
+
+
+@kernel
 def project(means, quats, scales, opacities, colors, viewmat, K, width, height, splats, gaussians, radii, means2d):
     """Fill `splats` and `gaussians` (whose splat it is) with what is visible, in input order; return how many.
 

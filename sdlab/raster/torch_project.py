@@ -23,6 +23,12 @@ def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
     return torch.stack(rows, -2)
 
 
+def world_covariances(quats: Float[Tensor, "N 4"], scales: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3 3"]:
+    """R S S^T R^T of each Gaussian, in the world."""
+    axes = rotation_matrices(quats) * scales[:, None, :]
+    return axes @ axes.transpose(1, 2)
+
+
 def project(
     means: Float[Tensor, "N 3"],
     quats: Float[Tensor, "N 4"],

@@ -31,7 +31,7 @@ from sdlab.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.knobs import knob
 from sdlab.mcmc import drawn, felt, shared_out
 from sdlab.priors import Progress, silent
-from sdlab.raster import choose, warm_up
+from sdlab.raster import choose, warm_up, world_covariances
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
@@ -374,11 +374,9 @@ class SplatScene:
     @torch.no_grad()
     def snapshot(self) -> SplatSnapshot:
         p = self.params
-        R = rotation_matrices(p["quats"])
-        M = R * p["log_scales"].exp()[:, None, :]
         return SplatSnapshot(
             _numpy(p["means"]),
-            _numpy(M @ M.transpose(1, 2)),
+            _numpy(world_covariances(p["quats"], p["log_scales"].exp())),
             _numpy(p["color_logits"].sigmoid()),
             _numpy(p["opacity_logits"].sigmoid()[:, None]),
         )
