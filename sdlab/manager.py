@@ -14,6 +14,7 @@ import torch
 
 from sdlab.batching import Together
 from sdlab.channel import Turnstile
+from sdlab.memory import give_back
 from sdlab.messages import Patch, Stop
 from sdlab.priors import PriorConfig, silent
 from sdlab.session import Session, compile_for
@@ -21,6 +22,7 @@ from sdlab.settings import Settings
 from sdlab.types import Prior
 
 SWEEP_EVERY = 1.0  # seconds between looks for sessions that are over
+TRIM_EVERY = 30.0  # seconds after which freed memory is given back
 
 
 class PriorPool:
@@ -180,12 +182,16 @@ class Manager:
             seat.thread.join(timeout)
 
     def _sweep(self) -> None:
+        trimmed = time.monotonic()
         while not self._closing.wait(SWEEP_EVERY):
             now = time.monotonic()
             with self._lock:
                 over = [s.id for s in self._seats.values() if self._is_over(s, now)]
             for seat_id in over:
                 self.close(seat_id)
+            if now >= trimmed + TRIM_EVERY:  # sessions that ended, shots of films that were thinned
+                trimmed = now
+                give_back()
 
     def _is_over(self, seat: Seat, now: float) -> bool:
         return (seat.ends_at is not None and now > seat.ends_at) or now - seat.last_seen > self.idle

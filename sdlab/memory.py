@@ -1,8 +1,10 @@
-"""What to say, and what to lower, when there is too little memory."""
+"""What to say, and what to lower, when there is too little memory; and memory that nobody needs any more."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -44,3 +46,17 @@ def _free_memory(device: torch.device) -> str:
         return f"{free / 1e9:.1f} GB that are free of the graphics card's {total / 1e9:.1f} GB"
     memory = psutil.virtual_memory()
     return f"{memory.available / 1e9:.1f} GB that are free of the computer's {memory.total / 1e9:.1f} GB"
+
+
+def give_back() -> bool:
+    """Hand freed memory back to the system, which Linux' usual allocator (glibc) would keep for this process; whether
+    there was any."""
+    return bool(_trim()(0))
+
+
+@functools.cache
+def _trim() -> Callable[[int], int]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (TypeError, OSError, AttributeError):  # another system, or another allocator, which sees to it itself
+        return lambda _: 0

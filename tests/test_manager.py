@@ -1,14 +1,18 @@
 """Seats, time-outs, the shared pool of priors."""
 
+import platform
 import threading
 import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+import psutil
 import pytest
 import torch
 
+from sdlab import manager as manager_module
 from sdlab.manager import Manager, PriorPool
+from sdlab.memory import give_back
 from sdlab.messages import Applied, Branched, Export, Failed, Pause, Rejected, Resume, Stop
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.mixture import MixturePrior
@@ -180,6 +184,26 @@ def test_an_idle_seat_ends(quick):
     assert not seat.thread.is_alive()
     assert manager.get(seat.id) is None
     manager.shutdown()
+
+
+def test_freed_memory_is_given_back_now_and_then(monkeypatch):
+    given: list[float] = []
+    monkeypatch.setattr(manager_module, "TRIM_EVERY", 1.5)
+    monkeypatch.setattr(manager_module, "give_back", lambda: given.append(time.monotonic()))
+    m = Manager()
+    wait(lambda: len(given) == 2)
+    m.shutdown()
+    assert given[1] - given[0] >= 1.5
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators give back by themselves")
+def test_giving_back_takes_what_was_freed_between_what_is_kept():
+    pieces = [bytearray(b"x" * 50_000) for _ in range(3000)]
+    pieces = pieces[::20]
+    before = psutil.Process().memory_info().rss
+    assert give_back()
+    assert psutil.Process().memory_info().rss < before - 80e6
+    assert len(pieces) == 150
 
 
 def test_the_pool_loads_once_even_when_many_ask_at_the_same_time():
