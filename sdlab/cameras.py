@@ -41,7 +41,7 @@ class CameraSettings:
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(
                     f"camera.{low} = {getattr(self, low):g} is above camera.{high} = {getattr(self, high):g}: "
-                    f"{low} must not exceed {high}"
+                    "the first must not exceed the second"
                 )
 
 

@@ -46,7 +46,8 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         if self.t_min >= self.t_max:
             raise ValueError(
-                f"schedule.t_min = {self.t_min:g} is not below schedule.t_max = {self.t_max:g}: t_min must be smaller"
+                f"schedule.t_min = {self.t_min:g} is not below schedule.t_max = {self.t_max:g}: "
+                "the first must be smaller"
             )
 
 

@@ -247,7 +247,7 @@ def test_a_refused_value_is_explained_and_the_run_goes_on(open_tab: Callable[...
     tab.page.click("[data-group=camera] summary")
     tab.type("#knob-camera-distance_min", "9")
     tab.page.wait_for_selector("#status .error")
-    assert "camera.distance_min = 9 is above camera.distance_max" in tab.page.inner_text("#status .error")
+    assert "Distance min = 9 is above Distance max = 3.1" in tab.page.inner_text("#status .error")
     until(lambda: tab.page.input_value("#knob-camera-distance_min") == "2.8")  # the value in force
     tab.shoot("refused")
 

@@ -116,7 +116,7 @@ class Splats(SceneConfig):
         if self.scale_min >= self.scale_max:
             raise ValueError(
                 f"scene.scale_min = {self.scale_min:g} is not below scene.scale_max = {self.scale_max:g}: "
-                "scale_min must be smaller"
+                "the first must be smaller"
             )
         if self.start == "file" and not self.file:
             raise ValueError("scene.start = file: scene.file must be the path of a GLB, OBJ, STL or PLY")
