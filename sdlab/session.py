@@ -175,7 +175,7 @@ class Session:
         self._reported = settings  # which that step followed
         self._published_at = 0.0
         self._warm_up_shown = 0.0
-        self._rate = 0.0  # steps per second, smoothed
+        self._pace = 0.0  # seconds for a step, smoothed
         self._timed = 0  # steps that it was made of
         self._failure = ""  # why there is no state yet
 
@@ -332,7 +332,7 @@ class Session:
 
     def _take_up(self, moment: Moment) -> None:
         """Go on from `moment`, of this run or another. Whatever is raised, the session is then as before."""
-        before = (self._prior, self._bank, self._state, self._undo, self._report, self._rate, self._timed)
+        before = (self._prior, self._bank, self._state, self._undo, self._report, self._pace, self._timed)
         wanted, begun = self.settings, self._begun
         try:
             self._use(moment.settings, moment.begun)
@@ -342,7 +342,7 @@ class Session:
             self._put_back(moment)
         except Exception:
             self._use(wanted, begun)
-            self._prior, self._bank, self._state, self._undo, self._report, self._rate, self._timed = before
+            self._prior, self._bank, self._state, self._undo, self._report, self._pace, self._timed = before
             raise
 
     def _put_back(self, moment: Moment) -> None:
@@ -616,7 +616,7 @@ class Session:
             raise
         self._undo = None
         self._report = None
-        self._rate, self._timed = 0.0, 0
+        self._pace, self._timed = 0.0, 0
         self._comparing = None
         self.lens.clear()  # what was seen closely was another scene
         self.comparison.clear()
@@ -705,8 +705,7 @@ class Session:
         state = self.state
         # the durations are averaged, not the rates: of these the mean is above steps / time where steps are uneven
         self._timed += 1
-        share = max(RATE_SHARE, 1 / self._timed)
-        self._rate = 1 / seconds if self._rate == 0.0 else 1 / ((1 - share) / self._rate + share * seconds)
+        self._pace += max(RATE_SHARE, 1 / self._timed) * (seconds - self._pace)
         self._report, self._reported = report, self.effective
         pause = self._due_to_pause()
         if pause:
@@ -903,7 +902,7 @@ class Session:
         figures["t"] = float(report.x.t.float().mean())
         figures.update(_counted(state.scene))
         figures["seconds"] = state.seconds
-        figures["steps_per_s"] = self._rate
+        figures["steps_per_s"] = 1 / self._pace if self._pace > 0 else 0.0
         figures["prior_share"] = state.prior_seconds / state.seconds if state.seconds > 0 else 0.0
         figures["skipped"] = float(state.skipped)
         figures.update({f"ms_{stage}": 1e3 * report.stages.get(stage, 0.0) for stage in STAGES if stage != "publish"})
