@@ -9,6 +9,7 @@ const SEND_EVERY = 120; // ms while a slider is dragged
 
 const ASK_EVERY = 500, GIVE_UP = 30000; // ms
 const sdlParts = new Map(); // name -> what shows a value of it
+let sdlToken = ""; // of the bench
 const sdlSaid = new Map(); // name -> [number, value] that were said last: answers may overtake each other
 
 function sdlPart(name, show) {
@@ -34,6 +35,7 @@ function sdlNews(props, trigger, watch) {
   const heard = () => {
     if (!props.value?.number) return;
     asked = props.value;
+    sdlToken = asked.token;
     sdlSay(props.value);
   };
   const ask = async () => {
@@ -68,6 +70,16 @@ function sdlForm(element, props, trigger) {
   const showAbout = () => { about.textContent = picker.selectedOptions[0]?.dataset.about ?? ""; };
   picker.addEventListener("change", () => { showAbout(); trigger("select", { preset: picker.value }); });
 
+  const chosen = element.querySelector("[data-settings]");
+  element.querySelector("[data-open]").addEventListener("click", () => chosen.click());
+  chosen.addEventListener("change", async () => {
+    const [file] = chosen.files;
+    if (!file) return;
+    chosen.value = ""; // the same file may be chosen again
+    // a little more than is allowed is sent, so that the server says why it is not taken
+    trigger("select", { settings: await file.slice(0, 500000).text(), name: file.name });
+  });
+
   const show = ({ values, owners, preset }) => {
     for (const section of sections) section.hidden = !owners.includes(section.dataset.owner);
     for (const c of controls) if (c.path in values && !c.node.closest("[data-owner][hidden]")) c.show(values[c.path]);
@@ -76,6 +88,30 @@ function sdlForm(element, props, trigger) {
   };
   show(props.value);
   sdlPart("form", show);
+}
+
+// A file of one's own for the knob at `path`, which the server takes when it has read it.
+function sdlBring(node, path) {
+  const [button, chosen, said] = ["button", "input", "output"].map((name) => node.querySelector(name));
+  const say = (text) => { said.textContent = text; };
+  const over = (text) => { button.disabled = false; say(text); };
+  button.addEventListener("click", () => chosen.click());
+  chosen.addEventListener("change", () => {
+    const [file] = chosen.files;
+    if (!file) return;
+    chosen.value = "";
+    const most = Number(node.dataset.bring);
+    const bytes = (n) => n.toLocaleString("en");
+    if (file.size > most) return say(`${file.name} has ${bytes(file.size)} bytes; allowed are ${bytes(most)}`);
+    button.disabled = true;
+    const request = new XMLHttpRequest(); // fetch does not say how far it is
+    request.upload.onprogress = ({ loaded, total }) => say(`${file.name}: ${Math.round((100 * loaded) / total)} %`);
+    request.upload.onload = () => say(`${file.name} is being read`);
+    request.onload = () => over(request.status === 204 ? `${file.name} is what it starts from` : request.responseText);
+    request.onerror = () => over("The connection failed: try again");
+    request.open("POST", `uploads/${sdlToken}/${path}?name=${encodeURIComponent(file.name)}`);
+    request.send(file);
+  });
 }
 
 // Of buttons of which one is chosen, the Tab key reaches that one, and arrow keys, Home and End choose among those that
@@ -208,6 +244,8 @@ function sdlKnob(node, send) {
     waiting ??= setTimeout(() => change(toValue(Number(slider.value))), SEND_EVERY);
   });
   slider?.addEventListener("change", () => change(toValue(Number(slider.value))));
+  const bring = node.querySelector("[data-bring]");
+  if (bring) sdlBring(bring, path);
   node.querySelector("[data-now]")?.addEventListener("click", () => {
     const step = Number(document.querySelector(".status[data-step]")?.dataset.step);
     if (!Number.isFinite(step)) return; // there is no run

@@ -42,14 +42,18 @@ class Cloud(NamedTuple):
 
 
 def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str = "auto") -> Cloud | RawSplats:
-    """What the file at `path` holds: of a mesh `n` points spread evenly over its surface, of points some `n` of them
-    (all where there are fewer), of Gaussians all.
-
-    `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as glTF) or "auto". ValueError names `knob`, the
-    file and what is wrong with it.
-    """
+    """What the file at `path` holds, as `cloud_of` has it; ValueError names `knob`, the file and what is wrong."""
     given = f"{knob} = {str(path)!r}"
-    raw = _bytes_of(path, given)
+    return cloud_of(_bytes_of(path, given), n, rng, given, up)
+
+
+def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto") -> Cloud | RawSplats:
+    """What a file's bytes hold: of a mesh `n` points spread evenly over its surface, of points some `n` of them (all
+    where there are fewer), of Gaussians all.
+
+    `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as glTF) or "auto". ValueError, which begins with
+    `given`, says what is wrong with it.
+    """
     kind = _kind_of(raw, given)
     loaded = _parsed(raw, kind, given)
     columns = _splat_columns(loaded)

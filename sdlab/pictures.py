@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +32,32 @@ def grid(pictures: np.ndarray, gap: int = 2) -> np.ndarray:
 
 def read_picture(path: Path, size: int, knob: str) -> Tensor:
     """[1, 3, size, size] in [0, 1]: the middle square. ValueError names `knob` and what is wrong with the file."""
-    from PIL import Image, UnidentifiedImageError
-
     given = f"{knob} = {str(path)!r}"
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{given} has {path.stat().st_size:,} bytes; allowed are {MAX_BYTES:,}")
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{given} has {picture.width} x {picture.height} pixels; allowed are {MAX_PIXELS:,}")
-            whole = picture.convert("RGB")
+        raw = path.read_bytes()
+    except OSError as e:
+        raise ValueError(f"{given} cannot be read: {e}") from e
+    return picture_of(raw, size, given)
+
+
+def picture_of(raw: bytes, size: int, given: str) -> Tensor:
+    """[1, 3, size, size] in [0, 1]: the middle square of a file's bytes. ValueError, which begins with `given`, says
+    what is wrong with it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(BytesIO(raw), formats=("PNG", "JPEG", "WEBP")) as picture:
+            allowed = picture.width * picture.height <= MAX_PIXELS
+            pixels = f"{picture.width} x {picture.height} pixels"
+            whole = picture.convert("RGB") if allowed else picture
     except UnidentifiedImageError as e:
         raise ValueError(f"{given} is not a picture: PNG, JPEG and WebP can be read") from e
-    except (OSError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{given} cannot be read: {e}") from e
+    except Exception as e:  # decoders of a stranger's bytes fail in many ways
+        raise ValueError(f"{given} cannot be read: {e or type(e).__name__}") from e
+    if not allowed:
+        raise ValueError(f"{given} has {pixels}; allowed are {MAX_PIXELS:,}")
     side = min(whole.size)
     left, top = (whole.width - side) // 2, (whole.height - side) // 2
     square = whole.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))

@@ -717,7 +717,7 @@ class Session:
         if report.skipped:
             self._say(Skipped(state.step - 1, report.skipped))
         if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
-            self._say(Stepped(state.step, {**self._figures(report), "ms_publish": 1e3 * published}))
+            self._say(Stepped.of(state.step, **self._figures(report), ms_publish=1e3 * published))
         if self.timeline.moment_due(state.step):
             self.timeline.keep(self.moment())
         self._film()

@@ -1,9 +1,13 @@
 """Latest value, event log, fair turnstile."""
 
+import math
+import pickle
+import sys
 import threading
 import time
 
 from sdlab.channel import EventLog, Latest, Turnstile
+from sdlab.messages import Stepped
 
 
 def test_latest_keeps_only_the_newest_and_wakes_waiters():
@@ -28,6 +32,19 @@ def test_event_log_is_bounded_and_readers_catch_up():
     events, mark = log.since(mark)
     assert events == [7, 8, 9, 10, 11]
     assert log.since(mark) == ([], 12)
+
+
+def test_the_figures_of_steps_share_their_names_and_survive_pickling():
+    one, two = (Stepped.of(n, loss=0.5 * n, rms_grad=math.inf) for n in (3, 4))
+    match two:
+        case Stepped(step, stats):
+            assert (step, stats) == (4, {"loss": 2.0, "rms_grad": math.inf})
+    assert one.names is two.names
+    assert pickle.loads(pickle.dumps(one)) == one != two
+    figures = {f"ms_{n}": n / 7 for n in range(16)}
+    packed = Stepped.of(5, **figures)
+    as_dict = sys.getsizeof(figures) + sum(map(sys.getsizeof, figures.values()))
+    assert sys.getsizeof(packed.values) < as_dict / 4
 
 
 def test_the_turnstile_serves_in_order_of_arrival():

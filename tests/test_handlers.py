@@ -4,13 +4,15 @@ or in two tabs at once."""
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 
 from sdlab.manager import Manager, Seat
-from sdlab.settings import Settings, default_settings
+from sdlab.messages import Advance, Reset
+from sdlab.settings import Settings, default_settings, preset, to_toml
 from sdlab.ui.bench import MOST_LANES, Bench
 from sdlab.ui.page import Answer, Page
 from sdlab.viewport.splat_view import SplatView, Viewports
@@ -239,3 +241,104 @@ def test_whatever_json_a_page_sends_is_no_error(browser: Browser, page: Page, sa
     page._change_knob(browser.token, event)
     page._pick_preset(browser.token, False, event)
     assert browser.bench.lanes
+
+
+# ---- what people bring ---------------------------------------------------------------------------------------------
+
+
+LINE = b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+LINE += b"0 0 -1\n0 0 0\n0 0 1\n"
+
+
+def gaussians(browser: Browser) -> int:
+    return len(browser.bench.focus.seat.session.state.scene.params["means"])
+
+
+def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(browser: Browser, page: Page):
+    ready(browser)
+    lane = browser.bench.focus
+    page.bring(browser.token, "scene.file", "line.ply", LINE)
+    until(lambda: gaussians(browser) == 3)
+    browser.tick()
+    lane.send(Advance(1))
+    until(lambda: lane.step == 1)
+    page.bring(browser.token, "scene.file", "two.ply", LINE.replace(b"vertex 3", b"vertex 2")[: -len(b"0 0 1\n")])
+    until(lambda: lane.settings.knob("scene.file").value.endswith("two.ply"))
+    news, _ = browser.tick()
+    assert gaussians(browser) == 3
+    assert "File: in force at the next reset" in news["panels"]["status"]
+    assert news["panels"]["form"]["values"]["scene.file"].endswith("2-two.ply")
+    lane.send(Reset())
+    until(lambda: gaussians(browser) == 2)
+    kept = Path(lane.settings.knob("scene.file").value)
+    assert kept.is_file()
+    page._close(browser.bench)
+    until(lambda: not kept.exists())
+
+
+def test_a_file_for_another_kind_of_scene_or_a_session_that_ended_is_refused(browser: Browser, page: Page):
+    ready(browser)
+    with pytest.raises(ValueError, match=r"this run does not start from a file of this kind: it has no scene\.picture"):
+        page.bring(browser.token, "scene.picture", "x.png", b"")
+    page._close(browser.bench)
+    assert page.uploads_of(browser.token) is None
+    with pytest.raises(RuntimeError, match="this session has ended"):
+        page.bring(browser.token, "scene.file", "line.ply", LINE)
+
+
+def test_visitors_bring_files_where_the_path_is_locked(manager: Manager):
+    page = Page(manager, Views(), settings(), "mixture", ("scene.file",))
+    browser = Browser(page, "page")
+    ready(browser)
+    page._change_knob(browser.token, gr.EventData(None, {"knob": "scene.file", "value": "/etc/passwd", "number": 1}))
+    page.bring(browser.token, "scene.file", "line.ply", LINE)
+    until(lambda: gaussians(browser) == 3)
+
+
+def opened(browser: Browser, text: str, name: str = "own.toml") -> Any:
+    return browser.page._pick_preset(browser.token, False, gr.EventData(None, {"settings": text, "name": name}))
+
+
+def test_settings_that_were_saved_are_opened(browser: Browser):
+    ready(browser)
+    saved = settings().patch_all([("active", "csd"), ("prompt.text", "north"), ("losses.sds.cfg", 2.5)])
+    answer = Answer(*opened(browser, to_toml(saved)))
+    assert answer.prompt == "north"
+    assert answer.news["panels"]["form"]["preset"] is None
+    until(lambda: browser.bench.focus.settings == saved)
+    kept = browser.bench.focus
+    flat = preset("playground")
+    opened(browser, to_toml(flat))
+    assert browser.bench.focus is not kept, "another kind of scene is a new run"
+    assert browser.bench.focus.settings == flat
+
+
+def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
+    """Neither that of a knob that this server's own settings do not have."""
+    browser = Browser(Page(manager, Views(), settings(), "mixture", ("scene.file", "scene.picture")), "page")
+    ready(browser)
+    opened(browser, '[prior]\nkind = "mixture"\n[scene]\nfile = "/etc/passwd"')
+    opened(browser, '[prior]\nkind = "mixture"\n[scene]\nkind = "image"\npicture = "/home/me/photo.png"')
+    now = browser.bench.focus.settings
+    assert now.scene.kind == "image"
+    assert now.knob("scene.picture").value == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not toml [", "own.toml is not valid TOML"),
+        ("[losses.sds]\ncfg = 'high'", "own.toml: "),
+        ("[losses.sds]\nspeed = 3", "own.toml: "),
+        ("prior = 3", "own.toml: "),
+        ("#" * 100_001, "own.toml has 100,001 characters; settings have at most 100,000"),
+        ('[prior]\nkind = "diffusers"\npath = "/etc"', "own.toml: it is for another prior"),
+    ],
+)
+def test_settings_that_are_none_are_refused_and_nothing_changes(manager: Manager, text: str, said: str):
+    browser = Browser(Page(manager, Views(), settings(), "mixture", ("prior.path", "prior.kind")), "page")
+    ready(browser)
+    before = browser.bench.focus.settings
+    opened(browser, text)
+    assert said in browser.tick()[0]["panels"]["status"]
+    assert browser.bench.focus.settings == before

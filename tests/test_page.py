@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from sdlab.export import render_turntable
 from sdlab.manager import Manager, Seat
 from sdlab.messages import Applied, Event, Failed, Patch, Rejected, Skipped, Status, Stepped
 from sdlab.session import Session
-from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names
+from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names, to_toml
 from sdlab.toybox import judge
 from sdlab.ui.server import build
 from sdlab.ui.server import server as page_server
@@ -100,8 +101,10 @@ class Tab:
             self.wait_for_phase("ready")
 
     def hear(self, message) -> None:
-        """Errors; but for the last request of a view whose seat has just ended."""
-        if message.type == "error" and not ("404" in message.text and "/flat/" in message.location["url"]):
+        """Errors; but for the last request of a view whose seat has just ended, and a file that was refused."""
+        expected = (("404", "/flat/"), ("422", "/uploads/"))
+        where = message.location["url"]
+        if message.type == "error" and not any(code in message.text and path in where for code, path in expected):
             self.errors.append(message.text)
 
     @property
@@ -831,6 +834,50 @@ def test_results_are_made_downloaded_and_survive_a_refresh(
 
 
 @pytest.mark.browser
+def test_a_mesh_and_saved_settings_are_brought(open_tab: Callable[..., Tab], tmp_path: Path):
+    tab = open_tab(view=True)
+    page = tab.page
+    (tmp_path / "box.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "box.glb").write_bytes(trimesh.creation.box((1, 2, 1)).export(file_type="glb"))
+    (tmp_path / "own.toml").write_text(to_toml(settings().patch_all([("prompt.text", "a south bear"), ("seed", 7)])))
+    (tmp_path / "bad.toml").write_text("[losses.sds]\ncfg = 1e9\n")
+
+    def bring(button: str, name: str) -> None:
+        with page.expect_file_chooser() as chooser:
+            page.locator(button).click()
+        chooser.value.set_files(tmp_path / name)
+
+    knob = page.locator('[data-path="scene.file"]')
+    knob.evaluate("(node) => { node.closest('details').open = true; }")
+    button = '[data-path="scene.file"] .bring button'
+    bring(button, "box.zip")
+    until(lambda: "'box.zip' is an archive (ZIP)" in knob.locator("output").inner_text())
+    knob.locator(".bring").evaluate("(node) => { node.dataset.bring = 3; }")
+    bring(button, "box.zip")
+    until(lambda: knob.locator("output").inner_text() == "box.zip has 4 bytes; allowed are 3")
+    knob.locator(".bring").evaluate("(node) => { node.dataset.bring = 1e6; }")
+    assert tab.session.settings.knob("scene.start").value == "ball"
+    bring(button, "box.glb")
+    until(lambda: knob.locator("output").inner_text() == "box.glb is what it starts from")
+    until(lambda: tab.session.effective.knob("scene.start").value == "file")
+    until(lambda: page.input_value('[data-owner="scene/splats"] [data-path="scene.start"] select') == "file")
+    until(lambda: page.input_value('[data-path="scene.file"] [data-field]').endswith("1-box.glb"))
+    means = tab.session.state.scene.params["means"].detach()
+    assert (means.amax(0) - means.amin(0)).tolist() == pytest.approx([0.65, 0.65, 1.3], abs=0.05), (
+        "a box, twice as high"
+    )
+    knob.scroll_into_view_if_needed()
+    tab.shoot("file-brought")
+
+    bring(".preset [data-open]", "bad.toml")
+    page.wait_for_selector("#status :text('bad.toml')")
+    bring(".preset [data-open]", "own.toml")
+    until(lambda: page.input_value("#prompt textarea, #prompt input") == "a south bear")
+    until(lambda: tab.session.settings.seed == 7)
+    assert page.input_value("#preset") == ""
+
+
+@pytest.mark.browser
 def test_keys_pause_go_on_and_step_but_not_while_something_is_typed(open_tab: Callable[..., Tab]):
     tab = open_tab()
     page = tab.page
@@ -989,5 +1036,5 @@ def test_a_locked_prior_is_not_got_round_with_a_preset():
     locked = Page(manager, Viewports(), ours, None, ("prior.path", "scene.shap_e"))
     assert "elsewhere" not in locked._presets, "it would load another folder"
     assert "mixture" in locked._presets, "it loads none"
-    assert locked._preset_for_visitors("mixture").scene.shap_e == ""
+    assert locked._for_visitors(preset("mixture")).scene.shap_e == ""
     manager.shutdown()

@@ -234,7 +234,7 @@ def test_a_late_tick_of_a_closed_page_is_no_sign_of_life(driven: Driven):
 
 def stepped(step: int, rms: float = 0.1) -> Stepped:
     stats = {"grad_rms": rms, "steps_per_s": 5.0, "prior_share": 0.8, "t": 500.0, "seconds": 3.0, "skipped": 0.0}
-    return Stepped(step, stats)
+    return Stepped.of(step, **stats)
 
 
 def test_a_change_is_sent_once_and_one_that_was_overtaken_not_at_all(driven: Driven):

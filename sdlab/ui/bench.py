@@ -16,6 +16,7 @@ from sdlab.messages import Command
 from sdlab.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui import panels
 from sdlab.ui.flat_view import is_flat
+from sdlab.ui.uploads import Uploads
 from sdlab.ui.visit import Look, Visit
 
 MOST_LANES = 4
@@ -32,6 +33,7 @@ class Bench:
         self.id = secrets.token_urlsafe(16)
         self.page = page  # the one that shows it (Gradio's session hash): each piece of news is told once
         self.tab = TABS[0]
+        self.uploads = Uploads()  # what was brought for its lanes to start from
         self.row = 0  # the view that the lens looks at
         self.t: int | None = None  # the timestep that it asks about, None for that of each step
         self._lock = threading.Lock()

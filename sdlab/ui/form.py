@@ -16,6 +16,7 @@ from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
 from sdlab.ui.panels import formula, prose, symbols_of
+from sdlab.ui.uploads import UPLOADS, most_bytes
 
 MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
 LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
@@ -96,11 +97,23 @@ def control(k: Knob, owner: str, locked: bool = False, symbol: str = "") -> str:
     of = ""
     if symbol:
         of = f' data-of="{html.escape(symbol)}" title="{html.escape(symbol)} in the formula above"'
-    help_text = prose(k.help) + (" Fixed on this server." if locked else "")
+    help_text = prose(k.help)
+    if locked:
+        help_text += " Fixed on this server" + (", but for a file of yours." if k.path in UPLOADS else ".")
     return (
         f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}{of}>'
         f'<div class="knob-head"><label for="{name}">{label}</label>{tag}{field}</div>'
-        f'{scale if _has_slider(k) else ""}<p id="{name}-help">{help_text}</p></div>'
+        f'{scale if _has_slider(k) else ""}{_bring(k.path, locked)}<p id="{name}-help">{help_text}</p></div>'
+    )
+
+
+def _bring(path: str, locked: bool) -> str:
+    """Where a knob is the path of a file: a button for a file of one's own."""
+    if path not in UPLOADS:
+        return ""
+    return (
+        f'<div class="bring" data-bring="{most_bytes(path, locked)}"><button type="button">Upload a file</button>'
+        f'<input type="file" accept="{UPLOADS[path].suffixes}" hidden><output></output></div>'
     )
 
 
@@ -185,7 +198,9 @@ def _picker(presets: Sequence[str]) -> str:
         )
     return (
         '<div class="preset"><label for="preset">Preset</label>'
-        f'<select id="preset" data-preset>{"".join(options)}</select><p data-about-preset></p></div>'
+        f'<select id="preset" data-preset>{"".join(options)}</select>'
+        '<button type="button" data-open title="Settings that were saved here, a TOML file">Open</button>'
+        '<input type="file" accept=".toml" data-settings hidden><p data-about-preset></p></div>'
     )
 
 

@@ -35,12 +35,14 @@ from sdlab.settings import Settings
 from sdlab.ui.bench import MOST_LANES, TABS, Bench
 from sdlab.ui.form import form_html, form_state
 from sdlab.ui.panels import no_charts, no_comparison, no_lens, no_preview, no_session
+from sdlab.ui.uploads import Uploads
 from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import Viewports
 
 ASSETS = Path(__file__).parents[2] / "assets"
 TITLE = "Score Distillation Lab"
 ARRIVING = 60.0  # seconds that a page just given a seat has for its first tick
+MOST_SETTINGS = 100_000  # characters of a settings file
 
 QUICK = {  # of every handler: it takes milliseconds, so it neither waits in the queue nor shows a spinner
     "queue": False,
@@ -93,17 +95,21 @@ class Page:
         self.shelves = Shelves()  # by token of a bench
 
     def _is_open(self, wanted: Settings) -> bool:
-        """Whether a visitor may have this preset: with another prior than the server's it would get round the lock of
-        the prior's path."""
-        theirs, ours = wanted.knobs(), self._settings.knobs()
-        of_prior = (path for path in self._locked if path.startswith("prior.") and path in theirs and path in ours)
-        return all(theirs[path].value == ours[path].value for path in of_prior)
+        """Whether a visitor may have these settings: with another prior than the server's they would get round the
+        lock of the prior's path."""
+        theirs = wanted.knobs()
+        return all(theirs[path].value == value for path, value in self._fixed(wanted) if path.startswith("prior."))
 
-    def _preset_for_visitors(self, name: str) -> Settings:
-        """A preset with what is fixed on this server."""
-        wanted, ours = catalogue.preset(name), self._settings.knobs()
-        fixed = [(path, ours[path].value) for path in self._locked if path in wanted.knobs() and path in ours]
-        return wanted.patch_all(fixed) if fixed else wanted
+    def _fixed(self, wanted: Settings) -> list[tuple[str, Any]]:
+        """What is fixed on this server of the knobs that `wanted` has: they are as in the server's own settings, or
+        where those have no such knob, because their scene or prior is of another kind, as they are by default."""
+        usual = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind).knobs()
+        known = usual | self._settings.knobs()
+        return [(path, known[path].value) for path in self._locked if path in wanted.knobs()]
+
+    def _for_visitors(self, wanted: Settings) -> Settings:
+        """The same with what is fixed on this server."""
+        return wanted.patch_all(self._fixed(wanted))
 
     # ---- seats and benches -------------------------------------------------------------------------------
 
@@ -149,6 +155,7 @@ class Page:
     def _drop(self, bench: Bench) -> None:
         """It has no lane any more."""
         self.shelves.close(bench.id)
+        bench.uploads.close()
         with self._lock:
             self._benches.pop(bench.id, None)
 
@@ -271,6 +278,22 @@ class Page:
             panels = _news(bench)
             return {"number": next(_numbers), "panels": panels, "refresh": bool(bench.due)}
 
+    def uploads_of(self, token: str) -> Uploads | None:
+        """Where a bench keeps what is brought to it."""
+        bench = self._find(token)
+        return None if bench is None else bench.uploads
+
+    def bring(self, token: str, knob: str, name: str, raw: bytes) -> None:
+        """Let the run in focus start from a file: at once if it has not begun, else after a reset. ValueError when it
+        is of no use, RuntimeError when the session has ended."""
+        bench = self._find(token)
+        if bench is None:
+            raise RuntimeError("this session has ended")
+        lane = bench.focus
+        if knob not in lane.settings.knobs():
+            raise ValueError(f"this run does not start from a file of this kind: it has no {knob}")
+        lane.start_from(knob, bench.uploads.keep(knob, name, raw))
+
     def _refresh(self, token: str, request: gr.Request) -> Any:
         """What `poll` does not bring."""
         page = request.session_hash or ""
@@ -338,22 +361,43 @@ class Page:
             bench.focus.change(path, change.get("value"), number)
 
     def _pick_preset(self, token: str, dark: bool, event: gr.EventData) -> Any:
-        name = str(event._data.get("preset")) if isinstance(event._data, dict) else ""
+        asked = event._data if isinstance(event._data, dict) else {}
         bench = self._find(token)
-        if bench is None or name not in self._presets:
+        if bench is None:
             return gr.skip()
         lane = bench.focus
-        wanted, now = self._preset_for_visitors(name), lane.settings
-        has_own_prompt = wanted.prompt.text != Settings().prompt.text
-        if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed, in the same language
-            wanted = wanted.patch("prompt.text", now.prompt.text)
+        now = lane.settings
+        if "settings" in asked:
+            name = None
+            try:
+                wanted = self._settings_of(str(asked["settings"]), str(asked.get("name")))
+            except ValueError as e:
+                lane.say("error", str(e))
+                return gr.skip()
+        else:
+            name = str(asked.get("preset"))
+            if name not in self._presets:
+                return gr.skip()
+            wanted = self._for_visitors(catalogue.preset(name))
+            has_own_prompt = wanted.prompt.text != Settings().prompt.text
+            if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed, in the same language
+                wanted = wanted.patch("prompt.text", now.prompt.text)
         if _starts_anew(wanted, now):
             return self._replace(bench, lane, wanted, name, bool(dark))
         lane.pick(name, wanted)
         panels = {"form": form_state(wanted, name)}
         return list(Answer(prompt=wanted.prompt.text, news=_told(bench.id, bench.page, panels)))
 
-    def _replace(self, bench: Bench, lane: Visit, settings: Settings, preset: str, dark: bool) -> list[Any]:
+    def _settings_of(self, text: str, name: str) -> Settings:
+        """Settings that somebody brings as the text of the file `name`; ValueError says what is wrong with them."""
+        if len(text) > MOST_SETTINGS:
+            raise ValueError(f"{name} has {len(text):,} characters; settings have at most {MOST_SETTINGS:,}")
+        wanted = catalogue.from_toml(text, name)
+        if not self._is_open(wanted):
+            raise ValueError(f"{name}: it is for another prior, and this server's cannot be changed")
+        return self._for_visitors(wanted)
+
+    def _replace(self, bench: Bench, lane: Visit, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
         """Another run in the place of a lane, whose seat is given back first: it may be the last one free."""
         tone = bench.take_out(lane)
         self._manager.close(lane.seat.id)

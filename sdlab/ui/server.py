@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.manager import Manager
 from sdlab.settings import Settings
-from sdlab.ui import flat_view, news_route, results_route
+from sdlab.ui import flat_view, news_route, results_route, uploads
 from sdlab.ui.page import ASSETS, Page, theme
 from sdlab.viewport.proxy import routes
 from sdlab.viewport.splat_view import Viewports
@@ -78,6 +78,7 @@ def build(
     app.include_router(routes(viewports, embedders))
     app.include_router(results_route.routes(page.shelves))
     app.include_router(news_route.routes(page.poll))
+    app.include_router(uploads.routes(page.uploads_of, page.bring, bool(locked)))
     app.include_router(flat_view.routes(flat_view.FlatViews(manager, locked), embedders))
     gr.mount_gradio_app(
         app,
@@ -92,7 +93,7 @@ def build(
         enable_monitoring=False,
         pwa=False,
         allowed_paths=[],
-        max_file_size="1mb",  # nothing is uploaded
+        max_file_size="1mb",  # nothing is uploaded to Gradio
         show_error=True,
     )
     return app

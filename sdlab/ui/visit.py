@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdlab.manager import Seat
@@ -29,6 +30,7 @@ from sdlab.ui import critic
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import label_of, wordings_of
 from sdlab.ui.panels import PLOTS, Curve, Mark, Message, Tone, status
+from sdlab.ui.uploads import UPLOADS
 from sdlab.viewport.splat_view import SplatView
 
 MAX_MARKS = 60
@@ -140,8 +142,12 @@ class Visit:
             self._shown.update(changes)
         self.seat.session.send(Patch(changes))
 
-    def pick(self, preset: str, settings: Settings) -> None:
-        """Ask for everything in which a preset differs from what is in force."""
+    def start_from(self, knob: str, path: Path) -> None:
+        """Start from the file at `path`: at once where no step was taken, else from the next reset on."""
+        self.seat.session.send(Patch((("scene.start", UPLOADS[knob].start), (knob, str(path)))))
+
+    def pick(self, preset: str | None, settings: Settings) -> None:
+        """Ask for everything in which a preset, or settings of one's own (None), differ from what is in force."""
         changes = self.settings.differences(settings)
         with self._lock:
             self._picked = (self.preset, frozenset(path for path, _ in changes))

@@ -1,0 +1,149 @@
+"""Files that people bring: a mesh, points or Gaussians for a run to start from, or a picture; below /uploads.
+
+A file is known by its content: whatever it is called, it is read as the run would read it before it is kept. It is kept
+in a folder of the page's own, which goes with its bench, and is never sent to anybody.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from sdlab import clouds, pictures
+from sdlab.viewport.proxy import same_origin
+
+MOST_KEPT = 8  # files of a bench; the oldest goes first
+FOR_VISITORS = 20_000_000  # bytes of one file where others than the server's owner bring it
+NAME = 60  # characters of a name that are kept
+_one_at_a_time = threading.Lock()  # of files being read, each of which may take many times its size in memory
+
+
+class Upload(NamedTuple):
+    """What may be brought for a knob: `check(raw, name)` raises ValueError that begins with the name; `start` is what
+    scene.start must be for the file to be used."""
+
+    start: str
+    suffixes: str  # of files that a browser offers first
+    most: int  # bytes
+    check: Callable[[bytes, str], object]
+
+
+UPLOADS = {  # by the knob that is to hold the file's path
+    "scene.file": Upload(
+        "file",
+        ".glb,.obj,.stl,.ply",
+        clouds.MAX_BYTES,
+        lambda raw, given: clouds.cloud_of(raw, 1, np.random.default_rng(0), given),
+    ),
+    "scene.picture": Upload(
+        "picture",
+        ".png,.jpg,.jpeg,.webp",
+        pictures.MAX_BYTES,
+        lambda raw, given: pictures.picture_of(raw, 8, given),
+    ),
+}
+
+
+def most_bytes(knob: str, for_visitors: bool) -> int:
+    """How large a file for this knob may be."""
+    return min(UPLOADS[knob].most, FOR_VISITORS) if for_visitors else UPLOADS[knob].most
+
+
+class Uploads:
+    """The files that were brought to one bench. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folder: tempfile.TemporaryDirectory | None = None  # made for the first file
+        self._kept: list[Path] = []
+        self._count = 0
+        self._closed = False
+        self.arriving = threading.Lock()  # held while a file comes: one after the other
+
+    def keep(self, knob: str, name: str, raw: bytes) -> Path:
+        """Where the file now lies. ValueError, which begins with `name`, when it is nothing for this knob; RuntimeError
+        when the bench is gone."""
+        with _one_at_a_time:
+            UPLOADS[knob].check(raw, _shown(name))
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session of this file has ended")
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="sdlab-uploads-", ignore_cleanup_errors=True)
+            self._count += 1
+            path = Path(self._folder.name) / f"{self._count}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
+            path.write_bytes(raw)
+            self._kept.append(path)
+            while len(self._kept) > MOST_KEPT:
+                self._kept.pop(0).unlink(missing_ok=True)
+            return path
+
+    def close(self) -> None:
+        """Remove everything."""
+        with self._lock:
+            self._closed = True
+            if self._folder is not None:
+                self._folder.cleanup()
+
+
+def _shown(name: str) -> str:
+    """A name as it may stand in a message."""
+    return repr(name if len(name) <= NAME else f"...{name[-NAME:]}")
+
+
+def routes(
+    find: Callable[[str], Uploads | None], bring: Callable[[str, str, str, bytes], object], for_visitors: bool
+) -> APIRouter:
+    """Routes below /uploads. `find` answers for a bench's token; `bring(token, knob, name, raw)` raises ValueError or
+    RuntimeError for what is of no use, whose text is for people."""
+    router = APIRouter()
+
+    @router.post("/uploads/{token}/{knob}", include_in_schema=False)
+    async def upload(token: str, knob: str, request: Request, name: str = "file") -> Response:
+        if not same_origin(request.headers):
+            return Response("a file is taken only from the page it is for", 403)
+        uploads = find(token)
+        if uploads is None:
+            return Response("this session has ended", 404)
+        if knob not in UPLOADS:
+            return Response(f"{knob!r} takes no file: allowed are {', '.join(UPLOADS)}", 404)
+        if not uploads.arriving.acquire(blocking=False):
+            return Response("another file is on its way: wait for it", 409)
+        try:
+            most = most_bytes(knob, for_visitors)
+            raw = await _body(request, most)
+            if raw is None:
+                return Response(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
+            await run_in_threadpool(bring, token, knob, name, raw)
+        except ClientDisconnect:  # changed their mind
+            return Response(status_code=400)
+        except (ValueError, RuntimeError) as e:
+            return Response(str(e), 422)
+        except OSError as e:
+            return Response(f"{_shown(name)} could not be kept: {e.strerror or e}", 507)
+        finally:
+            uploads.arriving.release()
+        return Response(status_code=204)
+
+    return router
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """What is sent; None when it is more than `most` bytes, which are then not kept."""
+    if int(request.headers.get("content-length") or 0) > most:
+        return None
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            return None
+    return bytes(body)
