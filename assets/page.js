@@ -278,8 +278,9 @@ function sdlValue(card, symbol, value) {
 
 function sdlLive() {
   let said = {};
-  sdlPart("live", (now) => {
+  sdlPart("live", ({ formula, values: now }) => {
     const card = document.querySelector('#form section[data-owner^="losses."]:not([hidden])');
+    card?.querySelectorAll(".formula").forEach((node, n) => { node.hidden = n !== formula; });
     for (const symbol of Object.keys(said))
       if (!(symbol in now)) sdlValue(document.getElementById("form"), symbol, undefined); // there is no step any more
     for (const [symbol, value] of Object.entries(now)) sdlValue(card, symbol, value);

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -590,12 +591,13 @@ def choose_device(name: str) -> Any:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch sees no CUDA device here; use cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as e:
-        raise ValueError(f"--device {name!r}: allowed are auto, cpu, cuda") from e
+    if re.fullmatch(r"cpu|cuda(:\d{1,2})?", name) is None:
+        raise ValueError(f"--device {name}: allowed are auto, cpu, cuda and one of several as cuda:1")
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"{count}, the first of them cuda:0" if count else "none; use cpu"
+        raise ValueError(f"--device {name}: of CUDA devices torch sees here {found}")
+    return device
 
 
 def _sheet(args: argparse.Namespace) -> int:

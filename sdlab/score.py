@@ -24,7 +24,7 @@ from torch import Tensor
 from sdlab.fitted import FittedNet, initialised
 from sdlab.knobs import knob
 from sdlab.rng import StepRng
-from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Guidance, Noised, Prior, cat_conds
+from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Cond, Guidance, Noised, Prior, cat_conds, some_of
 
 EXACT = "exact"
 NETWORKS = ("lora", "copy", EXACT)
@@ -68,15 +68,32 @@ class Score(FittedNet):
         seen = _cameras_of(x.z0, model)
         for k in range(lessons):
             draws = [self._draw(x, model, seen, k * every + j, p_null, gamma) for j in range(every)]
-            batches, noises, rivals = zip(*draws, strict=True)
-            z0, noise, t = x.z0.repeat(every, 1, 1, 1), torch.cat(noises), torch.cat([batch.t for batch in batches])
-            rival = None if gamma == 0.0 else torch.cat(rivals)
+            self._lesson(x.z0, draws, cat_conds([model.conds[ROLE]] * every), lr, gamma)
             model.nfe += every
+
+    def _lesson(
+        self, z0: Tensor, draws: Sequence[tuple[_Batch, Tensor, Tensor | None]], cond: Cond, lr: float, gamma: float
+    ) -> None:
+        """One step of the optimiser on what was drawn of the pictures z0."""
+        batches, noises, rivals = zip(*draws, strict=True)
+        z_t, t, camera = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        z0, noise = z0.repeat(len(draws), 1, 1, 1), torch.cat(noises)
+        rival = None if gamma == 0.0 else torch.cat(rivals)
+
+        def error(rows: slice) -> Tensor:
+            """What some of the pictures add to the loss."""
+            out = self._psi.predict(z_t[rows], t[rows], some_of(cond, rows), camera[rows])
+            other = None if rival is None else rival[rows]
+            errors = self._psi.errors(out, z0[rows], noise[rows], t[rows], other, gamma)
+            # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
+            return errors.sum() / len(z0) * z0[0].numel()
+
+        half = len(z0) // 2
+        if half and self._psi.learns_in_two():
+            self.descend_in_two(lambda: error(slice(0, half)), lambda: error(slice(half, None)), lr)
+        else:
             with torch.enable_grad():
-                out = torch.cat(self._predict(batches, model))
-                errors = self._psi.errors(out, z0, noise, t, rival, gamma)
-                # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
-                self.descend(errors.mean() * x.z0[0].numel(), lr)
+                self.descend(error(slice(None)), lr)
 
     @staticmethod
     def _draw(

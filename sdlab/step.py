@@ -157,8 +157,8 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
 
 def share_cores(prior: Prior) -> None:
     """Give torch in this thread as many threads as the prior's engine wants beside it. A network that learns along
-    would be 1.35 times as fast with two as with one while a single run has two cores, but with two runs less than half
-    as fast, for the threads of the one spin on the other's core."""
+    would be faster with two than with one while a single run has two cores, but with two runs less than half as fast,
+    for the threads of the one spin on the other's core; it learns two halves of a batch beside each other instead."""
     if torch.get_num_threads() != prior.torch_threads:  # a change makes torch forget its kernels
         torch.set_num_threads(prior.torch_threads)
 

@@ -131,6 +131,11 @@ def cat_conds(conds: Sequence[Cond]) -> Cond:
     )
 
 
+def some_of(cond: Cond, rows: slice) -> Cond:
+    """Some of the pictures' conditioning."""
+    return Cond(cond.hidden[rows], {k: v[rows] for k, v in cond.extra.items()})
+
+
 @runtime_checkable
 class Prior(Protocol):
     """A frozen teacher, shared by all sessions of the process and safe to call from any thread."""

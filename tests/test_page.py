@@ -518,7 +518,7 @@ def test_all_six_losses_by_hand(browser):
     with visitor_of(browser, embedded().patch_all(changes), view=False) as tab:
         page, session = tab.page, tab.session
         page.click("#start")
-        tab.wait_for_step(150, COMPILING)
+        tab.wait_for_step(40, COMPILING)
         toggled: dict[str, int] = {}
         for loss, (formula, knobs) in ROUND.items():
             page.click(f'#form [data-value="{loss}"]')
@@ -526,7 +526,7 @@ def test_all_six_losses_by_hand(browser):
             toggled[loss] = session.state.step
             card = page.locator(f'[data-owner="losses.{loss}"]')
             card.wait_for(state="visible")
-            assert formula in re.sub(r"\s+", " ", card.locator(".formula").inner_text().replace("\u00a0", " "))
+            assert formula in re.sub(r"\s+", " ", card.locator(".formula:visible").inner_text().replace("\u00a0", " "))
             wanted = {f"losses.{loss}.{name}" for name in knobs}
             wanted |= {"prompt.source", "prompt.target"} if loss == "sbp" else set()
             if card.locator("details.more").count():
@@ -548,7 +548,7 @@ def test_all_six_losses_by_hand(browser):
             until(lambda loss=loss: session.state.step >= toggled[loss] + EACH, 60)
             page.wait_for_selector("#status strong:text-is('Running')")
             tab.shoot(f"loss-{loss}")
-        tab.wait_for_step(toggled["sds"] + 100)
+        tab.wait_for_step(toggled["sds"] + 20)
         page.click("#pause")
         tab.wait_for_phase("paused")
         until(lambda: session.status.phase == "paused")
@@ -590,7 +590,7 @@ def app(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "said"),
     [
         (("--preset", "toybx"), "did you mean toybox?"),
-        (("--device", "mars"), "--device 'mars': allowed are auto, cpu, cuda"),
+        (("--device", "mars"), "--device mars: allowed are auto, cpu, cuda and one of several as cuda:1"),
         (("--port", "ninety"), "--port ninety: a number from 0 to 65535 is needed"),
         (("--max-sessions", "0"), "--max-sessions 0: at least 1 is needed"),
     ],
@@ -701,6 +701,17 @@ def test_the_formula_holds_its_values_and_lights_up_with_its_knob(open_tab: Call
     assert float(now("eps_c")) == pytest.approx(tab.session.latest.get().stats["rms_pos"], abs=0.06)
     card.locator('[data-path="losses.sds.cfg"]').hover()
     assert card.locator(".formula .lit").all_inner_texts() == ["s"]
+
+    page.click('#form [data-value="sbp"]')
+    shown = page.locator('[data-owner="losses.sbp"] .formula:visible')
+    shown.wait_for()
+    assert "noise" not in shown.inner_text()
+    page.select_option('[data-path="losses.sbp.stage"] select', "two-stage")
+    until(lambda: "noise" in shown.inner_text())
+    assert "source prompt" not in shown.inner_text(), "the first stage is SDS"
+    page.select_option('[data-path="losses.sbp.stage"] select', "bridge")
+    page.select_option('[data-path="losses.sbp.form"] select', "restoring")
+    until(lambda: {"noise", "source prompt"} <= set(re.findall("noise|source prompt", shown.inner_text())))
 
 
 @pytest.mark.browser

@@ -1,6 +1,7 @@
 """VSD and ESD: their identities under the mixture prior, and that the score of the renders is learnt."""
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.losses.asd import ASD
 from sdlab.losses.esd import ESD
 from sdlab.losses.vsd import VSD
-from sdlab.priors import attention
+from sdlab.priors import attention, trainable
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.priors.engines import cpu_has_bf16
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
@@ -82,8 +83,10 @@ def test_noises_of_one_lesson_are_those_of_as_many_lessons(prior, monkeypatch):
 @pytest.mark.parametrize("p_null", [0.0, 0.25, 1.0])
 def test_a_share_of_the_pictures_hides_its_camera(prior, monkeypatch, p_null):
     psi, model, shown = taught(prior, 0), bound(prior), []
-    predict = psi._predict
-    monkeypatch.setattr(psi, "_predict", lambda batches, m: shown.extend(batches) or predict(batches, m))
+    lesson = psi._lesson
+    monkeypatch.setattr(
+        psi, "_lesson", lambda z0, draws, *how: shown.extend(d[0] for d in draws) or lesson(z0, draws, *how)
+    )
     for step in range(100):
         psi.learn(noised(prior, step), bound(prior, step=step), 1e-3, p_null, 1)
     cameras = torch.stack([batch.camera for batch in shown])
@@ -91,6 +94,71 @@ def test_a_share_of_the_pictures_hides_its_camera(prior, monkeypatch, p_null):
     own = camera_vectors(model.cams).to(cameras).expand_as(cameras)
     torch.testing.assert_close(cameras[~hidden], own[~hidden])
     assert hidden.double().mean() == pytest.approx(p_null, abs=0.08 if 0 < p_null < 1 else 0.0)
+
+
+@pytest.mark.parametrize(("how", "n"), [("copy", 4), ("copy", 3), ("lora", 4), ("copy", 1)])
+def test_two_halves_of_a_lesson_learnt_beside_each_other_are_the_lesson(how, n, tmp_path, monkeypatch):
+    prior, threads = network(tmp_path), set()
+    predict = Trainable.predict
+
+    def spied(self, *asked):
+        threads.add((threading.get_ident(), len(asked[0])))
+        return predict(self, *asked)
+
+    monkeypatch.setattr(Trainable, "predict", spied)
+
+    def gradient(in_two: bool) -> torch.Tensor:
+        monkeypatch.setattr(Trainable, "learns_in_two", lambda self: in_two)
+        score = Score(prior, how, 4, 1e-2, StepRng(0, -1))
+        for step in range(2):  # of a LoRA only one factor has a gradient at first
+            score.learn(noised(prior, step, n), bound(prior, n, step), 1e-7, 0.5, 1, gamma=-0.5)
+        assert score.fitted == 2
+        return torch.cat([w.grad.flatten() for w in score._named.values() if w.grad is not None])
+
+    whole = gradient(False)
+    assert {size for _, size in threads} == {n}
+    threads.clear()
+    halves = gradient(True)
+    assert (halves - whole).norm() < 1e-5 * whole.norm()
+    assert len({thread for thread, _ in threads}) == (1 if n == 1 else 2)
+    assert {size for _, size in threads} == ({1} if n == 1 else {n // 2, n - n // 2})
+    assert torch.equal(gradient(True), halves), "bit for bit the same, whichever is done first"
+
+
+def test_a_half_that_fails_is_told_and_one_that_is_not_finite_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainable, "learns_in_two", lambda self: True)
+    prior = network(tmp_path)
+    score = Score(prior, "copy", 4, 1e-2, StepRng(0, -1))
+    before = score.state_dict()["net"]
+    predict, answer = Trainable.predict, torch.tensor(torch.inf)
+
+    def odd(self, *asked):
+        if threading.current_thread() is threading.main_thread():
+            return predict(self, *asked)
+        return predict(self, *asked) * answer if answer is not None else torch.empty(10**15)
+
+    monkeypatch.setattr(Trainable, "predict", odd)
+    score.learn(noised(prior), bound(prior), 1e-2, 0.5, 1)
+    assert all(torch.equal(w, before[name]) for name, w in score.state_dict()["net"].items())
+    answer = None
+    with pytest.raises(RuntimeError, match="allocate"):
+        score.learn(noised(prior), bound(prior), 1e-2, 0.5, 1)
+    monkeypatch.setattr(Trainable, "predict", predict)
+    score.learn(noised(prior), bound(prior), 1e-2, 0.5, 1)
+    assert not all(torch.equal(w, before[name]) for name, w in score.state_dict()["net"].items())
+
+
+def test_halves_are_for_large_networks_on_processors_with_a_core_to_spare(prior, tmp_path, monkeypatch):
+    large, small = network(tmp_path).trainable("copy", 4), prior.trainable("copy", 4)
+    monkeypatch.setattr(trainable, "CPUS", 2)
+    assert torch.get_num_threads() == 1
+    assert large.learns_in_two()
+    assert not small.learns_in_two()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert not large.learns_in_two(), "torch shares the work itself"
+    monkeypatch.undo()
+    monkeypatch.setattr(trainable, "CPUS", 1)
+    assert not large.learns_in_two()
 
 
 @pytest.mark.parametrize("gamma", [-0.75, 0.5])

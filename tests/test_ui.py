@@ -1,5 +1,6 @@
 """The form generator, what a visit remembers, and the pieces of the page, without a browser."""
 
+import dataclasses
 import math
 import re
 import threading
@@ -558,10 +559,32 @@ def test_every_loss_says_where_its_knobs_and_predictions_stand_in_its_formula():
     assert named["sds"] == {"s"}
     assert named["esd"] == {"s", "lam"}
     assert {"c_c", "c_n", "c_u", "c_noise"} <= named["csd"]
-    for loss in s.losses.values():
-        symbols = symbols_of(loss.formula)
-        assert any(symbol in PREDICTIONS or symbol.startswith("eps") for symbol in symbols), loss.formula
-        assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(loss.formula)))
+    assert {"w", "s"} <= named["sbp"]
+    assert named["jsd"] == {"k"}
+    for text in (text for loss in s.losses.values() for text in (loss.formula, *loss.other_formulas)):
+        symbols = symbols_of(text)
+        assert any(symbol in PREDICTIONS or symbol.startswith("eps") for symbol in symbols), text
+        assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "progress", "words"),
+    [
+        ("sbp", {}, 0.1, "w(t) w [ eps(target prompt) - eps(source prompt) ]"),
+        ("sbp", {"stage": "two-stage", "switch": 0.3}, 0.2, "w(t) [ eps_u + s (eps_c - eps_u) - noise ]"),
+        ("sbp", {"stage": "two-stage", "form": "full"}, 0.9, "each along its flow"),
+        ("sbp", {"form": "restoring"}, 0.1, "w(t) [ eps(source prompt) + w ("),
+        ("sbp", {"form": "restoring", "stage": "sds"}, 1.5, "w(t) [ eps_u + s"),
+        ("jsd", {}, 0.1, "alpha/sigma [ eps(inverted) - eps(minority) ]"),
+        ("jsd", {"form": "code"}, 0.1, "sigma/alpha [ (1 + k)"),
+        ("sds", {}, 2.0, "w(t) [ eps_u + s (eps_c - eps_u) - noise ]"),
+    ],
+)
+def test_the_formula_is_that_of_the_form_and_stage_in_force(loss: str, changes: dict, progress: float, words: str):
+    one = dataclasses.replace(default_settings("mixture").losses[loss], **changes)
+    found = one.formula_at(progress)
+    assert words in found
+    assert found in (one.formula, *one.other_formulas)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ class Distillation(ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
     formula: ClassVar[str]  # for people, in the conventions of sdlab.types
+    other_formulas: ClassVar[tuple[str, ...]] = ()  # of other forms and stages
     look_for: ClassVar[str]  # what to watch in the picture
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond")
     needs_reference: ClassVar[bool] = False  # whether it compares with the scene as it was when the loss was chosen
@@ -50,6 +51,10 @@ class Distillation(ABC):
         """What the loss does at `progress` in [0, 1] of the planned run, if that changes: a change of stage is treated
         as one of loss, for it changes the gradient's scale."""
         return ""
+
+    def formula_at(self, progress: float) -> str:
+        """The formula that holds at `progress` in [0, 1] of the planned run: `formula` or one of `other_formulas`."""
+        return self.formula
 
     def aux_name(self) -> str:
         """Losses that train their auxiliary in the same way give it one name, and go on with each other's."""

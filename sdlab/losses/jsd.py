@@ -28,6 +28,8 @@ from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.types import BoundPrior, Guidance, Noised
 
+CODE = "w(t) sigma/alpha [ (1 + k) (eps(inverted) - kappa) + k (eps(minority) - noise) ]"
+
 
 @dataclass(frozen=True)
 class JSD(Distillation):
@@ -37,6 +39,7 @@ class JSD(Distillation):
     title: ClassVar[str] = "JSD"
     paper: ClassVar[str] = "Text-to-3D Generation using Jensen-Shannon Score Distillation, Do and Hua, 2025, eq. 12"
     formula: ClassVar[str] = "w(t) alpha/sigma [ eps(inverted) - eps(minority) ]"
+    other_formulas: ClassVar[tuple[str, ...]] = (CODE,)
     look_for: ClassVar[str] = (
         "both eps are guided by s; calm colours, different objects from different seeds (paper); "
         "slow, since each step inverts the picture first"
@@ -53,6 +56,9 @@ class JSD(Distillation):
 
     def calls(self) -> tuple[int, ...]:
         return (len(flow_roles(self.inversion_cfg)),) * self.inversion_steps + (2, 2)
+
+    def formula_at(self, progress: float) -> str:
+        return CODE if self.form == "code" else self.formula
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         z_hat = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)

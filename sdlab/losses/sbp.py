@@ -41,6 +41,10 @@ from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.types import BoundPrior, Guidance, Noised
 
+STAGE_1 = "w(t) [ eps_u + s (eps_c - eps_u) - noise ]"
+RESTORING = "w(t) [ eps(source prompt) + w (eps(target prompt) - eps(source prompt)) - noise ]"
+FULL = "w(t) w [ eps(target prompt) - eps(source prompt) ],  each along its flow"
+
 
 @dataclass(frozen=True)
 class SBP(Distillation):
@@ -50,6 +54,7 @@ class SBP(Distillation):
     title: ClassVar[str] = "SBP"
     paper: ClassVar[str] = "Extending Data Priors Across Domains with Diffusion Distillation, McAllister, 2024, eq. 3.5"
     formula: ClassVar[str] = "w(t) w [ eps(target prompt) - eps(source prompt) ]"
+    other_formulas: ClassVar[tuple[str, ...]] = (STAGE_1, RESTORING, FULL)
     look_for: ClassVar[str] = (
         "flaws named in the source prompt should go, without the over-saturation of a large CFG; from a bare start it "
         "spoils the shape, so let SDS come first"
@@ -85,6 +90,11 @@ class SBP(Distillation):
         if self.stage == "two-stage":
             return "sds" if progress < self.switch else "bridge"
         return self.stage
+
+    def formula_at(self, progress: float) -> str:
+        if self.stage_at(progress) == "sds":
+            return STAGE_1
+        return {"paper": self.formula, "restoring": RESTORING, "full": FULL}[self.form]
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         if self.stage_at(model.progress) == "sds":

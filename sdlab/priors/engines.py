@@ -389,15 +389,22 @@ def cpu_has_bf16() -> bool:
 
 def usable_cores() -> int:
     """Physical cores this process may use: no more than its affinity, its container's quota or OMP_NUM_THREADS."""
-    limits: list[float] = [psutil.cpu_count(logical=False) or 1]
+    limits = [psutil.cpu_count(logical=False) or 1, usable_cpus()]
+    with contextlib.suppress(KeyError, ValueError):
+        limits.append(int(os.environ["OMP_NUM_THREADS"]))
+    return max(1, min(limits))
+
+
+def usable_cpus() -> int:
+    """What of the machine this process may use at once, two threads of a core counted apart: no more than its affinity
+    or its container's quota."""
+    limits = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" where there is no quota
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         limits.append(math.ceil(int(quota) / int(period)))
-    with contextlib.suppress(KeyError, ValueError):
-        limits.append(int(os.environ["OMP_NUM_THREADS"]))
-    return max(1, int(min(limits)))
+    return max(1, min(limits))
 
 
 # ---- conversion -------------------------------------------------------------------------------------------------

@@ -24,12 +24,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sdlab.priors import first_line
-from sdlab.priors.engines import EngineFailure
+from sdlab.priors.engines import EngineFailure, usable_cpus
 from sdlab.priors.prediction import as_eps, native_target
 from sdlab.score import CAMERA
 from sdlab.types import N_TIMESTEPS, Cond
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+CPUS = usable_cpus()
 FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))  # by which a mixture's small network is told t
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -45,6 +46,11 @@ class Trainable(nn.Module):
         self.network = network
         self._kind = kind
         self._marginal = marginal
+
+    def learns_in_two(self) -> bool:
+        """Whether two halves of a batch are sooner learnt beside each other: where a large network learns on a
+        processor of which torch uses but one thread."""
+        return isinstance(self.network, TrainableUNet) and self.network.on_cpu and torch.get_num_threads() == 1 < CPUS
 
     def predict(
         self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond, camera: Float[Tensor, "B 16"]
@@ -120,9 +126,9 @@ class TrainableUNet(nn.Module):
             next(unet.parameters()).device
         )
         self.unet = net
-        self._on_cpu = next(net.parameters()).device.type == "cpu"
+        self.on_cpu = next(net.parameters()).device.type == "cpu"
         self._answers: Answers | None = None
-        if self._on_cpu and autocast is not None:
+        if self.on_cpu and autocast is not None:
             from sdlab.priors.attention import quicken
 
             quicken(net)
@@ -140,7 +146,7 @@ class TrainableUNet(nn.Module):
                 self._answers = None
         with torch.autocast(z_t.device.type, self._autocast, enabled=self._autocast is not None):
             # the way back through convolutions needs fewer copies with the channels last
-            layout = torch.channels_last if self._on_cpu else torch.preserve_format
+            layout = torch.channels_last if self.on_cpu else torch.preserve_format
             out = self.unet(
                 z_t.to(self._dtype, memory_format=layout),
                 t,

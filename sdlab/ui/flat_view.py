@@ -104,7 +104,7 @@ class FlatViews:
         frame = session.latest.get()
         if frame is None or frame.scene is not None:
             return None
-        about = self._about(session)
+        about = self._about(session, frame.step)
         version = f"{number}-{about['about']}"
         if version == since:
             return None
@@ -113,17 +113,19 @@ class FlatViews:
             return _plane(header, session, frame, frame.flat, run, row)
         return self._pictures(header, session, frame, number, row)
 
-    def _about(self, session: Session) -> dict[str, Any]:
+    def _about(self, session: Session, step: int) -> dict[str, Any]:
         """What a message says of the settings; a change of it is news, too. Worked out once for each settings, since
         every thread waits for Python while this one has it."""
-        kept, settings = self._kept.setdefault(session, _Kept()), (session.effective, session.settings)
+        kept, s = self._kept.setdefault(session, _Kept()), session.effective
+        settings = s, session.settings, s.loss.formula_at(s.progress(step))
         if kept.settings is None or any(a is not b for a, b in zip(kept.settings, settings, strict=True)):
             about = self._said(*settings)
             kept.settings, kept.about = settings, {**about, "about": _digest(about)}
         return kept.about
 
-    def _said(self, s: Settings, asked: Settings) -> dict[str, Any]:
-        """Of the settings in force, `s`, and of those `asked` for, which the start is among from a drag on."""
+    def _said(self, s: Settings, asked: Settings, formula: str) -> dict[str, Any]:
+        """Of the settings in force, `s`, and of those `asked` for, which the start is among from a drag on; `formula`
+        is the loss's at this step."""
         start = None
         if s.scene.kind in START:
             knobs = [asked.knob(path) for path in START[s.scene.kind]]
@@ -133,7 +135,7 @@ class FlatViews:
                 "locked": any(k.path in self._locked for k in knobs),
             }
         return {
-            "loss": {"kind": s.active, "title": s.loss.title, "formula": s.loss.formula},
+            "loss": {"kind": s.active, "title": s.loss.title, "formula": formula},
             "guidance": getattr(s.loss, "cfg", None),
             "prompt": s.prompt.text,
             "ground": _digest([repr(s.prior), s.prompt.text]),
