@@ -77,7 +77,7 @@ class _Kept:
     """What is remembered of a session between two looks; several pages may look at it at once."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    settings: tuple[Settings, Settings] | None = None  # that `about` is true of
+    settings: tuple[Settings, Settings, str] | None = None  # that `about` is true of
     about: dict[str, Any] = field(default_factory=dict)
     version: int = -1  # of the frame that `sheet` shows
     sheet: bytes = b""
