@@ -107,7 +107,7 @@ function sdlBring(node, path) {
     const request = new XMLHttpRequest(); // fetch does not say how far it is
     request.upload.onprogress = ({ loaded, total }) => say(`${file.name}: ${Math.round((100 * loaded) / total)} %`);
     request.upload.onload = () => say(`${file.name} is being read`);
-    request.onload = () => over(request.status === 204 ? `${file.name} is what it starts from` : request.responseText);
+    request.onload = () => over(request.status === 204 ? `${file.name} was taken` : request.responseText);
     request.onerror = () => over("The connection failed: try again");
     request.open("POST", `uploads/${sdlToken}/${path}?name=${encodeURIComponent(file.name)}`);
     request.send(file);
@@ -278,8 +278,8 @@ function sdlValue(card, symbol, value) {
 
 function sdlLive() {
   let said = {};
-  sdlPart("live", ({ formula, values: now }) => {
-    const card = document.querySelector('#form section[data-owner^="losses."]:not([hidden])');
+  sdlPart("live", ({ loss, formula, values: now }) => {
+    const card = document.querySelector(`#form section[data-owner="losses.${loss}"]`); // which the form may show only now
     card?.querySelectorAll(".formula").forEach((node, n) => { node.hidden = n !== formula; });
     for (const symbol of Object.keys(said))
       if (!(symbol in now)) sdlValue(document.getElementById("form"), symbol, undefined); // there is no step any more

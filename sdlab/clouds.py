@@ -6,6 +6,8 @@ name, from memory, without anything they refer to: a file from a stranger is dat
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +19,8 @@ from sdlab.priors import first_line
 from sdlab.types import RawSplats
 
 MAX_BYTES = 200_000_000
-MAX_POINTS = 5_000_000  # of a point cloud or of splats
+# what a GLB may unpack into, each of its nodes counted: numbers of its meshes, and pixels of their textures
+MAX_NUMBERS, MAX_PIXELS = 50_000_000, 400_000_000
 READABLE = "GLB, OBJ, STL and PLY (mesh, points or Gaussians) can be read"
 ARCHIVES = {
     **{b"PK\x03\x04": "ZIP", b"\x1f\x8b": "GZIP", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "BZIP2"},
@@ -55,6 +58,8 @@ def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str =
     `given`, says what is wrong with it.
     """
     kind = _kind_of(raw, given)
+    if kind == "glb":
+        _must_be_modest(raw, given)
     loaded = _parsed(raw, kind, given)
     columns = _splat_columns(loaded)
     try:
@@ -120,6 +125,58 @@ def _kind_of(raw: bytes, given: str) -> str:
         if raw.startswith(b"v ") or b"\nv " in raw:
             return "obj"
     raise ValueError(f"{given} is of no format that is known: {READABLE}")
+
+
+def _must_be_modest(raw: bytes, given: str) -> None:
+    """ValueError for a GLB that would unpack into far more than it holds: every node gets a copy of its mesh and
+    textures, an accessor may promise any number of zeros, and nodes that are their own descendants never end."""
+    try:
+        length = int.from_bytes(raw[12:16], "little")
+        tree, rest = json.loads(raw[20 : 20 + length]), raw[20 + length + 8 :]
+        nodes, meshes = tree.get("nodes", []), tree.get("meshes", [])
+        counts = [int(accessor["count"]) for accessor in tree.get("accessors", [])]
+        children = [child for node in nodes for child in node.get("children", [])]
+        roots = {root for scene in tree.get("scenes", []) for root in scene.get("nodes", [])}
+        is_forest = len(set(children)) == len(children) and roots.isdisjoint(children)
+        pixels = [_pixels(image, tree, rest) for image in tree.get("images", [])]
+        of_texture = [pixels[t["source"]] if "source" in t else 0 for t in tree.get("textures", [])]
+        of_material = [sum(of_texture[t] for t in _textures(m)) for m in tree.get("materials", [])]
+        parts = [part for node in nodes if "mesh" in node for part in meshes[node["mesh"]]["primitives"]]
+        numbers = sum(counts) + sum(
+            counts[i] for p in parts for i in (*p["attributes"].values(), *([p["indices"]] if "indices" in p else []))
+        )
+        painted = sum(pixels) + sum(of_material[p["material"]] for p in parts if "material" in p)
+    except Exception as e:  # whatever does not fit together
+        raise ValueError(f"{given} is damaged or incomplete: it cannot be read as GLB ({first_line(e, 200)})") from e
+    if not is_forest:
+        raise ValueError(f"{given} is damaged: its nodes are no tree; export it again")
+    if min(counts, default=0) < 0 or numbers > MAX_NUMBERS:
+        raise ValueError(f"{given} holds {numbers:,} corners and the like; allowed are {MAX_NUMBERS:,}: simplify it")
+    if painted > MAX_PIXELS:
+        raise ValueError(f"{given} has textures of {painted:,} pixels; allowed are {MAX_PIXELS:,}: make them smaller")
+
+
+def _pixels(image: dict[str, Any], tree: dict[str, Any], rest: bytes) -> int:
+    """Of one of a GLB's images, from its first bytes; 0 for one that lies elsewhere, which is not read."""
+    from PIL import Image
+
+    if "bufferView" in image:
+        view = tree["bufferViews"][image["bufferView"]]
+        raw = rest[view.get("byteOffset", 0) :][: view["byteLength"]]
+    elif image.get("uri", "").startswith("data:"):
+        raw = base64.b64decode(image["uri"].partition(",")[2])
+    else:
+        return 0
+    with Image.open(BytesIO(raw)) as picture:
+        return picture.width * picture.height
+
+
+def _textures(node: Any) -> list[int]:
+    """The textures that a material names, extensions included."""
+    if not isinstance(node, dict):
+        return []
+    own = [node["index"]] if isinstance(node.get("index"), int) else []
+    return own + [index for value in node.values() for index in _textures(value)]
 
 
 def _parsed(raw: bytes, kind: str, given: str) -> Any:

@@ -49,15 +49,20 @@ class FittedNet:
         own threads split every small operation instead, and where two runs use them they wait for each other.
         """
         if self._beside is None:
-            self._beside = ThreadPoolExecutor(1, "sdlab-lesson")
+            self._beside = ThreadPoolExecutor(1, "sdlab-lesson", torch.set_num_threads, (1,))
+        self._adam.zero_grad(set_to_none=True)
         coming = self._beside.submit(self._differentiated, other)
         try:
             loss, grads = self._differentiated(one)
         finally:
             wait([coming])
         more, added = coming.result()
-        for p, a, b in zip(self._named.values(), grads, added, strict=True):
-            p.grad = b if a is None else a if b is None else a + b
+        for p, *found in zip(self._named.values(), grads, added, strict=True):
+            for grad in (g for g in found if g is not None):
+                if p.grad is None:  # in the memory format of the weight: the fused optimiser goes by address
+                    p.grad = torch.empty_like(p).copy_(grad)
+                else:
+                    p.grad += grad
         self._step(loss + more, lr)
 
     def _differentiated(self, part: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:

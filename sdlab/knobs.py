@@ -121,11 +121,14 @@ def check(k: Knob, value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise problem
-    if not math.isfinite(value) or (k.type is int and value != int(value)):
-        raise problem
     if (k.lo is not None and value < k.lo) or (k.hi is not None and value > k.hi):
         raise problem
-    return k.type(value)
+    try:
+        if not math.isfinite(value) or (k.type is int and value != int(value)):
+            raise problem
+        return k.type(value)
+    except OverflowError as e:  # a whole number that no float can hold
+        raise problem from e
 
 
 def parse(k: Knob, text: str) -> Any:

@@ -21,13 +21,15 @@ from sdlab.session import Session, compile_for
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
+MOST_PRIORS = 8
 SWEEP_EVERY = 1.0  # seconds between looks for sessions that are over
 TRIM_EVERY = 30.0  # seconds after which freed memory is given back
 
 
 class PriorPool:
     """Each prior is loaded once per process and device, whoever asks first; the others wait for that load. With
-    `batching` those who use it share its forwards."""
+    `batching` those who use it share its forwards. Of more than `MOST_PRIORS` those asked for longest ago are
+    forgotten; a run keeps its own."""
 
     def __init__(self, batching: bool = False) -> None:
         self._batching = batching
@@ -41,10 +43,18 @@ class PriorPool:
         with self._lock:
             gate = self._loading.setdefault(key, threading.Lock())
         with gate:
-            if key not in self._loaded:
+            with self._lock:
+                found = self._loaded.pop(key, None)
+            if found is None:
                 prior = config.load(device, progress)
-                self._loaded[key] = cast(Prior, Together(prior)) if self._batching else prior
-            return self._loaded[key]
+                found = cast(Prior, Together(prior)) if self._batching else prior
+            with self._lock:
+                self._loaded[key] = found  # the last one asked for
+                while len(self._loaded) > MOST_PRIORS:
+                    oldest = next(iter(self._loaded))
+                    del self._loaded[oldest]
+                    self._loading.pop(oldest, None)
+            return found
 
 
 @dataclass

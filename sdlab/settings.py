@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,6 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 import sdlab.losses
 import sdlab.priors
@@ -212,21 +212,23 @@ def from_toml(text: str, where: str = "settings", base: Settings | None = None) 
     """Settings from TOML, where it is silent those of `base` (None: the defaults); ValueError names the file (`where`)
     and the knob that is wrong."""
     try:
-        doc = tomlkit.parse(text).unwrap()
-    except TOMLKitError as e:
+        doc = tomllib.loads(text)
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{where} is not valid TOML: {e}") from e
     doc.pop("about", None)  # a preset's title and description, read by `about`
     kinds = {}
     start = base or default_settings()
     for group in ("prior", "scene"):
         table, kind = doc.get(group, {}), getattr(start, group).kind
-        kinds[group] = table.pop("kind", kind) if isinstance(table, dict) else kind
+        kinds[group] = str(table.pop("kind", kind)) if isinstance(table, dict) else kind
     try:
         members = default_settings(kinds["prior"], kinds["scene"])
         for group in ("prior", "scene"):
             if kinds[group] != getattr(start, group).kind:
                 start = dataclasses.replace(start, **{group: getattr(members, group)})
         return start.patch_all(_flatten(doc))
+    except RecursionError as e:
+        raise ValueError(f"{where}: its tables are nested too deeply") from e
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from e
 
@@ -270,4 +272,4 @@ def about(name: str) -> dict[str, str]:
 
 
 def _about(text: str) -> dict[str, Any]:
-    return tomlkit.parse(text).unwrap().get("about", {})
+    return tomllib.loads(text).get("about", {})

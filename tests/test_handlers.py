@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+import app
 from sdlab.manager import Manager, Seat
 from sdlab.messages import Advance, Reset
 from sdlab.settings import Settings, default_settings, preset, to_toml
@@ -257,17 +258,15 @@ def gaussians(browser: Browser) -> int:
 def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(browser: Browser, page: Page):
     ready(browser)
     lane = browser.bench.focus
-    page.bring(browser.token, "scene.file", "line.ply", LINE)
+    bring(browser, "scene.file", "line.ply", LINE)
     until(lambda: gaussians(browser) == 3)
-    browser.tick()
     lane.send(Advance(1))
     until(lambda: lane.step == 1)
-    page.bring(browser.token, "scene.file", "two.ply", LINE.replace(b"vertex 3", b"vertex 2")[: -len(b"0 0 1\n")])
-    until(lambda: lane.settings.knob("scene.file").value.endswith("two.ply"))
-    news, _ = browser.tick()
+    bring(browser, "scene.file", "two.ply", LINE.replace(b"vertex 3", b"vertex 2")[: -len(b"0 0 1\n")])
+    said: dict[str, Any] = {}
+    until(lambda: said.update(browser.tick()[0]["panels"]) or "File: in force at the next reset" in said["status"])
     assert gaussians(browser) == 3
-    assert "File: in force at the next reset" in news["panels"]["status"]
-    assert news["panels"]["form"]["values"]["scene.file"].endswith("2-two.ply")
+    assert said["form"]["values"]["scene.file"].endswith("2-two.ply")
     lane.send(Reset())
     until(lambda: gaussians(browser) == 2)
     kept = Path(lane.settings.knob("scene.file").value)
@@ -279,11 +278,17 @@ def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(br
 def test_a_file_for_another_kind_of_scene_or_a_session_that_ended_is_refused(browser: Browser, page: Page):
     ready(browser)
     with pytest.raises(ValueError, match=r"this run does not start from a file of this kind: it has no scene\.picture"):
-        page.bring(browser.token, "scene.picture", "x.png", b"")
+        bring(browser, "scene.picture", "x.png", b"")
+    branched(browser, 2)
+    bringing = page.bringing(browser.token)
+    assert bringing is not None
+    browser.act(do="close", lane=browser.bench.focus.seat.id)
+    with pytest.raises(RuntimeError, match="the run that this file is for has ended"):
+        bringing.receive("scene.file", "line.ply", LINE)
     page._close(browser.bench)
-    assert page.uploads_of(browser.token) is None
-    with pytest.raises(RuntimeError, match="this session has ended"):
-        page.bring(browser.token, "scene.file", "line.ply", LINE)
+    assert page.bringing(browser.token) is None
+    with pytest.raises(RuntimeError, match="the session of this file has ended"):
+        bringing.receive("scene.file", "line.ply", LINE)
 
 
 def test_visitors_bring_files_where_the_path_is_locked(manager: Manager):
@@ -291,8 +296,17 @@ def test_visitors_bring_files_where_the_path_is_locked(manager: Manager):
     browser = Browser(page, "page")
     ready(browser)
     page._change_knob(browser.token, gr.EventData(None, {"knob": "scene.file", "value": "/etc/passwd", "number": 1}))
-    page.bring(browser.token, "scene.file", "line.ply", LINE)
+    page._change_knob(browser.token, gr.EventData(None, {"knob": "seed", "value": 9, "number": 1}))
+    until(lambda: browser.bench.focus.settings.seed == 9)
+    assert browser.bench.focus.settings.knob("scene.file").value == ""
+    bring(browser, "scene.file", "line.ply", LINE)
     until(lambda: gaussians(browser) == 3)
+
+
+def bring(browser: Browser, knob: str, name: str, raw: bytes) -> None:
+    bringing = browser.page.bringing(browser.token)
+    assert bringing is not None
+    bringing.receive(knob, name, raw)
 
 
 def opened(browser: Browser, text: str, name: str = "own.toml") -> Any:
@@ -317,11 +331,29 @@ def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
     """Neither that of a knob that this server's own settings do not have."""
     browser = Browser(Page(manager, Views(), settings(), "mixture", ("scene.file", "scene.picture")), "page")
     ready(browser)
-    opened(browser, '[prior]\nkind = "mixture"\n[scene]\nfile = "/etc/passwd"')
-    opened(browser, '[prior]\nkind = "mixture"\n[scene]\nkind = "image"\npicture = "/home/me/photo.png"')
+    opened(browser, 'seed = 9\n[prior]\nkind = "mixture"\n[scene]\nstart = "file"\nfile = "/etc/passwd"')
+    until(lambda: browser.bench.focus.settings.seed == 9)
+    now = browser.bench.focus.settings
+    assert (now.knob("scene.file").value, now.scene.start) == ("", "ball")
+    opened(browser, '[scene]\nkind = "image"\nstart = "picture"\npicture = "/home/me/a.png"\n[prior]\nkind = "mixture"')
     now = browser.bench.focus.settings
     assert now.scene.kind == "image"
-    assert now.knob("scene.picture").value == ""
+    assert (now.knob("scene.picture").value, now.scene.start) == ("", "noise")
+
+
+@pytest.mark.parametrize("own", ["toybox", "mixture", "playground", "toybox-2d"])
+def test_a_public_server_offers_every_preset_of_its_prior_and_those_without_one(manager: Manager, own: str):
+    """Whatever kind its own settings are of, and never a download."""
+    page = Page(manager, Views(), *_public(preset(own)))
+    assert {"mixture", "playground", "toybox", "toybox-2d"} <= set(page._presets)
+    assert "dreammapping" not in page._presets, "it wants Stable Diffusion"
+    asked = preset("toybox").patch_all([("scene.start", "shap-e")])
+    assert page._for_visitors(asked).knob("scene.shap_e").value == ""
+
+
+def _public(s: Settings) -> tuple[Settings, None, tuple[str, ...]]:
+    shown, locked = app.for_visitors(s)
+    return shown, None, locked
 
 
 @pytest.mark.parametrize(
@@ -331,7 +363,11 @@ def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
         ("[losses.sds]\ncfg = 'high'", "own.toml: "),
         ("[losses.sds]\nspeed = 3", "own.toml: "),
         ("prior = 3", "own.toml: "),
-        ("#" * 100_001, "own.toml has 100,001 characters; settings have at most 100,000"),
+        ("#" * 20_001, "own.toml has 20,001 characters; settings have at most 20,000"),
+        ("[prior]\nkind = []", "own.toml: "),
+        ("seed = 1" + 400 * "0", "own.toml: seed = "),
+        ("a = " + 3000 * "[", "own.toml is not valid TOML"),
+        (".".join(3000 * "a") + " = 1", "own.toml: "),
         ('[prior]\nkind = "diffusers"\npath = "/etc"', "own.toml: it is for another prior"),
     ],
 )

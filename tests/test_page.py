@@ -711,6 +711,8 @@ def test_the_formula_holds_its_values_and_lights_up_with_its_knob(open_tab: Call
     assert "source prompt" not in shown.inner_text(), "the first stage is SDS"
     page.select_option('[data-path="losses.sbp.stage"] select', "bridge")
     page.select_option('[data-path="losses.sbp.form"] select', "restoring")
+    page.click('#form [data-value="sds"]')
+    page.click('#form [data-value="sbp"]')
     until(lambda: {"noise", "source prompt"} <= set(re.findall("noise|source prompt", shown.inner_text())))
 
 
@@ -869,7 +871,7 @@ def test_a_mesh_and_saved_settings_are_brought(open_tab: Callable[..., Tab], tmp
     knob.locator(".bring").evaluate("(node) => { node.dataset.bring = 1e6; }")
     assert tab.session.settings.knob("scene.start").value == "ball"
     bring(button, "box.glb")
-    until(lambda: knob.locator("output").inner_text() == "box.glb is what it starts from")
+    until(lambda: knob.locator("output").inner_text() == "box.glb was taken")
     until(lambda: tab.session.effective.knob("scene.start").value == "file")
     until(lambda: page.input_value('[data-owner="scene/splats"] [data-path="scene.start"] select') == "file")
     until(lambda: page.input_value('[data-path="scene.file"] [data-field]').endswith("1-box.glb"))

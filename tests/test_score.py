@@ -125,6 +125,27 @@ def test_two_halves_of_a_lesson_learnt_beside_each_other_are_the_lesson(how, n, 
     assert torch.equal(gradient(True), halves), "bit for bit the same, whichever is done first"
 
 
+@pytest.mark.parametrize("how", ["copy", "lora"])
+def test_halves_move_each_weight_as_the_whole_does(how, tmp_path, monkeypatch):
+    """The fused optimiser goes through weight and gradient by address: a gradient with the channels last, as
+    convolutions give it, would move other entries of the weight."""
+    prior = network(tmp_path)
+
+    def moved(in_two: bool) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(Trainable, "learns_in_two", lambda self: in_two)
+        score = Score(prior, how, 4, 1e-2, StepRng(0, -1))
+        before = score.state_dict()["net"]
+        for step in range(2):
+            score.learn(noised(prior, step), bound(prior, step=step), 1e-2, 0.5, 1)
+        assert all(p.grad is None or p.grad.stride() == p.stride() for p in score._named.values())
+        return {name: w - before[name] for name, w in score.state_dict()["net"].items()}
+
+    halves = moved(True)
+    for name, whole in moved(False).items():
+        if whole.norm() > 0:
+            assert torch.cosine_similarity(halves[name].flatten(), whole.flatten(), 0) > 0.95, name
+
+
 def test_a_half_that_fails_is_told_and_one_that_is_not_finite_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainable, "learns_in_two", lambda self: True)
     prior = network(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sdlab import clouds
+from sdlab import clouds, pictures
 from sdlab.ui import uploads
-from sdlab.ui.uploads import UPLOADS, Uploads, most_bytes, routes
+from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, most_bytes, routes
 
 BOX = trimesh.creation.box().export(file_type="glb")
 POINTS = (
@@ -32,17 +33,19 @@ def picture(size: tuple[int, int] = (20, 10)) -> bytes:
 
 
 class Site:
-    """A server with one bench, `own`, for visitors or for its owner."""
+    """A server with one bench, `own`, for visitors or for its owner; `in_use` are files that its lanes name."""
 
     def __init__(self, for_visitors: bool = False) -> None:
         self.uploads = Uploads()
         self.brought: list[Path] = []
+        self.in_use: list[Path] = []
         app = FastAPI()
-        app.include_router(routes(lambda token: self.uploads if token == "own" else None, self.bring, for_visitors))
+        own = Bringing(self.uploads, self.bring)
+        app.include_router(routes(lambda token: own if token == "own" else None, for_visitors))
         self.client = TestClient(app)
 
-    def bring(self, token: str, knob: str, name: str, raw: bytes) -> None:
-        self.brought.append(self.uploads.keep(knob, name, raw))
+    def bring(self, knob: str, name: str, raw: bytes) -> None:
+        self.brought.append(self.uploads.keep(knob, name, raw, self.in_use))
 
     def post(self, raw, knob: str = "scene.file", token: str = "own", name: str = "box.glb", **headers: str):
         answer = self.client.post(f"/uploads/{token}/{knob}", content=raw, params={"name": name}, headers=headers)
@@ -73,10 +76,13 @@ def test_a_name_is_no_path(site: Site):
     assert all(p.resolve().parent == p.parent.resolve() and len(p.name) < 80 for p in site.brought)
 
 
-def test_the_oldest_files_go_first(site: Site):
-    for _ in range(uploads.MOST_KEPT + 2):
+def test_the_oldest_files_go_first_that_nobody_needs(site: Site):
+    for _ in range(uploads.MOST_KEPT):
         assert site.post(BOX)[0] == 204
-    assert [p.exists() for p in site.brought] == [False] * 2 + [True] * uploads.MOST_KEPT
+    site.in_use.append(site.brought[1])
+    assert [site.post(BOX)[0] for _ in range(2)] == [204, 204]
+    gone = [n for n, p in enumerate(site.brought) if not p.exists()]
+    assert gone == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,6 @@ def test_the_oldest_files_go_first(site: Site):
         ("scene.file", picture(), r"'x\.glb' is of no format that is known"),
         ("scene.picture", BOX, r"'x\.glb' is not a picture: PNG, JPEG and WebP"),
         ("scene.picture", picture()[:-30], r"'x\.glb' cannot be read"),
-        ("scene.picture", picture((20_000, 5_001)), r"'x\.glb' has 20000 x 5001 pixels; allowed are 100,000,000"),
     ],
 )
 def test_what_is_of_no_use_is_refused_with_a_reason(site: Site, knob: str, raw: bytes, said: str):
@@ -100,6 +105,61 @@ def test_what_is_of_no_use_is_refused_with_a_reason(site: Site, knob: str, raw: 
     assert re.search(said, text), text
     assert not site.brought
     assert site.post(BOX)[0] == 204, "the next one is taken"
+
+
+def test_a_picture_of_too_many_pixels_is_not_unpacked(site: Site, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 150)
+    said = "'big.png' has 20 x 10 pixels; allowed are 150"
+    assert site.post(picture(), "scene.picture", name="big.png") == (422, said)
+
+
+def glb(change) -> bytes:
+    """A textured box whose description `change` has changed."""
+    mesh = trimesh.creation.box()
+    texture = Image.new("RGB", (100, 50), (200, 30, 30))
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=texture)
+    mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=material)
+    raw = mesh.export(file_type="glb")
+    length = int.from_bytes(raw[12:16], "little")
+    tree, rest = json.loads(raw[20 : 20 + length]), raw[20 + length :]
+    change(tree)
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    head = b"glTF" + (2).to_bytes(4, "little") + (20 + len(text) + len(rest)).to_bytes(4, "little")
+    return head + len(text).to_bytes(4, "little") + b"JSON" + text + rest
+
+
+def many_nodes(tree: dict) -> None:
+    mesh = next(node["mesh"] for node in tree["nodes"] if "mesh" in node)
+    first = len(tree["nodes"])
+    tree["nodes"] += [{"mesh": mesh, "name": f"copy{n}"} for n in range(100_000)]
+    tree["scenes"][0]["nodes"] += range(first, len(tree["nodes"]))
+
+
+def endless(tree: dict) -> None:
+    tree["nodes"] = [{"children": [1], "name": "a"}, {"children": [0], "name": "b"}]
+    tree["scenes"] = [{"nodes": [0]}]
+
+
+def vast(tree: dict) -> None:
+    tree["accessors"][0] = {"componentType": 5126, "type": "VEC3", "count": 10**12}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (many_nodes, r"has textures of 500,010,000 pixels; allowed are 400,000,000"),
+        (endless, "is damaged: its nodes are no tree"),
+        (vast, r"holds [\d,]{17} corners and the like; allowed are 50,000,000"),
+        (lambda tree: tree["nodes"].append({"mesh": 99}), "is damaged or incomplete"),
+        (lambda tree: tree.update(accessors=3), "is damaged or incomplete"),
+    ],
+)
+def test_a_small_file_that_would_unpack_into_a_large_one_is_refused(site: Site, change, said: str):
+    assert site.post(glb(lambda tree: None))[0] == 204
+    status, text = site.post(glb(change))
+    assert status == 422
+    assert re.match(rf"'box\.glb' {said}", text), text
 
 
 def test_only_the_page_itself_may_bring_and_only_for_knobs_that_take_a_file(site: Site):

@@ -35,14 +35,16 @@ from sdlab.settings import Settings
 from sdlab.ui.bench import MOST_LANES, TABS, Bench
 from sdlab.ui.form import form_html, form_state
 from sdlab.ui.panels import no_charts, no_comparison, no_lens, no_preview, no_session
-from sdlab.ui.uploads import Uploads
+from sdlab.ui.uploads import UPLOADS, Bringing
 from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import Viewports
 
 ASSETS = Path(__file__).parents[2] / "assets"
 TITLE = "Score Distillation Lab"
 ARRIVING = 60.0  # seconds that a page just given a seat has for its first tick
-MOST_SETTINGS = 100_000  # characters of a settings file
+MOST_SETTINGS = 20_000  # characters of a settings file
+# what is fixed where the server's own settings, of another kind, do not say: nothing is downloaded for a visitor
+UNLESS_SAID = {"scene.shap_e": ""}
 
 QUICK = {  # of every handler: it takes milliseconds, so it neither waits in the queue nor shows a spinner
     "queue": False,
@@ -102,14 +104,26 @@ class Page:
 
     def _fixed(self, wanted: Settings) -> list[tuple[str, Any]]:
         """What is fixed on this server of the knobs that `wanted` has: they are as in the server's own settings, or
-        where those have no such knob, because their scene or prior is of another kind, as they are by default."""
-        usual = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind).knobs()
-        known = usual | self._settings.knobs()
-        return [(path, known[path].value) for path in self._locked if path in wanted.knobs()]
+        where its scene or prior is of another kind, as they are by default."""
+        usual = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
+        ours = {
+            group: self._settings if getattr(self._settings, group).kind == getattr(wanted, group).kind else usual
+            for group in ("prior", "scene")
+        }
+        fixed = []
+        for path in self._locked.intersection(wanted.knobs()):
+            of = ours.get(path.partition(".")[0], self._settings)
+            fixed.append((path, UNLESS_SAID.get(path, of.knob(path).value) if of is usual else of.knob(path).value))
+        return fixed
 
     def _for_visitors(self, wanted: Settings) -> Settings:
         """The same with what is fixed on this server."""
-        return wanted.patch_all(self._fixed(wanted))
+        changes = self._fixed(wanted)
+        for path, value in changes:
+            if path in UPLOADS and wanted.scene.start == UPLOADS[path].start and wanted.knob(path).value != value:
+                usual = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind).knob("scene.start")
+                changes = [*changes, ("scene.start", usual.value)]
+        return wanted.patch_all(changes)
 
     # ---- seats and benches -------------------------------------------------------------------------------
 
@@ -278,21 +292,24 @@ class Page:
             panels = _news(bench)
             return {"number": next(_numbers), "panels": panels, "refresh": bool(bench.due)}
 
-    def uploads_of(self, token: str) -> Uploads | None:
-        """Where a bench keeps what is brought to it."""
-        bench = self._find(token)
-        return None if bench is None else bench.uploads
-
-    def bring(self, token: str, knob: str, name: str, raw: bytes) -> None:
-        """Let the run in focus start from a file: at once if it has not begun, else after a reset. ValueError when it
-        is of no use, RuntimeError when the session has ended."""
+    def bringing(self, token: str) -> Bringing | None:
+        """Where what is brought to a bench from now on goes: to the lane that has the focus now."""
         bench = self._find(token)
         if bench is None:
-            raise RuntimeError("this session has ended")
+            return None
         lane = bench.focus
+        return Bringing(bench.uploads, lambda knob, name, raw: self._bring(bench, lane, knob, name, raw))
+
+    def _bring(self, bench: Bench, lane: Visit, knob: str, name: str, raw: bytes) -> None:
+        """Let a run start from a file: at once if it has not begun, else after a reset. ValueError when it is of no
+        use, RuntimeError when the run has ended."""
         if knob not in lane.settings.knobs():
             raise ValueError(f"this run does not start from a file of this kind: it has no {knob}")
-        lane.start_from(knob, bench.uploads.keep(knob, name, raw))
+        in_use = {Path(path) for other in bench.lanes for path in other.files()}
+        path = bench.uploads.keep(knob, name, raw, in_use)
+        if lane not in bench.lanes:
+            raise RuntimeError("the run that this file is for has ended")
+        lane.start_from(knob, path)
 
     def _refresh(self, token: str, request: gr.Request) -> Any:
         """What `poll` does not bring."""

@@ -78,7 +78,7 @@ def build(
     app.include_router(routes(viewports, embedders))
     app.include_router(results_route.routes(page.shelves))
     app.include_router(news_route.routes(page.poll))
-    app.include_router(uploads.routes(page.uploads_of, page.bring, bool(locked)))
+    app.include_router(uploads.routes(page.bringing, bool(locked)))
     app.include_router(flat_view.routes(flat_view.FlatViews(manager, locked), embedders))
     gr.mount_gradio_app(
         app,

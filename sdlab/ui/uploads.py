@@ -6,10 +6,11 @@ in a folder of the page's own, which goes with its bench, and is never sent to a
 
 from __future__ import annotations
 
+import asyncio
 import re
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from starlette.requests import ClientDisconnect
 from sdlab import clouds, pictures
 from sdlab.viewport.proxy import same_origin
 
-MOST_KEPT = 8  # files of a bench; the oldest goes first
+MOST_KEPT = 8  # files of a bench
+PATIENCE = 600.0  # seconds that a file may take to come
 FOR_VISITORS = 20_000_000  # bytes of one file where others than the server's owner bring it
 NAME = 60  # characters of a name that are kept
 _one_at_a_time = threading.Lock()  # of files being read, each of which may take many times its size in memory
@@ -69,9 +71,9 @@ class Uploads:
         self._closed = False
         self.arriving = threading.Lock()  # held while a file comes: one after the other
 
-    def keep(self, knob: str, name: str, raw: bytes) -> Path:
-        """Where the file now lies. ValueError, which begins with `name`, when it is nothing for this knob; RuntimeError
-        when the bench is gone."""
+    def keep(self, knob: str, name: str, raw: bytes, in_use: Collection[Path] = ()) -> Path:
+        """Where the file now lies; of too many the oldest goes that is not `in_use`. ValueError, which begins with
+        `name`, when it is nothing for this knob; RuntimeError when the bench is gone."""
         with _one_at_a_time:
             UPLOADS[knob].check(raw, _shown(name))
         with self._lock:
@@ -82,9 +84,10 @@ class Uploads:
             self._count += 1
             path = Path(self._folder.name) / f"{self._count}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
             path.write_bytes(raw)
+            for old in [kept for kept in self._kept if kept not in in_use][: max(len(self._kept) + 1 - MOST_KEPT, 0)]:
+                self._kept.remove(old)
+                old.unlink(missing_ok=True)
             self._kept.append(path)
-            while len(self._kept) > MOST_KEPT:
-                self._kept.pop(0).unlink(missing_ok=True)
             return path
 
     def close(self) -> None:
@@ -100,38 +103,48 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= NAME else f"...{name[-NAME:]}")
 
 
-def routes(
-    find: Callable[[str], Uploads | None], bring: Callable[[str, str, str, bytes], object], for_visitors: bool
-) -> APIRouter:
-    """Routes below /uploads. `find` answers for a bench's token; `bring(token, knob, name, raw)` raises ValueError or
-    RuntimeError for what is of no use, whose text is for people."""
+class Bringing(NamedTuple):
+    """Where a file goes: `receive(knob, name, raw)` raises ValueError or RuntimeError for what is of no use, whose text
+    is for people."""
+
+    uploads: Uploads
+    receive: Callable[[str, str, bytes], object]
+
+
+def routes(find: Callable[[str], Bringing | None], for_visitors: bool) -> APIRouter:
+    """Routes below /uploads; `find` answers for a bench's token."""
     router = APIRouter()
 
     @router.post("/uploads/{token}/{knob}", include_in_schema=False)
     async def upload(token: str, knob: str, request: Request, name: str = "file") -> Response:
         if not same_origin(request.headers):
             return Response("a file is taken only from the page it is for", 403)
-        uploads = find(token)
-        if uploads is None:
+        bringing = find(token)
+        if bringing is None:
             return Response("this session has ended", 404)
         if knob not in UPLOADS:
             return Response(f"{knob!r} takes no file: allowed are {', '.join(UPLOADS)}", 404)
-        if not uploads.arriving.acquire(blocking=False):
+        if not bringing.uploads.arriving.acquire(blocking=False):
             return Response("another file is on its way: wait for it", 409)
         try:
             most = most_bytes(knob, for_visitors)
-            raw = await _body(request, most)
+            async with asyncio.timeout(PATIENCE):
+                raw = await _body(request, most)
             if raw is None:
                 return Response(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
-            await run_in_threadpool(bring, token, knob, name, raw)
+            await run_in_threadpool(bringing.receive, knob, name, raw)
+        except TimeoutError:
+            return Response(f"{_shown(name)} did not come within {PATIENCE:.0f} s: try again", 408)
         except ClientDisconnect:  # changed their mind
             return Response(status_code=400)
         except (ValueError, RuntimeError) as e:
             return Response(str(e), 422)
+        except MemoryError:
+            return Response(f"{_shown(name)} takes more memory than there is", 422)
         except OSError as e:
             return Response(f"{_shown(name)} could not be kept: {e.strerror or e}", 507)
         finally:
-            uploads.arriving.release()
+            bringing.uploads.arriving.release()
         return Response(status_code=204)
 
     return router

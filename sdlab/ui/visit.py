@@ -144,7 +144,14 @@ class Visit:
 
     def start_from(self, knob: str, path: Path) -> None:
         """Start from the file at `path`: at once where no step was taken, else from the next reset on."""
+        with self._lock:  # no longer what the preset has made of it
+            self._picked = (self._picked[0], self._picked[1] - {"scene.start", knob})
         self.seat.session.send(Patch((("scene.start", UPLOADS[knob].start), (knob, str(path)))))
+
+    def files(self) -> list[str]:
+        """The paths from which the run has started or will."""
+        each = (self.seat.session.settings, self.seat.session.effective)
+        return [s.knob(path).value for s in each for path in UPLOADS if path in s.knobs()]
 
     def pick(self, preset: str | None, settings: Settings) -> None:
         """Ask for everything in which a preset, or settings of one's own (None), differ from what is in force."""
