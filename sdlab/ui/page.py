@@ -120,7 +120,11 @@ class Page:
         """The same with what is fixed on this server."""
         changes = self._fixed(wanted)
         for path, value in changes:
-            if path in UPLOADS and wanted.scene.start == UPLOADS[path].start and wanted.knob(path).value != value:
+            if (
+                path in UPLOADS
+                and wanted.knob("scene.start").value == UPLOADS[path].start
+                and wanted.knob(path).value != value
+            ):
                 usual = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind).knob("scene.start")
                 changes = [*changes, ("scene.start", usual.value)]
         return wanted.patch_all(changes)
