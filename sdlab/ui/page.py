@@ -113,20 +113,17 @@ class Page:
         fixed = []
         for path in self._locked.intersection(wanted.knobs()):
             of = ours.get(path.partition(".")[0], self._settings)
-            fixed.append((path, UNLESS_SAID.get(path, of.knob(path).value) if of is usual else of.knob(path).value))
+            value = of.knob(path).value
+            fixed.append((path, UNLESS_SAID.get(path, value) if of is usual else value))
         return fixed
 
     def _for_visitors(self, wanted: Settings) -> Settings:
-        """The same with what is fixed on this server."""
-        changes = self._fixed(wanted)
-        for path, value in changes:
-            if (
-                path in UPLOADS
-                and wanted.knob("scene.start").value == UPLOADS[path].start
-                and wanted.knob(path).value != value
-            ):
-                usual = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind).knob("scene.start")
-                changes = [*changes, ("scene.start", usual.value)]
+        """The same with what is fixed on this server; without the file that a run started from it starts as usual."""
+        changes, knobs = self._fixed(wanted), wanted.knobs()
+        lost = [path for path, value in changes if path in UPLOADS and knobs[path].value != value]
+        if any(knobs["scene.start"].value == UPLOADS[path].start for path in lost):
+            usual = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
+            changes.append(("scene.start", usual.knob("scene.start").value))
         return wanted.patch_all(changes)
 
     # ---- seats and benches -------------------------------------------------------------------------------
