@@ -518,7 +518,7 @@ def test_all_six_losses_by_hand(browser):
     with visitor_of(browser, embedded().patch_all(changes), view=False) as tab:
         page, session = tab.page, tab.session
         page.click("#start")
-        tab.wait_for_step(40, COMPILING)
+        tab.wait_for_step(150, COMPILING)
         toggled: dict[str, int] = {}
         for loss, (formula, knobs) in ROUND.items():
             page.click(f'#form [data-value="{loss}"]')
@@ -548,7 +548,7 @@ def test_all_six_losses_by_hand(browser):
             until(lambda loss=loss: session.state.step >= toggled[loss] + EACH, 60)
             page.wait_for_selector("#status strong:text-is('Running')")
             tab.shoot(f"loss-{loss}")
-        tab.wait_for_step(toggled["sds"] + 20)
+        tab.wait_for_step(toggled["sds"] + 100)
         page.click("#pause")
         tab.wait_for_phase("paused")
         until(lambda: session.status.phase == "paused")
