@@ -9,7 +9,7 @@ const SEND_EVERY = 120; // ms while a slider is dragged
 
 const ASK_EVERY = 500, GIVE_UP = 30000; // ms
 const sdlParts = new Map(); // name -> what shows a value of it
-let sdlToken = ""; // of the bench
+let sdlShown = {}; // the bench that is shown: its token, and what this page is called
 const sdlSaid = new Map(); // name -> [number, value] that were said last: answers may overtake each other
 
 function sdlPart(name, show) {
@@ -31,21 +31,19 @@ function sdlSay({ number, panels }) {
 }
 
 function sdlNews(props, trigger, watch) {
-  let asked = {}; // of which bench, as which page
   const heard = () => {
     if (!props.value?.number) return;
-    asked = props.value;
-    sdlToken = asked.token;
+    sdlShown = props.value;
     sdlSay(props.value);
   };
   const ask = async () => {
-    const { token, page } = asked;
+    const { token, page } = sdlShown;
     const next = performance.now() + ASK_EVERY;
     const how = { cache: "no-store", signal: AbortSignal.timeout(GIVE_UP) };
     try {
       const answer = token && await fetch(`news/${token}?page=${encodeURIComponent(page)}`, how);
       const news = answer?.ok && await answer.json();
-      if (news && token === asked.token) {
+      if (news && token === sdlShown.token) {
         sdlSay(news);
         if (news.refresh) trigger("input");
       }
@@ -70,12 +68,7 @@ function sdlForm(element, props, trigger) {
   const showAbout = () => { about.textContent = picker.selectedOptions[0]?.dataset.about ?? ""; };
   picker.addEventListener("change", () => { showAbout(); trigger("select", { preset: picker.value }); });
 
-  const chosen = element.querySelector("[data-settings]");
-  element.querySelector("[data-open]").addEventListener("click", () => chosen.click());
-  chosen.addEventListener("change", async () => {
-    const [file] = chosen.files;
-    if (!file) return;
-    chosen.value = ""; // the same file may be chosen again
+  sdlFile(element.querySelector("[data-open]"), element.querySelector("[data-settings]"), async (file) => {
     // a little more than is allowed is sent, so that the server says why it is not taken
     trigger("select", { settings: await file.slice(0, 500000).text(), name: file.name });
   });
@@ -90,16 +83,22 @@ function sdlForm(element, props, trigger) {
   sdlPart("form", show);
 }
 
+// A button that lets a file be chosen, with its hidden input.
+function sdlFile(button, input, take) {
+  button.addEventListener("click", () => input.click());
+  input.addEventListener("change", () => {
+    const [file] = input.files;
+    input.value = ""; // the same file may be chosen again
+    if (file) take(file);
+  });
+}
+
 // A file of one's own for the knob at `path`, which the server takes when it has read it.
 function sdlBring(node, path) {
-  const [button, chosen, said] = ["button", "input", "output"].map((name) => node.querySelector(name));
+  const [button, input, said] = ["button", "input", "output"].map((name) => node.querySelector(name));
   const say = (text) => { said.textContent = text; };
   const over = (text) => { button.disabled = false; say(text); };
-  button.addEventListener("click", () => chosen.click());
-  chosen.addEventListener("change", () => {
-    const [file] = chosen.files;
-    if (!file) return;
-    chosen.value = "";
+  sdlFile(button, input, (file) => {
     const most = Number(node.dataset.bring);
     const bytes = (n) => n.toLocaleString("en");
     if (file.size > most) return say(`${file.name} has ${bytes(file.size)} bytes; allowed are ${bytes(most)}`);
@@ -109,7 +108,7 @@ function sdlBring(node, path) {
     request.upload.onload = () => say(`${file.name} is being read`);
     request.onload = () => over(request.status === 204 ? `${file.name} was taken` : request.responseText);
     request.onerror = () => over("The connection failed: try again");
-    request.open("POST", `uploads/${sdlToken}/${path}?name=${encodeURIComponent(file.name)}`);
+    request.open("POST", `uploads/${sdlShown.token}/${path}?name=${encodeURIComponent(file.name)}`);
     request.send(file);
   });
 }

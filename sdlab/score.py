@@ -76,7 +76,7 @@ class Score(FittedNet):
     ) -> None:
         """One step of the optimiser on what was drawn of the pictures z0."""
         batches, noises, rivals = zip(*draws, strict=True)
-        z_t, t, camera = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        z_t, t, camera = _joined(batches)
         z0, noise = z0.repeat(len(draws), 1, 1, 1), torch.cat(noises)
         rival = None if gamma == 0.0 else torch.cat(rivals)
 
@@ -111,7 +111,7 @@ class Score(FittedNet):
 
     def _predict(self, batches: Sequence[_Batch], model: BoundPrior) -> list[Tensor]:
         """psi's native answers to each of `batches`, in one forward."""
-        z_t, t, camera = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        z_t, t, camera = _joined(batches)
         cond = cat_conds([model.conds[ROLE]] * len(batches))
         return list(self._psi.predict(z_t, t, cond, camera).chunk(len(batches)))
 
@@ -149,6 +149,11 @@ class _Batch(NamedTuple):
     z_t: Tensor
     t: Tensor
     camera: Tensor
+
+
+def _joined(batches: Sequence[_Batch]) -> _Batch:
+    """One batch of all."""
+    return _Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
 def _cameras_of(z: Tensor, model: BoundPrior) -> Tensor:

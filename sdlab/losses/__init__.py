@@ -52,8 +52,13 @@ class Distillation(ABC):
         as one of loss, for it changes the gradient's scale."""
         return ""
 
+    @property
+    def formulas(self) -> tuple[str, ...]:
+        """All there are, `formula` first."""
+        return (self.formula, *self.other_formulas)
+
     def formula_at(self, progress: float) -> str:
-        """The formula that holds at `progress` in [0, 1] of the planned run: `formula` or one of `other_formulas`."""
+        """The one of `formulas` that holds at `progress` in [0, 1] of the planned run."""
         return self.formula
 
     def aux_name(self) -> str:

@@ -290,12 +290,9 @@ def _live(lane: Visit) -> dict[str, Any]:
     """Which formula of which loss holds, and the values of its symbols that only a step can tell, by the symbol's
     name."""
     frame, s = lane.seat.session.latest.get(), lane.settings
-    formulas = (s.loss.formula, *s.loss.other_formulas)
-    now = formulas.index(s.loss.formula_at(s.progress(lane.step)))
-    if frame is None:
-        return {"loss": s.active, "formula": now, "values": {}}
-    stats = frame.stats
+    stats = frame.stats if frame is not None else {}
     found = {"t": stats.get("t"), "w(t)": stats.get("weight"), "noise": stats.get("rms_noise")}
     found |= {symbol: stats.get(f"rms_{name}") for symbol, name in panels.PREDICTIONS.items()}
     values = {symbol: panels.short(value) for symbol, value in found.items() if value is not None}
-    return {"loss": s.active, "formula": now, "values": values}
+    now = s.loss.formula_at(s.progress(lane.step))
+    return {"loss": s.active, "formula": s.loss.formulas.index(now), "values": values}

@@ -39,7 +39,7 @@ from sdlab.scenes.points import Points
 from sdlab.session import Session
 from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame
-from sdlab.viewport.proxy import same_origin
+from sdlab.viewport.proxy import capped_body, same_origin
 
 ASSETS = Path(__file__).parents[2] / "assets"
 FILES = {"flat.js": "text/javascript", "flat.css": "text/css"}
@@ -327,11 +327,9 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
             return session
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             return Response("the start is moved by application/json", 415)
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST_BYTES:
-                return Response(f"at most {MOST_BYTES} bytes are needed to move the start", 413)
+        body = await capped_body(request, MOST_BYTES)
+        if body is None:
+            return Response(f"at most {MOST_BYTES} bytes are needed to move the start", 413)
         try:
             x, y = _place(body)
             at = views.move_start(session, x, y)

@@ -261,7 +261,7 @@ def _of_loss(loss: Distillation, k: Knob, owner: str, locked: Collection[str]) -
 def symbol_of(k: Knob, loss: Distillation) -> str:
     """What a knob is called in the formula of its loss; "" where it is not there. It has the symbol's name, or its help
     begins with it: "s, the guidance scale"."""
-    known = {symbol for text in (loss.formula, *loss.other_formulas) for symbol in symbols_of(text)}
+    known = {symbol for text in loss.formulas for symbol in symbols_of(text)}
     first = k.help.replace(",", " ").partition(" ")[0]
     name = k.path.rpartition(".")[2]
     return next((word for word in (first, name) if word in known), "")
@@ -271,8 +271,7 @@ def loss_card(loss: Distillation) -> str:
     """What it does, its formulas, of which the page shows the one that holds, what to watch, where it is from."""
     does = (loss.__doc__ or "").strip().partition("\n")[0]
     formulas = "".join(
-        f'<p class="formula"{" hidden" if n else ""}>{formula(text)}</p>'
-        for n, text in enumerate((loss.formula, *loss.other_formulas))
+        f'<p class="formula"{" hidden" if n else ""}>{formula(text)}</p>' for n, text in enumerate(loss.formulas)
     )
     return (
         f'<div class="loss"><p class="does">{prose(does)}</p>{formulas}'

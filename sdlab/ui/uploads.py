@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from sdlab import clouds, pictures
-from sdlab.viewport.proxy import same_origin
+from sdlab.viewport.proxy import capped_body, same_origin
 
 MOST_KEPT = 8  # files of a bench
 PATIENCE = 600.0  # seconds that a file may take to come
@@ -129,7 +129,7 @@ def routes(find: Callable[[str], Bringing | None], for_visitors: bool) -> APIRou
         try:
             most = most_bytes(knob, for_visitors)
             async with asyncio.timeout(PATIENCE):
-                raw = await _body(request, most)
+                raw = await capped_body(request, most)
             if raw is None:
                 return Response(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
             await run_in_threadpool(bringing.receive, knob, name, raw)
@@ -148,15 +148,3 @@ def routes(find: Callable[[str], Bringing | None], for_visitors: bool) -> APIRou
         return Response(status_code=204)
 
     return router
-
-
-async def _body(request: Request, most: int) -> bytes | None:
-    """What is sent; None when it is more than `most` bytes, which are then not kept."""
-    if int(request.headers.get("content-length") or 0) > most:
-        return None
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            return None
-    return bytes(body)

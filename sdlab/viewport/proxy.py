@@ -61,6 +61,18 @@ def same_origin(headers: Mapping[str, str]) -> bool:
     return host != "" and host in (headers.get("host", "").lower(), forwarded)
 
 
+async def capped_body(request: Request, most: int) -> bytes | None:
+    """What is sent; None when it is more than `most` bytes, which are then not kept."""
+    if int(request.headers.get("content-length") or 0) > most:
+        return None
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            return None
+    return bytes(body)
+
+
 def routes(views: Viewports, embedders: str = "'self'") -> APIRouter:
     """Routes below /viewport; `embedders` is the value of frame-ancestors: who may show a view in a frame."""
     router = APIRouter()
