@@ -8,7 +8,7 @@ Density control, `density`:
              gradient: thresholds differ by 10^2 between losses, and a loss toggled mid-run would otherwise explode or
              starve the cloud
   threshold  3DGS as published: all whose screen-space gradient is above a threshold grow, the hardest pulled first
-  mcmc       3DGS-MCMC (`sdlab.mcmc`): the transparent move onto the opaque, the cloud grows by a share a round, and
+  mcmc       3DGS-MCMC (`sdlab.density`): the transparent move onto the opaque, the cloud grows by a share a round, and
              noise stirs it after every step
 All keep to `max_gaussians`.
 """
@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdlab.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
+from sdlab.density import drawn, felt, shared_out
 from sdlab.knobs import knob
-from sdlab.mcmc import drawn, felt, shared_out
 from sdlab.priors import Progress, silent
 from sdlab.raster import choose, warm_up, world_covariances
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
-from sdlab.shap_e import REPOSITORY, STEPS, shap_e_points
+from sdlab.starts.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
+from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"

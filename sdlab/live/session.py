@@ -22,11 +22,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from sdlab import checkpoint
 from sdlab.cameras import turntable
 from sdlab.channel import EventLog, Latest, Turnstile
-from sdlab.export import Material, material_of, write_results
-from sdlab.flat import flat_frame
+from sdlab.export.writers import Material, material_of, write_results
 from sdlab.lens import (
     Comparison,
     LensPictures,
@@ -37,8 +35,9 @@ from sdlab.lens import (
     sizes_of,
     views_of_step,
 )
-from sdlab.losses import Distillation
-from sdlab.messages import (
+from sdlab.live import checkpoint
+from sdlab.live.frames import flat_frame
+from sdlab.live.messages import (
     Advance,
     Applied,
     Branched,
@@ -66,7 +65,9 @@ from sdlab.messages import (
     Stop,
     Went,
 )
-from sdlab.moments import Moment, held
+from sdlab.live.moments import Moment, held
+from sdlab.live.timeline import Timeline
+from sdlab.losses import Distillation
 from sdlab.optim import SceneOptimiser
 from sdlab.pictures import to_uint8
 from sdlab.priors import PriorConfig
@@ -76,7 +77,6 @@ from sdlab.scenes import AnyScene, FlatScene, SceneConfig
 from sdlab.schedule import weight
 from sdlab.settings import Settings, from_toml, to_toml
 from sdlab.step import BUILD_STEP, STAGES, Reference, Report, State, needs_warm_up, step, warm_up
-from sdlab.timeline import Timeline
 from sdlab.types import PERP_ROLES, Cond, Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host

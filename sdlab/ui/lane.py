@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdlab.manager import Seat
-from sdlab.messages import (
+from sdlab.live.manager import Seat
+from sdlab.live.messages import (
     Applied,
     Branched,
     Command,

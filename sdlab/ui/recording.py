@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdlab.export import Film, Progress, finite, unwatched
+from sdlab.export.writers import Film, Progress, finite, unwatched
 from sdlab.types import SplatSnapshot
 from sdlab.viewport.proxy import NOTICE
 from sdlab.viewport.splat_view import EYE, FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, FOVY, floor_lines, muted, start_server

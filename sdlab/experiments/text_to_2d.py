@@ -29,14 +29,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sdlab.bench.frechet import fid, kid
-from sdlab.bench.objects import Bench, save_small, write_json
-from sdlab.bench.variants import spelled
+from sdlab.auxiliary.score import TrainsScore
+from sdlab.experiments.frechet import fid, kid
+from sdlab.experiments.objects import Bench, save_small, write_json
+from sdlab.experiments.variants import spelled
+from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
 from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
 from sdlab.rng import StepRng
-from sdlab.score import TrainsScore
-from sdlab.session import Session
 from sdlab.settings import Settings
 from sdlab.step import BUILD_STEP, needs_warm_up, step, warm_up
 from sdlab.toybox import judge, pictures

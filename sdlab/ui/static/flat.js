@@ -12,7 +12,7 @@ const SEGMENTS = 9000; // of trails in one drawing
 const REPLAY = 5; // s
 const ARROW = 0.78; // length of the longest arrow, in units of the plane
 const FARTHEST = 5; // how far from the middle the plane is shown at most
-const REACHED = 0.01; // share of the points from which a place counts as reached (sdlab/bench/playground.py)
+const REACHED = 0.01; // share of the points from which a place counts as reached (sdlab/experiments/playground.py)
 const HIGH = 1.25; // times as saturated as true pictures: that is much
 
 // A prediction of noise pulls away from the noise that it sees (-1); what a loss takes away pulls the other way (+1).

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sdlab.compiled import kernel
-from sdlab.export import Progress, finite, unwatched
+from sdlab.export.writers import Progress, finite, unwatched
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.types import RawSplats
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import CameraSettings, turntable
-from sdlab.clouds import SH_C0
 from sdlab.pictures import to_uint8
 from sdlab.raster import choose
 from sdlab.scenes import AnyScene, FlatScene, Scene
 from sdlab.settings import Settings
+from sdlab.starts.clouds import SH_C0
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
 
 STRIP_VIEWS = 8

@@ -1,9 +1,9 @@
 """Does lambda of ESD spread the views, as Theorem 1 of its paper says? Particles under a mixture whose score is known.
 
 A particle stands for what one camera sees: 32 views, each a point of the plane, start together in the middle of a
-mixture of four Gaussians of unequal weights. ESD moves them for several lambda, without guidance (s = 1), once with
-the exact scores of the views (a delta with the camera, the mixture of all deltas without) and once with a psi that
-learns them (`sdlab.score`). Counted is what the views show: each belongs to one of the four in the proportion of the
+mixture of four Gaussians of unequal weights. ESD moves them for several lambda, without guidance (s = 1), once with the
+exact scores of the views (a delta with the camera, the mixture of all deltas without) and once with a psi that learns
+them (`sdlab.auxiliary.score`). Counted is what the views show: each belongs to one of the four in the proportion of the
 posterior, and the entropy of the mean over the views is IV of the paper's section 5, in nats; a mixture of four has at
 most ln 4 = 1.386. The mean of each view's own entropy, IQ, says how undecided single views are.
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sdlab import machine
+from sdlab.auxiliary.score import ExactScores
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.losses.esd import ESD
 from sdlab.plane import density
@@ -33,7 +34,6 @@ from sdlab.priors.mixture import PLACES, MixturePrior, MixtureScores
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.schedule import weight
-from sdlab.score import ExactScores
 from sdlab.settings import Settings
 from sdlab.step import noised
 from sdlab.types import BoundPrior

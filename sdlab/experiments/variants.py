@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdlab.bench.objects import Bench, Case, Outcome
+from sdlab.experiments.objects import Bench, Case, Outcome
 from sdlab.prompts import PromptBank
 from sdlab.settings import Settings, losses, preset_names
 from sdlab.step import Report, State, needs_warm_up, step, warm_up

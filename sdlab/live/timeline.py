@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sdlab.moments import Moment, bytes_of
+from sdlab.live.moments import Moment, bytes_of
 from sdlab.types import SplatSnapshot
 
 MOMENT_EVERY = 50  # steps

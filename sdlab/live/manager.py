@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import torch
 
-from sdlab.batching import Together
 from sdlab.channel import Turnstile
-from sdlab.memory import give_back
-from sdlab.messages import Patch, Stop
+from sdlab.errors import give_back
+from sdlab.live.messages import Patch, Stop
+from sdlab.live.session import Session, compile_for
 from sdlab.priors import PriorConfig, silent
-from sdlab.session import Session, compile_for
+from sdlab.priors.batching import Together
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
@@ -71,7 +71,7 @@ class Seat:
 
 class Manager:
     """Opens, finds and ends sessions. They take turns step by step, or with `batching` share the prior's forwards
-    (`sdlab.batching`). A seat ends `grace` seconds after its page was closed (a refresh comes back
+    (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was closed (a refresh comes back
     within), or after `idle` seconds without a sign of life."""
 
     def __init__(

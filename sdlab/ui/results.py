@@ -18,13 +18,22 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from sdlab.export import FILM_FRAMES, FILM_RATE, Material, Progress, finite, write_ply, write_splat, write_turntable
-from sdlab.mesh import ABOUT, write_glb
+from sdlab.export.mesh import ABOUT, write_glb
+from sdlab.export.writers import (
+    FILM_FRAMES,
+    FILM_RATE,
+    Material,
+    Progress,
+    finite,
+    write_ply,
+    write_splat,
+    write_turntable,
+)
 from sdlab.pictures import grid
 from sdlab.priors import first_line
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
-from sdlab.viewport.recording import write_recording
+from sdlab.ui.recording import write_recording
 
 MOST = 24  # files that a shelf keeps
 MOST_BYTES = 400_000_000

@@ -57,7 +57,7 @@ class Axial(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.dtype != torch.float32:
             return x + self.down(x) + self.across(x)
-        from sdlab.axial import axial  # numba takes its time to be imported
+        from sdlab.auxiliary.axial import axial  # numba takes its time to be imported
 
         down, across = self.down, self.across
         assert down.bias is not None

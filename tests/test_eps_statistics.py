@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from sdlab.bench import figure10
-from sdlab.bench.figure10 import Known, centred, draws, measured, pearson, puccetti, readable, vectors
+from sdlab.experiments import eps_statistics as figure10
+from sdlab.experiments.eps_statistics import Known, centred, draws, measured, pearson, puccetti, readable, vectors
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.rng import StepRng
 from sdlab.toybox.figures import caption_of

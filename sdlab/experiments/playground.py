@@ -27,10 +27,10 @@ from torch import Tensor
 
 from sdlab import machine
 from sdlab.guidance import cfg
+from sdlab.live.session import Session
 from sdlab.plane import plot_on, shares
 from sdlab.prompts import PromptBank
 from sdlab.scenes.points import PointScene, panels
-from sdlab.session import Session
 from sdlab.settings import Settings, preset
 from sdlab.step import Report, step
 from sdlab.types import Prior

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sdlab import cli
-from sdlab.bench import objects as bench
+from sdlab.experiments import objects as bench
 from sdlab.priors.mixture import MixturePrior
 from sdlab.toybox.pictures import COLOURS
 
@@ -90,7 +90,7 @@ def test_a_run_that_takes_too_long_is_stopped_and_judged_as_it_is(judge, tmp_pat
 
 
 def test_a_run_whose_step_fails_is_reported_and_the_others_go_on(judge, tmp_path, monkeypatch, capsys):
-    from sdlab import session
+    from sdlab.live import session
 
     real = session.step
 

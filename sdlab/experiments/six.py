@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sdlab.bench.objects import (
+from sdlab.experiments.objects import (
     JANUS_VIEWS,
     PORTRAIT_SIZE,
     VIEWS,
@@ -38,7 +38,7 @@ from sdlab.bench.objects import (
     true_fronts,
     write_json,
 )
-from sdlab.bench.variants import DEPENDS, Course, Draw, Variant, agreements, described, digests, follow
+from sdlab.experiments.variants import DEPENDS, Course, Draw, Variant, agreements, described, digests, follow
 from sdlab.prompts import PromptBank
 from sdlab.scenes import FlatScene
 from sdlab.toybox.asked import asked_for

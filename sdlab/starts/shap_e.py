@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdlab.clouds import Cloud, sampled, turned
-from sdlab.memory import is_out_of_memory, memory_explained
+from sdlab.errors import is_out_of_memory, memory_explained
 from sdlab.priors import Progress, first_line, silent
 from sdlab.priors.files import PROGRESS_EVERY, downloading
+from sdlab.starts.clouds import Cloud, sampled, turned
 
 REPOSITORY = "openai/shap-e"
 STEPS, GUIDANCE = 64, 15.0  # of the released configuration for text

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from sdlab import cli
-from sdlab.bench import objects, table31
-from sdlab.bench.frechet import fid, kid
+from sdlab.experiments import objects
+from sdlab.experiments import text_to_2d as table31
+from sdlab.experiments.frechet import fid, kid
+from sdlab.live.session import Session
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
-from sdlab.session import Session
 from sdlab.settings import preset
 from sdlab.toybox import judge
 from sdlab.toybox.figures import caption_of, plain_facts

@@ -29,12 +29,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdlab import machine
 from sdlab.cameras import CameraSettings, look_at, turntable, view_word
-from sdlab.export import render_turntable, stack_strips, write_ply
-from sdlab.manager import PriorPool
-from sdlab.messages import Event, Failed, Stepped, Stop
+from sdlab.export.writers import render_turntable, stack_strips, write_ply
+from sdlab.live.manager import PriorPool
+from sdlab.live.messages import Event, Failed, Stepped, Stop
+from sdlab.live.session import Session, compile_for
 from sdlab.pictures import to_uint8
 from sdlab.scenes import AnyScene, Scene, seen_from_all_sides
-from sdlab.session import Session, compile_for
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.objects import OBJECTS

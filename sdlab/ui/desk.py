@@ -12,12 +12,12 @@ import threading
 from typing import Any
 
 from sdlab.lens import Comparison, LensPictures
-from sdlab.messages import Command
-from sdlab.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
+from sdlab.live.messages import Command
 from sdlab.ui import panels
 from sdlab.ui.flat_view import is_flat
+from sdlab.ui.lane import Look, Visit
+from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
-from sdlab.ui.visit import Look, Visit
 
 MOST_LANES = 4
 LETTERS = "ABCD"

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sdlab.fitted import FittedNet, initialised
+from sdlab.auxiliary.fitted import FittedNet, initialised
 from sdlab.knobs import knob
 from sdlab.rng import StepRng
 from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Cond, Guidance, Noised, Prior, cat_conds, some_of

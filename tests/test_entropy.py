@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from sdlab.bench import entropy
-from sdlab.bench.entropy import four_gaussians, spread
+from sdlab.auxiliary.score import ExactScores
+from sdlab.experiments import entropy
+from sdlab.experiments.entropy import four_gaussians, spread
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.rng import StepRng
-from sdlab.score import ExactScores
 from sdlab.types import BoundPrior, Noised
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import IO
 
-from sdlab.messages import Applied, Event, Failed, Rejected, Skipped, Stepped
+from sdlab.live.messages import Applied, Event, Failed, Rejected, Skipped, Stepped
 
 
 class Recorder:

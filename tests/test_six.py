@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sdlab import cli, settings
-from sdlab.bench import janus_losses, objects, six, variants
+from sdlab.experiments import janus_losses, objects, six, variants
 from sdlab.settings import preset
 
 TINY = ["--preset", "mixture", "--set", "scene.n_init=40", "--set", "scene.max_gaussians=60"]
@@ -327,8 +327,8 @@ def test_a_schedule_that_falls_gives_other_timesteps_where_steps_are_fewer(quick
 
 
 def test_a_fingerprint_tells_cameras_timesteps_and_noise_apart(quick):
+    from sdlab.live.session import Session
     from sdlab.prompts import PromptBank
-    from sdlab.session import Session
     from sdlab.step import step
 
     def first(s):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdlab.bench.objects import (
+from sdlab.experiments.objects import (
     JANUS_VIEWS,
     Bench,
     Case,
@@ -26,7 +26,7 @@ from sdlab.bench.objects import (
     true_fronts,
     write_json,
 )
-from sdlab.bench.variants import Variant, described, follow
+from sdlab.experiments.variants import Variant, described, follow
 
 VARIANTS = ("vsd", "esd:lam=0.5", "esd:lam=1")
 SEEDS = 3
