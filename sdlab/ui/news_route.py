@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from sdlab.viewport.proxy import same_origin
+from sdlab.web import same_origin
 
 
 def routes(poll: Callable[[str, str], dict[str, Any]]) -> APIRouter:

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from sdlab import pictures
 from sdlab.starts import clouds
-from sdlab.viewport.proxy import capped_body, same_origin
+from sdlab.web import capped_body, same_origin
 
 MOST_KEPT = 8  # files of a bench
 PATIENCE = 600.0  # seconds that a file may take to come
