@@ -1,4 +1,4 @@
-"""What is new on a page's bench, below /news, named by the bench's unguessable token."""
+"""What is new on a page's desk, below /news, named by the desk's unguessable token."""
 
 from __future__ import annotations
 
