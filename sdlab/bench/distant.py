@@ -1,11 +1,11 @@
 """A visitor whose browser is on another machine, as the server sees it: the page's calls, its questions for what is
 new, and a view that receives all splats and draws none.
 
-    python distant.py ADDRESS ARRIVE ACT TAB
+    python distant.py ADDRESS ARRIVE TAB
 
 opens a page at ADDRESS (with the slash at its end), turns to TAB, prints the seat, and goes on until its input ends.
-ARRIVE and ACT are Gradio's numbers of these handlers. A program of its own, which loads next to nothing: what it does
-shall not slow down what is measured. It says at its end how much it was sent: "NEWS questions, MB".
+ARRIVE is Gradio's number of the handler for a page that was loaded. A program of its own, which loads next to nothing:
+what it does must not slow down what is measured. It says at its end how much it was sent: "NEWS questions, MB".
 """
 
 from __future__ import annotations
@@ -23,32 +23,31 @@ from websockets import Subprotocol
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-ASK_EVERY = 0.5  # seconds, as sdlab/ui/static/page.js does
+ASK_EVERY = 0.5  # seconds, as sdlab/ui/static/page/news.js does
 
 
 class Visitor:
     """One page, open until the program ends."""
 
-    def __init__(self, address: str, arrive: int, act: int, tab: str) -> None:
+    def __init__(self, address: str, arrive: int, tab: str) -> None:
         self._address = address
         self._page = secrets.token_hex(8)
         self.asked, self.bytes = 0, 0
-        told = self._call(arrive, [False, ""])[-1]
-        self._token = told["token"]
-        self.seat = told["panels"]["stage"][0]["token"]
-        self._call(act, [self._token, False], {"do": "tab", "tab": tab})
+        body = {"data": [False, ""], "fn_index": arrive, "session_hash": self._page}
+        self._token = json.loads(self._fetch("gradio_api/run/predict", body))["data"][0]["token"]
+        self.seat = self._news()["panels"]["stage"][0]["token"]
+        self._fetch(f"do/{self._token}", [{"do": "tab", "tab": tab}])
 
-    def _call(self, handler: int, data: list[Any], event: dict[str, Any] | None = None) -> list[Any]:
-        """One of Gradio's handlers."""
-        body = {"data": data, "event_data": event, "fn_index": handler, "session_hash": self._page}
-        return self._fetch("gradio_api/run/predict", json.dumps(body).encode())["data"]
+    def _news(self) -> dict[str, Any]:
+        return json.loads(self._fetch(f"news/{self._token}?page={self._page}"))
 
-    def _fetch(self, path: str, body: bytes | None = None) -> dict[str, Any]:
-        request = urllib.request.Request(self._address + path, body, {"Content-Type": "application/json"})
+    def _fetch(self, path: str, body: Any = None) -> bytes:
+        raw = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._address + path, raw, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             said = answer.read()
         self.bytes += len(said)
-        return json.loads(said)
+        return said
 
     def watch(self) -> None:
         """Receive what the 3D view is sent."""
@@ -66,13 +65,13 @@ class Visitor:
         end = time.monotonic()
         while not stop.wait(max(end - time.monotonic(), 0.0)):
             end = time.monotonic() + ASK_EVERY
-            self._fetch(f"news/{self._token}?page={self._page}")
+            self._news()
             self.asked += 1
 
 
-def main(address: str, arrive: str, act: str, tab: str) -> None:
+def main(address: str, arrive: str, tab: str) -> None:
     """See the head of the file."""
-    visitor, stop = Visitor(address, int(arrive), int(act), tab), threading.Event()
+    visitor, stop = Visitor(address, int(arrive), tab), threading.Event()
     for work in (visitor.watch, lambda: visitor.ask(stop)):
         threading.Thread(target=work, daemon=True).start()
     print(visitor.seat, flush=True)

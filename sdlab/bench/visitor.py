@@ -42,13 +42,14 @@ SOFTWARE_GL = ("--no-sandbox", "--enable-unsafe-swiftshader")
 WINDOW = {"width": 1280, "height": 800}
 PATIENCE = 300.0  # seconds for whatever is waited for: a machine may be busy, and compile what it meets first
 LOOK_EVERY = 0.05  # seconds
-CALL = "/gradio_api/run/"  # in the address of every call of a handler
-NEWS = "/news/"  # in that of a question for what is new
-POLL = -1  # stands for it among Gradio's numbers of handlers
+CALL = "/gradio_api/run/"  # in the address of every call of one of Gradio's handlers
+NEWS = "/news/"  # in the address of every poll
+DO = "/do/"  # in the address of every act of the user
+OURS = (CALL, NEWS, DO)
 # what the browser itself says of its calls: from sending to the last byte of the answer, in ms
 OWN_TIMES = (
     "if (window === window.top) { window.callsOfPage = []; new PerformanceObserver((list) => {"
-    f"for (const e of list.getEntries()) if (e.name.includes('{CALL}') || e.name.includes('{NEWS}'))"
+    f"for (const e of list.getEntries()) if ({json.dumps(OURS)}.some((part) => e.name.includes(part)))"
     " window.callsOfPage.push(e.duration);"
     "}).observe({ type: 'resource', buffered: true }); }"
 )
@@ -236,15 +237,15 @@ class MeteredManager(Manager):
 
 
 class Calls:
-    """Times every call of one of the page's handlers and every question for what is new, from the arrival of the
-    request to the end of the answer: what Gradio makes of both and the wait for a thread are in it. Plain ASGI."""
+    """Times every request of the page from its arrival to the end of the answer, including the wait for a thread.
+    Plain ASGI."""
 
-    def __init__(self, app: ASGIApp, kept: list[tuple[int, float]]) -> None:
+    def __init__(self, app: ASGIApp, kept: list[tuple[str, float]]) -> None:
         self._app = app
-        self._kept = kept  # (Gradio's number of the handler, ms)
+        self._kept = kept  # (what was asked, ms)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith((CALL, NEWS)):
+        if scope["type"] != "http" or not scope["path"].startswith(OURS):
             await self._app(scope, receive, send)
             return
         asked = b""
@@ -259,11 +260,16 @@ class Calls:
         async def watch_end(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                ms = 1e3 * (time.perf_counter() - started)
-                number = POLL if scope["path"].startswith(NEWS) else int(json.loads(asked)["fn_index"])
-                self._kept.append((number, ms))
+                self._kept.append((_asked_for(scope["path"], asked), 1e3 * (time.perf_counter() - started)))
 
         await self._app(scope, keep_body, watch_end)
+
+
+def _asked_for(path: str, body: bytes) -> str:
+    """Return the name of a request: "poll", the verb of the first act, or "arrive", Gradio's only handler."""
+    if path.startswith(NEWS):
+        return "poll"
+    return json.loads(body)[0]["do"] if path.startswith(DO) else "arrive"
 
 
 class Site:
@@ -271,7 +277,7 @@ class Site:
 
     def __init__(self, serve: Serve, settings: Settings, device: torch.device, seats: int) -> None:
         self.manager = MeteredManager(device, seats)
-        self.calls: list[tuple[int, float]] = []
+        self.calls: list[tuple[str, float]] = []
         self._server = serve(self.manager, settings)
         self._app: Any = self._server.config.app
         self._app.add_middleware(Calls, kept=self.calls)
@@ -297,8 +303,7 @@ class Site:
     @contextlib.contextmanager
     def visited_from_elsewhere(self, tab: str) -> Iterator[str]:
         """A page that is open somewhere else and shows `tab`; its seat. See `sdlab.bench.distant`."""
-        numbers = {name: str(number) for number, name in self.handlers.items()}
-        command = [sys.executable, distant.__file__, self.address, numbers["arrive"], numbers["act"], tab]
+        command = [sys.executable, distant.__file__, self.address, str(self._arrive), tab]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
             try:
                 seat = program.stdout.readline().strip() if program.stdout else ""
@@ -309,11 +314,11 @@ class Site:
                 program.communicate()  # which ends its input, and so itself
 
     @functools.cached_property
-    def handlers(self) -> dict[int, str]:
-        """The handlers' names by Gradio's numbers."""
+    def _arrive(self) -> int:
+        """Gradio's number of the handler that is called when a page is loaded."""
         pages = [route.app for route in self._app.routes if isinstance(route, Mount)]
         fns = next(blocks.fns for page in pages if (blocks := getattr(page, "blocks", None)) is not None)
-        return {POLL: "poll"} | {number: fn.fn.__name__.strip("_") for number, fn in fns.items() if fn.fn is not None}
+        return next(number for number, fn in fns.items() if fn.fn is not None and fn.fn.__name__ == "arrive")
 
 
 # ---- what it takes ---------------------------------------------------------------------------------------
