@@ -1,11 +1,11 @@
-"""How far a long command is and how long the rest will take, for people, on stderr."""
+"""Progress bars with the time left, on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-EVERY = 5.0  # seconds between two lines; what ends sooner than that says nothing
+EVERY = 5.0  # seconds between two lines; shorter work prints nothing
 
 
 def clock(seconds: float) -> str:
