@@ -35,12 +35,13 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sdlab.priors.prediction import native_target
 from sdlab.rng import StepRng
 from sdlab.toybox import model
 from sdlab.toybox.pictures import DATA_VERSION, Pool, kept_pool
-from sdlab.toybox.progress import Meter, clock
+from sdlab.toybox.progress import Meter
 from sdlab.toybox.reading import learn_to_read
 
 CHECKPOINT, PLATEAU, LOG, WEIGHTS = "checkpoint.pt", "plateau.pt", "log.json", "toybox"
@@ -329,13 +330,12 @@ def samples_for(minutes: float, plan: Plan, pool: Pool, device: torch.device) ->
 
 def load_pool(plan: Plan, data: Path, threads: int, stop: Callable[[], bool] = lambda: False) -> Pool:
     """Return the images of `plan`, rendered unless `data` holds them. KeyboardInterrupt when `stop()` is True."""
-    started = time.perf_counter()
+    meter = Meter("training images", plan.pictures)
 
     def progress(done: int) -> None:
         if stop():
             raise KeyboardInterrupt
-        if done % 25_600 == 0 or done == plan.pictures:
-            say(f"pictures {done}/{plan.pictures}, {done / (time.perf_counter() - started):.0f} a second")
+        meter(done)
 
     return kept_pool(data, plan.seed, plan.pictures, threads, progress)
 
@@ -398,7 +398,8 @@ def train(
             left = (plan.steps - trainer.step) * plan.batch / per_second
             log.append({"samples": seen, "loss": loss, "seconds": seconds_before + now - started})
             losses.clear()
-            say(f"{seen}/{plan.samples} samples, loss {loss:.5f}, {per_second:.0f} a second, {clock(left)} left")
+            time_left = tqdm.format_interval(left)
+            say(f"{seen}/{plan.samples} samples, loss {loss:.5f}, {per_second:.0f} samples/s, {time_left} left")
             if not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} after {seen} samples: lower --lr (it was {plan.lr})")
         if now - saved > 60 * checkpoint_minutes:
