@@ -322,7 +322,7 @@ def test_words_say_colours_and_second_objects() -> None:
     assert share("a green box under a pink pig", "green") > 0.1
     assert share("a green box under a pink pig", "pink") > 0.2
     assert share("a tree", "green") > 0.2  # as it grows
-    with pytest.raises(ValueError, match="names no object of the toybox; it has bear"):
+    with pytest.raises(ValueError, match="names no toybox object; the toybox has bear"):
         object_points("a spoon", 10, numbers())
 
 

@@ -282,7 +282,9 @@ def found() -> dict[str, Any]:
     ]
     prior = everything(dict(zip(captions, wrong, strict=True)))
     sampling = figures.Sampling(each=1, scale=1.0, steps=2)
-    return figures.measure(prior, Oracle().eval(), sampling, figures.chosen("held-out,two-objects,no-view,descriptors"))
+    return figures.measure(
+        prior, Oracle().eval(), sampling, figures.parse_parts("held-out,two-objects,no-view,descriptors")
+    )
 
 
 def test_held_out_captions_are_counted_word_by_word(found: dict[str, Any]) -> None:

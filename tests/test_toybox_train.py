@@ -92,7 +92,7 @@ def test_start_takes_weights_over_and_words_by_name(tmp_path: Path) -> None:
     ids = box.tokenizer.get_vocab()
     assert torch.allclose(mine[ids["red"]], theirs[ids["blue"]], atol=2e-3)
     assert torch.allclose(mine[ids["bear"]], theirs[ids["bear"]], atol=2e-3)
-    with pytest.raises(ValueError, match=r"--start: .* other networks"):
+    with pytest.raises(ValueError, match=r"--start: .* different networks"):
         model.adopt(model.build(model.Shape(channels=(16, 48), text_width=32, text_layers=1)), tmp_path / "kept")
 
 
@@ -204,7 +204,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
     plan = train.Plan(samples=128, batch=8, pictures=48, reading=0, shape=TINY)  # 16 steps, the rate falls from step 12
     train.train(tmp_path / "run", tmp_path, plan)
-    with pytest.raises(ValueError, match=r"--samples: .* allowed are 128 and more"):
+    with pytest.raises(ValueError, match=r"--samples: .* at least 128 needed"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=64)
     longer = train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=192)
     whole = train.train(tmp_path / "whole", tmp_path, replace(plan, samples=192))
@@ -255,7 +255,7 @@ def test_runs_are_neither_overwritten_nor_invented(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--resume: no checkpoint"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True)
     train.train(tmp_path / "run", tmp_path, plan)
-    with pytest.raises(ValueError, match=r"--out: .* holds a run already"):
+    with pytest.raises(ValueError, match=r"--out: .* already holds a run"):
         train.train(tmp_path / "run", tmp_path, plan)
     (tmp_path / "run" / train.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -382,7 +382,9 @@ def test_a_start_that_is_no_toybox_is_refused_before_pictures_are_drawn(
     data = tmp_path / "data"
     arguments = ["train", "--out", tmp_path / "run", "--data", data, "--start", tmp_path / "nothing"]
     assert cli.main([str(a) for a in arguments]) == 2
-    assert capsys.readouterr().err == f"toybox: --start: {tmp_path / 'nothing'} is no toybox folder: it has no unet/\n"
+    assert (
+        capsys.readouterr().err == f"toybox: --start: {tmp_path / 'nothing'} is not a toybox folder: it has no unet/\n"
+    )
     assert not data.exists()
 
 

@@ -15,7 +15,7 @@ def asked_for(prompt: str) -> tuple[str, str]:
     """
     found = _first(prompt, words.OBJECTS)
     if not found:
-        raise ValueError(f"--prompt {prompt!r}: names no object of the judge's; it knows {', '.join(words.OBJECTS)}")
+        raise ValueError(f"--prompt {prompt!r}: names no object the judge knows; it knows {', '.join(words.OBJECTS)}")
     at, name = found
     colour = _first(prompt[:at], words.COLOURS)
     return name, colour[1] if colour else ""

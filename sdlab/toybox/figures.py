@@ -30,12 +30,12 @@ PAIRS = 60  # two-object captions
 PARTS = ("true", "held-out", "two-objects", "no-view", "descriptors")
 
 
-def chosen(names: str) -> tuple[str, ...]:
-    """The parts in a list such as "true,descriptors"; ValueError for what is none."""
+def parse_parts(names: str) -> tuple[str, ...]:
+    """Split a list such as "true,descriptors" into parts. Raises ValueError for an unknown part."""
     parts = tuple(name.strip() for name in names.split(","))
     for part in parts:
         if part not in PARTS:
-            raise ValueError(f"--only {part}: allowed are {', '.join(PARTS)}")
+            raise ValueError(f"--only {part}: allowed values are {', '.join(PARTS)}")
     return parts
 
 
@@ -348,12 +348,12 @@ def report(found: dict[str, Any]) -> str:
     """Format the results of `measure` as text."""
     lines: list[str] = []
     if "true" in found:
-        lines += ["The judge on true pictures that it was not trained on"]
+        lines += ["The judge on ground-truth images that it was not trained on"]
         lines += [f"  {name:20}{cell(s)}" for name, s in found["true"]["shares"].items()]
         lines += [f"  {line}" for line in confused_lines(found["true"]["confused"], tuple(judge.QUESTIONS))]
     if "held-out" in found:
         part = found["held-out"]
-        lines += ["", f"{part['captions']} held-out captions{'samples':>13}{'true pictures':>22}"]
+        lines += ["", f"{part['captions']} held-out captions{'samples':>13}{'ground truth':>22}"]
         for name, s in part["samples"].items():
             if name != "second":
                 lines += [f"  {name:20}{cell(s)}  {cell(part['true'].get(name))}"]
@@ -364,13 +364,13 @@ def report(found: dict[str, Any]) -> str:
         lines += [f"  {line}" for line in confused_lines(part["confused"], ("object", "colour", "view"))]
     if "two-objects" in found:
         part = found["two-objects"]
-        lines += ["", f"{part['captions']} two-object captions {'samples':>12}{'true pictures':>22}"]
+        lines += ["", f"{part['captions']} two-object captions {'samples':>12}{'ground truth':>22}"]
         lines += [f"  {name:22}{cell(s)}  {cell(part['true'].get(name))}" for name, s in part["samples"].items()]
         lines += [f"  both, with a {name:9}{cell(s)}" for name, s in part["by_second"].items()]
     if "no-view" in found:
         part = found["no-view"]
-        lines += ["", "Front views where no view is asked for"]
-        lines += [f"  {'samples':24}{cell(part['samples'])}", f"  {'true pictures':24}{cell(part['true'])}"]
+        lines += ["", "Front views when the caption names no view"]
+        lines += [f"  {'samples':24}{cell(part['samples'])}", f"  {'ground truth':24}{cell(part['true'])}"]
     if "descriptors" in found:
         lines += [
             "",

@@ -269,7 +269,7 @@ def load(folder: Path | None = None) -> Classifier:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} is no judge: it lacks {' and '.join(missing)}; train one with "
+            f"{folder} is not a judge folder: {' and '.join(missing)} missing; train one with "
             "`python -m sdlab toybox train-judge --out FOLDER`"
         )
     try:
@@ -279,9 +279,9 @@ def load(folder: Path | None = None) -> Classifier:
         weights = load_file(folder / WEIGHTS)
         classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except Exception as error:
-        raise ValueError(f"the judge in {folder} cannot be read ({type(error).__name__}); train it anew") from error
+        raise ValueError(f"the judge in {folder} cannot be read ({type(error).__name__}); retrain it") from error
     if questions != QUESTIONS:
-        raise ValueError(f"the judge in {folder} was asked other questions than those of this toybox: train it anew")
+        raise ValueError(f"the judge in {folder} was trained on other questions than this toybox has; retrain it")
     classifier.facts = config
     return classifier.requires_grad_(False).eval()
 
@@ -504,17 +504,17 @@ def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> C
     With `minutes`, the number of samples is as many as fit into that time, rendering not included. Raises ValueError if
     the loss is not finite.
     """
-    meter = Meter("true pictures", plan.pictures)
+    meter = Meter("training images", plan.pictures)
     rgb, truths = true_pictures(0, plan.pictures, more_seconds=MORE_SECONDS, progress=meter, size=SIZE)
     if minutes is not None:
         plan = plan._replace(samples=samples_for(minutes, rgb, truths, plan))
     trainer = Trainer(plan, rgb, truths)
-    meter = Meter("judge", plan.steps * plan.batch)
+    meter = Meter("training", plan.steps * plan.batch)
     recent = math.nan
     while trainer.step < plan.steps:
         loss = trainer.train_step()
         if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} after {trainer.step} steps: lower --lr (it was {plan.lr})")
+            raise ValueError(f"the loss is {loss} after {trainer.step} steps; lower --lr (it was {plan.lr})")
         recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
         meter(trainer.step * plan.batch, f"loss {recent:.3f}")
     classifier = trainer.classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -530,6 +530,6 @@ def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> C
 
 def accuracy(classifier: Classifier, count: int) -> tuple[dict[str, Share], list[Truth], list[Truth]]:
     """Return (shares of right answers, truths, answers) on `count` images outside the training range of every judge."""
-    rgb, asked = true_pictures(HELD_OUT, count, MARGIN, progress=Meter("held-out pictures", count))
+    rgb, asked = true_pictures(HELD_OUT, count, MARGIN, progress=Meter("held-out images", count))
     answered = read(classifier, rgb)
     return score(asked, answered), asked, answered

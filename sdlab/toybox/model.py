@@ -210,7 +210,7 @@ def adopt(box: Toybox, folder: Path) -> None:
             elif name in ENDS and box.patch == 1 and other.patch > 1:
                 mine.copy_(_of_pixels(name, theirs, other.patch))
             elif mine.shape != theirs.shape:
-                raise ValueError(f"--start: {folder} has other networks ({name} is {list(theirs.shape)} there)")
+                raise ValueError(f"--start: {folder} has different networks ({name} is {list(theirs.shape)} there)")
             else:
                 mine.copy_(theirs)
 
@@ -226,7 +226,7 @@ def load(folder: Path, device: torch.device) -> Toybox:
     """Load a saved toybox: float32, frozen, in evaluation mode. Raises ValueError if a part is missing."""
     for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
-            raise ValueError(f"{folder} is no toybox: it has no folder {part}/")
+            raise ValueError(f"{folder} is not a toybox folder: it has no {part}/")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     assert isinstance(unet, UNet2DConditionModel)

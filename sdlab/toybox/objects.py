@@ -15,7 +15,7 @@ OBJECTS: dict[str, Model] = {**ANIMALS, **THINGS}
 def named(name: str) -> Model:
     """Return the model with this name. Raises ValueError, listing all objects, if there is none."""
     if name not in OBJECTS:
-        raise ValueError(f"no object {name!r} in the toybox; it has {', '.join(OBJECTS)}")
+        raise ValueError(f"the toybox has no object {name!r}; it has {', '.join(OBJECTS)}")
     return OBJECTS[name]
 
 
@@ -32,7 +32,7 @@ def table(name: str, variant: int = 0, second: str = "") -> Table:
     """
     model, choice = named(name), seconds_of(name)
     if not 0 <= variant < model.variants:
-        raise ValueError(f"the {name} has variants 0 to {model.variants - 1}, not {variant}")
+        raise ValueError(f"the {name} has no variant {variant}; allowed are 0 to {model.variants - 1}")
     if second and second not in choice:
         raise ValueError(f"the {name} cannot have {second!r} as its second object; it can have {', '.join(choice)}")
     builder = Builder()

@@ -114,7 +114,7 @@ def compose(main: Table, model: Model, second: str) -> Table:
     Raises ValueError, listing the second objects available, if this one is not.
     """
     if second not in allowed(model):
-        raise ValueError(f"the second object is {second!r}; this one can have {', '.join(allowed(model))}")
+        raise ValueError(f"second object {second!r} is not available; this object can have {', '.join(allowed(model))}")
     b = Builder()
     if second == "hat" and model.hat is not None:
         hat(b, model.hat)

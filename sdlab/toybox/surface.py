@@ -44,7 +44,7 @@ def _named_in(text: str) -> tuple[str, str, str, str]:
     lowered = text.lower()
     name, begin, end = _first(lowered, OBJECT_WORDS)
     if not name:
-        raise ValueError(f"{text!r} names no object of the toybox; it has {', '.join(OBJECTS)}")
+        raise ValueError(f"{text!r} names no toybox object; the toybox has {', '.join(OBJECTS)}")
     rest = lowered[:begin] + "." * (end - begin) + lowered[end:]  # "a teddy bear" must not match twice
     second, second_begin, second_end = _first(rest, {s: SECONDS[s] for s in seconds_of(name)})
 

@@ -136,12 +136,12 @@ class Trainer:
 
         Raises KeyboardInterrupt if `stop()` returns True, since there is nothing to save yet.
         """
-        meter = Meter("captions read", self.plan.reading)
+        meter = Meter("text encoder, captions", self.plan.reading)
 
         def progress(done: int, share: float) -> None:
             if stop():
                 raise KeyboardInterrupt
-            meter(done, f"{share:.1%} of answers right")
+            meter(done, f"{share:.1%} correct")
 
         learn_to_read(self.box, self.plan.reading, self.plan.seed, progress)
         with torch.no_grad():
@@ -263,15 +263,15 @@ def read_checkpoint(out: Path, name: str = CHECKPOINT) -> dict[str, Any]:
     """
     path = out / name
     if not path.exists():
-        raise ValueError(f"--resume: no checkpoint {path}; leave --resume away to start a new run there")
+        raise ValueError(f"--resume: no checkpoint {path}; omit --resume to start a new run there")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"--resume: checkpoint {path} cannot be read ({type(error).__name__})") from error
     if state["data_version"] != DATA_VERSION:
         raise ValueError(
-            f"--resume: {path} was trained on pictures of version {state['data_version']},"
-            f" this code draws version {DATA_VERSION}; start a new run"
+            f"--resume: {path} was trained on images of version {state['data_version']},"
+            f" but this code renders version {DATA_VERSION}; start a new run"
         )
     return state
 
@@ -292,7 +292,9 @@ def resumed(out: Path, samples: int | None) -> tuple[Plan, dict[str, Any]]:
         state = read_checkpoint(out, PLATEAU)
     if state["step"] > plan.plateau:
         least = math.ceil(state["step"] * old.batch / (1 - FALL))
-        raise ValueError(f"--samples: {out} is past the constant rate of so short a run; allowed are {least} and more")
+        raise ValueError(
+            f"--samples: the decay of {out} must start after its last usable state; at least {least} needed"
+        )
     return plan, state
 
 
@@ -364,7 +366,7 @@ def train(
     if resume:
         plan, state = resumed(out, longer)
     elif (out / CHECKPOINT).exists():
-        raise ValueError(f"--out: {out} holds a run already; add --resume to go on with it, or name another folder")
+        raise ValueError(f"--out: {out} already holds a run; add --resume to continue it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     pool = load_pool(plan, data, threads, stop)
     if state is None and minutes is not None:
@@ -379,7 +381,7 @@ def train(
         trainer.load_state(state)
         log = [line for line in json.loads((out / LOG).read_text()) if line["samples"] <= trainer.step * plan.batch]
     n_weights = sum(w.numel() for w in trainer.weights)
-    say(f"{n_weights / 1e6:.2f} M weights, {plan.samples} samples in batches of {plan.batch}, from step {trainer.step}")
+    say(f"{n_weights / 1e6:.2f} M weights, {plan.samples} samples in batches of {plan.batch}, at step {trainer.step}")
 
     seconds_before = log[-1]["seconds"] if log else 0.0
     started = saved = time.perf_counter()
@@ -401,7 +403,7 @@ def train(
             time_left = tqdm.format_interval(left)
             say(f"{seen}/{plan.samples} samples, loss {loss:.5f}, {per_second:.0f} samples/s, {time_left} left")
             if not math.isfinite(loss):
-                raise ValueError(f"the loss is {loss} after {seen} samples: lower --lr (it was {plan.lr})")
+                raise ValueError(f"the loss is {loss} after {seen} samples; lower --lr (it was {plan.lr})")
         if now - saved > 60 * checkpoint_minutes:
             write_checkpoint(trainer, out, log)
             saved = now
