@@ -292,9 +292,7 @@ def resumed(out: Path, samples: int | None) -> tuple[Plan, dict[str, Any]]:
         state = read_checkpoint(out, PLATEAU)
     if state["step"] > plan.plateau:
         least = math.ceil(state["step"] * old.batch / (1 - FALL))
-        raise ValueError(
-            f"--samples: the decay of {out} must start after its last usable state; at least {least} needed"
-        )
+        raise ValueError(f"--samples: too few, {out} is already past its constant rate; at least {least} needed")
     return plan, state
 
 
