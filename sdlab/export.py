@@ -20,7 +20,7 @@ from torch import Tensor
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.clouds import SH_C0
 from sdlab.pictures import to_uint8
-from sdlab.raster import choose
+from sdlab.raster import rasteriser_for
 from sdlab.scenes import AnyScene, FlatScene, Scene
 from sdlab.settings import Settings
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
@@ -150,7 +150,7 @@ class Still:
     def __init__(self, s: RawSplats) -> None:
         s = finite(s)
         means, quats, log_scales, logits, rgbs = (torch.from_numpy(np.ascontiguousarray(column)) for column in s)
-        self._rasterize = choose("cpu")
+        self._rasterize = rasteriser_for("cpu")
         self._gaussians = (means, quats, log_scales.exp(), logits.sigmoid(), rgbs)
 
     @torch.no_grad()

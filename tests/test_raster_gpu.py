@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_raster import CASES, NAMES, ball, distance_between
 
-from sdlab.raster import BACKENDS, choose, cpu, reference
+from sdlab.raster import BACKENDS, cpu, rasteriser_for, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,8 +46,8 @@ def test_gsplat_agrees(oracle, build):
     assert distance_between(render.info.means2d_grad.cpu(), truth.info.means2d_grad) < 1e-3
 
 
-def test_chosen_on_cuda():
-    assert choose("cuda") is BACKENDS["gsplat"]
+def test_rasteriser_on_cuda():
+    assert rasteriser_for("cuda") is BACKENDS["gsplat"]
 
 
 def test_a_scene_on_the_cpu_is_refused():

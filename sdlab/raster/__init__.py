@@ -56,16 +56,16 @@ class Choice(NamedTuple):
     note: str
 
 
-def chosen(device: torch.device | str) -> Choice:
+def backend_for(device: torch.device | str) -> Choice:
     """The fastest back-end that works on a device: gsplat on CUDA, numba on the CPU, plain torch otherwise.
 
     Found out once for each kind of device; on CUDA that may take minutes, since gsplat compiles itself.
     """
-    return _chosen(torch.device(device).type)
+    return _backend_for(torch.device(device).type)
 
 
 @functools.cache
-def _chosen(kind: str) -> Choice:
+def _backend_for(kind: str) -> Choice:
     if kind == "cuda":
         reason = importlib.import_module(_MODULES["gsplat"]).missing()
         return Choice("gsplat", "") if reason is None else _instead(reason)
@@ -80,19 +80,19 @@ def _instead(reason: str) -> Choice:
     return Choice("tiled", f"{reason}. Until then the rasteriser 'tiled', plain torch and much slower, takes its place")
 
 
-def choose(device: torch.device | str) -> Rasterizer:
-    """The function of the back-end that `chosen` names."""
-    return BACKENDS[chosen(device).name]
+def rasteriser_for(device: torch.device | str) -> Rasterizer:
+    """The function of the back-end that `backend_for` names."""
+    return BACKENDS[backend_for(device).name]
 
 
 def world_covariances(quats: Tensor, scales: Tensor) -> Tensor:
     """R S S^T R^T [N, 3, 3] of Gaussians with quaternions [N, 4] of any length and scales [N, 3], by the back-end of
     their device where it is faster at that than torch."""
-    module = importlib.import_module(choose(quats.device).__module__)
+    module = importlib.import_module(rasteriser_for(quats.device).__module__)
     return getattr(module, "world_covariances", torch_project.world_covariances)(quats, scales)
 
 
 def warm_up(device: torch.device | str) -> None:
-    """Compile what `choose(device)` would compile at its first call; at once where there is nothing to compile."""
-    module = importlib.import_module(choose(device).__module__)
+    """Compile what the device's rasteriser would otherwise compile at its first call, if anything."""
+    module = importlib.import_module(rasteriser_for(device).__module__)
     getattr(module, "warm_up", lambda: None)()

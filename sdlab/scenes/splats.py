@@ -31,7 +31,7 @@ from sdlab.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.knobs import knob
 from sdlab.mcmc import drawn, felt, shared_out
 from sdlab.priors import Progress, silent
-from sdlab.raster import choose, warm_up, world_covariances
+from sdlab.raster import rasteriser_for, warm_up, world_covariances
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
@@ -216,7 +216,7 @@ class SplatScene:
         self.config = config
         self.params = params
         self.note = note
-        self._rasterize = choose(params["means"].device)
+        self._rasterize = rasteriser_for(params["means"].device)
         self._half_width = 1.0  # of the picture that was rendered last
         self._forget_pulls()
 
