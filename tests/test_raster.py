@@ -472,14 +472,14 @@ def test_values_that_are_not_finite_are_refused_by_name(index: int, bad: float):
     inputs = case.inputs(torch.float32)
     with torch.no_grad():
         inputs[index].view(-1)[-1] = bad
-    with pytest.raises(ValueError, match=rf"^{NAMES[index]} holds NaN or infinity"):
+    with pytest.raises(ValueError, match=rf"^{NAMES[index]} contains NaN or infinity"):
         case.render(cpu.rasterize, inputs)
 
 
 def test_cameras_that_are_not_finite_are_refused_by_name():
     case = ball()
     broken = case._replace(cams=dataclasses.replace(case.cams, viewmats=case.cams.viewmats * math.nan))
-    with pytest.raises(ValueError, match=r"^viewmats holds NaN"):
+    with pytest.raises(ValueError, match=r"^viewmats contains NaN"):
         broken.render(cpu.rasterize, broken.inputs(torch.float32))
 
 

@@ -20,7 +20,7 @@ from sdlab.raster import reference, tiled
 from sdlab.scenes.splats import Splats
 
 CUDA = torch.device("cuda")
-TILED = "rasteriser 'tiled', plain torch and much slower"
+TILED = "Using the 'tiled' rasteriser instead: plain torch, and much slower"
 BUILD_FAILS = """
 from pathlib import Path
 with Path(__file__).with_name("tries").open("a") as tries:
