@@ -284,7 +284,7 @@ def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _cut(starts: np.ndarray) -> list[int]:
-    """Return tile numbers, from 0 to the last, that cut the tiles into runs of about equally many (splat, tile) pairs."""
+    """Return tile numbers, from 0 to the last, that cut the tiles into runs of about equal numbers of pairs."""
     tiles, pairs = starts.size - 1, int(starts[-1])
     parts = min(1 + pairs // PAIRS_PER_PART, PARTS_MAX)
     cuts = np.searchsorted(starts, pairs * np.arange(1, parts) / parts)
