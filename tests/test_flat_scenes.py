@@ -18,7 +18,7 @@ from sdlab.plane import SIZE, draw_plane, pixels_of, shares
 from sdlab.priors.mixture import PLACES, MixturePrior
 from sdlab.priors.plane_network import TrainedPlane
 from sdlab.rng import StepRng
-from sdlab.scenes import FlatScene, seen_from_all_sides
+from sdlab.scenes import FlatScene, require_camera_scene
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.session import Session
@@ -135,15 +135,15 @@ def test_it_leaves_its_results(kind, tmp_path, capsys):
 
 def test_benches_of_objects_refuse_it():
     scene = ran(FLAT["image"], until=1).state.scene
-    with pytest.raises(ValueError, match=r"scene\.kind: .*seen through cameras.* needed here, not ImageScene"):
-        seen_from_all_sides(scene)
+    with pytest.raises(ValueError, match=r"scene\.kind: this needs a scene seen through cameras.*, not ImageScene"):
+        require_camera_scene(scene)
 
 
 def test_its_state_must_fit():
     scene = ran(FLAT["image"], until=1).state.scene
-    with pytest.raises(ValueError, match=r"latents is nothing, expected is \(2, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"latents is missing; expected shape \(2, 3, 16, 16\)"):
         scene.load_state_dict({})
-    with pytest.raises(ValueError, match=r"latents is \(1, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"latents has shape \(1, 3, 16, 16\)"):
         scene.load_state_dict({"latents": torch.zeros(1, 3, 16, 16)})
 
 
@@ -332,9 +332,9 @@ def test_the_entropy_gives_a_fit_its_width():
     base = plane("playground-gaussian").patch_all([("steps", 1200), ("scene.n", 96)])
     widths = {}
     for lam in (0.0, 1.0):
-        figures = ran(base.patch("losses.esd.lam", lam)).state.scene.figures()
-        assert (figures["mean_x"], figures["mean_y"]) == pytest.approx((1.0, 0.0), abs=0.1)
-        widths[lam] = 0.5 * (figures["std_x"] + figures["std_y"])
+        stats = ran(base.patch("losses.esd.lam", lam)).state.scene.stats()
+        assert (stats["mean_x"], stats["mean_y"]) == pytest.approx((1.0, 0.0), abs=0.1)
+        widths[lam] = 0.5 * (stats["std_x"] + stats["std_y"])
     assert 0.2 < widths[1.0] < 0.4, "the prior's is 0.3"
     assert widths[0.0] < 0.5 * widths[1.0]
 

@@ -417,7 +417,7 @@ def test_shap_e_or_ball_takes_the_ball_where_there_is_none_and_says_so(shap_e_fo
     assert torch.equal(made.params["means"], scene("shap-e", str(shap_e_folder)).params["means"])
     assert made.note == ""
     for nothing in (str(tmp_path / "nowhere"), ""):
-        with pytest.warns(UserWarning, match=r"it starts as a ball: scene\.shap_e"):
+        with pytest.warns(UserWarning, match=r"starting from a ball: scene\.shap_e"):
             instead = scene("shap-e or ball", nothing)
         assert torch.equal(instead.params["means"], scene("ball", "").params["means"])
         assert "scene.shap_e" in instead.note
