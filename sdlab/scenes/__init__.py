@@ -87,7 +87,7 @@ class FlatScene(ABC):
     """A batch of B events of the prior's own space; owned by one thread."""
 
     def __init__(self, config: Any, params: dict[str, Tensor], shape: tuple[int, int, int], cams: Cameras) -> None:
-        """Wrap `params` by name; `shape` is (C, H, W) of one event, `cams` are the cameras that losses are told about."""
+        """Wrap `params`, by name; `shape` is (C, H, W) of an event, `cams` the cameras that losses are told about."""
         self.config = config
         self.params = {name: Parameter(tensor) for name, tensor in params.items()}
         self.shape = shape
@@ -157,7 +157,7 @@ class SceneConfig(ABC):
         return camera.views
 
     def bare(self) -> SceneConfig:
-        """Return this configuration with a start that needs no external files, for when a saved state will replace it."""
+        """Return this configuration with a start that needs no external files; a saved state replaces it anyway."""
         return self
 
     @abstractmethod
