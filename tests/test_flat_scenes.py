@@ -1,4 +1,4 @@
-"""Scenes in the prior's own space: pictures, points of the plane, a Gaussian that is fitted."""
+"""Scenes in the prior's own space: images, points of the plane, a fitted Gaussian."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def pictures(**scene) -> Settings:
-    """Pictures of 16 x 16 under exact scores."""
+    """Return settings for 16 x 16 images under exact scores."""
     base = dataclasses.replace(preset("mixture"), scene=Images(n=2))
     return base.patch_all(
         [("steps", 30), ("prompt.view_dependent", False), *((f"scene.{k}", v) for k, v in scene.items())]
@@ -79,9 +79,9 @@ def test_every_loss_moves_it(kind, loss):
     assert session.state.skipped == 0
     after = session.state.scene.state_dict()
     moved = [float((after[name] - before[name]).abs().max()) for name in before]
-    if loss == "dds":  # the edit of a scene to what it was asked to be already
+    if loss == "dds":  # source and target prompt are equal, so there is nothing to edit
         assert max(moved) < 1e-6
-    elif loss != "sbp" or kind == "image":  # on the plane source and target name the same place
+    elif loss != "sbp" or kind == "image":  # on the plane, source and target prompt name the same place
         assert max(moved) > 1e-4
 
 
@@ -147,7 +147,7 @@ def test_its_state_must_fit():
         scene.load_state_dict({"latents": torch.zeros(1, 3, 16, 16)})
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def test_sds_brings_pictures_to_the_mixture():
@@ -159,7 +159,7 @@ def test_sds_brings_pictures_to_the_mixture():
     latents = session.state.scene.params["latents"].detach().double()
     distance = (latents[:, None] - mixture.means[None]).square().mean((2, 3, 4)).sqrt()
     centre = (latents - mixture.means.mean(0)).square().mean((1, 2, 3)).sqrt()
-    assert float(torch.minimum(distance.min(1).values, centre).max()) < 0.3, "at a mode, or in the middle of all"
+    assert float(torch.minimum(distance.min(1).values, centre).max()) < 0.3, "at a mode or at the common centre"
     start = s.scene.build(StepRng(0, -1), CPU, session.prior, "").params["latents"]
     assert float(start.std()) == pytest.approx(1.0, abs=0.1)
 
@@ -181,7 +181,7 @@ def test_a_picture_to_start_from(tmp_path):
     shown = session.state.scene.pictures(session.prior, session._prompt_cond())
     assert shown.shape == (1, 16, 16, 3)
     assert tuple(shown[0, 8, 8]) == (255, 0, 0)
-    assert tuple(shown[0].reshape(-1, 3).min(0)) == (255, 0, 0), "its middle square is red everywhere"
+    assert tuple(shown[0].reshape(-1, 3).min(0)) == (255, 0, 0), "the central square is all red"
 
 
 def test_several_from_one_picture_are_not_equal():
@@ -294,7 +294,7 @@ def test_the_way_is_kept_and_drawn(eight):
     assert red > 180 > green, f"a red dot at {x}, {y}"
     x, y = pixels_of(np.array([-math.sqrt(0.5), math.sqrt(0.5)])).round().astype(int)
     clear = draw_plane(eight, eight.embed("north west"), np.full((1, 1, 2), 1.5))
-    assert clear[y, x, 2] > clear[y, x, 0] + 60, "the Gaussian that is asked for is blue"
+    assert clear[y, x, 2] > clear[y, x, 0] + 60, "the Gaussian named in the prompt is blue"
 
 
 def test_shares_count_what_is_near():
@@ -328,7 +328,7 @@ def test_a_small_network_learns_the_plane(eight):
 
 @pytest.mark.skipif("SDLAB_SLOW" not in os.environ, reason="takes more than a minute: set SDLAB_SLOW=1")
 def test_the_entropy_gives_a_fit_its_width():
-    """Reverse KL with the score of q itself: q covers the Gaussian; with the samples' own scores it shrinks."""
+    """Reverse KL with the score of q itself makes q cover the target; with the samples' own scores q shrinks."""
     base = plane("playground-gaussian").patch_all([("steps", 1200), ("scene.n", 96)])
     widths = {}
     for lam in (0.0, 1.0):

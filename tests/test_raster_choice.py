@@ -1,4 +1,4 @@
-"""Which rasteriser a device gets, found out once and said; CUDA and gsplat are stand-ins here."""
+"""The rasteriser for each device is determined once and reported; CUDA and gsplat are stand-ins here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ raise RuntimeError("Error building extension 'gsplat_cuda': [1/27] nvcc -c a.cu\
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch):
-    """A machine with a card, where nothing has been found out yet; and none of it is left to other tests."""
+    """Simulate a machine with a GPU on which nothing has been determined yet; leave nothing behind for other tests."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     own = _taken_out()
@@ -41,14 +41,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
 
 
 def _taken_out() -> dict[str, ModuleType]:
-    """gsplat's modules, which are forgotten together with what was found out."""
+    """Remove and return gsplat's modules, and clear the cached choices."""
     for known in (raster._backend_for, back_end._missing):
         known.cache_clear()
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "gsplat"}
 
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path, back_end_code: str) -> Path:
-    """A package gsplat with this `gsplat.cuda._backend`; the folder of the latter."""
+    """Install a gsplat package with this `gsplat.cuda._backend`; return the folder of the latter."""
     cuda = folder / "gsplat" / "cuda"
     cuda.mkdir(parents=True)
     (cuda.parent / "__init__.py").touch()
@@ -66,7 +66,7 @@ def test_gsplat_that_draws_is_taken_without_a_word(monkeypatch, tmp_path, capsys
         assert raster.backend_for(CUDA) == ("gsplat", "")
     assert raster.backend_for("cuda:1").name == "gsplat"
     assert raster.rasteriser_for(CUDA) is back_end.rasterize
-    assert len(drawn) == 1, "found out once"
+    assert len(drawn) == 1, "determined once"
     app.say_rasteriser(CUDA)
     assert "gsplat on cuda" in capsys.readouterr().out
 
@@ -90,7 +90,7 @@ def test_a_compilation_that_fails_is_explained_and_tried_once(monkeypatch, tmp_p
         assert "CUDA toolkit 13.0" in note
         with pytest.raises(RuntimeError, match="no glm"):
             case.render(back_end.rasterize, case.inputs(torch.float32))
-    assert (folder / "tries").read_text() == "x", "not with every picture"
+    assert (folder / "tries").read_text() == "x", "not for every render"
 
 
 def test_threads_that_ask_at_once_compile_once(monkeypatch, tmp_path):
@@ -128,7 +128,7 @@ def test_kernels_of_another_card_are_noticed_before_the_first_step(monkeypatch, 
 
 @pytest.mark.parametrize(("opacity", "works"), [(1.0, True), (0.0, False)])
 def test_the_trial_looks_at_what_was_drawn(opacity, works, monkeypatch):
-    """With another rasteriser in gsplat's place, which draws what it is given or nothing."""
+    """Another rasteriser stands in for gsplat; it draws what it is given, or nothing."""
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(
         back_end,
@@ -179,7 +179,7 @@ def test_the_reason_is_told_at_the_start_and_kept_in_the_result(monkeypatch, tmp
     assert kept["rasteriser_note"] in capsys.readouterr().err
     app.say_rasteriser(CUDA)
     assert kept["rasteriser_note"] in capsys.readouterr().err
-    assert cli._say_rasteriser(SimpleNamespace(kind="image"), CUDA) == {}, "pictures are not rasterised"
+    assert cli._say_rasteriser(SimpleNamespace(kind="image"), CUDA) == {}, "images are not rasterised"
     assert capsys.readouterr().err == ""
 
 

@@ -36,7 +36,7 @@ def test_gsplat_agrees(oracle, build):
     case.loss(truth).backward()
     sum((out.double() * pull.cuda()).sum() for out, pull in zip(render[:3], case.pulls(), strict=True)).backward()
     for name, leaf, expected in zip(NAMES, mine, exact, strict=False):
-        if name == "quats" and build is ball:  # turning a sphere changes nothing: the true gradient is 0
+        if name == "quats" and build is ball:  # rotating a sphere changes nothing: the true gradient is 0
             assert leaf.grad.abs().max() < 1e-3 * mine[2].grad.abs().max()
         else:
             assert distance_between(leaf.grad.cpu(), expected.grad) < 1e-3, name

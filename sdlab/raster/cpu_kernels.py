@@ -1,6 +1,6 @@
 """The stages of the CPU rasteriser as compiled kernels: project, order, bin, blend, and the two backward stages.
 
-The image model and its notation are those of `sdlab.raster.model`, with one reformulation. With S'^-1 = L^T L, L upper
+Image model and notation: see `sdlab.raster.model`, with one reformulation. With S'^-1 = L^T L, L upper
 triangular, and w = (u, v) = L (x - mu'):
 
     alpha = min(o exp(-|w|^2 / 2), ALPHA_MAX)

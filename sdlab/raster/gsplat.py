@@ -113,7 +113,7 @@ def rasterize(
     height: int,
     background: Float[Tensor, "B 3"] | None = None,
 ) -> Render:
-    """Render B views on CUDA; units, conventions and shapes are those of `sdlab.raster.cpu.rasterize`.
+    """Render B views on CUDA; units, conventions and shapes as in `sdlab.raster.cpu.rasterize`.
 
     `info.means2d` is part of the graph and keeps its gradient; rows with radius 0 are undefined. Raises RuntimeError
     with instructions if gsplat cannot work here, ValueError if the scene is not on CUDA.

@@ -30,7 +30,7 @@ def rasterize(
 ) -> Render:
     """Render B views; differentiable in everything, in the precision of `means`.
 
-    Units and conventions are those of `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps its
+    Units and conventions: see `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps its
     gradient.
     """
     means2d, M, depths = project(means, quats, scales, viewmats, Ks, width, height)

@@ -36,7 +36,7 @@ def rasterize(
 ) -> Render:
     """Render B views; differentiable in everything. `tile_side` affects only the speed.
 
-    Units and conventions are those of `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps its
+    Units and conventions: see `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps its
     gradient.
     """
     views = viewmats.shape[0]

@@ -1,6 +1,6 @@
 """Projection of Gaussians onto the screen in plain torch, for the back-ends that leave gradients to autograd.
 
-The image model and its notation are those of `sdlab.raster.model`.
+Image model and notation: see `sdlab.raster.model`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def screen_extents(
 ) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B N 2"], Int[Tensor, "B N"]]:
     """Return what is drawn [B, N], half-extents [B, N, 2] of the ellipse alpha = 1/255, and radii [B, N], in pixels.
 
-    The radii are those of `ScreenInfo`: the larger half-extent, rounded up, 0 where a Gaussian is not drawn.
+    The radii are defined as in `ScreenInfo`: the larger half-extent, rounded up, 0 where a Gaussian is not drawn.
     """
     reach = torch.sqrt(2 * torch.log((opacities / ALPHA_MIN).clamp(min=1)))
     extents = reach[None, :, None] * torch.sqrt(covariances.diagonal(dim1=-2, dim2=-1))

@@ -27,7 +27,7 @@ from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, Spl
 
 @runtime_checkable
 class RowSurgeon(Protocol):
-    """The optimiser as density control sees it: it keeps the moments of kept rows and zeroes those of new rows."""
+    """The optimiser as density control sees it: it keeps the moments of kept rows and zeroes them for new rows."""
 
     def replace_rows(self, new: Mapping[str, Tensor], kept: Tensor) -> None:
         """Set every parameter to `new` [M, ...]. Row i continues old row kept[i], or is new if kept[i] = -1."""

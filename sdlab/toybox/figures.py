@@ -303,9 +303,9 @@ def descriptors(prior: Prior, sampling: Sampling) -> dict[str, Any]:
     rows = {}
     for word in DESCRIPTORS:
         name, statistic, direction = MEASURES[word]
-        spoilt = draw(prior, [f"{caption}, {word}" for caption in captions], sampling, word)
-        spoilt_shots = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
-        pairs = {"samples": (plain, spoilt), "true": (true, judge.render(spoilt_shots).float() / 255)}
+        corrupted = draw(prior, [f"{caption}, {word}" for caption in captions], sampling, word)
+        corrupted_shots = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
+        pairs = {"samples": (plain, corrupted), "true": (true, judge.render(corrupted_shots).float() / 255)}
         moves = {k: moved(statistic(before), statistic(after)) for k, (before, after) in pairs.items()}
         rows[word] = {
             "statistic": name,

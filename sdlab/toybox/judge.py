@@ -263,7 +263,7 @@ def load(folder: Path | None = None) -> Classifier:
     """Load the judge from `folder`, or the shipped one if None: float32, frozen, in evaluation mode.
 
     Raises ValueError if the folder has no judge, if it cannot be read, or if its questions or answers (objects,
-    colours) differ from those of the current toybox.
+    colours) differ from the current toybox.
     """
     folder = folder or SHIPPED
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]

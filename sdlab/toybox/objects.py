@@ -26,7 +26,7 @@ def seconds_of(name: str) -> tuple[str, ...]:
 
 @cache
 def table(name: str, variant: int = 0, second: str = "") -> Table:
-    """Return the constant parts of an object, together with those of its second object if `second` is not empty.
+    """Return the constant parts of an object, and of its second object if `second` is not empty.
 
     Raises ValueError, listing the valid values, if the name, the variant or the second object is not available.
     """

@@ -2,7 +2,7 @@
 
 Image `index` of `seed` is always the same, regardless of the process or order that renders it: its generator is seeded
 with (seed, index). `describe` draws everything random about it into a `Shot`; `render_shots` turns shots into pixels.
-World, azimuth and elevation are those of `sdlab.types`: +x front, +z up, azimuth 0 in front.
+World, azimuth and elevation as in `sdlab.types`: +x front, +z up, azimuth 0 in front.
 
 Constants that a live run must match, because its cameras must lie within the data:
 - vertical field of view 40 degrees, distance 2.95: an object of radius 1 then fills the image up to a margin of 5 %;
