@@ -81,7 +81,7 @@ def build(args: argparse.Namespace) -> Any:
     settings = settings_for(args.preset, [], prior__path=args.prior)
     device = choose_device(args.device)
 
-    from sdlab.manager import Manager
+    from sdlab.live.manager import Manager
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
 

@@ -156,7 +156,7 @@ def _add_playground(commands: Any) -> None:
 
 
 def _playground(args: argparse.Namespace) -> int:
-    from sdlab.bench import playground
+    from sdlab.experiments import playground
 
     claim(args.out)
     playground.run(args.out, args.quick)
@@ -178,8 +178,8 @@ def _add_table31(commands: Any) -> None:
 
 
 def _table31(args: argparse.Namespace) -> int:
-    from sdlab.bench import table31 as table
-    from sdlab.bench.objects import Bench
+    from sdlab.experiments import text_to_2d as table
+    from sdlab.experiments.objects import Bench
 
     _refuse_taken(args, ("active", "prompt.text", "prompt.view_dependent", "scene.n", "seed", "steps"))
     size, steps = (table.QUICK, table.QUICK_STEPS) if args.quick else (table.Size(), table.STEPS)
@@ -378,7 +378,7 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from sdlab.record import changes_in
+    from sdlab.live.diary import changes_in
     from sdlab.settings import from_toml
 
     source: Path = args.dir
@@ -393,7 +393,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from sdlab import checkpoint
+    from sdlab.live import checkpoint
     from sdlab.settings import from_toml
 
     out: Path = args.dir
@@ -435,9 +435,9 @@ def _drive(
     then write the results, with `compare` those of points next to what SDS makes of them."""
     from tqdm import tqdm
 
-    from sdlab.messages import Failed, Patch, Rejected, Skipped, Status, Stepped, Stop
-    from sdlab.record import Recorder
-    from sdlab.session import Session
+    from sdlab.live.diary import Recorder
+    from sdlab.live.messages import Failed, Patch, Rejected, Skipped, Status, Stepped, Stop
+    from sdlab.live.session import Session
     from sdlab.settings import to_toml
 
     started = time.perf_counter()
@@ -510,7 +510,7 @@ def _drive(
     if interrupted():
         return 130
     if compare and s.scene.kind == "points":
-        from sdlab.bench.playground import beside_sds
+        from sdlab.experiments.playground import beside_sds
 
         beside_sds(s, session.prior, out)
     return 0
@@ -522,7 +522,7 @@ def _size_of(scene: Any) -> str:
 
 
 def _say_loading(event: Any) -> None:
-    from sdlab.messages import Status
+    from sdlab.live.messages import Status
 
     if isinstance(event, Status) and event.phase in ("loading", "compiling"):
         print(f"{event.text} ...", file=sys.stderr)
@@ -601,7 +601,7 @@ def choose_device(name: str) -> Any:
 
 
 def _sheet(args: argparse.Namespace) -> int:
-    from sdlab.export import contact_sheet
+    from sdlab.export.writers import contact_sheet
 
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out {args.out}: must end in .png")
@@ -614,7 +614,7 @@ def _sheet(args: argparse.Namespace) -> int:
 
 
 def _objects(args: argparse.Namespace) -> int:
-    from sdlab.bench import objects
+    from sdlab.experiments import objects
 
     bench = _distilling(args, taken=("prompt.text",))
     cases = objects.cases(bench.settings, objects.choose(args.only, "--only"), args.colour)
@@ -622,7 +622,7 @@ def _objects(args: argparse.Namespace) -> int:
 
 
 def _janus(args: argparse.Namespace) -> int:
-    from sdlab.bench import objects
+    from sdlab.experiments import objects
 
     bench = _distilling(args, taken=("prompt.text", "prompt.view_dependent"))
     cases = objects.janus_cases(bench.settings, objects.choose(args.objects, "--objects", front=True), args.seeds)
@@ -631,7 +631,7 @@ def _janus(args: argparse.Namespace) -> int:
 
 def _distilling(args: argparse.Namespace, taken: Sequence[str]) -> Any:
     """What both commands distil with; ValueError for bad options and for knobs that the command sets itself."""
-    from sdlab.bench.objects import Bench
+    from sdlab.experiments.objects import Bench
 
     _refuse_taken(args, taken)
     s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
@@ -695,7 +695,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _six(args: argparse.Namespace) -> int:
-    from sdlab.bench import six
+    from sdlab.experiments import six
 
     labels = [("--only", x) for x in _listed(args.only)] or [("--losses", x) for x in six.SIX]
     labels += [("--losses", x) for x in _listed(args.losses)]
@@ -705,7 +705,7 @@ def _six(args: argparse.Namespace) -> int:
 
 
 def _cutoffs(args: argparse.Namespace) -> int:
-    from sdlab.bench import six
+    from sdlab.experiments import six
 
     if args.flat:
         if args.preset:
@@ -719,8 +719,8 @@ def _cutoffs(args: argparse.Namespace) -> int:
 
 
 def _janus_losses(args: argparse.Namespace) -> int:
-    from sdlab.bench import janus_losses as janus
-    from sdlab.bench.objects import choose
+    from sdlab.experiments import janus_losses as janus
+    from sdlab.experiments.objects import choose
 
     labels = [("--variants", x) for x in _listed(args.variants) or janus.VARIANTS]
     bench, variants = _comparing(args, labels, taken=("active", "prompt.text", "prompt.view_dependent"))
@@ -740,8 +740,8 @@ def _comparing(
     args: argparse.Namespace, labels: Sequence[tuple[str, str]], taken: Sequence[str], text: str | None = None
 ) -> tuple[Any, list[Any]]:
     """What these commands compare with, and their variants; `labels` are these, each with the option that names it."""
-    from sdlab.bench.objects import Bench
-    from sdlab.bench.variants import PRESET, Variant, preset_of, spelled
+    from sdlab.experiments.objects import Bench
+    from sdlab.experiments.variants import PRESET, Variant, preset_of, spelled
 
     _refuse_taken(args, taken)
     named = {"steps": args.steps, "seed": args.seed, "prompt__text": text}

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdlab import score
+from sdlab.auxiliary import score
 from sdlab.losses import Distillation
 from sdlab.pictures import to_uint8
 from sdlab.plane import draw_plane
@@ -179,7 +179,7 @@ class Untrained:
     fitted = 0
 
     def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
-        """As `sdlab.score.Score.ask`."""
+        """As `sdlab.auxiliary.score.Score.ask`."""
         (answer,) = model.eps(x.z_t, x.t, score.ROLE)
         model.nfe += len(cameras) - 1
         return [answer] * len(cameras)

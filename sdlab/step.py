@@ -1,6 +1,6 @@
 """ONE optimisation step, and the only place where scene, prior, loss and optimiser meet.
 
-Twelve arrows, none backwards; the first (inbox -> settings) and the last (-> frame) are in `sdlab.session`:
+Twelve arrows, none backwards; the first (inbox -> settings) and the last (-> frame) are in `sdlab.live.session`:
 seed, step -> rng -> cameras -> rgb -> z -> t, noise, z_t -> eps -> residual -> d theta -> theta' -> density control.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import sample_background, sample_cameras
-from sdlab.memory import memory_explained
+from sdlab.errors import memory_explained
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng

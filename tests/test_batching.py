@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from sdlab.batching import Together
-from sdlab.manager import Manager
-from sdlab.messages import Failed, Resume
+from sdlab.live.manager import Manager
+from sdlab.live.messages import Failed, Resume
+from sdlab.priors.batching import Together
 from sdlab.priors.mixture import MixturePrior
 from sdlab.types import Prior, cat_conds
 

@@ -8,9 +8,9 @@ import json
 import pytest
 from tiny_models import pixel_model
 
-from sdlab import session
 from sdlab.bench import lanes
 from sdlab.bench import losses as bench
+from sdlab.live import session
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.settings import Settings, losses, preset
 

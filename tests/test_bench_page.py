@@ -12,7 +12,7 @@ import torch
 from sdlab import cli
 from sdlab.bench import page as bench
 from sdlab.bench import visitor
-from sdlab.messages import Failed, Stepped
+from sdlab.live.messages import Failed, Stepped
 
 TINY = ["--preset", "mixture", "--set", "scene.n_init=60", "--set", "scene.max_gaussians=60", "--set", "camera.views=1"]
 

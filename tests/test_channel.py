@@ -7,7 +7,7 @@ import threading
 import time
 
 from sdlab.channel import EventLog, Latest, Turnstile
-from sdlab.messages import Stepped
+from sdlab.live.messages import Stepped
 
 
 def test_latest_keeps_only_the_newest_and_wakes_waiters():

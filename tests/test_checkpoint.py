@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sdlab import checkpoint
+from sdlab.live import checkpoint
 
 
 @pytest.fixture

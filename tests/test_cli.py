@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdlab import checkpoint, cli
-from sdlab.export import SH_C0
+from sdlab import cli
+from sdlab.export.writers import SH_C0
+from sdlab.live import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "scene.n_init=60", "--set", "scene.max_gaussians=80", "--size", "48"]

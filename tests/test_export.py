@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sdlab.export import write_ply
+from sdlab.export.writers import write_ply
 from sdlab.types import RawSplats
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from sdlab.cli import main
-from sdlab.messages import Patch, Rejected, Stop
+from sdlab.live.messages import Patch, Rejected, Stop
+from sdlab.live.session import Session
 from sdlab.pictures import grid
 from sdlab.plane import SIZE, draw_plane, pixels_of, shares
 from sdlab.priors.mixture import PLACES, MixturePrior
@@ -21,7 +22,6 @@ from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, require_camera_scene
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
-from sdlab.session import Session
 from sdlab.settings import Settings, from_toml, losses, preset, scenes, to_toml
 
 CPU = torch.device("cpu")
@@ -351,7 +351,7 @@ def test_a_session_can_be_stopped_while_points_move():
 
 @pytest.mark.skipif("SDLAB_SLOW" not in os.environ, reason="takes more than a minute: set SDLAB_SLOW=1")
 def test_the_toy_experiment(tmp_path, monkeypatch, capsys):
-    from sdlab.bench import playground
+    from sdlab.experiments import playground
     from sdlab.priors import plane_network
 
     monkeypatch.setattr(plane_network, "EPOCHS", 1)

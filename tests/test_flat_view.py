@@ -15,11 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from sdlab.flat import LATELY, flat_frame
-from sdlab.manager import Manager, Seat
-from sdlab.messages import Advance, Pause, Rejected, Reset, Resume
+from sdlab.live.frames import LATELY, flat_frame
+from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Advance, Pause, Rejected, Reset, Resume
+from sdlab.live.session import Session
 from sdlab.scenes.image import Images
-from sdlab.session import Session
 from sdlab.settings import Settings, preset
 from sdlab.toybox import figures
 from sdlab.ui.flat_view import (

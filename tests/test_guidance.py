@@ -5,11 +5,11 @@ import torch
 
 from sdlab.cameras import look_at
 from sdlab.guidance import cfg, guide, perp_neg, perp_neg_weights, rescaled
+from sdlab.live.session import Session, batches_of
 from sdlab.losses.sds import SDS
 from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import PromptBank, PromptSettings, wording
 from sdlab.rng import StepRng
-from sdlab.session import Session, batches_of
 from sdlab.settings import preset
 from sdlab.types import PERP_ROLES, BoundPrior
 

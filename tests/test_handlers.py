@@ -11,10 +11,10 @@ import gradio as gr
 import pytest
 
 import app
-from sdlab.manager import Manager, Seat
-from sdlab.messages import Advance, Reset
+from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Advance, Reset
 from sdlab.settings import Settings, default_settings, preset, to_toml
-from sdlab.ui.bench import MOST_LANES, Bench
+from sdlab.ui.desk import MOST_LANES, Bench
 from sdlab.ui.page import Answer, Page
 from sdlab.viewport.splat_view import SplatView, Viewports
 

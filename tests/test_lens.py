@@ -8,15 +8,15 @@ import tiny_models as tiny
 import torch
 
 from sdlab import lens
+from sdlab.live.messages import Goto, Patch, Reset
+from sdlab.live.session import Session
 from sdlab.losses.jsd import JSD
-from sdlab.messages import Goto, Patch, Reset
 from sdlab.optim import SceneOptimiser
 from sdlab.pictures import to_uint8
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
 from sdlab.scenes.image import Images
 from sdlab.schedule import sample_t
-from sdlab.session import Session
 from sdlab.settings import losses, preset
 from sdlab.step import State
 from sdlab.types import Guidance

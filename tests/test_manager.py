@@ -10,10 +10,10 @@ import psutil
 import pytest
 import torch
 
-from sdlab import manager as manager_module
-from sdlab.manager import Manager, PriorPool
-from sdlab.memory import give_back
-from sdlab.messages import Applied, Branched, Export, Failed, Pause, Rejected, Resume, Stop
+from sdlab.errors import give_back
+from sdlab.live import manager as manager_module
+from sdlab.live.manager import Manager, PriorPool
+from sdlab.live.messages import Applied, Branched, Export, Failed, Pause, Rejected, Resume, Stop
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.mixture import MixturePrior
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdlab.messages import Advance, Applied, Branched, Failed, Patch, Rejected, Reset, Resume, Stop
-from sdlab.moments import bytes_of, held
-from sdlab.session import Fork, Session
+from sdlab.live.messages import Advance, Applied, Branched, Failed, Patch, Rejected, Reset, Resume, Stop
+from sdlab.live.moments import bytes_of, held
+from sdlab.live.session import Fork, Session
 from sdlab.settings import Settings, preset
 
 ASSETS = Path(__file__).parents[1] / "assets" / "toybox"

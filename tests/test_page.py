@@ -20,10 +20,10 @@ import torch
 import trimesh
 from PIL import Image
 
-from sdlab.export import render_turntable
-from sdlab.manager import Manager, Seat
-from sdlab.messages import Applied, Event, Failed, Patch, Rejected, Skipped, Status, Stepped
-from sdlab.session import Session
+from sdlab.export.writers import render_turntable
+from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Applied, Event, Failed, Patch, Rejected, Skipped, Status, Stepped
+from sdlab.live.session import Session
 from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names, to_toml
 from sdlab.toybox import judge
 from sdlab.ui.server import build

@@ -4,7 +4,7 @@ import pytest
 from tiny_models import latent_model
 
 from sdlab import settings
-from sdlab.session import Session
+from sdlab.live.session import Session
 
 # Source: the paper of that name, or its released code where the paper gives no value.
 CONSTANTS = {

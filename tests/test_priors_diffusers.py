@@ -18,7 +18,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from sdlab.memory import memory_explained
+from sdlab.errors import memory_explained
 from sdlab.priors import diffusers as module
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 from sdlab.priors.files import ASSETS, files_to_download

@@ -13,11 +13,11 @@ import pytest
 import tiny_models as tiny
 import torch
 
+from sdlab.auxiliary.score import Score
 from sdlab.priors import engines
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 from sdlab.priors.engines import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine, usable_cores
 from sdlab.rng import StepRng
-from sdlab.score import Score
 from sdlab.types import cat_conds
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ import tiny_models as tiny
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from sdlab.auxiliary.score import Score
+from sdlab.live.session import Session
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 from sdlab.rng import StepRng
-from sdlab.score import Score
-from sdlab.session import Session
 from sdlab.settings import Settings, default_settings, losses
 from sdlab.types import Cond, cat_conds
 

@@ -18,18 +18,17 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sdlab import results
 from sdlab.cameras import CameraSettings
-from sdlab.clouds import SH_C0, read_cloud
-from sdlab.export import Material, material_of, slug, write_ply, write_splat, write_turntable
-from sdlab.mesh import write_glb
-from sdlab.results import FORMATS, Cancelled, Result, Shelf, Shelves, kinds_for
-from sdlab.session import Session
+from sdlab.export.mesh import write_glb
+from sdlab.export.writers import Material, material_of, slug, write_ply, write_splat, write_turntable
+from sdlab.live.session import Session
 from sdlab.settings import from_toml, preset
+from sdlab.starts.clouds import SH_C0, read_cloud
 from sdlab.types import RawSplats, SplatSnapshot
+from sdlab.ui import recording, results
+from sdlab.ui.recording import thinned, write_recording
+from sdlab.ui.results import FORMATS, Cancelled, Result, Shelf, Shelves, kinds_for
 from sdlab.ui.results_route import routes
-from sdlab.viewport import recording
-from sdlab.viewport.recording import thinned, write_recording
 
 # viser's own: the instances of a splat cloud carry indices where three.js looks for positions
 KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN."

@@ -9,12 +9,12 @@ from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.guidance import cfg
 from sdlab.inversion import decode, flow_roles, invert
 from sdlab.knobs import knobs_of
+from sdlab.live.session import Session
 from sdlab.losses.sbp import SBP
 from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import DESCRIPTORS, QUALITY, PromptBank, PromptSettings, wording
 from sdlab.rng import StepRng
 from sdlab.scenes.points import PointScene
-from sdlab.session import Session
 from sdlab.settings import preset
 from sdlab.types import BoundPrior, Noised
 

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from tiny_models import pixel_model
 
+from sdlab.auxiliary.score import CAMERA, Score, camera_vectors
 from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.losses.asd import ASD
 from sdlab.losses.esd import ESD
@@ -19,7 +20,6 @@ from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.priors.trainable import Trainable
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
-from sdlab.score import CAMERA, Score, camera_vectors
 from sdlab.types import BoundPrior, Guidance, Noised, cat_conds
 
 ALIKE = PromptSettings(view_dependent=False)  # the prior and psi are told the same text

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from sdlab.messages import (
+from sdlab.live.messages import (
     Advance,
     Applied,
     Compare,
@@ -25,8 +25,8 @@ from sdlab.messages import (
     Stepped,
     Stop,
 )
+from sdlab.live.session import Session, with_begun
 from sdlab.priors.mixture import MixtureScores
-from sdlab.session import Session, with_begun
 
 
 def finished(settings, until, before=None):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sdlab.cameras import CameraSettings, turntable
-from sdlab.mcmc import drawn, felt, shared_out
+from sdlab.density import drawn, felt, shared_out
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.priors.mixture import MixturePrior
 from sdlab.raster.torch_project import rotation_matrices

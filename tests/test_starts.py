@@ -17,16 +17,16 @@ import torch
 import trimesh
 from PIL import Image
 
-from sdlab import clouds
 from sdlab.cameras import look_at
-from sdlab.clouds import Cloud
-from sdlab.export import write_ply
+from sdlab.export.writers import write_ply
+from sdlab.live.session import Session
 from sdlab.priors.mixture import MixturePrior
 from sdlab.rng import StepRng
 from sdlab.scenes.splats import Splats, SplatScene
-from sdlab.session import Session
 from sdlab.settings import Settings, preset
-from sdlab.shap_e import shap_e_points
+from sdlab.starts import clouds
+from sdlab.starts.clouds import Cloud
+from sdlab.starts.shap_e import shap_e_points
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.pictures import COLOURS
 from sdlab.toybox.surface import object_points
@@ -369,7 +369,7 @@ def test_shap_e_makes_a_cloud_that_its_seed_determines(shap_e_folder: Path) -> N
 
 
 def test_shap_e_says_how_far_it_is_and_keeps_what_it_has_made(shap_e_folder: Path, monkeypatch: Any) -> None:
-    from sdlab import shap_e
+    from sdlab.starts import shap_e
 
     monkeypatch.setattr(shap_e, "_kept", {})
     monkeypatch.setattr(shap_e, "PROGRESS_EVERY", 0.0)
@@ -504,7 +504,7 @@ def test_run_goes_on_without_the_file_that_it_started_from(tmp_path: Path) -> No
 
 
 def test_reset_that_fails_leaves_the_run_as_it_began(tmp_path: Path) -> None:
-    from sdlab.messages import Patch, Rejected, Reset
+    from sdlab.live.messages import Patch, Rejected, Reset
 
     file = saved(tmp_path / "m.ply", two_boxes(), "ply")
     session = Session(mixture(n_init=50))
@@ -520,7 +520,7 @@ def test_reset_that_fails_leaves_the_run_as_it_began(tmp_path: Path) -> None:
 
 
 def test_bad_start_leaves_the_run_as_it_was(tmp_path: Path) -> None:
-    from sdlab.messages import Patch, Rejected, Stop
+    from sdlab.live.messages import Patch, Rejected, Stop
 
     session = Session(mixture(n_init=50))
     session.prepare()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sdlab.messages import Failed, Stop
+from sdlab.live.messages import Failed, Stop
+from sdlab.live.session import Session
 from sdlab.optim import OptimSettings
-from sdlab.session import Session
 from sdlab.settings import preset
 from sdlab.step import tamed
 

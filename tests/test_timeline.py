@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from sdlab.messages import Goto, Load, Patch, Pause, Rejected, Reset, Went
-from sdlab.moments import Moment, bytes_of
-from sdlab.session import Session
+from sdlab.live.messages import Goto, Load, Patch, Pause, Rejected, Reset, Went
+from sdlab.live.moments import Moment, bytes_of
+from sdlab.live.session import Session
+from sdlab.live.timeline import FILM_EVERY, MOMENT_EVERY, MOST_ENTRIES, MOST_MOMENTS, MOST_SHOTS, Timeline, bytes_held
 from sdlab.settings import Settings, preset
-from sdlab.timeline import FILM_EVERY, MOMENT_EVERY, MOST_ENTRIES, MOST_MOMENTS, MOST_SHOTS, Timeline, bytes_held
 
 SETTINGS = Settings()
 VDM = (("active", "vdm"), ("losses.vdm.warm_up", 3), ("losses.vdm.operator", "linear"))

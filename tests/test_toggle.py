@@ -13,13 +13,13 @@ from tiny_models import pixel_model
 
 from sdlab import cli
 from sdlab.cameras import turntable
+from sdlab.live.diary import Recorder, changes_in
+from sdlab.live.messages import Advance, Applied, Event, Failed, Patch, Pause, Rejected, Reset, Resume, Stepped, Stop
+from sdlab.live.session import Session
 from sdlab.losses.dds import DDS
 from sdlab.losses.vsd import VSD
-from sdlab.messages import Advance, Applied, Event, Failed, Patch, Pause, Rejected, Reset, Resume, Stepped, Stop
 from sdlab.priors.mixture import MixtureScores
 from sdlab.priors.trainable import Trainable
-from sdlab.record import Recorder, changes_in
-from sdlab.session import Session
 from sdlab.settings import Settings, preset
 from sdlab.step import DENSIFY_PAUSE
 

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from sdlab.knobs import knob, knobs_of
+from sdlab.live.manager import Seat
+from sdlab.live.messages import Advance, Applied, Event, Failed, Patch, Rejected, Resume, Skipped, Status, Stepped, Went
+from sdlab.live.session import Session
 from sdlab.losses import Distillation
-from sdlab.manager import Seat
-from sdlab.messages import Advance, Applied, Event, Failed, Patch, Rejected, Resume, Skipped, Status, Stepped, Went
-from sdlab.session import Session
 from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
 from sdlab.toybox import judge
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui import critic
-from sdlab.ui.bench import MOST_LANES, Bench
+from sdlab.ui.desk import MOST_LANES, Bench
 from sdlab.ui.form import control, form_html, form_state, label_of, symbol_of
+from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Visit
 from sdlab.ui.page import _pressable
 from sdlab.ui.panels import (
     PREDICTIONS,
@@ -42,7 +43,6 @@ from sdlab.ui.panels import (
     status,
     symbols_of,
 )
-from sdlab.ui.visit import REFUSED_FOR, WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import SplatView
 
 # ---- form ------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sdlab import clouds, pictures
+from sdlab import pictures
+from sdlab.starts import clouds
 from sdlab.ui import uploads
 from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, most_bytes, routes
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from sdlab.auxiliary.ulite import Axial, ULite, levels_for
 from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.losses.sds import SDS
 from sdlab.losses.vdm import OPERATORS, VDM, dca
@@ -13,7 +14,6 @@ from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.schedule import ScheduleSettings, sample_t
 from sdlab.types import BoundPrior, Noised
-from sdlab.ulite import Axial, ULite, levels_for
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from sdlab.channel import Latest
-from sdlab.manager import Manager, Seat
-from sdlab.session import Session
+from sdlab.live.manager import Manager, Seat
+from sdlab.live.session import Session
 from sdlab.settings import default_settings, preset
 from sdlab.types import Frame, SplatSnapshot
 from sdlab.viewport.proxy import client_html, routes, same_origin

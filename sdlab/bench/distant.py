@@ -23,7 +23,7 @@ from websockets import Subprotocol
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-ASK_EVERY = 0.5  # seconds, as assets/page.js does
+ASK_EVERY = 0.5  # seconds, as sdlab/ui/static/page.js does
 
 
 class Visitor:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from sdlab.messages import Event, Failed, Stepped, Stop
-from sdlab.session import LoadPrior, Session, load_prior
+from sdlab.live.messages import Event, Failed, Stepped, Stop
+from sdlab.live.session import LoadPrior, Session, load_prior
 from sdlab.settings import Settings
 from sdlab.step import STAGES
 

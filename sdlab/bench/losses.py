@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdlab import machine
+from sdlab.auxiliary.score import EXACT
 from sdlab.bench.lanes import Lane, has_engines, median, ratio
-from sdlab.manager import PriorPool
+from sdlab.live.manager import PriorPool
 from sdlab.prompts import PromptBank
-from sdlab.score import EXACT
 from sdlab.settings import Settings, preset
 from sdlab.step import STAGES, step
 

@@ -42,10 +42,10 @@ from sdlab.bench.visitor import (
     rss_mb,
     until,
 )
-from sdlab.messages import Resume
+from sdlab.live.messages import Resume
+from sdlab.live.timeline import bytes_held
 from sdlab.priors import silent
 from sdlab.settings import Settings
-from sdlab.timeline import bytes_held
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

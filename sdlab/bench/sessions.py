@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from sdlab import machine
-from sdlab.batching import Together
 from sdlab.bench.lanes import wait_for
-from sdlab.manager import Manager, Seat
-from sdlab.messages import Event, Failed, Resume, Stepped
+from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Event, Failed, Resume, Stepped
+from sdlab.priors.batching import Together
 from sdlab.settings import Settings, preset
 
 COUNTS = (1, 2, 4, 8)

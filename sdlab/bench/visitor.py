@@ -28,9 +28,9 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.bench import distant
-from sdlab.manager import Manager, Seat
-from sdlab.messages import Event, Failed, Stepped
-from sdlab.session import Session
+from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Event, Failed, Stepped
+from sdlab.live.session import Session
 from sdlab.settings import Settings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab import score
+from sdlab.auxiliary import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation

@@ -6,7 +6,7 @@ Algorithm 1:
 
     residual = eps_u + s (eps_c - eps_u) - lambda eps_psi(z_t; none) - (1 - lambda) eps_psi(z_t; c)
 
-lambda = 0 is VSD, lambda = 1 knows no camera at all. psi is that of VSD (`sdlab.score`). The released code is
+lambda = 0 is VSD, lambda = 1 knows no camera at all. psi is that of VSD (`sdlab.auxiliary.score`). The released code is
 threestudio's VSD with a guidance of 1 - lambda = 0.5 between psi's two answers.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab import score
+from sdlab.auxiliary import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation

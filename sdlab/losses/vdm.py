@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sdlab.fitted import FittedNet, initialised
+from sdlab.auxiliary.fitted import FittedNet, initialised
+from sdlab.auxiliary.ulite import ULite
 from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
 from sdlab.rng import StepRng
 from sdlab.types import BoundPrior, Guidance, Noised, Prior
-from sdlab.ulite import ULite
 
 HIDDEN = 64
 OPERATORS = ("u-lite", "linear", "u-lite with noise")

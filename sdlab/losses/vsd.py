@@ -1,7 +1,7 @@
 """Variational score distillation (Wang et al., "ProlificDreamer", 2023).
 
 SDS sets the noise itself against the prior's prediction; VSD sets the score of the pictures that this scene shows from
-the camera c, which a fine-tuned prior psi learns as the run goes on (`sdlab.score`), eq. 9:
+the camera c, which a fine-tuned prior psi learns as the run goes on (`sdlab.auxiliary.score`), eq. 9:
 
     residual = eps_u + s (eps_c - eps_u) - eps_psi(z_t; c)
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sdlab import score
+from sdlab.auxiliary import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
 from sdlab.losses import Distillation

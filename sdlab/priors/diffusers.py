@@ -34,8 +34,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sdlab.errors import is_out_of_memory, memory_explained
 from sdlab.knobs import knob
-from sdlab.memory import is_out_of_memory, memory_explained
 from sdlab.priors import PriorConfig, Progress, first_line, silent
 from sdlab.priors.engines import (
     ENGINES,
@@ -243,7 +243,7 @@ class DiffusersModel:
 
     def trainable(self, how: str, rank: int) -> Trainable:
         """A network that starts as this one and can learn, on this device; `how` is one of
-        `sdlab.score.NETWORKS`, `rank` that of its LoRA. Draws from torch's own generator."""
+        `sdlab.auxiliary.score.NETWORKS`, `rank` that of its LoRA. Draws from torch's own generator."""
         with memory_explained(f"a network that learns ({how})", self.device):
             net = TrainableUNet(self.unet, how, rank, _AUTOCAST.get(self._precision))
         if isinstance(self._engine, OpenVinoEngine):

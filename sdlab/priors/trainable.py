@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sdlab.auxiliary.score import CAMERA
 from sdlab.priors import first_line
 from sdlab.priors.engines import EngineFailure, usable_cpus
 from sdlab.priors.prediction import as_eps, native_target
-from sdlab.score import CAMERA
 from sdlab.types import N_TIMESTEPS, Cond
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -8,7 +8,7 @@ Density control, `density`:
              fraction*, chosen by screen-space gradient: suitable thresholds differ by 10^2 between losses, and a loss
              toggled mid-run would otherwise make the cloud explode or starve
   threshold  3DGS as published: every Gaussian whose screen-space gradient exceeds a threshold grows, largest first
-  mcmc       3DGS-MCMC (`sdlab.mcmc`): transparent Gaussians move onto opaque ones, the cloud grows by a fraction per
+  mcmc       3DGS-MCMC (`sdlab.density`): transparent Gaussians move onto opaque ones, the cloud grows by a fraction per
              round, and noise is added to the positions after every step
 All respect `max_gaussians`.
 """
@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdlab.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
+from sdlab.density import drawn, felt, shared_out
 from sdlab.knobs import knob
-from sdlab.mcmc import drawn, felt, shared_out
 from sdlab.priors import Progress, silent
 from sdlab.raster import rasteriser_for, warm_up, world_covariances
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
 from sdlab.scenes import RowSurgeon, SceneConfig
-from sdlab.shap_e import REPOSITORY, STEPS, shap_e_points
+from sdlab.starts.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
+from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"

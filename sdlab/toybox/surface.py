@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sdlab.clouds import Cloud
+from sdlab.starts.clouds import Cloud
 from sdlab.toybox.objects import OBJECTS, seconds_of, table
 from sdlab.toybox.pictures import COLOURS
 from sdlab.toybox.raytrace import BALL, CONE, CUBE, CYLINDER

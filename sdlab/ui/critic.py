@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import torch
 
-from sdlab.session import Session
+from sdlab.live.session import Session
 from sdlab.toybox import judge
 from sdlab.toybox.asked import asked_for
 

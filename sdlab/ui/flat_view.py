@@ -28,20 +28,20 @@ import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from sdlab.bench.playground import HELD
-from sdlab.manager import Manager
-from sdlab.messages import Patch, Reset, Resume
+from sdlab.experiments.playground import HELD
+from sdlab.live.manager import Manager
+from sdlab.live.messages import Patch, Reset, Resume
+from sdlab.live.session import Session
 from sdlab.pictures import grid
 from sdlab.plane import REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
-from sdlab.session import Session
 from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame
 from sdlab.viewport.proxy import capped_body, same_origin
 
-ASSETS = Path(__file__).parents[2] / "assets"
+STATIC = Path(__file__).parent / "static"
 FILES = {"flat.js": "text/javascript", "flat.css": "text/css"}
 START = {"points": ("scene.start_x", "scene.start_y"), "gaussian": ("scene.mean_x", "scene.mean_y")}
 FAR = 1e6  # numbers beyond it are no places; nearer ones are brought into the knob's range
@@ -266,7 +266,7 @@ def sheet_of(pictures: np.ndarray) -> bytes:
 @functools.lru_cache(maxsize=64)
 def true_saturation(prompt: str) -> float | None:
     """How saturated the toybox's true pictures of a prompt are, None when it names no object or no colour."""
-    from sdlab.bench.six import asked_for
+    from sdlab.experiments.six import asked_for
     from sdlab.toybox import figures, judge
 
     try:
@@ -296,7 +296,7 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
     def asset(file: str) -> Response:
         if file not in FILES:
             return Response("there is no such file", 404)
-        return Response((ASSETS / file).read_bytes(), media_type=FILES[file], headers={"Cache-Control": "no-cache"})
+        return Response((STATIC / file).read_bytes(), media_type=FILES[file], headers={"Cache-Control": "no-cache"})
 
     @router.get("/flat/{token}/")
     def page(token: str, request: Request) -> Response:
@@ -304,7 +304,7 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
         if isinstance(session, Response):
             return session
         headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
-        return Response((ASSETS / "flat.html").read_bytes(), media_type="text/html", headers=headers)
+        return Response((STATIC / "flat.html").read_bytes(), media_type="text/html", headers=headers)
 
     @router.get("/flat/{token}/now")
     async def now(token: str, request: Request, since: str = "", run: int = 0, row: int = -1) -> Response:

@@ -1,7 +1,7 @@
 """Settings to a form: one function turns any knob into a control, whatever loss, scene or prior it belongs to.
 
 The form is one `gr.HTML` component (a page of a hundred Gradio inputs would be slow to load and to update); its
-behaviour is in assets/page.js. A control shows the knob's value, a slider where the range is closed, and the help. It
+behaviour is in static/page.js. A control shows the knob's value, a slider where the range is closed, and the help. It
 speaks when the person is done (sliders while they are dragged), never per key.
 """
 

@@ -1,10 +1,10 @@
 """The page: its layout, and handlers that only send commands or read what is there.
 
-Every visitor has a bench (`sdlab.ui.bench`) with a seat for each lane; the browser holds nothing but the bench's token.
+Every visitor has a bench (`sdlab.ui.desk`) with a seat for each lane; the browser holds nothing but the bench's token.
 A handler takes milliseconds; what a session answers is picked up by the page, which asks twice a second.
 
 The parts that Gradio has no component for (the stage, the timeline, the lens's slider, the form, results) are `gr.HTML`
-with a script of ours (assets/page.js). They say what a person did as {"do": verb, ...} in an `input` event.
+with a script of ours (sdlab/ui/static/page.js). They say what a person did as {"do": verb, ...} in an `input` event.
 
 What changes while a run goes on are the panels (`Bench.news`), which the page asks for by a route of ours and fills in
 itself: Gradio takes 40 ms on the server and as many in the browser for an event with a dozen outputs. Its own
@@ -27,19 +27,19 @@ import torch
 from gradio.themes.utils import fonts
 
 from sdlab import settings as catalogue
-from sdlab.export import Material
-from sdlab.manager import Manager, Seat
-from sdlab.messages import Advance, Compare, Goto, Pause, Phase, Reset, Resume
-from sdlab.results import Shelves
+from sdlab.export.writers import Material
+from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Advance, Compare, Goto, Pause, Phase, Reset, Resume
 from sdlab.settings import Settings
-from sdlab.ui.bench import MOST_LANES, TABS, Bench
+from sdlab.ui.desk import MOST_LANES, TABS, Bench
 from sdlab.ui.form import form_html, form_state
+from sdlab.ui.lane import WAITS_FOR_READY, Visit
 from sdlab.ui.panels import no_charts, no_comparison, no_lens, no_preview, no_session
+from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import UPLOADS, Bringing
-from sdlab.ui.visit import WAITS_FOR_READY, Visit
 from sdlab.viewport.splat_view import Viewports
 
-ASSETS = Path(__file__).parents[2] / "assets"
+STATIC = Path(__file__).parent / "static"
 TITLE = "Score Distillation Lab"
 ARRIVING = 60.0  # seconds that a page just given a seat has for its first tick
 MOST_SETTINGS = 20_000  # characters of a settings file

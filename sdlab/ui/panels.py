@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sdlab.lens import Comparison, LensPictures
-from sdlab.messages import Phase
+from sdlab.live.messages import Phase
 
 CHART_POINTS = 200
 MAX_PREVIEW = 16

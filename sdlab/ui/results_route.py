@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from sdlab.results import FORMATS, Shelves
+from sdlab.ui.results import FORMATS, Shelves
 from sdlab.viewport.proxy import same_origin
 
 

@@ -21,10 +21,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdlab.manager import Manager
+from sdlab.live.manager import Manager
 from sdlab.settings import Settings
 from sdlab.ui import flat_view, news_route, results_route, uploads
-from sdlab.ui.page import ASSETS, Page, theme
+from sdlab.ui.page import STATIC, Page, theme
 from sdlab.viewport.proxy import routes
 from sdlab.viewport.splat_view import Viewports
 
@@ -85,8 +85,8 @@ def build(
         page.build(),
         path="/",
         theme=theme(),
-        css=(ASSETS / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(ASSETS / 'page.js').read_text(encoding='utf-8')}</script>",
+        css=(STATIC / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(STATIC / 'page.js').read_text(encoding='utf-8')}</script>",
         footer_links=[],
         ssr_mode=False,  # its front server forwards no WebSockets
         mcp_server=False,

@@ -19,7 +19,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from sdlab import clouds, pictures
+from sdlab import pictures
+from sdlab.starts import clouds
 from sdlab.viewport.proxy import capped_body, same_origin
 
 MOST_KEPT = 8  # files of a bench

@@ -22,7 +22,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from sdlab.viewport.splat_view import Viewports
 
-ASSETS = Path(__file__).parents[2] / "assets"
+STATIC = Path(__file__).parent / "static"
 UNKNOWN_VIEW = 4404
 FOREIGN_ORIGIN = 4403
 
@@ -44,7 +44,7 @@ NOTICE = """<style>
 def client_html() -> str:
     """The client of viser with what an embedded view needs."""
     html = (Path(inspect.getfile(viser)).parent / "client" / "build" / "index.html").read_text(encoding="utf-8")
-    draw = f"<script>{(ASSETS / 'view.js').read_text(encoding='utf-8')}</script>"
+    draw = f"<script>{(STATIC / 'view.js').read_text(encoding='utf-8')}</script>"
     return html.replace("<head>", f"<head>{RECONNECT}{draw}{STYLE}{NOTICE}", 1)
 
 

@@ -18,7 +18,7 @@ import rich
 import viser
 
 from sdlab.channel import Latest
-from sdlab.manager import Seat
+from sdlab.live.manager import Seat
 from sdlab.pictures import grid
 from sdlab.types import Frame, SplatSnapshot
 

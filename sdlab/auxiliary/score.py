@@ -1,0 +1,235 @@
+"""The score of the rendered pictures, learnt beside the scene: what VSD, ESD and their kin set against the prior's.
+
+psi starts as the prior and is trained on what is rendered (Wang et al. 2023, ProlificDreamer, eq. 9), with the camera
+c or, in a share p_null of the pictures, without it (ESD, Algorithm 1):
+
+    min_psi E || eps_psi(alpha z0 + sigma noise, t, y, c or none) - noise ||^2
+
+with a timestep from 0 .. 999 and noise of its own, as in the released code, and in the units of the network's native
+prediction. y is the prompt without a view word: where the picture was taken from is what c says.
+
+The camera is the 4 x 4 matrix from camera to world, its translation in units of the scene's radius, which is 1 in our
+world; "none" is sixteen zeros.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdlab.auxiliary.fitted import FittedNet, initialised
+from sdlab.knobs import knob
+from sdlab.rng import StepRng
+from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Cond, Guidance, Noised, Prior, cat_conds, some_of
+
+EXACT = "exact"
+NETWORKS = ("lora", "copy", EXACT)
+CAMERA = 16  # numbers of a camera
+ROLE = "plain"
+AUX_NAME = "score"  # losses that train psi in the same way go on with each other's
+
+
+class Score(FittedNet):
+    """eps_psi with its AdamW (betas as in the released code)."""
+
+    def __init__(self, prior: Prior, how: str, rank: int, lr: float, rng: StepRng) -> None:
+        self._psi: Any = initialised(lambda: prior.trainable(how, rank), rng, "score")
+        super().__init__(self._psi, lr, betas=(0.9, 0.99), weight_decay=0.01)
+
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """eps_psi of x.z_t with the camera (True) or without, one [B, C, H, W] for each of `cameras`, without
+        gradient."""
+        model.nfe += len(cameras)
+        seen = _cameras_of(x.z0, model)
+        batches = [_Batch(x.z_t, x.t, seen if with_camera else torch.zeros_like(seen)) for with_camera in cameras]
+        with torch.no_grad():
+            return [self._psi.eps(out, x.z_t, x.t) for out in self._predict(batches, model)]
+
+    def learn(
+        self,
+        x: Noised,
+        model: BoundPrior,
+        lr: float,
+        p_null: float,
+        lessons: int,
+        every: int = 1,
+        gamma: float = 0.0,
+    ) -> None:
+        """`lessons` steps of the optimiser on the rendered pictures x.z0; a coin for each picture hides its camera.
+        With `every` above 1 only every so many-th step of the scene is one in which psi learns, and then from as many
+        noises to each picture: a large batch costs far less than as many small ones. `gamma` adds that much of the
+        distance to the prior's own prediction (ASD)."""
+        if model.rng.step > 0 and model.rng.step % every:  # steps below 0 are those of its warm-up
+            return
+        seen = _cameras_of(x.z0, model)
+        for k in range(lessons):
+            draws = [self._draw(x, model, seen, k * every + j, p_null, gamma) for j in range(every)]
+            self._lesson(x.z0, draws, cat_conds([model.conds[ROLE]] * every), lr, gamma)
+            model.nfe += every
+
+    def _lesson(
+        self, z0: Tensor, draws: Sequence[tuple[_Batch, Tensor, Tensor | None]], cond: Cond, lr: float, gamma: float
+    ) -> None:
+        """One step of the optimiser on what was drawn of the pictures z0."""
+        batches, noises, rivals = zip(*draws, strict=True)
+        z_t, t, camera = _joined(batches)
+        z0, noise = z0.repeat(len(draws), 1, 1, 1), torch.cat(noises)
+        rival = None if gamma == 0.0 else torch.cat(rivals)
+
+        def error(rows: slice) -> Tensor:
+            """What some of the pictures add to the loss."""
+            out = self._psi.predict(z_t[rows], t[rows], some_of(cond, rows), camera[rows])
+            other = None if rival is None else rival[rows]
+            errors = self._psi.errors(out, z0[rows], noise[rows], t[rows], other, gamma)
+            # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
+            return errors.sum() / len(z0) * z0[0].numel()
+
+        half = len(z0) // 2
+        if half and self._psi.learns_in_two():
+            self.descend_in_two(lambda: error(slice(0, half)), lambda: error(slice(half, None)), lr)
+        else:
+            with torch.enable_grad():
+                self.descend(error(slice(None)), lr)
+
+    @staticmethod
+    def _draw(
+        x: Noised, model: BoundPrior, seen: Tensor, i: int, p_null: float, gamma: float
+    ) -> tuple[_Batch, Tensor, Tensor | None]:
+        """What psi is shown of x.z0, whose cameras are `seen`, the noise in it, and what the prior says of it if
+        `gamma` asks for that."""
+        t = torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {i}")).to(x.z0.device)
+        noise = model.rng.randn(f"score noise {i}", x.z0)
+        kept = torch.rand(x.z0.shape[:1], generator=model.rng(f"score camera {i}")) >= p_null
+        alpha, sigma = model.marginal(t)
+        z_t = alpha * x.z0 + sigma * noise
+        batch = _Batch(z_t, t, seen * kept.to(x.z0)[:, None])
+        return batch, noise, model.eps(z_t, t, "pos")[0] if gamma != 0.0 else None
+
+    def _predict(self, batches: Sequence[_Batch], model: BoundPrior) -> list[Tensor]:
+        """psi's native answers to each of `batches`, in one forward."""
+        z_t, t, camera = _joined(batches)
+        cond = cat_conds([model.conds[ROLE]] * len(batches))
+        return list(self._psi.predict(z_t, t, cond, camera).chunk(len(batches)))
+
+
+class ExactScores:
+    """psi of a perfect student for whom this step's pictures are all there is: with its camera each of x.z0 is a point,
+    without they are a mixture of points. Many particles of few dimensions are needed for that to say something."""
+
+    fitted = sys.maxsize  # nothing to learn, so that no warm-up is waited for
+
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """As `Score.ask`."""
+        offsets = x.z_t[:, None] - x.alpha[:, None] * x.z0[None]  # [B, N, C, H, W]
+        share = torch.softmax(-0.5 * offsets.square().sum((2, 3, 4)) / x.sigma.view(-1, 1) ** 2, 1)
+        together = torch.einsum("bn,bnchw->bchw", share, offsets) / x.sigma
+        own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
+        return [own if with_camera else together for with_camera in cameras]
+
+    def learn(self, x: Noised, model: BoundPrior, *how: float) -> None:
+        """Nothing to learn."""
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to move."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class _Batch(NamedTuple):
+    """What psi is shown."""
+
+    z_t: Tensor
+    t: Tensor
+    camera: Tensor
+
+
+def _joined(batches: Sequence[_Batch]) -> _Batch:
+    """One batch of all."""
+    return _Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def _cameras_of(z: Tensor, model: BoundPrior) -> Tensor:
+    """[B, 16] in the type of z; zeros, which mean none, where there are no cameras."""
+    if model.cams is None:
+        return torch.zeros(z.shape[0], CAMERA, dtype=z.dtype, device=z.device)
+    return camera_vectors(model.cams).to(z)
+
+
+def camera_vectors(cams: Cameras) -> Tensor:
+    """[B, 16]: the matrices from camera to world, row by row, translation in units of the scene's radius."""
+    return torch.linalg.inv(cams.viewmats).flatten(1)
+
+
+def square_error(eps: Tensor, noise: Tensor) -> Tensor:
+    """The mean over everything; 0-d."""
+    return (eps - noise).square().mean()
+
+
+class TrainsScore:
+    """What losses that train psi have in common, beside the knobs below."""
+
+    fits_guidance: ClassVar[bool] = False
+
+    network: str
+    rank: int
+    lr: float
+    p_null: float
+    lessons: int
+    every: int
+
+    def aux_key(self) -> tuple:
+        """What a psi that is to be gone on with must have been made with; a copy has no rank."""
+        return self.network, self.rank if self.network == "lora" else 0
+
+    def init_aux(self, prior: Prior, rng: StepRng) -> Score | ExactScores:
+        if self.network == EXACT:
+            return ExactScores()
+        return Score(prior, self.network, self.rank, self.lr, rng)
+
+    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+        aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every)
+
+
+# ---- the knobs that these losses share --------------------------------------------------------------------------
+
+
+def network_knob() -> Any:
+    return knob(
+        "lora",
+        help="how psi is made: LoRA on the prior's attention (paper); a copy of all its weights, for small priors; "
+        "exact: not learnt, this step's pictures are all there is (2-D playground)",
+        apply="rebuild",
+        choices=NETWORKS,
+    )
+
+
+def rank_knob() -> Any:
+    return knob(4, 1, 256, "rank of the LoRA (released code: 4)", apply="rebuild")
+
+
+def lr_knob() -> Any:
+    return knob(1e-4, 0.0, 0.1, "learning rate of psi (paper: 1e-4)", log=True)
+
+
+def p_null_knob() -> Any:
+    return knob(0.1, 0.0, 1.0, "share of the pictures that psi learns without their camera (released code: 0.1)")
+
+
+def lessons_knob() -> Any:
+    return knob(1, 1, 16, "steps of psi's optimiser for each step of the scene (paper: 1)")
+
+
+def every_knob() -> Any:
+    return knob(1, 1, 16, "psi learns in every so many-th step, then from as many noises to each picture (paper: 1)")
+
+
+def warm_up_knob() -> Any:
+    return knob(100, 0, 2000, "steps in which psi alone learns, when it is new")

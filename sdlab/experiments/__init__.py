@@ -1,0 +1,1 @@
+"""Experiments that reproduce figures and tables of the papers; each prints a table and writes its results."""

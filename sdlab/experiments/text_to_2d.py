@@ -1,0 +1,463 @@
+"""Table 3.1 of the SBP thesis (McAllister 2024, UCB/EECS-2024-177) at the scale of the toybox.
+
+One picture for each caption is distilled in the prior's own space, by every method from the same start, with the same
+timesteps and noise, in as many steps; sampling by DDIM stands beside it. The pictures of a method are compared, as
+distances of the judge's features, with true pictures of the same captions and with DDIM samples of them.
+
+- Captions are "a red bear": pairs of an object and a colour, of which the prior knows the words. The thesis takes 5000
+  captions of COCO; with FID over so few as here, only the differences between rows mean something. The row `true`,
+  other true pictures of the captions, has what FID comes to for equal distributions. KID has no such bias.
+- BATCH captions share one batch, each with a text of its own. A loss that trains psi then has one psi for these
+  pictures, which is told each picture's text; in the thesis each picture has a LoRA of its own.
+- Seconds are those of steps and warm-up, over the pictures of the batch, without loading and compiling. Evaluations are
+  those of networks for one picture, a lesson of psi counting as one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from sdlab.auxiliary.score import TrainsScore
+from sdlab.experiments.frechet import fid, kid
+from sdlab.experiments.objects import Bench, save_small, write_json
+from sdlab.experiments.variants import spelled
+from sdlab.live.session import Session
+from sdlab.pictures import to_uint8
+from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
+from sdlab.rng import StepRng
+from sdlab.settings import Settings
+from sdlab.step import BUILD_STEP, needs_warm_up, step, warm_up
+from sdlab.toybox import judge, pictures
+from sdlab.toybox.figures import caption_of, plain_facts
+from sdlab.toybox.objects import OBJECTS
+from sdlab.toybox.progress import Meter
+from sdlab.toybox.sample import denoised
+from sdlab.toybox.words import Facts
+from sdlab.types import Cameras, Cond, Prior, cat_conds
+
+DDIM, TRUE = "ddim", "true"
+METHODS = (DDIM, "sds", "nfsd", "csd", "vsd", "sbp", "jsd", "esd", "vdm", "ism")
+STEPS = 60  # then all of the table takes about 40 minutes of two free cores with a network of 64 pixels
+BATCH = 16  # captions at a time
+SCALE, SAMPLING_STEPS = 4.0, 30  # of DDIM: the guidance of the prior's card (thesis: 20 steps)
+LESSON = 10  # what a lesson of psi, forward and backward, costs in evaluations; for the time left
+SHOWN = 8  # captions on the contact sheet
+CELL = 72  # pixels of a picture there
+BATCH_SEEDS = 1000  # seeds that lie between those of two rounds: each batch of a round has its own
+# How far Adam can take a value, the sum of its rates. From noise to a picture it is about 2, but not all steps go one
+# way: with 3, NFSD and VSD are still half noise; with 6, these few steps at a greater rate come to what more of them at
+# a smaller one do. Preset: 10, thesis: 25.
+TRAVEL = 6.0
+FADE = 0.1  # of the rate by the end, which is then the preset's again; a great one would end in speckle
+
+# What a method sets beside the preset's knobs.
+OWN: dict[str, tuple[str, ...]] = {
+    # the thesis' protocol: 500 steps of SDS, then 2000 of the bridge; without the pause of 50 steps between the two,
+    # which would be most of a short run
+    "sbp": ("losses.sbp.stage=two-stage", "losses.sbp.switch=0.2", "optim.ramp=0"),
+}
+
+
+def common(steps: int) -> tuple[str, ...]:
+    """What all methods set beside the preset's knobs for a run of so many steps."""
+    rate = TRAVEL / steps * math.log(1 / FADE) / (1 - FADE)
+    return (
+        "prompt.view_dependent=false",
+        f"optim.lr_latents={min(rate, 1.0):.4g}",
+        f"optim.decay={FADE}",
+        # as much of the run as in the preset; VDM's small network costs little, and needs its 50 lessons
+        *(f"losses.{name}.warm_up={steps // 5}" for name in ("vsd", "esd", "asd")),
+    )
+
+
+class Size(NamedTuple):
+    """How much is measured. The references are `true_each` and `ddim_each` pictures of each caption."""
+
+    captions: int = 64
+    seeds: int = 2
+    true_each: int = 8
+    ddim_each: int = 4
+
+
+QUICK = Size(captions=8, seeds=1, true_each=4, ddim_each=1)
+QUICK_STEPS = 40
+
+
+class Method(NamedTuple):
+    """A row to be filled; `label` is how it was spelled."""
+
+    label: str
+    settings: Settings
+
+
+def methods(labels: Sequence[str], settings_of: Callable[[Sequence[str], Sequence[str]], Settings]) -> list[Method]:
+    """The methods of `labels`: "ddim" or a loss with some of its knobs set, "sbp:form=restoring". `settings_of` makes
+    settings of assignments such as "active=sbp": of a method's defaults, which the user may change, and of the rest.
+
+    ValueError for what is no method, and for a preset whose scene is not made of pictures.
+    """
+    found = []
+    for label in dict.fromkeys(labels):
+        loss, assignments = ("sds", []) if label == DDIM else spelled(label, "--losses")
+        s = settings_of(OWN.get(loss, ()), [f"active={loss}", *assignments])
+        if s.scene.kind != "image":
+            raise ValueError(f"--preset: its scene.kind is {s.scene.kind!r}; allowed is a preset of pictures (image)")
+        if s.loss.needs_reference:
+            raise ValueError(f"--losses {label}: it edits a picture that is there, and here each starts from noise")
+        found.append(Method(label, s))
+    return found
+
+
+# ---- captions ----------------------------------------------------------------------------------------------------
+
+
+def captions_for(prior: Prior, count: int) -> list[Facts]:
+    """`count` different pairs of an object and a colour that the prior reads, objects and colours in turns.
+
+    ValueError when it knows fewer, or none.
+    """
+    known = {
+        (name, colour)
+        for name in OBJECTS
+        for colour in pictures.COLOURS
+        if not prior.remark(caption_of(plain_facts(name, colour)))
+    }
+    names = [name for name in OBJECTS if any((name, colour) in known for colour in pictures.COLOURS)]
+    colours = [colour for colour in pictures.COLOURS if any((name, colour) in known for name in OBJECTS)]
+    # along diagonals, so that few captions hold as many colours as objects
+    pairs = [(name, colours[(k + i) % len(colours)]) for k in range(len(colours)) for i, name in enumerate(names)]
+    pairs = [pair for pair in pairs if pair in known]
+    if len(pairs) < count:
+        raise ValueError(
+            f"--captions {count}: the prior {prior.name} reads {len(pairs)} pairs of an object and a colour"
+        )
+    return [plain_facts(*pair) for pair in pairs[:count]]
+
+
+class CaptionBank(PromptBank):
+    """Binds a text of its own to each picture, in place of `prompt.text`."""
+
+    def __init__(self, prior: Prior, texts: Sequence[str]) -> None:
+        super().__init__(prior)
+        self._texts = tuple(texts)
+
+    def bind(
+        self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras, reference: PromptSettings | None = None
+    ) -> dict[str, Cond]:
+        """role -> conditioning of the pictures, one for each camera."""
+        views = views_of(s, cams)
+        each = [dataclasses.replace(s, text=text) for text in self._texts]
+        return {
+            role: cat_conds([self._embed(wording(own, role, view)) for own, view in zip(each, views, strict=True)])
+            for role in roles
+        }
+
+
+def batches(count: int) -> list[slice]:
+    """As few parts of at most BATCH as there can be, as equal as can be: engines compile for one size of batch."""
+    parts = -(-count // BATCH)
+    ends = [round(count * k / parts) for k in range(parts + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------------
+
+
+class Made(NamedTuple):
+    """The pictures [n, 3, S, S] in [0, 1] of one method and seed; seconds and evaluations for one of them."""
+
+    rgb: Tensor
+    seconds: float | None = None
+    evaluations: int | None = None
+    skipped: int = 0  # steps whose gradient was not finite
+
+
+class Interrupted(Exception):
+    """Ctrl-C: what is being made is given up."""
+
+
+def true_pictures(facts: Sequence[Facts], each: int, size: int, first: int = 0) -> Tensor:
+    """`each` true pictures of all `facts`, [n, 3, size, size] in [0, 1], from the judge's series; before them come
+    `first` others of each."""
+    begin = judge.HELD_OUT + first * len(facts)
+    shots = [judge.shot_of(begin + i, f) for i, f in enumerate(list(facts) * each)]
+    return torch.from_numpy(np.concatenate(list(pictures.render_parts(shots, size)))).permute(0, 3, 1, 2)
+
+
+class Studio:
+    """What makes the pictures of `facts`; `meter` hears of every evaluation."""
+
+    def __init__(self, bench: Bench, facts: Sequence[Facts]) -> None:
+        self.bench = bench
+        self.facts = facts
+        self.texts = [caption_of(f) for f in facts]
+        self.done = 0  # evaluations so far, those of a lesson weighed
+        self.meter: Callable[[int], None] = lambda done: None
+
+    def sampled(self, each: int) -> Tensor:
+        """`each` DDIM samples of every caption, from noise of their own."""
+        found = []
+        for k in range(each):
+            for number, part in enumerate(batches(len(self.texts))):
+                shape = (part.stop - part.start, *self.bench.prior.shape)
+                noise = torch.randn(shape, generator=StepRng(k, number)("reference"))
+                found.append(self._ddim(self.texts[part], noise.to(self.bench.device)))
+        return torch.cat(found)
+
+    def make(self, method: Method, seed: int) -> Made:
+        """One picture of each caption. Interrupted once the bench is told to stop."""
+        found, seconds, evaluations, skipped = [], 0.0, 0, 0
+        for number, part in enumerate(batches(len(self.texts))):
+            texts = self.texts[part]
+            s = method.settings.patch_all([("scene.n", len(texts)), ("seed", seed * BATCH_SEEDS + number)])
+            if method.label == DDIM:
+                scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.bench.device, self.bench.prior, "")
+                started = time.perf_counter()
+                found.append(self._ddim(texts, scene.params["latents"].detach()))
+                seconds += time.perf_counter() - started
+                evaluations = 2 * SAMPLING_STEPS
+                continue
+            session = self.bench.session(s)
+            evaluations = self._distil(session, CaptionBank(self.bench.prior, texts))
+            found.append(self.bench.prior.decode(session.state.scene.params["latents"].detach()).cpu())
+            seconds += session.state.seconds
+            skipped += session.state.skipped
+        return Made(torch.cat(found), seconds / len(self.texts), evaluations, skipped)
+
+    def _distil(self, session: Session, bank: PromptBank) -> int:
+        """The session's planned steps; the evaluations for one picture."""
+        state, s, prior = session.state, session.effective, session.prior
+        evaluations = 0
+        while state.step < s.steps:
+            self._go_on(len(state.scene.params["latents"]) * _weight(s))
+            if needs_warm_up(state, s):
+                evaluations += warm_up(state, s, prior, bank)
+            else:
+                evaluations += step(state, s, prior, bank).nfe
+        return evaluations
+
+    def _ddim(self, texts: Sequence[str], noise: Tensor) -> Tensor:
+        self._go_on(2 * SAMPLING_STEPS * len(texts))
+        prior = self.bench.prior
+        prior.prepare([2 * len(texts)])  # at once, but for the first of the references
+        white = prior.encode(torch.ones(1, 3, prior.image_size, prior.image_size, device=noise.device))
+        cond = cat_conds([prior.embed(text) for text in [*[""] * len(texts), *texts]])
+        return prior.decode(denoised(prior, white, noise, cond, SCALE, SAMPLING_STEPS)).cpu()
+
+    def _go_on(self, evaluations: int) -> None:
+        if self.bench.stop.is_set():
+            raise Interrupted
+        self.meter(self.done)
+        self.done += evaluations
+
+
+def _weight(s: Settings) -> int:
+    """Evaluations of one step for one picture, psi's with what learning costs."""
+    learnt = 1 + LESSON * s.loss.lessons if isinstance(s.loss, TrainsScore) else 0
+    return sum(s.loss.calls()) + learnt
+
+
+def planned(wanted: Sequence[Method], size: Size) -> int:
+    """Evaluations of the whole table."""
+    sampling = 2 * SAMPLING_STEPS
+    rows = [
+        sampling if m.label == DDIM else _weight(m.settings) * (m.settings.steps + m.settings.loss.warm_up_steps())
+        for m in wanted
+    ]
+    return size.captions * (size.seeds * sum(rows) + size.ddim_each * sampling)
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+
+class References(NamedTuple):
+    """What the pictures of all methods are compared with: features [m, d] by name."""
+
+    features: dict[str, Tensor]
+    read: Callable[[Tensor], Tensor]  # pictures -> their features
+
+
+def references(studio: Studio, size: Size) -> References:
+    classifier = judge.load()
+
+    def read(rgb: Tensor) -> Tensor:
+        return judge.features(classifier, rgb)
+
+    true = true_pictures(studio.facts, size.true_each, studio.bench.prior.image_size)
+    return References({TRUE: read(true), DDIM: read(studio.sampled(size.ddim_each))}, read)
+
+
+def scored(made: Made, studio: Studio, against: References) -> dict[str, float]:
+    """The figures of one method and seed."""
+    found = against.read(made.rgb)
+    scores = {}
+    for name, features in against.features.items():
+        scores |= {f"fid_{name}": fid(found, features), f"kid_{name}": kid(found, features)}
+    read = studio.bench.read(to_uint8(made.rgb))
+    pairs = list(zip(read, studio.facts, strict=True))
+    scores["object"] = sum(seen.object == asked.object for seen, asked in pairs) / len(pairs)
+    scores["colour"] = sum(seen.colour == asked.colour for seen, asked in pairs) / len(pairs)
+    if made.seconds is not None:
+        scores["seconds"] = made.seconds
+    return scores
+
+
+class Row:
+    """One line of the table, seed by seed."""
+
+    def __init__(self, label: str, title: str) -> None:
+        self.label = label
+        self.title = title
+        self.made: list[Made] = []
+        self.scores: list[dict[str, float]] = []
+        self.note = ""
+
+    def add(self, made: Made, scores: dict[str, float]) -> None:
+        self.made.append(made)
+        self.scores.append(scores)
+
+    def figures(self) -> dict[str, Any]:
+        """For the JSON: of every score its mean and standard deviation over the seeds (None for one), and each."""
+        found: dict[str, Any] = {"method": self.label, "title": self.title, "seeds": len(self.scores)}
+        for name in self.scores[0] if self.scores else ():
+            each = [scores[name] for scores in self.scores]
+            std = statistics.stdev(each) if len(each) > 1 else None
+            found[name] = {"mean": statistics.mean(each), "std": std, "each": each}
+        if self.made:
+            found["evaluations"] = self.made[0].evaluations
+            found["skipped"] = sum(made.skipped for made in self.made)
+        return {**found, "note": self.note}
+
+
+def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> dict[str, Any]:
+    """Make and measure everything; print the table, write table31.json and table31.png into the folder `out`; returns
+    what the JSON holds. What is finished is written however it ends.
+
+    ValueError for a single caption, which has no spread, and when the prior cannot read so many.
+    """
+    if size.captions < 2:
+        raise ValueError(f"--captions {size.captions}: FID and KID need the spread of at least 2")
+    studio = Studio(bench, captions_for(bench.prior, size.captions))
+    meter = Meter("evaluations of the network", planned(wanted, size))
+    rows = [Row(TRUE, "true pictures"), *(Row(m.label, _title(m)) for m in wanted)]
+    dimension = 0
+    try:
+        studio.meter = lambda done: meter(done, "references")
+        against = references(studio, size)
+        dimension = against.features[TRUE].shape[1]
+        for seed in range(size.seeds):
+            made = Made(true_pictures(studio.facts, 1, bench.prior.image_size, size.true_each + seed))
+            rows[0].add(made, scored(made, studio, against))
+        for seed in range(size.seeds):
+            for method, row in zip(wanted, rows[1:], strict=True):
+                studio.meter = lambda done, note=f"seed {seed}, {method.label}": meter(done, note)
+                try:
+                    made = studio.make(method, seed)
+                    row.add(made, scored(made, studio, against))
+                except (RuntimeError, ValueError) as e:
+                    row.note = f"seed {seed} failed: {type(e).__name__}: {e}"
+    except Interrupted:
+        pass
+    finally:
+        finished = [row for row in rows if row.scores or row.note]
+        result = _summary(studio, wanted, size, dimension)
+        result["rows"] = [row.figures() for row in finished]
+        if finished:
+            summary = {name: value for name, value in result.items() if name != "rows"}
+            write_json(out / "table31.json", bench, summary, result["rows"])
+            save_sheet([row for row in finished if row.made], studio.texts, out / "table31.png")
+    _print(result)
+    print(f"results in {out}" if finished else "nothing written")
+    return result
+
+
+def _title(method: Method) -> str:
+    if method.label == DDIM:
+        return f"DDIM, {SAMPLING_STEPS} steps"
+    return " ".join([method.settings.loss.title, *method.label.split(":")[1:]])
+
+
+def _summary(studio: Studio, wanted: Sequence[Method], size: Size, dimension: int) -> dict[str, Any]:
+    first = wanted[0].settings
+    return {
+        "captions": studio.texts,
+        "steps": first.steps,
+        "batch": max(part.stop - part.start for part in batches(size.captions)),
+        "planned_seeds": size.seeds,
+        "features": dimension,
+        "references": {TRUE: size.true_each * size.captions, DDIM: size.ddim_each * size.captions},
+        "ddim": {"steps": SAMPLING_STEPS, "cfg": SCALE},
+        "changes": {m.label: dict(studio.bench.settings.differences(m.settings)) for m in wanted if m.label != DDIM},
+    }
+
+
+class Column(NamedTuple):
+    title: str
+    scale: float
+    form: str  # of the number
+
+
+COLUMNS = {
+    "fid_true": Column("FID true", 1.0, ".3f"),
+    "kid_true": Column("KID true", 1e3, ".1f"),
+    "fid_ddim": Column("FID DDIM", 1.0, ".3f"),
+    "kid_ddim": Column("KID DDIM", 1e3, ".1f"),
+    "object": Column("object", 1e2, ".0f"),
+    "colour": Column("colour", 1e2, ".0f"),
+    "seconds": Column("s/picture", 1.0, ".2f"),
+}
+WIDTH = 17  # of a column
+
+
+def _print(result: dict[str, Any]) -> None:
+    """The table on stdout; KID in thousandths, votes of the judge in percent."""
+    texts, of = result["captions"], result["references"]
+    print(f"{len(texts)} captions, {result['steps']} steps; {of[TRUE]} true pictures, {of[DDIM]} DDIM samples")
+    print(f"{'':16}" + "".join(f"{column.title:>{WIDTH}}" for column in COLUMNS.values()) + f"{'evaluations':>13}")
+    for row in result["rows"]:
+        cells = "".join(f"{_cell(row.get(name), column):>{WIDTH}}" for name, column in COLUMNS.items())
+        evaluations = row.get("evaluations")
+        print(f"{row['method']:16}{cells}{evaluations if evaluations else '-':>13}  {row['note']}".rstrip())
+    print(
+        f"KID x 1000, without bias. FID of {len(texts)} pictures with {result['features']} features is biased upwards: "
+        f"row {TRUE!r} is its floor. ± over seeds."
+    )
+
+
+def _cell(found: dict[str, Any] | None, column: Column) -> str:
+    if found is None:
+        return "-"
+    values = [column.scale * found[name] for name in ("mean", "std") if found[name] is not None]
+    return " ± ".join(f"{value:{column.form}}" for value in values)
+
+
+def save_sheet(rows: Sequence[Row], texts: Sequence[str], path: Path) -> None:
+    """Methods by captions, the first seed; a PNG of at most `objects.SHEET_BYTES`."""
+    left, top = 120, 34
+    shown = min(SHOWN, len(texts))
+    sheet = Image.new("RGB", (left + shown * (CELL + 4), top + len(rows) * (CELL + 4)), "white")
+    pen = ImageDraw.Draw(sheet)
+    font, small = ImageFont.load_default(size=13), ImageFont.load_default(size=10)
+    for column, text in enumerate(texts[:shown]):
+        _, colour, name = text.split(maxsplit=2)
+        pen.multiline_text((left + column * (CELL + 4), 4), f"{colour}\n{name}", fill=(70, 70, 78), font=small)
+    for number, row in enumerate(rows):
+        y = top + number * (CELL + 4)
+        label = row.label.replace(":", "\n")
+        pen.multiline_text((6, y + CELL // 2 - 8), label, fill=(40, 40, 48), font=font)
+        for column, picture in enumerate(to_uint8(row.made[0].rgb[:shown])):
+            small_picture = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.LANCZOS)
+            sheet.paste(small_picture, (left + column * (CELL + 4), y))
+    save_small(sheet, path)

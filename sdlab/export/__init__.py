@@ -1,0 +1,1 @@
+"""What a run leaves behind for other programs: Gaussians, turntables and meshes."""

@@ -1,0 +1,207 @@
+"""Many sessions in one process: ids, time-outs, one pool of priors, one turnstile per device."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from sdlab.channel import Turnstile
+from sdlab.errors import give_back
+from sdlab.live.messages import Patch, Stop
+from sdlab.live.session import Session, compile_for
+from sdlab.priors import PriorConfig, silent
+from sdlab.priors.batching import Together
+from sdlab.settings import Settings
+from sdlab.types import Prior
+
+MOST_PRIORS = 8
+SWEEP_EVERY = 1.0  # seconds between looks for sessions that are over
+TRIM_EVERY = 30.0  # seconds after which freed memory is given back
+
+
+class PriorPool:
+    """Each prior is loaded once per process and device, whoever asks first; the others wait for that load. With
+    `batching` those who use it share its forwards. Of more than `MOST_PRIORS` those asked for longest ago are
+    forgotten; a run keeps its own."""
+
+    def __init__(self, batching: bool = False) -> None:
+        self._batching = batching
+        self._lock = threading.Lock()
+        self._loading: dict[tuple[PriorConfig, str], threading.Lock] = {}
+        self._loaded: dict[tuple[PriorConfig, str], Prior] = {}
+
+    def get(self, config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
+        """The prior, loaded if need be; errors of loading reach the caller and are not remembered."""
+        key = (config, str(device))
+        with self._lock:
+            gate = self._loading.setdefault(key, threading.Lock())
+        with gate:
+            with self._lock:
+                found = self._loaded.pop(key, None)
+            if found is None:
+                prior = config.load(device, progress)
+                found = cast(Prior, Together(prior)) if self._batching else prior
+            with self._lock:
+                self._loaded[key] = found  # the last one asked for
+                while len(self._loaded) > MOST_PRIORS:
+                    oldest = next(iter(self._loaded))
+                    del self._loaded[oldest]
+                    self._loading.pop(oldest, None)
+            return found
+
+
+@dataclass
+class Seat:
+    """A running session and who looks at it. `id` is unguessable and serves as the token of its viewport."""
+
+    id: str
+    session: Session
+    thread: threading.Thread
+    last_seen: float = field(default_factory=time.monotonic)
+    ends_at: float | None = None  # when nobody comes back to a page that was closed
+    on_close: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Manager:
+    """Opens, finds and ends sessions. They take turns step by step, or with `batching` share the prior's forwards
+    (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was closed (a refresh comes back
+    within), or after `idle` seconds without a sign of life."""
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        max_sessions: int = 8,
+        grace: float = 60.0,
+        idle: float = 3600.0,
+        batching: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.max_sessions = max_sessions
+        self.grace = grace
+        self.idle = idle
+        self.pool = PriorPool(batching)
+        self.turnstile = None if batching else Turnstile()  # steps must overlap for their forwards to meet
+        self._lock = threading.Lock()
+        self._seats: dict[str, Seat] = {}
+        self._closing = threading.Event()
+        threading.Thread(target=self._sweep, name="sdlab-sweeper", daemon=True).start()
+
+    def preload(self, settings: Settings) -> None:
+        """Load and compile in the background what the first visitor will need. Errors wait for the session that
+        needs it and can say them."""
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                compile_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
+
+        threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
+
+    def open(self, settings: Settings) -> Seat:
+        """A new session in its own thread, waiting for Resume. RuntimeError when all seats are taken."""
+        return self._seat(Session(settings, self.device, self.pool.get, self.turnstile))
+
+    def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
+        """A new seat whose session goes on from the exact state of another, running or paused as that is, with
+        `changes` as its first patch. It never waits: the new session says that it is loading until the other, between
+        two steps, has said where it is, and Failed if that cannot be had.
+
+        RuntimeError when all seats are taken or the other run has ended or failed, ValueError for changes that are not
+        allowed.
+        """
+        parent, changes = self.get(seat_id), tuple(changes)
+        if parent is None:
+            raise RuntimeError("there is nothing to branch off: the run has ended")
+        settings = parent.session.settings
+        settings.patch_all(changes)
+        with self._lock:
+            self._must_have_room()  # before the other session is asked for a copy
+        session = Session(settings, self.device, self.pool.get, self.turnstile, parent.session.branch())
+        if changes:
+            session.send(Patch(changes))
+        return self._seat(session)
+
+    def _seat(self, session: Session) -> Seat:
+        """A seat for `session`, which begins in its own thread."""
+        thread = threading.Thread(target=session.run, kwargs={"start": False}, name="sdlab-session", daemon=True)
+        with self._lock:
+            self._must_have_room()
+            seat = Seat(secrets.token_urlsafe(16), session, thread)
+            self._seats[seat.id] = seat
+        thread.start()
+        return seat
+
+    def _must_have_room(self) -> None:
+        """Under the lock."""
+        if len(self._seats) >= self.max_sessions:
+            raise RuntimeError(
+                f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
+                "or start the server with a larger --max-sessions"
+            )
+
+    def get(self, seat_id: str) -> Seat | None:
+        """The seat, or None when it has ended; a sign of life."""
+        with self._lock:
+            seat = self._seats.get(seat_id)
+        if seat is not None:
+            seat.last_seen = time.monotonic()
+            seat.ends_at = None
+        return seat
+
+    def exists(self, seat_id: str) -> bool:
+        """Whether the seat is there; no sign of life."""
+        with self._lock:
+            return seat_id in self._seats
+
+    def leave(self, seat_id: str, at_least: float = 0.0) -> None:
+        """Nobody is there: the grace period begins, of `at_least` so many seconds."""
+        with self._lock:
+            seat = self._seats.get(seat_id)
+        if seat is not None:
+            seat.ends_at = time.monotonic() + max(self.grace, at_least)
+
+    def close(self, seat_id: str) -> None:
+        """End a session now."""
+        with self._lock:
+            seat = self._seats.pop(seat_id, None)
+        if seat is None:
+            return
+        seat.session.send(Stop())
+        for callback in seat.on_close:
+            with contextlib.suppress(Exception):  # one viewer that fails to close must not keep the others open
+                callback()
+
+    def count(self) -> int:
+        with self._lock:
+            return len(self._seats)
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """End all sessions and wait for their threads."""
+        self._closing.set()
+        with self._lock:
+            seats = list(self._seats.values())
+        for seat in seats:
+            self.close(seat.id)
+        for seat in seats:
+            seat.thread.join(timeout)
+
+    def _sweep(self) -> None:
+        trimmed = time.monotonic()
+        while not self._closing.wait(SWEEP_EVERY):
+            now = time.monotonic()
+            with self._lock:
+                over = [s.id for s in self._seats.values() if self._is_over(s, now)]
+            for seat_id in over:
+                self.close(seat_id)
+            if now >= trimmed + TRIM_EVERY:  # sessions that ended, shots of films that were thinned
+                trimmed = now
+                give_back()
+
+    def _is_over(self, seat: Seat, now: float) -> bool:
+        return (seat.ends_at is not None and now > seat.ends_at) or now - seat.last_seen > self.idle

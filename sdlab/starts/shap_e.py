@@ -1,0 +1,140 @@
+"""Shap-E (Jun and Nichol 2023, arXiv 2305.02463): text to a coarse coloured mesh, by the pipeline of diffusers.
+
+DreamMapping and other methods with Gaussians start from it. Its meshes have z up; what has a front mostly looks
+along -y, so that is taken for the front.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdlab.errors import is_out_of_memory, memory_explained
+from sdlab.priors import Progress, first_line, silent
+from sdlab.priors.files import PROGRESS_EVERY, downloading
+from sdlab.starts.clouds import Cloud, sampled, turned
+
+REPOSITORY = "openai/shap-e"
+STEPS, GUIDANCE = 64, 15.0  # of the released configuration for text
+FRONT = 90.0  # degrees from -y to +x
+WITHOUT = "Close what else uses that memory, or start as something else (scene.start)"
+
+
+_kept: dict[tuple[str, int, str, str, int], Any] = {}  # meshes: a reset must not wait for one again
+_KEPT = 2
+_lock = threading.Lock()  # of them; not held while one is made, for which another run would wait without a word
+
+
+def shap_e_points(
+    prompt: str,
+    n: int,
+    rng: np.random.Generator,
+    device: torch.device,
+    model: str,
+    steps: int,
+    progress: Progress = silent,
+) -> Cloud:
+    """n points spread evenly over what Shap-E makes of `prompt`.
+
+    `model` is a folder in the layout of diffusers' ShapEPipeline, or a repository of the Hub, which is downloaded at
+    its first use. `progress` is told what is being done, in words. RuntimeError when it cannot be had or makes nothing,
+    with what to do.
+    """
+    if not model:
+        raise RuntimeError(
+            "scene.shap_e is empty, so there is no Shap-E here: name a folder or a repository of it, or start as "
+            "something else (scene.start)"
+        )
+    key = (prompt, int(rng.integers(2**31)), str(device), model, steps)
+    with _lock:
+        mesh = _kept.get(key)
+    if mesh is None:
+        mesh = _mesh(*key, progress)
+    with _lock:
+        _kept.pop(key, None)
+        _kept[key] = mesh  # what was asked for last comes last
+        for oldest in list(_kept)[:-_KEPT]:
+            del _kept[oldest]
+    cloud = turned(sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}"), FRONT)
+    assert isinstance(cloud, Cloud)
+    return cloud
+
+
+def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress: Progress) -> Any:
+    import trimesh
+
+    with memory_explained(f"Shap-E ({model})", torch.device(device), advice=WITHOUT):
+        pipeline = _pipeline(model, torch.device(device), progress)
+    # in the place of a bar on the console
+    pipeline.progress_bar = lambda timesteps: _told(timesteps, progress)
+    try:
+        with memory_explained("Shap-E's denoising", torch.device(device), advice=WITHOUT):
+            made = pipeline(
+                prompt,
+                generator=torch.Generator().manual_seed(seed),
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE,
+                output_type="mesh",
+            ).images[0]
+    except ValueError as e:  # so the pipeline answers when its field has no surface
+        raise RuntimeError(
+            f"Shap-E made nothing of {prompt!r} ({first_line(e, 100)}): give it other words (scene.start_text), "
+            "or start as something else (scene.start)"
+        ) from e
+    rgb = torch.stack([made.vertex_channels[c] for c in "RGB"], 1).float().clamp(0, 1)
+    return trimesh.Trimesh(
+        made.verts.float().cpu().numpy(),
+        made.faces.cpu().numpy(),
+        vertex_colors=(rgb * 255).round().to(torch.uint8).cpu().numpy(),
+        process=False,
+    )
+
+
+def _told(timesteps: Tensor, progress: Progress) -> Iterator[Tensor]:
+    """The timesteps; `progress` is told every second how many are over, and how long the others will take."""
+    started = said = time.monotonic()
+    for done, t in enumerate(timesteps):
+        now = time.monotonic()
+        if done and now >= said + PROGRESS_EVERY:
+            said = now
+            left = (now - started) / done * (len(timesteps) - done)
+            progress(f"Shap-E: step {done} of {len(timesteps)}, {left:.0f} s left")
+        yield t
+    progress("Shap-E: making a mesh of it")
+
+
+def _pipeline(model: str, device: torch.device, progress: Progress) -> Any:
+    """The pipeline, from safetensors only: the pickle format can run code when it is read."""
+    from diffusers import ShapEPipeline
+
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    folder = Path(model).expanduser()
+    local = folder.is_dir()
+
+    def load() -> Any:
+        place = folder if local else model
+        return ShapEPipeline.from_pretrained(place, dtype=dtype, use_safetensors=True, local_files_only=local)
+
+    progress(f"loading Shap-E ({model})")
+    try:
+        if local:
+            pipeline = load()
+        else:
+            pipeline = downloading(load, model, lambda gigabytes: progress(f"downloading Shap-E ({gigabytes:.1f} GB)"))
+    except Exception as e:  # which HTTP library the Hub's client uses, and so its errors, depends on its version
+        if is_out_of_memory(e):
+            raise
+        raise RuntimeError(
+            f"scene.shap_e = {model!r} cannot be loaded ({first_line(e, 200)}). It must be a folder or a reachable "
+            "repository of diffusers' ShapEPipeline, in safetensors. One in the pickle format becomes such a folder by "
+            f"ShapEPipeline.from_pretrained({model!r}).save_pretrained(FOLDER). A ball, an object or a file need none "
+            "of it (scene.start)"
+        ) from e
+    return pipeline.to(device)

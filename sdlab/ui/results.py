@@ -1,0 +1,358 @@
+"""Files to take home: what each format holds, and the shelf on which a seat's files are made and kept.
+
+A shelf works beside the run: from a `Material`, which nobody changes, in a thread of its own that rests as long as it
+works. Shelves of one server take turns. Nothing that fails here reaches the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from sdlab.export.mesh import ABOUT, write_glb
+from sdlab.export.writers import (
+    FILM_FRAMES,
+    FILM_RATE,
+    Material,
+    Progress,
+    finite,
+    write_ply,
+    write_splat,
+    write_turntable,
+)
+from sdlab.pictures import grid
+from sdlab.priors import first_line
+from sdlab.settings import to_toml
+from sdlab.types import RawSplats
+from sdlab.ui.recording import write_recording
+
+MOST = 24  # files that a shelf keeps
+MOST_BYTES = 400_000_000
+MOST_WAITING = 8  # jobs, each of which holds a copy of the scene
+LONGEST_REST = 0.05  # seconds
+TURN = 0.1  # seconds between looks at whether a job that waits for its turn is still wanted
+TITLE = "Score Distillation Lab"
+
+Phase = Literal["waiting", "working", "done", "cancelled", "failed"]
+
+
+class Cancelled(Exception):
+    """The work is no longer wanted."""
+
+
+class Format(NamedTuple):
+    """A kind of file. `write(path, material, progress)` raises ValueError when the material has nothing for it."""
+
+    suffix: str
+    media_type: str
+    title: str
+    about: str
+    write: Callable[[Path, Material, Progress], object]
+
+
+def _settings(path: Path, m: Material, progress: Progress) -> None:
+    path.write_text(f"# {TITLE}: the settings in force at step {m.step}\n{to_toml(m.settings)}", encoding="utf-8")
+
+
+def _pictures(path: Path, m: Material, progress: Progress) -> None:
+    if m.pictures is None or len(m.pictures) == 0:
+        raise ValueError("this run has no pictures: its scene is seen from all sides, take the turntable")
+    Image.fromarray(grid(m.pictures)).save(path)
+
+
+def _splats(m: Material) -> RawSplats:
+    splats = finite(m.splats) if m.splats is not None else None
+    if splats is None or len(splats.means) == 0:
+        raise ValueError("this run has no Gaussians: only its settings and its pictures can be taken")
+    return splats
+
+
+def _recording(path: Path, m: Material, progress: Progress) -> None:
+    _splats(m)
+    write_recording(path, m.film, f"{m.settings.prompt.text} - {TITLE}", progress=progress)
+
+
+FORMATS: Mapping[str, Format] = {
+    "toml": Format(".toml", "application/toml", "Settings", "Everything that determines the run, as text.", _settings),
+    "png": Format(".png", "image/png", "Pictures", "The pictures as they are now.", _pictures),
+    "ply": Format(
+        ".ply",
+        "application/octet-stream",
+        "Gaussians, PLY",
+        "The layout of the 3DGS release, which most editors of Gaussians read. z is up, the front faces +x: viewers "
+        "that take y to be down need a turn.",
+        lambda path, m, progress: write_ply(path, _splats(m)),
+    ),
+    "splat": Format(
+        ".splat",
+        "application/octet-stream",
+        "Gaussians, .splat",
+        "32 bytes a Gaussian, for viewers on the web. z is up, the front faces +x.",
+        lambda path, m, progress: write_splat(path, _splats(m)),
+    ),
+    "glb": Format(
+        ".glb", "model/gltf-binary", "Mesh, GLB", ABOUT, lambda path, m, progress: write_glb(path, _splats(m), progress)
+    ),
+    "mp4": Format(
+        ".mp4",
+        "video/mp4",
+        "Turntable, MP4",
+        f"Once around in {FILM_FRAMES} pictures, {FILM_FRAMES / FILM_RATE:g} seconds.",
+        lambda path, m, progress: write_turntable(path, _splats(m), m.settings.camera, progress=progress),
+    ),
+    "html": Format(
+        ".html",
+        "text/html",
+        "Growth, HTML",
+        "How the object grew, to be played and looked at from all sides in a browser, without a network.",
+        _recording,
+    ),
+}
+
+
+OF_SPLATS = ("ply", "splat", "glb", "mp4", "html", "toml")  # in the order in which people should see them
+OF_PICTURES = ("png", "toml")
+
+
+def kinds_for(material: Material) -> tuple[str, ...]:
+    """The formats that a material has something for."""
+    if material.splats is not None:
+        return OF_SPLATS
+    return OF_PICTURES if material.pictures is not None else ("toml",)
+
+
+class Result(NamedTuple):
+    """One file, made or to be made, as it stands."""
+
+    id: str  # unguessable
+    kind: str  # a key of `FORMATS`
+    name: str  # to be saved under
+    step: int
+    phase: Phase
+    share: float  # of the work that is done, in [0, 1]
+    seconds_left: float | None  # None while nothing is known
+    size: int  # bytes, 0 until it is there
+    message: str  # why it failed
+
+
+@dataclass(eq=False)
+class _Job:
+    id: str
+    kind: str
+    name: str
+    step: int
+    material: Material | None  # until it is over
+    phase: Phase = "waiting"
+    share: float = 0.0
+    began: float = 0.0
+    size: int = 0
+    message: str = ""
+    unwanted: threading.Event = field(default_factory=threading.Event)
+
+
+class Shelf:
+    """The files of one seat. `gate` is shared by shelves that take turns. All methods may be called from any thread
+    and return at once."""
+
+    def __init__(self, gate: threading.Semaphore | None = None) -> None:
+        self._gate = gate or threading.Semaphore()
+        self._lock = threading.Lock()
+        self._jobs: dict[str, _Job] = {}  # oldest first
+        self._queue: list[_Job] = []
+        self._worker: threading.Thread | None = None
+        self._closed = False
+        self._folder = tempfile.TemporaryDirectory(prefix="sdlab-results-", ignore_cleanup_errors=True)
+
+    def start(self, kind: str, material: Material) -> str:
+        """Have a file made; its id. ValueError for a kind that there is not, RuntimeError when too many are waiting or
+        the shelf is closed."""
+        if kind not in FORMATS:
+            raise ValueError(f"there is no format {kind!r}; there are {', '.join(FORMATS)}")
+        job = _Job(secrets.token_urlsafe(16), kind, material.name + FORMATS[kind].suffix, material.step, material)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session of these results has ended")
+            if len(self._queue) >= MOST_WAITING:
+                raise RuntimeError(f"{MOST_WAITING} files are waiting to be made already; wait for one, or cancel one")
+            self._jobs[job.id] = job
+            self._queue.append(job)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="sdlab-results", daemon=True)
+                self._worker.start()
+        return job.id
+
+    def cancel(self, result_id: str) -> bool:
+        """Give up a file that is not there yet; False when there is nothing to give up."""
+        with self._lock:
+            job = self._jobs.get(result_id)
+            if job is None or job.phase not in ("waiting", "working"):
+                return False
+            self._give_up(job)
+        return True
+
+    def list(self) -> list[Result]:
+        """All results, newest first."""
+        with self._lock:
+            return [self._told(job) for job in reversed(self._jobs.values())]
+
+    def file(self, result_id: str) -> tuple[Path, Result] | None:
+        """Where a finished file lies; None for what is not there."""
+        with self._lock:
+            job = self._jobs.get(result_id)
+            if job is None or job.phase != "done":
+                return None
+            return self._path(job), self._told(job)
+
+    def close(self) -> None:
+        """Give up what is not there yet and remove everything. Returns at once; a file that is being made goes as soon
+        as its writer looks up."""
+        with self._lock:
+            self._closed = True
+            for job in self._jobs.values():
+                if job.phase in ("waiting", "working"):
+                    self._give_up(job)
+            self._jobs.clear()
+            working = self._worker is not None
+        if not working:
+            self._folder.cleanup()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until nothing is left to do; False when `timeout` seconds pass first."""
+        worker = self._worker
+        if worker is not None:
+            worker.join(timeout)
+        return worker is None or not worker.is_alive()
+
+    # ---- under the lock ----------------------------------------------------------------------------------
+
+    def _give_up(self, job: _Job) -> None:
+        job.unwanted.set()
+        if job in self._queue:
+            self._queue.remove(job)
+            job.phase, job.material = "cancelled", None
+
+    def _told(self, job: _Job) -> Result:
+        left = None
+        if job.phase == "working" and job.share > 0:
+            left = (time.monotonic() - job.began) * (1 - job.share) / job.share
+        return Result(job.id, job.kind, job.name, job.step, job.phase, job.share, left, job.size, job.message)
+
+    def _path(self, job: _Job) -> Path:
+        return Path(self._folder.name) / f"{job.id}{FORMATS[job.kind].suffix}"
+
+    def _make_room(self) -> None:
+        """Let the oldest go that are over, until the rest is not too much; the newest file stays."""
+        over = [job for job in self._jobs.values() if job.phase not in ("waiting", "working")]
+        while len(over) > 1 and (len(over) > MOST or sum(job.size for job in over) > MOST_BYTES):
+            job = over.pop(0)
+            del self._jobs[job.id]
+            self._path(job).unlink(missing_ok=True)
+
+    # ---- in the worker -----------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._worker = None
+                    closed = self._closed
+                    break
+                job = self._queue[0]
+            if not self._gate.acquire(timeout=TURN):
+                continue
+            try:
+                self._make(job)
+            finally:
+                self._gate.release()
+        if closed:
+            self._folder.cleanup()
+
+    def _make(self, job: _Job) -> None:
+        with self._lock:
+            if job not in self._queue:  # given up while it waited for its turn
+                return
+            self._queue.remove(job)
+            job.phase, job.began = "working", time.monotonic()
+            material = job.material
+        assert material is not None
+        path = self._path(job)
+        scratch = path.with_name(f"unfinished{path.suffix}")
+        try:
+            FORMATS[job.kind].write(scratch, material, self._watch(job))
+            with self._lock:
+                if job.unwanted.is_set():
+                    raise Cancelled
+                job.size = scratch.stat().st_size
+                scratch.rename(path)
+                job.phase, job.share = "done", 1.0
+        except Cancelled:
+            job.phase = "cancelled"
+        except Exception as e:  # whatever it is, the run goes on, and the visitor is told
+            job.message = _reason(e)
+            job.phase = "failed"
+        with self._lock, contextlib.suppress(OSError):
+            job.material = None
+            scratch.unlink(missing_ok=True)
+            self._make_room()
+
+    def _watch(self, job: _Job) -> Progress:
+        """Says how far the work is, ends it when it is unwanted, and rests as long as it has worked: the processor
+        is the run's."""
+        looked = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal looked
+            if job.unwanted.wait(min(time.monotonic() - looked, LONGEST_REST)):
+                raise Cancelled
+            job.share = min(done / max(total, 1), 1.0)
+            looked = time.monotonic()
+
+        return progress
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"the file could not be written: {error.strerror or first_line(error, 200)}"
+    return f"the file could not be made: {type(error).__name__}: {first_line(error, 200)}"
+
+
+class Shelves:
+    """The shelves of a server by token, that of a seat under the seat's id; they make one file at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._gate = threading.Semaphore()
+        self._shelves: dict[str, Shelf] = {}
+
+    def open(self, token: str) -> Shelf:
+        """The shelf of a token, a new one if need be."""
+        with self._lock:
+            if token not in self._shelves:
+                self._shelves[token] = Shelf(self._gate)
+            return self._shelves[token]
+
+    def get(self, token: str) -> Shelf | None:
+        with self._lock:
+            return self._shelves.get(token)
+
+    def close(self, token: str) -> None:
+        """Remove a shelf with all its files; to be called when the seat ends."""
+        with self._lock:
+            shelf = self._shelves.pop(token, None)
+        if shelf is not None:
+            shelf.close()
+
+    def close_all(self) -> None:
+        for token in list(self._shelves):
+            self.close(token)
