@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from sdlab.pictures import resize
 from sdlab.rng import StepRng
 from sdlab.toybox import pictures
 from sdlab.toybox.objects import OBJECTS, seconds_of
@@ -301,9 +302,7 @@ def _shown(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
     """Pictures of any size as the classifier wants them, in parts."""
     for part in rgb.split(256):
         x = part.float() / 255 if part.dtype == torch.uint8 else part
-        if x.shape[-2:] != (classifier.size, classifier.size):
-            x = F.interpolate(x, (classifier.size, classifier.size), mode="bilinear", antialias=True)
-        yield x
+        yield resize(x, (classifier.size, classifier.size))
 
 
 @torch.no_grad()
