@@ -38,5 +38,5 @@ def test_too_little_memory_on_the_way_back_says_what_to_lower(monkeypatch, quick
     monkeypatch.setattr(torch.autograd, "backward", full)
     session.run(until=2)
     (failure,) = (e for e in session.events.since()[0] if isinstance(e, Failed))
-    assert "out of memory: the way back from 2 pictures" in failure.reason
+    assert "out of memory: the backward pass from 2 images" in failure.reason
     assert "camera.views" in failure.reason
