@@ -1,8 +1,8 @@
 """Convert Gaussians to a mesh with vertex colours: the isosurface of their density.
 
 The opacities of all Gaussians, each times exp(-d^2 / 2) of the Mahalanobis distance d, are summed on a grid; the
-surface is where the sum crosses `LEVEL` (as in DreamGaussian). This is an approximation: Gaussians have no surface, haze
-below the level is lost, and details finer than a grid cell are widened to one.
+surface is where the sum crosses `LEVEL` (as in DreamGaussian). This is an approximation: Gaussians have no surface,
+haze below the level is lost, and details finer than a grid cell are widened to one.
 """
 
 from __future__ import annotations

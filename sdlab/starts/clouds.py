@@ -52,7 +52,7 @@ def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str 
 
 
 def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto") -> Cloud | RawSplats:
-    """Parse a file: `n` points sampled uniformly on a mesh, a random `n` of its points (all if fewer), or all Gaussians.
+    """Parse a file: `n` points sampled on a mesh, a random `n` of its points (all if fewer), or all its Gaussians.
 
     `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as in glTF) or "auto". Raises ValueError that
     starts with `given` and says what is wrong.
