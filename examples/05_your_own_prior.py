@@ -11,8 +11,7 @@ from sdlab.types import Cond
 
 SIZE, STD = 32, 0.1
 COLOURS = {"red": (1.0, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 1.0)}
-AXIS = torch.linspace(-1, 1, SIZE)
-DISC = (AXIS[:, None] ** 2 + AXIS**2 < 0.3).float()
+DISC = (torch.linspace(-1, 1, SIZE)[:, None] ** 2 + torch.linspace(-1, 1, SIZE) ** 2 < 0.3).float()
 
 
 class Discs:
