@@ -6,11 +6,12 @@ right, one view of the step as the lens shows it: render, noised render, the pri
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,35 +25,32 @@ from sdlab.scenes import seen_from_all_sides
 from sdlab.settings import Settings, preset
 
 OUT = Path("assets/readme/run.gif")
-SCRIPT: dict[int, dict[str, str]] = {  # step -> changes
-    0: {"prompt.text": "a red bear"},
-    480: {"active": "jsd"},
-    660: {"active": "sds", "prompt.text": "a blue bear wearing a hat"},
+PLANNED, STEPS = 450, 1005  # planned length, over which schedules and learning rates change; steps in all
+SCRIPT: dict[int, dict[str, Any]] = {  # step -> changes
+    0: {"prompt.text": "a red bear", "steps": PLANNED},
+    435: {"active": "jsd"},
+    555: {"active": "sds", "prompt.text": "a blue bear", "schedule.start": 555},
 }
-STEPS = 960
-FRAME_STEPS, FRAME_SECONDS, LAST_SECONDS = 12, 0.1, 2.0
-ORBIT, ELEVATION, DISTANCE, FOVY = 360.0, 18.0, 2.95, 40.0  # degrees over the run; degrees; scene units; degrees
-WIDTH, SIDE, TILE, MARGIN, HEAD = 480, 300, 84, 6, 36  # pixels: of a frame, the render, a lens picture, gaps, caption
+FRAME_STEPS, FRAME_SECONDS, LAST_SECONDS = 15, 0.12, 2.0
+SWAY, SWAY_FRAMES = 65.0, 34  # the camera swings by so many degrees to either side of the front, once in so many frames
+ELEVATION, DISTANCE, FOVY = 15.0, 3.15, 40.0  # degrees; scene units; degrees
+WIDTH, SIDE, TILE, MARGIN, HEAD = 480, 256, 102, 8, 36  # pixels: of a frame, the render, a lens picture, gaps, caption
 TILES = {"render": "render", "noisy": "noised", "x0": "prior's guess", "push": "update"}  # lens label -> caption
-COLOURS = 128
 GROUND, INK, FAINT, ACCENT = (255, 255, 255), (40, 40, 46), (130, 130, 140), (200, 60, 40)
 NEWS_FRAMES = 12  # for which a change is highlighted
 
 
-def make(out: Path = OUT, script: dict[int, dict[str, str]] = SCRIPT, steps: int = STEPS) -> int:
+def make(out: Path = OUT, script: dict[int, dict[str, Any]] = SCRIPT, steps: int = STEPS) -> int:
     """Run the script and write the GIF; return its size in bytes."""
-    frames = list(_frames(script, steps))
-    palette = Image.fromarray(np.concatenate([np.asarray(f) for f in frames[:: max(len(frames) // 12, 1)]]))
-    palette = palette.quantize(COLOURS, dither=Image.Dither.NONE)  # one for all frames, so that little changes
-    shown = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    shown = [frame.quantize(256, dither=Image.Dither.NONE) for frame in _frames(script, steps)]
     seconds = [FRAME_SECONDS] * (len(shown) - 1) + [LAST_SECONDS]
     out.parent.mkdir(parents=True, exist_ok=True)
     shown[0].save(out, save_all=True, append_images=shown[1:], duration=[int(1000 * s) for s in seconds], loop=0)
     return out.stat().st_size
 
 
-def _frames(script: dict[int, dict[str, str]], steps: int) -> Iterator[Image.Image]:
-    session = Session(preset("toybox").patch("steps", steps))
+def _frames(script: dict[int, dict[str, Any]], steps: int) -> Iterator[Image.Image]:
+    session = Session(preset("toybox"))
     session.watch_lens(True)
     for step, changes in script.items():
         session.plan(step, Patch(tuple(changes.items())))
@@ -63,7 +61,9 @@ def _frames(script: dict[int, dict[str, str]], steps: int) -> Iterator[Image.Ima
         news |= {path: NEWS_FRAMES for path, _ in before.differences(session.effective) if number > 0}
         scene = seen_from_all_sides(session.state.scene)
         seen = session.lens.get() or LensPictures()
-        yield _frame(session.effective, until, _view(scene, ORBIT * until / steps + 20.0), seen, set(news))
+        yield _frame(
+            session.effective, until, _view(scene, SWAY * math.sin(2 * math.pi * number / SWAY_FRAMES)), seen, set(news)
+        )
         news = {path: left - 1 for path, left in news.items() if left > 1}
         print(f"\rstep {until} of {steps}", end="", file=sys.stderr, flush=True)
 
@@ -87,7 +87,7 @@ def _frame(s: Settings, step: int, view: Image.Image, seen: LensPictures, news: 
     draw.text((WIDTH - 10, 12), f"step {step}", fill=FAINT, font=ImageFont.load_default(size=13), anchor="ra")
     for number, (label, caption) in enumerate(TILES.items()):
         found = [k for k, name in enumerate(seen.labels) if name.startswith(label)]
-        x, y = right + (number % 2) * (TILE + MARGIN), HEAD + 50 + (number // 2) * (TILE + 30)
+        x, y = right + (number % 2) * (TILE + MARGIN), HEAD + 18 + (number // 2) * (TILE + 26)
         if found:
             frame.paste(Image.fromarray(seen.pictures[found[0]]).resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
             draw.text((x, y - 14), caption, fill=FAINT, font=small)
