@@ -216,7 +216,7 @@ def test_a_prior_of_another_shape_is_refused_and_the_run_goes_on():
     session.listen(lambda e: said.append(e) if isinstance(e, Rejected) else None)
     session.run(until=6)
     assert session.state.step == 6
-    assert "have shape (3, 8, 8)" in said[0].reason
+    assert "looks at (3, 8, 8)" in said[0].reason
     assert session.settings.prior.height == 16
 
 

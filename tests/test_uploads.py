@@ -151,7 +151,7 @@ def vast(tree: dict) -> None:
     [
         (many_nodes, r"has textures of 500,010,000 pixels; the limit is 400,000,000"),
         (endless, "is damaged: its nodes do not form a tree"),
-        (vast, r"holds [\d,]{17} mesh elements; the limit is 50,000,000"),
+        (vast, r"has [\d,]{17} mesh elements; the limit is 50,000,000"),
         (lambda tree: tree["nodes"].append({"mesh": 99}), "is damaged or incomplete"),
         (lambda tree: tree.update(accessors=3), "is damaged or incomplete"),
     ],
