@@ -109,7 +109,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     model = bound(prior, s, prompts, cams, rng, progress, reference)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
-        pull = tamed(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim)
+        pull = rescale_and_clip(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim)
         grad = pull / len(cams)
     watch.lap("loss")
     watch.stages["loss"] -= model.seconds
@@ -224,7 +224,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int
     return model.nfe
 
 
-def tamed(grad: Tensor, s: OptimSettings) -> Tensor:
+def rescale_and_clip(grad: Tensor, s: OptimSettings) -> Tensor:
     """Normalise and clip the gradient w(t) residual [B, C, H, W].
 
     First rescale it to `grad_rms`, a root mean square over all views (CSD divides by the norm, which differs by a
