@@ -193,7 +193,7 @@ def test_several_from_one_picture_are_not_equal():
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read"), (b"no picture", "is not a picture: PNG, JPEG and WebP"), (b"", "is not a picture")],
+    [(None, "cannot be read"), (b"no picture", "is not an image: use PNG, JPEG or WebP"), (b"", "is not an image")],
 )
 def test_a_bad_picture_is_named(tmp_path, content, reason):
     file = tmp_path / "x.png"
@@ -273,7 +273,7 @@ def test_the_four_have_their_weights():
 
 def test_points_need_a_plane():
     s = dataclasses.replace(preset("mixture"), scene=Points())
-    with pytest.raises(ValueError, match=r"scene\.kind = points: its prior must be one of the plane.*\(3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"scene\.kind = points needs a prior of points in the plane.*\(3, 16, 16\)"):
         Session(s).run(until=1)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sdlab.cameras import CameraSettings, turntable
-from sdlab.density import drawn, felt, shared_out
+from sdlab.density import noise_gate, relocation, sample_by_opacity
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.priors.mixture import MixturePrior
 from sdlab.raster.torch_project import rotation_matrices
@@ -246,14 +246,14 @@ def covered(opacity, scale, copies):
 @pytest.mark.parametrize("opacity", [0.05, 0.5, 0.9, 0.99])
 def test_copies_hide_together_what_the_one_did(opacity, copies):
     o, s = torch.tensor([opacity], dtype=torch.float64), torch.full((1, 3), 0.05, dtype=torch.float64)
-    o_new, s_new = shared_out(o, s, torch.tensor([copies]), 1e-6)
+    o_new, s_new = relocation(o, s, torch.tensor([copies]), 1e-6)
     before, after = covered(o[0], s[0, 0], 1), covered(o_new[0], s_new[0, 0], copies)
     assert after == pytest.approx(float(before), rel=1e-6)
     assert 1 - (1 - o_new[0]) ** copies == pytest.approx(opacity), "at the centre, too"
 
 
 def test_only_the_transparent_feel_the_noise():
-    strength = felt(torch.tensor([1e-4, 0.005, 0.05, 0.5]))
+    strength = noise_gate(torch.tensor([1e-4, 0.005, 0.05, 0.5]))
     assert strength[0] > 0.6
     assert strength[1] == pytest.approx(0.5)
     assert strength[2] < 0.02
@@ -261,7 +261,9 @@ def test_only_the_transparent_feel_the_noise():
 
 
 def test_places_are_drawn_by_opacity():
-    counts = torch.bincount(drawn(torch.tensor([0.0, 0.2, 0.6]), 4000, torch.Generator().manual_seed(0)), minlength=3)
+    counts = torch.bincount(
+        sample_by_opacity(torch.tensor([0.0, 0.2, 0.6]), 4000, torch.Generator().manual_seed(0)), minlength=3
+    )
     assert counts[0] == 0
     assert counts[2] / counts[1] == pytest.approx(3.0, rel=0.15)
 

@@ -9,7 +9,6 @@ A built scene owns named parameters; the optimiser has one group for each. There
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -20,26 +19,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings
+from sdlab.density import RowSurgeon
 from sdlab.priors import Progress, silent
 from sdlab.rng import StepRng
 from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
-
-
-@runtime_checkable
-class RowSurgeon(Protocol):
-    """The optimiser as density control sees it: it keeps the moments of kept rows and zeroes them for new rows."""
-
-    def replace_rows(self, new: Mapping[str, Tensor], kept: Tensor) -> None:
-        """Set every parameter to `new` [M, ...]. Row i continues old row kept[i], or is new if kept[i] = -1."""
-        ...
-
-    def reset_moments(self, name: str) -> None:
-        """Zero the moments of one parameter."""
-        ...
-
-    def rate(self, name: str) -> float:
-        """Return the current learning rate of one parameter."""
-        ...
 
 
 @runtime_checkable

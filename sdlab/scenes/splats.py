@@ -3,14 +3,7 @@
 Parameters, before activation: means [N, 3]; quats [N, 4]; log_scales [N, 3] (exp); opacity_logits [N] (sigmoid);
 color_logits [N, 3] (sigmoid).
 
-Density control, `density`:
-  share      3DGS (clone small Gaussians, split large ones, prune transparent ones), but the ones that grow are a *fixed
-             fraction*, chosen by screen-space gradient: suitable thresholds differ by 10^2 between losses, and a loss
-             toggled mid-run would otherwise make the cloud explode or starve
-  threshold  3DGS as published: every Gaussian whose screen-space gradient exceeds a threshold grows, largest first
-  mcmc       3DGS-MCMC (`sdlab.density`): transparent Gaussians move onto opaque ones, the cloud grows by a fraction per
-             round, and noise is added to the positions after every step
-All respect `max_gaussians`.
+Density control (the knob `density` and its kin) is in `sdlab.density`.
 """
 
 from __future__ import annotations
@@ -27,24 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdlab.density import drawn, felt, shared_out
+from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
 from sdlab.priors import Progress, silent
 from sdlab.raster import rasteriser_for, warm_up, world_covariances
-from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
-from sdlab.scenes import RowSurgeon, SceneConfig
+from sdlab.scenes import SceneConfig
 from sdlab.starts.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"
 STARTS = ("ball", "object", "file", "shap-e", EITHER)
-DENSITIES = ("share", "threshold", "mcmc")
 OVERLAP = 1.5  # initial standard deviation relative to the distance between neighbours, for a closed surface
 PALEST = 0.02  # initial colours are kept this far from 0 and 1, where the sigmoid saturates
-SPLIT_SHRINK = 1.6  # 3DGS divides the scales of a split Gaussian by phi = 1.6
-OPACITY_AFTER_RESET = 0.05
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ class Splats(SceneConfig):
         "share",
         help="which Gaussians are cloned or split: the share with the largest gradients, or all above a threshold "
         "(3DGS); mcmc instead moves transparent Gaussians onto opaque ones and adds noise",
-        choices=DENSITIES,
+        choices=RULES,
     )
     densify_every: int = knob(50, 0, 10_000, "steps between rounds of density control; 0 disables it")
     densify_from: float = knob(0.1, 0.0, 1.0, "fraction of the run at which density control starts")
@@ -215,12 +204,7 @@ class SplatScene:
         self.note = note
         self._rasterize = rasteriser_for(params["means"].device)
         self._half_width = 1.0  # of the last rendered image, in pixels
-        self._reset_statistics()
-
-    def _reset_statistics(self) -> None:
-        means = self.params["means"]
-        self._pull = torch.zeros(means.shape[0], device=means.device)  # sum over views of |dLoss/d(screen position)|
-        self._seen = torch.zeros(means.shape[0], device=means.device)  # number of views in which it was drawn
+        self._density = DensityControl(params)
 
     def adopt(self, config: SceneConfig) -> None:
         if not isinstance(config, Splats):
@@ -263,117 +247,15 @@ class SplatScene:
 
     @torch.no_grad()
     def observe(self, info: ScreenInfo | None) -> None:
-        if info is None or info.means2d_grad is None or self.config.densify_every == 0:
-            return
-        # 3DGS's units: the loss summed, not averaged, over the views, and an image width of 2
-        self._pull += info.means2d_grad.norm(dim=-1).sum(0) * (len(info.radii) * self._half_width)
-        self._seen += (info.radii > 0).sum(0)
+        if info is not None and self.config.densify_every > 0:
+            self._density.observe(info, self._half_width)
 
     @torch.no_grad()
     def densify(self, progress: float, step: int, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """Clone, split and prune every `densify_every` steps (3DGS, section 5), and reset opacities if that is enabled.
-
-        With mcmc, add noise after every step, and move and add Gaussians instead. Nothing happens to the number of
-        Gaussians or their opacities after `densify_until`.
-        """
-        c = self.config
-        done: dict[str, int] = {}
-        mcmc = c.density == "mcmc"
-        if mcmc:
-            self._stir(optim.rate("means"), rng)
-        due = c.densify_every > 0 and step > 0 and step % c.densify_every == 0
-        if due and c.densify_from <= progress <= c.densify_until:
-            done = self._move_and_add(optim, rng) if mcmc else self._clone_split_prune(optim, rng)
-        reset = c.opacity_reset_every > 0 and step > 0 and step % c.opacity_reset_every == 0
-        if reset and progress <= c.densify_until:
-            self.params["opacity_logits"].clamp_(max=_logit(OPACITY_AFTER_RESET))
-            optim.reset_moments("opacity_logits")
-            done["opacity_reset"] = 1
+        """Do what density control has due at this step; return counts of what changed."""
+        done = self._density.update(self.config, progress, step, optim, rng)
+        self.constrain()
         return done
-
-    def _clone_split_prune(self, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        c, p = self.config, self.params
-        opacity = p["opacity_logits"].sigmoid()
-        keep = opacity >= c.prune_opacity
-        if not bool(keep.any()):
-            keep[opacity.argmax()] = True  # an empty cloud could not grow back
-        grown = self._to_grow(keep)
-        large = p["log_scales"].exp().amax(-1) > c.split_scale
-        split, clone = grown[large[grown]], grown[~large[grown]]
-
-        stay = keep.clone()
-        stay[split] = False  # replaced by two halves
-        kept_rows = stay.nonzero()[:, 0]
-        halves = split.repeat(2)
-        old = torch.cat([kept_rows, clone, halves])
-        new = {name: tensor.detach()[old].clone() for name, tensor in p.items()}
-        if len(halves) > 0:
-            rows = slice(len(old) - len(halves), None)
-            g = rng("densify")
-            offset = torch.randn(len(halves), 3, generator=g).to(new["means"]) * new["log_scales"][rows].exp()
-            new["means"][rows] += _rotate(new["quats"][rows], offset)
-            new["log_scales"][rows] -= math.log(SPLIT_SHRINK)
-        fresh = torch.full((len(clone) + len(halves),), -1, dtype=torch.long, device=kept_rows.device)
-        optim.replace_rows(new, torch.cat([kept_rows, fresh]))
-        self._reset_statistics()
-        self.constrain()
-        return {"cloned": len(clone), "split": len(split), "pruned": int((~keep).sum())}
-
-    def _stir(self, rate: float, rng: StepRng) -> None:
-        """Add noise Sigma eta to the positions of transparent Gaussians, along their own axes (3DGS-MCMC, eq. 8)."""
-        p = self.params
-        variances = (2 * p["log_scales"]).exp()
-        noise = rng.randn("stir", p["means"])
-        along = _rotate(p["quats"], variances * _rotate_back(p["quats"], noise))
-        p["means"].add_(self.config.stir * rate * felt(p["opacity_logits"].sigmoid())[:, None] * along)
-        self.constrain()
-
-    def _move_and_add(self, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """Turn transparent and newly added Gaussians into copies of opaque ones (3DGS-MCMC, sections 3.3 and 3.4).
-
-        Copies of a Gaussian share out its opacity and scale, so that the render stays the same.
-        """
-        c, p = self.config, self.params
-        opacity = p["opacity_logits"].sigmoid()
-        n, dead = len(opacity), opacity < c.prune_opacity
-        moved = dead.nonzero()[:, 0]
-        added = max(0, min(math.ceil(n * c.densify_share), c.max_gaussians - n))
-        if len(moved) == n or len(moved) + added == 0:
-            return {}
-        source = drawn(torch.where(dead, 0.0, opacity), len(moved) + added, rng("densify"))
-        copies = torch.bincount(source, minlength=n) + 1
-        several = (copies > 1).nonzero()[:, 0]
-        shared, scales = shared_out(
-            opacity[several], p["log_scales"][several].exp(), copies[several], max(c.prune_opacity, 1e-6)
-        )
-        p["opacity_logits"][several] = shared.logit()
-        p["log_scales"][several] = scales.log()
-
-        old = torch.arange(n, device=source.device)
-        old[moved] = source[: len(moved)]
-        old = torch.cat([old, source[len(moved) :]])
-        kept = torch.arange(n, device=source.device)
-        kept[several] = kept[moved] = -1
-        kept = torch.cat([kept, torch.full((added,), -1, dtype=torch.long, device=source.device)])
-        optim.replace_rows({name: tensor.detach()[old].clone() for name, tensor in p.items()}, kept)
-        self._reset_statistics()
-        self.constrain()
-        return {"moved": len(moved), "added": added}
-
-    def _to_grow(self, keep: Tensor) -> Tensor:
-        """Return the indices of the Gaussians to grow, within the cap.
-
-        These are the top `densify_share` by mean gradient, or all above the threshold.
-        """
-        c = self.config
-        n_kept = int(keep.sum())
-        room = c.max_gaussians - n_kept  # cloning and splitting both add exactly one
-        pull = torch.where(keep & (self._seen > 0), self._pull / self._seen.clamp_min(1), torch.zeros_like(self._pull))
-        by_threshold = c.density == "threshold"
-        least = c.densify_threshold if by_threshold else 0.0
-        most = n_kept if by_threshold else int(n_kept * c.densify_share)
-        wanted = min(most, room, int((pull > least).sum()))
-        return pull.topk(max(wanted, 0)).indices.sort().values
 
     @torch.no_grad()
     def snapshot(self) -> SplatSnapshot:
@@ -399,8 +281,8 @@ class SplatScene:
     def state_dict(self) -> dict[str, Any]:
         return {
             **{k: v.detach().clone() for k, v in self.params.items()},
-            "pull": self._pull.clone(),
-            "seen": self._seen.clone(),
+            "pull": self._density.pull.clone(),
+            "seen": self._density.seen.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -418,16 +300,8 @@ class SplatScene:
                     f"scene state: {name} has shape {tuple(state[name].shape)}; expected N x {tuple(old.shape[1:])}"
                 )
             self.params[name] = Parameter(state[name].to(device=device, dtype=old.dtype, copy=True))
-        self._pull = state["pull"].to(device=device, copy=True)
-        self._seen = state["seen"].to(device=device, copy=True)
-
-
-def _rotate(quats: Tensor, vectors: Tensor) -> Tensor:
-    return (rotation_matrices(quats) @ vectors[:, :, None])[:, :, 0]
-
-
-def _rotate_back(quats: Tensor, vectors: Tensor) -> Tensor:
-    return (rotation_matrices(quats).transpose(1, 2) @ vectors[:, :, None])[:, :, 0]
+        self._density.pull = state["pull"].to(device=device, copy=True)
+        self._density.seen = state["seen"].to(device=device, copy=True)
 
 
 def _numpy(t: Tensor) -> Any:

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from sdlab.pictures import resize
 from sdlab.rng import StepRng
 from sdlab.toybox import pictures
 from sdlab.toybox.objects import OBJECTS, seconds_of
@@ -308,9 +309,7 @@ def _shown(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
     """Yield images of any size in batches of 256, as floats in [0, 1] resized to the classifier's input."""
     for part in rgb.split(256):
         x = part.float() / 255 if part.dtype == torch.uint8 else part
-        if x.shape[-2:] != (classifier.size, classifier.size):
-            x = F.interpolate(x, (classifier.size, classifier.size), mode="bilinear", antialias=True)
-        yield x
+        yield resize(x, (classifier.size, classifier.size))
 
 
 @torch.no_grad()
