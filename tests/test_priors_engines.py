@@ -16,7 +16,7 @@ import torch
 from sdlab.auxiliary.score import Score
 from sdlab.priors import engines
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
-from sdlab.priors.engines import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine, usable_cores
+from sdlab.priors.engines import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine
 from sdlab.rng import StepRng
 from sdlab.types import cat_conds
 
@@ -466,13 +466,6 @@ def test_accelerators_run_in_half_precision_by_default():
     assert engines.resolve_precision("auto", torch.device("cuda")) == ("fp16", "")
     assert engines.weights_dtype("fp16", torch.device("cuda")) == torch.float16
     assert engines.weights_dtype("bf16", CPU) == torch.float32
-
-
-def test_cores_are_limited_by_the_environment(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert usable_cores() == 1
 
 
 @needs_openvino

@@ -30,11 +30,6 @@ def silent(text: str) -> None:
     """A `Progress` for callers that show none."""
 
 
-def first_line(e: BaseException, width: int = 300) -> str:
-    """The first line of an error's message, or its type: foreign errors quoted in one line of ours."""
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:width]
-
-
 @dataclass(frozen=True)
 class PriorConfig(ABC):
     """The settings of one kind of prior."""

@@ -34,9 +34,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdlab.errors import is_out_of_memory, memory_explained
+from sdlab.errors import first_line, is_out_of_memory, memory_explained
 from sdlab.knobs import knob
-from sdlab.priors import PriorConfig, Progress, first_line, silent
+from sdlab.priors import PriorConfig, Progress, silent
 from sdlab.priors.engines import (
     ENGINES,
     PRECISIONS,

@@ -25,7 +25,6 @@ import importlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import shutil
 import sys
@@ -36,12 +35,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdlab.priors import Progress, first_line, silent
+from sdlab.errors import first_line
+from sdlab.machine import n_cores
+from sdlab.priors import Progress, silent
 
 ENGINES = ("auto", "torch", "openvino", "compiled")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -86,7 +86,7 @@ class TorchEngine:
 
     def __init__(self, unet: nn.Module, precision: str, threads: int = 0) -> None:
         self.name = f"torch {precision}"
-        self.torch_threads = threads or usable_cores()
+        self.torch_threads = threads or n_cores()
         self._unet = unet
         self._autocast = precision == "bf16" and next(unet.parameters()).device.type == "cpu"
 
@@ -146,7 +146,7 @@ class OpenVinoEngine:
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-            "INFERENCE_NUM_THREADS": str(threads or usable_cores()),
+            "INFERENCE_NUM_THREADS": str(threads or n_cores()),
         }
         config: Any = unet.config
         # OpenVINO 2026.4 ends the process with a segmentation fault when it compiles, in float32, a group norm whose
@@ -385,26 +385,6 @@ def cpu_has_bf16() -> bool:
         return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
-
-
-def usable_cores() -> int:
-    """Physical cores this process may use: no more than its affinity, its container's quota or OMP_NUM_THREADS."""
-    limits = [psutil.cpu_count(logical=False) or 1, usable_cpus()]
-    with contextlib.suppress(KeyError, ValueError):
-        limits.append(int(os.environ["OMP_NUM_THREADS"]))
-    return max(1, min(limits))
-
-
-def usable_cpus() -> int:
-    """What of the machine this process may use at once, two threads of a core counted apart: no more than its affinity
-    or its container's quota."""
-    limits = [os.cpu_count() or 1]
-    if hasattr(os, "sched_getaffinity"):
-        limits.append(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" where there is no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        limits.append(math.ceil(int(quota) / int(period)))
-    return max(1, min(limits))
 
 
 # ---- conversion -------------------------------------------------------------------------------------------------

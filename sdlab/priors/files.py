@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sdlab.priors import Progress, first_line, silent
+from sdlab.errors import first_line
+from sdlab.priors import Progress, silent
 
 ASSETS = Path(__file__).parents[2] / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

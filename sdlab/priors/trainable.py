@@ -24,13 +24,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sdlab.auxiliary.score import CAMERA
-from sdlab.priors import first_line
-from sdlab.priors.engines import EngineFailure, usable_cpus
+from sdlab.errors import first_line
+from sdlab.machine import n_processors
+from sdlab.priors.engines import EngineFailure
 from sdlab.priors.prediction import as_eps, native_target
 from sdlab.types import N_TIMESTEPS, Cond
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-CPUS = usable_cpus()
+CPUS = n_processors()
 FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))  # by which a mixture's small network is told t
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdlab.priors import first_line
+from sdlab.errors import first_line
 from sdlab.types import RawSplats
 
 MAX_BYTES = 200_000_000

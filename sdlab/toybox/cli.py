@@ -346,11 +346,11 @@ def run_judge(options: argparse.Namespace) -> None:
 def run_train_judge(options: argparse.Namespace) -> None:
     import torch
 
-    from sdlab.priors.engines import usable_cores
+    from sdlab.machine import n_cores
     from sdlab.toybox import judge
 
     claim(options.out)
-    torch.set_num_threads(options.threads or usable_cores())  # more only get in each other's way
+    torch.set_num_threads(options.threads or n_cores())  # more only get in each other's way
     plan = judge.Plan(
         options.samples or judge.Plan().samples, options.pictures, options.batch, options.lr, options.seed
     )
