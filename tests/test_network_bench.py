@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdlab.bench import network as bench
-from sdlab.priors import engines
+from sdlab.priors import openvino as engines
 from sdlab.toybox.model import Shape
 
 TINY = (

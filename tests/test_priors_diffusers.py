@@ -90,7 +90,7 @@ def test_the_configuration_is_a_value():
 
 def test_importing_the_family_imports_no_model_library():
     code = (
-        "import sys, sdlab.priors.diffusers, sdlab.priors.mixture, sdlab.priors.engines;"
+        "import sys, sdlab.priors.diffusers, sdlab.priors.mixture, sdlab.priors.openvino;"
         "heavy = {'diffusers', 'transformers', 'openvino', 'huggingface_hub'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

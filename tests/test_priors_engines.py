@@ -14,9 +14,9 @@ import tiny_models as tiny
 import torch
 
 from sdlab.auxiliary.score import Score
-from sdlab.priors import engines
+from sdlab.priors import openvino as engines
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
-from sdlab.priors.engines import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine
+from sdlab.priors.openvino import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine
 from sdlab.rng import StepRng
 from sdlab.types import cat_conds
 

@@ -21,7 +21,8 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from sdlab.priors import engines, files
+from sdlab.priors import files
+from sdlab.priors import openvino as engines
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 
 CPU = torch.device("cpu")

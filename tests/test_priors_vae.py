@@ -161,7 +161,7 @@ def test_low_memory_is_the_same_model_with_less_kept(folder):
 
 
 def test_the_precision_of_the_vae_is_a_knob(folder, monkeypatch):
-    from sdlab.priors import engines
+    from sdlab.priors import openvino as engines
 
     monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
     rgb = torch.rand(1, 3, 64, 64)

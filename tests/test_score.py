@@ -15,8 +15,8 @@ from sdlab.losses.esd import ESD
 from sdlab.losses.vsd import VSD
 from sdlab.priors import attention, trainable
 from sdlab.priors.diffusers import DiffusersPrior
-from sdlab.priors.engines import cpu_has_bf16
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
+from sdlab.priors.openvino import cpu_has_bf16
 from sdlab.priors.trainable import Trainable
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng

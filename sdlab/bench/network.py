@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdlab import machine
-from sdlab.priors.engines import Engine, Shapes, choose_engine, resolve_precision
+from sdlab.priors.openvino import Engine, Shapes, choose_engine, resolve_precision
 from sdlab.toybox.model import MAX_TOKENS, Shape, build
 
 NETWORKS = (

@@ -37,7 +37,8 @@ from torch.utils.checkpoint import checkpoint
 from sdlab.errors import first_line, is_out_of_memory, memory_explained
 from sdlab.knobs import knob
 from sdlab.priors import PriorConfig, Progress, silent
-from sdlab.priors.engines import (
+from sdlab.priors.files import checked_weights, count_numbers, find_model, read_json, require_layout
+from sdlab.priors.openvino import (
     ENGINES,
     PRECISIONS,
     Engine,
@@ -49,7 +50,6 @@ from sdlab.priors.engines import (
     resolve_precision,
     weights_dtype,
 )
-from sdlab.priors.files import checked_weights, count_numbers, find_model, read_json, require_layout
 from sdlab.priors.prediction import PREDICTIONS, as_eps
 from sdlab.priors.trainable import Trainable, TrainableUNet
 from sdlab.priors.wordlist import WordList, read_word_list

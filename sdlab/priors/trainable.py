@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sdlab.auxiliary.score import CAMERA
 from sdlab.errors import first_line
 from sdlab.machine import n_processors
-from sdlab.priors.engines import EngineFailure
+from sdlab.priors.openvino import EngineFailure
 from sdlab.priors.prediction import as_eps, native_target
 from sdlab.types import N_TIMESTEPS, Cond
 
