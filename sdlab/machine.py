@@ -1,4 +1,4 @@
-"""The machine: how many processors this process may use, its peak memory, and versions for the record of a result."""
+"""The machine: processors this process may use, the cache folder, and what to record beside a measurement."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
+
+import platformdirs
 
 
 def n_processors() -> int:
@@ -30,6 +32,11 @@ def n_cores() -> int:
     with contextlib.suppress(KeyError, ValueError):
         limits.append(int(os.environ["OMP_NUM_THREADS"]))
     return max(1, min(limits))
+
+
+def cache_folder() -> Path:
+    """Return the project's cache folder: $SDLAB_CACHE, or the one in the user's cache folder."""
+    return Path(os.environ.get("SDLAB_CACHE") or platformdirs.user_cache_dir("sdlab", appauthor=False))
 
 
 def processor() -> str:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sdlab.machine import cache_folder
 from sdlab.toybox.sample import SCALE
 from sdlab.types import Prior
 
@@ -24,8 +25,8 @@ DEFAULT_WEIGHTS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
 
 
 def default_data() -> Path:
-    """Where rendered pictures are kept between runs: the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sdlab" / "toybox"
+    """Return the folder in which rendered images are cached between runs, inside the project's cache folder."""
+    return cache_folder() / "toybox"
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
