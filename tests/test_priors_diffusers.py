@@ -90,7 +90,7 @@ def test_the_configuration_is_a_value():
 
 def test_importing_the_family_imports_no_model_library():
     code = (
-        "import sys, sdlab.priors.diffusers, sdlab.priors.mixture, sdlab.priors.openvino;"
+        "import sys, sdlab.priors.diffusers, sdlab.priors.mixture, sdlab.priors.choice;"
         "heavy = {'diffusers', 'transformers', 'openvino', 'huggingface_hub'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -727,7 +727,7 @@ def test_a_network_that_cannot_be_compiled_runs_all_the_same(pixel, monkeypatch)
     plain, compiled = load(pixel), load(pixel, engine="compiled")
     compiled.prepare([5])
     assert compiled.engine_name == "torch fp32"
-    assert compiled.engine_note == "torch.compile failed: no working C++ compiler; torch runs instead"
+    assert compiled.engine_note == "torch.compile failed (no working C++ compiler), using torch instead"
     z_t = noisy(plain, 5)
     assert torch.equal(compiled.eps(z_t, EDGES, conds(compiled, 5)), plain.eps(z_t, EDGES, conds(plain, 5)))
 

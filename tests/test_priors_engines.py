@@ -14,16 +14,19 @@ import tiny_models as tiny
 import torch
 
 from sdlab.auxiliary.score import Score
-from sdlab.priors import openvino as engines
+from sdlab.priors import cache as networks
+from sdlab.priors import choice, openvino
+from sdlab.priors.cache import SealedFolder
+from sdlab.priors.choice import choose_engine
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
-from sdlab.priors.openvino import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine
+from sdlab.priors.engines import EngineFailure, Shapes, TorchEngine
 from sdlab.rng import StepRng
 from sdlab.types import cat_conds
 
 CPU = torch.device("cpu")
 
 try:
-    engines._openvino()
+    openvino.library()
     missing = ""
 except EngineFailure as e:
     missing = str(e)
@@ -61,13 +64,13 @@ def quick_convert(filled_cache, monkeypatch) -> list[Shapes]:
     packed = SealedFolder(network.parent).read("network")
     assert packed is not None
     n = int.from_bytes(packed[:8], "big")
-    core, converted = engines._openvino().Core(), []
+    core, converted = openvino.library().Core(), []
 
     def convert(unet, shapes):
         converted.append(shapes)
         return core.read_model(packed[8 : 8 + n], packed[8 + n :])
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     return converted
 
 
@@ -76,7 +79,7 @@ def never_convert(monkeypatch):
     def convert(unet, shapes):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
 
 
 def load(folder: Path, **knobs) -> DiffusersModel:
@@ -113,7 +116,7 @@ def test_openvino_in_float32_agrees_with_torch(folder, cache, batch):
 
 
 @needs_openvino
-@pytest.mark.skipif(not engines.cpu_has_bf16(), reason="this processor does not compute in bf16")
+@pytest.mark.skipif(not choice.cpu_has_bf16(), reason="this processor does not compute in bf16")
 @pytest.mark.parametrize("batch", [2, 4])
 def test_openvino_in_bf16_is_close_to_torch(folder, cache, batch):
     reference, model = load(folder, engine="torch"), load(folder, precision="auto")
@@ -148,7 +151,7 @@ def test_a_network_on_blocks_of_pixels_that_predicts_v_agrees_with_torch(modulat
     alpha, sigma = reference.marginal(t)
     with torch.no_grad():
         v = reference.unet(z_t, t, encoder_hidden_states=cond.hidden).sample
-    allowed = {"fp32": 1e-4, "bf16": 2e-2} if engines.cpu_has_bf16() else {"fp32": 1e-4}
+    allowed = {"fp32": 1e-4, "bf16": 2e-2} if choice.cpu_has_bf16() else {"fp32": 1e-4}
     for precision in (*allowed, *allowed):  # made, and read from the cache
         model = load(folder, precision=precision)
         off = (model.eps(z_t, t, cond) - (alpha * v + sigma * z_t)).flatten(1).norm(dim=1)
@@ -159,10 +162,10 @@ def test_a_network_on_blocks_of_pixels_that_predicts_v_agrees_with_torch(modulat
 def test_torch_in_bf16_is_close_to_float32_and_keeps_the_weights(folder):
     reference, model = load(folder, engine="torch"), load(folder, engine="torch", precision="bf16")
     assert model.unet.conv_in.weight.dtype == torch.float32
-    if engines.cpu_has_bf16():
+    if choice.cpu_has_bf16():
         assert 1e-5 < relative_error(model, reference, 4) < 2e-2
     else:
-        assert "does not compute in bf16: fp32 instead" in model.engine_note
+        assert "does not compute in bf16, using fp32 instead" in model.engine_note
 
 
 @needs_openvino
@@ -283,7 +286,7 @@ def test_a_network_that_learns_is_converted_once(how, folder, cache, monkeypatch
     def convert(network, example):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     psi = learner(load(folder), how)
     move(psi, 7)
     assert off(psi, model, 2) < 1e-4
@@ -294,13 +297,13 @@ def test_a_network_that_learns_and_cannot_be_converted_is_asked_in_torch(folder,
     def convert(network, example):
         raise RuntimeError("no such operation\nand a long trace")
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     model = load(folder)
     net: Any = learner(model, "copy").net
     z_t, t, cond = question(model, 2)
     with torch.no_grad():
         answer = net.predict(z_t, t, cond, torch.ones(2, 16))
-    assert "could not convert the network that learns: no such operation; torch runs instead" in caplog.text
+    assert "could not convert the network in training (no such operation), using torch instead" in caplog.text
     assert torch.equal(answer, net.predict(z_t, t, cond, torch.ones(2, 16)))
     assert model.engine_name == "openvino fp32", "the prior itself goes on"
 
@@ -378,10 +381,10 @@ def test_the_key_follows_weights_and_configuration_not_place(tmp_path):
     (tmp_path / "a").write_bytes(b"weights")
     (tmp_path / "b").write_bytes(b"weights")
     (tmp_path / "c").write_bytes(b"Weights")
-    key = engines.network_key(config, [tmp_path / "a"])
-    assert key == engines.network_key(config | {"_name_or_path": "there"}, [tmp_path / "b"])
-    assert key != engines.network_key(config, [tmp_path / "c"])
-    assert key != engines.network_key(config | {"width": 9}, [tmp_path / "a"])
+    key = networks.network_key(config, [tmp_path / "a"])
+    assert key == networks.network_key(config | {"_name_or_path": "there"}, [tmp_path / "b"])
+    assert key != networks.network_key(config, [tmp_path / "c"])
+    assert key != networks.network_key(config | {"width": 9}, [tmp_path / "a"])
 
 
 def test_only_the_networks_used_last_are_kept(tmp_path, monkeypatch):
@@ -391,7 +394,7 @@ def test_only_the_networks_used_last_are_kept(tmp_path, monkeypatch):
         folder.write("network", b"")
         os.utime(folder.folder, (1e9 - age, 1e9 - age))
     SealedFolder(tmp_path / "openvino" / "old").read("network")
-    engines.forget_old_networks(keep=2)
+    networks.remove_old_networks(keep=2)
     assert {f.name for f in (tmp_path / "openvino").iterdir()} == {"now", "old"}
 
 
@@ -405,17 +408,17 @@ def test_auto_takes_openvino_on_a_processor_and_torch_when_asked(folder, cache):
 
 def test_without_openvino_torch_runs_and_says_why(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    engines._openvino.cache_clear()
-    engines.cpu_has_bf16.cache_clear()
+    openvino.library.cache_clear()
+    choice.cpu_has_bf16.cache_clear()
     try:
         model = load(folder)
-        assert isinstance(engines.cpu_has_bf16(), bool)
+        assert isinstance(choice.cpu_has_bf16(), bool)
     finally:
-        engines._openvino.cache_clear()
-        engines.cpu_has_bf16.cache_clear()
+        openvino.library.cache_clear()
+        choice.cpu_has_bf16.cache_clear()
     assert model.engine_name == "torch fp32"
     assert model.engine_note.startswith("OpenVINO is not available (")
-    assert model.engine_note.endswith("; torch runs instead")
+    assert model.engine_note.endswith(", using torch instead")
 
 
 @needs_openvino
@@ -424,10 +427,10 @@ def test_a_network_that_cannot_be_converted_runs_in_torch(folder, tmp_path, monk
         raise RuntimeError("no such operation\nand a long trace")
 
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     model = load(folder)
     assert model.engine_name == "torch fp32"
-    assert model.engine_note == "OpenVINO could not convert the network: no such operation; torch runs instead"
+    assert model.engine_note == "OpenVINO could not convert the network (no such operation), using torch instead"
 
 
 @needs_openvino
@@ -438,13 +441,13 @@ def test_a_network_that_cannot_be_compiled_goes_on_in_torch(folder, cache, early
 
     reference, model = load(folder, engine="torch"), load(folder)
     asked = question(model, 2)
-    monkeypatch.setattr(engines._Compiler, "_load", fail)
+    monkeypatch.setattr(openvino.Compiler, "load", fail)
     if early:
         model.prepare([2, 4])
         assert model.engine_name == "torch fp32"
     torch.testing.assert_close(model.eps(*asked), reference.eps(*asked))
     assert model.engine_name == "torch fp32"
-    assert model.engine_note == "OpenVINO could not compile the network: out of memory; torch runs instead"
+    assert model.engine_note == "OpenVINO could not compile the network (out of memory), using torch instead"
 
 
 def test_openvino_is_for_processors(folder):
@@ -452,20 +455,20 @@ def test_openvino_is_for_processors(folder):
     shapes = Shapes((2, 3, 8, 8), (2, tiny.TOKENS, tiny.WIDTH))
     engine, note = choose_engine("openvino", unet, [], shapes, "fp16", torch.device("cuda"))
     assert isinstance(engine, TorchEngine)
-    assert note == "OpenVINO runs on the processor only, not on cuda; torch runs instead"
+    assert note == "OpenVINO runs only on a CPU, not on cuda, using torch instead"
     assert choose_engine("auto", unet, [], shapes, "fp16", torch.device("cuda"))[1] == ""
 
 
 @pytest.mark.parametrize(("knob", "given"), [("engine", "onnx"), ("precision", "int8")])
 def test_an_unknown_choice_is_named(knob, given, folder):
-    with pytest.raises(ValueError, match=rf"prior\.{knob} = '{given}': allowed is one of auto, "):
+    with pytest.raises(ValueError, match=rf"prior\.{knob} = '{given}': must be one of auto, "):
         load(folder, **{knob: given})
 
 
 def test_accelerators_run_in_half_precision_by_default():
-    assert engines.resolve_precision("auto", torch.device("cuda")) == ("fp16", "")
-    assert engines.weights_dtype("fp16", torch.device("cuda")) == torch.float16
-    assert engines.weights_dtype("bf16", CPU) == torch.float32
+    assert choice.resolve_precision("auto", torch.device("cuda")) == ("fp16", "")
+    assert choice.weights_dtype("fp16", torch.device("cuda")) == torch.float16
+    assert choice.weights_dtype("bf16", CPU) == torch.float32
 
 
 @needs_openvino

@@ -21,8 +21,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from sdlab.priors import files
-from sdlab.priors import openvino as engines
+from sdlab.priors import choice, files
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 
 CPU = torch.device("cpu")
@@ -168,7 +167,7 @@ def test_a_model_that_was_downloaded_is_used_without_the_hub(hub, how, revision,
 
 
 def test_a_repository_without_float16_files_says_why_it_is_large(hub, monkeypatch):
-    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(choice, "cpu_has_bf16", lambda: True)
     said: list[str] = []
     load(said, precision="bf16")
     assert any("downloading owner/tiny, which has no float16 files (" in text for text in said)

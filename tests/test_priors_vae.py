@@ -116,8 +116,8 @@ def test_the_note_is_the_models_own(folder, monkeypatch):
     model = load(folder)
     model._space.note = "the VAE is odd"
     assert model.engine_note == "the VAE is odd"
-    model._notes.append("torch runs instead")
-    assert model.engine_note == "torch runs instead; the VAE is odd"
+    model._notes.append("using torch instead")
+    assert model.engine_note == "using torch instead; the VAE is odd"
 
 
 @pytest.mark.parametrize("half", [None, torch.float16])
@@ -161,9 +161,9 @@ def test_low_memory_is_the_same_model_with_less_kept(folder):
 
 
 def test_the_precision_of_the_vae_is_a_knob(folder, monkeypatch):
-    from sdlab.priors import openvino as engines
+    from sdlab.priors import choice
 
-    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(choice, "cpu_has_bf16", lambda: True)
     rgb = torch.rand(1, 3, 64, 64)
     exact = load(folder).encode(rgb)
     assert torch.equal(load(folder, precision="bf16").encode(rgb), exact), "auto is fp32 on a processor"
@@ -172,5 +172,5 @@ def test_the_precision_of_the_vae_is_a_knob(folder, monkeypatch):
     torch.testing.assert_close(bf16, exact, rtol=0.1, atol=0.05)
     with pytest.raises(ValueError, match=r"prior\.vae_precision = 'fp16' needs a GPU"):
         load(folder, vae_precision="fp16")
-    with pytest.raises(ValueError, match=r"prior\.vae_precision = 'int4': allowed is one of auto, fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match=r"prior\.vae_precision = 'int4': must be one of auto, fp32, bf16, fp16"):
         load(folder, vae_precision="int4")

@@ -14,9 +14,9 @@ from sdlab.losses.asd import ASD
 from sdlab.losses.esd import ESD
 from sdlab.losses.vsd import VSD
 from sdlab.priors import attention, trainable
+from sdlab.priors.choice import cpu_has_bf16
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
-from sdlab.priors.openvino import cpu_has_bf16
 from sdlab.priors.trainable import Trainable
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng

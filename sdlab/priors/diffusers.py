@@ -37,19 +37,18 @@ from torch.utils.checkpoint import checkpoint
 from sdlab.errors import first_line, is_out_of_memory, memory_explained
 from sdlab.knobs import knob
 from sdlab.priors import PriorConfig, Progress, silent
-from sdlab.priors.files import checked_weights, count_numbers, find_model, read_json, require_layout
-from sdlab.priors.openvino import (
+from sdlab.priors.choice import (
     ENGINES,
+    HALF,
     PRECISIONS,
-    Engine,
-    EngineFailure,
-    OpenVinoEngine,
-    Shapes,
-    TorchEngine,
     choose_engine,
     resolve_precision,
+    resolve_vae_precision,
     weights_dtype,
 )
+from sdlab.priors.engines import Engine, EngineFailure, Shapes, TorchEngine
+from sdlab.priors.files import checked_weights, count_numbers, find_model, read_json, require_layout
+from sdlab.priors.openvino import OpenVinoEngine
 from sdlab.priors.prediction import PREDICTIONS, as_eps
 from sdlab.priors.trainable import Trainable, TrainableUNet
 from sdlab.priors.wordlist import WordList, read_word_list
@@ -59,7 +58,6 @@ TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 KEPT_TEXTS = 256
 ALPHA_MIN = 1e-4  # zero-terminal-SNR schedules end in alpha = 0, by which losses would divide
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 T5_TOKENS = 77  # T5 has no limit of its own; DeepFloyd IF was trained on 77
 
 
@@ -111,14 +109,14 @@ class DiffusersPrior(PriorConfig):
 
         progress(f"loading {self.path}")
         dtype = weights_dtype(precision, device)
-        vae_precision = _vae_precision(self.vae_precision, precision, device)
+        vae_precision = resolve_vae_precision(self.vae_precision, precision, device)
         alphas_cumprod, prediction_type = _read_schedule(folder)
         with memory_explained(f"{self.path} in {precision}", device, lambda: _size(folder, dtype)):
             reader = (torch.float32, torch.device("cpu")) if self.low_memory else (dtype, device)
             encoder = _load_part(folder / "text_encoder", _text_encoder_class(folder), *reader)
             text = TextEncoder(_load_tokenizer(folder), encoder, read_word_list(folder), device)
             unet = _load_unet(folder, dtype, device)
-            space = _load_space(folder, unet, device, _AUTOCAST.get(vae_precision), self.low_memory)
+            space = _load_space(folder, unet, device, HALF.get(vae_precision), self.low_memory)
 
         hidden = text.embed("")
         _must_match(unet, hidden.shape[-1], folder)
@@ -245,7 +243,7 @@ class DiffusersModel:
         """A network that starts as this one and can learn, on this device; `how` is one of
         `sdlab.auxiliary.score.NETWORKS`, `rank` that of its LoRA. Draws from torch's own generator."""
         with memory_explained(f"a network that learns ({how})", self.device):
-            net = TrainableUNet(self.unet, how, rank, _AUTOCAST.get(self._precision))
+            net = TrainableUNet(self.unet, how, rank, HALF.get(self._precision))
         if isinstance(self._engine, OpenVinoEngine):
             net.answered_by(self._engine.twin(net.unet))
         return Trainable(net, self.prediction_type, self.marginal)
@@ -262,7 +260,7 @@ class DiffusersModel:
         with self._falling_back:
             if self._engine is failed:
                 self._engine = TorchEngine(self.unet, self._precision, self._threads)
-                self._notes.append(f"{reason}; torch runs instead")
+                self._notes.append(f"{reason}, using torch instead")
 
 
 # ---- words ------------------------------------------------------------------------------------------------------
@@ -613,13 +611,6 @@ def _for_convolutions(network: nn.Module) -> nn.Module:
     if next(network.parameters()).device.type == "cuda":
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
-
-
-def _vae_precision(asked: str, of_network: str, device: torch.device) -> str:
-    """The precision of the VAE; ValueError for one that is unknown or needs a GPU."""
-    if asked == "auto":
-        return "fp32" if device.type == "cpu" else of_network
-    return resolve_precision(asked, device, "prior.vae_precision")[0]
 
 
 def _must_match(unet: nn.Module, width: int, folder: Path) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sdlab.auxiliary.score import CAMERA
 from sdlab.errors import first_line
 from sdlab.machine import n_processors
-from sdlab.priors.openvino import EngineFailure
+from sdlab.priors.engines import EngineFailure
 from sdlab.priors.prediction import as_eps, native_target
 from sdlab.types import N_TIMESTEPS, Cond
 
@@ -143,7 +143,7 @@ class TrainableUNet(nn.Module):
             try:
                 return self._answers(z_t, t, cond.hidden, camera)[:, : z_t.shape[1]].to(z_t.dtype)
             except EngineFailure as e:
-                _log.warning("%s; torch runs instead", first_line(e))
+                _log.warning("%s, using torch instead", first_line(e))
                 self._answers = None
         with torch.autocast(z_t.device.type, self._autocast, enabled=self._autocast is not None):
             # the way back through convolutions needs fewer copies with the channels last
