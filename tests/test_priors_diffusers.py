@@ -18,7 +18,8 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from sdlab.priors import diffusers as module
+from sdlab.priors import parts
+from sdlab.priors import text as text_module
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 from sdlab.priors.files import ASSETS, files_to_download
 from sdlab.types import BoundPrior, Cond, Prior, cat_conds
@@ -108,7 +109,7 @@ def test_a_perfect_network_returns_the_noise_whatever_it_predicts(prediction, be
     z0, noise = noisy(model, 10).chunk(2)
     alpha, sigma = model.marginal(EDGES)
     native = {"epsilon": noise, "v_prediction": alpha * noise - sigma * z0, "sample": z0}[prediction]
-    model._engine = SimpleNamespace(name="perfect", forward=lambda z_t, t, hidden: native)
+    model.engine = SimpleNamespace(name="perfect", forward=lambda z_t, t, hidden: native)
     eps = model.eps(alpha * z0 + sigma * noise, EDGES, conds(model, 5))
     torch.testing.assert_close(eps, noise, rtol=1e-4, atol=1e-4)
 
@@ -178,7 +179,7 @@ def test_the_cosine_schedule_keeps_the_picture_at_its_noisy_end(tmp_path):
     assert alpha[-1].item() == pytest.approx(1e-4)
     z0, noise = noisy(model, 10).chunk(2)
     z_t, v = alpha * z0 + sigma * noise, alpha * noise - sigma * z0
-    model._engine = SimpleNamespace(name="perfect", forward=lambda z_t, t, hidden: v)
+    model.engine = SimpleNamespace(name="perfect", forward=lambda z_t, t, hidden: v)
     eps = model.eps(z_t, EDGES, conds(model, 5))
     torch.testing.assert_close((z_t - sigma * eps) / alpha, z0, rtol=0, atol=1e-2)
 
@@ -200,7 +201,7 @@ def test_a_text_is_embedded_once_and_kept(pixel):
 
 
 def test_only_the_last_texts_are_kept(pixel, monkeypatch):
-    monkeypatch.setattr(module, "KEPT_TEXTS", 2)
+    monkeypatch.setattr(text_module, "KEPT_TEXTS", 2)
     model = load(pixel)
     first = model.embed("a").hidden
     for text in ("red", "a", "blue"):
@@ -223,7 +224,7 @@ def test_threads_may_embed_at_once(pixel):
 
 def test_words_beyond_the_limit_are_named(pixel):
     model = load(pixel)
-    with pytest.warns(UserWarning, match=r"first 10 tokens of a prompt; cut: 'overhead', 'view'$"):
+    with pytest.warns(UserWarning, match=r"reads only the first 10 tokens; cut off: 'overhead', 'view'$"):
         long = model.embed("a red bear a blue cat a green car , overhead view")
     torch.testing.assert_close(long.hidden, model.embed("a red bear a blue cat a green car ,").hidden)
     assert "and 1982 more" in model.remark("bear " * 2000)
@@ -257,7 +258,7 @@ def listed(broken) -> Path:
 def test_a_model_with_a_word_list_says_what_it_does_not_know_and_what_it_knows(listed):
     remark = load(listed).remark("a grean bear, a Dragon!")
     assert remark == (
-        "the model does not know these words: 'grean' (did you mean 'green'?), 'Dragon'. The words it knows:\n"
+        "the model does not know these words: 'grean' (did you mean 'green'?), 'Dragon'. The model knows these words:\n"
         "objects: bear, cat, car\ncolours: red, green\nviews: front view"
     )
 
@@ -280,7 +281,7 @@ def test_a_negative_prompt_need_not_name_an_object(listed):
         warnings.simplefilter("error", UserWarning)
         model.embed("red, green")
         model.embed("")
-    with pytest.warns(UserWarning, match="does not know these words: 'gloomy'. The words it knows"):
+    with pytest.warns(UserWarning, match="does not know these words: 'gloomy'. The model knows these words"):
         model.embed("red, gloomy")
 
 
@@ -331,7 +332,7 @@ def test_t5_ignores_the_padding(pixel, broken):
     assert model.embed("a red bear").hidden.shape == (1, tiny.TOKENS, tiny.WIDTH)
     ids = torch.tensor([[1, 4, 5, 8, 2]])
     with torch.no_grad():
-        unpadded = model._text.model(input_ids=ids).last_hidden_state
+        unpadded = model.text.model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(model.embed("a red bear").hidden[:, :5], unpadded)
     assert model.eps(noisy(model, 5), EDGES, conds(model, 5)).isfinite().all()
 
@@ -423,7 +424,7 @@ def test_residuals_pull_every_pixel_to_the_picture_the_network_knows(patch, tmp_
     def perfect_v(z_t, t, hidden):
         return alpha * (z_t - alpha * known) / sigma - sigma * known
 
-    model._engine = SimpleNamespace(name="perfect", forward=perfect_v)
+    model.engine = SimpleNamespace(name="perfect", forward=perfect_v)
     z, noise = model.encode(rgb), noisy(model, 2)
     eps = model.eps((alpha * z + sigma * noise).detach(), t, conds(model, 2))
     z.backward(eps - noise)
@@ -567,9 +568,9 @@ def in_shards(place: Path, *which: int) -> None:
 def test_weights_in_several_files_are_read(pixel, broken):
     for part in ("unet", "text_encoder"):
         in_shards(broken / part, 1, 2)
-    whole, parts = load(pixel), load(broken)
+    whole, sharded = load(pixel), load(broken)
     z_t = noisy(whole, 5)
-    torch.testing.assert_close(parts.eps(z_t, EDGES, conds(parts, 5)), whole.eps(z_t, EDGES, conds(whole, 5)))
+    torch.testing.assert_close(sharded.eps(z_t, EDGES, conds(sharded, 5)), whole.eps(z_t, EDGES, conds(whole, 5)))
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
@@ -599,8 +600,8 @@ def test_a_package_that_a_tokenizer_needs_is_named(broken, monkeypatch):
     (broken / "tokenizer").mkdir()
     (broken / "tokenizer" / "spiece.model").write_bytes(b"pieces")
     (broken / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"SentencePiece's format, .* is missing: pip install sentencepiece"):
+    monkeypatch.setattr(parts.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"SentencePiece format, which needs a package: pip install sentencepiece"):
         load(broken)
 
 
@@ -611,7 +612,7 @@ def test_weights_that_lack_tensors_are_refused(broken):
     tensors = load_file(file)
     del tensors["conv_out.weight"]
     save_file(tensors, file)
-    with pytest.raises(RuntimeError, match=r"lack 1 tensors .*conv_out\.weight"):
+    with pytest.raises(RuntimeError, match=r"lack 1 tensors that config\.json requires, such as conv_out\.weight"):
         load(broken)
 
 
@@ -624,14 +625,22 @@ def test_weights_of_another_network_are_refused(broken):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("unet", {"_class_name": "UNet3D"}, r"unet/config\.json: UNet3D; supported is UNet2DConditionModel"),
-        ("unet", {"addition_embed_type": "text_time"}, r"addition_embed_type 'text_time'; supported are networks"),
-        ("unet", {"num_class_embeds": 7}, r"num_class_embeds 7; supported are"),
-        ("unet", {"sample_size": [8, 16]}, r"sample_size \[8, 16\]; needed is one number"),
-        ("text_encoder", {"architectures": ["BertModel"]}, r"text encoder BertModel; supported are CLIPTextModel"),
-        ("scheduler", {"prediction_type": "flow"}, r"prediction_type 'flow'; supported are epsilon"),
-        ("scheduler", {"num_train_timesteps": 500}, r"500 timesteps; supported are 1000"),
-        ("scheduler", {"beta_schedule": "odd"}, r"not a noise schedule of the DDPM kind"),
+        ("unet", {"_class_name": "UNet3D"}, r"unet/config\.json: UNet3D is not supported, only UNet2DConditionModel"),
+        (
+            "unet",
+            {"addition_embed_type": "text_time"},
+            r"addition_embed_type 'text_time' is not supported; use a network conditioned only on text",
+        ),
+        ("unet", {"num_class_embeds": 7}, r"num_class_embeds 7 is not supported"),
+        ("unet", {"sample_size": [8, 16]}, r"sample_size is \[8, 16\]; it must be one number"),
+        (
+            "text_encoder",
+            {"architectures": ["BertModel"]},
+            r"text encoder BertModel is not supported, only CLIPTextModel",
+        ),
+        ("scheduler", {"prediction_type": "flow"}, r"prediction_type 'flow' is not supported, only epsilon"),
+        ("scheduler", {"num_train_timesteps": 500}, r"500 timesteps are not supported, only 1000"),
+        ("scheduler", {"beta_schedule": "odd"}, r"this is not a DDPM noise schedule"),
     ],
 )
 def test_an_unsupported_configuration_is_named(file, values, message, broken):
@@ -663,14 +672,17 @@ def test_a_number_of_channels_that_is_no_block_of_pixels_is_named(channels, tmp_
 
 
 def test_blocks_in_and_pixels_out_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"12 channels in, 3 out; needed are as many, or twice as many, out"):
+    with pytest.raises(
+        ValueError,
+        match=r"12 input and 3 output channels; the output must have as many channels as the input, or twice",
+    ):
         load(tiny.pixel_model(tmp_path / "m", patch=2, out_channels=3))
 
 
 def test_a_foreign_vae_is_named(tmp_path):
     folder = tiny.latent_model(tmp_path / "latent")
     tiny.edit_json(folder / "vae" / "config.json", _class_name="VQModel")
-    with pytest.raises(ValueError, match=r"VQModel; supported are AutoencoderKL, AutoencoderTiny"):
+    with pytest.raises(ValueError, match=r"VQModel is not supported, only AutoencoderKL, AutoencoderTiny"):
         load(folder)
 
 
@@ -678,13 +690,13 @@ def test_a_text_encoder_of_another_width_is_named(broken, monkeypatch):
     monkeypatch.setattr(tiny, "WIDTH", 8)
     shutil.rmtree(broken / "text_encoder")
     tiny._save_text(broken, 0)
-    with pytest.raises(ValueError, match=r"gives 8 numbers per token, the U-Net expects 16"):
+    with pytest.raises(ValueError, match=r"gives 8 numbers per token, but the U-Net expects 16"):
         load(broken)
 
 
 def test_each_picture_needs_its_conditioning(pixel):
     model = load(pixel)
-    with pytest.raises(ValueError, match=r"2 pictures with 2 timesteps and conditioning for 1"):
+    with pytest.raises(ValueError, match=r"2 images, 2 timesteps and conditioning for 1"):
         model.eps(noisy(model, 2), EDGES[:2], model.embed("a"))
 
 
@@ -757,8 +769,9 @@ def test_a_model_that_does_not_fit_says_so_and_what_to_lower(error, pixel, monke
 def test_the_size_of_a_model_is_known_before_it_is_loaded(dtype, tmp_path):
     folder = tiny.latent_model(tmp_path / "m")
     model = load(folder)
-    vae = sum(p.numel() for p in model._space.model.parameters())
-    assert module._size(folder, dtype) == (model.n_parameters - vae) * dtype.itemsize + vae * 4  # which stays float32
+    vae = sum(p.numel() for p in model.space.model.parameters())
+    expected = (model.n_parameters - vae) * dtype.itemsize + vae * 4  # the VAE stays float32
+    assert parts.loaded_bytes(folder, dtype) == expected
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
@@ -768,11 +781,11 @@ def test_a_step_that_does_not_fit_says_how_many_pictures_it_had(error, tmp_path)
     def full(*args, **kwargs):
         raise error
 
-    model._engine = SimpleNamespace(name="full", forward=full)
-    with pytest.raises(RuntimeError, match=r"out of memory: the network with 5 pictures at once.*Lower camera\.views"):
+    model.engine = SimpleNamespace(name="full", forward=full)
+    with pytest.raises(RuntimeError, match=r"out of memory: the network with a batch of 5.*Lower camera\.views"):
         model.eps(noisy(model, 5), EDGES, conds(model, 5))
-    model._space.model.encode = full
-    with pytest.raises(RuntimeError, match=r"out of memory: encoding 2 pictures of 16 pixels"):
+    model.space.model.encode = full
+    with pytest.raises(RuntimeError, match=r"out of memory: encoding 2 images of 16 x 16 pixels"):
         model.encode(torch.rand(2, 3, 16, 16))
 
 

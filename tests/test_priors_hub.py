@@ -246,7 +246,7 @@ def test_a_hub_that_is_down_says_so(hub):
 
 def test_what_is_of_no_use_is_refused_before_its_weights_are_downloaded(hub):
     tiny.edit_json(hub.folder / "unet" / "config.json", addition_embed_type="text_time")
-    with pytest.raises(ValueError, match=r"'text_time'; supported are .*not SDXL"):
+    with pytest.raises(ValueError, match=r"'text_time' is not supported; .*not SDXL"):
         load()
     assert weights(hub.fetched) == []
 

@@ -90,7 +90,7 @@ def test_their_modules_have_the_names_of_the_published_model(name, published, mo
         unet = UNet2DConditionModel(**published)
         vae = AutoencoderKL(**VAE)
     assert set(models[name].unet.state_dict()) == set(unet.state_dict())
-    assert set(models[name]._space.model.state_dict()) == set(vae.state_dict())
+    assert set(models[name].space.model.state_dict()) == set(vae.state_dict())
 
 
 def test_texts_are_read_to_clips_77_tokens_and_the_weights_are_those_of_the_file(folders, models):
@@ -100,7 +100,7 @@ def test_texts_are_read_to_clips_77_tokens_and_the_weights_are_those_of_the_file
     assert model.embed("a red bear").hidden.shape == (1, 77, tiny.WIDTH)
     assert not torch.equal(model.embed("a red bear").hidden, model.embed("a red view").hidden)
     assert model.remark("a red bear, front view") == ""
-    held = {name.removeprefix("text_model."): p for name, p in model._text.model.state_dict().items()}
+    held = {name.removeprefix("text_model."): p for name, p in model.text.model.state_dict().items()}
     saved = load_file(folders["sd-1.5"] / "text_encoder" / "model.safetensors")
     assert len(held) > 10
     for name, p in held.items():
@@ -111,7 +111,7 @@ def test_the_first_names_of_the_vaes_attention_are_understood(folders, models):
     from safetensors.torch import load_file
 
     saved = load_file(folders["sd-1.5"] / "vae" / "diffusion_pytorch_model.safetensors")
-    held = models["sd-1.5"]._space.model.state_dict()
+    held = models["sd-1.5"].space.model.state_dict()
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
         assert torch.equal(
             held[f"encoder.mid_block.attentions.0.{new}.weight"], saved[f"encoder.mid_block.attentions.0.{old}.weight"]
@@ -119,7 +119,7 @@ def test_the_first_names_of_the_vaes_attention_are_understood(folders, models):
 
 
 def test_an_sdxl_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"'text_time'; supported are .*1\.5 and 2\.1.*not SDXL"):
+    with pytest.raises(ValueError, match=r"'text_time' is not supported; .*1\.5 or 2\.1.*not SDXL"):
         read(tiny.stable_diffusion_xl(tmp_path / "xl"))
 
 
@@ -168,7 +168,7 @@ class AsV:
 def test_twins_that_predict_eps_and_v_take_the_same_step(loss, folders, models):
     """The v twin is read from its own folder; its network is replaced by one that says in v what the other says."""
     twin = read(folders["sd-2.1-v"])
-    twin._engine = AsV(models["sd-2.1"])
+    twin.engine = AsV(models["sd-2.1"])
     twin.trainable = models["sd-2.1"].trainable  # an auxiliary of the one network
     residuals = []
     for model in (models["sd-2.1"], twin):

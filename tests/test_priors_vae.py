@@ -12,7 +12,8 @@ import tiny_models as tiny
 import torch
 from torch import nn
 
-from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior, LatentSpace
+from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
+from sdlab.priors.spaces import LatentSpace
 
 CPU = torch.device("cpu")
 
@@ -82,10 +83,10 @@ def test_a_vae_that_overflows_in_half_precision_computes_in_float32_from_then_on
     space, whole = LatentSpace(vae, 4, torch.float16), LatentSpace(FakeVAE(1e6), 4)
     rgb = picture()
     x = rgb if what == "encode" else whole.encode(rgb).detach()
-    with pytest.warns(UserWarning, match=r"the VAE overflows in float16: it computes in float32 instead"):
+    with pytest.warns(UserWarning, match=r"the VAE overflows in float16, using float32 instead"):
         found = getattr(space, what)(x)
     assert torch.equal(found, getattr(whole, what)(x))
-    assert space.note == "the VAE overflows in float16: it computes in float32 instead"
+    assert space.note == "the VAE overflows in float16, using float32 instead"
     vae.seen.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -114,7 +115,7 @@ def test_a_gradient_of_zero_stays_zero():
 
 def test_the_note_is_the_models_own(folder, monkeypatch):
     model = load(folder)
-    model._space.note = "the VAE is odd"
+    model.space.note = "the VAE is odd"
     assert model.engine_note == "the VAE is odd"
     model._notes.append("using torch instead")
     assert model.engine_note == "using torch instead; the VAE is odd"
@@ -153,10 +154,10 @@ def test_low_memory_is_the_same_model_with_less_kept(folder):
     plain, low = load(folder), load(folder, low_memory=True)
     rgb = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     torch.testing.assert_close(low.encode(rgb), plain.encode(rgb))
-    assert isinstance(plain._space, LatentSpace)
-    assert isinstance(low._space, LatentSpace)
-    torch.testing.assert_close(gradient(low._space, rgb), gradient(plain._space, rgb))
-    assert kept(low._space, rgb) < 0.1 * kept(plain._space, rgb)
+    assert isinstance(plain.space, LatentSpace)
+    assert isinstance(low.space, LatentSpace)
+    torch.testing.assert_close(gradient(low.space, rgb), gradient(plain.space, rgb))
+    assert kept(low.space, rgb) < 0.1 * kept(plain.space, rgb)
     assert torch.equal(low.embed("a red bear").hidden, plain.embed("a red bear").hidden)
 
 
