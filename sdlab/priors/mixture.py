@@ -173,6 +173,7 @@ class MixtureScores:
         self, config: MixturePrior, device: torch.device, mixtures: Mapping[str, Mixture] | None = None
     ) -> None:
         self.name = "mixture"
+        self.commit = ""
         self.config = config
         self.shape = config.shape
         self.image_size = max(config.shape[1:])

@@ -23,12 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdlab.auxiliary.score import CAMERA
 from sdlab.errors import first_line
 from sdlab.machine import n_processors
 from sdlab.priors.engines import EngineFailure
 from sdlab.priors.prediction import as_eps, native_target
-from sdlab.types import N_TIMESTEPS, Cond
+from sdlab.types import CAMERA_WIDTH, N_TIMESTEPS, Cond
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 CPUS = n_processors()
@@ -104,7 +103,7 @@ class CameraEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = nn.Linear(CAMERA, width)
+        self.first = nn.Linear(CAMERA_WIDTH, width)
         self.last = _silent(nn.Linear(width, width))
 
     def forward(self, camera: Tensor) -> Tensor:
@@ -182,7 +181,7 @@ class TrainableMixture(nn.Module):
         n = math.prod(shape)
         self._eps = eps
         self.body = nn.Sequential(
-            nn.Linear(2 * n + 2 * len(FREQUENCIES) + CAMERA, width),
+            nn.Linear(2 * n + 2 * len(FREQUENCIES) + CAMERA_WIDTH, width),
             nn.SiLU(),
             nn.Linear(width, width),
             nn.SiLU(),
