@@ -304,7 +304,7 @@ def test_a_negative_prompt_need_not_name_an_object(listed):
 )
 def test_what_is_no_word_list_is_left_alone(broken, content):
     (broken / "words.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.warns(UserWarning, match=r"words\.json is not used, it is no word list"):
+    with pytest.warns(UserWarning, match=r"ignoring \S+words\.json, which is not a valid word list"):
         model = load(broken)
     assert model.remark("a red dragon") == "the model does not know these words: 'dragon'"
     assert model.remark("a red") == ""

@@ -227,13 +227,13 @@ def answers(psi: Score, model: DiffusersModel, n: int, by_openvino: bool = True)
     camera = torch.randn(n, 16, generator=torch.Generator().manual_seed(n))
     net: Any = psi.net
     network = net.network
-    answers, autocast = network._answers, network._autocast
+    inference, autocast = network.inference, network.autocast
     if not by_openvino:
-        network._answers = network._autocast = None
+        network.inference = network.autocast = None
     with torch.no_grad():
         answer = net.predict(z_t, t, cond, camera)
-    assert not by_openvino or network._answers is not None
-    network._answers, network._autocast = answers, autocast
+    assert not by_openvino or network.inference is not None
+    network.inference, network.autocast = inference, autocast
     return answer
 
 
@@ -310,7 +310,7 @@ def test_a_network_that_learns_and_cannot_be_converted_is_asked_in_torch(folder,
 
 def test_without_openvino_a_network_that_learns_is_torchs(folder):
     net: Any = learner(load(folder, engine="torch"), "copy").net
-    assert net.network._answers is None
+    assert net.network.inference is None
 
 
 # ---- the cache --------------------------------------------------------------------------------------------------

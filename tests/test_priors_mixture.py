@@ -163,7 +163,7 @@ def test_pictures_go_in_and_come_back():
 
 
 def test_pictures_need_three_channels():
-    with pytest.raises(ValueError, match=r"4 channels, pictures have 3.*prior\.channels"):
+    with pytest.raises(ValueError, match=r"4 channels, images have 3.*prior\.channels"):
         exact((4, 8, 8)).encode(torch.rand(1, 3, 8, 8, dtype=torch.float64))
 
 
@@ -177,10 +177,10 @@ def test_it_is_a_prior_and_its_configuration_a_value():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"prior\.schedule = 'cosine'.*scaled_linear, linear"):
         alphas_cumprod("cosine")
-    with pytest.raises(ValueError, match=r"mixture 'x'.*needed are means \(1, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"mixture 'x'.*means must be \(1, 3, 8, 8\)"):
         MixtureScores(exact().config, CPU, {"x": mixture([1.0], [[0.0, 1.0]], [0.1], (2, 1, 1))})
     with pytest.raises(ValueError, match="weights must be positive"):
         MixtureScores(exact((1, 1, 1)).config, CPU, {"x": mixture([0.0], [0.0], [0.1], (1, 1, 1))})
     prior = exact((1, 1, 1))
-    with pytest.raises(ValueError, match="2 pictures, but conditioning for 1"):
+    with pytest.raises(ValueError, match="2 images and conditioning for 1"):
         prior.eps(draw((1, 1, 1), 2), torch.tensor([1, 2]), prior.embed("x"))

@@ -237,7 +237,7 @@ class DiffusersModel:
         with memory_explained(f"a trainable network ({how})", self.device):
             net = TrainableUNet(self.unet, how, rank, HALF.get(self._precision))
         if isinstance(self.engine, OpenVinoEngine):
-            net.answered_by(self.engine.twin(net.unet))
+            net.inference = self.engine.twin(net.unet)
         return Trainable(net, self.prediction_type, self.marginal)
 
     def _images(self, count: int) -> str:
