@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 import platformdirs
 
 
+@functools.cache
 def n_processors() -> int:
     """Return how many logical processors this process may use: all, or fewer by its affinity or container quota."""
     limits = [os.cpu_count() or 1]

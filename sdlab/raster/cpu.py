@@ -9,7 +9,6 @@ Threads  A plain thread pool: numba's own threading layers are not safe for seve
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sdlab.machine import n_processors
 from sdlab.raster import cpu_kernels as kernels
 from sdlab.types import Render, ScreenInfo
 
@@ -106,13 +106,7 @@ def set_threads(count: int | None) -> None:
 
 def get_threads() -> int:
     """How many threads one call may use."""
-    return _threads or _processors()
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system tells
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return _threads or n_processors()
 
 
 def _run(jobs: Sequence[Callable[[], None]]) -> None:
@@ -149,7 +143,7 @@ def _executor() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(max(_processors(), 2), "raster")
+            _pool = ThreadPoolExecutor(max(n_processors(), 2), "raster")
         return _pool
 
 

@@ -10,14 +10,13 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sdlab.machine import cache_folder
+from sdlab.machine import cache_folder, n_processors
 from sdlab.toybox.sample import SCALE
 from sdlab.types import Prior
 
@@ -130,7 +129,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--threads",
         type=whole(1, 1024),
-        default=os.cpu_count() or 1,
+        default=n_processors(),
         help="CPU threads (default: all cores; one where other work runs, since threads then wait for each other)",
     )
     p.add_argument("--checkpoint-minutes", type=real(0.01, 1e5), default=5.0, help="between checkpoints (default 5)")
