@@ -12,7 +12,7 @@ from sdlab.priors.batching import BatchingPrior
 from sdlab.priors.mixture import MixturePrior
 from sdlab.types import Prior, cat_conds
 
-WAIT = 10.0  # seconds; nothing here takes one
+WAIT = 10.0  # seconds; a safety limit, everything here takes less than one
 
 
 class Slow:
@@ -67,7 +67,7 @@ def asked_at_once(shared, slow, requests):
     return results
 
 
-def test_what_gathers_meanwhile_is_answered_as_one_batch():
+def test_requests_that_arrive_meanwhile_form_one_batch():
     slow = Slow()
     shared = BatchingPrior(slow, max_batch=8)
     requests = [pictures(slow, n, 0.1 * n) for n in (2, 2, 4, 2, 1)]
@@ -78,7 +78,7 @@ def test_what_gathers_meanwhile_is_answered_as_one_batch():
         assert torch.allclose(answer, slow._prior.eps(*request), atol=1e-6)
 
 
-def test_one_alone_gets_the_priors_own_answer():
+def test_a_lone_request_gets_the_priors_own_answer():
     prior = MixturePrior(height=4, width=4).load(torch.device("cpu"))
     shared = BatchingPrior(prior)
     assert isinstance(shared, Prior)
@@ -87,7 +87,7 @@ def test_one_alone_gets_the_priors_own_answer():
     assert (shared.name, shared.shape) == (prior.name, prior.shape)
 
 
-def test_what_does_not_fit_in_one_forward_waits_for_the_next():
+def test_a_request_that_does_not_fit_waits_for_the_next_batch():
     slow = Slow()
     shared = BatchingPrior(slow, max_batch=8)
     z, t, cond = pictures(slow, 2)
@@ -96,7 +96,7 @@ def test_what_does_not_fit_in_one_forward_waits_for_the_next():
     assert [r.dtype for r in results] == [torch.float32, torch.float32, torch.float64, torch.float32]
 
 
-def test_an_error_reaches_only_those_at_fault():
+def test_an_error_reaches_only_the_request_at_fault():
     slow = Slow()
     slow.breaks_on = 7.0
     results = asked_at_once(BatchingPrior(slow), slow, [pictures(slow, 1, v) for v in (0.0, 0.1, 7.0, 0.3)])
@@ -120,7 +120,7 @@ def test_batches_of_two_sessions_are_prepared_where_they_fit():
 
 
 @pytest.mark.parametrize("batching", [False, True])
-def test_seats_of_a_server_that_batches_run_side_by_side(quick, batching):
+def test_sessions_of_a_batching_server_run_side_by_side(quick, batching):
     manager = Manager(max_sessions=3, batching=batching)
     try:
         seats = [manager.open(quick.patch_all([("steps", 100_000), ("seed", i)])) for i in range(3)]

@@ -1,4 +1,4 @@
-"""Models in the diffusers layout, on tiny ones with random weights: reading, converting to eps, refusing."""
+"""Loading models in the diffusers layout, converting their predictions to eps, and refusing the unsupported ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pixel(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def broken(pixel, tmp_path) -> Path:
-    """A copy of the pixel model, to be damaged."""
+    """A copy of the pixel model that a test may damage."""
     return Path(shutil.copytree(pixel, tmp_path / "model"))
 
 
@@ -64,7 +64,7 @@ def test_a_pixel_model_is_a_frozen_prior(pixel):
     assert model.n_parameters > sum(p.numel() for p in model.unet.parameters())
 
 
-def test_its_eps_is_what_the_network_in_the_folder_says(pixel):
+def test_eps_equals_the_saved_networks_output(pixel):
     from diffusers import UNet2DConditionModel
 
     model = load(pixel)
@@ -75,7 +75,7 @@ def test_its_eps_is_what_the_network_in_the_folder_says(pixel):
     torch.testing.assert_close(model.eps(z_t, EDGES, cond), expected)
 
 
-def test_half_precision_files_are_read_where_there_are_no_others(pixel, broken):
+def test_half_precision_files_are_loaded_if_there_are_no_others(pixel, broken):
     for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         (broken / part / f"{stem}.safetensors").rename(broken / part / f"{stem}.fp16.safetensors")
     whole, half = load(pixel), load(broken)
@@ -130,7 +130,7 @@ def test_a_learned_variance_is_dropped(tmp_path):
     torch.testing.assert_close(model.eps(z_t, EDGES, cond), both[:, :3])
 
 
-def test_the_answer_has_the_dtype_of_the_question(pixel):
+def test_eps_has_the_dtype_of_z_t(pixel):
     model = load(pixel)
     assert model.eps(noisy(model, 5).double(), EDGES, conds(model, 5)).dtype == torch.float64
 
@@ -163,11 +163,11 @@ def test_zero_terminal_snr_never_divides_by_zero(tmp_path):
     assert sigma.min().item() > 0
     z_t = noisy(model, 5)
     eps = model.eps(z_t, EDGES, conds(model, 5))
-    torch.testing.assert_close(eps[-1], z_t[-1], rtol=0, atol=1e-3)  # at alpha = 0 all is noise
+    torch.testing.assert_close(eps[-1], z_t[-1], rtol=0, atol=1e-3)  # at alpha = 0 everything is noise
 
 
-def test_the_cosine_schedule_keeps_the_picture_at_its_noisy_end(tmp_path):
-    """alpha_bar of step 999 is 2.4e-9: x0 must still come back from eps, however it is asked for."""
+def test_the_cosine_schedule_keeps_x0_at_its_noisy_end(tmp_path):
+    """alpha_bar at t = 999 is 2.4e-9, and x0 must still be recoverable from eps."""
     knobs = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
     model = load(tiny.pixel_model(tmp_path / "cosine", **knobs))
     alpha, sigma = model.marginal(EDGES)
@@ -192,7 +192,7 @@ def test_the_sampler_a_model_names_does_not_matter(pixel, broken):
 # ---- words ------------------------------------------------------------------------------------------------------
 
 
-def test_a_text_is_embedded_once_and_kept(pixel):
+def test_a_text_is_embedded_once_and_cached(pixel):
     model = load(pixel)
     first = model.embed("a red bear").hidden
     assert first.shape == (1, tiny.TOKENS, tiny.WIDTH)
@@ -200,7 +200,7 @@ def test_a_text_is_embedded_once_and_kept(pixel):
     assert not torch.allclose(first, model.embed("a blue bear").hidden)
 
 
-def test_only_the_last_texts_are_kept(pixel, monkeypatch):
+def test_only_the_last_texts_are_cached(pixel, monkeypatch):
     monkeypatch.setattr(text_module, "KEPT_TEXTS", 2)
     model = load(pixel)
     first = model.embed("a").hidden
@@ -250,7 +250,7 @@ WORD_LIST = {
 
 @pytest.fixture
 def listed(broken) -> Path:
-    """A model that comes with a list of its words."""
+    """A model with a word list."""
     (broken / "words.json").write_text(json.dumps(WORD_LIST))
     return broken
 
@@ -302,7 +302,7 @@ def test_a_negative_prompt_need_not_name_an_object(listed):
         json.dumps(WORD_LIST | {"more": "x" * 64_000}),
     ],
 )
-def test_what_is_no_word_list_is_left_alone(broken, content):
+def test_an_invalid_word_list_is_ignored(broken, content):
     (broken / "words.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.warns(UserWarning, match=r"ignoring \S+words\.json, which is not a valid word list"):
         model = load(broken)
@@ -371,7 +371,7 @@ def test_latents_are_the_scaled_mean_of_the_vae(tmp_path):
     torch.testing.assert_close(model.decode(0.2 * (mean - 0.1)), picture)
 
 
-def test_pixels_go_in_and_come_back(pixel):
+def test_decoding_inverts_encoding(pixel):
     model = load(pixel)
     rgb = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(model.decode(model.encode(rgb)), rgb)
@@ -405,7 +405,7 @@ def test_a_network_on_blocks_is_a_prior_on_pixels(patch, size, tmp_path):
     torch.testing.assert_close(model.eps(z, EDGES, cond), expected, rtol=0, atol=1e-6)
 
 
-def test_larger_pictures_are_made_smaller_before_they_become_blocks(tmp_path):
+def test_larger_images_are_resized_before_they_become_blocks(tmp_path):
     model = load(tiny.pixel_model(tmp_path / "m", size=8, patch=2))
     large = torch.rand(1, 3, 24, 24)
     small = torch.nn.functional.interpolate(large, (8, 8), mode="bilinear", antialias=True)
@@ -413,7 +413,7 @@ def test_larger_pictures_are_made_smaller_before_they_become_blocks(tmp_path):
 
 
 @pytest.mark.parametrize("patch", [1, 2])
-def test_residuals_pull_every_pixel_to_the_picture_the_network_knows(patch, tmp_path):
+def test_residuals_pull_every_pixel_to_the_image_the_network_knows(patch, tmp_path):
     knobs = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
     model = load(tiny.pixel_model(tmp_path / "m", patch=patch, **knobs))
     t = torch.tensor([300, 600])
@@ -487,8 +487,8 @@ def test_a_repository_with_pickles_only_is_refused_before_the_download():
         files_to_download(["unet/config.json", "unet/diffusion_pytorch_model.bin"], False, "o/n")
 
 
-def test_a_hub_that_nobody_answers_for_is_explained_by_its_own_client(monkeypatch, tmp_path):
-    """Nothing of the client is replaced: whatever its version raises must be understood."""
+def test_an_unreachable_hub_is_explained(monkeypatch, tmp_path):
+    """The client is the real one, so this covers whatever its installed version raises."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"'owner/name'.*no earlier download.*cannot be reached.*use 'toybox'"):
@@ -499,7 +499,7 @@ def test_a_hub_that_nobody_answers_for_is_explained_by_its_own_client(monkeypatc
 
 
 @pytest.mark.parametrize("path", ["", "  ", "/nowhere/at/all", "../nowhere", "a/b/c"])
-def test_a_path_that_is_nothing_is_named(path):
+def test_a_path_that_does_not_exist_is_named(path):
     with pytest.raises(ValueError, match=r"prior\.path = '.*no such folder; it must be 'toybox'"):
         DiffusersPrior(path=path).load(CPU)
 
@@ -521,7 +521,7 @@ def test_a_missing_part_is_named(part, broken):
         load(broken)
 
 
-def test_a_transformer_model_is_told_apart(broken):
+def test_a_transformer_model_is_recognised(broken):
     (broken / "unet").rename(broken / "transformer")
     with pytest.raises(ValueError, match=r"unet/config.json missing.*contains a transformer, which is not supported"):
         load(broken)
@@ -550,7 +550,7 @@ def test_absent_weights_are_named(broken):
 
 
 def in_shards(place: Path, *which: int) -> None:
-    """Save the weights of a part as two files and their index, of which only `which` are there."""
+    """Split a part's weights into two files with an index, and keep only the files in `which`."""
     from safetensors.torch import load_file, save_file
 
     (whole,) = place.glob("*.safetensors")
@@ -595,7 +595,7 @@ def test_an_empty_tokenizer_is_named(broken):
 
 
 def test_a_package_that_a_tokenizer_needs_is_named(broken, monkeypatch):
-    """DeepFloyd IF comes with SentencePiece's file alone."""
+    """DeepFloyd IF has only SentencePiece's own file."""
     shutil.rmtree(broken / "tokenizer")
     (broken / "tokenizer").mkdir()
     (broken / "tokenizer" / "spiece.model").write_bytes(b"pieces")
@@ -664,7 +664,7 @@ def test_a_latent_network_needs_its_vae(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6, 9, 24])
-def test_a_number_of_channels_that_is_no_block_of_pixels_is_named(channels, tmp_path):
+def test_a_channel_count_that_fits_no_block_of_pixels_is_named(channels, tmp_path):
     folder = tiny.pixel_model(tmp_path / "m")
     tiny._save_unet(folder, channels, channels, 8, seed=0)
     with pytest.raises(ValueError, match=rf"on {channels} channels; .*3 k\^2 for blocks of k x k pixels \(12, 27, 48,"):
@@ -694,7 +694,7 @@ def test_a_text_encoder_of_another_width_is_named(broken, monkeypatch):
         load(broken)
 
 
-def test_each_picture_needs_its_conditioning(pixel):
+def test_each_image_needs_conditioning(pixel):
     model = load(pixel)
     with pytest.raises(ValueError, match=r"2 images, 2 timesteps and conditioning for 1"):
         model.eps(noisy(model, 2), EDGES[:2], model.embed("a"))
@@ -713,8 +713,8 @@ def test_half_precision_needs_a_gpu(pixel):
 # ---- torch.compile ----------------------------------------------------------------------------------------------
 
 
-def test_a_compiled_network_answers_as_the_plain_one(pixel, monkeypatch):
-    """Traced and split as for a GPU, but without the compiler behind, which a machine may lack."""
+def test_a_compiled_network_agrees_with_the_plain_one(pixel, monkeypatch):
+    """The graph is traced as on a GPU, but not compiled, since the machine may lack a compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     plain, compiled = load(pixel), load(pixel, engine="compiled")
     assert (compiled.engine_name, compiled.engine_note) == ("torch.compile fp32", "")
@@ -725,7 +725,7 @@ def test_a_compiled_network_answers_as_the_plain_one(pixel, monkeypatch):
     assert {n for n, _ in compiled.unet.named_parameters()} == {n for n, _ in plain.unet.named_parameters()}
 
 
-def test_a_network_that_cannot_be_compiled_runs_all_the_same(pixel, monkeypatch):
+def test_torch_is_the_fallback_for_a_network_that_cannot_be_compiled(pixel, monkeypatch):
     def compile_nothing(unet, **knobs):
         class Broken:
             parameters = unet.parameters
@@ -754,7 +754,7 @@ OUT_OF_MEMORY = (
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_a_model_that_does_not_fit_says_so_and_what_to_lower(error, pixel, monkeypatch):
+def test_a_model_that_does_not_fit_in_memory_says_what_to_change(error, pixel, monkeypatch):
     from diffusers import UNet2DConditionModel
 
     def from_pretrained(*args, **kwargs):
@@ -775,7 +775,7 @@ def test_the_size_of_a_model_is_known_before_it_is_loaded(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_a_step_that_does_not_fit_says_how_many_pictures_it_had(error, tmp_path):
+def test_a_step_that_does_not_fit_in_memory_names_its_batch_size(error, tmp_path):
     model = load(tiny.latent_model(tmp_path / "m"))
 
     def full(*args, **kwargs):
