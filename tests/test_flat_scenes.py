@@ -278,7 +278,7 @@ def test_points_need_a_plane():
 
 
 def test_training_needs_a_plane():
-    with pytest.raises(ValueError, match=r"prior\.scores = trained: there must be a plane to learn"):
+    with pytest.raises(ValueError, match=r"prior\.scores = trained: needs a plane"):
         MixturePrior(scores="trained")
 
 

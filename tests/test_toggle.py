@@ -360,7 +360,8 @@ def test_a_network_without_attention_is_named_with_the_way_out(tmp_path):
                 module._modules[f"other_{name}"] = module._modules.pop(name)
     session._patch([("active", "vsd")])
     (refused,) = refusals(session)
-    assert "no attention to adapt; choose network = copy" in refused.reason
+    assert "no attention to adapt" in refused.reason
+    assert "set network = copy" in refused.reason
     assert session.settings.active == "sds"
 
 

@@ -21,7 +21,7 @@ from sdlab.lens import LensPictures
 from sdlab.live.messages import Patch
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
-from sdlab.scenes import seen_from_all_sides
+from sdlab.scenes import require_camera_scene
 from sdlab.settings import Settings, preset
 
 OUT = Path("assets/readme/run.gif")
@@ -59,7 +59,7 @@ def _frames(script: dict[int, dict[str, Any]], steps: int) -> Iterator[Image.Ima
         before = session.effective
         session.run(until=until)
         news |= {path: NEWS_FRAMES for path, _ in before.differences(session.effective) if number > 0}
-        scene = seen_from_all_sides(session.state.scene)
+        scene = require_camera_scene(session.state.scene)
         seen = session.lens.get() or LensPictures()
         yield _frame(
             session.effective, until, _view(scene, SWAY * math.sin(2 * math.pi * number / SWAY_FRAMES)), seen, set(news)
@@ -69,9 +69,9 @@ def _frames(script: dict[int, dict[str, Any]], steps: int) -> Iterator[Image.Ima
 
 
 def _view(scene: Viewed, azimuth: float) -> Image.Image:
-    angles = (torch.tensor([value]) for value in (azimuth, ELEVATION, DISTANCE))
+    at, elevation, distance = (torch.tensor([value]) for value in (azimuth, ELEVATION, DISTANCE))
     with torch.no_grad():
-        rgb = scene.render(look_at(*angles, FOVY, SIDE, SIDE), torch.ones(1, 3)).rgb
+        rgb = scene.render(look_at(at, elevation, distance, FOVY, SIDE, SIDE), torch.ones(1, 3)).rgb
     return Image.fromarray(to_uint8(rgb)[0])
 
 

@@ -294,7 +294,7 @@ class Session:
     def pinned(self) -> Settings:
         """The settings that steps follow, with the commit of a prior from the Hub: whoever goes on with them gets the
         same weights."""
-        commit = getattr(self._prior, "commit", "")
+        commit = self._prior.commit if self._prior is not None else ""
         return self.effective.patch("prior.revision", commit) if commit else self.effective
 
     def save(self, folder: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
+from sdlab.errors import first_line
 from sdlab.export.mesh import ABOUT, write_glb
 from sdlab.export.writers import (
     FILM_FRAMES,
@@ -30,7 +31,6 @@ from sdlab.export.writers import (
     write_turntable,
 )
 from sdlab.pictures import grid
-from sdlab.priors import first_line
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
