@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdlab.types import Render, ScreenInfo
 
-README = "README.md, 'On an NVIDIA GPU'"
+README = "docs/deploy.md, 'On an NVIDIA GPU'"
 _checking = threading.Lock()  # several sessions begin at once, and a compilation that failed must not be tried again
 
 
