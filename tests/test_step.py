@@ -1,4 +1,4 @@
-"""What a step does to a loss's gradient before the scene feels it."""
+"""What a step does to a loss's gradient before the backward pass."""
 
 import pytest
 import torch
