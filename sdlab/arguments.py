@@ -18,7 +18,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         except ValueError:
             value = low - 1
         if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {allowed}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer {allowed}")
         return value
 
     return parse
@@ -70,5 +70,5 @@ def claim(out: Path) -> None:
 def claim_file(out: Path) -> None:
     """Like `claim`, for a file."""
     if out.is_dir():
-        raise ValueError(f"--out {out}: is a folder; name a file")
+        raise ValueError(f"--out {out}: this is a folder; give a file name")
     claim(out.parent)

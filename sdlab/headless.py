@@ -217,11 +217,11 @@ def rasteriser_for(scene: Any, device: torch.device) -> dict[str, str]:
     """Return the rasteriser of a 3D scene for result.json, and tell the user if it is a fallback."""
     if scene.kind != "splats":
         return {}
-    from sdlab.raster import chosen
+    from sdlab.raster import backend_for
 
     if device.type == "cuda":
         print("checking gsplat, which compiles itself at its first use; that takes minutes, once ...", file=sys.stderr)
-    name, note = chosen(device)
+    name, note = backend_for(device)
     if note:
         print(f"sdlab: {note}", file=sys.stderr)
     return {"rasteriser": name, "rasteriser_note": note}

@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdlab.errors import is_out_of_memory, memory_explained
 from sdlab.knobs import knob
+from sdlab.pictures import resize
 from sdlab.priors import PriorConfig, Progress, first_line, silent
 from sdlab.priors.engines import (
     ENGINES,
@@ -215,7 +216,7 @@ class DiffusersModel:
     def encode(self, rgb: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B C H W"]:
         """rgb in [0, 1] of any size -> z; differentiable. A VAE gives the mean of its posterior."""
         with memory_explained(f"encoding {len(rgb)} pictures of {self.image_size} pixels", self.device):
-            return self._space.encode(_resize(rgb, self.image_size))
+            return self._space.encode(resize(rgb, (self.image_size, self.image_size)))
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
@@ -467,12 +468,6 @@ def _with_large_gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tens
     out = network(x).float()
     out.register_hook(enlarge)
     return out
-
-
-def _resize(rgb: Tensor, size: int) -> Tensor:
-    if tuple(rgb.shape[-2:]) == (size, size):
-        return rgb
-    return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 # ---- reading the parts ------------------------------------------------------------------------------------------

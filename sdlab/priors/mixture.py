@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdlab.knobs import knob
+from sdlab.pictures import resize
 from sdlab.priors import PriorConfig, Progress, silent
 from sdlab.priors.trainable import Trainable, TrainableMixture
 from sdlab.types import N_TIMESTEPS, Cond
@@ -224,13 +225,13 @@ class MixtureScores:
     def encode(self, rgb: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B C H W"]:
         """z = 2 rgb - 1, resized to (H, W) where needed; differentiable. ValueError unless the event has 3 channels."""
         self._must_be_pictures("encode")
-        return 2 * _resize(rgb, self.shape[1:]) - 1
+        return 2 * resize(rgb, self.shape[1:]) - 1
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         """The inverse of `encode`, clamped to [0, 1]."""
         self._must_be_pictures("decode")
-        return _resize((z / 2 + 0.5).clamp(0, 1), (self.image_size, self.image_size))
+        return resize((z / 2 + 0.5).clamp(0, 1), (self.image_size, self.image_size))
 
     def marginal(self, t: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1 1"], Float[Tensor, "B 1 1 1"]]:
         """alpha, sigma in the precision of the configuration."""
@@ -321,9 +322,3 @@ class Plane(MixtureScores):
         if not text or self.place_in(text):
             return ""
         return f"this plane knows {', '.join(self.names)}; any other text stands for all of them"
-
-
-def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(pictures.shape[-2:]) == tuple(size):
-        return pictures
-    return F.interpolate(pictures, size, mode="bilinear", align_corners=False, antialias=True)
