@@ -47,13 +47,13 @@ def listed(text: str) -> list[str]:
     """Split a comma-separated list. Raises ValueError for text that holds no name, such as ","; "" is an empty list."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if text and not parts:
-        raise ValueError(f"{text!r} is an empty list: give names between its commas, or leave the option out")
+        raise ValueError(f"{text!r} is a list without names: put names between the commas, or omit the option")
     return parts
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add `--device`; `options.choose_device` reads its value."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda where there is one)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (cuda if available; default)")
 
 
 def claim(out: Path) -> None:

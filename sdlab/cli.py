@@ -21,12 +21,12 @@ from sdlab.toybox import cli as toybox
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input, 130 interrupted (a checkpoint was written)."""
+    """Return the exit code: 0 for success, 2 for bad input or a failed run, 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
     warnings.showwarning = _warn
     try:
         return args.call(args)
-    except KeyboardInterrupt:  # while loading; a run that steps ends by itself, with its results
+    except KeyboardInterrupt:  # while loading; once a run takes steps, it handles Ctrl-C and writes its results
         print("sdlab: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as e:
@@ -43,7 +43,7 @@ def _one_line(e: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sdlab", description="Score Distillation Lab, without the page.")
+    parser = argparse.ArgumentParser(prog="python -m sdlab", description="Score Distillation Lab on the command line.")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_run(commands)
     _add_resume(commands)
@@ -59,10 +59,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("run", help="distil headless, with results in a folder")
-    p.add_argument("preset", help="a preset's name (see `list presets`) or a settings.toml")
+    p = commands.add_parser("run", help="run a distillation and write its results to a folder")
+    p.add_argument("preset", help="preset name (see `list presets`) or path of a settings.toml")
     p.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob, e.g. losses.sds.cfg=20"
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="set a knob, such as losses.sds.cfg=20; repeatable",
     )
     p.add_argument(
         "--at",
@@ -70,14 +74,16 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar=("STEP", "PATH=VALUE"),
-        help="change a knob when STEP steps are done, e.g. --at 200 active=vdm; several at one step act as one",
+        help="change a knob after STEP steps, such as --at 200 active=vdm; changes at the same step act together",
     )
-    p.add_argument("--prior", help="short for --set prior.path=...: toybox, a folder, or a hub id")
-    p.add_argument("--steps", type=positive, help="planned number of steps")
-    p.add_argument("--seed", type=int, help="of every random draw")
+    p.add_argument(
+        "--prior", help="shorthand for --set prior.path=...: toybox, a folder, or a model id on the Hugging Face Hub"
+    )
+    p.add_argument("--steps", type=positive, help="number of steps (default: from the preset)")
+    p.add_argument("--seed", type=int, help="random seed (default: from the preset)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     _add_size(p)
-    p.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds already")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing run in DIR")
     add_device(p)
     p.set_defaults(call=_run)
 
@@ -96,9 +102,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _add_resume(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("resume", help="go on from the checkpoint of an earlier run")
-    p.add_argument("dir", type=Path, metavar="DIR", help="the folder that `run --out` wrote")
-    p.add_argument("--steps", type=positive, help="go on until this step (default: as planned)")
+    p = commands.add_parser("resume", help="continue a run from its last checkpoint")
+    p.add_argument("dir", type=Path, metavar="DIR", help="folder written by `run --out`")
+    p.add_argument("--steps", type=positive, help="total number of steps to reach (default: as planned)")
     _add_size(p)
     add_device(p)
     p.set_defaults(call=_resume)
@@ -110,11 +116,11 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _add_replay(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("replay", help="run a run again, with every change at its step")
-    p.add_argument("dir", type=Path, metavar="DIR", help="the folder that `run --out` wrote")
+    p = commands.add_parser("replay", help="repeat a run, with every change at its original step")
+    p.add_argument("dir", type=Path, metavar="DIR", help="folder written by `run --out`")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     _add_size(p)
-    p.add_argument("--overwrite", action="store_true", help="replace the run that --out holds already")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing run in the --out folder")
     add_device(p)
     p.set_defaults(call=_replay)
 
@@ -125,13 +131,18 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _add_size(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--size", type=turntable_pixels, default=256, help="pixels of the turntable, 16 to 2048")
+    p.add_argument(
+        "--size",
+        type=turntable_pixels,
+        default=256,
+        help="width and height of a turntable view, in pixels (default %(default)s)",
+    )
 
 
 def _add_sheet(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("sheet", help="the turntables of several runs in one picture")
-    p.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders that `run --out` wrote")
-    p.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture to write")
+    p = commands.add_parser("sheet", help="combine the turntables of several runs into one image")
+    p.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders written by `run --out`")
+    p.add_argument("--out", type=Path, required=True, metavar="PNG", help="image file to write")
     p.set_defaults(call=_sheet)
 
 
@@ -145,11 +156,11 @@ def _sheet(args: argparse.Namespace) -> int:
     return 0
 
 
-# ---- what there is -----------------------------------------------------------------------------------------------
+# ---- lists -------------------------------------------------------------------------------------------------------
 
 
 def _add_list(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("list", help="what there is to choose from")
+    p = commands.add_parser("list", help="list the available losses, priors, scenes, presets or knobs")
     p.add_argument("what", choices=("losses", "priors", "scenes", "presets", "knobs"))
     p.set_defaults(call=_list)
 
@@ -179,14 +190,16 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("bench", help="measure speed and compare losses; prints a table and writes JSON")
+    p = commands.add_parser("bench", help="measure speed or reproduce an experiment; prints a table and writes JSON")
     benches = p.add_subparsers(dest="what", required=True, metavar="raster | step | network | losses | six | ...")
     bench.add_subcommands(benches)
     experiments.add_benches(benches)
 
 
 def _add_toybox(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("toybox", help="the embedded prior: its pictures, its training, what it distils to")
+    p = commands.add_parser(
+        "toybox", help="tools for the included prior: its training images, training, evaluation, distilled objects"
+    )
     p.set_defaults(call=_toybox, toybox_command=lambda args: p.print_help())
     boxes = p.add_subparsers(
         title="commands", metavar="train | sample | pictures | judge | train-judge | objects | janus"

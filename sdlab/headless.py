@@ -42,8 +42,8 @@ def run(
 ) -> Done:
     """Run `s` from its first step to its last with the changes of `plan`, and write results into the folder `out`.
 
-    `preset` is the name kept with the results, `size` the turntable's side in pixels. Raises ValueError if `out` holds
-    a run and `overwrite` is not set, RuntimeError if a step fails.
+    `preset` is recorded with the results; `size` is the side of a turntable view in pixels.
+    Raises ValueError if `out` contains a run and `overwrite` is not set, RuntimeError if a step fails.
     """
     _make_room(out, overwrite)
     return _drive(s, device, out, preset, size, until=s.steps, plan=plan, resumed=False)
@@ -58,9 +58,9 @@ def replay(source: Path, device: torch.device, out: Path, size: int, overwrite: 
     from sdlab.settings import from_toml
 
     if not (source / "settings.toml").is_file():
-        raise ValueError(f"DIR = {source}: there is no settings.toml; give a folder that `run --out` wrote")
+        raise ValueError(f"DIR = {source}: there is no settings.toml; give a folder written by `run --out`")
     if out.resolve() == source.resolve():
-        raise ValueError(f"--out {out} is the run to be replayed: choose another folder")
+        raise ValueError(f"--out {out} is the run to replay: choose another folder")
     s = from_toml((source / "settings.toml").read_text(encoding="utf-8"), f"settings of {source}")
     plan, last = changes_in(source / "metrics.jsonl")
     _make_room(out, overwrite)
@@ -76,13 +76,13 @@ def resume(out: Path, device: torch.device, size: int, steps: int | None = None)
     from sdlab.settings import from_toml
 
     if not out.is_dir():
-        raise ValueError(f"DIR = {out}: there is no such folder; give the folder that `run --out` wrote")
+        raise ValueError(f"DIR = {out}: there is no such folder; give a folder written by `run --out`")
     claim(out)
     number, _, texts = checkpoint.load(out / "checkpoint")
     s = from_toml(texts.get("settings.toml", ""), f"settings of the checkpoint in {out}")
     until = steps or s.steps
     if number >= until:
-        raise ValueError(f"--steps {until}: the run in {out} is at step {number} already; give a larger number")
+        raise ValueError(f"--steps {until}: the run in {out} is already at step {number}; give a larger number")
     whole_plan = ((step, [(path, value) for path, value in changes]) for step, changes in _earlier(out, "plan", []))
     plan = [(step, changes) for step, changes in whole_plan if step >= number]
     return _drive(s, device, out, _earlier_preset(out), size, until, plan, resumed=True)
@@ -92,7 +92,9 @@ def _make_room(out: Path, overwrite: bool) -> None:
     claim(out)
     if (out / "checkpoint").exists():
         if not overwrite:
-            raise ValueError(f"--out {out} holds a run already: `resume` it, choose another folder, or add --overwrite")
+            raise ValueError(
+                f"--out {out} already contains a run: `resume` it, choose another folder, or add --overwrite"
+            )
         shutil.rmtree(out / "checkpoint")
 
 
@@ -147,11 +149,7 @@ def _drive(
     session.listen(keep)
     session.listen(console)
     with interruptible(lambda: session.send(Stop())) as interrupted:
-        try:
-            session.run(until=until)
-        except Exception:
-            if not console.failure:
-                raise
+        session.run(until=until)
     wall = time.perf_counter() - started
     console.bar.close()
     session.save(out / "checkpoint")
@@ -220,7 +218,7 @@ def rasteriser_for(scene: Any, device: torch.device) -> dict[str, str]:
     from sdlab.raster import backend_for
 
     if device.type == "cuda":
-        print("checking gsplat, which compiles itself at its first use; that takes minutes, once ...", file=sys.stderr)
+        print("checking gsplat, which compiles itself on first use (takes minutes, once) ...", file=sys.stderr)
     name, note = backend_for(device)
     if note:
         print(f"sdlab: {note}", file=sys.stderr)

@@ -73,9 +73,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if re.fullmatch(r"cpu|cuda(:\d{1,2})?", name) is None:
-        raise ValueError(f"--device {name}: allowed are auto, cpu, cuda and one of several as cuda:1")
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda, or cuda:N such as cuda:1")
     device, count = torch.device(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        found = f"{count}, the first of them cuda:0" if count else "none; use cpu"
-        raise ValueError(f"--device {name}: of CUDA devices torch sees here {found}")
+        found = f"{count} CUDA device{'s' * (count > 1)}, numbered from cuda:0" if count else "no CUDA device; use cpu"
+        raise ValueError(f"--device {name}: torch finds {found}")
     return device

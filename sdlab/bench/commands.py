@@ -1,4 +1,4 @@
-"""The subcommands of `python -m sdlab bench` that measure speed. Nothing heavy is imported before one is called."""
+"""Subcommands of `python -m sdlab bench` that measure speed. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 from sdlab.arguments import add_device, claim, positive
 from sdlab.options import choose_device, settings_for
 
-# name -> (module, help), of the benches that print a table and write one JSON file
+# name -> (module, help) of benchmarks that print a table and write one JSON file
 BENCHES = {
-    "raster": ("sdlab.bench.raster", "the rasteriser alone, beside plain torch"),
-    "step": ("sdlab.bench.step", "one live step, beside the bare evaluations of the network"),
-    "network": ("sdlab.bench.network", "networks of several sizes, by each engine"),
-    "losses": ("sdlab.bench.losses", "a step of every loss, against SDS, by each engine"),
+    "raster": ("sdlab.bench.raster", "the CPU rasteriser against plain torch"),
+    "step": ("sdlab.bench.step", "one live step against its network evaluations alone"),
+    "network": ("sdlab.bench.network", "networks of several sizes on each engine"),
+    "losses": ("sdlab.bench.losses", "one step of every loss relative to SDS, on each engine"),
     "sessions": (
         "sdlab.bench.sessions",
-        "1, 2, 4 and 8 sessions that share the prior, in turns and with batched forwards",
+        "1, 2, 4 and 8 sessions that share a prior, taking turns or batching their forward passes",
     ),
     "gpu": (
         "sdlab.bench.gpu",
-        "a step of every loss at the size of Stable Diffusion, rasterisers, sessions; random weights",
+        "every loss, rasterisers and sessions at the size of Stable Diffusion, with random weights",
     ),
 }
 
 
 def add_subcommands(commands: argparse._SubParsersAction) -> None:
-    """Add them to `commands`; `call` of the parsed arguments runs one and returns the exit code."""
+    """Add the subcommands. `call` of the parsed arguments runs the chosen one and returns the exit code."""
     for what in BENCHES:
         _add_bench(commands, what)
     _add_page(commands)
@@ -37,14 +37,18 @@ def add_subcommands(commands: argparse._SubParsersAction) -> None:
 def _add_bench(commands: argparse._SubParsersAction, what: str) -> None:
     module, text = BENCHES[what]
     p = commands.add_parser(what, help=text)
-    p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file (default: bench-{what}.json)")
-    p.add_argument("--quick", action="store_true", help="fewer repeats")
+    p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file to write (default: bench-{what}.json)")
+    p.add_argument("--quick", action="store_true", help="fewer repetitions")
     if what in ("step", "losses", "sessions"):
-        p.add_argument("--preset", default="toybox", help="a preset's name (default %(default)s)")
+        p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
     if what in ("sessions", "gpu"):
         add_device(p)
     if what == "gpu":
-        p.add_argument("--size", default="sd-2.1-base", help="sd-2.1-base, or tiny for a trial on any machine")
+        p.add_argument(
+            "--size",
+            default="sd-2.1-base",
+            help="sd-2.1-base, or tiny to try the command on any machine (default %(default)s)",
+        )
     p.set_defaults(call=_bench, module=module)
 
 
@@ -61,12 +65,20 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _add_page(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("page", help="what the page costs, four lanes, first sight: a server and a browser")
-    p.add_argument("--out", type=Path, default=Path("out") / "page", metavar="DIR", help="(default %(default)s)")
-    p.add_argument("--preset", default="toybox", help="a preset's name (default %(default)s)")
-    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob")
-    p.add_argument("--seconds", type=positive, metavar="N", help="of the four lanes (default 600)")
-    p.add_argument("--quick", action="store_true", help="one round of short turns, 20 seconds of four lanes")
+    p = commands.add_parser(
+        "page", help="time to first image, cost of an open page, and four lanes, with a server and a real browser"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out") / "page",
+        metavar="DIR",
+        help="folder for the results (default %(default)s)",
+    )
+    p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
+    p.add_argument("--seconds", type=positive, metavar="N", help="duration of the part with four lanes (default 600)")
+    p.add_argument("--quick", action="store_true", help="one round of short turns, and four lanes for 20 seconds")
     add_device(p)
     p.set_defaults(call=_page)
 

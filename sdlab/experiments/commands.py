@@ -1,5 +1,5 @@
-"""The subcommands that reproduce the papers, under `python -m sdlab bench`, and that distil the whole toybox, under
-`python -m sdlab toybox`. Nothing heavy is imported before one is called."""
+"""Subcommands that reproduce papers (under `python -m sdlab bench`) or distil the whole toybox (under `python -m sdlab
+toybox`). Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from sdlab.experiments.variants import Variant
     from sdlab.settings import Settings
 
-VARIANT_HELP = "losses with some of their knobs set: vsd:network=copy,esd:lam=1"
-# name -> (module, help), of the experiments that write one JSON file with a plot beside it
+VARIANT_HELP = "losses, each optionally with knobs, such as vsd:network=copy,esd:lam=1"
+# name -> (module, help) of experiments that write one JSON file and a plot
 PLOTTED = {
-    "entropy": ("sdlab.experiments.entropy", "does ESD's lambda spread the views? Exact and learnt scores"),
+    "entropy": (
+        "sdlab.experiments.entropy",
+        "effect of ESD's lambda on the entropy of the views, with exact and learnt scores",
+    ),
     "figure10": (
         "sdlab.experiments.eps_statistics",
-        "variance of eps and its correlation with the noise over t (DreamMapping, figure 10)",
+        "variance of eps and its correlation with the noise over t (figure 10 of DreamMapping)",
     ),
 }
 
 
 def add_benches(commands: argparse._SubParsersAction) -> None:
-    """Add the experiments to the commands of `bench`; `call` of the parsed arguments runs one, returning the exit
-    code."""
+    """Add the experiments to `bench`. `call` of the parsed arguments runs the chosen one and returns the exit code."""
     for what in PLOTTED:
         _add_plotted(commands, what)
     _add_playground(commands)
@@ -42,13 +44,13 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
 
 
 def add_distilling(commands: argparse._SubParsersAction) -> None:
-    """Add `objects` and `janus` to the commands of `toybox`, as `add_benches` does."""
+    """Add `objects` and `janus` to `toybox`. `call` works as in `add_benches`."""
     _add_objects(commands)
     _add_janus(commands)
 
 
 def _measured(args: argparse.Namespace, bench: Bench, measure: Callable[[], Any]) -> int:
-    """Prepare and measure. Returns the exit code: 130 if Ctrl-C ended it early, with the results so far written."""
+    """Prepare and measure. Return the exit code: 130 if Ctrl-C ended the measurement early; results so far are kept."""
     claim(args.out)
     bench.prepare()
     with interruptible(bench.stop.set) as interrupted:
@@ -62,8 +64,8 @@ def _measured(args: argparse.Namespace, bench: Bench, measure: Callable[[], Any]
 def _add_plotted(commands: argparse._SubParsersAction, what: str) -> None:
     module, text = PLOTTED[what]
     p = commands.add_parser(what, help=text)
-    p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file (default: bench-{what}.json)")
-    p.add_argument("--quick", action="store_true", help="fewer repeats")
+    p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file to write (default: bench-{what}.json)")
+    p.add_argument("--quick", action="store_true", help="fewer repetitions")
     p.set_defaults(call=_plotted, module=module)
 
 
@@ -74,12 +76,18 @@ def _plotted(args: argparse.Namespace) -> int:
     return 0
 
 
-# ---- the plane and pictures --------------------------------------------------------------------------------------
+# ---- the plane and images ----------------------------------------------------------------------------------------
 
 
 def _add_playground(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("playground", help="the toy experiment of the JSD paper: SDS and JSD in the plane")
-    p.add_argument("--out", type=Path, default=Path("out") / "playground", metavar="DIR", help="(default %(default)s)")
+    p = commands.add_parser("playground", help="toy experiment of the JSD paper: SDS and JSD in the plane")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out") / "playground",
+        metavar="DIR",
+        help="folder for the results (default %(default)s)",
+    )
     p.add_argument("--quick", action="store_true", help="a tenth of the seeds")
     p.set_defaults(call=_playground)
 
@@ -93,15 +101,25 @@ def _playground(args: argparse.Namespace) -> int:
 
 
 def _add_table31(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("table31", help="pictures by every loss beside DDIM: FID, KID, seconds (SBP thesis)")
-    p.add_argument("--out", type=Path, default=Path("out") / "table31", metavar="DIR", help="(default %(default)s)")
-    p.add_argument("--captions", type=positive, metavar="N", help='such as "a red bear" (default 64)')
-    p.add_argument("--steps", type=positive, metavar="N", help="of every loss (default 60)")
-    p.add_argument("--seeds", type=positive, metavar="N", help="pictures of each caption (default 2)")
-    p.add_argument("--losses", default="", metavar="LIST", help=f"ddim, {VARIANT_HELP} (default: all of the table)")
-    p.add_argument("--preset", default="toybox-2d", help="one of pictures (default %(default)s)")
-    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of all")
-    p.add_argument("--quick", action="store_true", help="8 captions, 40 steps, one seed, fewer references")
+    p = commands.add_parser(
+        "table31", help="images by every loss and by DDIM: FID, KID, seconds (table 3.1 of the SBP thesis)"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out") / "table31",
+        metavar="DIR",
+        help="folder for the results (default %(default)s)",
+    )
+    p.add_argument("--captions", type=positive, metavar="N", help="number of captions (default 64)")
+    p.add_argument("--steps", type=positive, metavar="N", help="steps per loss (default 60)")
+    p.add_argument("--seeds", type=positive, metavar="N", help="images per caption (default 2)")
+    p.add_argument("--losses", default="", metavar="LIST", help=f"ddim, or {VARIANT_HELP} (default: the whole table)")
+    p.add_argument("--preset", default="toybox-2d", help="preset with an image scene (default %(default)s)")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--quick", action="store_true", help="8 captions, 40 steps, one seed, fewer reference images")
     add_device(p)
     p.set_defaults(call=_table31)
 
@@ -123,14 +141,14 @@ def _table31(args: argparse.Namespace) -> int:
     return _measured(args, bench, lambda: table.run_table(bench, wanted, size, args.out))
 
 
-# ---- losses beside each other ------------------------------------------------------------------------------------
+# ---- comparisons of losses --------------------------------------------------------------------------------------
 
 
 def _add_six(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("six", help="the losses of the papers: one prompt, one seed, the same seconds each")
-    p.add_argument("--prompt", help="what to make (default: the preset's)")
-    p.add_argument("--losses", default="", metavar="LIST", help=f"more than the six; {VARIANT_HELP}")
-    p.add_argument("--only", default="", metavar="LIST", help="these instead of the six, written likewise")
+    p = commands.add_parser("six", help="compare six losses: one prompt, one seed, equal time")
+    p.add_argument("--prompt", help="prompt (default: from the preset)")
+    p.add_argument("--losses", default="", metavar="LIST", help=f"additional {VARIANT_HELP}")
+    p.add_argument("--only", default="", metavar="LIST", help="losses to use instead of the six, in the same notation")
     _add_comparing(p, "six", seconds=60)
     p.set_defaults(call=_six)
 
@@ -141,15 +159,15 @@ def _six(args: argparse.Namespace) -> int:
     labels = [("--only", x) for x in listed(args.only)] or [("--losses", x) for x in six.SIX]
     labels += [("--losses", x) for x in listed(args.losses)]
     bench, variants = comparison(args, labels, reserved=("active", "prompt.text"), text=args.prompt)
-    six.asked_for(bench.settings.prompt.text)  # refused before any work, if it must be
+    six.asked_for(bench.settings.prompt.text)  # raises before any work for a prompt that the judge cannot read
     return _measured(args, bench, lambda: six.run_six(bench, variants, args.out, args.steps))
 
 
 def _add_cutoffs(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("cutoffs", help="VDM with several cut-offs of DCA: one prompt, one seed")
-    p.add_argument("--prompt", help="what to make (default: the preset's)")
-    p.add_argument("--cutoffs", default="", metavar="LIST", help="timesteps, 0 for none (default: 0,100,300,500)")
-    p.add_argument("--flat", action="store_true", help="pictures, no object: short for --preset toybox-2d")
+    p = commands.add_parser("cutoffs", help="compare cut-offs of DCA in VDM: one prompt, one seed")
+    p.add_argument("--prompt", help="prompt (default: from the preset)")
+    p.add_argument("--cutoffs", default="", metavar="LIST", help="timesteps, 0 for no cut-off (default: 0,100,300,500)")
+    p.add_argument("--flat", action="store_true", help="images instead of an object: shorthand for --preset toybox-2d")
     _add_comparing(p, "cutoffs", seconds=60)
     p.set_defaults(call=_cutoffs)
 
@@ -169,14 +187,22 @@ def _cutoffs(args: argparse.Namespace) -> int:
 
 
 def _add_janus_losses(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("janus-losses", help="count fronts of several losses, without view words")
+    p = commands.add_parser(
+        "janus-losses", help="count the fronts that each loss grows without view words in the prompt"
+    )
     p.add_argument(
         "--variants", default="", metavar="LIST", help=f"{VARIANT_HELP} (default: vsd,esd:lam=0.5,esd:lam=1)"
     )
     p.add_argument(
-        "--objects", default="bear,cat,clock", metavar="NAMES", help="some with a front (default %(default)s)"
+        "--objects", default="bear,cat,clock", metavar="NAMES", help="objects that have a front (default %(default)s)"
     )
-    p.add_argument("--seeds", type=positive, default=3, metavar="N", help="seed to seed + N - 1 (default %(default)s)")
+    p.add_argument(
+        "--seeds",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="number of seeds, counted up from --seed (default %(default)s)",
+    )
     _add_comparing(p, "janus-losses", seconds=60)
     p.set_defaults(call=_janus_losses)
 
@@ -194,12 +220,20 @@ def _janus_losses(args: argparse.Namespace) -> int:
 
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
     """Add the options that `bench six`, `bench cutoffs` and `bench janus-losses` share."""
-    p.add_argument("--out", type=Path, default=Path("out") / what, metavar="DIR", help="for results (%(default)s)")
-    p.add_argument("--preset", help="for all (default: toybox-<loss> where there is one, otherwise toybox)")
-    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of all")
-    p.add_argument("--seconds", type=positive, help=f"of each run (default {seconds}; with --steps: no limit)")
-    p.add_argument("--steps", type=positive, help="of each run (default: as many as the seconds allow)")
-    p.add_argument("--seed", type=int, default=0, help="of every random draw (default %(default)s)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out") / what,
+        metavar="DIR",
+        help="folder for the results (default %(default)s)",
+    )
+    p.add_argument("--preset", help="preset of every run (default: toybox-<loss> if it exists, otherwise toybox)")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--seconds", type=positive, help=f"time per run (default {seconds}; with --steps: no limit)")
+    p.add_argument("--steps", type=positive, help="steps per run (default: as many as fit into --seconds)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
     add_device(p)
     p.set_defaults(default_seconds=seconds)
 
@@ -207,15 +241,18 @@ def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
 def comparison(
     args: argparse.Namespace, labels: Sequence[tuple[str, str]], reserved: Sequence[str], text: str | None = None
 ) -> tuple[Bench, list[Variant]]:
-    """Return the bench and the variants of a comparison. `labels` are pairs: the option that named a variant, and its
-    spelling; `text` is the prompt, None for the preset's. Raises ValueError for bad options and `reserved` knobs."""
+    """Return the bench and the variants of a comparison.
+
+    `labels` holds pairs of the option that named a variant and its spelling; `text` is the prompt, or None for the
+    preset's own. Raises ValueError for bad options and for assignments to `reserved` knobs.
+    """
     from sdlab.experiments.objects import Bench
     from sdlab.experiments.variants import PRESET, Variant, preset_of, spelled
 
     refuse_reserved(args.set, reserved)
     named = {"steps": args.steps, "seed": args.seed, "prompt__text": text}
     base = settings_for(args.preset or PRESET, args.set, **named)
-    named["prompt__text"] = base.prompt.text  # a tuned preset may have another
+    named["prompt__text"] = base.prompt.text  # the preset tuned for a loss may have another prompt
     variants = {}
     for option, label in labels:
         loss, assignments = spelled(label, option)
@@ -230,10 +267,10 @@ def comparison(
 
 
 def _add_objects(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("objects", help="distil every object and let the judge say what came out")
-    p.add_argument("--only", metavar="NAMES", help="some of the objects: bear,car")
-    p.add_argument("--colour", default="", help="one colour for all (default: each object has its own)")
-    p.add_argument("--keep", action="store_true", help="also keep the Gaussians: DIR/<object>/scene.ply")
+    p = commands.add_parser("objects", help="distil every object and let the judge read the results")
+    p.add_argument("--only", metavar="NAMES", help="only these objects, such as bear,car")
+    p.add_argument("--colour", default="", help="one colour for all objects (default: each has its own)")
+    p.add_argument("--keep", action="store_true", help="also write the Gaussians to DIR/<object>/scene.ply")
     _add_distilling(p, "objects")
     p.set_defaults(call=_objects)
 
@@ -248,8 +285,14 @@ def _objects(args: argparse.Namespace) -> int:
 
 def _add_janus(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("janus", help="count fronts with view-dependent prompts off and on")
-    p.add_argument("--objects", metavar="NAMES", help="some of the objects with a front: bear,car")
-    p.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs of each, seed to seed + N - 1")
+    p.add_argument("--objects", metavar="NAMES", help="only these objects, which must have a front, such as bear,car")
+    p.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="number of seeds, counted up from --seed (default %(default)s)",
+    )
     _add_distilling(p, "janus")
     p.set_defaults(call=_janus)
 
@@ -264,18 +307,25 @@ def _janus(args: argparse.Namespace) -> int:
 
 def _add_distilling(p: argparse.ArgumentParser, what: str) -> None:
     """Add the options that `toybox objects` and `toybox janus` share."""
-    p.add_argument("--out", type=Path, default=Path("out") / what, metavar="DIR", help="for results (%(default)s)")
-    p.add_argument("--preset", default="toybox", help="a preset's name or a settings.toml (default %(default)s)")
-    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob")
-    p.add_argument("--steps", type=positive, help="of each run (default: the preset's)")
-    p.add_argument("--seconds", type=positive, default=60, help="a run ends then at the latest (default %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of every random draw (default %(default)s)")
-    p.add_argument("--jobs", type=positive, default=1, help="runs at a time; more slow each other (default 1)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out") / what,
+        metavar="DIR",
+        help="folder for the results (default %(default)s)",
+    )
+    p.add_argument("--preset", default="toybox", help="preset name or path of a settings.toml (default %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
+    p.add_argument("--steps", type=positive, help="steps per run (default: from the preset)")
+    p.add_argument("--seconds", type=positive, default=60, help="time limit per run, in seconds (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    p.add_argument("--jobs", type=positive, default=1, help="parallel runs; they share the CPU (default %(default)s)")
     add_device(p)
 
 
 def _distilling(args: argparse.Namespace, reserved: Sequence[str]) -> Bench:
-    """Return the bench that both commands use. Raises ValueError for bad options and `reserved` knobs."""
+    """Return the bench of `objects` or `janus`. Raises ValueError for bad options and for assignments to `reserved`
+    knobs."""
     from sdlab.experiments.objects import Bench
 
     refuse_reserved(args.set, reserved)
