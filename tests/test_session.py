@@ -22,11 +22,13 @@ from sdlab.live.messages import (
     Resume,
     Save,
     Skipped,
+    Status,
     Stepped,
     Stop,
 )
 from sdlab.live.session import Session, with_begun
 from sdlab.priors.mixture import MixtureScores
+from sdlab.scenes.splats import SplatScene
 
 
 def finished(settings, until, before=None):
@@ -131,14 +133,16 @@ def test_start_pause_step_reset(live):
     live.phase("ready")
 
 
-def test_patches_act_at_the_next_step(live):
+def test_patches_act_at_the_next_step(live, monkeypatch):
     live.advance(2)
+    read, embed = [], live.session.prior.embed
+    monkeypatch.setattr(live.session.prior, "embed", lambda text: read.append(text) or embed(text))
     live.send(Patch((("losses.sds.cfg", 0.0), ("optim.lr_means", 0.0), ("prompt.text", "a blue car"))))
     live.advance(1)
     session = live.session
     assert session.effective.losses["sds"].cfg == 0.0
     assert session.state.optim._adam.param_groups[0]["lr"] == 0.0
-    assert "a blue car, front view" in session._bank._cache or "a blue car, side view" in session._bank._cache
+    assert "a blue car, front view" in read or "a blue car, side view" in read
     assert [e.path for e in events(session, Applied)] == ["losses.sds.cfg", "optim.lr_means", "prompt.text"]
     assert all(e.step == 2 for e in events(session, Applied))
 
@@ -206,12 +210,16 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
 
 
 def test_a_frame_that_cannot_be_made_is_said_and_the_run_can_go_on(live, monkeypatch):
-    original = Session._publish
-    monkeypatch.setattr(Session, "_publish", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory for a picture")))
+    original = SplatScene.snapshot
+
+    def fail(scene):
+        raise RuntimeError("no memory for a picture")
+
+    monkeypatch.setattr(SplatScene, "snapshot", fail)
     live.send(Resume())
     live.phase("failed")
     assert "no memory for a picture" in events(live.session, Failed)[0].reason
-    monkeypatch.setattr(Session, "_publish", original)
+    monkeypatch.setattr(SplatScene, "snapshot", original)
     step = live.session.state.step
     live.send(Resume())
     live.wait(lambda s: s.state.step > step + 2)
@@ -373,11 +381,11 @@ def test_the_scene_waits_for_the_warm_up(quick):
     session.prepare()
     before = {k: v.clone() for k, v in session.state.scene.params.items()}
     for _ in range(30):
-        session._step()
+        session.advance()
     assert session.state.step == 0
     assert all(torch.equal(before[k], v) for k, v in session.state.scene.params.items())
     assert not any(k in before for k in session.state.optim.state_dict())
-    session._step()
+    session.advance()
     assert session.state.step == 1
 
 
@@ -404,12 +412,12 @@ def test_rates_ramp_up_after_a_toggle(quick):
     def moves(ramp):
         session = Session(quick.patch("optim.ramp", ramp))
         session.prepare()
-        session._step()
-        session._patch([("active", "sbp")])
+        session.advance()
+        session.do(Patch.one("active", "sbp"))
         seen = []
         for _ in range(6):
             before = session.state.scene.params["means"].detach().clone()
-            session._step()
+            session.advance()
             seen.append(float((session.state.scene.params["means"].detach() - before).abs().mean()))
         return seen
 
@@ -427,20 +435,18 @@ def test_schedules_can_be_restarted(quick):
     def t_and_rate(number):
         session.run(until=number)
         group = session.state.optim._adam.param_groups[0]
-        return int(session._report.x.t[0]), group["lr"]
+        return int(session.report.x.t[0]), group["lr"]
 
     early, late = t_and_rate(6), t_and_rate(20)
     assert late[0] < early[0]
     assert late[1] < early[1]
-    session._patch([("schedule.start", 20)])
+    session.do(Patch.one("schedule.start", 20))
     assert session.settings.planned_end == 40
     assert t_and_rate(26) == early
-    session._until = None
-    session._obey(Resume())
-    while session.running:
-        session._step()
+    session.listen(lambda event: session.send(Stop()) if getattr(event, "phase", "") == "paused" else None)
+    session.run()
     assert session.state.step == 40
-    assert session.status.text == "finished the planned 20 steps; Start goes on"
+    assert [e.text for e in events(session, Status)][-2:] == ["finished the planned 20 steps; Start goes on", "ended"]
 
 
 @pytest.mark.parametrize(
@@ -464,10 +470,10 @@ def test_words_are_remarked_on_as_the_prior_reads_them(live, monkeypatch, path, 
 def test_an_auxiliary_that_cannot_be_built_is_refused_and_the_run_goes_on(quick):
     session = Session(quick.patch_all([("prior.height", 7), ("prior.width", 7)]))
     session.prepare()
-    session._step()
-    session._patch([("active", "vdm")])
+    session.advance()
+    session.do(Patch.one("active", "vdm"))
     (refused,) = events(session, Rejected)
     assert "even sides" in refused.reason
-    session._step()
+    session.advance()
     assert session.state.step == 2
     assert session.settings.active == "sds"

@@ -151,6 +151,7 @@ class Session:
         self.comparison: Latest[Comparison] = Latest()
         self.in_detail = False  # whether figures hold what a step's predictions say; somebody looks at them
         self.running = False
+        self.steps_left: int | None = None  # until the pause that an Advance asked for
         self._lens_row: int | None = None  # the view that the lens shows, None while nobody looks
         self._probed: int | None = None  # the timestep that the lens asks about, None for that of each step
         self._lens_due = 0.0
@@ -169,7 +170,6 @@ class Session:
         self._undo: _Undo | None = None
         self._stopped = False
         self._over = False  # no longer answering
-        self._steps_left: int | None = None  # of an Advance
         self._until: int | None = None  # of the present run()
         self._report: Report | None = None  # of the last step
         self._reported = settings  # which that step followed
@@ -234,6 +234,23 @@ class Session:
             raise RuntimeError("the session has no prior yet: it is loaded when run() starts")
         return self._prior
 
+    @property
+    def bank(self) -> PromptBank:
+        """The embedded prompts; RuntimeError before `run` has loaded the prior."""
+        if self._bank is None:
+            raise RuntimeError("the session has no prompts yet: its prior is loaded when run() starts")
+        return self._bank
+
+    @property
+    def report(self) -> Report | None:
+        """What the last step did; None before the first step on this scene."""
+        return self._report
+
+    @property
+    def watched(self) -> tuple[int | None, int | None]:
+        """The view that the lens shows (None: nobody looks) and the timestep it asks about (None: each step's own)."""
+        return self._lens_row, self._probed
+
     def run(self, until: int | None = None, start: bool = True) -> None:
         """Serve commands and step until `until` steps are done (None: until Stop). The caller owns the tensors.
 
@@ -255,8 +272,8 @@ class Session:
                 break
             if self.running and self._state is not None:
                 for command in self._planned.pop(self._state.step, ()):
-                    self._obey_or_refuse(command)
-                self._step()
+                    self.do(command)
+                self.advance()
             self._compare_on()
         if self._state is not None:
             self._publish()
@@ -278,6 +295,17 @@ class Session:
             self._start_over("started")
         self._settle()
 
+    def do(self, command: Command) -> None:
+        """Carry out `command` now. A command that fails is reported as Rejected, and the run goes on as before."""
+        try:
+            self._obey(command)
+        except Exception as e:  # whatever it is, the run goes on
+            self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), _reason(e)))
+            if self._state is None and isinstance(command, (Resume, Advance, Reset, Load)):
+                self._fail(e)  # of the others it says why there is still nothing
+            else:
+                self._settle()
+
     def moment(self) -> Moment:
         """The present, in full."""
         newest = self.timeline.newest
@@ -289,7 +317,7 @@ class Session:
         moment, undo = self.moment(), self._undo
         if undo is not None:  # a bank of prompts is of one thread
             undo = dataclasses.replace(undo, bank=PromptBank(undo.prior), changes=list(undo.changes))
-        return Fork(moment, self.timeline.branched(moment), self.running, self._steps_left, undo)
+        return Fork(moment, self.timeline.branched(moment), self.running, self.steps_left, undo)
 
     def pinned(self) -> Settings:
         """The settings that steps follow, with the commit of a prior from the Hub: whoever goes on with them gets the
@@ -379,7 +407,7 @@ class Session:
                 if self._origin.done() and isinstance(asked, (Resume, Advance)):
                     self._begin()  # a second try after a failure
             else:
-                self._obey_or_refuse(asked)
+                self.do(asked)
 
     def _forked(self) -> Fork:
         """Where the run is, for one who wants to branch off."""
@@ -420,23 +448,13 @@ class Session:
             self._fail(e)
             return
         held_back, self._origin, self._held = self._held, None, []
-        self.running, self._steps_left = fork.running, fork.steps_left
+        self.running, self.steps_left = fork.running, fork.steps_left
         self.timeline, self._undo = fork.timeline, fork.undo
         self._say(Branched(fork.moment.step))
         self._publish()
         self._settle()
         for command in held_back:
-            self._obey_or_refuse(command)
-
-    def _obey_or_refuse(self, command: Command) -> None:
-        try:
-            self._obey(command)
-        except Exception as e:  # whatever it is, the run goes on
-            self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), _reason(e)))
-            if self._state is None and isinstance(command, (Resume, Advance, Reset, Load)):
-                self._fail(e)  # of the others it says why there is still nothing
-            else:
-                self._settle()
+            self.do(command)
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -444,14 +462,14 @@ class Session:
                 self._patch(changes)
             case Pause():
                 self.running = False
-                self._steps_left = None
+                self.steps_left = None
                 if self._state is not None:
                     self._publish()
                 self._settle()
             case Resume() | Advance():
                 if self._state is None:
                     self.prepare()  # a second try after a failure
-                self._steps_left = (self._steps_left or 0) + command.n if isinstance(command, Advance) else None
+                self.steps_left = (self.steps_left or 0) + command.n if isinstance(command, Advance) else None
                 self.running = True
                 self._settle()
             case Reset():
@@ -498,7 +516,7 @@ class Session:
         except Exception as e:
             raise RuntimeError(f"the run cannot go back to step {moment.step}: {_reason(e)}") from e
         timeline.rewind(moment, present)
-        self.running, self._steps_left = False, None
+        self.running, self.steps_left = False, None
         self._say(Went(moment.step))
         self._publish()
         self._settle()
@@ -658,7 +676,9 @@ class Session:
 
     # ---- stepping ----------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def advance(self) -> None:
+        """Take one step, or one warm-up step of the active loss's auxiliary. A failure rolls back the patch before it,
+        or is reported as Failed when there is none."""
         assert self._bank is not None
         state, s = self.state, self.effective
         started = time.perf_counter()
@@ -738,10 +758,10 @@ class Session:
     def _due_to_pause(self) -> str:
         """Why the session pauses after the step just taken, if it does."""
         number = self.state.step
-        if self._steps_left is not None:
-            self._steps_left -= 1
-            if self._steps_left <= 0:
-                self._steps_left = None
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            if self.steps_left <= 0:
+                self.steps_left = None
                 return f"paused at step {number}"
         if number == self.settings.planned_end and self._until is None:
             return f"finished the planned {self.settings.steps} steps; Start goes on"
