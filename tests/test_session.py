@@ -58,6 +58,15 @@ def events(session, kind):
     return [e for e in session.events.since()[0] if isinstance(e, kind)]
 
 
+def fail(message):
+    """A stand-in for any function, which raises RuntimeError."""
+
+    def raises(*arguments):
+        raise RuntimeError(message)
+
+    return raises
+
+
 class Live:
     """A session in its own thread."""
 
@@ -196,7 +205,7 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
     live.phase("ready")
     live.advance(3)
     original = MixtureScores.eps
-    monkeypatch.setattr(MixtureScores, "eps", lambda *a: (_ for _ in ()).throw(RuntimeError("device lost")))
+    monkeypatch.setattr(MixtureScores, "eps", fail("device lost"))
     live.send(Resume())
     live.phase("failed")
     assert "device lost" in events(live.session, Failed)[0].reason
@@ -209,13 +218,72 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
     assert events(live.session, Ended)
 
 
+def test_a_headless_run_whose_step_fails_raises_and_keeps_its_state(quick, monkeypatch):
+    session, clean = finished(quick, 7), finished(quick, 7)
+    with monkeypatch.context() as patch:
+        patch.setattr(MixtureScores, "eps", fail("device lost"))
+        with pytest.raises(RuntimeError, match="stopped at step 7: RuntimeError: device lost"):
+            session.run(until=20)
+    assert [e.reason for e in events(session, Failed)] == ["RuntimeError: device lost"]
+    assert session.state.step == 7
+    assert same(session, clean)
+    for run in (session, clean):
+        run.run(until=20)
+    assert same(session, clean), "the run can go on"
+
+
+def test_a_headless_run_whose_prompt_cannot_be_read_raises_and_keeps_its_state(quick, monkeypatch):
+    """The first view from behind comes after some steps."""
+    original = MixtureScores.embed
+
+    def embed(self, text):
+        return fail("no such word")() if "back view" in text else original(self, text)
+
+    monkeypatch.setattr(MixtureScores, "embed", embed)
+    session = Session(quick)
+    with pytest.raises(RuntimeError, match=r"stopped at step [1-9]\d*: RuntimeError: no such word"):
+        session.run(until=100)
+    assert same(session, finished(quick, session.state.step))
+
+
+def test_a_listener_that_stops_a_failed_headless_run_ends_it_without_an_error(quick, monkeypatch):
+    session = finished(quick, 3)
+    session.listen(lambda event: session.send(Stop()) if isinstance(event, Failed) else None)
+    monkeypatch.setattr(MixtureScores, "eps", fail("device lost"))
+    session.run(until=20)
+    assert len(events(session, Failed)) == len(events(session, Ended)[1:]) == 1
+    assert session.state.step == 3
+
+
+def test_a_listener_that_mends_a_failed_headless_run_lets_it_go_on(quick, monkeypatch):
+    session = finished(quick, 3)
+    original = MixtureScores.eps
+
+    def mend(event):
+        if isinstance(event, Failed):
+            monkeypatch.setattr(MixtureScores, "eps", original)
+            session.send(Resume())
+
+    session.listen(mend)
+    monkeypatch.setattr(MixtureScores, "eps", fail("device lost"))
+    session.run(until=8)
+    assert session.state.step == 8
+
+
+def test_a_planned_patch_whose_first_step_fails_is_rolled_back(quick, no_room_for_four_views):
+    clean = finished(quick, 20)
+    no_room_for_four_views()
+    session = Session(quick)
+    session.plan(10, Patch.one("camera.views", 4))
+    session.run(until=20)
+    (refused,) = events(session, Rejected)
+    assert (refused.step, refused.path) == (10, "camera.views")
+    assert same(session, clean)
+
+
 def test_a_frame_that_cannot_be_made_is_said_and_the_run_can_go_on(live, monkeypatch):
     original = SplatScene.snapshot
-
-    def fail(scene):
-        raise RuntimeError("no memory for a picture")
-
-    monkeypatch.setattr(SplatScene, "snapshot", fail)
+    monkeypatch.setattr(SplatScene, "snapshot", fail("no memory for a picture"))
     live.send(Resume())
     live.phase("failed")
     assert "no memory for a picture" in events(live.session, Failed)[0].reason

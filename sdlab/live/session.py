@@ -178,6 +178,7 @@ class Session:
         self._pace = 0.0  # seconds for a step, smoothed
         self._timed = 0  # steps that it was made of
         self._failure = ""  # why there is no state yet
+        self._error: Exception | None = None  # why it does not run; None once it is told to run on
 
     # ---- for any thread ----------------------------------------------------------------------------------
 
@@ -252,35 +253,47 @@ class Session:
         return self._lens_row, self._probed
 
     def run(self, until: int | None = None, start: bool = True) -> None:
-        """Serve commands and step until `until` steps are done (None: until Stop). The caller owns the tensors.
+        """Serve commands and take steps until `until` steps are done (None: until Stop). The caller's thread becomes
+        the owner of the tensors. With `start` False, wait for Resume first.
 
-        With `start` False it waits for Resume. A prior that cannot be loaded is reported as Failed and the session
-        waits for a patch of `prior.*`; with `until` given there is nobody to send one, so the error is raised.
+        A prior that cannot be loaded and a step that fails are reported as Failed, and the session waits for commands
+        such as a patch. With `until`, nobody is expected to send one: RuntimeError that names the step, unless a
+        listener answered Failed with Stop. The state is kept either way.
         """
         self.running = start
         self._until = until
+        self._error = None
         self._over = False
         try:
-            self.prepare()
-        except Exception as e:
-            if until is not None:
-                raise
-            self._fail(e)
+            try:
+                self.prepare()
+            except Exception as e:
+                if until is not None:
+                    raise
+                self._fail(e)
+            self._run_on()
+            if self._state is not None:
+                self._publish()
+            self._say(Ended(self._step_number))
+            self._set_status("ended", "ended")
+        finally:
+            self._over = True
+            self._answer_rest()
+
+    def _run_on(self) -> None:
+        """Serve commands and take steps until the end of `run`."""
+        until = self._until
         while not self._stopped:
             self._serve()
             if self._stopped or (until is not None and self._step_number >= until):
-                break
+                return
+            if self._error is not None and until is not None:
+                raise RuntimeError(f"stopped at step {self._step_number}: {_reason(self._error)}") from self._error
             if self.running and self._state is not None:
                 for command in self._planned.pop(self._state.step, ()):
                     self.do(command)
                 self.advance()
             self._compare_on()
-        if self._state is not None:
-            self._publish()
-        self._say(Ended(self._step_number))
-        self._set_status("ended", "ended")
-        self._over = True
-        self._answer_rest()
 
     def prepare(self) -> None:
         """Load the prior, compile what must be compiled, build the scene; or wait for `origin`. Does nothing when
@@ -395,7 +408,9 @@ class Session:
     def _serve(self) -> None:
         """Carry out all waiting commands; while not running, wait for one."""
         while True:
-            idle = not self._stopped and (not self.running or self._state is None) and self._comparing is None
+            waits = not self.running or self._state is None
+            given_up = self._error is not None and self._until is not None
+            idle = waits and not (self._stopped or given_up or self._comparing)
             try:
                 asked = self._inbox.get() if idle else self._inbox.get_nowait()
             except queue.Empty:
@@ -470,7 +485,7 @@ class Session:
                 if self._state is None:
                     self.prepare()  # a second try after a failure
                 self.steps_left = (self.steps_left or 0) + command.n if isinstance(command, Advance) else None
-                self.running = True
+                self.running, self._error = True, None
                 self._settle()
             case Reset():
                 begun = self._begun
@@ -785,7 +800,7 @@ class Session:
         self._settle()
 
     def _fail(self, error: Exception) -> None:
-        self.running = False
+        self.running, self._error = False, error
         self._say(Failed(self._step_number, _reason(error)))
         self._failure = f"failed because {_reason(error)}"
         self._set_status("failed", self._failure)
