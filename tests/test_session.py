@@ -2,25 +2,24 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from sdlab.live import checkpoint
 from sdlab.live.messages import (
     Advance,
     Applied,
     Compare,
     Ended,
-    Export,
     Failed,
     Goto,
-    Load,
     Patch,
     Pause,
     Rejected,
     Reset,
     Resume,
-    Save,
     Skipped,
     Status,
     Stepped,
@@ -327,29 +326,38 @@ def test_a_skipped_step_changes_no_parameter(quick, monkeypatch):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-def test_saving_loading_exporting_while_live(live, tmp_path):
-    live.advance(4)
-    live.send(Save(str(tmp_path / "c")))
-    live.advance(2)
-    live.send(Load(str(tmp_path / "c")))
-    live.wait(lambda s: s.state.step == 4)
-    live.send(Export(str(tmp_path / "e")))
-    live.wait(lambda s: (tmp_path / "e" / "turntable.mp4").exists())
-    live.send(Load(str(tmp_path / "nowhere")), Save("/proc/nowhere"), Export("/proc/nowhere"))
-    live.advance(1)
-    assert len(events(live.session, Rejected)) == 3
-    assert "nowhere" in events(live.session, Rejected)[0].reason
+def test_a_run_is_saved_restored_and_exported(quick, tmp_path):
+    session = finished(quick, 4)
+    session.save(tmp_path / "c")
+    session.run(until=6)
+    session.restore(tmp_path / "c")
+    assert session.state.step == session.latest.get().step == 4
+    files = session.export(tmp_path / "e", size=32)
+    assert tmp_path / "e" / "turntable.mp4" in files
+    assert all(file.exists() for file in files)
+    with pytest.raises(ValueError, match="nowhere"):
+        session.restore(tmp_path / "nowhere")
+    for write in (session.save, session.export):
+        with pytest.raises(OSError, match="nowhere"):
+            write(Path("/proc/nowhere"))
+    session.run(until=7)
+    assert same(session, finished(quick, 7))
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(live, tmp_path, quick):
-    other = finished(quick, 3)
-    folder = other.save(tmp_path)
-    (folder / "settings.toml").write_text('[scene]\nkind = "splats"\nn_init = -4\n')
-    live.advance(2)
-    live.send(Load(str(tmp_path)))
-    live.advance(1)
-    assert "n_init" in events(live.session, Rejected)[0].reason
-    assert live.session.settings.scene.n_init == 60
+@pytest.mark.parametrize("flaw", ["settings", "scene"])
+def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(quick, tmp_path, flaw):
+    folder = finished(quick, 3).save(tmp_path)
+    if flaw == "settings":
+        (folder / "settings.toml").write_text('[scene]\nkind = "splats"\nn_init = -4\n')
+    else:
+        checkpoint.save(tmp_path, 4, {"scene": {"means": torch.zeros(1, 3)}}, {"settings.toml": ""})
+    session = finished(quick, 2)
+    with pytest.raises(ValueError, match="n_init" if flaw == "settings" else "does not fit"):
+        session.restore(tmp_path)
+    assert session.settings == session.effective == quick
+    assert session.timeline.steps() == (0,)
+    session.run(until=5)
+    assert same(session, finished(quick, 5))
 
 
 def test_a_prior_that_cannot_be_loaded_is_reported_and_can_be_mended(tmp_path):

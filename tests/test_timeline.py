@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdlab.live.messages import Goto, Load, Patch, Pause, Rejected, Reset, Went
+from sdlab.live.messages import Goto, Patch, Pause, Rejected, Reset, Went
 from sdlab.live.moments import Moment, bytes_of
 from sdlab.live.session import Session
 from sdlab.live.timeline import FILM_EVERY, MOMENT_EVERY, MOST_ENTRIES, MOST_MOMENTS, MOST_SHOTS, Timeline, bytes_held
@@ -267,7 +267,7 @@ def test_a_jump_to_nothing_kept_names_what_is(long, tmp_path):
     session = session_of(long)
     go(session, 60)
     session.save(tmp_path)
-    session.do(Load(str(tmp_path)))
+    session.restore(tmp_path)
     go(session, 65, ("losses.sds.cfg", 3.0))
     session.do(Goto(30))
     (refused,) = events(session, Rejected)

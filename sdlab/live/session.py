@@ -45,20 +45,14 @@ from sdlab.live.messages import (
     Compare,
     Ended,
     Event,
-    Export,
-    Exported,
     Failed,
     Goto,
-    Load,
-    Loaded,
     Patch,
     Pause,
     Phase,
     Rejected,
     Reset,
     Resume,
-    Save,
-    Saved,
     Skipped,
     Status,
     Stepped,
@@ -313,8 +307,9 @@ class Session:
         try:
             self._obey(command)
         except Exception as e:  # whatever it is, the run goes on
-            self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), _reason(e)))
-            if self._state is None and isinstance(command, (Resume, Advance, Reset, Load)):
+            target = str(getattr(command, "step", ""))
+            self._say(Rejected(self._step_number, type(command).__name__.lower(), target, _reason(e)))
+            if self._state is None and isinstance(command, (Resume, Advance, Reset)):
                 self._fail(e)  # of the others it says why there is still nothing
             else:
                 self._settle()
@@ -341,9 +336,7 @@ class Session:
     def save(self, folder: Path) -> Path:
         """Write a checkpoint of the present state into `folder`."""
         parts = self.moment().parts
-        path = checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.pinned())})
-        self._say(Saved(self.state.step, str(folder)))
-        return path
+        return checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.pinned())})
 
     def export(self, folder: Path, size: int = 256) -> list[Path]:
         """Write what the run has made into `folder`, a turntable with pictures of `size` pixels; the files written."""
@@ -367,7 +360,6 @@ class Session:
         self.timeline = Timeline()
         self.timeline.note(number, "load", f"loaded a checkpoint of step {number}")
         self.timeline.keep(moment)
-        self._say(Loaded(number, str(folder)))
         self._publish()
         self._film()
 
@@ -498,23 +490,10 @@ class Session:
                     self._use(self.settings, begun)  # the run that there is goes on as it began
                     raise
                 self._settle()
-            case Save(folder):
-                self._set_status("saving", f"saving to {folder}")
-                self.save(Path(folder))
-                self._settle()
-            case Load(folder):
-                self._set_status("loading", f"loading the checkpoint in {folder}")
-                self.restore(Path(folder))
-                self._settle()
             case Goto(number):
                 self._go_to(number)
             case Compare():
                 self._comparing = self._comparison()
-            case Export(folder):
-                self._set_status("exporting", f"exporting to {folder}")
-                files = self.export(Path(folder))
-                self._say(Exported(self._step_number, tuple(str(f) for f in files)))
-                self._settle()
             case Stop():
                 self._stopped = True
 
@@ -1020,10 +999,6 @@ def as_read(path: str, value: str, prompt: str) -> str:
     if path in ("prompt.target", "prompt.source"):
         return value.replace(PROMPT, prompt)
     return f"{prompt}, {value}" if path == "prompt.negative" and value else value
-
-
-def _target(command: Command) -> str:
-    return str(getattr(command, "folder", getattr(command, "step", "")))
 
 
 def _reason(error: Exception) -> str:
