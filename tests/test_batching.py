@@ -127,7 +127,7 @@ def test_sessions_of_a_batching_server_run_side_by_side(quick, batching):
         for seat in seats:
             seat.session.send(Resume())
         end = time.monotonic() + 60
-        while any(seat.session._state is None or seat.session.state.step < 20 for seat in seats):
+        while any(frame is None or frame.step < 20 for frame in (seat.session.latest.get() for seat in seats)):
             assert time.monotonic() < end
             assert not any(isinstance(e, Failed) for seat in seats for e in seat.session.events.since()[0])
             time.sleep(0.02)

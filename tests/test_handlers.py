@@ -223,15 +223,15 @@ def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: B
     ready(browser)
     session = browser.bench.focus.seat.session
     browser.act(do="probe", t=20)
-    until(lambda: session._probed == 20)
+    until(lambda: session.watched[1] == 20)
     browser.act(do="tab", tab="charts")
-    until(lambda: session._lens_row is None)
+    until(lambda: session.watched[0] is None)
     browser.act(do="tab", tab="lens")
-    until(lambda: session._lens_row is not None)
-    assert session._probed == 20, "the slider stands there still"
+    until(lambda: session.watched[0] is not None)
+    assert session.watched[1] == 20, "the slider stands there still"
     browser.act(do="tab", tab="results")
     Browser(page, "anew", browser.token)
-    until(lambda: (session._lens_row, session._probed) == (0, None))
+    until(lambda: session.watched == (0, None))
     assert browser.bench.tab == "lens"
 
 

@@ -199,6 +199,8 @@ class Driven:
 
     def __init__(self) -> None:
         self.session = Session(default_settings("mixture"))
+        self._sent: list = []
+        self.session.send = lambda command: self._sent.append(command)
         self.visit = Visit(Seat("seat", self.session, threading.Thread()), Silent(), "mixture")
 
     def say(self, *events: Event) -> None:
@@ -206,8 +208,8 @@ class Driven:
             self.session.events.append(event)
 
     def sent(self) -> list:
-        inbox = self.session._inbox
-        return [inbox.get_nowait() for _ in range(inbox.qsize())]
+        sent, self._sent = self._sent, []
+        return sent
 
     def frame(self, step: int) -> None:
         picture = np.zeros((1, 4, 4, 3), np.uint8)

@@ -197,8 +197,6 @@ PHASE_WORDS: dict[Phase, str] = {
     "ready": "Ready",
     "running": "Running",
     "paused": "Paused",
-    "saving": "Saving",
-    "exporting": "Exporting",
     "failed": "Failed",
     "ended": "Ended",
 }
@@ -221,7 +219,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
     if waits:
         said = f"{said}; the scene waits"
     tone, line = (message.tone, message.text) if message is not None else ("info", said)
-    busy = " busy" if phase in ("loading", "compiling", "saving", "exporting") else " waits" if waits else ""
+    busy = " busy" if phase in ("loading", "compiling") else " waits" if waits else ""
     role = "alert" if tone == "error" else "status"
     return (
         f'<div class="status {phase}" data-phase="{phase}" data-step="{step}">'
