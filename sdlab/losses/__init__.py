@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from sdlab.rng import StepRng
 from sdlab.types import Aux, BoundPrior, Guidance, Noised, Prior
 
@@ -72,3 +74,14 @@ class Distillation(ABC):
     def warm_up_steps(self) -> int:
         """How many steps a new auxiliary learns before the scene follows it: the knob `warm_up`, if there is one."""
         return int(getattr(self, "warm_up", 0))
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of two predictions over all entries; 0-d, 0 where one of them is constant."""
+    return cosine(a - a.mean(), b - b.mean())
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of two predictions as vectors of all entries; 0-d, 0 where one of them is zero."""
+    a, b = a.float(), b.float()
+    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-20)

@@ -20,12 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from sdlab.guidance import guide
 from sdlab.inversion import flow_roles, invert
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
+from sdlab.losses import Distillation, correlation
 from sdlab.types import BoundPrior, Guidance, Noised
 
 CODE = "w(t) sigma/alpha [ (1 + k) (eps(inverted) - kappa) + k (eps(minority) - noise) ]"
@@ -68,15 +66,9 @@ class JSD(Distillation):
         z_bar = x.alpha * x0_bar + x.sigma * x.noise
         bar, _ = guide(model, z_bar, x.t, self.cfg)
         preds["minority"] = bar
-        stats = {"correlation": _correlation(hat, bar)}
+        stats = {"correlation": correlation(hat, bar)}
         if self.form == "paper":
             return Guidance(x.alpha / x.sigma * (hat - bar), preds, stats)
         kappa = (z_hat - x.alpha * x.z0) / x.sigma
         both = (1 + self.k) * (hat - kappa) + self.k * (bar - x.noise)
         return Guidance(x.sigma / x.alpha * both, preds, stats)
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, over everything; 0-d."""
-    a, b = a - a.mean(), b - b.mean()
-    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-20)
