@@ -23,6 +23,7 @@ from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui import critic
 from sdlab.ui.desk import MOST_LANES, Bench
 from sdlab.ui.form import control, form_html, form_state, label_of, symbol_of
+from sdlab.ui.formulas import formula, prose, sentence, symbols_of
 from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Visit
 from sdlab.ui.page import _pressable
 from sdlab.ui.panels import (
@@ -33,15 +34,11 @@ from sdlab.ui.panels import (
     Message,
     chart,
     duration,
-    formula,
     number,
     preview,
-    prose,
-    sentence,
     short,
     size,
     status,
-    symbols_of,
 )
 from sdlab.viewport.splat_view import SplatView
 

@@ -15,7 +15,7 @@ from typing import Any
 from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
-from sdlab.ui.panels import formula, prose, symbols_of
+from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.uploads import UPLOADS, most_bytes
 
 MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
