@@ -10,8 +10,7 @@ import torch
 from sdlab import lens
 from sdlab.lens.colours import LATENT_REACH, MOST, false_colours, is_pixels, round_up
 from sdlab.lens.colours import shown as as_shown
-from sdlab.lens.numbers import one_step_target, places
-from sdlab.lens.view import PREDICTIONS
+from sdlab.lens.numbers import places
 from sdlab.live.messages import Goto, Patch, Reset
 from sdlab.live.session import Session
 from sdlab.losses.jsd import JSD
@@ -86,27 +85,25 @@ def test_a_probe_at_the_steps_own_t_shows_what_the_step_then_sees(small, loss):
     before = lens.probe(*parts(session), t=t, row=1)
     session.run(until=4)
     report = session._report
-    asked = lens.asked_again(report, s, session.prior, session._bank, 3)
-    assert (asked is not None) == (loss in ("ism", "jsd"))
-    after = lens.views_of_step(report, s, session.prior, row=1, asked=asked)
+    after = lens.views_of_step(report, s, session.prior, row=1)
     assert after.labels == before.labels
     assert after.captions == before.captions
     assert np.array_equal(after.pictures, before.pictures)
     assert (after.t, after.rms, after.scale, after.view) == (t, before.rms, before.scale, before.view)
     assert len(set(after.labels)) == len(after.labels) == len(after.pictures)
     for key in report.guidance.preds:
-        assert f"x0: {PREDICTIONS[key][0]}" in after.labels
+        assert f"x0: {s.loss.term(key).title}" in after.labels
 
 
-@pytest.mark.parametrize("loss", ["ism", "jsd"])
-def test_what_a_step_does_not_keep_is_not_made_up(small, loss):
+@pytest.mark.parametrize("loss", ALL)
+def test_a_step_is_shown_without_asking_again(small, monkeypatch, loss):
     session = begun(small.patch("active", loss))
-    shown = lens.views_of_step(session._report, session.effective, session.prior)
-    assert shown.labels == ("render", "one-step target", "residual", "push")
-    assert "does not keep" in shown.note
-    other = session.effective.patch(f"losses.{loss}.cfg", 1.0)  # not what the step was taken with
-    asked = lens.asked_again(session._report, other, session.prior, session._bank, 2)
-    assert lens.views_of_step(session._report, session.effective, session.prior, asked=asked).labels == shown.labels
+    report, asked, eps = session._report, [], session.prior.eps
+    monkeypatch.setattr(session.prior, "eps", lambda *given: asked.append(given) or eps(*given))
+    shown = lens.views_of_step(report, session.effective, session.prior)
+    assert not asked
+    assert {f"x0: {session.effective.loss.term(name).title}" for name in report.guidance.preds} <= set(shown.labels)
+    assert not shown.note
 
 
 @pytest.mark.parametrize("loss", ["sds", "csd", "dds", "vsd", "vdm", "nfsd", "sbp"])
@@ -114,8 +111,10 @@ def test_a_perfect_prediction_leads_back_to_the_picture(small, loss):
     session = begun(small.patch("active", loss))
     report = session._report
     x = report.x
-    perfect = Guidance(report.guidance.residual, dict.fromkeys(report.guidance.preds, x.noise), report.guidance.stats)
-    found = places(x, perfect, (), session.prior)
+    perfect = Guidance(
+        report.guidance.residual, dict.fromkeys(report.guidance.preds, x.noise), asked=report.guidance.asked
+    )
+    found = places(x, perfect, session.prior)
     assert found.keys() == perfect.preds.keys()
     for name, place in found.items():
         x0 = (place.z_t - place.sigma * x.noise) / place.alpha
@@ -126,7 +125,7 @@ def test_a_perfect_prediction_leads_back_to_the_picture(small, loss):
 def test_the_noise_that_an_inversion_found_leads_back_to_the_picture(small, loss, key):
     session = begun(small.patch_all([("active", loss), ("losses.sbp.form", "full"), ("losses.sbp.leg_steps", 2)]))
     report = session._report
-    place = places(report.x, report.guidance, (), session.prior)[key]
+    place = places(report.x, report.guidance, session.prior)[key]
     assert not torch.equal(place.z_t, report.x.z_t)
     x0 = (place.z_t - place.sigma * report.guidance.preds[key]) / place.alpha
     torch.testing.assert_close(x0, report.x.z0, rtol=1e-4, atol=1e-4)
@@ -137,13 +136,13 @@ def test_the_one_step_target_is_where_the_guided_prediction_leads(small, loss):
     s = small.patch_all([("active", loss), (f"losses.{loss}.cfg", 3.0)])
     session = begun(s)
     report = session._report
-    g, calls = lens.asked_again(report, s, session.prior, session._bank, 2) or (report.guidance, ())
-    at = places(report.x, g, calls, session.prior)
+    g = report.guidance
+    at = places(report.x, g, session.prior)
     hat = g.preds["uncond"] + 3.0 * (g.preds["pos"] - g.preds["uncond"])
     expected = (at["pos"].z_t - at["pos"].sigma * hat) / at["pos"].alpha
     if loss == "jsd":  # which sets the minority sample's against it
         expected = report.x.z0 - report.x.sigma / report.x.alpha * (hat - g.preds["minority"])
-    target = one_step_target(report.x, s.loss, report.guidance.residual)
+    target = s.loss.one_step_target(report.x, report.guidance.residual)
     torch.testing.assert_close(target, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -459,7 +458,7 @@ def test_the_embedded_prior(small):
 
 def test_the_control_variate_of_sds_is_the_noise(small):
     report = begun(small)._report
-    found = {name: float(value) for name, value in lens.figures_of(report).items()}
+    found = {name: float(value) for name, value in lens.stats_of(report, small.loss).items()}
     pos, noise = (x.flatten().numpy() for x in (report.guidance.preds["pos"], report.x.noise))
     assert found["noise_correlation"] == pytest.approx(np.corrcoef(pos, noise)[0, 1], abs=1e-5)
     assert found["control_correlation"] == found["noise_correlation"]
@@ -469,8 +468,9 @@ def test_the_control_variate_of_sds_is_the_noise(small):
 
 @pytest.mark.parametrize("loss", ALL)
 def test_every_loss_has_figures(small, loss):
-    report = begun(small.patch_all([("active", loss), ("losses.csd.ramp", 1.0)]))._report
-    found = lens.figures_of(report)
+    s = small.patch_all([("active", loss), ("losses.csd.ramp", 1.0)])
+    report = begun(s)._report
+    found = lens.stats_of(report, s.loss)
     assert ("noise_correlation" in found) == (loss not in ("sdi", "ism", "jsd"))
     assert {"control_correlation", "guidance_rms", "guidance_share"} <= found.keys()
     assert all(value.shape == () and bool(torch.isfinite(value)) for value in found.values())

@@ -27,7 +27,6 @@ from sdlab.ui.formulas import formula, prose, sentence, symbols_of
 from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Visit
 from sdlab.ui.page import _pressable
 from sdlab.ui.panels import (
-    PREDICTIONS,
     Curve,
     Line,
     Mark,
@@ -558,10 +557,11 @@ def test_every_loss_says_where_its_knobs_and_predictions_stand_in_its_formula():
     assert {"c_c", "c_n", "c_u", "c_noise"} <= named["csd"]
     assert {"w", "s"} <= named["sbp"]
     assert named["jsd"] == {"k"}
-    for text in (text for loss in s.losses.values() for text in (loss.formula, *loss.other_formulas)):
-        symbols = symbols_of(text)
-        assert any(symbol in PREDICTIONS or symbol.startswith("eps") for symbol in symbols), text
-        assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
+    for loss in s.losses.values():
+        for text in loss.formulas:
+            symbols = symbols_of(text)
+            assert {term.written for term in loss.terms} & set(symbols), text
+            assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
 
 
 @pytest.mark.parametrize(

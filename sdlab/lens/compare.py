@@ -102,8 +102,8 @@ def _row(
 ) -> _Row:
     started = time.perf_counter()
     try:
-        asked, nfe, note = ask(name, ground, state, s, prior, prompts)
-        grad = w * asked.guidance.residual
+        guidance, nfe, note = ask(name, ground, state, s, prior, prompts)
+        grad = w * guidance.residual
         kept = grad.double().cpu() if grad.device.type != "mps" else grad.cpu().double()
         seconds = time.perf_counter() - started
         if not bool(torch.isfinite(kept).all()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdlab.lens.ask import ASKED_ELSEWHERE, Asked, Call, Ground, ask, ground_of, same_answers
+from sdlab.lens.ask import ask, ground_of
 from sdlab.lens.colours import (
     WIDTHS,
     arrow,
@@ -25,39 +25,16 @@ from sdlab.lens.colours import (
     shown,
     ways,
 )
-from sdlab.lens.numbers import SILENT, Place, one_step_target, places
+from sdlab.lens.numbers import SILENT, Place, places
+from sdlab.losses import Distillation
 from sdlab.pictures import to_uint8
 from sdlab.prompts import PromptBank, views_of
-from sdlab.rng import StepRng
 from sdlab.schedule import weight
 from sdlab.settings import Settings
 from sdlab.step import Report, State, share_cores
-from sdlab.types import N_TIMESTEPS, Guidance, Noised, Prior
+from sdlab.types import N_TIMESTEPS, Cameras, Guidance, Noised, Prior
 
 WIDE = 20.0  # the same for a residual that is decoded to be measured: nothing is cut off
-
-# predictions by name -> what they are called, what they are
-PREDICTIONS = {
-    "pos": ("prompt", "what the prior makes of it, told the prompt"),
-    "uncond": ("no prompt", "what the prior makes of it, told nothing"),
-    "neg": ("negative prompt", "what the prior makes of it, told the negative prompt"),
-    "target": ("target prompt", "what the prior makes of it, told the target prompt"),
-    "source": ("source prompt", "what the prior makes of it, told the source prompt"),
-    "psi": ("psi, camera", "what psi, which learns the renders, takes it for from this camera"),
-    "psi_null": ("psi, no camera", "what psi takes it for, not told the camera"),
-    "operator": ("operator M", "with the noise that M, which learns the renders' noise, finds in it"),
-    "minority": ("minority", "what the prior makes of the less likely version, guided"),
-    "inversion": ("own noise", "with the noise that the inversion found: the picture itself"),
-    "interval": ("an interval before", "what the prior makes of the less noisy picture, told nothing"),
-    "ref": ("reference", "what the prior makes of the reference, told its prompt"),
-}
-# what else than the picture with noise the prior is asked about
-NOISY = {
-    "ref": "the reference with this step's noise",
-    "minority": "the less likely version, noised afresh",
-    "interval": "with less of the noise that the loss found for it",
-}
-# what a loss sets against the prediction, the first that there is; the noise itself where there is none of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,40 +59,48 @@ class LensPictures:
 
 
 @torch.no_grad()
-def views_of_step(report: Report, s: Settings, prior: Prior, row: int = 0, asked: Asked | None = None) -> LensPictures:
-    """View `row` of the step that `report` tells of, taken under `s`. ISM and JSD ask about pictures that a step does
-    not keep: their predictions are shown with what `asked_again` answers only. ValueError for a view that there is
-    not."""
-    ground = Ground(report.x, report.cams, report.render.rgb if report.render is not None else None, StepRng(0, 0), 0.0)
-    guidance, calls, note = report.guidance, (), ""
-    if asked is not None and same_answers(asked.guidance, guidance):
-        guidance, calls = asked
-    elif any(name in guidance.preds for name in ASKED_ELSEWHERE):
-        note = "this loss asks about pictures of its own, which its step does not keep"
-    if report.skipped:
-        note = "; ".join(n for n in (f"skipped: {report.skipped} was not finite", note) if n)
-    return _among_all_views(_drawn(ground, guidance, calls, s, prior, row, note), ground, s)
+def views_of_step(report: Report, s: Settings, prior: Prior, row: int = 0) -> LensPictures:
+    """Show view `row` of the step of `report`, taken under `s`. ValueError for a view that does not exist."""
+    note = f"skipped: {report.skipped} was not finite" if report.skipped else ""
+    rgb = report.render.rgb if report.render is not None else None
+    return _seen(report.x, report.cams, rgb, report.guidance, s, prior, row, note)
 
 
 @torch.no_grad()
 def probe(
     state: State, s: Settings, prior: Prior, prompts: PromptBank, t: int, row: int = 0, step: int | None = None
 ) -> LensPictures:
-    """What the loss in force makes of the scene as it is at timestep `t` in 0 .. 999, with the cameras and the noise
-    of step number `step` (None: of the next). Nothing is trained. ValueError for a t or a view that there is not."""
+    """Show what the active loss makes of the scene as it is at timestep `t` in 0 .. 999, with the cameras and the
+    noise of step number `step` (None: the next). Nothing is trained. ValueError for a t or view that does not
+    exist."""
     if not 0 <= t < N_TIMESTEPS:
         raise ValueError(f"t = {t}: allowed is 0 to {N_TIMESTEPS - 1}")
     share_cores(prior)
     ground = ground_of(state, s, prior, state.step if step is None else step, t)
-    asked, _, note = ask(s.active, ground, state, s, prior, prompts)
-    return _among_all_views(_drawn(ground, asked.guidance, asked.calls, s, prior, row, note), ground, s)
+    guidance, _, note = ask(s.active, ground, state, s, prior, prompts)
+    return _seen(ground.x, ground.cams, ground.rgb, guidance, s, prior, row, note)
 
 
-def _among_all_views(seen: LensPictures, ground: Ground, s: Settings) -> LensPictures:
-    """With what all cameras saw; scenes without cameras have nothing to add."""
-    if ground.rgb is None:
-        return seen
-    return replace(seen, renders=to_uint8(ground.rgb), views=tuple(views_of(s.prompt, ground.cams)))
+def _seen(
+    x: Noised,
+    cams: Cameras,
+    rgb: Tensor | None,
+    guidance: Guidance,
+    s: Settings,
+    prior: Prior,
+    row: int,
+    note: str,
+) -> LensPictures:
+    """Draw view `row` and add what all cameras saw; a scene without cameras has no `rgb`."""
+    if not 0 <= row < len(x.z0):
+        raise ValueError(f"view {row}: this step has {len(x.z0)}, the first is 0")
+    if is_plane(prior):
+        return _drawn_on_plane(x, guidance, s, prior, row, note)
+    if rgb is None:
+        return _drawn(x, None, "", guidance, s, prior, row, note)
+    views = tuple(views_of(s.prompt, cams))
+    drawn = _drawn(x, rgb, views[row], guidance, s, prior, row, note)
+    return replace(drawn, renders=to_uint8(rgb), views=views)
 
 
 class Item(NamedTuple):
@@ -127,32 +112,27 @@ class Item(NamedTuple):
 
 
 def _drawn(
-    ground: Ground,
+    x: Noised,
+    rgb: Tensor | None,
+    view: str,
     guidance: Guidance,
-    calls: Sequence[Call],
     s: Settings,
     prior: Prior,
     row: int,
     note: str,
 ) -> LensPictures:
-    """View `row`; all that must be decoded goes through the prior at once."""
-    x = ground.x
-    if not 0 <= row < len(x.z0):
-        raise ValueError(f"view {row}: this step has {len(x.z0)}, the first is 0")
-    if is_plane(prior):
-        return _drawn_on_plane(x, guidance, calls, s, prior, row, note)
+    """Draw view `row`, decoding everything in one pass."""
     one = slice(row, row + 1)
     t = int(x.t[row])
-    view = "" if ground.rgb is None else views_of(s.prompt, ground.cams[one])[0]
     reason = no_pictures(prior)
     if reason:
         return LensPictures(loss=s.active, view=view, t=t, reason=reason)
 
-    asked_at = places(x, guidance, calls, prior)
-    items = [*_noisy(x, asked_at, one), *_guesses(x, guidance, asked_at, one)]
-    if ground.rgb is None:
+    asked_at = places(x, guidance, prior)
+    items = [*_noisy(x, asked_at, s.loss, one), *_guesses(x, guidance, asked_at, s.loss, one)]
+    if rgb is None:
         items.insert(0, Item("picture", "as it is", x.z0[one]))
-    target = one_step_target(x, s.loss, guidance.residual)[one]
+    target = s.loss.one_step_target(x, guidance.residual)[one]
     items.append(Item("one-step target", "where the residual points, all the way in one step", target))
 
     residual = guidance.residual[one]
@@ -173,7 +153,7 @@ def _drawn(
 
     w = float(weight(s.schedule, x.alpha, x.sigma)[row])
     size = prior.image_size
-    rgb = [decoded[: len(items)], *(of_size(p.to(decoded), size, "nearest") for p in (heat, push))]
+    rows = [decoded[: len(items)], *(of_size(p.to(decoded), size, "nearest") for p in (heat, push))]
     words = [
         *((item.label, item.caption) for item in items),
         ("residual", f"in units of eps, root mean square {rms:.2g}: {meaning}"),
@@ -183,31 +163,29 @@ def _drawn(
             f"from -{WIDTHS:g} to {WIDTHS:g} times that",
         ),
     ]
-    if ground.rgb is not None:
-        rgb.insert(0, of_size(ground.rgb[one].to(decoded), size))
+    if rgb is not None:
+        rows.insert(0, of_size(rgb[one].to(decoded), size))
         words.insert(0, ("render", f"the scene as the loss sees it, {view}"))
     labels, captions = zip(*words, strict=True)
-    pictures = shown(torch.cat(rgb))
+    pictures = shown(torch.cat(rows))
     alpha, sigma = float(x.alpha[row]), float(x.sigma[row])
     return LensPictures(labels, captions, pictures, s.active, view, t, alpha, sigma, w, scale, w * rms, note)
 
 
-def _drawn_on_plane(
-    x: Noised, guidance: Guidance, calls: Sequence[Call], s: Settings, prior: Prior, row: int, note: str
-) -> LensPictures:
+def _drawn_on_plane(x: Noised, guidance: Guidance, s: Settings, prior: Prior, row: int, note: str) -> LensPictures:
     """All points together; t and what follows from it are those of point `row`."""
     every = slice(None)
-    asked_at = places(x, guidance, calls, prior)
+    asked_at = places(x, guidance, prior)
     w = weight(s.schedule, x.alpha, x.sigma)
     push = -w * guidance.residual
     items = [
         Item("points", "where they are", x.z0),
-        *_noisy(x, asked_at, every),
-        *_guesses(x, guidance, asked_at, every),
+        *_noisy(x, asked_at, s.loss, every),
+        *_guesses(x, guidance, asked_at, s.loss, every),
         Item(
             "one-step target",
             "where the residual points, all the way in one step",
-            one_step_target(x, s.loss, guidance.residual),
+            s.loss.one_step_target(x, guidance.residual),
         ),
         Item(
             "push",
@@ -226,7 +204,7 @@ def _drawn_on_plane(
     return LensPictures(labels, captions, pictures, s.active, "", int(x.t[row]), alpha, sigma, own, 0.0, rms, note)
 
 
-def _noisy(x: Noised, asked_at: dict[str, Place], one: slice) -> Iterator[Item]:
+def _noisy(x: Noised, asked_at: dict[str, Place], loss: Distillation, one: slice) -> Iterator[Item]:
     """What the prior was asked about, each of it once."""
     drawn: list[Tensor] = []
     for name, place in asked_at.items():
@@ -234,19 +212,18 @@ def _noisy(x: Noised, asked_at: dict[str, Place], one: slice) -> Iterator[Item]:
             continue
         low, high = int(place.t[one].min()), int(place.t[one].max())
         t = f"{low}" if low == high else f"{low} to {high}"
-        if torch.equal(place.z_t, x.z_t):
-            what = "with this step's noise"
-        else:
-            what = NOISY.get(name, "with the noise that the loss found for it")
-        label = f"noisy, {PREDICTIONS.get(name, (name,))[0]}" if drawn else "noisy"
+        what = "with this step's noise" if torch.equal(place.z_t, x.z_t) else loss.term(name).noisy
+        label = f"noisy, {loss.term(name).title}" if drawn else "noisy"
         yield Item(label, f"z_t, {what}: what the prior is asked about at t = {t}", place.z_t[one])
         drawn.append(place.z_t)
 
 
-def _guesses(x: Noised, guidance: Guidance, asked_at: dict[str, Place], one: slice) -> Iterator[Item]:
+def _guesses(
+    x: Noised, guidance: Guidance, asked_at: dict[str, Place], loss: Distillation, one: slice
+) -> Iterator[Item]:
     """x0-hat of every prediction of which it is known where it was asked."""
     for name, place in asked_at.items():
         x0 = ((place.z_t - place.sigma * guidance.preds[name]) / place.alpha)[one]
-        label, what = PREDICTIONS.get(name, (name, f"with the prediction {name}"))
+        term = loss.term(name)
         far = float((x0 - x.z0[one]).square().mean().sqrt())
-        yield Item(f"x0: {label}", f"x0-hat, {what}; {far:.2g} away from the picture", x0)
+        yield Item(f"x0: {term.title}", f"x0-hat, {term.caption}; {far:.2g} away from the image", x0)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sdlab.lens import Comparison, LensPictures
 from sdlab.live.messages import Phase
+from sdlab.settings import losses
 from sdlab.ui.formulas import prose, sentence
 
 CHART_POINTS = 200
@@ -119,7 +120,7 @@ PLOTS = (
         "auxiliary",
         "Error of its own network",
         "mean square error of the network that the loss trains, against the noise",
-        ("psi_error", "operator_error", "psi_null_error"),
+        tuple(dict.fromkeys(key for loss in losses().values() for key in loss.aux_errors)),
         log=True,
     ),
     Plot("gaussians", "Gaussians", "how many make up the scene", ("n_gaussians",)),
@@ -431,22 +432,6 @@ def figures(rows: Sequence[tuple[str, str, str]]) -> str:
         for name, value, note in rows
     )
     return f'<dl class="figures">{cells}</dl>'
-
-
-# what the formulas call a prediction -> its name in `Guidance.preds`
-PREDICTIONS = {
-    "eps_c": "pos",
-    "eps_u": "uncond",
-    "eps_n": "neg",
-    "eps_psi(camera)": "psi",
-    "eps_psi(none)": "psi_null",
-    "eps(target prompt)": "target",
-    "eps(source prompt)": "source",
-    "eps(inverted)": "pos",
-    "eps(minority)": "minority",
-    "kappa": "inversion",
-    "M(eps_c)": "operator",
-}
 
 
 def number(value: float) -> str:
