@@ -24,9 +24,10 @@ from sdlab.ui import critic
 from sdlab.ui.charts import Curve, Line, Mark, chart
 from sdlab.ui.desk import MOST_LANES, Desk
 from sdlab.ui.form import control, form_html, form_state, symbol_of
+from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Lane
 from sdlab.ui.page import _pressable
-from sdlab.ui.panels import PREDICTIONS, Message, formula, preview, prose, status, symbols_of
+from sdlab.ui.panels import Message, preview, status
 from sdlab.ui.wording import duration, label_of, number, sentence, short, size
 from sdlab.viewport.splat_view import SplatView
 
@@ -548,10 +549,11 @@ def test_every_loss_says_where_its_knobs_and_predictions_stand_in_its_formula():
     assert {"c_c", "c_n", "c_u", "c_noise"} <= named["csd"]
     assert {"w", "s"} <= named["sbp"]
     assert named["jsd"] == {"k"}
-    for text in (text for loss in s.losses.values() for text in (loss.formula, *loss.other_formulas)):
-        symbols = symbols_of(text)
-        assert any(symbol in PREDICTIONS or symbol.startswith("eps") for symbol in symbols), text
-        assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
+    for loss in s.losses.values():
+        for text in loss.formulas:
+            symbols = symbols_of(text)
+            assert {term.written for term in loss.terms} & set(symbols), text
+            assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,22 @@ the loss said of them at the last step. Pictures need no more than a frame's pre
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
 
 from sdlab.guidance import cfg
-from sdlab.losses import Distillation
+from sdlab.losses import GUIDED, NOISE, RESIDUAL, Distillation, first_of
 from sdlab.scenes import AnyScene, FlatScene
 from sdlab.scenes.gaussian import GaussianScene
 from sdlab.scenes.points import PointScene
 from sdlab.step import Report
-from sdlab.types import FlatFrame
+from sdlab.types import FlatFrame, Term
 
 KEPT_ROWS = 40_000  # rows [x, y] of the ways in one frame, so that it stays small however many points there are
 LATELY = 400  # steps of the ways in one frame at most
-# what losses set against the prediction in place of the drawn noise
-RIVALS = {"psi", "psi_null", "minority", "inversion", "interval", "operator", "ref", "source", "neg"}
-OWN_MIXTURES = {"neg", "ref"}  # losses with these combine their predictions in ways of their own
 
 _count = itertools.count(1)
 _numbers: WeakKeyDictionary[FlatScene, int] = WeakKeyDictionary()  # of the scenes there are
@@ -39,19 +37,23 @@ def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> Fl
     run = _numbers.get(scene) or _numbers.setdefault(scene, next(_count))
     if report is None:
         return FlatFrame(run, way, np.zeros(0, np.int64), {})
-    terms = {name: _points(events) for name, events in _terms(report, loss).items()}
-    return FlatFrame(run, way, report.x.t.cpu().numpy(), terms)
+    terms = _terms(report, loss)
+    arrays = {term.name: _points(events) for term, events in terms.items()}
+    return FlatFrame(run, way, report.x.t.cpu().numpy(), arrays, tuple(terms))
 
 
-def _terms(report: Report, loss: Distillation) -> dict[str, Tensor]:
-    preds = dict(report.guidance.preds)
-    terms = dict(preds)
-    scale: float = getattr(loss, "cfg", getattr(loss, "sds_cfg", 1.0))
-    if {"pos", "uncond"} <= preds.keys() and not preds.keys() & OWN_MIXTURES and scale != 1:
-        terms["guided"] = cfg(preds["uncond"], preds["pos"], scale)
-    if not preds.keys() & RIVALS:
-        terms["noise"] = report.x.noise
-    terms["residual"] = report.guidance.residual
+def _terms(report: Report, loss: Distillation) -> dict[Term, Tensor]:
+    """What the loss combined, as the legend lists it: predictions, the guided one, what is subtracted, the sum."""
+    preds, scale = report.guidance.preds, loss.guidance_scale()
+    found = {term: preds[term.name] for term in loss.terms if term.name in preds}
+    found |= {loss.term(name): eps for name, eps in preds.items()}  # with those that the loss does not describe
+    terms = {term: eps for term, eps in found.items() if not term.subtracted}
+    if {"pos", "uncond"} <= preds.keys() and scale not in (None, 1):
+        terms[replace(GUIDED, pull=f"guided: s = {scale:g}")] = cfg(preds["uncond"], preds["pos"], scale)
+    terms |= {term: eps for term, eps in found.items() if term.subtracted}
+    if not first_of(loss.control, preds):
+        terms[NOISE] = report.x.noise
+    terms[RESIDUAL] = report.guidance.residual
     return terms
 
 

@@ -28,11 +28,10 @@ from sdlab.export.writers import Material, material_of, write_results
 from sdlab.lens import (
     Comparison,
     LensPictures,
-    asked_again,
     comparison_steps,
-    figures_of,
     probe,
     sizes_of,
+    stats_of,
     views_of_step,
 )
 from sdlab.live import checkpoint
@@ -868,9 +867,7 @@ class Session:
             return probe(self.state, s, self.prior, self._bank, self._probed, row, step_number)
         if report is None:
             return None
-        s = self._reported
-        again = asked_again(report, s, self.prior, self._bank, self.state.step - 1)
-        return views_of_step(report, s, self.prior, row, again)
+        return views_of_step(report, self._reported, self.prior, row)
 
     def _comparison(self) -> Iterator[Comparison]:
         state = self.state
@@ -922,7 +919,7 @@ class Session:
         figures.update({f"ms_{stage}": 1e3 * report.stages.get(stage, 0.0) for stage in STAGES if stage != "publish"})
         figures.update({name: float(count) for name, count in report.densified.items()})
         if self.in_detail:
-            figures.update({name: float(value) for name, value in figures_of(report).items()})
+            figures.update({name: float(value) for name, value in stats_of(report, self._reported.loss).items()})
             figures.update({f"rms_{name}": float(value) for name, value in sizes_of(report).items()})
             figures["weight"] = float(weight(self._reported.schedule, report.x.alpha, report.x.sigma).mean())
         return figures
@@ -937,7 +934,7 @@ class Session:
         stats = self._figures(report) if report is not None else {**_counted(scene), "seconds": state.seconds}
         if isinstance(scene, FlatScene):
             preview = scene.pictures(self.prior, self._prompt_cond())
-            flat = flat_frame(scene, report, s.loss)
+            flat = flat_frame(scene, report, self._reported.loss)
             frame = Frame(state.step, state.seconds, None, preview, ("",) * len(preview), stats, flat)
         else:
             if report is not None and report.render is not None:

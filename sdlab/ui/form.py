@@ -15,7 +15,7 @@ from typing import Any
 from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
-from sdlab.ui.panels import formula, prose, symbols_of
+from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.uploads import UPLOADS, most_bytes
 from sdlab.ui.wording import CHOICES, label_of
 
@@ -23,7 +23,6 @@ MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
 LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
 SLIDER_NOTCHES = 400  # about so many values on a linear slider
 
-BIG = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")  # the losses that the lab is about; the others are folded away
 SHOWN_KNOBS = 4  # of a loss, those that change at once; the rest is folded away
 TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
 KEPT_ELSEWHERE = ("active", "prompt.text")  # they have controls of their own, above the groups
@@ -177,9 +176,9 @@ def _losses(settings: Settings, locked: Collection[str]) -> str:
 
 
 def loss_toggle(settings: Settings) -> str:
-    """A button for each loss: the big ones first, the others in a fold that says which of them is in force."""
+    """A button for each loss: those with a place first, the others in a fold that says which of them is active."""
     losses = settings.losses
-    big = [name for name in BIG if name in losses]
+    big = sorted((name for name in losses if losses[name].place), key=lambda name: losses[name].place)
     others = [name for name in losses if name not in big]
     if not big:
         big, others = others, []
