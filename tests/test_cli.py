@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from waiting import until
 
 from sdlab import cli, headless
 from sdlab.bench import commands as bench
@@ -122,12 +122,12 @@ def test_kill_9_at_a_random_step_then_resume_equals_the_uninterrupted_run(tmp_pa
     )
     aim = random.randint(20, 110)
     metrics, checkpoints = killed / "metrics.jsonl", killed / "checkpoint"
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        time.sleep(0.002)
-        reached = sum(1 for _ in metrics.open()) if metrics.exists() else 0
-        if reached >= aim and checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir()):
-            break
+
+    def reached() -> bool:
+        steps_done = sum(1 for _ in metrics.open()) if metrics.exists() else 0
+        return steps_done >= aim and checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())
+
+    until(lambda: reached() or process.poll() is not None, 120)
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -172,9 +172,7 @@ def test_ctrl_c_keeps_the_results(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     metrics = tmp_path / "o" / "metrics.jsonl"
-    end = time.monotonic() + 90
-    while time.monotonic() < end and not (metrics.exists() and metrics.stat().st_size > 0):
-        time.sleep(0.05)
+    until(lambda: metrics.exists() and metrics.stat().st_size > 0, 90)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -2,13 +2,13 @@
 or in two tabs at once."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
+from waiting import until
 
 import app
 from sdlab.live.manager import Manager, Seat
@@ -88,13 +88,6 @@ def page(manager: Manager) -> Page:
 @pytest.fixture
 def browser(page: Page) -> Browser:
     return Browser(page, "page")
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def ready(browser: Browser) -> None:

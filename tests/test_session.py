@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import until
 
 from sdlab.live import checkpoint
 from sdlab.live.messages import (
@@ -79,10 +80,7 @@ class Live:
             self.session.send(c)
 
     def wait(self, condition, seconds=20):
-        end = time.monotonic() + seconds
-        while not condition(self.session):
-            assert time.monotonic() < end, f"waited in vain; status {self.session.status}"
-            time.sleep(0.005)
+        until(lambda: condition(self.session), seconds, say=lambda: self.session.status)
 
     def advance(self, n):
         """Take n steps and wait for them."""
