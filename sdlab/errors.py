@@ -11,6 +11,15 @@ import psutil
 import torch
 
 
+def reason(error: BaseException) -> str:
+    """Return the message of `error`, preceded by its type unless it is a ValueError or OSError.
+
+    Ours of these types are sentences for users; any other type is a bug or comes from a library, and its name helps.
+    """
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
 @contextlib.contextmanager
 def memory_explained(
     what: str, device: torch.device, size: Callable[[], int] | None = None, advice: str = ""

@@ -332,7 +332,7 @@ def test_the_entropy_gives_a_fit_its_width():
     base = plane("playground-gaussian").patch_all([("steps", 1200), ("scene.n", 96)])
     widths = {}
     for lam in (0.0, 1.0):
-        figures = ran(base.patch("losses.esd.lam", lam)).state.scene.figures()
+        figures = ran(base.patch("losses.esd.lam", lam)).state.scene.stats()
         assert (figures["mean_x"], figures["mean_y"]) == pytest.approx((1.0, 0.0), abs=0.1)
         widths[lam] = 0.5 * (figures["std_x"] + figures["std_y"])
     assert 0.2 < widths[1.0] < 0.4, "the prior's is 0.3"

@@ -20,7 +20,7 @@ from torch import Tensor
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.pictures import to_uint8
 from sdlab.raster import choose
-from sdlab.scenes import AnyScene, FlatScene, Scene
+from sdlab.scenes import AnyScene, Scene
 from sdlab.settings import Settings
 from sdlab.starts.clouds import SH_C0
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
@@ -69,11 +69,11 @@ def material_of(
     `film` is what the run has shown so far (`Timeline.film`), of which steps after `step` are left out; `pictures`,
     uint8 [M, H, W, 3], what a scene without sides shows now. Neither is copied.
     """
-    if isinstance(scene, FlatScene):
-        return Material(settings, step, pictures=pictures)
     grown = tuple((at, shot) for at, shot in film if at < step and isinstance(shot, SplatSnapshot))
-    now = scene.snapshot()
-    return Material(settings, step, scene.splats(), grown if now is None else (*grown, (step, now)))
+    splats, now = scene.splats(), scene.snapshot()
+    if splats is None:
+        return Material(settings, step, pictures=pictures)
+    return Material(settings, step, splats, grown if now is None else (*grown, (step, now)))
 
 
 def slug(text: str) -> str:

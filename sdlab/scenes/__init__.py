@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings
 from sdlab.priors import Progress, silent
+from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
@@ -42,11 +43,19 @@ class RowSurgeon(Protocol):
         ...
 
 
+class Preview(NamedTuple):
+    """Images of a frame, uint8 [B, H, W, 3], and the view word of each ("" without cameras)."""
+
+    images: np.ndarray
+    views: tuple[str, ...]
+
+
 @runtime_checkable
 class Scene(Protocol):
     """What a session optimises, seen through cameras; owned by one thread."""
 
     params: dict[str, Parameter]
+    note: str  # reason why it does not start as requested, or ""
 
     def adopt(self, config: SceneConfig) -> None:
         """Follow another configuration of the same kind from now on (live knobs)."""
@@ -70,6 +79,25 @@ class Scene(Protocol):
         """Density control where it is due; what was done, in counts (empty when nothing was)."""
         ...
 
+    def must_fit(self, prior: Prior) -> None:
+        """Raise ValueError if `prior` cannot look at this scene."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Return statistics of the scene that are recorded at every step."""
+        ...
+
+    def preview(
+        self,
+        prior: Prior,
+        bank: PromptBank,
+        prompt: PromptSettings,
+        camera: CameraSettings,
+        drawn: tuple[Cameras, Render] | None,
+    ) -> Preview:
+        """Return the images that a frame shows; `drawn` are the renders of the last step, None before the first."""
+        ...
+
     def snapshot(self) -> SplatSnapshot | None:
         """An immutable copy for viewers; None for scenes that are not made of Gaussians."""
         ...
@@ -85,6 +113,8 @@ class Scene(Protocol):
 
 class FlatScene(ABC):
     """B events of the prior's own space; owned by one thread."""
+
+    note = ""
 
     def __init__(self, config: Any, params: dict[str, Tensor], shape: tuple[int, int, int], cams: Cameras) -> None:
         """`params` by name, `shape` (C, H, W) of an event, `cams` from where losses are told that each was seen."""
@@ -108,9 +138,35 @@ class FlatScene(ABC):
     def constrain(self) -> None:  # noqa: B027  (most have nothing to do)
         """After an optimiser step."""
 
-    def figures(self) -> dict[str, float]:
-        """What is worth recording of every step."""
+    def must_fit(self, prior: Prior) -> None:
+        """Raise ValueError if the events of `prior` have another shape."""
+        if tuple(self.shape) != tuple(prior.shape):
+            raise ValueError(
+                f"this run's {self.config.kind} are of shape {self.shape}, the prior {prior.name} looks at "
+                f"{prior.shape}: start a new run with it (prior.path)"
+            )
+
+    def stats(self) -> dict[str, float]:
+        """Return statistics of the scene that are recorded at every step."""
         return {}
+
+    def preview(
+        self,
+        prior: Prior,
+        bank: PromptBank,
+        prompt: PromptSettings,
+        camera: CameraSettings,
+        drawn: tuple[Cameras, Render] | None,
+    ) -> Preview:
+        """Return the images that a frame shows."""
+        images = self.pictures(prior, bank.prompt(prompt))
+        return Preview(images, ("",) * len(images))
+
+    def snapshot(self) -> None:  # noqa: B027  (no flat scene has Gaussians)
+        """Return None: there are no Gaussians to look at."""
+
+    def splats(self) -> None:  # noqa: B027
+        """Return None: there are no Gaussians to store."""
 
     @abstractmethod
     def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
@@ -153,6 +209,10 @@ class SceneConfig(ABC):
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (most scenes have nothing to compile)
         """Do now what the first step would otherwise have to (compile kernels)."""
+
+    def fallback(self, device: torch.device) -> str:
+        """Return the reason why this scene is drawn more slowly on `device` than it could be, or ""."""
+        return ""
 
     def batch(self, camera: CameraSettings) -> int:
         """How many events a step shows to the prior."""

@@ -66,7 +66,7 @@ class GaussianScene(FlatScene):
         self._seen = samples.detach()
         return samples
 
-    def figures(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float]:
         """Mean and standard deviation as they are."""
         (x, y), (a, b) = self.params["mean"][0].tolist(), self.params["log_std"][0].exp().tolist()
         return {"mean_x": x, "mean_y": y, "std_x": a, "std_y": b}

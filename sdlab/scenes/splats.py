@@ -27,13 +27,16 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sdlab.cameras import CameraSettings, turntable
 from sdlab.density import drawn, felt, shared_out
 from sdlab.knobs import knob
+from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
-from sdlab.raster import choose, warm_up, world_covariances
+from sdlab.prompts import PromptBank, PromptSettings, views_of
+from sdlab.raster import choose, chosen, warm_up, world_covariances
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
-from sdlab.scenes import RowSurgeon, SceneConfig
+from sdlab.scenes import Preview, RowSurgeon, SceneConfig
 from sdlab.starts.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
@@ -123,6 +126,9 @@ class Splats(SceneConfig):
 
     def prepare(self, device: torch.device) -> None:
         warm_up(device)
+
+    def fallback(self, device: torch.device) -> str:
+        return chosen(device).note
 
     def bare(self) -> Splats:
         return dataclasses.replace(self, start="ball")
@@ -229,6 +235,29 @@ class SplatScene:
         if not isinstance(config, Splats):
             raise ValueError(f"scene.kind = {config.kind!r}: this run is made of splats; choose a preset to change it")
         self.config = config
+
+    def must_fit(self, prior: Prior) -> None:
+        """Accept any prior: renders are encoded for it."""
+
+    def stats(self) -> dict[str, float]:
+        return {"n_gaussians": float(self.params["means"].shape[0])}
+
+    def preview(
+        self,
+        prior: Prior,
+        bank: PromptBank,
+        prompt: PromptSettings,
+        camera: CameraSettings,
+        drawn: tuple[Cameras, Render] | None,
+    ) -> Preview:
+        """Return the renders of the last step, or front and back before the first."""
+        if drawn is not None:
+            cams, render = drawn
+        else:
+            cams = turntable(2, camera, camera.resolution or prior.image_size)
+            with torch.no_grad():
+                render = self.render(cams, torch.ones(2, 3))
+        return Preview(to_uint8(render.rgb), tuple(views_of(prompt, cams)))
 
     def render(self, cams: Cameras, background: Tensor) -> Render:
         """Views of the cloud before `background` [B, 3]."""
