@@ -14,6 +14,7 @@ from sdlab.experiments import objects
 from sdlab.experiments import text_to_2d as table31
 from sdlab.experiments.frechet import fid, kid
 from sdlab.live.session import Session
+from sdlab.options import settings_for
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
 from sdlab.settings import preset
@@ -310,7 +311,7 @@ def test_a_method_that_fails_is_noted_and_the_others_go_on(tiny, tmp_path, monke
 
 def test_a_variant_has_a_row_of_its_own_and_what_it_says_wins():
     def settings_of(defaults, changes):
-        return cli.settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
+        return settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
 
     plain, variant = table31.methods(["sbp", "sbp:switch=0.6", "sbp"], settings_of)
     assert (plain.label, variant.label) == ("sbp", "sbp:switch=0.6")

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from sdlab import machine
 from sdlab.bench.lanes import median, ratio, wait_for
@@ -45,6 +46,7 @@ from sdlab.bench.visitor import (
 from sdlab.live.messages import Resume
 from sdlab.live.timeline import bytes_held
 from sdlab.priors import silent
+from sdlab.progress import print_above, progress_bar
 from sdlab.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,19 +100,13 @@ WAYS = {
 OPENING = 8.0  # seconds that it takes to open and close a page, about
 
 
-class Clock:
-    """Says how far a measurement of known length is."""
+TIME_LEFT = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 
-    def __init__(self, planned: float) -> None:
-        self._planned = planned
-        self._done = 0.0
-        self._started = time.perf_counter()
 
-    def advance(self, planned: float, text: str) -> None:
-        """So many of the planned seconds are over; print `text` and the time left."""
-        self._done += planned
-        rest = max(self._planned - self._done, 0.0) * (time.perf_counter() - self._started) / self._done
-        print(f"{text}   {f'{int(rest) // 60}:{int(rest) % 60:02} left' if rest >= 1 else ''}".rstrip(), flush=True)
+def advance(bar: tqdm, seconds: float, text: str) -> None:
+    """Print a line of results, and move the bar by seconds of the plan."""
+    bar.update(seconds)
+    print_above(text)
 
 
 def run_page(s: Settings, name: str, device: torch.device, serve: Serve, size: Size, out: Path) -> dict[str, Any]:
@@ -128,18 +124,17 @@ def run_page(s: Settings, name: str, device: torch.device, serve: Serve, size: S
         "size": size._asdict(),
         "requirements": [],
     }
-    clock = Clock(
-        size.visits * 2 * OPENING + size.rounds * len(WAYS) * (size.turn + OPENING) + size.lanes + 2 * OPENING
-    )
+    planned = size.visits * 2 * OPENING + size.rounds * len(WAYS) * (size.turn + OPENING) + size.lanes + 2 * OPENING
+    bar = progress_bar(planned, "s", every=0, miniters=1, smoothing=0, bar_format=TIME_LEFT)
     endless = s.patch_all([("steps", 1_000_000), ("scene.densify_every", 0)])
     try:
-        with chromium() as browser:
+        with bar, chromium() as browser:
             result["browser"] = f"Chromium {browser.version}, WebGL by software, {os.cpu_count()} cores for all"
             with Site(serve, endless, device, SEATS) as site:
-                result["first_sight"] = first_sight(browser, site, size, clock)
+                result["first_sight"] = first_sight(browser, site, size, bar)
                 result["engine"] = site.manager.pool.get(endless.prior, device, silent).engine_name
-                result["cost"] = cost(browser, site, endless, size, clock)
-                result["lanes"] = lanes(browser, site, size, clock)
+                result["cost"] = cost(browser, site, endless, size, bar)
+                result["lanes"] = lanes(browser, site, size, bar)
     finally:
         result["requirements"] = requirements(result)
         result["versions"] = machine.versions()
@@ -156,7 +151,7 @@ def _load() -> float | None:
 # ---- first sight -----------------------------------------------------------------------------------------
 
 
-def first_sight(browser: Browser, site: Site, size: Size, clock: Clock) -> list[dict[str, Any]]:
+def first_sight(browser: Browser, site: Site, size: Size, bar: tqdm) -> list[dict[str, Any]]:
     """Seconds of each visit: from opening the page to an object that stands still and a Start to be pressed, to the
     first visible change; and from there, where another loss is chosen, to its first frame and to a picture of it."""
     rows = []
@@ -165,7 +160,7 @@ def first_sight(browser: Browser, site: Site, size: Size, clock: Clock) -> list[
             rows.append(_visit(tab))
         figures = rows[-1]
         text = f"{figures['change']:.1f} s to a change, {figures['loss_seen']:.1f} s to another loss"
-        clock.advance(2 * OPENING, f"first sight {visit + 1} of {size.visits}: {text}")
+        advance(bar, 2 * OPENING, f"first sight {visit + 1} of {size.visits}: {text}")
     return rows
 
 
@@ -241,7 +236,7 @@ def _middle(picture: np.ndarray, part: int) -> np.ndarray:
 # ---- what the page costs ---------------------------------------------------------------------------------
 
 
-def cost(browser: Browser, site: Site, s: Settings, size: Size, clock: Clock) -> list[dict[str, Any]]:
+def cost(browser: Browser, site: Site, s: Settings, size: Size, bar: tqdm) -> list[dict[str, Any]]:
     """A row for each of `WAYS`: medians over rounds; ratios are medians of the rounds' own."""
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(size.rounds):
@@ -250,7 +245,7 @@ def cost(browser: Browser, site: Site, s: Settings, size: Size, clock: Clock) ->
         for key in order:
             figures = rounds[-1][key] = _turn(browser, site, s, WAYS[key], size.turn)
             text = f"cost, round {number + 1} of {size.rounds}, {WAYS[key].title}: {figures['rate']:.2f} steps/s"
-            clock.advance(size.turn + OPENING, text)
+            advance(bar, size.turn + OPENING, text)
     return [_row_of_cost(key, way, rounds) for key, way in WAYS.items()]
 
 
@@ -332,15 +327,15 @@ def _row_of_cost(key: str, way: Way, rounds: Sequence[dict[str, dict[str, float]
 # ---- four lanes ------------------------------------------------------------------------------------------
 
 
-def lanes(browser: Browser, site: Site, size: Size, clock: Clock) -> dict[str, Any]:
+def lanes(browser: Browser, site: Site, size: Size, bar: tqdm) -> dict[str, Any]:
     """Steps of each lane, times of the handlers, memory: see the head of the file."""
     site.calls.clear()
     with _tab(browser, site) as tab:
-        clock.advance(2 * OPENING, "lanes: branching off")
+        advance(bar, 2 * OPENING, "lanes: branching off")
         meters = _branched(tab)
         before = {loss: meter.now[0] for loss, meter in meters.items()}
         started = time.perf_counter()
-        memory = _watched(tab, list(meters.values()), size.lanes, started, clock)
+        memory = _watched(tab, list(meters.values()), size.lanes, started, bar)
         taken = time.perf_counter() - started
         steps = {loss: meter.now[0] - before[loss] for loss, meter in meters.items()}
         own = tab.own_times()
@@ -392,7 +387,7 @@ class Memory(NamedTuple):
     history: float
 
 
-def _watched(tab: Tab, meters: Sequence[Meter], seconds: float, started: float, clock: Clock) -> list[Memory]:
+def _watched(tab: Tab, meters: Sequence[Meter], seconds: float, started: float, bar: tqdm) -> list[Memory]:
     """Memory, again and again, while the lanes step and somebody looks at one thing after the other."""
 
     def now() -> Memory:
@@ -412,7 +407,7 @@ def _watched(tab: Tab, meters: Sequence[Meter], seconds: float, started: float, 
         if second >= (minutes + 1) * FIRST_MINUTE:
             minutes += 1
             text = f"{memory[-1].rss:.0f} MB, of which {memory[-1].history:.0f} histories"
-            clock.advance(FIRST_MINUTE, f"lanes, {minutes} of {seconds / 60:.0f} minutes: {text}")
+            advance(bar, FIRST_MINUTE, f"lanes, {minutes} of {seconds / 60:.0f} minutes: {text}")
         tab.require_health()
         tab.wait(0.25)
     memory.append(now())

@@ -8,6 +8,7 @@ the first variant are those of pairs.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,6 @@ from sdlab.experiments.objects import (
     JANUS_VIEWS,
     Bench,
     Case,
-    Progress,
     cases,
     front_strip,
     row_of,
@@ -27,6 +27,7 @@ from sdlab.experiments.objects import (
     write_json,
 )
 from sdlab.experiments.variants import Variant, described, follow
+from sdlab.progress import print_above, run_bar
 
 VARIANTS = ("vsd", "esd:lam=0.5", "esd:lam=1")
 SEEDS = 3
@@ -69,21 +70,22 @@ def run_janus_losses(bench: Bench, entries: Sequence[Entry], out: Path, planned:
     labels = list(dict.fromkeys(entry.variant.label for entry in entries))
     rows: list[dict[str, Any]] = []
     strips: list[tuple[str, np.ndarray]] = []
-    progress = Progress(len(entries))
+    started = time.perf_counter()
     print(f"views of {JANUS_VIEWS} read as a front, without view words; one front has {true_fronts(bench.settings)}")
-    print(f"{'object':12}" + "".join(f"{label:>18}" for label in labels))
+    print(f"{'object':12}" + "".join(f"{label:>18}" for label in labels), flush=True)
     try:
-        for entry, row, strip in bench.each(entries, work):
-            rows.append(row)
-            if row["seed"] == bench.settings.seed:
-                strips.append((f"{row['object']}, {entry.variant.title}: {_read(row)}", strip))
-            state = progress.advance()
-            own = [r for r in rows if r["object"] == row["object"]]
-            if len(own) == sum(e.case.object == row["object"] for e in entries):
-                notes = "; ".join(dict.fromkeys(r["note"] for r in own if r["note"]))
-                print(f"{_line(row['object'], fronts(own, labels), labels)}   {state}   {notes}".rstrip(), flush=True)
+        with run_bar(len(entries)) as bar:
+            for entry, row, strip in bench.each(entries, work):
+                rows.append(row)
+                if row["seed"] == bench.settings.seed:
+                    strips.append((f"{row['object']}, {entry.variant.title}: {_read(row)}", strip))
+                bar.update()
+                own = [r for r in rows if r["object"] == row["object"]]
+                if len(own) == sum(e.case.object == row["object"] for e in entries):
+                    notes = "; ".join(dict.fromkeys(r["note"] for r in own if r["note"]))
+                    print_above(f"{_line(row['object'], fronts(own, labels), labels)}   {notes}".rstrip())
     finally:
-        summary = _summary(rows, labels, bench, len(entries), progress.seconds)
+        summary = _summary(rows, labels, bench, len(entries), time.perf_counter() - started)
         if rows:
             write_json(out / "janus-losses.json", bench, summary, rows)
             if strips:

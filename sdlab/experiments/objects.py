@@ -35,7 +35,8 @@ from sdlab.live.manager import PriorPool
 from sdlab.live.messages import Event, Failed, Stepped, Stop
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
-from sdlab.scenes import AnyScene, Scene, seen_from_all_sides
+from sdlab.progress import print_above, run_bar
+from sdlab.scenes import AnyScene, Scene, require_camera_scene
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.objects import OBJECTS
@@ -85,7 +86,7 @@ class Outcome(NamedTuple):
     @property
     def sides(self) -> Scene:
         """The scene, to be looked at from all sides; ValueError for one that has none."""
-        return seen_from_all_sides(self.scene)
+        return require_camera_scene(self.scene)
 
 
 def choose(names: str | None, option: str, front: bool = False) -> list[str]:
@@ -274,26 +275,6 @@ def row_read_from(bench: Bench, outcome: Outcome, shown: np.ndarray) -> dict[str
     }
 
 
-class Progress:
-    """Which share of the runs is done, and how long the rest will take at this rate."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def advance(self) -> str:
-        """Count one more; the state in words."""
-        self.done += 1
-        rest = round(self.seconds / self.done * (self.total - self.done))
-        left = f", {rest // 60}:{rest % 60:02} left" if self.done < self.total else ""
-        return f"{self.done} of {self.total}{left}"
-
-
 def write_json(path: Path, bench: Bench, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps({**summary, "rows": rows, **bench.figures()}, indent=1) + "\n", encoding="utf-8")
 
@@ -315,16 +296,18 @@ def run_objects(bench: Bench, cases: Sequence[Case], out: Path, keep: bool = Fal
         return {**row, "recognised": row["object_votes"] >= RECOGNISED}, portrait(outcome)
 
     finished: list[tuple[dict[str, Any], np.ndarray]] = []
-    progress = Progress(len(cases))
-    print(f"{'prompt':24}{'seconds':>8}{'object':>8}{'colour':>8}  recognised")
+    started = time.perf_counter()
+    print(f"{'prompt':24}{'seconds':>8}{'object':>8}{'colour':>8}  recognised", flush=True)
     try:
-        for row, picture in bench.run(cases, finish):
-            finished.append((row, picture))
-            print(_object_line(row, progress.advance()), flush=True)
+        with run_bar(len(cases)) as bar:
+            for row, picture in bench.run(cases, finish):
+                finished.append((row, picture))
+                bar.update()
+                print_above(_object_line(row))
     finally:
         finished.sort(key=lambda pair: [case.object for case in cases].index(pair[0]["object"]))
         rows = [row for row, _ in finished]
-        summary = _objects_summary(rows, len(cases), progress.seconds)
+        summary = _objects_summary(rows, len(cases), time.perf_counter() - started)
         if rows:
             write_json(out / "objects.json", bench, summary, rows)
             save_portraits([picture for _, picture in finished], rows, out / "objects.png")
@@ -337,11 +320,10 @@ def run_objects(bench: Bench, cases: Sequence[Case], out: Path, keep: bool = Fal
     return summary
 
 
-def _object_line(row: dict[str, Any], progress: str) -> str:
+def _object_line(row: dict[str, Any]) -> str:
     votes = "".join(f"{row[key]:>6}/{row['views']}" for key in ("object_votes", "colour_votes"))
     verdict = "yes" if row["recognised"] else f"no ({row['seen_as']})"
-    note = f"   {row['note']}" if row["note"] else ""
-    return f"{row['prompt']:24}{row['seconds']:8.1f}{votes}  {verdict:14}{progress}{note}"
+    return f"{row['prompt']:24}{row['seconds']:8.1f}{votes}  {verdict:14}{row['note']}".rstrip()
 
 
 def _objects_summary(rows: Sequence[dict[str, Any]], planned: int, seconds: float) -> dict[str, Any]:
@@ -418,27 +400,28 @@ def run_janus(bench: Bench, cases: Sequence[Case], out: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     complete: dict[str, dict[str, float]] = {}  # object -> its fronts, once all its runs are done
     strips: dict[tuple[str, str], np.ndarray] = {}
-    progress = Progress(len(cases))
+    started = time.perf_counter()
     print(f"views of {JANUS_VIEWS} read as a front; an object with one front has {true_fronts(bench.settings)}")
-    print(f"{'object':12}{'off':>8}{'on':>8}")
+    print(f"{'object':12}{'off':>8}{'on':>8}", flush=True)
     try:
-        for row, strip in bench.run(cases, finish):
-            rows.append(row)
-            if row["seed"] == bench.settings.seed:
-                strips[row["object"], "on" if row["view_dependent"] else "off"] = strip
-            state = progress.advance()
-            own = [r for r in rows if r["object"] == row["object"]]
-            if len(own) == sum(case.object == row["object"] for case in cases):
-                complete[row["object"]] = mean_fronts(own)
-                notes = "; ".join(r["note"] for r in own if r["note"])
-                print(f"{_janus_line(row['object'], complete[row['object']])}   {state}   {notes}".rstrip(), flush=True)
+        with run_bar(len(cases)) as bar:
+            for row, strip in bench.run(cases, finish):
+                rows.append(row)
+                if row["seed"] == bench.settings.seed:
+                    strips[row["object"], "on" if row["view_dependent"] else "off"] = strip
+                bar.update()
+                own = [r for r in rows if r["object"] == row["object"]]
+                if len(own) == sum(case.object == row["object"] for case in cases):
+                    complete[row["object"]] = mean_fronts(own)
+                    notes = "; ".join(r["note"] for r in own if r["note"])
+                    print_above(f"{_janus_line(row['object'], complete[row['object']])}   {notes}".rstrip())
     finally:
         summary = {
             "views": JANUS_VIEWS,
             "true_fronts": true_fronts(bench.settings),
             "objects": complete,
             "mean": mean_fronts([row for row in rows if row["object"] in complete]),
-            "seconds": round(progress.seconds, 1),
+            "seconds": round(time.perf_counter() - started, 1),
         }
         if complete:
             rows.sort(key=lambda row: (row["object"], row["seed"], row["view_dependent"]))

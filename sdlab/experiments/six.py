@@ -13,6 +13,7 @@ A scene of pictures has no sides: then its own pictures are read, measured and s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,6 @@ from sdlab.experiments.objects import (
     Bench,
     Case,
     Outcome,
-    Progress,
     around,
     front_strip,
     portrait,
@@ -39,6 +39,7 @@ from sdlab.experiments.objects import (
     write_json,
 )
 from sdlab.experiments.variants import DEPENDS, Course, Draw, Variant, agreements, described, digests, follow
+from sdlab.progress import print_above, run_bar
 from sdlab.prompts import PromptBank
 from sdlab.scenes import FlatScene
 from sdlab.toybox.asked import asked_for
@@ -78,21 +79,23 @@ def run_six(
         return Finished(variant, {**described(variant, bench.settings), **row}, picture, course.draws)
 
     finished: list[Finished] = []
-    progress = Progress(len(variants))
+    started = time.perf_counter()
     has_sides = "means" in bench.settings.scene.parameters
     fronts = f"; an object with one front has {true_fronts(bench.settings)} of them" if has_sides else ""
     print(f'"{bench.settings.prompt.text}"{fronts}')
     width = 2 + max(len(variant.label) for variant in variants)
     print(
-        f"{'loss':{width}}{'steps':>7}{'seconds':>9}{'warm-up':>9}{'object':>8}{'colour':>8}{'fronts':>8}{'saturat.':>10}{'sharpn.':>9}"
+        f"{'loss':{width}}{'steps':>7}{'seconds':>9}{'warm-up':>9}{'object':>8}{'colour':>8}{'fronts':>8}{'saturat.':>10}{'sharpn.':>9}",
+        flush=True,
     )
     try:
-        for one in bench.each(variants, work):
-            finished.append(one)
-            line = f"{one.variant.label:{width}}{_line(one.row)}   {progress.advance()}   {one.row['note']}"
-            print(line.rstrip(), flush=True)
+        with run_bar(len(variants)) as bar:
+            for one in bench.each(variants, work):
+                finished.append(one)
+                bar.update()
+                print_above(f"{one.variant.label:{width}}{_line(one.row)}   {one.row['note']}".rstrip())
     finally:
-        summary = _summary(finished, bench, len(variants), progress.seconds)
+        summary = _summary(finished, bench, len(variants), time.perf_counter() - started)
         if finished:
             write_json(out / f"{called}.json", bench, summary, [one.row for one in finished])
             save_sheet(finished, out / f"{called}.png")

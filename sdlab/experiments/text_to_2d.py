@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from tqdm import tqdm
 
 from sdlab.auxiliary.score import TrainsScore
 from sdlab.experiments.frechet import fid, kid
@@ -35,6 +36,7 @@ from sdlab.experiments.objects import Bench, save_small, write_json
 from sdlab.experiments.variants import spelled
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
+from sdlab.progress import progress_bar
 from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
 from sdlab.rng import StepRng
 from sdlab.settings import Settings
@@ -42,7 +44,6 @@ from sdlab.step import BUILD_STEP, needs_warm_up, step, warm_up
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.figures import caption_of, plain_facts
 from sdlab.toybox.objects import OBJECTS
-from sdlab.toybox.progress import Meter
 from sdlab.toybox.sample import denoised
 from sdlab.toybox.words import Facts
 from sdlab.types import Cameras, Cond, Prior, cat_conds
@@ -197,14 +198,14 @@ def true_pictures(facts: Sequence[Facts], each: int, size: int, first: int = 0) 
 
 
 class Studio:
-    """What makes the pictures of `facts`; `meter` hears of every evaluation."""
+    """What makes the pictures of `facts`; `bar` counts evaluations, a lesson of psi weighed."""
 
-    def __init__(self, bench: Bench, facts: Sequence[Facts]) -> None:
+    def __init__(self, bench: Bench, facts: Sequence[Facts], bar: tqdm | None = None) -> None:
         self.bench = bench
         self.facts = facts
         self.texts = [caption_of(f) for f in facts]
-        self.done = 0  # evaluations so far, those of a lesson weighed
-        self.meter: Callable[[int], None] = lambda done: None
+        self._bar = bar
+        self._begun = 0  # evaluations that were begun last
 
     def sampled(self, each: int) -> Tensor:
         """`each` DDIM samples of every caption, from noise of their own."""
@@ -259,8 +260,9 @@ class Studio:
     def _go_on(self, evaluations: int) -> None:
         if self.bench.stop.is_set():
             raise Interrupted
-        self.meter(self.done)
-        self.done += evaluations
+        if self._bar is not None:
+            self._bar.update(self._begun)
+        self._begun = evaluations
 
 
 def _weight(s: Settings) -> int:
@@ -349,12 +351,13 @@ def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> 
     """
     if size.captions < 2:
         raise ValueError(f"--captions {size.captions}: FID and KID need the spread of at least 2")
-    studio = Studio(bench, captions_for(bench.prior, size.captions))
-    meter = Meter("evaluations of the network", planned(wanted, size))
+    facts = captions_for(bench.prior, size.captions)
+    bar = progress_bar(planned(wanted, size), "evaluation", smoothing=0)
+    studio = Studio(bench, facts, bar)
     rows = [Row(TRUE, "true pictures"), *(Row(m.label, _title(m)) for m in wanted)]
     dimension = 0
     try:
-        studio.meter = lambda done: meter(done, "references")
+        bar.set_description_str("references")
         against = references(studio, size)
         dimension = against.features[TRUE].shape[1]
         for seed in range(size.seeds):
@@ -362,7 +365,7 @@ def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> 
             rows[0].add(made, scored(made, studio, against))
         for seed in range(size.seeds):
             for method, row in zip(wanted, rows[1:], strict=True):
-                studio.meter = lambda done, note=f"seed {seed}, {method.label}": meter(done, note)
+                bar.set_description_str(f"seed {seed}, {method.label}")
                 try:
                     made = studio.make(method, seed)
                     row.add(made, scored(made, studio, against))
@@ -371,6 +374,7 @@ def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> 
     except Interrupted:
         pass
     finally:
+        bar.close()
         finished = [row for row in rows if row.scores or row.note]
         result = _summary(studio, wanted, size, dimension)
         result["rows"] = [row.figures() for row in finished]

@@ -284,7 +284,7 @@ class Session:
     def pinned(self) -> Settings:
         """Return the effective settings with the commit of a prior from the Hub, so that a run with them gets the same
         weights."""
-        commit = getattr(self._run.prior, "commit", "")
+        commit = self._run.prior.commit if self._run.prior is not None else ""
         return self.effective.patch("prior.revision", commit) if commit else self.effective
 
     def save(self, folder: Path) -> Path:
