@@ -5,8 +5,9 @@ import torch
 
 from sdlab.cameras import look_at
 from sdlab.guidance import cfg, guide, perp_neg, perp_neg_weights, rescaled
+from sdlab.live.building import batches_of
 from sdlab.live.messages import Patch
-from sdlab.live.session import Session, batches_of
+from sdlab.live.session import Session
 from sdlab.losses.sds import SDS
 from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import PromptBank, PromptSettings, wording

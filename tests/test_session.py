@@ -26,7 +26,8 @@ from sdlab.live.messages import (
     Stepped,
     Stop,
 )
-from sdlab.live.session import Session, with_begun
+from sdlab.live.session import Session
+from sdlab.live.state import with_begun
 from sdlab.priors.mixture import MixtureScores
 from sdlab.scenes.splats import SplatScene
 

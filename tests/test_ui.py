@@ -180,11 +180,17 @@ class Silent(SplatView):
         self._peers = ()
 
 
+class Still(Session):
+    """A session that does not run; its settings are set by hand."""
+
+    settings = default_settings("mixture")
+
+
 class Driven:
     """A lane to a session that does not run; what it answers is put in by hand."""
 
     def __init__(self) -> None:
-        self.session = Session(default_settings("mixture"))
+        self.session = Still(default_settings("mixture"))
         self._sent: list = []
         self.session.send = lambda command: self._sent.append(command)
         self.lane = Lane(Seat("seat", self.session, threading.Thread()), Silent(), "mixture")

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from sdlab.live.building import LoadPrior, load_prior
 from sdlab.live.messages import Event, Failed, Stepped, Stop
-from sdlab.live.session import LoadPrior, Session, load_prior
+from sdlab.live.session import Session
 from sdlab.settings import Settings
 from sdlab.step import STAGES
 

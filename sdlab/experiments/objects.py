@@ -30,9 +30,10 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlab import machine
 from sdlab.cameras import CameraSettings, look_at, turntable, view_word
 from sdlab.export.writers import render_turntable, stack_strips, write_ply
+from sdlab.live.building import compile_for
 from sdlab.live.manager import PriorPool
 from sdlab.live.messages import Event, Failed, Stepped, Stop
-from sdlab.live.session import Session, compile_for
+from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
 from sdlab.progress import print_above, run_bar
 from sdlab.scenes import AnyScene, Scene, require_camera_scene
