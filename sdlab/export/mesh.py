@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sdlab.compiled import kernel
-from sdlab.export.writers import Progress, finite, unwatched
+from sdlab.export.writers import Tally, finite, unwatched
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.types import RawSplats
 
@@ -31,7 +31,7 @@ AT_A_TIME = 500  # Gaussians between two looks at whether the work is still want
 MESHING = 0.2  # of the work, by time
 
 
-def write_glb(path: Path, s: RawSplats, progress: Progress = unwatched, cells: int = CELLS) -> int:
+def write_glb(path: Path, s: RawSplats, progress: Tally = unwatched, cells: int = CELLS) -> int:
     """A GLB whose mesh stands upright in any viewer: y up, front towards +z, one unit as in the world; returns its
     number of faces.
 
@@ -59,9 +59,7 @@ def _labelled(tree: dict[str, Any]) -> None:
     tree["asset"]["extras"] = {"about": ABOUT}
 
 
-def surface(
-    s: RawSplats, progress: Progress = unwatched, cells: int = CELLS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def surface(s: RawSplats, progress: Tally = unwatched, cells: int = CELLS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices [V, 3] in the world, faces [F, 3] counter-clockwise seen from outside, colours [V, 3] in [0, 1].
 
     Raises ValueError where the Gaussians are nowhere dense enough.
@@ -82,7 +80,7 @@ def surface(
     return (origin + cell * at).astype(np.float32), faces[:, ::-1], rgbs
 
 
-def _grid(s: RawSplats, progress: Progress, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _grid(s: RawSplats, progress: Tally, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Summed opacity [X, Y, Z], its sum times colour [X, Y, Z, 3], the place of point 0, the length of a cell.
 
     The outermost points are 0, so that every surface is closed.

@@ -31,7 +31,7 @@ FILM_RATE = 24  # frames per second
 SHOWN = ("turntable.png", "pictures.png", "trajectories.png", "samples.png")  # what a run of any scene may leave
 SLUG = 48  # letters of a prompt in a file's name
 
-Progress = Callable[[int, int], None]
+Tally = Callable[[int, int], None]  # (parts done, parts in total)
 Gaussians = TypeVar("Gaussians", RawSplats, SplatSnapshot)
 Film = tuple[tuple[int, SplatSnapshot], ...]
 
@@ -216,7 +216,7 @@ def write_turntable(
     camera: CameraSettings,
     size: int = 384,
     frames: int = FILM_FRAMES,
-    progress: Progress = unwatched,
+    progress: Tally = unwatched,
 ) -> int:
     """Once around in `frames` pictures of `size` pixels (rounded up to an even number) as MP4; how many were written.
 
