@@ -105,9 +105,9 @@ def for_visitors(settings: Any) -> tuple[Any, tuple[str, ...]]:
 def say_rasteriser(device: Any) -> None:
     """Say which rasteriser a graphics card gets, and why if it is not gsplat; beside the start, for it may have to be
     compiled."""
-    from sdlab.raster import chosen
+    from sdlab.raster import backend_for
 
-    rasteriser = chosen(device)
+    rasteriser = backend_for(device)
     if rasteriser.note:
         print(f"Rasteriser: {rasteriser.note}.", file=sys.stderr, flush=True)
     elif device.type == "cuda":

@@ -532,11 +532,11 @@ def _say_rasteriser(scene: Any, device: Any) -> dict[str, str]:
     """What draws the scene, for its result; told to the user where it is not what one would expect there."""
     if scene.kind != "splats":
         return {}
-    from sdlab.raster import chosen
+    from sdlab.raster import backend_for
 
     if device.type == "cuda":
         print("checking gsplat, which compiles itself at its first use; that takes minutes, once ...", file=sys.stderr)
-    name, note = chosen(device)
+    name, note = backend_for(device)
     if note:
         print(f"sdlab: {note}", file=sys.stderr)
     return {"rasteriser": name, "rasteriser_note": note}

@@ -259,7 +259,7 @@ def test_the_ground_gives_the_density_that_the_prior_knows(manager: Manager):
 def test_the_fit_is_sent(manager: Manager):
     session = ran(plane("playground-gaussian"), 5)
     header, arrays = unpack(FlatViews(manager).now(session))
-    assert header["fit"] == pytest.approx(list(session.state.scene.figures().values()), abs=1e-3)
+    assert header["fit"] == pytest.approx(list(session.state.scene.stats().values()), abs=1e-3)
     assert arrays["way"].shape == (1, 256, 2)
 
 

@@ -257,7 +257,7 @@ def test_a_refused_value_is_explained_and_the_run_goes_on(open_tab: Callable[...
     before = tab.step
     tab.wait_for_step(before + 5)
     tab.type("#knob-losses-sds-cfg", "1000")
-    until(lambda: "allowed is a number from 0 to 200" in tab.page.inner_text("#status"))
+    until(lambda: "must be a number from 0 to 200" in tab.page.inner_text("#status"))
     until(lambda: tab.page.input_value("#knob-losses-sds-cfg") == "7.5")
     tab.type("#prompt textarea, #prompt input", "x" * 10_000)
     until(lambda: "at most 300 characters" in tab.page.inner_text("#status"))

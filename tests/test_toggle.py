@@ -483,7 +483,7 @@ def test_a_replay_leaves_out_what_was_rolled_back(tmp_path):
         Rejected(2, "losses.vsd.cfg", 9.0, "rolled back, its first step failed: out of memory"),
         Stepped.of(3),
         Applied(3, "active", "vdm"),
-        Rejected(3, "losses.vdm.cfg", 999.0, "allowed is a number from 0 to 200"),
+        Rejected(3, "losses.vdm.cfg", 999.0, "must be a number from 0 to 200"),
         Stepped.of(4),
     ):
         recorder(event)

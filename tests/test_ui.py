@@ -663,9 +663,9 @@ def test_the_note_that_a_start_waits_goes_when_it_runs(driven: Driven):
 
 
 def test_a_refusal_names_the_knob_as_the_page_does_and_is_not_said_for_ever(driven: Driven, monkeypatch):
-    reason = "camera.views = 99: allowed is a number from 1 to 16 (not camera.viewpoints)"
+    reason = "camera.views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
     driven.say(Rejected(0, "camera.views", 99, reason))
-    said = "Views = 99: allowed is a number from 1 to 16 (not camera.viewpoints)"
+    said = "Views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
     assert said in (driven.visit.look().status or "")
     driven.visit.forget_what_was_shown()
     assert said in (driven.visit.look().status or ""), "it was just said"

@@ -34,7 +34,7 @@ from sdlab.live.manager import PriorPool
 from sdlab.live.messages import Event, Failed, Stepped, Stop
 from sdlab.live.session import Session, compile_for
 from sdlab.pictures import to_uint8
-from sdlab.scenes import AnyScene, Scene, seen_from_all_sides
+from sdlab.scenes import AnyScene, Scene, require_camera_scene
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.objects import OBJECTS
@@ -84,7 +84,7 @@ class Outcome(NamedTuple):
     @property
     def sides(self) -> Scene:
         """The scene, to be looked at from all sides; ValueError for one that has none."""
-        return seen_from_all_sides(self.scene)
+        return require_camera_scene(self.scene)
 
 
 def choose(names: str | None, option: str, front: bool = False) -> list[str]:

@@ -942,7 +942,7 @@ class Session:
 def _counted(scene: AnyScene) -> dict[str, float]:
     """How many Gaussians make up the scene, or what a scene of another kind has to say."""
     if isinstance(scene, FlatScene):
-        return scene.figures()
+        return scene.stats()
     return {"n_gaussians": float(next(iter(scene.params.values())).shape[0])}
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from sdlab.errors import memory_explained
 from sdlab.knobs import knob
+from sdlab.pictures import resize
 from sdlab.priors import PriorConfig, Progress, parts, silent
 from sdlab.priors.choice import (
     ENGINES,
@@ -43,7 +44,7 @@ from sdlab.priors.engines import Engine, EngineFailure, Shapes, TorchEngine
 from sdlab.priors.files import checked_weights, find_model
 from sdlab.priors.openvino import OpenVinoEngine
 from sdlab.priors.prediction import as_eps
-from sdlab.priors.spaces import Space, resize
+from sdlab.priors.spaces import Space
 from sdlab.priors.text import TextEncoder
 from sdlab.priors.trainable import Trainable, TrainableUNet
 from sdlab.types import Cond

@@ -29,8 +29,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdlab.knobs import knob
+from sdlab.pictures import resize
 from sdlab.priors import PriorConfig, Progress, silent
-from sdlab.priors.spaces import resize
 from sdlab.priors.trainable import Trainable, TrainableMixture
 from sdlab.types import N_TIMESTEPS, Cond
 

@@ -130,10 +130,3 @@ def _with_scaled_gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Ten
     out = network(x).float()
     out.register_hook(scale)
     return out
-
-
-def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images [B, C, H, W] to (H, W) = `size`, bilinear and antialiased; differentiable."""
-    if tuple(rgb.shape[-2:]) == tuple(size):
-        return rgb
-    return F.interpolate(rgb, size, mode="bilinear", align_corners=False, antialias=True)
