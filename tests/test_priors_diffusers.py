@@ -21,7 +21,8 @@ import torch
 from sdlab.priors import parts
 from sdlab.priors import text as text_module
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
-from sdlab.priors.files import ASSETS, files_to_download
+from sdlab.priors.files import files_to_download
+from sdlab.priors.hub import ASSETS
 from sdlab.types import BoundPrior, Cond, Prior, cat_conds
 
 CPU = torch.device("cpu")
@@ -793,9 +794,9 @@ def test_a_step_that_does_not_fit_in_memory_names_its_batch_size(error, tmp_path
 
 
 def test_a_missing_bundle_says_how_to_get_one(monkeypatch, tmp_path):
-    from sdlab.priors import files
+    from sdlab.priors import hub
 
-    monkeypatch.setattr(files, "ASSETS", tmp_path)
+    monkeypatch.setattr(hub, "ASSETS", tmp_path)
     with pytest.raises(RuntimeError, match=r"bundled prior is missing.*python -m sdlab toybox train"):
         DiffusersPrior().load(CPU)
 

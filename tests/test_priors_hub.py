@@ -21,7 +21,8 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from sdlab.priors import choice, files
+from sdlab.priors import choice
+from sdlab.priors import hub as hub_module
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 
 CPU = torch.device("cpu")
@@ -175,7 +176,7 @@ def test_a_repository_without_float16_files_says_why_it_is_large(hub, monkeypatc
 
 def test_download_progress_is_reported(hub, monkeypatch):
     """The second weight file waits until progress on the first has been reported."""
-    monkeypatch.setattr(files, "PROGRESS_EVERY", 0.01)
+    monkeypatch.setattr(hub_module, "PROGRESS_EVERY", 0.01)
     send, weights, heard = hub._file, itertools.count(), threading.Event()
 
     def hear(text: str) -> None:
@@ -270,7 +271,7 @@ def test_pickles_are_not_downloaded(hub):
 
 def test_a_lack_of_disk_space_is_noticed_before_the_download(hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage(10, 9, 1))
+    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda place: usage(10, 9, 1))
     with pytest.raises(RuntimeError, match=r"needs 0\.0 GB, but only 0\.0 GB are free in \S+cache; free.*HF_HOME"):
         load()
     assert weights(hub.fetched) == []
@@ -320,7 +321,7 @@ def test_a_failed_download_resumes(hub):
 
 def test_a_partial_download_without_a_network_names_the_missing_file(hub):
     load()
-    snapshot = next((files._hub_cache()).glob("models--*/snapshots/*"))
+    snapshot = next((hub_module.hub_cache()).glob("models--*/snapshots/*"))
     (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     hub.refuse["api"] = DOWN
     with pytest.raises(RuntimeError, match=r"unet has no weights: diffusion_pytorch_model\.safetensors is missing"):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sdlab.priors.files import ASSETS
+from sdlab.priors.hub import ASSETS
 
 BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sdlab.compiled import kernel
-from sdlab.export.writers import Progress, finite, unwatched
+from sdlab.export.writers import Tally, finite, unwatched
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.types import RawSplats
 
@@ -31,7 +31,7 @@ AT_A_TIME = 500  # Gaussians per block; progress is reported, and may cancel, be
 MESHING = 0.2  # fraction of the time that meshing takes
 
 
-def write_glb(path: Path, s: RawSplats, progress: Progress = unwatched, cells: int = CELLS) -> int:
+def write_glb(path: Path, s: RawSplats, progress: Tally = unwatched, cells: int = CELLS) -> int:
     """Write a GLB that stands upright in any viewer (y up, front +z, world units); return its number of faces.
 
     Vertex colours are converted from sRGB to linear, as glTF requires. There is no material, because some readers
@@ -58,9 +58,7 @@ def _labelled(tree: dict[str, Any]) -> None:
     tree["asset"]["extras"] = {"about": ABOUT}
 
 
-def surface(
-    s: RawSplats, progress: Progress = unwatched, cells: int = CELLS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def surface(s: RawSplats, progress: Tally = unwatched, cells: int = CELLS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return vertices [V, 3] in the world, faces [F, 3] counter-clockwise from outside, colours [V, 3] in [0, 1].
 
     Raises ValueError if the Gaussians are nowhere dense enough.
@@ -81,7 +79,7 @@ def surface(
     return (origin + cell * at).astype(np.float32), faces[:, ::-1], rgbs
 
 
-def _grid(s: RawSplats, progress: Progress, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _grid(s: RawSplats, progress: Tally, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Return summed opacity [X, Y, Z], opacity-weighted colour [X, Y, Z, 3], the position of point 0, the cell size.
 
     The outermost points are 0, so that every surface is closed.

@@ -36,7 +36,7 @@ SHOWN = (
 )  # overview images, depending on the kind of scene
 SLUG = 48  # maximum length of a prompt in a file name
 
-Progress = Callable[[int, int], None]
+Tally = Callable[[int, int], None]  # (parts done, parts in total)
 Gaussians = TypeVar("Gaussians", RawSplats, SplatSnapshot)
 Film = tuple[tuple[int, SplatSnapshot], ...]
 
@@ -221,7 +221,7 @@ def write_turntable(
     camera: CameraSettings,
     size: int = 384,
     frames: int = FILM_FRAMES,
-    progress: Progress = unwatched,
+    progress: Tally = unwatched,
 ) -> int:
     """Write a turntable of `frames` images of `size` pixels (rounded up to even) as MP4; return the number of frames.
 

@@ -41,7 +41,8 @@ from sdlab.priors.choice import (
     weights_dtype,
 )
 from sdlab.priors.engines import Engine, EngineFailure, Shapes, TorchEngine
-from sdlab.priors.files import checked_weights, find_model
+from sdlab.priors.files import checked_weights
+from sdlab.priors.hub import find_model
 from sdlab.priors.openvino import OpenVinoEngine
 from sdlab.priors.prediction import as_eps
 from sdlab.priors.spaces import Space

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdlab.errors import first_line, is_out_of_memory, memory_explained
 from sdlab.priors import Progress, silent
-from sdlab.priors.files import PROGRESS_EVERY, downloading
+from sdlab.priors.hub import PROGRESS_EVERY, downloading
 from sdlab.starts.clouds import Cloud, sampled, turned
 
 REPOSITORY = "openai/shap-e"

@@ -26,7 +26,7 @@ from sdlab.export.writers import (
     FILM_FRAMES,
     FILM_RATE,
     Material,
-    Progress,
+    Tally,
     finite,
     write_ply,
     write_splat,
@@ -59,14 +59,14 @@ class Format(NamedTuple):
     media_type: str
     title: str
     about: str
-    write: Callable[[Path, Material, Progress], object]
+    write: Callable[[Path, Material, Tally], object]
 
 
-def _settings(path: Path, m: Material, progress: Progress) -> None:
+def _settings(path: Path, m: Material, progress: Tally) -> None:
     path.write_text(f"# {TITLE}: the settings in force at step {m.step}\n{to_toml(m.settings)}", encoding="utf-8")
 
 
-def _pictures(path: Path, m: Material, progress: Progress) -> None:
+def _pictures(path: Path, m: Material, progress: Tally) -> None:
     if m.pictures is None or len(m.pictures) == 0:
         raise ValueError("this run has no pictures: its scene is seen from all sides, take the turntable")
     Image.fromarray(grid(m.pictures)).save(path)
@@ -79,7 +79,7 @@ def _splats(m: Material) -> RawSplats:
     return splats
 
 
-def _recording(path: Path, m: Material, progress: Progress) -> None:
+def _recording(path: Path, m: Material, progress: Tally) -> None:
     _splats(m)
     write_recording(path, m.film, f"{m.settings.prompt.text} - {TITLE}", progress=progress)
 
@@ -300,7 +300,7 @@ class Shelf:
             scratch.unlink(missing_ok=True)
             self._make_room()
 
-    def _watch(self, job: _Job) -> Progress:
+    def _watch(self, job: _Job) -> Tally:
         """Says how far the work is, ends it when it is unwanted, and rests as long as it has worked: the processor
         is the run's."""
         looked = time.monotonic()
