@@ -185,24 +185,24 @@ def test_janus_takes_the_objects_with_a_front_and_the_same_settings():
     from sdlab.settings import preset
 
     s = preset("toybox")
-    names = bench.choose(None, "--objects", front=True)
+    names = bench.parse_objects(None, "--objects", front=True)
     assert "bear" in names
     assert "mushroom" not in names
-    assert "mushroom" in bench.choose(None, "--only")
+    assert "mushroom" in bench.parse_objects(None, "--only")
     off, on = bench.janus_cases(s, ["bear"])
     assert [path for path, _ in off.settings.differences(on.settings)] == ["prompt.view_dependent"]
 
 
 def test_a_list_of_no_objects_is_refused():
-    with pytest.raises(ValueError, match=r"--only ' ,': names no object; there are: bear, "):
-        bench.choose(" ,", "--only")
+    with pytest.raises(ValueError, match=r"--only ' ,': names no object; choose from bear, "):
+        bench.parse_objects(" ,", "--only")
 
 
 def test_colours_vary_and_do_not_depend_on_the_selection():
     from sdlab.settings import preset
 
     s = preset("mixture")
-    everything = bench.cases(s, bench.choose(None, "--only"))
+    everything = bench.cases(s, bench.parse_objects(None, "--only"))
     assert len({case.colour for case in everything}) == len(COLOURS)
     by_name = {case.object: case for case in everything}
     for name in ("car", "tree"):
@@ -246,7 +246,7 @@ def test_the_contact_sheet_stays_small(tmp_path):
     ],
 )
 def test_bad_input_ends_with_2_and_one_line_before_any_work(arguments, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench.Bench, "prepare", lambda self: pytest.fail("work was begun"))
+    monkeypatch.setattr(bench.Runner, "prepare", lambda self: pytest.fail("work was begun"))
     assert run(arguments[0], "--out", tmp_path / "a", *arguments[1:]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     for word in words:

@@ -254,7 +254,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
 
 
 def test_a_lesson_beforehand_counts_as_evaluations(prior, tiny, monkeypatch):
-    bench = objects.Bench(settings(tiny), torch.device("cpu"))
+    bench = objects.Runner(settings(tiny), torch.device("cpu"))
     bench.prepare()
     studio = table31.Studio(bench, table31.captions_for(prior, 2))
     wanted = [("active", "vsd"), ("losses.vsd.warm_up", 2), ("losses.vsd.every", 1), ("optim.lr_latents", 0.1)]
@@ -268,7 +268,7 @@ def test_a_lesson_beforehand_counts_as_evaluations(prior, tiny, monkeypatch):
 
 def test_one_picture_alone_is_the_sessions_own(prior, tiny):
     """The loop over batches is the session's, but for the text."""
-    bench = objects.Bench(settings(tiny), torch.device("cpu"))
+    bench = objects.Runner(settings(tiny), torch.device("cpu"))
     bench.prepare()
     (facts,) = table31.captions_for(prior, 1)
     s = settings(tiny).patch_all([("active", "vdm"), ("losses.vdm.warm_up", 0), ("seed", 3000)])

@@ -59,12 +59,12 @@ class Known(NamedTuple):
 
 
 def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
-    """Measure; print a table, write JSON to `out` and the plot beside it, return the figures."""
+    """Measure; print a table, write JSON to `out` and the plot beside it, return the stats."""
     timesteps = QUICK_TIMESTEPS if quick else TIMESTEPS
     curves: dict[str, dict[str, Any]] = {}
     for name, make in PRIORS.items():
         known = make(quick)
-        rows = [measured(known, t) for t in timesteps]
+        rows = [stats_at(known, t) for t in timesteps]
         columns = {key: [row[key] for row in rows] for key in rows[0]}
         curves[name] = {"engine": known.prior.engine_name, "events": len(known.z0), "t": list(timesteps), **columns}
     result = {"cutoff": VDM().dca_cutoff, "patch": PATCH, "curves": curves, "machine": machine.processor()}
@@ -135,20 +135,20 @@ PRIORS: dict[str, Callable[[bool], Known]] = {
 # ---- what is measured --------------------------------------------------------------------------------------------
 
 
-def measured(known: Known, t: int) -> dict[str, float]:
-    """The figures at one timestep; its noise is the same in every call."""
+def stats_at(known: Known, t: int) -> dict[str, float]:
+    """The stats at one timestep; its noise is the same in every call."""
     noise = StepRng(0, t).randn("noise", known.z0)
-    eps = torch.cat([_answer(known, noise, t, slice(i, i + BATCH)) for i in range(0, len(noise), BATCH)])
+    eps = torch.cat([_predict(known, noise, t, slice(i, i + BATCH)) for i in range(0, len(noise), BATCH)])
     entries, their_noise = (centred(x.flatten(1)) for x in (eps, noise))
-    figures = {
+    stats = {
         "variance": float(entries.square().mean()),
         "puccetti": puccetti(vectors(eps), vectors(noise)),
         "pearson": float(pearson(entries, their_noise).mean()),
     }
-    return {name: round(value, 4) for name, value in figures.items()}
+    return {name: round(value, 4) for name, value in stats.items()}
 
 
-def _answer(known: Known, noise: Tensor, t: int, some: slice) -> Tensor:
+def _predict(known: Known, noise: Tensor, t: int, some: slice) -> Tensor:
     """eps at z_t of some of the events."""
     prior, z0, noise = known.prior, known.z0[some], noise[some]
     when = torch.full((len(z0),), t)

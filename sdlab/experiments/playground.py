@@ -45,7 +45,7 @@ SHOWN = 10  # seeds whose estimates are drawn
 HELD = 0.01  # share of the seeds from which a Gaussian counts as reached
 
 
-class Course(NamedTuple):
+class Trajectories(NamedTuple):
     """One loss from one start."""
 
     way: np.ndarray  # [T + 1, B, 2]
@@ -64,12 +64,12 @@ def run(out: Path, quick: bool = False) -> dict[str, Any]:
     base = preset("playground").patch_all([("scene.n", seeds), ("steps", max(LENGTHS.values()))])
     priors = {scores: _prior(base, scores) for scores in ("exact", "trained")}
     rows: list[dict[str, Any]] = []
-    drawn: dict[tuple[str, str, str], Course] = {}
+    drawn: dict[tuple[str, str, str], Trajectories] = {}
     for scores, start, (asked_there, scale), loss in itertools.product(priors, STARTS, ASKED, LOSSES):
         asked, (x, y) = asked_there or start, STARTS[start]
         changes = [("scene.start_x", x), ("scene.start_y", y), ("prompt.text", asked), (f"losses.{loss}.cfg", scale)]
         s = base.patch_all([("active", loss), *changes])
-        course = follow(s, priors[scores], s.steps)
+        course = run_points(s, priors[scores], s.steps)
         drawn[scores, f"{start}, {asked}, {scale:g}", loss] = course
         where = {"scores": scores, "start": start, "asked": asked, "cfg": scale, "loss": loss}
         rows += [
@@ -100,7 +100,7 @@ def beside_sds(s: Settings, prior: Prior, out: Path) -> None:
     """The loss of a finished run of points next to SDS: figures on the terminal, two pictures in `out`."""
     pair = {}
     for loss in dict.fromkeys(("sds", s.active)):
-        pair[loss] = course = follow(s.patch("active", loss), prior, s.steps)
+        pair[loss] = course = run_points(s.patch("active", loss), prior, s.steps)
         found = read(prior, s.prompt.text, course, s.steps)
         print(
             f"{loss}: correlation of estimated noise and control variate {found['correlation']:+.2f}, "
@@ -116,7 +116,7 @@ def _prior(s: Settings, scores: str) -> Prior:
     return config.load(torch.device("cpu"), lambda text: print(text, file=sys.stderr))
 
 
-def follow(s: Settings, prior: Prior, steps: int) -> Course:
+def run_points(s: Settings, prior: Prior, steps: int) -> Trajectories:
     """`steps` steps of the session's own step; the estimates that the loss compared are kept."""
     session = Session(s, prior.device, lambda *_: prior)
     session.prepare()
@@ -124,7 +124,7 @@ def follow(s: Settings, prior: Prior, steps: int) -> Course:
     assert isinstance(scene, PointScene)
     estimates = [_compared(s, step(session.state, s, prior, bank)) for _ in range(steps)]
     estimated, control = (np.stack([pair[k] for pair in estimates]) for k in (0, 1))
-    return Course(scene.way, estimated, control)
+    return Trajectories(scene.way, estimated, control)
 
 
 def _compared(s: Settings, report: Report) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,7 @@ def _points(events: Tensor) -> np.ndarray:
     return events.flatten(1).float().cpu().numpy()
 
 
-def read(prior: Any, asked: str, course: Course, steps: int) -> dict[str, Any]:
+def read(prior: Any, asked: str, course: Trajectories, steps: int) -> dict[str, Any]:
     """What the first `steps` steps of a course came to."""
     wanted = prior.mixture(asked)
     held = shares(wanted.means.flatten(1), wanted.stds, torch.from_numpy(course.way[steps]))
@@ -153,7 +153,7 @@ def read(prior: Any, asked: str, course: Course, steps: int) -> dict[str, Any]:
     }
 
 
-def agreement(drawn: dict[tuple[str, str, str], Course]) -> dict[str, float]:
+def agreement(drawn: dict[tuple[str, str, str], Trajectories]) -> dict[str, float]:
     """How far exact and trained scores agree, by loss: the mean distance of the ends of equal seeds, in units of the
     distance that they moved."""
     found: dict[str, list[float]] = {}
@@ -179,7 +179,7 @@ def _print(r: dict[str, Any]) -> None:
 # ---- the pictures ------------------------------------------------------------------------------------------------
 
 
-def plot_pair(prior: Prior, asked: str, pair: dict[str, Course], file: Path) -> None:
+def plot_pair(prior: Prior, asked: str, pair: dict[str, Trajectories], file: Path) -> None:
     """Figures 5 and 10 to 12: a row for each loss, the ways of 10, 100, 1000 seeds."""
     from matplotlib.figure import Figure
 
@@ -194,7 +194,7 @@ def plot_pair(prior: Prior, asked: str, pair: dict[str, Course], file: Path) -> 
     figure.savefig(file, dpi=100)
 
 
-def plot_control(pair: dict[str, Course], file: Path) -> None:
+def plot_control(pair: dict[str, Trajectories], file: Path) -> None:
     """Figures 4 and 14: estimated noise against its control variate, the first ten seeds, every step."""
     from matplotlib.figure import Figure
 

@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from sdlab.auxiliary.score import TrainsScore
 from sdlab.experiments.frechet import fid, kid
-from sdlab.experiments.objects import Bench, save_small, write_json
-from sdlab.experiments.variants import spelled
+from sdlab.experiments.objects import Runner, save_small, write_json
+from sdlab.experiments.variants import parse_variant
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
 from sdlab.progress import progress_bar
@@ -111,7 +111,7 @@ def methods(labels: Sequence[str], settings_of: Callable[[Sequence[str], Sequenc
     """
     found = []
     for label in dict.fromkeys(labels):
-        loss, assignments = ("sds", []) if label == DDIM else spelled(label, "--losses")
+        loss, assignments = ("sds", []) if label == DDIM else parse_variant(label, "--losses")
         s = settings_of(OWN.get(loss, ()), [f"active={loss}", *assignments])
         if s.scene.kind != "image":
             raise ValueError(f"--preset: its scene.kind is {s.scene.kind!r}; allowed is a preset of pictures (image)")
@@ -200,8 +200,8 @@ def true_pictures(facts: Sequence[Facts], each: int, size: int, first: int = 0) 
 class Studio:
     """What makes the pictures of `facts`; `bar` counts evaluations, a lesson of psi weighed."""
 
-    def __init__(self, bench: Bench, facts: Sequence[Facts], bar: tqdm | None = None) -> None:
-        self.bench = bench
+    def __init__(self, runner: Runner, facts: Sequence[Facts], bar: tqdm | None = None) -> None:
+        self.runner = runner
         self.facts = facts
         self.texts = [caption_of(f) for f in facts]
         self._bar = bar
@@ -212,9 +212,9 @@ class Studio:
         found = []
         for k in range(each):
             for number, part in enumerate(batches(len(self.texts))):
-                shape = (part.stop - part.start, *self.bench.prior.shape)
+                shape = (part.stop - part.start, *self.runner.prior.shape)
                 noise = torch.randn(shape, generator=StepRng(k, number)("reference"))
-                found.append(self._ddim(self.texts[part], noise.to(self.bench.device)))
+                found.append(self._ddim(self.texts[part], noise.to(self.runner.device)))
         return torch.cat(found)
 
     def make(self, method: Method, seed: int) -> Made:
@@ -224,15 +224,15 @@ class Studio:
             texts = self.texts[part]
             s = method.settings.patch_all([("scene.n", len(texts)), ("seed", seed * BATCH_SEEDS + number)])
             if method.label == DDIM:
-                scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.bench.device, self.bench.prior, "")
+                scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.runner.device, self.runner.prior, "")
                 started = time.perf_counter()
                 found.append(self._ddim(texts, scene.params["latents"].detach()))
                 seconds += time.perf_counter() - started
                 evaluations = 2 * SAMPLING_STEPS
                 continue
-            session = self.bench.session(s)
-            evaluations = self._distil(session, CaptionBank(self.bench.prior, texts))
-            found.append(self.bench.prior.decode(session.state.scene.params["latents"].detach()).cpu())
+            session = self.runner.session(s)
+            evaluations = self._distil(session, CaptionBank(self.runner.prior, texts))
+            found.append(self.runner.prior.decode(session.state.scene.params["latents"].detach()).cpu())
             seconds += session.state.seconds
             skipped += session.state.skipped
         return Made(torch.cat(found), seconds / len(self.texts), evaluations, skipped)
@@ -251,14 +251,14 @@ class Studio:
 
     def _ddim(self, texts: Sequence[str], noise: Tensor) -> Tensor:
         self._go_on(2 * SAMPLING_STEPS * len(texts))
-        prior = self.bench.prior
+        prior = self.runner.prior
         prior.prepare([2 * len(texts)])  # at once, but for the first of the references
         white = prior.encode(torch.ones(1, 3, prior.image_size, prior.image_size, device=noise.device))
         cond = cat_conds([prior.embed(text) for text in [*[""] * len(texts), *texts]])
         return prior.decode(denoised(prior, white, noise, cond, SCALE, SAMPLING_STEPS)).cpu()
 
     def _go_on(self, evaluations: int) -> None:
-        if self.bench.stop.is_set():
+        if self.runner.stop.is_set():
             raise Interrupted
         if self._bar is not None:
             self._bar.update(self._begun)
@@ -271,7 +271,7 @@ def _weight(s: Settings) -> int:
     return sum(s.loss.calls()) + learnt
 
 
-def planned(wanted: Sequence[Method], size: Size) -> int:
+def total_evaluations(wanted: Sequence[Method], size: Size) -> int:
     """Evaluations of the whole table."""
     sampling = 2 * SAMPLING_STEPS
     rows = [
@@ -297,17 +297,17 @@ def references(studio: Studio, size: Size) -> References:
     def read(rgb: Tensor) -> Tensor:
         return judge.features(classifier, rgb)
 
-    true = true_pictures(studio.facts, size.true_each, studio.bench.prior.image_size)
+    true = true_pictures(studio.facts, size.true_each, studio.runner.prior.image_size)
     return References({TRUE: read(true), DDIM: read(studio.sampled(size.ddim_each))}, read)
 
 
-def scored(made: Made, studio: Studio, against: References) -> dict[str, float]:
+def scores_of(made: Made, studio: Studio, against: References) -> dict[str, float]:
     """The figures of one method and seed."""
     found = against.read(made.rgb)
     scores = {}
     for name, features in against.features.items():
         scores |= {f"fid_{name}": fid(found, features), f"kid_{name}": kid(found, features)}
-    read = studio.bench.read(to_uint8(made.rgb))
+    read = studio.runner.read(to_uint8(made.rgb))
     pairs = list(zip(read, studio.facts, strict=True))
     scores["object"] = sum(seen.object == asked.object for seen, asked in pairs) / len(pairs)
     scores["colour"] = sum(seen.colour == asked.colour for seen, asked in pairs) / len(pairs)
@@ -330,7 +330,7 @@ class Row:
         self.made.append(made)
         self.scores.append(scores)
 
-    def figures(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For the JSON: of every score its mean and standard deviation over the seeds (None for one), and each."""
         found: dict[str, Any] = {"method": self.label, "title": self.title, "seeds": len(self.scores)}
         for name in self.scores[0] if self.scores else ():
@@ -343,7 +343,7 @@ class Row:
         return {**found, "note": self.note}
 
 
-def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> dict[str, Any]:
+def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -> dict[str, Any]:
     """Make and measure everything; print the table, write table31.json and table31.png into the folder `out`; returns
     what the JSON holds. What is finished is written however it ends.
 
@@ -351,9 +351,9 @@ def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> 
     """
     if size.captions < 2:
         raise ValueError(f"--captions {size.captions}: FID and KID need the spread of at least 2")
-    facts = captions_for(bench.prior, size.captions)
-    bar = progress_bar(planned(wanted, size), "evaluation", smoothing=0)
-    studio = Studio(bench, facts, bar)
+    facts = captions_for(runner.prior, size.captions)
+    bar = progress_bar(total_evaluations(wanted, size), "evaluation", smoothing=0)
+    studio = Studio(runner, facts, bar)
     rows = [Row(TRUE, "true pictures"), *(Row(m.label, _title(m)) for m in wanted)]
     dimension = 0
     try:
@@ -361,14 +361,14 @@ def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> 
         against = references(studio, size)
         dimension = against.features[TRUE].shape[1]
         for seed in range(size.seeds):
-            made = Made(true_pictures(studio.facts, 1, bench.prior.image_size, size.true_each + seed))
-            rows[0].add(made, scored(made, studio, against))
+            made = Made(true_pictures(studio.facts, 1, runner.prior.image_size, size.true_each + seed))
+            rows[0].add(made, scores_of(made, studio, against))
         for seed in range(size.seeds):
             for method, row in zip(wanted, rows[1:], strict=True):
                 bar.set_description_str(f"seed {seed}, {method.label}")
                 try:
                     made = studio.make(method, seed)
-                    row.add(made, scored(made, studio, against))
+                    row.add(made, scores_of(made, studio, against))
                 except (RuntimeError, ValueError) as e:
                     row.note = f"seed {seed} failed: {type(e).__name__}: {e}"
     except Interrupted:
@@ -377,10 +377,10 @@ def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> 
         bar.close()
         finished = [row for row in rows if row.scores or row.note]
         result = _summary(studio, wanted, size, dimension)
-        result["rows"] = [row.figures() for row in finished]
+        result["rows"] = [row.to_json() for row in finished]
         if finished:
             summary = {name: value for name, value in result.items() if name != "rows"}
-            write_json(out / "table31.json", bench, summary, result["rows"])
+            write_json(out / "table31.json", runner, summary, result["rows"])
             save_sheet([row for row in finished if row.made], studio.texts, out / "table31.png")
     _print(result)
     print(f"results in {out}" if finished else "nothing written")
@@ -403,7 +403,7 @@ def _summary(studio: Studio, wanted: Sequence[Method], size: Size, dimension: in
         "features": dimension,
         "references": {TRUE: size.true_each * size.captions, DDIM: size.ddim_each * size.captions},
         "ddim": {"steps": SAMPLING_STEPS, "cfg": SCALE},
-        "changes": {m.label: dict(studio.bench.settings.differences(m.settings)) for m in wanted if m.label != DDIM},
+        "changes": {m.label: dict(studio.runner.settings.differences(m.settings)) for m in wanted if m.label != DDIM},
     }
 
 
