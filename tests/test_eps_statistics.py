@@ -90,4 +90,4 @@ def test_table_json_and_plot(tmp_path, monkeypatch, capsys):
     assert len(curve["puccetti"]) == len(curve["pearson"]) == len(curve["variance"]) == len(curve["t"])
     assert result["cutoff"] == 300
     assert (tmp_path / "figure10.png").stat().st_size > 5000
-    assert "plane, 512 events, exact" in capsys.readouterr().out
+    assert "plane, 512 samples, exact" in capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_kid_is_the_sum_over_all_pairs():
 
 @pytest.mark.parametrize("distance", [fid, kid])
 def test_one_picture_has_no_spread(distance):
-    with pytest.raises(ValueError, match="1 and 5 pictures"):
+    with pytest.raises(ValueError, match="1 and 5 images"):
         distance(drawn(1), drawn(5))
 
 
@@ -135,7 +135,7 @@ def test_captions_hold_only_words_that_the_prior_knows(prior):
     }
     few = table31.captions_for(prior, 3)
     assert len({f.object for f in few}) == len({f.colour for f in few}) == 3, "few captions are as different as can be"
-    with pytest.raises(ValueError, match=r"--captions 10: .* reads 9 pairs"):
+    with pytest.raises(ValueError, match=r"--captions 10: .* knows only 9 pairs"):
         table31.captions_for(prior, 10)
 
 
@@ -328,7 +328,7 @@ def test_a_variant_has_a_row_of_its_own_and_what_it_says_wins():
     ("arguments", "message"),
     [
         (["--losses", "sdss"], "--losses sdss: did you mean sds?"),
-        (["--losses", "dds"], "--losses dds: it edits a picture"),
+        (["--losses", "dds"], "--losses dds: it edits an existing image"),
         (["--preset", "toybox"], "scene.kind is 'splats'"),
         (["--captions", "10"], "--captions 10"),
         (["--captions", "1"], "--captions 1: "),

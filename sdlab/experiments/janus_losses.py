@@ -61,12 +61,12 @@ def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planne
     """
 
     def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
-        course = run_case(runner, entry.case, planned)
-        if course is None:
+        run = run_case(runner, entry.case, planned)
+        if run is None:
             return None
-        row = row_of(runner, course.outcome, JANUS_VIEWS)
-        stats = {"warm_up_seconds": round(course.warm_up_seconds, 2), "skipped": course.skipped}
-        strip = front_strip(course.outcome, row)
+        row = row_of(runner, run.outcome, JANUS_VIEWS)
+        stats = {"warm_up_seconds": round(run.warm_up_seconds, 2), "skipped": run.skipped}
+        strip = front_strip(run.outcome, row)
         return entry, {**describe(entry.variant, runner.settings), **row, **stats}, strip
 
     labels = list(dict.fromkeys(entry.variant.label for entry in entries))

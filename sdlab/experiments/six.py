@@ -72,11 +72,11 @@ def run_six(
     name, colour = asked_for(runner.settings.prompt.text)
 
     def work(variant: Variant) -> Finished | None:
-        course = run_case(runner, Case(name, colour, variant.settings), planned)
-        if course is None:
+        run = run_case(runner, Case(name, colour, variant.settings), planned)
+        if run is None:
             return None
-        image, row = _judged(runner, course)
-        return Finished(variant, {**describe(variant, runner.settings), **row}, image, course.draws)
+        image, row = _judged(runner, run)
+        return Finished(variant, {**describe(variant, runner.settings), **row}, image, run.draws)
 
     finished: list[Finished] = []
     started = time.perf_counter()
@@ -109,13 +109,13 @@ def run_six(
     return summary
 
 
-def _judged(runner: Runner, course: TracedRun) -> tuple[np.ndarray, dict[str, Any]]:
+def _judged(runner: Runner, run: TracedRun) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the image of one run and its results: object and colour over VIEWS views, fronts over JANUS_VIEWS."""
-    outcome = course.outcome
+    outcome = run.outcome
     stats = {
-        "warm_up_seconds": round(course.warm_up_seconds, 2),
-        "evaluations": course.evaluations,
-        "skipped": course.skipped,
+        "warm_up_seconds": round(run.warm_up_seconds, 2),
+        "evaluations": run.evaluations,
+        "skipped": run.skipped,
     }
     if isinstance(outcome.scene, FlatScene):
         shown = _own_images(runner, outcome, outcome.scene)
