@@ -98,8 +98,8 @@ def test_a_loss_is_held_against_the_turn_of_sds_before_it():
     field.take_round()
     field.take_round()
     assert turns == ["sds", "a", "sds", "b"] * 2
-    assert [field.figures(label)["x_sds"] for label in field.lanes] == [1, 2, 3]
-    assert [field.figures(label)["ms"] for label in field.lanes] == [5.5, 11, 16.5]
+    assert [field.stats(label)["x_sds"] for label in field.lanes] == [1, 2, 3]
+    assert [field.stats(label)["ms"] for label in field.lanes] == [5.5, 11, 16.5]
 
 
 def test_ratios_are_medians_of_the_rounds_own():

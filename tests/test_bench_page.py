@@ -105,7 +105,7 @@ def test_the_view_is_looked_at_in_its_middle():
     assert bench._middle(picture, 2).min() == 1
 
     shots = iter([np.zeros((80, 80, 3))] * 2 + [np.random.default_rng(0).uniform(0, 255, (80, 80, 3))] * 2)
-    seen = bench._Pictures(lambda: next(shots))
+    seen = bench._Screenshots(lambda: next(shots))
     assert not seen.stands_still(), "it is empty"
     assert not seen.stands_still(), "something has just come"
     assert seen.stands_still()
