@@ -9,20 +9,21 @@ from typing import Any
 import numba
 
 
-def kernel(function: Callable[..., Any] | None = None, *, inline: str = "never") -> Any:
+def kernel(function: Callable[..., Any] | None = None, *, inline: str = "never", finite: bool = False) -> Any:
     """Compile with numba.njit, releasing the GIL, and cache on disk if a cache folder is writable.
 
     Sums may be reordered and multiply-adds fused, which lets LLVM vectorise reductions. NaN and infinity stay defined:
-    with fastmath=True, an index computed from one could crash the process.
+    with fastmath=True, an index computed from one could crash the process. `finite` promises that there are none, and
+    turns fastmath on.
     """
     if function is None:
-        return lambda f: kernel(f, inline=inline)
+        return lambda f: kernel(f, inline=inline, finite=finite)
     plain = inspect.unwrap(function)  # undo the wrapper of a runtime type checker
     options = {
         "nogil": True,
         "inline": inline,
         "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+        "fastmath": True if finite else {"reassoc", "contract", "nsz", "arcp"},
     }
     try:
         return numba.njit(plain, cache=True, **options)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sdlab.live.frames import LATELY, flat_frame
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Advance, Pause, Rejected, Reset, Resume
+from sdlab.live.messages import Advance, Patch, Pause, Rejected, Reset, Resume
 from sdlab.live.session import Session
 from sdlab.scenes.image import Images
 from sdlab.settings import Settings, preset
@@ -211,7 +211,7 @@ def test_a_change_of_settings_is_news(manager: Manager):
     session = ran(plane(), 2)
     views = FlatViews(manager)
     first, _ = unpack(views.now(session))
-    session._use(session.settings.patch("prompt.text", "south"))
+    session.do(Patch.one("prompt.text", "south"))
     second, _ = unpack(views.now(session, first["version"]))
     assert second["prompt"] == "south"
     assert second["ground"] != first["ground"]

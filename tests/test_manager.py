@@ -13,7 +13,7 @@ import torch
 from sdlab.errors import give_back
 from sdlab.live import manager as manager_module
 from sdlab.live.manager import Manager, PriorPool
-from sdlab.live.messages import Applied, Branched, Export, Failed, Pause, Rejected, Resume, Stop
+from sdlab.live.messages import Applied, Branched, Failed, Patch, Pause, Rejected, Resume, Stop
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.mixture import MixturePrior
 
@@ -99,19 +99,21 @@ def test_a_branch_goes_on_from_where_its_parent_is(manager, quick):
         assert p is not at_rest.scene.params[name]
 
 
-def test_a_branch_never_waits_for_a_parent_that_is_busy(quick, tmp_path):
+def test_a_branch_never_waits_for_a_parent_that_is_busy(quick):
     """It is there at once, holds what it is told, and follows when the parent has said where it is."""
     free = threading.Event()
-
-    def slow(path):
-        free.wait(30)
-        return []
-
     manager = Manager(max_sessions=2)
+    load = manager.pool.get
+
+    def slow(config, *rest):
+        if config.height == 32:
+            free.wait(30)
+        return load(config, *rest)
+
+    manager.pool.get = slow
     parent = ready(manager.open(quick))
-    parent.session.export = slow
-    parent.session.send(Export(str(tmp_path)))
-    wait(lambda: parent.session.status.phase == "exporting")
+    parent.session.send(Patch((("prior.height", 32), ("prior.width", 32))))
+    wait(lambda: parent.session.status.phase == "loading")
     started = time.monotonic()
     child = manager.branch(parent.id, [("losses.sds.cfg", 3.0)])
     assert time.monotonic() - started < 5

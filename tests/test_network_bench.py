@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdlab.bench import network as bench
-from sdlab.priors import engines
+from sdlab.priors import choice, openvino
 from sdlab.toybox.model import Shape
 
 TINY = (
@@ -46,12 +46,12 @@ def test_table_and_json(tiny, tmp_path, capsys):
 
 def test_without_openvino_torch_is_measured_and_the_table_says_so(tiny, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    engines._openvino.cache_clear()
-    engines.cpu_has_bf16.cache_clear()
+    openvino.library.cache_clear()
+    choice.cpu_has_bf16.cache_clear()
     try:
         result = bench.run(quick=True)
     finally:
-        engines._openvino.cache_clear()
-        engines.cpu_has_bf16.cache_clear()
+        openvino.library.cache_clear()
+        choice.cpu_has_bf16.cache_clear()
     assert all(name.startswith("torch") for row in result["rows"] for name in row["ms"])
     assert "OpenVINO is not available" in capsys.readouterr().out

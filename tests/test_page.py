@@ -680,7 +680,7 @@ def test_the_lens_shows_the_step_and_asks_at_another_t(open_tab: Callable[..., T
     page.click("#scrub [data-live]")
     until(lambda: f"t = {drawn}," in page.inner_text("#lens p"))
     page.click("[data-tab=charts]")  # nobody looks any more
-    until(lambda: session._lens_row is None)
+    until(lambda: session.watched[0] is None)
 
 
 @pytest.mark.browser
@@ -951,7 +951,7 @@ def test_a_key_turns_the_lens_to_the_next_view(open_tab: Callable[..., Tab]):
         page.evaluate("document.activeElement.blur()")
         page.keyboard.press("v")
         page.wait_for_selector(f'#preview [data-row="{expected}"].chosen')
-        until(lambda expected=expected: tab.session._lens_row == expected)
+        until(lambda expected=expected: tab.session.watched[0] == expected)
 
 
 @pytest.mark.browser

@@ -75,7 +75,7 @@ def test_without_nvcc_it_says_what_to_install(monkeypatch, tmp_path):
     install(monkeypatch, tmp_path, "_C = None")
     name, note = raster.backend_for(CUDA)
     assert name == "tiled"
-    for words in ("nvcc", "CUDA toolkit 13.0", "CUDA_HOME", "README.md", TILED):
+    for words in ("nvcc", "CUDA toolkit 13.0", "CUDA_HOME", "docs/deploy.md", TILED):
         assert words in note
     assert raster.rasteriser_for(CUDA) is tiled.rasterize
 

@@ -1,4 +1,4 @@
-"""What a scene can start from: files, objects of the toybox, Shap-E; and what is refused, in words."""
+"""Starting points of a scene: files, toybox objects, Shap-E; and error messages for bad files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbers(seed: int = 0) -> np.random.Generator:
 
 
 def two_boxes() -> trimesh.Trimesh:
-    """A red box 2 x 1 x 1 in the middle of x = 0 .. 2, and a blue one of a quarter of its area above it."""
+    """Return a red box of 2 x 1 x 1 that spans x = 0 .. 2, and above it a blue one with a quarter of its area."""
     red, blue = trimesh.creation.box((2, 1, 1)), trimesh.creation.box((1, 0.5, 0.5))
     red.visual.face_colors, blue.visual.face_colors = RED, BLUE
     red.apply_translation((1, 0, 0))
@@ -196,7 +196,7 @@ def test_spacing_of_a_lattice_far_from_the_origin() -> None:
 def huge(path: Path) -> None:
     with path.open("wb") as f:
         f.write(b"ply\n")
-        f.truncate(2_000_000_000)  # without taking the room on the disk
+        f.truncate(2_000_000_000)  # sparse: uses no disk space
 
 
 def archive(path: Path) -> None:
@@ -327,7 +327,7 @@ def test_words_say_colours_and_second_objects() -> None:
 
 
 def test_points_lie_on_the_outside_and_are_even() -> None:
-    """A mushroom on a box: nothing inside, and the parts' shares are those of their areas as seen from outside."""
+    """A mushroom on a box: no points inside, and each part gets points in proportion to its visible area."""
     from sdlab.toybox.objects import table
     from sdlab.toybox.surface import _inside
 
@@ -442,7 +442,7 @@ def test_shap_e_that_does_not_fit_says_what_to_do(shap_e_folder: Path, monkeypat
 
 
 def shown(config: Splats, prompt: str = "") -> np.ndarray:
-    """From the front, before white: [H, W, 3]."""
+    """Render from the front over white: [H, W, 3]."""
     scene = config.build(StepRng(0, -1), CPU, MixturePrior().load(CPU), prompt)
     cams = look_at(torch.zeros(1), torch.zeros(1), torch.full((1,), 2.95), 40.0, 64, 64)
     return scene.render(cams, torch.ones(1, 3)).rgb[0].permute(1, 2, 0).detach().numpy()

@@ -210,7 +210,7 @@ class Perfect:
     Its images are those in `known`, by prompt; an unknown prompt is a black image.
     """
 
-    name, engine_name, torch_threads = "perfect", "exact", 1
+    name, commit, engine_name, engine_note, torch_threads = "perfect", "", "exact", "", 1
     image_size = judge.SIZE
     shape: tuple[int, int, int] = (3, judge.SIZE, judge.SIZE)
     device = torch.device("cpu")

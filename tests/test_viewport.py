@@ -24,8 +24,9 @@ from sdlab.live.manager import Manager, Seat
 from sdlab.live.session import Session
 from sdlab.settings import default_settings, preset
 from sdlab.types import Frame, SplatSnapshot
-from sdlab.viewport.proxy import client_html, routes, same_origin
+from sdlab.viewport.proxy import client_html, routes
 from sdlab.viewport.splat_view import FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, LocalServer, SplatView, Viewports, floor_lines
+from sdlab.web import same_origin
 
 VERSION = f"viser-v{viser.__version__}"
 

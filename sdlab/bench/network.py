@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdlab import machine
-from sdlab.priors.engines import Engine, Shapes, choose_engine, resolve_precision
+from sdlab.priors.choice import choose_engine, resolve_precision
+from sdlab.priors.engines import Engine, Shapes
 from sdlab.toybox.model import MAX_TOKENS, Shape, build
 
 NETWORKS = (

@@ -19,7 +19,7 @@ from sdlab import machine
 from sdlab.bench.lanes import wait_for
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Event, Failed, Resume, Stepped
-from sdlab.priors.batching import Together
+from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings, preset
 
 COUNTS = (1, 2, 4, 8)
@@ -113,7 +113,7 @@ class _Counter:
 
 
 def _counts(prior: Any) -> tuple[int, int]:
-    return (prior.forwards, prior.requests) if isinstance(prior, Together) else (0, 0)
+    return (prior.forwards, prior.requests) if isinstance(prior, BatchingPrior) else (0, 0)
 
 
 def _require_health(seats: Sequence[Seat], until: float) -> None:

@@ -38,7 +38,7 @@ from sdlab.settings import preset
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.figures import caption_of
 from sdlab.toybox.pictures import Shot
-from sdlab.types import Cond, Prior, cat_conds, some_of
+from sdlab.types import Cond, Prior, cat_conds, cond_rows
 
 TIMESTEPS = (1, 5, 10, 20, 50, 100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 800, 900, 980, 999)
 QUICK_TIMESTEPS = (20, 100, 300, 600, 999)
@@ -155,7 +155,7 @@ def _predict(known: Known, noise: Tensor, t: int, some: slice) -> Tensor:
     prior, z0, noise = known.prior, known.z0[some], noise[some]
     when = torch.full((len(z0),), t)
     alpha, sigma = prior.marginal(when)
-    return prior.eps(alpha * z0 + sigma * noise, when, some_of(known.cond, some))
+    return prior.eps(alpha * z0 + sigma * noise, when, cond_rows(known.cond, some))
 
 
 def centred(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor
 from sdlab import machine
 from sdlab.guidance import cfg
 from sdlab.live.session import Session
-from sdlab.plane import plot_on, shares
+from sdlab.plane import HELD, plot_on, shares
 from sdlab.prompts import PromptBank
 from sdlab.scenes.points import PointScene, panels
 from sdlab.settings import Settings, preset
@@ -42,7 +42,6 @@ LOSSES = ("sds", "jsd")
 LENGTHS = {"paper": 10, "long": 200}
 SEEDS = 1000
 SHOWN = 10  # seeds whose estimates are plotted
-HELD = 0.01  # share of the seeds above which a Gaussian counts as reached
 
 
 class Trajectories(NamedTuple):

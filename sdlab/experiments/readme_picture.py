@@ -69,9 +69,9 @@ def _frames(script: dict[int, dict[str, Any]], steps: int) -> Iterator[Image.Ima
 
 
 def _view(scene: Viewed, azimuth: float) -> Image.Image:
-    angles = (torch.tensor([value]) for value in (azimuth, ELEVATION, DISTANCE))
+    at = torch.tensor([[azimuth], [ELEVATION], [DISTANCE]])
     with torch.no_grad():
-        rgb = scene.render(look_at(*angles, FOVY, SIDE, SIDE), torch.ones(1, 3)).rgb
+        rgb = scene.render(look_at(at[0], at[1], at[2], FOVY, SIDE, SIDE), torch.ones(1, 3)).rgb
     return Image.fromarray(to_uint8(rgb)[0])
 
 

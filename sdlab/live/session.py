@@ -45,20 +45,14 @@ from sdlab.live.messages import (
     Compare,
     Ended,
     Event,
-    Export,
-    Exported,
     Failed,
     Goto,
-    Load,
-    Loaded,
     Patch,
     Pause,
     Phase,
     Rejected,
     Reset,
     Resume,
-    Save,
-    Saved,
     Skipped,
     Status,
     Stepped,
@@ -151,6 +145,7 @@ class Session:
         self.comparison: Latest[Comparison] = Latest()
         self.in_detail = False  # whether figures hold what a step's predictions say; somebody looks at them
         self.running = False
+        self.steps_left: int | None = None  # until the pause that an Advance asked for
         self._lens_row: int | None = None  # the view that the lens shows, None while nobody looks
         self._probed: int | None = None  # the timestep that the lens asks about, None for that of each step
         self._lens_due = 0.0
@@ -169,7 +164,6 @@ class Session:
         self._undo: _Undo | None = None
         self._stopped = False
         self._over = False  # no longer answering
-        self._steps_left: int | None = None  # of an Advance
         self._until: int | None = None  # of the present run()
         self._report: Report | None = None  # of the last step
         self._reported = settings  # which that step followed
@@ -178,6 +172,7 @@ class Session:
         self._pace = 0.0  # seconds for a step, smoothed
         self._timed = 0  # steps that it was made of
         self._failure = ""  # why there is no state yet
+        self._error: Exception | None = None  # why it does not run; None once it is told to run on
 
     # ---- for any thread ----------------------------------------------------------------------------------
 
@@ -234,36 +229,65 @@ class Session:
             raise RuntimeError("the session has no prior yet: it is loaded when run() starts")
         return self._prior
 
-    def run(self, until: int | None = None, start: bool = True) -> None:
-        """Serve commands and step until `until` steps are done (None: until Stop). The caller owns the tensors.
+    @property
+    def bank(self) -> PromptBank:
+        """The embedded prompts; RuntimeError before `run` has loaded the prior."""
+        if self._bank is None:
+            raise RuntimeError("the session has no prompts yet: its prior is loaded when run() starts")
+        return self._bank
 
-        With `start` False it waits for Resume. A prior that cannot be loaded is reported as Failed and the session
-        waits for a patch of `prior.*`; with `until` given there is nobody to send one, so the error is raised.
+    @property
+    def report(self) -> Report | None:
+        """What the last step did; None before the first step on this scene."""
+        return self._report
+
+    @property
+    def watched(self) -> tuple[int | None, int | None]:
+        """The view that the lens shows (None: nobody looks) and the timestep it asks about (None: each step's own)."""
+        return self._lens_row, self._probed
+
+    def run(self, until: int | None = None, start: bool = True) -> None:
+        """Serve commands and take steps until `until` steps are done (None: until Stop). The caller's thread becomes
+        the owner of the tensors. With `start` False, wait for Resume first.
+
+        A prior that cannot be loaded and a step that fails are reported as Failed, and the session waits for commands
+        such as a patch. With `until`, nobody is expected to send one: RuntimeError that names the step, unless a
+        listener answered Failed with Stop. The state is kept either way.
         """
         self.running = start
         self._until = until
+        self._error = None
         self._over = False
         try:
-            self.prepare()
-        except Exception as e:
-            if until is not None:
-                raise
-            self._fail(e)
+            try:
+                self.prepare()
+            except Exception as e:
+                if until is not None:
+                    raise
+                self._fail(e)
+            self._run_on()
+            if self._state is not None:
+                self._publish()
+            self._say(Ended(self._step_number))
+            self._set_status("ended", "ended")
+        finally:
+            self._over = True
+            self._answer_rest()
+
+    def _run_on(self) -> None:
+        """Serve commands and take steps until the end of `run`."""
+        until = self._until
         while not self._stopped:
             self._serve()
             if self._stopped or (until is not None and self._step_number >= until):
-                break
+                return
+            if self._error is not None and until is not None:
+                raise RuntimeError(f"stopped at step {self._step_number}: {_reason(self._error)}") from self._error
             if self.running and self._state is not None:
                 for command in self._planned.pop(self._state.step, ()):
-                    self._obey_or_refuse(command)
-                self._step()
+                    self.do(command)
+                self.advance()
             self._compare_on()
-        if self._state is not None:
-            self._publish()
-        self._say(Ended(self._step_number))
-        self._set_status("ended", "ended")
-        self._over = True
-        self._answer_rest()
 
     def prepare(self) -> None:
         """Load the prior, compile what must be compiled, build the scene; or wait for `origin`. Does nothing when
@@ -278,6 +302,18 @@ class Session:
             self._start_over("started")
         self._settle()
 
+    def do(self, command: Command) -> None:
+        """Carry out `command` now. A command that fails is reported as Rejected, and the run goes on as before."""
+        try:
+            self._obey(command)
+        except Exception as e:  # whatever it is, the run goes on
+            target = str(getattr(command, "step", ""))
+            self._say(Rejected(self._step_number, type(command).__name__.lower(), target, _reason(e)))
+            if self._state is None and isinstance(command, (Resume, Advance, Reset)):
+                self._fail(e)  # of the others it says why there is still nothing
+            else:
+                self._settle()
+
     def moment(self) -> Moment:
         """The present, in full."""
         newest = self.timeline.newest
@@ -289,20 +325,18 @@ class Session:
         moment, undo = self.moment(), self._undo
         if undo is not None:  # a bank of prompts is of one thread
             undo = dataclasses.replace(undo, bank=PromptBank(undo.prior), changes=list(undo.changes))
-        return Fork(moment, self.timeline.branched(moment), self.running, self._steps_left, undo)
+        return Fork(moment, self.timeline.branched(moment), self.running, self.steps_left, undo)
 
     def pinned(self) -> Settings:
         """The settings that steps follow, with the commit of a prior from the Hub: whoever goes on with them gets the
         same weights."""
-        commit = getattr(self._prior, "commit", "")
+        commit = self._prior.commit if self._prior is not None else ""
         return self.effective.patch("prior.revision", commit) if commit else self.effective
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint of the present state into `folder`."""
         parts = self.moment().parts
-        path = checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.pinned())})
-        self._say(Saved(self.state.step, str(folder)))
-        return path
+        return checkpoint.save(folder, self.state.step, parts, {"settings.toml": to_toml(self.pinned())})
 
     def export(self, folder: Path, size: int = 256) -> list[Path]:
         """Write what the run has made into `folder`, a turntable with pictures of `size` pixels; the files written."""
@@ -326,7 +360,6 @@ class Session:
         self.timeline = Timeline()
         self.timeline.note(number, "load", f"loaded a checkpoint of step {number}")
         self.timeline.keep(moment)
-        self._say(Loaded(number, str(folder)))
         self._publish()
         self._film()
 
@@ -367,7 +400,9 @@ class Session:
     def _serve(self) -> None:
         """Carry out all waiting commands; while not running, wait for one."""
         while True:
-            idle = not self._stopped and (not self.running or self._state is None) and self._comparing is None
+            waits = not self.running or self._state is None
+            given_up = self._error is not None and self._until is not None
+            idle = waits and not (self._stopped or given_up or self._comparing)
             try:
                 asked = self._inbox.get() if idle else self._inbox.get_nowait()
             except queue.Empty:
@@ -379,7 +414,7 @@ class Session:
                 if self._origin.done() and isinstance(asked, (Resume, Advance)):
                     self._begin()  # a second try after a failure
             else:
-                self._obey_or_refuse(asked)
+                self.do(asked)
 
     def _forked(self) -> Fork:
         """Where the run is, for one who wants to branch off."""
@@ -420,23 +455,13 @@ class Session:
             self._fail(e)
             return
         held_back, self._origin, self._held = self._held, None, []
-        self.running, self._steps_left = fork.running, fork.steps_left
+        self.running, self.steps_left = fork.running, fork.steps_left
         self.timeline, self._undo = fork.timeline, fork.undo
         self._say(Branched(fork.moment.step))
         self._publish()
         self._settle()
         for command in held_back:
-            self._obey_or_refuse(command)
-
-    def _obey_or_refuse(self, command: Command) -> None:
-        try:
-            self._obey(command)
-        except Exception as e:  # whatever it is, the run goes on
-            self._say(Rejected(self._step_number, type(command).__name__.lower(), _target(command), _reason(e)))
-            if self._state is None and isinstance(command, (Resume, Advance, Reset, Load)):
-                self._fail(e)  # of the others it says why there is still nothing
-            else:
-                self._settle()
+            self.do(command)
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -444,15 +469,15 @@ class Session:
                 self._patch(changes)
             case Pause():
                 self.running = False
-                self._steps_left = None
+                self.steps_left = None
                 if self._state is not None:
                     self._publish()
                 self._settle()
             case Resume() | Advance():
                 if self._state is None:
                     self.prepare()  # a second try after a failure
-                self._steps_left = (self._steps_left or 0) + command.n if isinstance(command, Advance) else None
-                self.running = True
+                self.steps_left = (self.steps_left or 0) + command.n if isinstance(command, Advance) else None
+                self.running, self._error = True, None
                 self._settle()
             case Reset():
                 begun = self._begun
@@ -465,23 +490,10 @@ class Session:
                     self._use(self.settings, begun)  # the run that there is goes on as it began
                     raise
                 self._settle()
-            case Save(folder):
-                self._set_status("saving", f"saving to {folder}")
-                self.save(Path(folder))
-                self._settle()
-            case Load(folder):
-                self._set_status("loading", f"loading the checkpoint in {folder}")
-                self.restore(Path(folder))
-                self._settle()
             case Goto(number):
                 self._go_to(number)
             case Compare():
                 self._comparing = self._comparison()
-            case Export(folder):
-                self._set_status("exporting", f"exporting to {folder}")
-                files = self.export(Path(folder))
-                self._say(Exported(self._step_number, tuple(str(f) for f in files)))
-                self._settle()
             case Stop():
                 self._stopped = True
 
@@ -498,7 +510,7 @@ class Session:
         except Exception as e:
             raise RuntimeError(f"the run cannot go back to step {moment.step}: {_reason(e)}") from e
         timeline.rewind(moment, present)
-        self.running, self._steps_left = False, None
+        self.running, self.steps_left = False, None
         self._say(Went(moment.step))
         self._publish()
         self._settle()
@@ -658,7 +670,9 @@ class Session:
 
     # ---- stepping ----------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def advance(self) -> None:
+        """Take one step, or one warm-up step of the active loss's auxiliary. A failure rolls back the patch before it,
+        or is reported as Failed when there is none."""
         assert self._bank is not None
         state, s = self.state, self.effective
         started = time.perf_counter()
@@ -738,10 +752,10 @@ class Session:
     def _due_to_pause(self) -> str:
         """Why the session pauses after the step just taken, if it does."""
         number = self.state.step
-        if self._steps_left is not None:
-            self._steps_left -= 1
-            if self._steps_left <= 0:
-                self._steps_left = None
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            if self.steps_left <= 0:
+                self.steps_left = None
                 return f"paused at step {number}"
         if number == self.settings.planned_end and self._until is None:
             return f"finished the planned {self.settings.steps} steps; Start goes on"
@@ -765,7 +779,7 @@ class Session:
         self._settle()
 
     def _fail(self, error: Exception) -> None:
-        self.running = False
+        self.running, self._error = False, error
         self._say(Failed(self._step_number, _reason(error)))
         self._failure = f"failed because {_reason(error)}"
         self._set_status("failed", self._failure)
@@ -985,10 +999,6 @@ def as_read(path: str, value: str, prompt: str) -> str:
     if path in ("prompt.target", "prompt.source"):
         return value.replace(PROMPT, prompt)
     return f"{prompt}, {value}" if path == "prompt.negative" and value else value
-
-
-def _target(command: Command) -> str:
-    return str(getattr(command, "folder", getattr(command, "step", "")))
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,6 @@ Threads  A plain thread pool: numba's own threading layers are not safe with con
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sdlab.machine import n_processors
 from sdlab.raster import cpu_kernels as kernels
 from sdlab.types import Render, ScreenInfo
 
@@ -110,13 +110,7 @@ def set_threads(count: int | None) -> None:
 
 def get_threads() -> int:
     """Return how many threads one call may use."""
-    return _threads or _processors()
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # the processors this process may use; not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return _threads or n_processors()
 
 
 def _run(jobs: Sequence[Callable[[], None]]) -> None:
@@ -153,7 +147,7 @@ def _executor() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(max(_processors(), 2), "raster")
+            _pool = ThreadPoolExecutor(max(n_processors(), 2), "raster")
         return _pool
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdlab.types import Render, ScreenInfo
 
-README = "README.md, 'On an NVIDIA GPU'"
+README = "docs/deploy.md, 'On an NVIDIA GPU'"
 _checking = threading.Lock()  # sessions may start at the same time, and a failed compilation must not be retried
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdlab.errors import first_line
 from sdlab.knobs import read_file
-from sdlab.priors import first_line
 from sdlab.types import RawSplats
 
 MAX_BYTES = 200_000_000

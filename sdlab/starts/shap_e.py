@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdlab.errors import is_out_of_memory, memory_explained
-from sdlab.priors import Progress, first_line, silent
+from sdlab.errors import first_line, is_out_of_memory, memory_explained
+from sdlab.priors import Progress, silent
 from sdlab.priors.files import PROGRESS_EVERY, downloading
 from sdlab.starts.clouds import Cloud, sampled, turned
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdlab.arguments import claim, claim_file, real, whole
+from sdlab.machine import cache_folder, n_processors
 from sdlab.toybox.sample import SCALE
 from sdlab.types import Prior
 
@@ -24,8 +24,8 @@ DEFAULT_WEIGHTS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
 
 
 def default_data() -> Path:
-    """Return the folder in which rendered images are cached between runs, inside the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sdlab" / "toybox"
+    """Return the folder in which rendered images are cached between runs, inside the project's cache folder."""
+    return cache_folder() / "toybox"
 
 
 def require_toybox(folder: Path, option: str) -> None:
@@ -85,7 +85,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--threads",
         type=whole(1, 1024),
-        default=os.cpu_count() or 1,
+        default=n_processors(),
         help="CPU threads (default: all cores; use 1 on a busy machine, where threads wait for each other)",
     )
     p.add_argument(
@@ -310,11 +310,11 @@ def run_judge(options: argparse.Namespace) -> None:
 def run_train_judge(options: argparse.Namespace) -> None:
     import torch
 
-    from sdlab.priors.engines import usable_cores
+    from sdlab.machine import n_cores
     from sdlab.toybox import judge
 
     claim(options.out)
-    torch.set_num_threads(options.threads or usable_cores())  # more threads than usable cores slow each other down
+    torch.set_num_threads(options.threads or n_cores())  # more threads than cores slow each other down
     plan = judge.Plan(
         options.samples or judge.Plan().samples, options.pictures, options.batch, options.lr, options.seed
     )

@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable
 from typing import no_type_check
 
-import numba
 import numpy as np
 
-compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+from sdlab.compiled import kernel
+
+compiled = kernel(finite=True)
 
 FOG, HAZE = np.array((0.8, 0.82, 0.85), np.float32), np.array((0.86, 0.8, 0.68), np.float32)
 VARNISH = np.array((1.0, 0.95, 0.82), np.float32)

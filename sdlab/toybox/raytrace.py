@@ -17,8 +17,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
+
+from sdlab.compiled import kernel
 
 BALL, CUBE, CYLINDER, CONE = range(4)
 PLAIN, STRIPED, SPOTTED = range(3)
@@ -53,7 +54,7 @@ class Batch(NamedTuple):
     slopes: np.ndarray  # [n, 2] direction of the gradient on the screen (right, down); zero gives the mean colour
 
 
-compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+compiled = kernel(finite=True)
 
 
 @compiled
