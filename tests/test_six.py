@@ -1,4 +1,4 @@
-"""Losses beside each other: what is run, for how long, whether it draws the same; the judge is a stand-in."""
+"""Comparisons of losses: what is run, for how long, with which random numbers; the judge is a stand-in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIXTURE = '[prior]\nkind = "mixture"\n[scene]\nn_init = 40\n'
 
 @pytest.fixture
 def judge(monkeypatch):
-    """Sees a red bear from the front on even views and a blue car from behind on odd ones."""
+    """Replace the judge: it reads even views as a red bear from the front, odd ones as a blue car from behind."""
 
     def read(rgb):
         kinds = (
@@ -159,11 +159,11 @@ def test_a_run_fills_its_seconds_and_its_schedules_follow_the_clock(judge, tmp_p
     monkeypatch.setattr(variants, "step", step)
     assert run("six", *TINY, "--only", "sds", "--seconds", 1, "--out", tmp_path) == 0
     (row,) = found(tmp_path)["rows"]
-    assert seen.pop(0) == 0, "one step beforehand compiles and is not counted"
+    assert seen.pop(0) == 0, "an uncounted step first compiles"
     assert 1 <= row["seconds"] < 10
     assert (row["steps"], row["note"]) == (len(seen), "")
     assert seen[0] == 0
-    # each share of the steps' plan is that of the time that had passed, with nothing left at the end
+    # progress through the planned steps follows progress through the time, up to the end
     assert 0.5 < seen[-1] <= 1
     assert all(b > a - 0.05 for a, b in itertools.pairwise(seen))
 
@@ -198,7 +198,7 @@ def test_a_tuned_preset_is_taken_and_what_it_changes_on_purpose_is_named(judge, 
     assert [row["t"] for row in result["draws"]] == [line, line]
     assert {row["noise"] for row in result["draws"]} == {"equal"}
     assert f"sbp against sds, 3 steps: cameras, noise equal; t {line}" in capsys.readouterr().out
-    # --preset is for all
+    # --preset applies to every run
     assert run("six", "--preset", "toybox", *STEPS, "--only", "sds,sbp", "--out", tmp_path / "b") == 0
     assert found(tmp_path / "b")["draws"][0]["t"] == "equal"
 

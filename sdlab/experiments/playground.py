@@ -95,7 +95,7 @@ def run(out: Path, quick: bool = False) -> dict[str, Any]:
     return result
 
 
-def beside_sds(s: Settings, prior: Prior, out: Path) -> None:
+def compare_with_sds(s: Settings, prior: Prior, out: Path) -> None:
     """Compare the loss of a finished run of points with SDS: print the results and write two plots to `out`."""
     pair = {}
     for loss in dict.fromkeys(("sds", s.active)):
