@@ -160,14 +160,14 @@ def test_batches_are_few_and_equal():
     assert sorted(part.stop - part.start for part in parts) == [11, 12, 12]
 
 
-def test_true_pictures_show_what_the_captions_say():
+def test_real_images_show_what_the_captions_say():
     facts = [plain_facts("bear", "red"), plain_facts("car", "blue"), plain_facts("tree", "green")]
-    rgb = table31.true_pictures(facts, 2, 32)
+    rgb = table31.real_images(facts, 2, 32)
     assert rgb.shape == (6, 3, 32, 32)
     seen = judge.read(judge.load(), rgb)
     assert [(t.object, t.colour) for t in seen] == 2 * [("bear", "red"), ("car", "blue"), ("tree", "green")]
     assert not torch.equal(rgb[:3], rgb[3:])
-    assert torch.equal(table31.true_pictures(facts, 1, 32, first=1), rgb[3:]), "later images of the same series"
+    assert torch.equal(table31.real_images(facts, 1, 32, first=1), rgb[3:]), "later images of the same series"
 
 
 # ---- the command ------------------------------------------------------------------------------------------------

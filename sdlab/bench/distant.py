@@ -32,7 +32,7 @@ class Visitor:
     def __init__(self, address: str, arrive: int, act: int, tab: str) -> None:
         self._address = address
         self._page = secrets.token_hex(8)
-        self.asked, self.bytes = 0, 0
+        self.requests, self.bytes = 0, 0
         answer = self._call(arrive, [False, ""])[-1]
         self._token = answer["token"]
         self.seat = answer["panels"]["stage"][0]["token"]
@@ -45,10 +45,10 @@ class Visitor:
 
     def _fetch(self, path: str, body: bytes | None = None) -> dict[str, Any]:
         request = urllib.request.Request(self._address + path, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            said = answer.read()
-        self.bytes += len(said)
-        return json.loads(said)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            content = response.read()
+        self.bytes += len(content)
+        return json.loads(content)
 
     def watch(self) -> None:
         """Receive everything sent to the 3D view."""
@@ -67,7 +67,7 @@ class Visitor:
         while not stop.wait(max(end - time.monotonic(), 0.0)):
             end = time.monotonic() + ASK_EVERY
             self._fetch(f"news/{self._token}?page={self._page}")
-            self.asked += 1
+            self.requests += 1
 
 
 def main(address: str, arrive: str, act: str, tab: str) -> None:
@@ -78,7 +78,7 @@ def main(address: str, arrive: str, act: str, tab: str) -> None:
     print(visitor.seat, flush=True)
     sys.stdin.read()
     stop.set()
-    print(f"{visitor.asked} questions, {visitor.bytes / 1e6:.1f} MB", flush=True)
+    print(f"{visitor.requests} requests, {visitor.bytes / 1e6:.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -183,8 +183,8 @@ def _forward_backward(name: str, count: int, pixels: int, device: torch.device, 
     for _ in range(repeats + 1):
         wait_for(device)
         started = time.perf_counter()
-        picture = BACKENDS[name](*scene, viewmats, Ks, pixels, pixels, background).rgb
-        torch.autograd.grad(picture, scene, torch.ones_like(picture))
+        image = BACKENDS[name](*scene, viewmats, Ks, pixels, pixels, background).rgb
+        torch.autograd.grad(image, scene, torch.ones_like(image))
         wait_for(device)
         times.append(1e3 * (time.perf_counter() - started))
     return statistics.median(times[1:])  # the first compiles

@@ -45,7 +45,7 @@ PATIENCE = 300.0  # time limit of every wait, in seconds: a machine may be busy 
 LOOK_EVERY = 0.05  # seconds
 CALL = "/gradio_api/run/"  # part of the path of every call of a handler
 NEWS = "/news/"  # part of the path of every request for news
-POLL = -1  # its number, beside Gradio's numbers of handlers
+POLL = -1  # stands for these requests among Gradio's numbers of handlers
 # durations of calls as measured by the browser, from sending to the last byte of the response, in ms
 OWN_TIMES = (
     "if (window === window.top) { window.callsOfPage = []; new PerformanceObserver((list) => {"

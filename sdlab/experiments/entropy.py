@@ -131,9 +131,9 @@ def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int)
     return _outcome(prior, views.detach(), projected / exact_norm)
 
 
-def _difference(answers: Sequence[Tensor]) -> Tensor:
+def _difference(scores: Sequence[Tensor]) -> Tensor:
     """Return psi with the camera minus psi without."""
-    own, together = answers
+    own, together = scores
     return own - together
 
 

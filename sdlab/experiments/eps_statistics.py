@@ -103,7 +103,7 @@ def readable(remark: Callable[[str], str], count: int) -> list[Shot]:
     return shots
 
 
-def mixture_pictures(quick: bool) -> Known:
+def mixture_images(quick: bool) -> Known:
     """Return samples of the mixture of images, all for one text."""
     return drawn_from(MixturePrior(), TEXT, quick)
 
@@ -129,7 +129,7 @@ def draws(m: Mixture, count: int) -> Tensor:
 
 PRIORS: dict[str, Callable[[bool], Known]] = {
     "toybox": toybox,
-    "mixture, pictures": mixture_pictures,
+    "mixture, pictures": mixture_images,
     "mixture, plane": plane,
 }
 

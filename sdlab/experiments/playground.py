@@ -64,15 +64,15 @@ def run(out: Path, quick: bool = False) -> dict[str, Any]:
     priors = {scores: _prior(base, scores) for scores in ("exact", "trained")}
     rows: list[dict[str, Any]] = []
     drawn: dict[tuple[str, str, str], Trajectories] = {}
-    for scores, start, (asked_there, scale), loss in itertools.product(priors, STARTS, ASKED, LOSSES):
-        asked, (x, y) = asked_there or start, STARTS[start]
-        changes = [("scene.start_x", x), ("scene.start_y", y), ("prompt.text", asked), (f"losses.{loss}.cfg", scale)]
+    for scores, start, (named, scale), loss in itertools.product(priors, STARTS, ASKED, LOSSES):
+        prompt, (x, y) = named or start, STARTS[start]
+        changes = [("scene.start_x", x), ("scene.start_y", y), ("prompt.text", prompt), (f"losses.{loss}.cfg", scale)]
         s = base.patch_all([("active", loss), *changes])
         points = run_points(s, priors[scores], s.steps)
-        drawn[scores, f"{start}, {asked}, {scale:g}", loss] = points
-        where = {"scores": scores, "start": start, "asked": asked, "cfg": scale, "loss": loss}
+        drawn[scores, f"{start}, {prompt}, {scale:g}", loss] = points
+        where = {"scores": scores, "start": start, "asked": prompt, "cfg": scale, "loss": loss}
         rows += [
-            {**where, "length": name, "steps": steps, **read(priors[scores], asked, points, steps)}
+            {**where, "length": name, "steps": steps, **read(priors[scores], prompt, points, steps)}
             for name, steps in LENGTHS.items()
         ]
     result = {
@@ -85,11 +85,11 @@ def run(out: Path, quick: bool = False) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "playground.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     start = next(iter(STARTS))
-    for asked_there, scale in ASKED:
-        asked = asked_there or start
-        pair = {loss: drawn["exact", f"{start}, {asked}, {scale:g}", loss] for loss in LOSSES}
-        name = "all" if asked == ALL else f"cfg-{scale:g}"
-        plot_pair(priors["exact"], asked, pair, out / f"trajectories-{name}.png")
+    for named, scale in ASKED:
+        prompt = named or start
+        pair = {loss: drawn["exact", f"{start}, {prompt}, {scale:g}", loss] for loss in LOSSES}
+        name = "all" if prompt == ALL else f"cfg-{scale:g}"
+        plot_pair(priors["exact"], prompt, pair, out / f"trajectories-{name}.png")
         plot_control(pair, out / f"control-variate-{name}.png")
     print(f"plots and playground.json in {out}")
     return result
@@ -139,9 +139,9 @@ def _points(events: Tensor) -> np.ndarray:
     return events.flatten(1).float().cpu().numpy()
 
 
-def read(prior: Any, asked: str, points: Trajectories, steps: int) -> dict[str, Any]:
+def read(prior: Any, prompt: str, points: Trajectories, steps: int) -> dict[str, Any]:
     """Return the results after the first `steps` steps."""
-    wanted = prior.mixture(asked)
+    wanted = prior.mixture(prompt)
     held = shares(wanted.means.flatten(1), wanted.stds, torch.from_numpy(points.paths[steps]))
     return {
         "correlation": round(points.correlation(steps), 3),
@@ -181,7 +181,7 @@ def _print(r: dict[str, Any]) -> None:
 # ---- plots -------------------------------------------------------------------------------------------------------
 
 
-def plot_pair(prior: Prior, asked: str, pair: dict[str, Trajectories], file: Path) -> None:
+def plot_pair(prior: Prior, prompt: str, pair: dict[str, Trajectories], file: Path) -> None:
     """Plot figures 5 and 10 to 12: a row for each loss, the paths of 10, 100 and 1000 seeds."""
     from matplotlib.figure import Figure
 
@@ -191,7 +191,7 @@ def plot_pair(prior: Prior, asked: str, pair: dict[str, Trajectories], file: Pat
     grid = np.reshape(figure.subplots(len(rows), columns), (len(rows), columns))
     for axes_row, (loss, row) in zip(grid, rows.items(), strict=True):
         for axes, (title, paths) in zip(axes_row, row.items(), strict=True):
-            plot_on(axes, prior, prior.embed(asked), paths)
+            plot_on(axes, prior, prior.embed(prompt), paths)
             axes.set_title(f"{loss.upper()}, {title}")
     figure.savefig(file, dpi=100)
 

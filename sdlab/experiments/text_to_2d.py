@@ -190,7 +190,7 @@ class Interrupted(Exception):
     """Ctrl-C: the images in progress are dropped."""
 
 
-def true_pictures(facts: Sequence[Facts], each: int, size: int, first: int = 0) -> Tensor:
+def real_images(facts: Sequence[Facts], each: int, size: int, first: int = 0) -> Tensor:
     """Render `each` real images of all `facts` from the judge's series, [n, 3, size, size] in [0, 1].
 
     The first `first` images of each are skipped.
@@ -300,7 +300,7 @@ def references(studio: Studio, size: Size) -> References:
     def read(rgb: Tensor) -> Tensor:
         return judge.features(classifier, rgb)
 
-    true = true_pictures(studio.facts, size.true_each, studio.runner.prior.image_size)
+    true = real_images(studio.facts, size.true_each, studio.runner.prior.image_size)
     return References({TRUE: read(true), DDIM: read(studio.sampled(size.ddim_each))}, read)
 
 
@@ -312,8 +312,8 @@ def scores_of(made: Made, studio: Studio, against: References) -> dict[str, floa
         scores |= {f"fid_{name}": fid(found, features), f"kid_{name}": kid(found, features)}
     read = studio.runner.read(to_uint8(made.rgb))
     pairs = list(zip(read, studio.facts, strict=True))
-    scores["object"] = sum(seen.object == asked.object for seen, asked in pairs) / len(pairs)
-    scores["colour"] = sum(seen.colour == asked.colour for seen, asked in pairs) / len(pairs)
+    scores["object"] = sum(seen.object == wanted.object for seen, wanted in pairs) / len(pairs)
+    scores["colour"] = sum(seen.colour == wanted.colour for seen, wanted in pairs) / len(pairs)
     if made.seconds is not None:
         scores["seconds"] = made.seconds
     return scores
@@ -364,7 +364,7 @@ def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -
         against = references(studio, size)
         dimension = against.features[TRUE].shape[1]
         for seed in range(size.seeds):
-            made = Made(true_pictures(studio.facts, 1, runner.prior.image_size, size.true_each + seed))
+            made = Made(real_images(studio.facts, 1, runner.prior.image_size, size.true_each + seed))
             rows[0].add(made, scores_of(made, studio, against))
         for seed in range(size.seeds):
             for method, row in zip(wanted, rows[1:], strict=True):
@@ -464,7 +464,7 @@ def save_sheet(rows: Sequence[Row], texts: Sequence[str], path: Path) -> None:
         y = top + number * (CELL + 4)
         label = row.label.replace(":", "\n")
         pen.multiline_text((6, y + CELL // 2 - 8), label, fill=(40, 40, 48), font=font)
-        for column, picture in enumerate(to_uint8(row.made[0].rgb[:shown])):
-            small_picture = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.LANCZOS)
-            sheet.paste(small_picture, (left + column * (CELL + 4), y))
+        for column, image in enumerate(to_uint8(row.made[0].rgb[:shown])):
+            cell = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS)
+            sheet.paste(cell, (left + column * (CELL + 4), y))
     save_small(sheet, path)
