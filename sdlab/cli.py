@@ -95,9 +95,9 @@ def _run(args: argparse.Namespace) -> int:
     if done.interrupted:
         return 130
     if s.scene.kind == "points" and not plan:
-        from sdlab.experiments.playground import beside_sds
+        from sdlab.experiments.playground import compare_with_sds
 
-        beside_sds(s, done.prior, args.out)
+        compare_with_sds(s, done.prior, args.out)
     return 0
 
 

@@ -175,7 +175,7 @@ class _Console:
         self.failure = ""
         self.bar = progress_bar(until, "step", initial=first)
         self._session = session
-        self._said, self._said_at = "", 0.0
+        self._shown, self._shown_at = "", 0.0
 
     def __call__(self, event: Event) -> None:
         from sdlab.live.messages import Failed, Rejected, Skipped, Status, Stepped, Stop
@@ -197,10 +197,10 @@ class _Console:
 
     def _describe(self, phase: str, text: str) -> None:
         """Show what the session does before the bar. A warm-up reports many times a second and takes no steps."""
-        before, self._said = self._said, text if phase == "running" else phase
-        self.bar.set_description_str(self._said, refresh=False)
-        if (self._said == phase) != (before == phase) or time.monotonic() - self._said_at > self.bar.mininterval:
-            self._said_at = time.monotonic()
+        before, self._shown = self._shown, text if phase == "running" else phase
+        self.bar.set_description_str(self._shown, refresh=False)
+        if (self._shown == phase) != (before == phase) or time.monotonic() - self._shown_at > self.bar.mininterval:
+            self._shown_at = time.monotonic()
             self.bar.refresh()
 
 
@@ -245,7 +245,7 @@ def interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-# ---- what it made ------------------------------------------------------------------------------------------------
+# ---- result ------------------------------------------------------------------------------------------------------
 
 
 def _size_of(scene: Any) -> str:

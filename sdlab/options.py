@@ -1,4 +1,4 @@
-"""Turn what a command line says into what a run takes: settings, a plan of changes, a device."""
+"""Turn command-line options into the inputs of a run: settings, a plan of changes, a device."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ TERMINAL_EVERY, LOG_EVERY = 0.5, 10.0  # seconds between updates; a log file nee
 def progress_bar(total: float, unit: str, every: float | None = None, **options: Any) -> tqdm:
     """Return a bar to be closed by the caller or by a `with` block.
 
-    It is drawn at most once in `every` seconds, with 0 at each update; `options` are those of tqdm.
+    It is drawn at most every `every` seconds, or with 0 at each update; `options` go to tqdm.
     """
     if every is None:
         every = TERMINAL_EVERY if sys.stderr.isatty() else LOG_EVERY

@@ -1,4 +1,4 @@
-"""The command line, as a user calls it."""
+"""The command line, called as by a user."""
 
 import importlib
 import json

@@ -14,7 +14,7 @@ from sdlab.headless import interruptible
 from sdlab.options import choose_device, refuse_reserved, settings_for
 
 if TYPE_CHECKING:
-    from sdlab.experiments.objects import Bench
+    from sdlab.experiments.objects import Runner
     from sdlab.experiments.variants import Variant
     from sdlab.settings import Settings
 
@@ -49,11 +49,11 @@ def add_distilling(commands: argparse._SubParsersAction) -> None:
     _add_janus(commands)
 
 
-def _measured(args: argparse.Namespace, bench: Bench, measure: Callable[[], Any]) -> int:
+def _measured(args: argparse.Namespace, runner: Runner, measure: Callable[[], Any]) -> int:
     """Prepare and measure. Return the exit code: 130 if Ctrl-C ended the measurement early; results so far are kept."""
     claim(args.out)
-    bench.prepare()
-    with interruptible(bench.stop.set) as interrupted:
+    runner.prepare()
+    with interruptible(runner.stop.set) as interrupted:
         measure()
     return 130 if interrupted() else 0
 
@@ -126,7 +126,7 @@ def _add_table31(commands: argparse._SubParsersAction) -> None:
 
 def _table31(args: argparse.Namespace) -> int:
     from sdlab.experiments import text_to_2d as table
-    from sdlab.experiments.objects import Bench
+    from sdlab.experiments.objects import Runner
 
     refuse_reserved(args.set, ("active", "prompt.text", "prompt.view_dependent", "scene.n", "seed", "steps"))
     size, steps = (table.QUICK, table.QUICK_STEPS) if args.quick else (table.Size(), table.STEPS)
@@ -137,8 +137,8 @@ def _table31(args: argparse.Namespace) -> int:
         return settings_for(args.preset, [*table.common(steps), *defaults, *args.set, *changes], steps=steps)
 
     wanted = table.methods(listed(args.losses) or table.METHODS, settings)
-    bench = Bench(settings((), ()), choose_device(args.device))
-    return _measured(args, bench, lambda: table.run_table(bench, wanted, size, args.out))
+    runner = Runner(settings((), ()), choose_device(args.device))
+    return _measured(args, runner, lambda: table.run_table(runner, wanted, size, args.out))
 
 
 # ---- comparisons of losses --------------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ def _six(args: argparse.Namespace) -> int:
 
     labels = [("--only", x) for x in listed(args.only)] or [("--losses", x) for x in six.SIX]
     labels += [("--losses", x) for x in listed(args.losses)]
-    bench, variants = comparison(args, labels, reserved=("active", "prompt.text"), text=args.prompt)
-    six.asked_for(bench.settings.prompt.text)  # raises before any work for a prompt that the judge cannot read
-    return _measured(args, bench, lambda: six.run_six(bench, variants, args.out, args.steps))
+    runner, variants = comparison(args, labels, reserved=("active", "prompt.text"), text=args.prompt)
+    six.asked_for(runner.settings.prompt.text)  # raises before any work for a prompt that the judge cannot read
+    return _measured(args, runner, lambda: six.run_six(runner, variants, args.out, args.steps))
 
 
 def _add_cutoffs(commands: argparse._SubParsersAction) -> None:
@@ -181,9 +181,9 @@ def _cutoffs(args: argparse.Namespace) -> int:
         args.preset = "toybox-2d"
     cutoffs = listed(args.cutoffs) or six.CUTOFFS
     labels = [("--cutoffs", f"vdm:dca_cutoff={cutoff}") for cutoff in cutoffs]
-    bench, variants = comparison(args, labels, ("active", "prompt.text", "losses.vdm.dca_cutoff"), args.prompt)
-    six.asked_for(bench.settings.prompt.text)
-    return _measured(args, bench, lambda: six.run_six(bench, variants, args.out, args.steps, "cutoffs"))
+    runner, variants = comparison(args, labels, ("active", "prompt.text", "losses.vdm.dca_cutoff"), args.prompt)
+    six.asked_for(runner.settings.prompt.text)
+    return _measured(args, runner, lambda: six.run_six(runner, variants, args.out, args.steps, "cutoffs"))
 
 
 def _add_janus_losses(commands: argparse._SubParsersAction) -> None:
@@ -209,13 +209,13 @@ def _add_janus_losses(commands: argparse._SubParsersAction) -> None:
 
 def _janus_losses(args: argparse.Namespace) -> int:
     from sdlab.experiments import janus_losses as janus
-    from sdlab.experiments.objects import choose
+    from sdlab.experiments.objects import parse_objects
 
     labels = [("--variants", x) for x in listed(args.variants) or janus.VARIANTS]
-    bench, variants = comparison(args, labels, reserved=("active", "prompt.text", "prompt.view_dependent"))
-    names = choose(args.objects, "--objects", front=True)
+    runner, variants = comparison(args, labels, reserved=("active", "prompt.text", "prompt.view_dependent"))
+    names = parse_objects(args.objects, "--objects", front=True)
     entries = janus.entries(variants, names, args.seeds)
-    return _measured(args, bench, lambda: janus.run_janus_losses(bench, entries, args.out, args.steps))
+    return _measured(args, runner, lambda: janus.run_janus_losses(runner, entries, args.out, args.steps))
 
 
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
@@ -240,14 +240,14 @@ def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
 
 def comparison(
     args: argparse.Namespace, labels: Sequence[tuple[str, str]], reserved: Sequence[str], text: str | None = None
-) -> tuple[Bench, list[Variant]]:
-    """Return the bench and the variants of a comparison.
+) -> tuple[Runner, list[Variant]]:
+    """Return the runner and the variants of a comparison.
 
     `labels` holds pairs of the option that named a variant and its spelling; `text` is the prompt, or None for the
     preset's own. Raises ValueError for bad options and for assignments to `reserved` knobs.
     """
-    from sdlab.experiments.objects import Bench
-    from sdlab.experiments.variants import PRESET, Variant, preset_of, spelled
+    from sdlab.experiments.objects import Runner
+    from sdlab.experiments.variants import PRESET, Variant, parse_variant, preset_for
 
     refuse_reserved(args.set, reserved)
     named = {"steps": args.steps, "seed": args.seed, "prompt__text": text}
@@ -255,12 +255,12 @@ def comparison(
     named["prompt__text"] = base.prompt.text  # the preset tuned for a loss may have another prompt
     variants = {}
     for option, label in labels:
-        loss, assignments = spelled(label, option)
-        preset = args.preset or preset_of(loss)
+        loss, assignments = parse_variant(label, option)
+        preset = args.preset or preset_for(loss)
         s = settings_for(preset, [*args.set, f"active={loss}", *assignments], **named)
         variants[label] = Variant(label, preset, s)
     seconds = args.seconds or (float("inf") if args.steps else args.default_seconds)
-    return Bench(base, choose_device(args.device), float(seconds)), list(variants.values())
+    return Runner(base, choose_device(args.device), float(seconds)), list(variants.values())
 
 
 # ---- distilling the whole toybox ---------------------------------------------------------------------------------
@@ -278,9 +278,9 @@ def _add_objects(commands: argparse._SubParsersAction) -> None:
 def _objects(args: argparse.Namespace) -> int:
     from sdlab.experiments import objects
 
-    bench = _distilling(args, reserved=("prompt.text",))
-    cases = objects.cases(bench.settings, objects.choose(args.only, "--only"), args.colour)
-    return _measured(args, bench, lambda: objects.run_objects(bench, cases, args.out, args.keep))
+    runner = _distilling(args, reserved=("prompt.text",))
+    cases = objects.cases(runner.settings, objects.parse_objects(args.only, "--only"), args.colour)
+    return _measured(args, runner, lambda: objects.run_objects(runner, cases, args.out, args.keep))
 
 
 def _add_janus(commands: argparse._SubParsersAction) -> None:
@@ -300,9 +300,11 @@ def _add_janus(commands: argparse._SubParsersAction) -> None:
 def _janus(args: argparse.Namespace) -> int:
     from sdlab.experiments import objects
 
-    bench = _distilling(args, reserved=("prompt.text", "prompt.view_dependent"))
-    cases = objects.janus_cases(bench.settings, objects.choose(args.objects, "--objects", front=True), args.seeds)
-    return _measured(args, bench, lambda: objects.run_janus(bench, cases, args.out))
+    runner = _distilling(args, reserved=("prompt.text", "prompt.view_dependent"))
+    cases = objects.janus_cases(
+        runner.settings, objects.parse_objects(args.objects, "--objects", front=True), args.seeds
+    )
+    return _measured(args, runner, lambda: objects.run_janus(runner, cases, args.out))
 
 
 def _add_distilling(p: argparse.ArgumentParser, what: str) -> None:
@@ -323,11 +325,11 @@ def _add_distilling(p: argparse.ArgumentParser, what: str) -> None:
     add_device(p)
 
 
-def _distilling(args: argparse.Namespace, reserved: Sequence[str]) -> Bench:
-    """Return the bench of `objects` or `janus`. Raises ValueError for bad options and for assignments to `reserved`
+def _distilling(args: argparse.Namespace, reserved: Sequence[str]) -> Runner:
+    """Return the runner of `objects` or `janus`. Raises ValueError for bad options and for assignments to `reserved`
     knobs."""
-    from sdlab.experiments.objects import Bench
+    from sdlab.experiments.objects import Runner
 
     refuse_reserved(args.set, reserved)
     s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
-    return Bench(s, choose_device(args.device), args.seconds, args.jobs)
+    return Runner(s, choose_device(args.device), args.seconds, args.jobs)
