@@ -72,7 +72,7 @@ def bind(host: str, port: str) -> socket.socket:
 
 def build(args: argparse.Namespace) -> Any:
     """Return the application; ValueError for an unknown preset, prior or device."""
-    from sdlab.cli import choose_device, settings_for
+    from sdlab.options import choose_device, settings_for
 
     settings = settings_for(args.preset, [], prior__path=args.prior)
     device = choose_device(args.device)
@@ -95,9 +95,9 @@ def build(args: argparse.Namespace) -> Any:
 def say_rasteriser(device: Any) -> None:
     """Print which rasteriser a GPU gets, and why if it is not gsplat. Runs in a thread, because it may have to
     compile."""
-    from sdlab.raster import chosen
+    from sdlab.raster import backend_for
 
-    rasteriser = chosen(device)
+    rasteriser = backend_for(device)
     if rasteriser.note:
         print(f"Rasteriser: {rasteriser.note}.", file=sys.stderr, flush=True)
     elif device.type == "cuda":

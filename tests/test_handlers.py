@@ -2,7 +2,6 @@
 or in two tabs at once."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from waiting import until
 
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Patch, Reset
@@ -86,13 +86,6 @@ def page(manager: Manager) -> Page:
 @pytest.fixture
 def browser(page: Page) -> Browser:
     return Browser(page, "page")
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def ready(browser: Browser) -> None:
@@ -265,15 +258,15 @@ def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: B
     ready(browser)
     session = browser.desk.focus.seat.session
     browser.act(do="probe", t=20)
-    until(lambda: session._probed == 20)
+    until(lambda: session.watched[1] == 20)
     browser.act(do="tab", tab="charts")
-    until(lambda: session._lens_row is None)
+    until(lambda: session.watched[0] is None)
     browser.act(do="tab", tab="lens")
-    until(lambda: session._lens_row is not None)
-    assert session._probed == 20, "the slider stands there still"
+    until(lambda: session.watched[0] is not None)
+    assert session.watched[1] == 20, "the slider stands there still"
     browser.act(do="tab", tab="results")
     Browser(page, "anew", browser.token)
-    until(lambda: (session._lens_row, session._probed) == (0, None))
+    until(lambda: session.watched == (0, None))
     assert browser.desk.tab == "lens"
 
 

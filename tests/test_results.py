@@ -17,6 +17,7 @@ import trimesh
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from waiting import LONG, until
 
 from sdlab.cameras import CameraSettings
 from sdlab.export.mesh import write_glb
@@ -30,7 +31,6 @@ from sdlab.ui.recording import thinned, write_recording
 from sdlab.ui.results import FORMATS, OF_SPLATS, Cancelled, Result, Shelf, Shelves, routes
 
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.9)
-LONG = 30.0  # s
 
 
 def blob(centre: tuple[float, float, float], rgb: tuple[float, float, float], n: int = 300) -> RawSplats:
@@ -69,13 +69,6 @@ def snapshot(n: int, rgb: tuple[float, float, float] = RED, seed: int = 0) -> Sp
 def material(**changes) -> Material:
     film = tuple((10 * i, snapshot(50 + i)) for i in range(4))
     return dataclasses.replace(Material(preset("mixture"), 30, FIGURE, film), **changes)
-
-
-def until(condition, seconds: float = LONG) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 # ---- names -----------------------------------------------------------------------------------------------
@@ -308,9 +301,9 @@ def test_the_recording_plays_from_a_file_without_a_network(tmp_path, browser):
         return bool(np.abs(middle() / 255 - rgb).max() < 0.12)
 
     for wanted in (RED, BLUE, RED):  # grows, and begins again; green, which is behind, never covers the front
-        end = time.monotonic() + LONG
-        while not is_(wanted):
-            assert time.monotonic() < end, f"{wanted} is never seen, now {middle() / 255}"
+        until(
+            lambda wanted=wanted: is_(wanted), say=lambda wanted=wanted: f"{wanted} is not seen, now {middle() / 255}"
+        )
     assert errors == []
     assert [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
 

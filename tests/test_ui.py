@@ -37,8 +37,9 @@ from sdlab.ui import critic
 from sdlab.ui.charts import Curve, Line, Mark, chart
 from sdlab.ui.desk import Desk
 from sdlab.ui.form import control, form_html, form_state, symbol_of
+from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Lane
-from sdlab.ui.panels import PREDICTIONS, Message, formula, preview, prose, status, symbols_of
+from sdlab.ui.panels import Message, preview, status
 from sdlab.ui.visitors import MAX_LANES
 from sdlab.ui.wording import duration, label_of, number, sentence, short, size
 from sdlab.viewport.splat_view import SplatView
@@ -192,11 +193,19 @@ class Silent(SplatView):
         self._peers = ()
 
 
+class Still(Session):
+    """A session that does not run; its settings are set by hand."""
+
+    settings = default_settings("mixture")
+
+
 class Driven:
     """A lane to a session that does not run; what it answers is put in by hand."""
 
     def __init__(self) -> None:
-        self.session = Session(default_settings("mixture"))
+        self.session = Still(default_settings("mixture"))
+        self._sent: list = []
+        self.session.send = lambda command: self._sent.append(command)
         self.lane = Lane(Seat("seat", self.session, threading.Thread()), Silent(), "mixture")
 
     def say(self, *events: Event) -> None:
@@ -204,8 +213,8 @@ class Driven:
             self.session.events.append(event)
 
     def sent(self) -> list:
-        inbox = self.session._inbox
-        return [inbox.get_nowait() for _ in range(inbox.qsize())]
+        sent, self._sent = self._sent, []
+        return sent
 
     def frame(self, step: int) -> None:
         picture = np.zeros((1, 4, 4, 3), np.uint8)
@@ -581,10 +590,11 @@ def test_every_loss_says_where_its_knobs_and_predictions_stand_in_its_formula():
     assert {"c_c", "c_n", "c_u", "c_noise"} <= named["csd"]
     assert {"w", "s"} <= named["sbp"]
     assert named["jsd"] == {"k"}
-    for text in (text for loss in s.losses.values() for text in (loss.formula, *loss.other_formulas)):
-        symbols = symbols_of(text)
-        assert any(symbol in PREDICTIONS or symbol.startswith("eps") for symbol in symbols), text
-        assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
+    for loss in s.losses.values():
+        for text in loss.formulas:
+            symbols = symbols_of(text)
+            assert {term.written for term in loss.terms} & set(symbols), text
+            assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
 
 
 @pytest.mark.parametrize(
@@ -683,9 +693,9 @@ def test_the_note_that_a_start_waits_goes_when_it_runs(driven: Driven):
 
 
 def test_a_refusal_names_the_knob_as_the_page_does_and_is_not_said_for_ever(driven: Driven, monkeypatch):
-    reason = "camera.views = 99: allowed is a number from 1 to 16 (not camera.viewpoints)"
+    reason = "camera.views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
     driven.say(Rejected(0, "camera.views", 99, reason))
-    said = "Views = 99: allowed is a number from 1 to 16 (not camera.viewpoints)"
+    said = "Views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
     assert said in (driven.lane.read().status or "")
     assert said in (driven.lane.read().status or ""), "it was just said"
     later = time.monotonic() + REFUSED_FOR

@@ -1,7 +1,7 @@
-"""A server in this process and a visitor in a real browser, for measurements of the page.
+"""A server in this process and a visitor in a real browser, for benchmarks of the page.
 
-The browser is the system's Chromium, driven by Playwright, which only this needs. It draws WebGL by software, as on a
-machine without a graphics processor.
+The browser is the system's Chromium, driven by Playwright, which only this module needs. It draws WebGL in software, as
+on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.bench import distant
+from sdlab.errors import first_line
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Event, Failed, Stepped
 from sdlab.live.session import Session
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SOFTWARE_GL = ("--no-sandbox", "--enable-unsafe-swiftshader")
 WINDOW = {"width": 1280, "height": 800}
-PATIENCE = 300.0  # seconds for whatever is waited for: a machine may be busy, and compile what it meets first
+PATIENCE = 300.0  # time limit of every wait, in seconds: a machine may be busy or have to compile
 LOOK_EVERY = 0.05  # seconds
-CALL = "/gradio_api/run/"  # in the address of every call of one of Gradio's handlers
-NEWS = "/news/"  # in the address of every poll
-DO = "/do/"  # in the address of every act of the user
+CALL = "/gradio_api/run/"  # part of the path of every call of one of Gradio's handlers
+NEWS = "/news/"  # part of the path of every request for news
+DO = "/do/"  # part of the path of every request that carries acts of the user
 OURS = (CALL, NEWS, DO)
-# what the browser itself says of its calls: from sending to the last byte of the answer, in ms
+# durations of calls as measured by the browser, from sending to the last byte of the response, in ms
 OWN_TIMES = (
     "if (window === window.top) { window.callsOfPage = []; new PerformanceObserver((list) => {"
     f"for (const e of list.getEntries()) if ({json.dumps(OURS)}.some((part) => e.name.includes(part)))"
@@ -61,29 +62,29 @@ Serve = Callable[[Manager, Settings], "Server"]  # a server of the page on a fre
 
 
 def require_browser() -> None:
-    """RuntimeError that says what to install where no page can be opened."""
+    """Raise RuntimeError that says what to install if no page can be opened."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as e:
-        raise RuntimeError("a browser is driven with Playwright, which is not installed: pip install playwright") from e
+        raise RuntimeError("Playwright, which drives the browser, is not installed: pip install playwright") from e
     if _chromium() is not None:
         return
     with sync_playwright() as p:
         if not Path(p.chromium.executable_path).exists():
             raise RuntimeError(
-                f"there is no browser: install Chromium (looked for {', '.join(CHROMIUM)}), or give Playwright its own "
-                "with python -m playwright install chromium"
+                f"no browser found: install Chromium (looked for {', '.join(CHROMIUM)}), or Playwright's own browser "
+                "with `python -m playwright install chromium`"
             )
 
 
 def _chromium() -> str | None:
-    """The system's; None where there is none, and Playwright's own is tried."""
+    """Return the path of the system's Chromium, or None, which makes Playwright use its own."""
     return next((found for name in CHROMIUM if (found := shutil.which(name))), None)
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A running browser without a page. What goes wrong in it is a RuntimeError of one line."""
+    """Run a browser without a page. Its errors become RuntimeErrors of one line."""
     from playwright.sync_api import Error, sync_playwright
 
     try:
@@ -94,11 +95,11 @@ def chromium() -> Iterator[Browser]:
             finally:
                 browser.close()
     except Error as e:
-        raise RuntimeError(f"the browser: {e.message.strip().splitlines()[0]}") from e
+        raise RuntimeError(f"browser error: {first_line(e)}") from e
 
 
 class Tab:
-    """A page that was just opened."""
+    """A newly opened page."""
 
     def __init__(self, browser: Browser, site: Site) -> None:
         self._site = site
@@ -111,51 +112,51 @@ class Tab:
 
     @property
     def meter(self) -> Meter:
-        """Of the lane in focus."""
+        """The meter of the lane in focus."""
         return self._site.manager.meters[self.seat_id()]
 
     def seat_id(self) -> str:
-        """Of the lane in focus."""
+        """Return the seat of the lane in focus."""
         self.page.wait_for_selector(".lane.focus iframe", state="attached")
         address = self.page.get_attribute(".lane.focus iframe", "src") or ""
         found = re.fullmatch(r"(?:viewport|flat)/(.+)/", address)
         if found is None:
-            raise RuntimeError(f"the lane in focus has no view, but {address!r}")
+            raise RuntimeError(f"the lane in focus has no view: its address is {address!r}")
         return found[1]
 
     def require_health(self) -> None:
-        """RuntimeError when a session has failed."""
-        for meter in list(self._site.manager.meters.values()):  # a branch may come in between
+        """Raise RuntimeError if a session has failed."""
+        for meter in list(self._site.manager.meters.values()):  # a branch may be added meanwhile
             meter.require_health()
 
     def click(self, selector: str) -> None:
         self.page.click(selector)
 
     def toggle(self, loss: str) -> None:
-        """Press the button of a loss, which may be folded away."""
+        """Press the button of a loss, which may be in the folded part."""
         button = f'#form [data-value="{loss}"]'
         if not self.page.is_visible(button):
             self.page.click("#form .others summary")
         self.page.click(button)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass. Playwright has to be served meanwhile."""
+        """Wait while serving Playwright."""
         self.page.wait_for_timeout(1000 * seconds)
 
     def wait_for_phase(self, phase: str) -> None:
         self.page.wait_for_selector(f'#status [data-phase="{phase}"]')
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until `condition` holds; RuntimeError, naming `what`, after PATIENCE, or when a session fails."""
+        """Wait until `condition` holds. Raises RuntimeError that names `what` after PATIENCE, or if a session fails."""
         until(condition, what, self.require_health, self.wait)
 
     def view(self) -> np.ndarray:
-        """The 3D view in focus as it is drawn now, float [H, W, 3] in [0, 255]."""
+        """Return a screenshot of the 3D view in focus, float [H, W, 3] in [0, 255]."""
         shot = self.page.locator(".lane.focus iframe").screenshot()
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), dtype=np.float32)
 
     def own_times(self) -> list[float]:
-        """Milliseconds of each call of a handler so far, as the browser saw them."""
+        """Return the milliseconds of every call of a handler so far, as the browser saw them."""
         return self.page.evaluate("window.callsOfPage")
 
     def close(self) -> None:
@@ -168,12 +169,12 @@ def until(
     require_health: Callable[[], None] = lambda: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """See `Tab.until`."""
+    """Wait as in `Tab.until`."""
     end = time.monotonic() + PATIENCE
     while not condition():
         require_health()
         if time.monotonic() > end:
-            raise RuntimeError(f"waited {PATIENCE:.0f} s in vain for {what}")
+            raise RuntimeError(f"timed out after {PATIENCE:.0f} s waiting for {what}")
         wait(LOOK_EVERY)
 
 
@@ -181,13 +182,13 @@ def until(
 
 
 class Meter:
-    """What a session's own thread says of its steps."""
+    """Step counts and times of a session, taken in its own thread."""
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
         self.steps = 0
-        self.now = (0, 0.0)  # the last step, and the processor's seconds that the thread had taken by then
-        self.first_step: dict[str, int] = {}  # by loss: when it first moved the scene
+        self.now = (0, 0.0)  # last step, and CPU seconds of the thread until then
+        self.first_step: dict[str, int] = {}  # loss -> first step in which it moved the scene
         self._failure = ""
         seat.session.listen(self._listen)
 
@@ -205,13 +206,13 @@ class Meter:
                 self._failure = f"a session failed at step {step}: {reason}"
 
     def require_health(self) -> None:
-        """RuntimeError when the session has failed."""
+        """Raise RuntimeError if the session has failed."""
         if self._failure:
             raise RuntimeError(self._failure)
 
 
 class MeteredManager(Manager):
-    """Has a meter for every session, from its beginning."""
+    """A manager with a meter for every session from its start."""
 
     def __init__(self, device: torch.device | str, max_sessions: int) -> None:
         super().__init__(device, max_sessions)
@@ -228,7 +229,7 @@ class MeteredManager(Manager):
         return seat
 
     def close_all(self) -> None:
-        """End all sessions and wait until they are over."""
+        """End all sessions and wait for their threads."""
         for meter in list(self.meters.values()):
             self.close(meter.seat.id)
         for meter in list(self.meters.values()):
@@ -237,8 +238,8 @@ class MeteredManager(Manager):
 
 
 class Calls:
-    """Times every request of the page from its arrival to the end of the answer, including the wait for a thread.
-    Plain ASGI."""
+    """ASGI middleware that times every request of the page from its arrival to the end of the response, including the
+    wait for a thread."""
 
     def __init__(self, app: ASGIApp, kept: list[tuple[str, float]]) -> None:
         self._app = app
@@ -248,19 +249,19 @@ class Calls:
         if scope["type"] != "http" or not scope["path"].startswith(OURS):
             await self._app(scope, receive, send)
             return
-        asked = b""
+        body = b""
         started = time.perf_counter()
 
         async def keep_body() -> Message:
-            nonlocal asked
+            nonlocal body
             message = await receive()
-            asked += message.get("body", b"")
+            body += message.get("body", b"")
             return message
 
         async def watch_end(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                self._kept.append((_asked_for(scope["path"], asked), 1e3 * (time.perf_counter() - started)))
+                self._kept.append((_asked_for(scope["path"], body), 1e3 * (time.perf_counter() - started)))
 
         await self._app(scope, keep_body, watch_end)
 
@@ -273,7 +274,7 @@ def _asked_for(path: str, body: bytes) -> str:
 
 
 class Site:
-    """The page, served from this process as app.py does it, until the end of the `with` block."""
+    """Serves the page from this process, as app.py does, until the end of the `with` block."""
 
     def __init__(self, serve: Serve, settings: Settings, device: torch.device, seats: int) -> None:
         self.manager = MeteredManager(device, seats)
@@ -301,17 +302,17 @@ class Site:
         return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
 
     @contextlib.contextmanager
-    def visited_from_elsewhere(self, tab: str) -> Iterator[str]:
-        """A page that is open somewhere else and shows `tab`; its seat. See `sdlab.bench.distant`."""
+    def visited_remotely(self, tab: str) -> Iterator[str]:
+        """Open a page on a simulated other machine that shows `tab`; yields its seat. See `sdlab.bench.distant`."""
         command = [sys.executable, distant.__file__, self.address, str(self._arrive), tab]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
             try:
                 seat = program.stdout.readline().strip() if program.stdout else ""
                 if seat not in self.manager.meters:
-                    raise RuntimeError("a visitor from elsewhere could not open the page: see above")
+                    raise RuntimeError("the simulated visitor could not open the page: see above")
                 yield seat
             finally:
-                program.communicate()  # which ends its input, and so itself
+                program.communicate()  # closes its input, which ends it
 
     @functools.cached_property
     def _arrive(self) -> int:
@@ -321,19 +322,19 @@ class Site:
         return next(number for number, fn in fns.items() if fn.fn is not None and fn.fn.__name__ == "arrive")
 
 
-# ---- what it takes ---------------------------------------------------------------------------------------
+# ---- resources -------------------------------------------------------------------------------------------
 
 
-def processor_seconds_of_browser() -> dict[int, float]:
-    """Processor time so far of each process that this one has started: the browser's, and what drives it."""
+def browser_cpu_seconds() -> dict[int, float]:
+    """Return the CPU time so far of each child process: the browser and what drives it."""
     found = {}
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
+        with contextlib.suppress(psutil.Error):  # the process has just ended
             times = process.cpu_times()
             found[process.pid] = times.user + times.system
     return found
 
 
 def rss_mb() -> float:
-    """Resident memory of this process now."""
+    """Return the current resident memory of this process."""
     return psutil.Process().memory_info().rss / 2**20

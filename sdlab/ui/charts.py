@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from sdlab.settings import losses
 from sdlab.ui.wording import NOT_YET, duration, number
 
 CHART_POINTS = 200
@@ -95,7 +96,7 @@ PLOTS = (
         "auxiliary",
         "Auxiliary error",
         "mean squared error of the network that the loss trains, against the noise",
-        ("psi_error", "operator_error", "psi_null_error"),
+        tuple(dict.fromkeys(key for loss in losses().values() for key in loss.aux_errors)),
         log=True,
     ),
     Plot("gaussians", "Gaussians", "number of Gaussians in the scene", ("n_gaussians",)),

@@ -339,7 +339,7 @@ def _live(lane: Lane) -> dict[str, Any]:
     frame, s = lane.seat.session.latest.get(), lane.settings
     stats = frame.stats if frame is not None else {}
     found = {"t": stats.get("t"), "w(t)": stats.get("weight"), "noise": stats.get("rms_noise")}
-    found |= {symbol: stats.get(f"rms_{name}") for symbol, name in panels.PREDICTIONS.items()}
+    found |= {term.written: stats.get(f"rms_{term.name}") for term in s.loss.terms}
     values = {symbol: short(value) for symbol, value in found.items() if value is not None}
     now = s.loss.formula_at(s.progress(lane.step))
     return {"loss": s.active, "formula": s.loss.formulas.index(now), "values": values}

@@ -15,7 +15,7 @@ from typing import Any
 from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
-from sdlab.ui.panels import formula, prose, symbols_of
+from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.uploads import UPLOADS
 from sdlab.ui.visitors import max_bytes
 from sdlab.ui.wording import CHOICES, label_of
@@ -24,7 +24,6 @@ MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, have no slider
 LOG_RANGE = 2000  # integers with a wider range get a logarithmic slider
 SLIDER_NOTCHES = 400  # approximate number of values on a linear slider
 
-BIG = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")  # the losses that the lab is about; the others are in a fold
 SHOWN_KNOBS = 4  # per loss, of those that take effect at once; the rest is in a fold
 TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
 KEPT_ELSEWHERE = ("active", "prompt.text")  # have controls of their own above the groups
@@ -181,9 +180,9 @@ def _losses(settings: Settings, locked: Collection[str]) -> str:
 
 
 def loss_toggle(settings: Settings) -> str:
-    """Return a button for each loss: the main ones first, the others in a fold that names the active one."""
+    """Return a button for each loss: those with a place first, the others in a fold that names the active one."""
     losses = settings.losses
-    big = [name for name in BIG if name in losses]
+    big = sorted((name for name in losses if losses[name].place), key=lambda name: losses[name].place)
     others = [name for name in losses if name not in big]
     if not big:
         big, others = others, []

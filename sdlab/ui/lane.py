@@ -16,7 +16,6 @@ from sdlab.live.messages import (
     Command,
     Event,
     Failed,
-    Loaded,
     Noted,
     Patch,
     Rejected,
@@ -226,9 +225,6 @@ class Lane:
                 self._message = Message("warning", text)
             case Failed(_, reason):
                 self._message = Message("error", reason)
-            case Loaded():
-                self._forget_curves()
-                stale |= set(self.settings.knobs())
             case Went(step) | Branched(step):
                 for curve in self.curves.values():
                     curve.cut(step)

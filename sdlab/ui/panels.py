@@ -10,7 +10,6 @@ import base64
 import html
 import io
 import math
-import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -19,6 +18,7 @@ from PIL import Image
 
 from sdlab.lens import Comparison, LensPictures
 from sdlab.live.messages import Phase
+from sdlab.ui.formulas import prose
 from sdlab.ui.wording import NOT_YET, PHASE_WORDS, WARMING_UP, duration, number, sentence
 
 MAX_PREVIEW = 16
@@ -54,7 +54,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
     if waits:
         said = f"{said}; the scene waits"
     tone, line = (message.tone, message.text) if message is not None else ("info", said)
-    busy = " busy" if phase in ("loading", "compiling", "saving", "exporting") else " waits" if waits else ""
+    busy = " busy" if phase in ("loading", "compiling") else " waits" if waits else ""
     role = "alert" if tone == "error" else "status"
     return (
         f'<div class="status {phase}" data-phase="{phase}" data-step="{step}">'
@@ -178,110 +178,3 @@ def data_uri(picture: np.ndarray) -> str:
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-GREEK = {"eps": "epsilon", "lam": "lambda"} | {
-    name: name
-    for name in (
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "eta",
-        "kappa",
-        "lambda",
-        "mu",
-        "phi",
-        "psi",
-        "sigma",
-        "tau",
-        "theta",
-    )
-}
-
-
-# a symbol with its index, and what it is asked about: eps_psi(camera)
-SYMBOL = re.compile(r"(?<![&;])\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b(\([^()]*\))?")
-VALUED = ("eps", "w", "M")  # functions: their parentheses are a part of the symbol
-# what the formulas call a prediction -> its name in `Guidance.preds`
-PREDICTIONS = {
-    "eps_c": "pos",
-    "eps_u": "uncond",
-    "eps_n": "neg",
-    "eps_psi(camera)": "psi",
-    "eps_psi(none)": "psi_null",
-    "eps(target prompt)": "target",
-    "eps(source prompt)": "source",
-    "eps(inverted)": "pos",
-    "eps(minority)": "minority",
-    "kappa": "inversion",
-    "M(eps_c)": "operator",
-}
-
-
-def formula(text: str) -> str:
-    """A formula in plain letters with Greek ones and subscripts: eps_u becomes ε with an index u. Each term is a span
-    that belongs in one line; each symbol carries its name, so that its value can be shown below it."""
-    return " ".join(f"<span>{_symbols(html.escape(term, quote=False), named=True)}</span>" for term in terms(text))
-
-
-def symbols_of(text: str) -> list[str]:
-    """The names of the symbols in a formula in plain letters."""
-    return [_name(m) for m in SYMBOL.finditer(text) if _is_symbol(m)]
-
-
-def _name(m: re.Match[str]) -> str:
-    return m[0] if m[1] in VALUED else m[0].removesuffix(m[3] or "")
-
-
-def _is_symbol(m: re.Match[str]) -> bool:
-    return m[1] in GREEK or len(m[1]) == 1 or m[1] == "noise"
-
-
-def terms(text: str) -> list[str]:
-    """A formula cut before each + and - that is in no parentheses: there it may go on in another line."""
-    found = [""]
-    for word in text.split(" "):
-        if word in ("+", "-") and found[-1].count("(") == found[-1].count(")"):
-            found.append(word)
-        else:
-            found[-1] = f"{found[-1]} {word}" if found[-1] else word
-    return found
-
-
-def _symbols(escaped: str, named: bool = False) -> str:
-    """Words that name a symbol as that, with their index; a minus as long as a plus. With `named` each is a span that
-    carries its name."""
-
-    def letter(base: str, index: str | None) -> str:
-        shown = f"<i>{_greek(base)}</i>" if base in GREEK or len(base) == 1 else base
-        return shown + (f"<sub>{_greek(index)}</sub>" if index else "")
-
-    def word(m: re.Match[str]) -> str:
-        about = m[3] or ""
-        inside = (
-            f"({SYMBOL.sub(word, about[1:-1]) if m[1] in VALUED else _symbols(about[1:-1], named)})" if about else ""
-        )
-        if named and _is_symbol(m):
-            name = html.escape(html.unescape(_name(m)), quote=True)
-            own = inside if m[1] in VALUED else ""
-            rest = "" if own else inside
-            return f'<span class="symbol" data-symbol="{name}">{letter(m[1], m[2])}{own}</span>{rest}'
-        return letter(m[1], m[2]) + inside
-
-    shown = SYMBOL.sub(word, escaped)
-    return re.sub(r"(?<!\S)- ", "&minus; ", shown)
-
-
-def _greek(name: str) -> str:
-    return f"&{GREEK[name]};" if name in GREEK else name
-
-
-def prose(text: str) -> str:
-    """A sentence about a formula, escaped; psi and eps_c in it look as they do there."""
-
-    def symbol(m: re.Match[str]) -> str:
-        return _symbols(m[0])
-
-    names = "|".join(sorted(GREEK, key=len, reverse=True))
-    return re.sub(rf"\b(?:{names})(?:_[a-z])?\b", symbol, html.escape(sentence(text)))

@@ -20,19 +20,19 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from PIL import Image
 
+from sdlab.errors import first_line
 from sdlab.export.mesh import ABOUT, write_glb
 from sdlab.export.writers import (
     FILM_FRAMES,
     FILM_RATE,
     Material,
-    Progress,
+    Tally,
     finite,
     write_ply,
     write_splat,
     write_turntable,
 )
 from sdlab.pictures import grid
-from sdlab.priors import first_line
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
@@ -59,14 +59,14 @@ class Format(NamedTuple):
     media_type: str
     title: str
     about: str
-    write: Callable[[Path, Material, Progress], object]
+    write: Callable[[Path, Material, Tally], object]
 
 
-def _settings(path: Path, m: Material, progress: Progress) -> None:
+def _settings(path: Path, m: Material, progress: Tally) -> None:
     path.write_text(f"# {TITLE}: the settings at step {m.step}\n{to_toml(m.settings)}", encoding="utf-8")
 
 
-def _pictures(path: Path, m: Material, progress: Progress) -> None:
+def _pictures(path: Path, m: Material, progress: Tally) -> None:
     if m.pictures is None or len(m.pictures) == 0:
         raise ValueError("this run has no images: its scene is 3D, use the turntable instead")
     Image.fromarray(grid(m.pictures)).save(path)
@@ -79,7 +79,7 @@ def _splats(m: Material) -> RawSplats:
     return splats
 
 
-def _recording(path: Path, m: Material, progress: Progress) -> None:
+def _recording(path: Path, m: Material, progress: Tally) -> None:
     _splats(m)
     write_recording(path, m.film, f"{m.settings.prompt.text} - {TITLE}", progress=progress)
 
@@ -299,7 +299,7 @@ class Shelf:
             scratch.unlink(missing_ok=True)
             self._make_room()
 
-    def _watch(self, job: _Job) -> Progress:
+    def _watch(self, job: _Job) -> Tally:
         """Return a progress callback that records the share done, raises `Cancelled` for a cancelled job, and rests for
         as long as the job has worked: the CPU belongs to the run."""
         looked = time.monotonic()

@@ -47,8 +47,6 @@ PHASE_WORDS: dict[Phase, str] = {
     "ready": "Ready",
     "running": "Running",
     "paused": "Paused",
-    "saving": "Saving",
-    "exporting": "Exporting",
     "failed": "Failed",
     "ended": "Ended",
 }
