@@ -28,7 +28,7 @@ ARRIVING = 60.0  # seconds within which a page must first ask for news to keep i
 
 def public(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
     """Return the settings that visitors of a public server start with, and the knobs that are locked for them."""
-    if settings.scene.kind == "splats" and not settings.scene.start.startswith("shap-e"):
+    if settings.scene.kind == "splats" and not settings.knob("scene.start").value.startswith("shap-e"):
         settings = settings.patch("scene.shap_e", "")  # visitors must not make the server download gigabytes
     return settings, LOCKED
 
