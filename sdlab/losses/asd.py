@@ -11,7 +11,7 @@ for psi in the playground. The gradient of the scene is that of VSD.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
@@ -21,7 +21,7 @@ from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
-class ASD(score.TrainsScore, Distillation):
+class ASD(score.TrainsScore, Distillation[score.Psi]):
     """VSD whose second network also learns to be unlike the prior, as a discriminator would."""
 
     kind: ClassVar[str] = "asd"
@@ -53,7 +53,7 @@ class ASD(score.TrainsScore, Distillation):
         asked, learnt = super().evaluations()
         return asked, 2 * learnt  # each lesson asks the prior as well
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: score.Psi) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
         if self.network == score.EXACT:
@@ -64,5 +64,5 @@ class ASD(score.TrainsScore, Distillation):
         }
         return Guidance(hat - psi, {**preds, "psi": psi}, stats)
 
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+    def fit(self, x: Noised, model: BoundPrior, aux: score.Psi, guidance: Guidance) -> None:
         aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every, self.gamma)

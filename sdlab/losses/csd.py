@@ -12,7 +12,7 @@ ends as prompt against the negative prompt, (1, -1, 0, 0).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.knobs import knob
 from sdlab.losses import Distillation
@@ -22,7 +22,7 @@ LARGE = 200.0
 
 
 @dataclass(frozen=True)
-class CSD(Distillation):
+class CSD(Distillation[None]):
     """Guidance alone: the direction from what is unwanted to the prompt."""
 
     kind: ClassVar[str] = "csd"
@@ -46,7 +46,7 @@ class CSD(Distillation):
     noise_end: float = knob(0.0, -LARGE, LARGE, "c_noise in the end (paper: 0)")
     ramp: float = knob(0.5, 0.0, 1.0, "fraction of the run over which they change (released code: 5000 of 10 000)")
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         eps_c, eps_u, eps_n = model.eps(x.z_t, x.t, "pos", "uncond", "neg")
         way = min(model.progress / self.ramp, 1.0) if self.ramp > 0 else 1.0
         residual = (

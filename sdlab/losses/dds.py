@@ -12,7 +12,7 @@ Nothing moves until the prompt says something else.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import cfg
 from sdlab.knobs import knob
@@ -33,7 +33,7 @@ REF = Term(
 
 
 @dataclass(frozen=True)
-class DDS(Distillation):
+class DDS(Distillation[None]):
     """Edits the scene from the prompt that it was made with to the one you type now."""
 
     kind: ClassVar[str] = "dds"
@@ -57,7 +57,7 @@ class DDS(Distillation):
     def calls(self) -> tuple[int, ...]:
         return (2, 2)
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         assert x.ref is not None, "the step renders the reference of a loss that needs one"
         eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
         z_ref = x.alpha * x.ref + x.sigma * x.noise

@@ -13,7 +13,7 @@ threestudio's VSD with a guidance of 1 - lambda = 0.5 between psi's two answers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
@@ -23,7 +23,7 @@ from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
-class ESD(score.TrainsScore, Distillation):
+class ESD(score.TrainsScore, Distillation[score.Psi]):
     """VSD plus the entropy of the views: they should not all show the same side."""
 
     kind: ClassVar[str] = "esd"
@@ -57,7 +57,7 @@ class ESD(score.TrainsScore, Distillation):
     def aux_name(self) -> str:
         return score.AUX_NAME
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: score.Psi) -> Guidance:
         residual, preds = guide(model, x.z_t, x.t, self.cfg)
         stats = {"prior_error": score.square_error(preds["pos"], x.noise)}  # what psi has to beat
         shares = self._shares()

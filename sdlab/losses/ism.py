@@ -13,7 +13,7 @@ to s; here their number is fixed, so that every view can have a t of its own at 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import cfg
 from sdlab.inversion import ddim, invert
@@ -35,7 +35,7 @@ INTERVAL = Term(
 
 
 @dataclass(frozen=True)
-class ISM(Distillation):
+class ISM(Distillation[None]):
     """Compares predictions at two levels of one deterministic way, in place of one noise with another."""
 
     kind: ClassVar[str] = "ism"
@@ -60,7 +60,7 @@ class ISM(Distillation):
     def calls(self) -> tuple[int, ...]:
         return (1,) * (self.inversion_steps + 1) + (2,)
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         way = min(model.progress / self.first_part, 1.0) if self.first_part > 0 else 1.0
         interval = round(self.interval + way * (self.interval_end - self.interval))
         s = (x.t - interval).clamp_min(0)

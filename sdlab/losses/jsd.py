@@ -18,7 +18,7 @@ z^_t = alpha z + sigma kappa, and noise that of the minority sample, it descends
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ CODE = "w(t) sigma/alpha [ (1 + k) (eps(inverted) - kappa) + k (eps(minority) - 
 
 
 @dataclass(frozen=True)
-class JSD(Distillation):
+class JSD(Distillation[None]):
     """A bounded divergence: asks the prior about a likely and an unlikely version of the same picture."""
 
     kind: ClassVar[str] = "jsd"
@@ -74,7 +74,7 @@ class JSD(Distillation):
     def formula_at(self, progress: float) -> str:
         return CODE if self.form == "code" else self.formula
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         z_hat = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)
         hat, preds = guide(model, z_hat, x.t, self.cfg)
         # the paper denoises with the prompt alone, the code with guidance

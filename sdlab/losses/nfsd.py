@@ -11,7 +11,7 @@ leaves the noise out:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -21,7 +21,7 @@ from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
-class NFSD(Distillation):
+class NFSD(Distillation[None]):
     """SDS without its noise: the negative prompt says what does not belong to pictures."""
 
     kind: ClassVar[str] = "nfsd"
@@ -36,7 +36,7 @@ class NFSD(Distillation):
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     little_noise: int = knob(200, 0, 1000, "timestep below which eps_u itself is taken (paper: 200)")
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         eps_c, eps_u, eps_n = model.eps(x.z_t, x.t, "pos", "uncond", "neg")
         domain = torch.where(x.t.view(-1, 1, 1, 1) < self.little_noise, eps_u, eps_u - eps_n)
         preds = {"pos": eps_c, "uncond": eps_u, "neg": eps_n}

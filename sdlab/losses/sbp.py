@@ -33,7 +33,7 @@ prompts the error of the two inversions is left. Thesis: in 2D after the single-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import cfg, guide
 from sdlab.inversion import decode, flow_roles, invert
@@ -47,7 +47,7 @@ FULL = "w(t) w [ eps(target prompt) - eps(source prompt) ],  each along its flow
 
 
 @dataclass(frozen=True)
-class SBP(Distillation):
+class SBP(Distillation[None]):
     """From the picture as it is, described in words, to the picture as it should be."""
 
     kind: ClassVar[str] = "sbp"
@@ -102,7 +102,7 @@ class SBP(Distillation):
             return STAGE_1
         return {"paper": self.formula, "restoring": RESTORING, "full": FULL}[self.form]
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         if self.stage_at(model.progress) == "sds":
             hat, preds = guide(model, x.z_t, x.t, self.sds_cfg)
             return Guidance(hat - x.noise, preds)

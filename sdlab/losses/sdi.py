@@ -11,7 +11,7 @@ The inversion has the guidance of the prediction with the other sign, and some f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ INVERSION = Term(
 
 
 @dataclass(frozen=True)
-class SDI(Distillation):
+class SDI(Distillation[None]):
     """SDS with the picture's own noise, found by inversion."""
 
     kind: ClassVar[str] = "sdi"
@@ -52,7 +52,7 @@ class SDI(Distillation):
     def calls(self) -> tuple[int, ...]:
         return (len(flow_roles(self.inversion_cfg)),) * self.inversion_steps + (2,)
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         z_t = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)
         hat, preds = guide(model, z_t, x.t, self.cfg)
         kappa = (z_t - x.alpha * x.z0) / x.sigma

@@ -6,7 +6,7 @@ residual = eps_hat - noise, with eps_hat = eps_u + s (eps_c - eps_u) (form A).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import guide
 from sdlab.knobs import knob
@@ -15,7 +15,7 @@ from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
-class SDS(Distillation):
+class SDS(Distillation[None]):
     """Pulls every noised picture towards what the prior would rather see; needs a large CFG to be decided."""
 
     kind: ClassVar[str] = "sds"
@@ -29,6 +29,6 @@ class SDS(Distillation):
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'")
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         return Guidance(hat - x.noise, preds)

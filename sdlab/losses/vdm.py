@@ -17,7 +17,7 @@ about the noise. M sees neither t nor the camera.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ def dca(t: Tensor, alpha: Tensor, cutoff: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VDM(Distillation):
+class VDM(Distillation[Operator]):
     """A small network learns what the renders' noise looks like to the prior, and takes the place of the noise."""
 
     kind: ClassVar[str] = "vdm"
@@ -152,7 +152,7 @@ class VDM(Distillation):
         operator.to(prior.device)
         return operator
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: Operator) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         eps_c = preds["pos"]
         mapped = aux(eps_c)
@@ -164,5 +164,5 @@ class VDM(Distillation):
         }
         return Guidance(residual, {**preds, "operator": mapped}, stats)
 
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+    def fit(self, x: Noised, model: BoundPrior, aux: Operator, guidance: Guidance) -> None:
         aux.learn(guidance.preds["pos"], x.noise, self.lr)

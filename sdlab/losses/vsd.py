@@ -11,7 +11,7 @@ At first psi is the prior, and the residual (s - 1) (eps_c - eps_u): guidance al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
@@ -21,7 +21,7 @@ from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
-class VSD(score.TrainsScore, Distillation):
+class VSD(score.TrainsScore, Distillation[score.Psi]):
     """A second network learns the renders' own score, view by view, and takes the place of the noise."""
 
     kind: ClassVar[str] = "vsd"
@@ -56,7 +56,7 @@ class VSD(score.TrainsScore, Distillation):
     def aux_name(self) -> str:
         return score.AUX_NAME
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: score.Psi) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
         stats = {
