@@ -16,7 +16,7 @@ from sdlab.types import BoundPrior, Guidance, Noised
 
 @dataclass(frozen=True)
 class SDS(Distillation[None]):
-    """Pulls every noised picture towards what the prior would rather see; needs a large CFG to be decided."""
+    """Pulls every noised image towards what the prior finds more likely; needs a large CFG to settle on one object."""
 
     kind: ClassVar[str] = "sds"
     title: ClassVar[str] = "SDS"
@@ -27,7 +27,7 @@ class SDS(Distillation[None]):
     )
     place: ClassVar[int] = 1
 
-    cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'")
+    cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: weight of the prompt against 'any image'")
 
     def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
