@@ -76,7 +76,7 @@ def bind(host: str, port: str) -> socket.socket:
 
 def build(args: argparse.Namespace) -> Any:
     """The application; ValueError when the preset, the prior or the device is not to be had."""
-    from sdlab.cli import choose_device, settings_for
+    from sdlab.options import choose_device, settings_for
 
     settings = settings_for(args.preset, [], prior__path=args.prior)
     device = choose_device(args.device)
@@ -105,9 +105,9 @@ def for_visitors(settings: Any) -> tuple[Any, tuple[str, ...]]:
 def say_rasteriser(device: Any) -> None:
     """Say which rasteriser a graphics card gets, and why if it is not gsplat; beside the start, for it may have to be
     compiled."""
-    from sdlab.raster import chosen
+    from sdlab.raster import backend_for
 
-    rasteriser = chosen(device)
+    rasteriser = backend_for(device)
     if rasteriser.note:
         print(f"Rasteriser: {rasteriser.note}.", file=sys.stderr, flush=True)
     elif device.type == "cuda":

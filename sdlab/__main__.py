@@ -1,4 +1,4 @@
-"""`python -m sdlab`."""
+"""Entry point of `python -m sdlab`."""
 
 import sys
 

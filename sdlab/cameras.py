@@ -1,7 +1,7 @@
-"""Cameras on an orbit around the origin, their view words and the background behind the object.
+"""Cameras that orbit the origin, their view words, and the background behind the object.
 
-Conventions in `sdlab.types`. Sampling follows threestudio: azimuths stratified over the batch, so that every step
-sees the object from all around; elevation half uniform in degrees, half uniform on the sphere.
+Conventions are in `sdlab.types`. Sampling follows threestudio: azimuths are stratified over the batch, so that every
+step sees the object from all around; elevations are uniform in degrees or on the sphere, with equal probability.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """From where the object is looked at, and what is behind it."""
+    """Camera distribution and background."""
 
-    views: int = knob(2, 1, 16, "pictures per step; more are steadier and slower")
-    distance_min: float = knob(2.8, 0.5, 20.0, "nearest camera, in units of the scene (the object fits a radius of 1)")
+    views: int = knob(2, 1, 16, "images per step; more is steadier and slower")
+    distance_min: float = knob(2.8, 0.5, 20.0, "nearest camera, in scene units (the object fits a radius of 1)")
     distance_max: float = knob(3.1, 0.5, 20.0, "farthest camera")
     elevation_min: float = knob(-15.0, -80.0, 89.0, "lowest camera, degrees above the horizon")
     elevation_max: float = knob(70.0, -80.0, 89.0, "highest camera, degrees above the horizon")
     fovy: float = knob(40.0, 10.0, 100.0, "vertical field of view in degrees")
-    resolution: int = knob(0, 0, 1024, "pixels of a rendered picture; 0 takes what the prior sees, others are resized")
+    resolution: int = knob(
+        0, 0, 1024, "render size in pixels; 0 is the prior's own size, other sizes are resized to it"
+    )
     background: str = knob(
         "mixed",
-        help="behind the object; a fixed colour can be baked into it, 'mixed' is half white, half random",
+        help="background colour; a fixed colour can bleed into the object; mixed is white or random, half each",
         choices=("mixed", "random", "white", "black", "gray"),
     )
 
@@ -46,10 +48,10 @@ class CameraSettings:
 
 
 def look_at(azimuth: Tensor, elevation: Tensor, distance: Tensor, fovy: float, width: int, height: int) -> Cameras:
-    """Cameras at the given angles [B] in degrees and distances [B], looking at the origin, +z up.
+    """Return cameras at the given angles [B] in degrees and distances [B], looking at the origin, +z up.
 
-    `fovy` is the vertical field of view in degrees. Elevations of exactly +-90 degrees have no up direction and
-    are taken as 89.9.
+    `fovy` is the vertical field of view in degrees. Elevations are clamped to +-89.9 degrees, since straight up and
+    straight down leave the roll undefined.
     """
     places = zip(azimuth.tolist(), elevation.tolist(), distance.tolist(), strict=True)
     viewmats = torch.tensor([_viewmat(a, min(max(e, -89.9), 89.9), r) for a, e, r in places])
@@ -67,8 +69,11 @@ def look_at(azimuth: Tensor, elevation: Tensor, distance: Tensor, fovy: float, w
 
 
 def _viewmat(a: float, e: float, r: float) -> list[list[float]]:
-    """World to camera, from azimuth `a` and elevation `e` in degrees at the distance `r`: right, down, forward. In
-    plain Python: for a few numbers torch takes longer, above all where the network has just emptied the caches."""
+    """Return the world-to-camera matrix for azimuth `a` and elevation `e` in degrees and distance `r`.
+
+    Rows are right, down, forward. Plain Python, because torch takes longer for so few numbers, especially just after
+    the network has flushed the CPU caches.
+    """
     sin_a, cos_a = math.sin(math.radians(a)), math.cos(math.radians(a))
     sin_e, cos_e = math.sin(math.radians(e)), math.cos(math.radians(e))
     return [
@@ -80,7 +85,7 @@ def _viewmat(a: float, e: float, r: float) -> list[list[float]]:
 
 
 def sample_cameras(s: CameraSettings, rng: StepRng, size: int) -> Cameras:
-    """This step's `s.views` cameras, pictures of `size` x `size` pixels."""
+    """Sample this step's `s.views` cameras for images of `size` x `size` pixels."""
     g = rng("camera")
     n = s.views
     slots, turn, us, coins, ds = (torch.rand(k, generator=g).tolist() for k in (n, 1, n, n, n))
@@ -98,7 +103,7 @@ def sample_cameras(s: CameraSettings, rng: StepRng, size: int) -> Cameras:
 
 
 def turntable(n: int, s: CameraSettings, size: int, elevation: float = 15.0) -> Cameras:
-    """`n` cameras once around the object at the middle of the distance range, starting at the front."""
+    """Return `n` cameras on a full circle at the middle of the distance range, starting at the front."""
     azimuth = torch.arange(n) * (360.0 / n)
     azimuth = (azimuth + 180.0) % 360.0 - 180.0
     distance = torch.full((n,), 0.5 * (s.distance_min + s.distance_max))
@@ -106,12 +111,12 @@ def turntable(n: int, s: CameraSettings, size: int, elevation: float = 15.0) -> 
 
 
 def degrees_from_front(azimuth: float) -> float:
-    """How far a camera at `azimuth` (degrees) has turned from the front, 0 to 180."""
+    """Return the angle between a camera at `azimuth` (degrees) and the front, 0 to 180."""
     return abs((azimuth + 180.0) % 360.0 - 180.0)
 
 
 def view_word(azimuth: float, elevation: float, front_angle: float = 45.0, overhead_angle: float = 55.0) -> str:
-    """The view word of one camera (degrees); `front_angle` is the half-width of front and of back."""
+    """Return the view word of one camera (degrees); `front_angle` is the half-width of front and of back."""
     if elevation > overhead_angle:
         return "overhead view"
     from_front = degrees_from_front(azimuth)
@@ -123,7 +128,7 @@ def view_word(azimuth: float, elevation: float, front_angle: float = 45.0, overh
 
 
 def sample_background(s: CameraSettings, rng: StepRng) -> Tensor:
-    """A colour per view, [views, 3] in [0, 1]."""
+    """Sample one colour per view, [views, 3] in [0, 1]."""
     n = s.views
     g = rng("background")
     random = torch.rand(n, 3, generator=g)

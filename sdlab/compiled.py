@@ -1,4 +1,4 @@
-"""Kernels compiled for the processor by numba."""
+"""CPU kernels compiled by numba."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 import numba
 
 
-def kernel(function: Callable[..., Any] | None = None, *, inline: str = "never") -> Any:
-    """numba.njit without the GIL, cached on disk where a folder can be written.
+def kernel(function: Callable[..., Any] | None = None, *, inline: str = "never", finite: bool = False) -> Any:
+    """Compile with numba.njit, releasing the GIL, and cache on disk if a cache folder is writable.
 
-    Sums may be reordered and multiply-adds fused, which is what lets LLVM vectorise the reductions; NaN and
-    infinity keep their meaning (fastmath=True would make them undefined, and an index computed from one a crash).
+    Sums may be reordered and multiply-adds fused, which lets LLVM vectorise reductions. NaN and infinity stay defined:
+    with fastmath=True, an index computed from one could crash the process. `finite` promises that there are none, and
+    turns fastmath on.
     """
     if function is None:
-        return lambda f: kernel(f, inline=inline)
-    plain = inspect.unwrap(function)  # a run-time type checker may have wrapped it
+        return lambda f: kernel(f, inline=inline, finite=finite)
+    plain = inspect.unwrap(function)  # undo the wrapper of a runtime type checker
     options = {
         "nogil": True,
         "inline": inline,
         "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+        "fastmath": True if finite else {"reassoc", "contract", "nsz", "arcp"},
     }
     try:
         return numba.njit(plain, cache=True, **options)
-    except RuntimeError:  # neither this folder nor the user's cache folder can be written
+    except RuntimeError:  # neither the source folder nor the user's cache folder is writable
         return numba.njit(plain, **options)

@@ -1,4 +1,4 @@
-"""What to say, and what to lower, when there is too little memory; and memory that nobody needs any more."""
+"""Error messages for users: one-line quotes of other errors, advice when memory runs out; and freed memory returned."""
 
 from __future__ import annotations
 
@@ -11,31 +11,49 @@ import psutil
 import torch
 
 
+def reason(error: BaseException) -> str:
+    """Return the message of `error`, preceded by its type unless it is a ValueError or OSError.
+
+    Ours of these types are sentences for users; any other type is a bug or comes from a library, and its name helps.
+    """
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def first_line(error: BaseException, width: int = 300) -> str:
+    """Return the first line of the message of `error` (its type if empty), at most `width` characters.
+
+    For quoting a library's error, which may go on with a trace, within one line of ours.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
+
+
 @contextlib.contextmanager
 def memory_explained(
     what: str, device: torch.device, size: Callable[[], int] | None = None, advice: str = ""
 ) -> Iterator[None]:
-    """RuntimeError where `device` has too little memory for `what`, with `advice` or else what to lower; `size` gives
-    its bytes."""
+    """Turn out-of-memory errors on `device` into a RuntimeError that says what did not fit and what to change.
+
+    `what` is the work that needs the memory, `size` returns its bytes; `advice` replaces the usual advice. Other
+    errors pass through unchanged.
+    """
     try:
         yield
     except Exception as e:
         if not is_out_of_memory(e):
             raise
-        takes = f", which takes {size() / 1e9:.1f} GB" if size else ""
-        smaller = "switch prior.low_memory on, set prior.precision to 'fp16', " if device.type != "cpu" else ""
+        needs = f" (needs {size() / 1e9:.1f} GB)" if size else ""
+        smaller = "turn on prior.low_memory, set prior.precision to 'fp16', " if device.type != "cpu" else ""
         usual = (
-            f"Lower camera.views, {smaller}close what else uses that memory, or take a smaller prior.path, such as "
-            "'toybox'"
+            f"Lower camera.views, {smaller}close other programs that use this memory, or choose a smaller prior.path, "
+            "such as 'toybox'"
         )
-        raise RuntimeError(
-            f"out of memory: {what}{takes}, is too much for the {_free_memory(device)}. {advice or usual}"
-        ) from e
+        raise RuntimeError(f"out of memory: {what}{needs}; {_free_memory(device)}. {advice or usual}") from e
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether `e` says that memory did not suffice."""
-    # torch has a type of its own for this on a GPU, and only words on a processor
+    """Return whether `e` was raised because memory ran out."""
+    # torch has an exception type for a full GPU; for a full main memory it raises a RuntimeError with these words
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
 
 
@@ -43,14 +61,16 @@ def _free_memory(device: torch.device) -> str:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
-        return f"{free / 1e9:.1f} GB that are free of the graphics card's {total / 1e9:.1f} GB"
+        return f"{free / 1e9:.1f} GB of the GPU's {total / 1e9:.1f} GB are free"
     memory = psutil.virtual_memory()
-    return f"{memory.available / 1e9:.1f} GB that are free of the computer's {memory.total / 1e9:.1f} GB"
+    return f"{memory.available / 1e9:.1f} GB of the computer's {memory.total / 1e9:.1f} GB are free"
 
 
 def give_back() -> bool:
-    """Hand freed memory back to the system, which Linux' usual allocator (glibc) would keep for this process; whether
-    there was any."""
+    """Return freed memory, which glibc's allocator (usual on Linux) would keep for this process, to the system.
+
+    Returns whether there was any.
+    """
     return bool(_trim()(0))
 
 
@@ -58,5 +78,5 @@ def give_back() -> bool:
 def _trim() -> Callable[[int], int]:
     try:
         return ctypes.CDLL(None).malloc_trim
-    except (TypeError, OSError, AttributeError):  # another system, or another allocator, which sees to it itself
+    except (TypeError, OSError, AttributeError):  # other systems and allocators need no such call
         return lambda _: 0

@@ -1,10 +1,10 @@
-"""Knobs: dataclass fields that carry what a form, a command line and an error message need to know.
+"""Knobs: dataclass fields with the metadata that forms, command lines and error messages need.
 
-A frozen dataclass of knobs is at once the configuration, the file format and the form. `apply` says when a change
-takes effect:
+A frozen dataclass of knobs defines a part of the configuration, its file format and its form. `apply` says when a
+change takes effect:
   live     at the next step;
-  rebuild  at the next step, after something that depends on it was built anew (an auxiliary model, a prior);
-  restart  at the next reset, because it describes how a run begins.
+  rebuild  at the next step, after whatever depends on the knob (an auxiliary model, a prior) has been rebuilt;
+  restart  at the next reset, because the knob describes the start of a run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import math
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 Apply = Literal["live", "rebuild", "restart"]
@@ -30,16 +31,16 @@ def knob(
     choices: tuple[str, ...] | None = None,
     log: bool = False,
 ) -> Any:
-    """A dataclass field with a range [lo, hi] or `choices`, a help text and the moment at which a change applies.
+    """Declare a dataclass field as a knob with a range [lo, hi] or `choices`, a help text and when a change applies.
 
-    For a string, `hi` is the greatest number of characters. `log` asks for a logarithmic slider.
+    For a string, `hi` is the maximum number of characters. `log` requests a logarithmic slider.
     """
     meta = {"lo": lo, "hi": hi, "help": help, "apply": apply, "choices": choices, "log": log}
     return dataclasses.field(default=default, metadata=meta)
 
 
 class Knob(typing.NamedTuple):
-    """A knob as the outside sees it: `path` is dotted, as in `losses.sds.cfg`."""
+    """One knob with its current value; `path` is dotted, as in `losses.sds.cfg`."""
 
     path: str
     type: type
@@ -56,32 +57,18 @@ _field_types = functools.cache(typing.get_type_hints)
 
 
 def knobs_of(group: Any, prefix: str) -> list[Knob]:
-    """Every knob of one dataclass instance, in order of declaration, with paths below `prefix`."""
+    """Return the knobs of one dataclass instance in order of declaration, with paths below `prefix`."""
     types = _field_types(type(group))
-    found = []
-    for f in dataclasses.fields(group):
-        if "apply" in f.metadata:
-            m = f.metadata
-            value = getattr(group, f.name)
-            path = f"{prefix}.{f.name}" if prefix else f.name
-            found.append(
-                Knob(
-                    path,
-                    types[f.name],
-                    value,
-                    m["lo"],
-                    m["hi"],
-                    m["help"],
-                    m["apply"],
-                    m["choices"],
-                    m["log"],
-                )
-            )
-    return found
+    dot = f"{prefix}." if prefix else ""
+    return [
+        Knob(dot + f.name, types[f.name], getattr(group, f.name), **f.metadata)
+        for f in dataclasses.fields(group)
+        if "apply" in f.metadata
+    ]
 
 
 def allowed(k: Knob) -> str:
-    """What may be given for a knob, in words."""
+    """Describe the allowed values of a knob in words."""
     if k.choices:
         return "one of " + ", ".join(repr(c) for c in k.choices)
     if k.type is bool:
@@ -108,8 +95,8 @@ def _shown(value: Any) -> str:
 
 
 def check(k: Knob, value: Any) -> Any:
-    """`value` as the knob's type, or ValueError that names the knob, what was given and what is allowed."""
-    problem = ValueError(f"{k.path} = {_shown(value)}: allowed is {allowed(k)} ({k.help})")
+    """Return `value` as the knob's type; ValueError names the knob, the value and what is allowed."""
+    problem = ValueError(f"{k.path} = {_shown(value)}: must be {allowed(k)} ({k.help})")
     if k.type is bool:
         if not isinstance(value, bool):
             raise problem
@@ -127,12 +114,12 @@ def check(k: Knob, value: Any) -> Any:
         if not math.isfinite(value) or (k.type is int and value != int(value)):
             raise problem
         return k.type(value)
-    except OverflowError as e:  # a whole number that no float can hold
+    except OverflowError as e:  # an int beyond the range of float
         raise problem from e
 
 
 def parse(k: Knob, text: str) -> Any:
-    """The value that a command-line `text` means for a knob; ValueError as `check`."""
+    """Parse a command-line argument as the value of a knob; ValueError as in `check`."""
     if k.type is str:
         return check(k, text)
     if k.type is bool:
@@ -144,8 +131,19 @@ def parse(k: Knob, text: str) -> Any:
     return check(k, int(number) if number.is_integer() else number)
 
 
+def read_file(path: Path, limit: int, given: str) -> bytes:
+    """Read a file that a user named; ValueError, starting with `given`, if unreadable or longer than `limit` bytes."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise ValueError(f"{given} has {size:,} bytes; the limit is {limit:,}")
+        return path.read_bytes()
+    except OSError as e:
+        raise ValueError(f"{given} cannot be read: {e.strerror or e}") from e
+
+
 class FrozenDict(Mapping[K, V], Generic[K, V]):
-    """A mapping that can be hashed, compared and pickled."""
+    """An immutable mapping that can be hashed, compared and pickled."""
 
     def __init__(self, items: Mapping[K, V] | None = None) -> None:
         self._items: dict[K, V] = dict(items or {})
@@ -169,5 +167,5 @@ class FrozenDict(Mapping[K, V], Generic[K, V]):
         return f"FrozenDict({self._items!r})"
 
     def replace(self, key: K, value: V) -> FrozenDict[K, V]:
-        """A copy with one entry set."""
+        """Return a copy with one entry set."""
         return FrozenDict({**self._items, key: value})

@@ -1,21 +1,53 @@
-"""What a measurement was made on and with: processor, memory, versions."""
+"""The machine: processors this process may use, the cache folder, and what to record beside a measurement."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+
+
+@functools.cache
+def n_processors() -> int:
+    """Return how many logical processors this process may use: all, or fewer by its affinity or container quota."""
+    limits = [os.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):
+        limits.append(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" where there is no quota
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limits.append(math.ceil(int(quota) / int(period)))
+    return max(1, min(limits))
+
+
+def n_cores() -> int:
+    """Return how many physical cores this process may use: at most `n_processors` and OMP_NUM_THREADS."""
+    import psutil
+
+    limits = [psutil.cpu_count(logical=False) or 1, n_processors()]
+    with contextlib.suppress(KeyError, ValueError):
+        limits.append(int(os.environ["OMP_NUM_THREADS"]))
+    return max(1, min(limits))
+
+
+def cache_folder() -> Path:
+    """Return the project's cache folder: $SDLAB_CACHE, or the one in the user's cache folder."""
+    return Path(os.environ.get("SDLAB_CACHE") or platformdirs.user_cache_dir("sdlab", appauthor=False))
 
 
 def processor() -> str:
-    """Name and number of cores."""
+    """Return the processor's name and the machine's number of logical processors."""
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def peak_rss_mb() -> int:
-    """Greatest resident memory of this process so far, in MB."""
+    """Return the largest resident memory of this process so far, in MB."""
     try:
         import resource
     except ImportError:  # Windows
@@ -27,7 +59,7 @@ def peak_rss_mb() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of the packages that a result depends on."""
     from sdlab import __version__
 
     found = {"sdlab": __version__, "python": platform.python_version()}

@@ -1,4 +1,4 @@
-"""Adam with one parameter group per named parameter of a scene, and row surgery when Gaussians come and go."""
+"""Adam with one parameter group per named parameter of a scene; rows can be added and removed."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from sdlab.knobs import knob
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """Learning rates (Adam, eps 1e-15 as in 3DGS). A rate named `lr_x` drives the scene's parameter `x`."""
+    """Learning rates and Adam settings (eps 1e-15 as in 3DGS). `lr_x` is the rate of the scene's parameter `x`."""
 
     lr_means: float = knob(5e-3, 0.0, 1.0, "learning rate of positions", log=True)
     lr_quats: float = knob(5e-3, 0.0, 1.0, "learning rate of rotations", log=True)
     lr_log_scales: float = knob(1e-2, 0.0, 1.0, "learning rate of log-scales", log=True)
     lr_opacity_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of opacity logits", log=True)
     lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
-    lr_latents: float = knob(1e-2, 0.0, 1.0, "learning rate of pictures in the prior's space", log=True)
-    lr_points: float = knob(3e-2, 0.0, 1.0, "learning rate of the plane's points", log=True)
+    lr_latents: float = knob(1e-2, 0.0, 1.0, "learning rate of images in the prior's space", log=True)
+    lr_points: float = knob(3e-2, 0.0, 1.0, "learning rate of points in the plane", log=True)
     lr_mean: float = knob(1e-2, 0.0, 1.0, "learning rate of a Gaussian's mean", log=True)
     lr_log_std: float = knob(1e-2, 0.0, 1.0, "learning rate of a Gaussian's log standard deviation", log=True)
     beta1: float = knob(0.9, 0.0, 0.999, "decay of Adam's first moment")
     beta2: float = knob(0.99, 0.0, 0.99999, "decay of Adam's second moment")
     grad_clip: float = knob(
-        0.0, 0.0, 1000.0, "largest value of w(t) residual in any place (score debiasing: 2 rising to 8); 0 is off"
+        0.0, 0.0, 1000.0, "clip w(t) residual elementwise to this magnitude (score debiasing: 2 rising to 8); 0 is off"
     )
     grad_rms: float = knob(
-        0.0, 0.0, 10.0, "scale w(t) residual to this root mean square, so that losses pull alike; 0 is off"
+        0.0, 0.0, 10.0, "rescale w(t) residual to this root mean square, so that all losses pull equally; 0 is off"
     )
-    ramp: int = knob(50, 0, 1000, "steps over which the rates come back after the loss was changed")
-    decay: float = knob(0.1, 0.001, 1.0, "all rates shrink to this fraction by the end of the run (exponentially)")
+    ramp: int = knob(50, 0, 1000, "steps over which the rates ramp up again after the loss has changed")
+    decay: float = knob(0.1, 0.001, 1.0, "factor by which all rates have decayed (exponentially) at the end of the run")
 
     def rates(self) -> dict[str, float]:
+        """Return the learning rates by parameter name."""
         return {f.name[3:]: getattr(self, f.name) for f in fields(self) if f.name.startswith("lr_")}
 
 
 class SceneOptimiser:
-    """Wraps `torch.optim.Adam` over `scene.params`; the dict is updated in place when rows change."""
+    """`torch.optim.Adam` over `scene.params`; the dict is updated in place when rows change."""
 
     def __init__(self, params: dict[str, Parameter], s: OptimSettings) -> None:
         self._params = params
@@ -57,7 +58,7 @@ class SceneOptimiser:
 
     def adopt(self, s: OptimSettings, progress: float, since_toggle: int = 1_000_000) -> None:
         """Set rates and betas for a step at `progress` in [0, 1] of the planned run, `since_toggle` steps after the
-        loss was changed."""
+        last change of loss."""
         rates = s.rates()
         fade = s.decay ** min(max(progress, 0.0), 1.0)
         fade *= min(1.0, (since_toggle + 1) / max(s.ramp, 1))
@@ -72,7 +73,7 @@ class SceneOptimiser:
         self._adam.zero_grad(set_to_none=True)
 
     def replace_rows(self, new: Mapping[str, Tensor], kept: Tensor) -> None:
-        """Every parameter becomes `new[name]` [M, ...]; row i keeps the moments of old row kept[i] (-1: zeros)."""
+        """Set every parameter to `new[name]` [M, ...]; row i keeps the moments of old row kept[i] (-1: zeros)."""
         continues = (kept >= 0).float()
         source = kept.clamp_min(0)
         for group in self._adam.param_groups:
@@ -89,22 +90,22 @@ class SceneOptimiser:
             self._params[name] = fresh
 
     def reset_moments(self, name: str) -> None:
-        """Forget the first and second moments of one parameter."""
+        """Zero the first and second moments of one parameter."""
         state = self._adam.state.get(self._params[name], {})
         for key in ("exp_avg", "exp_avg_sq"):
             if key in state:
                 state[key].zero_()
 
     def rate(self, name: str) -> float:
-        """The learning rate that is in force for one parameter."""
+        """Return the current learning rate of one parameter."""
         return next(float(group["lr"]) for group in self._adam.param_groups if group["name"] == name)
 
     def forget(self) -> None:
-        """Start anew: Adam's moments and step counts are those of gradients on another scale."""
+        """Reset Adam's moments and step counts, which belong to gradients of another scale."""
         self._adam.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Per parameter name: Adam's step count and moments (absent before the first step)."""
+        """Return Adam's step count and moments by parameter name (absent before the first step)."""
         return {
             g["name"]: {k: v.detach().clone() for k, v in self._adam.state[g["params"][0]].items()}
             for g in self._adam.param_groups
@@ -112,7 +113,7 @@ class SceneOptimiser:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Attach to the present parameters; raises ValueError when a moment does not fit its parameter."""
+        """Load moments for the current parameters; ValueError if a moment does not fit its parameter."""
         self._adam.state.clear()
         for group in self._adam.param_groups:
             name = group["name"]
@@ -124,5 +125,5 @@ class SceneOptimiser:
             if entry["exp_avg"].shape != p.shape:
                 found = tuple(entry["exp_avg"].shape)
                 raise ValueError(f"optimiser state of {name} has shape {found}, the scene has {tuple(p.shape)}")
-            # the step count, too: a fused step wants all of it in one place
+            # fused Adam needs the step count on the parameter's device, too
             self._adam.state[p] = {k: v.to(p.device if k == "step" else p) for k, v in entry.items()}

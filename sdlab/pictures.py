@@ -1,4 +1,4 @@
-"""Pictures as arrays: from tensors, from files, and several in one."""
+"""Images as arrays: from tensors, from files, resized, and tiled."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-MAX_BYTES = 50_000_000  # of a picture file
-MAX_PIXELS = 100_000_000  # of a picture that is opened
+from sdlab.knobs import read_file
+
+MAX_BYTES = 50_000_000  # of an image file
+MAX_PIXELS = 100_000_000  # of an image that is decoded
 
 
 def to_uint8(rgb: Tensor) -> np.ndarray:
-    """[B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3]."""
+    """Convert [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3]."""
     return (rgb.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images [B, C, H, W] to `size` (height, width), bilinear with antialiasing; differentiable."""
+    if tuple(rgb.shape[-2:]) == tuple(size):
+        return rgb
+    return F.interpolate(rgb, size, mode="bilinear", align_corners=False, antialias=True)
+
+
 def grid(pictures: np.ndarray, gap: int = 2) -> np.ndarray:
-    """uint8 [B, H, W, 3] -> one picture, as square as can be, white in between."""
+    """Tile uint8 images [B, H, W, 3] into one that is as square as possible, separated by `gap` white pixels."""
     count, height, width, _ = pictures.shape
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
@@ -31,20 +41,19 @@ def grid(pictures: np.ndarray, gap: int = 2) -> np.ndarray:
 
 
 def read_picture(path: Path, size: int, knob: str) -> Tensor:
-    """[1, 3, size, size] in [0, 1]: the middle square. ValueError names `knob` and what is wrong with the file."""
+    """Return the central square of an image file as [1, 3, size, size] in [0, 1].
+
+    Raises ValueError naming `knob`, the file and the problem.
+    """
     given = f"{knob} = {str(path)!r}"
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{given} has {path.stat().st_size:,} bytes; allowed are {MAX_BYTES:,}")
-        raw = path.read_bytes()
-    except OSError as e:
-        raise ValueError(f"{given} cannot be read: {e}") from e
-    return picture_of(raw, size, given)
+    return picture_of(read_file(path, MAX_BYTES, given), size, given)
 
 
 def picture_of(raw: bytes, size: int, given: str) -> Tensor:
-    """[1, 3, size, size] in [0, 1]: the middle square of a file's bytes. ValueError, which begins with `given`, says
-    what is wrong with it."""
+    """Return the central square of an encoded image as [1, 3, size, size] in [0, 1].
+
+    Raises ValueError that starts with `given` and says what is wrong.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -53,11 +62,11 @@ def picture_of(raw: bytes, size: int, given: str) -> Tensor:
             pixels = f"{picture.width} x {picture.height} pixels"
             whole = picture.convert("RGB") if allowed else picture
     except UnidentifiedImageError as e:
-        raise ValueError(f"{given} is not a picture: PNG, JPEG and WebP can be read") from e
-    except Exception as e:  # decoders of a stranger's bytes fail in many ways
+        raise ValueError(f"{given} is not an image: use PNG, JPEG or WebP") from e
+    except Exception as e:  # decoders raise all kinds of errors on malformed input
         raise ValueError(f"{given} cannot be read: {e or type(e).__name__}") from e
     if not allowed:
-        raise ValueError(f"{given} has {pixels}; allowed are {MAX_PIXELS:,}")
+        raise ValueError(f"{given} has {pixels}; the limit is {MAX_PIXELS:,}")
     side = min(whole.size)
     left, top = (whole.width - side) // 2, (whole.height - side) // 2
     square = whole.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))

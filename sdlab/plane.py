@@ -1,8 +1,8 @@
-"""The plane drawn: a prior of points as a landscape, and the ways of particles through it.
+"""Draw the plane: the density of a 2-D prior as a landscape, and the trajectories of particles in it.
 
-A point (x, y) is an event [2, 1, 1]; x goes east, y goes north. What is drawn of the prior is the density that the
-prompt stands for, where the prior knows it (`log_density` of `sdlab.priors.mixture`), square-rooted so that small hills
-show.
+A point (x, y) is a sample [2, 1, 1]; x points east, y north. The landscape is the density conditioned on the prompt,
+for priors that can compute it (`log_density` of `sdlab.priors.mixture`); its square root is drawn, so that small modes
+are visible.
 """
 
 from __future__ import annotations
@@ -18,28 +18,32 @@ from torch import Tensor
 
 from sdlab.types import Cond, Prior
 
-SIZE = 512  # pixels of a live picture
+SIZE = 512  # pixels of a live image
 REACH = 1.8  # the plane is shown from -REACH to REACH
+HELD = 0.01  # share of the points from which a mode counts as reached
 GROUND = np.array([250, 250, 252], np.float32)
 HILL = np.array([120, 158, 214], np.float32)
-FAR_HILL = np.array([226, 228, 234], np.float32)  # of what the prior knows beside what is asked for
+FAR_HILL = np.array([226, 228, 234], np.float32)  # modes outside the prompt
 TRAIL = (92, 92, 104, 90)
 END = (214, 64, 54, 255)
-DRAWN = 300  # ways that a live picture shows
-SEGMENTS = 4000  # of ways in a live picture, so that it stays quick
+DRAWN = 300  # maximum number of trajectories in a live image
+SEGMENTS = 4000  # maximum number of line segments in a live image, which keeps it fast
 
 
 def must_be_plane(kind: str, prior: Prior) -> None:
-    """ValueError unless events are points of the plane."""
+    """Raise ValueError unless the prior's samples are points of the plane."""
     if tuple(prior.shape) != (2, 1, 1):
         raise ValueError(
-            f"scene.kind = {kind}: its prior must be one of the plane (prior.kind = mixture with prior.layout = eight "
-            f"or four); {prior.name} looks at {tuple(prior.shape)}"
+            f"scene.kind = {kind} needs a prior of points in the plane (prior.kind = mixture with prior.layout = eight "
+            f"or four); samples of {prior.name} have shape {tuple(prior.shape)}"
         )
 
 
 def density(prior: Prior, cond: Cond, points: int, reach: float = REACH) -> np.ndarray:
-    """[points, points], north at the top, 1 at the highest; zeros where the prior does not know its density."""
+    """Return the density on a grid [points, points], north at the top, scaled to a maximum of 1.
+
+    All zeros if the prior cannot compute its density.
+    """
     log_density: Any = getattr(prior, "log_density", None)
     if log_density is None:
         return np.zeros((points, points), np.float32)
@@ -53,7 +57,7 @@ def density(prior: Prior, cond: Cond, points: int, reach: float = REACH) -> np.n
 
 
 def draw_plane(prior: Prior, cond: Cond, way: np.ndarray) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3]: the landscape, the last stretch of each point's way [T, B, 2] and where it is now."""
+    """Draw the landscape, the recent part of each trajectory `way` [T, B, 2] and its end: uint8 [SIZE, SIZE, 3]."""
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(_landscape(prior, cond))
@@ -67,7 +71,7 @@ def draw_plane(prior: Prior, cond: Cond, way: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
-_drawn: dict[bytes, np.ndarray] = {}  # landscapes by prompt, for the threads of all sessions
+_drawn: dict[bytes, np.ndarray] = {}  # cached landscapes by prompt, shared by the threads of all sessions
 
 
 def _landscape(prior: Prior, cond: Cond) -> np.ndarray:
@@ -86,12 +90,12 @@ def _landscape(prior: Prior, cond: Cond) -> np.ndarray:
 
 
 def pixels_of(points: np.ndarray) -> np.ndarray:
-    """[..., 2] of the plane -> pixels (right, down) of a live picture."""
+    """Convert points of the plane [..., 2] to pixels (right, down) of a live image."""
     return (points * np.array([1, -1]) + REACH) * (SIZE / (2 * REACH))
 
 
 def plot_trails(prior: Prior, cond: Cond, ways: Mapping[str, np.ndarray], file: Path) -> None:
-    """A panel for each of `ways`, title -> [T, B, 2]: whole ways, starts and ends."""
+    """Plot one panel per entry of `ways`, title -> trajectories [T, B, 2], with starts and ends."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6 * len(ways), 3.9), layout="constrained")
@@ -102,7 +106,7 @@ def plot_trails(prior: Prior, cond: Cond, ways: Mapping[str, np.ndarray], file: 
 
 
 def plot_on(axes: Any, prior: Prior, cond: Cond, way: np.ndarray) -> None:
-    """The landscape with whole ways [T, B, 2], their starts and ends on matplotlib's `axes`."""
+    """Plot the landscape, trajectories [T, B, 2], their starts and ends on matplotlib `axes`."""
     from matplotlib.collections import LineCollection
 
     extent = (-REACH, REACH, -REACH, REACH)
@@ -119,8 +123,8 @@ def plot_on(axes: Any, prior: Prior, cond: Cond, way: np.ndarray) -> None:
 
 
 def shares(means: Tensor, stds: Tensor, ends: Tensor, within: float = 3.0) -> list[float]:
-    """Which share of `ends` [B, 2] lies within so many standard deviations of each of `means` [K, 2]; the rest is
-    nowhere."""
+    """Return, for each of `means` [K, 2], the fraction of `ends` [B, 2] nearest to it and within `within` of its
+    standard deviations; the fractions sum to less than 1 if some ends reach no mean."""
     distance = (ends.double()[:, None] - means.double()[None]).norm(dim=-1)
     nearest = distance.argmin(1)
     close = distance.gather(1, nearest[:, None])[:, 0] <= within * stds.double()[nearest]

@@ -1,12 +1,12 @@
-"""From words to conditioning: view-dependent wording, and the roles a loss may ask for.
+"""Text to conditioning: view-dependent prompts, and the roles that a loss can request.
 
-Roles: pos      the prompt, with this view's word appended when view-dependent prompts are on
-       plain    the prompt without a view word: what the score models of VSD and ESD are told, beside the camera
+Roles: pos      the prompt, followed by the view word if view-dependent prompts are on
+       plain    the prompt without a view word; the score models of VSD and ESD get it along with the camera
        uncond   the empty text
        neg      the negative prompt
-       ref      what "pos" was for the frozen reference of DDS
-       target   what the picture should look like: `prompt.target` with "pos" in place of {prompt}
-       source   what it looks like now: `prompt.source` with "pos" in place of {prompt}
+       ref      "pos" of the frozen reference of DDS
+       target   the desired image: `prompt.target` with "pos" in place of {prompt}
+       source   the current image: `prompt.source` with "pos" in place of {prompt}
 """
 
 from __future__ import annotations
@@ -22,46 +22,48 @@ from sdlab.guidance import perp_neg_weights
 from sdlab.knobs import knob
 from sdlab.types import PERP_ROLES, Cameras, Cond, Prior, cat_conds
 
-MAX_PROMPT = 300  # characters; longer ones do not fit any text encoder and are mostly an accident
-PROMPT = "{prompt}"  # stands for the prompt in the templates
-# McAllister et al. 2024: words for what goes wrong in SDS, and words for what one would rather see
+MAX_PROMPT = 300  # characters; longer prompts fit no text encoder and are usually an accident
+PROMPT = "{prompt}"  # placeholder in the templates
+# McAllister et al. 2024: descriptions of SDS artefacts (here) and of the desired quality (QUALITY)
 DESCRIPTORS = "oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
-# Katzir et al. 2023, NFSD: pictures that nobody would take
+# negative prompt of NFSD, Katzir et al. 2023
 NEGATIVE = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 QUALITY = "detailed high resolution, high quality, sharp"
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What to make, in words."""
+    """The prompt and the templates derived from it."""
 
-    text: str = knob("a red bear", hi=MAX_PROMPT, help="what to make")
-    negative: str = knob(NEGATIVE, hi=MAX_PROMPT, help="what to avoid, for losses that use it: NFSD, CSD, ISM")
+    text: str = knob("a red bear", hi=MAX_PROMPT, help="what to create")
+    negative: str = knob(NEGATIVE, hi=MAX_PROMPT, help="what to avoid; used by NFSD, CSD and ISM")
     target: str = knob(
-        f"{PROMPT}, {QUALITY}", hi=MAX_PROMPT, help="the target prompt of SBP; {prompt} stands for the prompt"
+        f"{PROMPT}, {QUALITY}", hi=MAX_PROMPT, help="target prompt of SBP; {prompt} is replaced by the prompt"
     )
     source: str = knob(
         f"{PROMPT}, {DESCRIPTORS}",
         hi=MAX_PROMPT,
-        help="the source prompt of SBP: the picture as it is now, in words; {prompt} stands for the prompt",
+        help="source prompt of SBP, which describes the current image; {prompt} is replaced by the prompt",
     )
-    view_dependent: bool = knob(True, help="append 'front view' and so on by camera; off shows the Janus problem")
-    front_angle: float = knob(45.0, 5.0, 85.0, "half-width of 'front' and of 'back' in degrees")
-    overhead_angle: float = knob(55.0, 10.0, 90.0, "elevation above which a view counts as 'overhead'")
+    view_dependent: bool = knob(
+        True, help="append 'front view' etc. according to the camera; off shows the Janus problem"
+    )
+    front_angle: float = knob(45.0, 5.0, 85.0, "half-width of 'front' and of 'back', in degrees")
+    overhead_angle: float = knob(55.0, 10.0, 90.0, "elevation in degrees above which a view is 'overhead'")
 
     def __post_init__(self) -> None:
         for name in ("target", "source"):
             text = getattr(self, name)
             odd = [found for found in re.findall(r"\{[^{}]*\}", text) if found != PROMPT]
             if odd:
-                raise ValueError(f"prompt.{name} = {text!r}: {odd[0]} stands for nothing; {PROMPT} is the prompt")
+                raise ValueError(f"prompt.{name} = {text!r}: unknown placeholder {odd[0]}; only {PROMPT} is replaced")
 
 
 ROLES = ("pos", "plain", "uncond", "neg", "ref", "target", "source")
 
 
 def wording(s: PromptSettings, role: str, view: str) -> str:
-    """The text of a role for a view word; ValueError for an unknown role."""
+    """Return the text of a role for a view word; ValueError for an unknown role."""
     if role == "uncond":
         return ""
     if role == "neg":
@@ -73,11 +75,11 @@ def wording(s: PromptSettings, role: str, view: str) -> str:
         return prompt
     if role in ("target", "source"):
         return getattr(s, role).replace(PROMPT, prompt)
-    raise ValueError(f"unknown prompt role {role!r}: allowed are {', '.join(ROLES)}")
+    raise ValueError(f"unknown prompt role {role!r}: must be one of {', '.join(ROLES)}")
 
 
 class PromptBank:
-    """Embeds each wording once per prior."""
+    """Embeds each text once per prior, and caches it."""
 
     def __init__(self, prior: Prior) -> None:
         self._prior = prior
@@ -85,19 +87,19 @@ class PromptBank:
 
     def _embed(self, text: str) -> Cond:
         if text not in self._cache:
-            if len(self._cache) >= 256:  # a prompt typed letter by letter must not fill the memory
+            if len(self._cache) >= 256:  # bound memory while a prompt is being typed
                 self._cache.clear()
             self._cache[text] = self._prior.embed(text)
         return self._cache[text]
 
     def prompt(self, s: PromptSettings) -> Cond:
-        """The conditioning of the prompt itself, batch 1."""
+        """Return the conditioning of the prompt itself, batch 1."""
         return self._embed(s.text)
 
     def bind(
         self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras, reference: PromptSettings | None = None
     ) -> dict[str, Cond]:
-        """role -> conditioning of the B views of `cams`; "ref" is worded by `reference`."""
+        """Return role -> conditioning of the B views of `cams`; "ref" takes its texts from `reference`."""
         if reference is not None and "ref" in roles:
             rest = tuple(role for role in roles if role != "ref")
             return {**self.bind(s, rest, cams), **self.bind(reference, ("ref",), cams)}
@@ -105,8 +107,10 @@ class PromptBank:
         return {role: cat_conds([self._embed(wording(s, role, v)) for v in views]) for role in roles}
 
     def perp_neg(self, s: PromptSettings, cams: Cameras) -> tuple[dict[str, Cond], Tensor]:
-        """The conditioning of `PERP_ROLES` for the B views of `cams`, between the words of two views each, and the
-        weights [B, 2] of those to avoid."""
+        """Return the conditioning of `PERP_ROLES` for the B views of `cams`, and the weights [B, 2] of the negatives.
+
+        The positive one interpolates between the prompts of two views.
+        """
         bound: dict[str, list[Cond]] = {role: [] for role in PERP_ROLES}
         weights = []
         front, side, back, above = (self._embed(wording(s, "pos", word)) for word in VIEW_WORDS)
@@ -126,14 +130,14 @@ class PromptBank:
 
 
 def _between(a: Cond, b: Cond, share: float) -> Cond:
-    """share a + (1 - share) b, word by word."""
-    if share in (0.0, 1.0):  # what is infinite in one must not spoil the other
+    """Interpolate share a + (1 - share) b, token by token."""
+    if share in (0.0, 1.0):  # avoids 0 * infinity
         return a if share == 1.0 else b
     extra = {name: share * a.extra[name] + (1 - share) * b.extra[name] for name in a.extra}
     return Cond(share * a.hidden + (1 - share) * b.hidden, extra)
 
 
 def views_of(s: PromptSettings, cams: Cameras) -> list[str]:
-    """The view word of each camera."""
+    """Return the view word of each camera."""
     angles = zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True)
     return [view_word(a, e, s.front_angle, s.overhead_angle) for a, e in angles]

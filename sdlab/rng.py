@@ -1,7 +1,7 @@
-"""Randomness as a function of (seed, step, stream).
+"""Random numbers as a function of (seed, step, stream name).
 
-Every draw of a step has its own named stream, so a draw added to one part never shifts another, two losses from
-one seed see the same cameras, timesteps and noise, and a resumed run needs no saved generator state.
+Every draw of a step has its own named stream. A new draw in one place therefore never shifts another, two losses with
+the same seed see the same cameras, timesteps and noise, and resuming a run needs no saved generator state.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 class StepRng:
-    """`StepRng(seed, step)("camera")` -> a fresh CPU `torch.Generator`, the same for the same three values."""
+    """`StepRng(seed, step)("camera")` returns a new CPU `torch.Generator` that depends on these three values only."""
 
     def __init__(self, seed: int, step: int) -> None:
         self.seed = seed
@@ -23,6 +23,6 @@ class StepRng:
         return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
     def randn(self, stream: str, like: torch.Tensor) -> torch.Tensor:
-        """Standard normal noise with the shape, type and device of `like`: drawn on the CPU in float32, so that every
-        device sees the same."""
+        """Draw standard normal noise with the shape, dtype and device of `like`; drawn on the CPU in float32, so that
+        it is the same on every device."""
         return torch.randn(like.shape, generator=self(stream), dtype=torch.float32).to(like)

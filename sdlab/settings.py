@@ -1,7 +1,7 @@
-"""The frozen tree of everything that can be set; patches by dotted path; TOML in and out.
+"""The frozen tree of all settings, patched by dotted path, read from and written to TOML.
 
-Files hold only what differs from the defaults. A family member (prior, scene) is chosen by its `kind`; every loss
-keeps its own knobs at all times, and `active` names the one in force, so that toggling back restores them.
+Files contain only differences from the defaults. Prior and scene are selected by their `kind`. Every loss keeps its
+own knobs, and `active` names the one in use, so that switching back restores its values.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ T = TypeVar("T")
 
 
 def family(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
-    """kind -> class of every final member of a family: the folder is the registry.
+    """Return kind -> class for every concrete member of a family; the folder is the registry.
 
-    Raises RuntimeError naming the file that cannot be imported.
+    Raises RuntimeError naming a file that cannot be imported.
     """
     members: dict[str, type[T]] = {}
     for info in pkgutil.iter_modules(package.__path__):
@@ -60,26 +60,29 @@ def family(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
 
 @functools.cache
 def losses() -> dict[str, type[Distillation]]:
+    """Return all losses by name."""
     return family(sdlab.losses, Distillation)  # type: ignore[type-abstract]
 
 
 @functools.cache
 def priors() -> dict[str, type[PriorConfig]]:
+    """Return all prior configurations by kind."""
     return family(sdlab.priors, PriorConfig)  # type: ignore[type-abstract]
 
 
 @functools.cache
 def scenes() -> dict[str, type[SceneConfig]]:
+    """Return all scene configurations by kind."""
     return family(sdlab.scenes, SceneConfig)  # type: ignore[type-abstract]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that determines a run. Two equal trees give the same run."""
+    """Everything that determines a run: equal settings give equal runs."""
 
-    active: str = knob("sds", help="the loss in force")
-    steps: int = knob(800, 1, 1_000_000, "planned length of the run; schedules are fractions of it")
-    seed: int = knob(0, 0, 2**31 - 1, "of every random draw", apply="restart")
+    active: str = knob("sds", help="the active loss")
+    steps: int = knob(800, 1, 1_000_000, "planned length of the run; schedules are relative to it")
+    seed: int = knob(0, 0, 2**31 - 1, "random seed", apply="restart")
     prompt: PromptSettings = field(default_factory=PromptSettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
@@ -93,29 +96,31 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.active not in self.losses:
-            raise ValueError(f"active = {self.active!r}: allowed is one of {', '.join(sorted(self.losses))} (the loss)")
+            raise ValueError(
+                f"active = {self.active!r}: must be one of {', '.join(sorted(self.losses))} (the active loss)"
+            )
 
     @property
     def loss(self) -> Distillation:
-        """The loss in force."""
+        """The active loss."""
         return self.losses[self.active]
 
     @property
     def perp_neg(self) -> bool:
-        """Whether Perp-Neg is in force: without view words there is nothing to keep apart."""
+        """Whether Perp-Neg is active; it needs view words."""
         return self.guidance.perp_neg and self.prompt.view_dependent
 
     @property
     def planned_end(self) -> int:
-        """The step at which the planned run is over."""
+        """The step at which the planned run ends."""
         return self.schedule.start + self.steps
 
     def progress(self, step: int) -> float:
-        """Where `step` lies in the planned run, 0 at its beginning and 1 at its end; above 1 after it."""
+        """Return the position of `step` in the planned run, from 0 (start) to 1 (end); above 1 after the end."""
         return max(step - self.schedule.start, 0) / self.steps
 
     def groups(self) -> dict[str, Any]:
-        """Dotted prefix -> the dataclass whose knobs live there, in the order in which people read them."""
+        """Return dotted prefix -> dataclass with the knobs below it, in display order."""
         plain = {
             name: getattr(self, name)
             for name in ("prompt", "camera", "schedule", "guidance", "optim", "prior", "scene")
@@ -123,11 +128,11 @@ class Settings:
         return {"": self, **plain, **{f"losses.{name}": loss for name, loss in self.losses.items()}}
 
     def knobs(self) -> dict[str, Knob]:
-        """Every knob by path."""
+        """Return all knobs by path."""
         return {k.path: k for prefix, group in self.groups().items() for k in knobs_of(group, prefix)}
 
     def knob(self, path: str) -> Knob:
-        """One knob; ValueError with near misses when there is none of that path."""
+        """Return one knob; ValueError with suggestions if the path is unknown."""
         knobs = self.knobs()
         if path not in knobs:
             own = f"losses.{self.active}."
@@ -142,16 +147,19 @@ class Settings:
         return knobs[path]
 
     def patch(self, path: str, value: Any) -> Settings:
-        """A copy with one knob set; ValueError says what was given, what is allowed and which knob."""
+        """Return a copy with one knob set; ValueError names the knob, the value and what is allowed."""
         return self.patch_all([(path, value)])
 
     def patch_all(self, changes: Iterable[tuple[str, Any]]) -> Settings:
-        """A copy with several knobs set as one change: each group is rebuilt once, so that a pair such as
-        camera.distance_min and distance_max may pass through values that are not allowed singly."""
+        """Return a copy with several knobs set at once.
+
+        Each group is rebuilt once, so that a pair such as camera.distance_min and distance_max can change together even
+        if changing one alone would be invalid.
+        """
         by_prefix: dict[str, dict[str, Any]] = {}
         for path, value in changes:
             if path in ("prior.kind", "scene.kind"):
-                raise ValueError(f"{path} cannot be patched: choose another preset instead")
+                raise ValueError(f"{path} cannot be changed: choose another preset instead")
             checked = check(self.knob(path), value)
             prefix, _, name = path.rpartition(".")
             by_prefix.setdefault(prefix, {})[name] = checked
@@ -170,13 +178,13 @@ class Settings:
         return new
 
     def differences(self, other: Settings) -> list[tuple[str, Any]]:
-        """(path, value of `other`) wherever the two trees differ; both must have the same kinds of prior and scene."""
+        """Return (path, value in `other`) wherever the two differ."""
         mine, theirs = self.knobs(), other.knobs()
         return [(p, k.value) for p, k in theirs.items() if p not in mine or mine[p].value != k.value]
 
 
 def to_toml(s: Settings) -> str:
-    """TOML of what differs from the defaults (and the kinds of prior and scene)."""
+    """Write what differs from the defaults, and the kinds of prior and scene, as TOML."""
     doc = tomlkit.document()
     base = default_settings(s.prior.kind, s.scene.kind)
     defaults = base.knobs()
@@ -198,24 +206,23 @@ def to_toml(s: Settings) -> str:
 
 
 def default_settings(prior_kind: str = "diffusers", scene_kind: str = "splats") -> Settings:
-    """Defaults with the given family members; ValueError names the members there are."""
+    """Return the defaults for these kinds; ValueError lists the known kinds."""
     return Settings(prior=_member("prior", priors(), prior_kind)(), scene=_member("scene", scenes(), scene_kind)())
 
 
 def _member(group: str, members: Mapping[str, type], kind: str) -> type:
     if kind not in members:
-        raise ValueError(f"{group}.kind = {kind!r}: allowed is one of {', '.join(members)}")
+        raise ValueError(f"{group}.kind = {kind!r}: must be one of {', '.join(members)}")
     return members[kind]
 
 
 def from_toml(text: str, where: str = "settings", base: Settings | None = None) -> Settings:
-    """Settings from TOML, where it is silent those of `base` (None: the defaults); ValueError names the file (`where`)
-    and the knob that is wrong."""
+    """Parse TOML on top of `base` (None: the defaults); ValueError names the file (`where`) and the knob."""
     try:
         doc = tomllib.loads(text)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{where} is not valid TOML: {e}") from e
-    doc.pop("about", None)  # a preset's title and description, read by `about`
+    doc.pop("about", None)  # title and description of a preset, see `about`
     kinds = {}
     start = base or default_settings()
     for group in ("prior", "scene"):
@@ -228,7 +235,7 @@ def from_toml(text: str, where: str = "settings", base: Settings | None = None) 
                 start = dataclasses.replace(start, **{group: getattr(members, group)})
         return start.patch_all(_flatten(doc))
     except RecursionError as e:
-        raise ValueError(f"{where}: its tables are nested too deeply") from e
+        raise ValueError(f"{where}: tables are nested too deeply") from e
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from e
 
@@ -245,6 +252,7 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def preset_names() -> list[str]:
+    """Return the names of all presets, sorted."""
     return sorted(p.stem for p in PRESETS.glob("*.toml"))
 
 
@@ -258,15 +266,17 @@ def _preset_text(name: str) -> str:
 
 
 def preset(name: str) -> Settings:
-    """The settings of a preset by name; ValueError lists the presets there are. `base` in its [about] names a preset
-    from which it differs only in what it says."""
+    """Load a preset by name; ValueError lists the known ones.
+
+    `base` in its [about] table names another preset that it builds on.
+    """
     text = _preset_text(name)
     base = _about(text).get("base")
     return from_toml(text, f"preset {name}", preset(base) if base else None)
 
 
 def about(name: str) -> dict[str, str]:
-    """`title` and `text` of a preset."""
+    """Return `title` and `text` of a preset."""
     table = _about(_preset_text(name))
     return {"title": str(table.get("title", name)), "text": str(table.get("text", ""))}
 

@@ -1,7 +1,8 @@
-"""ONE optimisation step, and the only place where scene, prior, loss and optimiser meet.
+"""ONE optimisation step: the only place where scene, prior, loss and optimiser meet.
 
-Twelve arrows, none backwards; the first (inbox -> settings) and the last (-> frame) are in `sdlab.live.session`:
+Data flows in one direction:
 seed, step -> rng -> cameras -> rgb -> z -> t, noise, z_t -> eps -> residual -> d theta -> theta' -> density control.
+`sdlab.live.session` adds both ends: commands that change the settings, and frames for the viewers.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from sdlab.settings import Settings
 from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Render
 
 STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "auxiliary", "publish")
-DENSIFY_PAUSE = 100  # steps after a change of loss: gradients of two scales must not decide together what grows
-BUILD_STEP = -1  # the step number whose random streams build the scene and what losses train
-FIRST_WARM_UP = -2  # the step number of an auxiliary's first lesson; later ones count down
+DENSIFY_PAUSE = 100  # steps after a change of loss, so that density statistics do not mix gradient scales
+BUILD_STEP = -1  # step number of the random streams that initialise the scene and auxiliaries
+FIRST_WARM_UP = -2  # step number of an auxiliary's first warm-up step; later ones count down
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a loss compares the scene with: the scene and the prompt as they were. `key` is that of the loss's knobs."""
+    """Frozen copies of scene and prompt that a loss compares against; `key` identifies the loss's knobs."""
 
     scene: AnyScene
     prompt: PromptSettings
@@ -41,52 +42,52 @@ class Reference:
 
 @dataclass
 class State:
-    """Everything that a step changes. Owned by one thread."""
+    """Everything that a step modifies; owned by one thread."""
 
     scene: AnyScene
     optim: SceneOptimiser
     step: int = 0
-    seconds: float = 0.0  # spent in steps, pauses not counted
-    prior_seconds: float = 0.0  # of these, inside the prior's network
-    skipped: int = 0  # updates left out because something was not finite
-    regime: str = ""  # loss and stage of the last step that moved the scene
-    toggled: int = -1_000_000  # the step at which that last changed
-    aux: dict[str, Aux] = field(default_factory=dict)  # by the name that its losses give it
-    aux_keys: dict[str, tuple] = field(default_factory=dict)  # the knobs that each was built with
+    seconds: float = 0.0  # spent in steps, without pauses
+    prior_seconds: float = 0.0  # the part spent in the prior's network
+    skipped: int = 0  # steps without update because a value was not finite
+    regime: str = ""  # loss and stage of the last update of the scene
+    toggled: int = -1_000_000  # step at which `regime` last changed
+    aux: dict[str, Aux] = field(default_factory=dict)  # by `Distillation.aux_name`; losses may share one
+    aux_keys: dict[str, tuple] = field(default_factory=dict)  # knobs that each was built with
     reference: Reference | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did. Tensors stay on the device until someone looks."""
+    """Result of one step. Tensors stay on the device until they are read."""
 
     cams: Cameras
-    render: Render | None  # None for a scene that lives in the prior's space
+    render: Render | None  # None for scenes in the prior's own space
     x: Noised
     guidance: Guidance
     stats: Mapping[str, Tensor]
     stages: Mapping[str, float]  # seconds per stage
     nfe: int  # network evaluations per view
-    skipped: str = ""  # what was not finite, if anything
+    skipped: str = ""  # what was not finite, or ""
     densified: Mapping[str, int] = field(default_factory=dict)
 
 
 class Stopwatch:
-    """Seconds per stage; on CUDA these are times of launching, not of computing."""
+    """Measures seconds per stage; on CUDA the time to launch kernels, not to run them."""
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
+        """Add the time since the last lap to `stage`."""
         now = time.perf_counter()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
         self._last = now
 
 
 def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report:
-    """Take one step and leave its result in `state`. A step whose gradient is not finite changes nothing but the
-    count of skipped ones."""
+    """Take one step and update `state`. If a gradient is not finite, only the counters change."""
     watch = Stopwatch()
     share_cores(prior)
     rng = StepRng(s.seed, state.step)
@@ -96,7 +97,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     # cameras -> rgb -> z, differentiable
     cams, render, z = look(scene, s, prior, rng, watch)
 
-    # schedule -> t, noise -> z_t, detached; drawn on the CPU so that every device sees the same
+    # schedule -> t, noise -> z_t, detached; drawn on the CPU, so that all devices see the same values
     x = noised(z.detach(), s, rng, prior, progress)
     reference = state.reference if loss.needs_reference else None
     if reference is not None:
@@ -108,7 +109,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     model = bound(prior, s, prompts, cams, rng, progress, reference)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
-        pull = tamed(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim)
+        pull = rescale_and_clip(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim)
         grad = pull / len(cams)
     watch.lap("loss")
     watch.stages["loss"] -= model.seconds
@@ -121,7 +122,7 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     skipped = "" if bool(torch.isfinite(grad).all()) else f"residual of {s.active} at t = {x.t.tolist()}"
     if not skipped:
         penalty = None if render is None or isinstance(scene, FlatScene) else scene.regulariser(render)
-        with memory_explained(f"the way back from {len(cams)} pictures to the scene", z.device):
+        with memory_explained(f"the backward pass from {len(cams)} images to the scene", z.device):
             if penalty is None:
                 torch.autograd.backward([z], [grad])
             else:
@@ -156,15 +157,18 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
 
 
 def share_cores(prior: Prior) -> None:
-    """Give torch in this thread as many threads as the prior's engine wants beside it. A network that learns along
-    would be faster with two than with one while a single run has two cores, but with two runs less than half as fast,
-    for the threads of the one spin on the other's core; it learns two halves of a batch beside each other instead."""
-    if torch.get_num_threads() != prior.torch_threads:  # a change makes torch forget its kernels
+    """Set this thread's number of torch threads to what the prior's engine leaves free.
+
+    With OpenVINO on two cores that is one. Two would train an auxiliary network faster in a single run, but with two
+    runs it would take more than twice as long, because torch's threads spin on cores that the other run needs. The
+    auxiliary trains the two halves of a batch in parallel threads instead.
+    """
+    if torch.get_num_threads() != prior.torch_threads:  # setting it makes torch discard cached kernels
         torch.set_num_threads(prior.torch_threads)
 
 
 class Look(NamedTuple):
-    """What the scene shows at a step: z [B, C, H, W] in the prior's space, and the render that it was made from."""
+    """The scene at one step: z [B, C, H, W] in the prior's space, and the render it was encoded from."""
 
     cams: Cameras
     render: Render | None
@@ -172,7 +176,7 @@ class Look(NamedTuple):
 
 
 def look(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwatch) -> Look:
-    """The scene through this step's cameras, encoded; or as it is, where it lives in the prior's space."""
+    """Render the scene with this step's cameras and encode it; scenes in the prior's space need neither."""
     if isinstance(scene, FlatScene):
         z = scene.latents(rng)
         watch.lap("render")
@@ -186,8 +190,7 @@ def look(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwa
 
 
 def _note_regime(state: State, regime: str) -> None:
-    """Start gently under another loss or stage: gradients of two may differ in scale by 10^4, so that Adam's moments
-    of the one mean nothing to the other."""
+    """Reset Adam when the loss or its stage changes: gradient scales may differ by 10^4, which invalidates moments."""
     if state.regime not in ("", regime):
         state.toggled = state.step
         state.optim.forget()
@@ -195,14 +198,16 @@ def _note_regime(state: State, regime: str) -> None:
 
 
 def needs_warm_up(state: State, s: Settings) -> bool:
-    """Whether the auxiliary of the loss in force is still too new for the scene to follow it."""
+    """Return whether the active loss's auxiliary needs more warm-up steps before the scene may use it."""
     aux = state.aux.get(s.loss.aux_name())
     return aux is not None and aux.fitted < s.loss.warm_up_steps()
 
 
 def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int:
-    """One lesson for the auxiliary of the loss in force, on renders of the scene as it is; nothing else changes.
-    Answers the evaluations of networks, for each view."""
+    """Train the active loss's auxiliary for one step on renders of the unchanged scene.
+
+    Returns the number of network evaluations per view.
+    """
     started = time.perf_counter()
     share_cores(prior)
     scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
@@ -211,7 +216,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int
         cams, _, z = look(scene, s, prior, rng, Stopwatch())
         x = noised(z, s, rng, prior, progress)
         model = bound(prior, s, prompts, cams, rng, progress)
-        asks = loss.fits_guidance or aux.fitted == 0  # the first time in any case: what fails shall fail at once
+        asks = loss.fits_guidance or aux.fitted == 0  # always at first, so that errors surface at once
         guidance = loss.gradient(x, model, aux) if asks else Guidance(torch.zeros_like(z))
     loss.fit(x, model, aux, guidance)
     state.seconds += time.perf_counter() - started
@@ -219,10 +224,12 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int
     return model.nfe
 
 
-def tamed(grad: Tensor, s: OptimSettings) -> Tensor:
-    """w(t) residual [B, C, H, W] as the settings want it: scaled to a root mean square over all views (CSD divides by
-    the norm, which is the same but for a factor), then clipped place by place (Hong et al. 2023, "Debiasing scores and
-    prompts")."""
+def rescale_and_clip(grad: Tensor, s: OptimSettings) -> Tensor:
+    """Normalise and clip the gradient w(t) residual [B, C, H, W].
+
+    First rescale it to `grad_rms`, a root mean square over all views (CSD divides by the norm, which differs by a
+    constant factor), then clip it elementwise (Hong et al. 2023, "Debiasing scores and prompts").
+    """
     if s.grad_rms > 0:
         grad = grad * (s.grad_rms / grad.square().mean().sqrt().clamp_min(1e-12))
     if s.grad_clip > 0:
@@ -239,7 +246,7 @@ def bound(
     progress: float,
     reference: Reference | None = None,
 ) -> BoundPrior:
-    """The prior as the loss in force gets to see it under these cameras."""
+    """Bind the prior to the prompts of these cameras, for the active loss."""
     conds = prompts.bind(s.prompt, s.loss.roles, cams, reference.prompt if reference else None)
     weights = None
     if s.perp_neg:
@@ -259,7 +266,7 @@ def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float)
 def _non_finite_gradient(scene: AnyScene) -> str:
     found = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
     sums = torch.stack([grad.sum() for grad in found.values()])
-    if bool(torch.isfinite(sums).all()):  # one look at a GPU, instead of one for each
+    if bool(torch.isfinite(sums).all()):  # one GPU synchronisation instead of one per parameter
         return ""
     bad = (name for name, grad in found.items() if not bool(torch.isfinite(grad).all()))
-    return next((f"gradient of {name}" for name in bad), "")  # or a sum alone was beyond float32
+    return next((f"gradient of {name}" for name in bad), "")  # "" if only the sum overflowed

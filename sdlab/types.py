@@ -1,18 +1,19 @@
-"""Core types and every convention of the project, stated once.
+"""Core types, and every convention of the project, stated once.
 
-Letters in shapes: B views of one step, N Gaussians, C H W the prior's space, L D tokens and their width.
-
-World      right-handed, +z up; an object's front faces +x. Azimuth in degrees, 0 on +x (front), 90 on +y,
-           counter-clockwise seen from above. Elevation in degrees above the horizon, 90 straight overhead.
+Shapes     B views of one step, N Gaussians, (C, H, W) the prior's space, L tokens of width D.
+World      right-handed, +z up; an object's front faces +x. Azimuth in degrees: 0 on +x (front), 90 on +y,
+           counter-clockwise seen from above. Elevation in degrees above the horizon: 90 is straight overhead.
 Cameras    OpenCV: x right, y down, z forward. `viewmats` map world to camera, `Ks` camera to pixels.
-           The centre of pixel (i, j) lies at (i + 0.5, j + 0.5).
-Quaternions  (w, x, y, z), need not be normalised.
-Pictures   [B, 3, H, W], RGB in [0, 1]. Depth is accumulated (alpha-weighted), not normalised.
-Prior's space  z [B, C, H, W]; for a pixel prior z = 2 rgb - 1 (k x k blocks of pixels may be its places, C = 3 k^2),
-           for a latent one the scaled VAE latent.
-Timesteps  integers t in 0 .. 999; z_t = alpha_t z0 + sigma_t noise with alpha^2 + sigma^2 = 1.
+           The centre of pixel (i, j) is at (i + 0.5, j + 0.5).
+Quaternions  (w, x, y, z), not necessarily normalised.
+Images     [B, 3, H, W], RGB in [0, 1]. Depth is accumulated (alpha-weighted), not normalised.
+Prior's space  z [B, C, H, W]. A pixel prior uses z = 2 rgb - 1, possibly with blocks of k x k pixels as channels
+           (C = 3 k^2); a latent prior uses the scaled latents of its VAE.
+Timesteps  integers t in 0 .. 999; z_t = alpha_t z0 + sigma_t noise, with alpha^2 + sigma^2 = 1.
 Guidance   classifier-free guidance in form A: eps_u + s (eps_c - eps_u). DreamFusion's form B(s) is A(s + 1).
-Residual   what a loss returns, in units of eps: d loss / d z0 = w(t) * residual, summed over pixels, mean over views.
+Roles      names of the prompts bound to a step, such as "pos" and "uncond"; see `sdlab.prompts`.
+Residual   what a loss returns, in units of eps: d loss / d z0 = w(t) * residual, summed over pixels, averaged over
+           views.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from torch import Tensor
 from sdlab.rng import StepRng
 
 N_TIMESTEPS = 1000
-PERP_ROLES = ("perp pos", "perp neg 1", "perp neg 2")  # of Perp-Neg, bound when it is on
+CAMERA_WIDTH = 16  # numbers that tell a trainable network the camera: a 4 x 4 matrix
+PERP_ROLES = ("perp pos", "perp neg 1", "perp neg 2")  # bound only with Perp-Neg
+
+
+# ---- rendering --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +55,7 @@ class Cameras:
         return int(self.viewmats.shape[0])
 
     def __getitem__(self, rows: slice) -> Cameras:
-        """Some of the cameras."""
+        """Return the cameras in `rows`."""
         return replace(
             self,
             viewmats=self.viewmats[rows],
@@ -62,10 +67,10 @@ class Cameras:
 
 
 class ScreenInfo:
-    """What density control needs of one render: where each Gaussian fell on the screen and how it was pulled.
+    """What density control needs from one render: where each Gaussian is on screen, and its gradient there.
 
-    radii [B, N] in pixels, 0 where a Gaussian was not drawn; means2d [B, N, 2] in pixels; means2d_grad [B, N, 2]
-    is the gradient of the loss with respect to means2d, None until the backward pass has run.
+    radii [B, N] in pixels, 0 for Gaussians that were not drawn; means2d [B, N, 2] in pixels; means2d_grad [B, N, 2] is
+    the gradient of the loss with respect to means2d, None until the backward pass has run.
     """
 
     def __init__(self, radii: Tensor, means2d: Tensor) -> None:
@@ -77,7 +82,7 @@ class ScreenInfo:
     def means2d_grad(self) -> Tensor | None:
         if self._means2d_grad is not None:
             return self._means2d_grad
-        return self.means2d.grad if self.means2d.requires_grad else None  # a rasteriser that retains its own
+        return self.means2d.grad if self.means2d.requires_grad else None  # kept by autograd in a torch rasteriser
 
     @means2d_grad.setter
     def means2d_grad(self, value: Tensor) -> None:
@@ -85,7 +90,7 @@ class ScreenInfo:
 
 
 class Render(NamedTuple):
-    """B rendered views. `info` is None for scenes that are not made of Gaussians."""
+    """B rendered views; `info` is None unless the scene consists of Gaussians."""
 
     rgb: Float[Tensor, "B 3 H W"]
     alpha: Float[Tensor, "B 1 H W"]
@@ -93,10 +98,14 @@ class Render(NamedTuple):
     info: ScreenInfo | None = None
 
 
-class Noised(NamedTuple):
-    """A batch on its way to the prior: z_t = alpha z0 + sigma noise, everything detached; alpha, sigma [B, 1, 1, 1].
+# ---- one step ---------------------------------------------------------------------------------------------------
 
-    `ref` is the reference under the same cameras, for losses that need one."""
+
+class Noised(NamedTuple):
+    """The batch that a step shows the prior: z_t = alpha z0 + sigma noise, all detached.
+
+    `ref` is the reference seen from the same cameras, for losses that need one.
+    """
 
     z0: Float[Tensor, "B C H W"]
     noise: Float[Tensor, "B C H W"]
@@ -115,12 +124,12 @@ class Asked(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """What a loss answers.
+    """The result of a loss.
 
-    residual  in eps units, before w(t)
-    preds     every prediction the loss used, by name, so that the page can show its x0-hat
+    residual  in units of eps, before w(t)
+    preds     every noise prediction the loss used, by name, so that the page can show the x0-hat of each
     stats     0-d tensors, left on the device until a frame is published
-    asked     where each prediction was asked, if not at the step's own z_t and t
+    asked     where each prediction was evaluated, if not at the step's own z_t and t
     """
 
     residual: Float[Tensor, "B C H W"]
@@ -154,84 +163,93 @@ class Term:
         return self.formula or self.symbol
 
 
+# ---- the prior --------------------------------------------------------------------------------------------------
+
+
 class Cond(NamedTuple):
-    """Conditioning of B pictures: `hidden` [B, L, D]; `extra`, further tensors with leading B (pooled text, sizes)."""
+    """Conditioning of B images: `hidden` [B, L, D]; `extra`, further tensors [B, ...] such as pooled text or sizes."""
 
     hidden: Tensor
     extra: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def cat_conds(conds: Sequence[Cond]) -> Cond:
-    """Concatenate along the batch; all must carry the same extras."""
+    """Concatenate along the batch; all must have the same `extra` names."""
     return Cond(
         torch.cat([c.hidden for c in conds]),
         {k: torch.cat([c.extra[k] for c in conds]) for k in conds[0].extra},
     )
 
 
-def some_of(cond: Cond, rows: slice) -> Cond:
-    """Some of the pictures' conditioning."""
+def cond_rows(cond: Cond, rows: slice) -> Cond:
+    """Return the conditioning of the images in `rows`."""
     return Cond(cond.hidden[rows], {k: v[rows] for k, v in cond.extra.items()})
 
 
 @runtime_checkable
 class Prior(Protocol):
-    """A frozen teacher, shared by all sessions of the process and safe to call from any thread."""
+    """A frozen text-to-image diffusion model, shared by all sessions of the process; safe to call from any thread."""
 
     name: str
+    commit: str  # of the Hub repository it was loaded from, else ""
     shape: tuple[int, int, int]  # (C, H, W) of its space
-    image_size: int  # pixels of the pictures it is shown (H = W)
+    image_size: int  # side of the square images it takes, in pixels
     device: torch.device
 
     @property
     def engine_name(self) -> str:
-        """What evaluates the network; "exact" where there is none."""
+        """What evaluates the network, such as "openvino bf16"; "exact" for a closed form."""
+        ...
+
+    @property
+    def engine_note(self) -> str:
+        """The reason why a fallback engine or precision is in use, or ""."""
         ...
 
     @property
     def torch_threads(self) -> int:
-        """How many threads torch should have in a thread that uses this prior."""
+        """The number of threads torch should use in a thread that calls this prior."""
         ...
 
     def embed(self, text: str) -> Cond:
-        """Conditioning of one text, batch 1."""
+        """Return the conditioning for one text, with B = 1; "" is unconditional."""
         ...
 
     def remark(self, text: str) -> str:
-        """Which words of `text` it cannot read, for people; "" when it reads them all."""
+        """Return what the user should know about a prompt, such as the words that the prior cannot read, or ""."""
         ...
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """rgb [B, 3, S, S] in [0, 1] with S = image_size -> z [B, C, H, W]; differentiable."""
+        """Map rgb [B, 3, S, S] in [0, 1], with S = image_size, to z [B, C, H, W]; differentiable."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """z [B, C, H, W] -> rgb [B, 3, S, S] clamped to [0, 1]; no gradient."""
+        """Map z [B, C, H, W] to rgb [B, 3, S, S], clamped to [0, 1]; no gradient."""
         ...
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Integer t [B] in 0..999 -> alpha, sigma, each [B, 1, 1, 1]."""
+        """Return alpha and sigma [B, 1, 1, 1] for integer timesteps t [B]."""
         ...
 
     def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The noise prediction [B, C, H, W], whatever the network predicts natively; no gradient."""
+        """Return the noise prediction [B, C, H, W], whatever the network predicts natively; no gradient."""
         ...
 
     def prepare(self, batch_sizes: Iterable[int]) -> None:
-        """Do now what the first `eps` of each batch size would have to do (compile); returns at once if done."""
+        """Do now what the first `eps` of each batch size would have to do (compile); return at once if it is done."""
         ...
 
     def trainable(self, how: str, rank: int) -> Any:
-        """A network that starts as this prior and can learn, a `sdlab.priors.trainable.Trainable`."""
+        """Return a trainable network that starts as this prior, a `sdlab.priors.trainable.Trainable`."""
         ...
 
 
 class BoundPrior:
-    """A prior with this step's prompts (role -> Cond of B pictures), cameras and randomness: what a loss sees.
+    """What a loss sees of a prior: the prior bound to one step's prompts, cameras and randomness.
 
-    `progress` is where the step lies in the planned run, in [0, 1]; `rescale` and `perp_weights` [B, 2] say how
-    `sdlab.guidance.guide` combines predictions (None: without Perp-Neg). It counts network evaluations per view (`nfe`)
-    and the seconds spent inside the network (`seconds`).
+    `conds` maps roles to the conditioning of the B images. `progress` is the step's position in the planned run, in
+    [0, 1]. `rescale` and `perp_weights` [B, 2] tell `sdlab.guidance.guide` how to combine predictions (None: without
+    Perp-Neg). `nfe` counts network evaluations per view, `seconds` the time spent in the network.
     """
 
     def __init__(
@@ -255,9 +273,9 @@ class BoundPrior:
         self.seconds = 0.0
 
     def eps(self, z_t: Tensor, t: Tensor, *roles: str) -> list[Tensor]:
-        """One batched forward for all `roles`; a list of [B, C, H, W], one per role.
+        """Predict the noise for all `roles` in one forward pass; return one [B, C, H, W] per role.
 
-        Raises KeyError naming the roles that are bound when one is not.
+        Raises KeyError for a role that is not bound, naming those that are.
         """
         missing = [r for r in roles if r not in self.conds]
         if missing:
@@ -272,15 +290,15 @@ class BoundPrior:
         return list(out.chunk(n))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha, sigma at other timesteps (inversion losses need them)."""
+        """Return alpha and sigma at other timesteps than the step's own, as inversion losses need them."""
         return self.prior.marginal(t)
 
 
 @runtime_checkable
 class Aux(Protocol):
-    """An auxiliary model that a loss trains (LoRA, network copy, operator): its parameters and their optimiser."""
+    """An auxiliary model that a loss trains, such as a LoRA, a network copy or an operator; with its optimiser."""
 
-    fitted: int  # steps of its optimiser so far
+    fitted: int  # optimiser steps so far
 
     def to(self, device: torch.device) -> None: ...
 
@@ -289,8 +307,11 @@ class Aux(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+# ---- what viewers and files get ---------------------------------------------------------------------------------
+
+
 class SplatSnapshot(NamedTuple):
-    """An immutable copy of a Gaussian scene for viewers, all float32 numpy and already activated."""
+    """An immutable copy of a Gaussian scene for viewers, in float32 numpy, after activation."""
 
     means: np.ndarray  # [N, 3]
     covariances: np.ndarray  # [N, 3, 3]
@@ -299,7 +320,7 @@ class SplatSnapshot(NamedTuple):
 
 
 class RawSplats(NamedTuple):
-    """A Gaussian scene as splat files store it, float32 numpy, before activation."""
+    """A Gaussian scene as splat files store it, in float32 numpy, before activation."""
 
     means: np.ndarray  # [N, 3]
     quats: np.ndarray  # [N, 4] wxyz, unit length
@@ -309,23 +330,25 @@ class RawSplats(NamedTuple):
 
 
 class FlatFrame(NamedTuple):
-    """Points of the plane in numbers, float32 numpy, and what each term of the loss said of them at the last step."""
+    """The points of a scene in the plane, and the terms of the loss at each of them in the last step; float32 numpy."""
 
-    run: int  # another number for another scene, so that ways are not joined over a reset
-    way: np.ndarray  # [T, B, 2], where the points were lately; the last row is where they are
+    run: int  # changes when the scene is replaced, so that trails do not continue across a reset
+    way: np.ndarray  # [T, B, 2], the points' latest positions, the current ones last
     t: np.ndarray  # [B] int, empty before the first step
-    terms: Mapping[str, np.ndarray]  # [B, 2] each in units of eps: predictions by name, "noise", "guided", "residual"
+    terms: Mapping[str, np.ndarray]  # [B, 2] each, in units of eps: predictions by name, "noise", "guided", "residual"
     legend: tuple[Term, ...] = ()  # of the terms, in the order in which they are listed
 
 
 class Frame(NamedTuple):
-    """What the world sees of a session; only the latest counts. `preview` is what the loss saw at this step; where
-    there is no scene to be looked at from all sides, it is all there is."""
+    """What a session publishes to viewers; only the latest frame counts.
+
+    `preview` shows what the loss saw in this step; a scene without a 3D view has nothing else to show.
+    """
 
     step: int
-    seconds: float  # of optimisation so far, pauses not counted
+    seconds: float  # spent optimising so far, without pauses
     scene: SplatSnapshot | None
     preview: np.ndarray  # [B, H, W, 3] uint8
-    views: tuple[str, ...]  # view word of each preview picture
+    views: tuple[str, ...]  # the view word of each preview image
     stats: dict[str, float]
-    flat: FlatFrame | None = None  # of points of the plane
+    flat: FlatFrame | None = None  # for points in the plane

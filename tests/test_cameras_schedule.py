@@ -13,11 +13,11 @@ from sdlab.schedule import ScheduleSettings, range_at, sample_t, weight
 def test_the_front_camera_sees_the_front_with_up_upwards():
     cams = look_at(torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([3.0]), 40.0, 32, 32)
     V = cams.viewmats[0]
-    front = V @ torch.tensor([1.0, 0, 0, 1])  # the object's front is nearest to the camera
+    front = V @ torch.tensor([1.0, 0, 0, 1])  # the point nearest to the camera
     assert front[2] == pytest.approx(2.0, abs=1e-5)
     up = V @ torch.tensor([0.0, 0, 1, 1])
     assert up[1] == pytest.approx(-1.0, abs=1e-5)  # y points down
-    left = V @ torch.tensor([0.0, 1, 0, 1])  # azimuth grows counter-clockwise, so +y is at the viewer's right
+    left = V @ torch.tensor([0.0, 1, 0, 1])  # azimuth is counter-clockwise, so +y is on the viewer's right
     assert left[0] == pytest.approx(1.0, abs=1e-5)
     assert torch.linalg.det(V[:3, :3]) == pytest.approx(1.0, abs=1e-5)
 
@@ -131,7 +131,7 @@ def test_hifa_falls_as_the_root():
 
 
 def test_dreamtime_spends_the_run_by_its_weight():
-    """Against the definition, solved by hand: steps at t in proportion to W(t), from the top down."""
+    """Compare with the definition, solved by hand: steps at t proportional to W(t), from the top down."""
     n = 20_000
     t = [int(sample_t(ScheduleSettings(kind="dreamtime"), StepRng(0, 0), 1, (i + 0.5) / n)) for i in range(n)]
     assert t == sorted(t, reverse=True)

@@ -1,4 +1,4 @@
-"""Exports of scenes that are not as one would wish."""
+"""Exports of degenerate scenes."""
 
 import numpy as np
 

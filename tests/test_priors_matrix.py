@@ -1,4 +1,4 @@
-"""Every loss on every kind of published model, tiny and with random weights, through the path that real runs take."""
+"""Every loss on tiny versions of every supported model, with random weights, loaded and run as in a real run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAKERS = {
     "sd-2.1-v": lambda folder: tiny.stable_diffusion(folder, "2.1", prediction_type="v_prediction"),
     "deepfloyd-if": tiny.deepfloyd_if,
 }
-# the published configurations, as far as they name or shape modules
+# the parts of the published configurations that affect module names and shapes
 SD15: dict[str, Any] = {
     "block_out_channels": (320, 640, 1280, 1280),
     "attention_head_dim": 8,
@@ -53,7 +53,7 @@ def models(folders) -> dict[str, DiffusersModel]:
 
 
 def short(loss: str, **knobs) -> Settings:
-    """A run of `loss` as people get it, of few Gaussians, without the lessons before its first step."""
+    """Settings of a run of `loss` with default knobs, but few Gaussians and no warm-up."""
     s = default_settings().patch_all(
         [("active", loss), ("scene.n_init", 50), ("scene.max_gaussians", 60), ("camera.views", 2), ("steps", 20)]
     )
@@ -71,10 +71,10 @@ def parameters(session: Session) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in session.state.scene.params.items()}
 
 
-# ---- what they are ----------------------------------------------------------------------------------------------
+# ---- loading ----------------------------------------------------------------------------------------------------
 
 
-def test_they_are_read_as_what_they_are(models):
+def test_each_model_is_loaded_with_its_shape_and_prediction_type(models):
     facts = {name: (m.shape, m.image_size, m.prediction_type) for name, m in models.items()}
     assert facts == {
         "sd-1.5": ((4, 8, 8), 64, "epsilon"),
@@ -85,33 +85,33 @@ def test_they_are_read_as_what_they_are(models):
 
 
 @pytest.mark.parametrize(("name", "published"), [("sd-1.5", SD15), ("sd-2.1", SD21)])
-def test_their_modules_have_the_names_of_the_published_model(name, published, models):
+def test_modules_have_the_names_of_the_published_model(name, published, models):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**published)
         vae = AutoencoderKL(**VAE)
     assert set(models[name].unet.state_dict()) == set(unet.state_dict())
-    assert set(models[name]._space.model.state_dict()) == set(vae.state_dict())
+    assert set(models[name].space.model.state_dict()) == set(vae.state_dict())
 
 
-def test_texts_are_read_to_clips_77_tokens_and_the_weights_are_those_of_the_file(folders, models):
+def test_clip_reads_77_tokens_with_the_weights_in_the_file(folders, models):
     from safetensors.torch import load_file
 
     model = models["sd-1.5"]
     assert model.embed("a red bear").hidden.shape == (1, 77, tiny.WIDTH)
     assert not torch.equal(model.embed("a red bear").hidden, model.embed("a red view").hidden)
     assert model.remark("a red bear, front view") == ""
-    held = {name.removeprefix("text_model."): p for name, p in model._text.model.state_dict().items()}
+    held = {name.removeprefix("text_model."): p for name, p in model.text.model.state_dict().items()}
     saved = load_file(folders["sd-1.5"] / "text_encoder" / "model.safetensors")
     assert len(held) > 10
     for name, p in held.items():
         assert torch.equal(p, saved[f"text_model.{name}"])
 
 
-def test_the_first_names_of_the_vaes_attention_are_understood(folders, models):
+def test_old_names_of_the_vaes_attention_are_understood(folders, models):
     from safetensors.torch import load_file
 
     saved = load_file(folders["sd-1.5"] / "vae" / "diffusion_pytorch_model.safetensors")
-    held = models["sd-1.5"]._space.model.state_dict()
+    held = models["sd-1.5"].space.model.state_dict()
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
         assert torch.equal(
             held[f"encoder.mid_block.attentions.0.{new}.weight"], saved[f"encoder.mid_block.attentions.0.{old}.weight"]
@@ -119,14 +119,14 @@ def test_the_first_names_of_the_vaes_attention_are_understood(folders, models):
 
 
 def test_an_sdxl_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"'text_time'; supported are .*1\.5 and 2\.1.*not SDXL"):
+    with pytest.raises(ValueError, match=r"'text_time' is not supported; .*1\.5 or 2\.1.*not SDXL"):
         read(tiny.stable_diffusion_xl(tmp_path / "xl"))
 
 
 # ---- every loss on each -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:the model")  # reads the prompts letter by letter, and not to their end
+@pytest.mark.filterwarnings("ignore:the model")  # cuts prompts off: its tokens are letters
 @pytest.mark.parametrize("loss", losses())
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_loss_takes_steps(name, loss, models):
@@ -138,7 +138,7 @@ def test_every_loss_takes_steps(name, loss, models):
     after = parameters(session)
     assert all(p.isfinite().all() for p in after.values())
     assert not torch.equal(after["means"], before["means"]), "the scene follows the loss"
-    report = session._report
+    report = session.report
     assert report is not None
     assert report.x.z0.shape[1:] == models[name].shape
     assert all(float(value) == float(value) for value in report.stats.values())
@@ -148,7 +148,7 @@ def test_every_loss_takes_steps(name, loss, models):
 
 
 class AsV:
-    """The engine of a twin: what `model` answers as eps, said as v."""
+    """An engine that converts the eps of `model` to v."""
 
     name, torch_threads = "twin", 1
 
@@ -160,22 +160,23 @@ class AsV:
         return (self._model.eps(z_t, t, Cond(hidden)) - sigma * z_t) / alpha
 
     def prepare(self, shapes) -> None:
-        """Nothing to get ready."""
+        """Do nothing."""
 
 
 @pytest.mark.filterwarnings("ignore:the model")
 @pytest.mark.parametrize("loss", losses())
 def test_twins_that_predict_eps_and_v_take_the_same_step(loss, folders, models):
-    """The v twin is read from its own folder; its network is replaced by one that says in v what the other says."""
+    """The v twin is loaded from its own folder, but its network is replaced by the other one, converted to v."""
     twin = read(folders["sd-2.1-v"])
-    twin._engine = AsV(models["sd-2.1"])
-    twin.trainable = models["sd-2.1"].trainable  # an auxiliary of the one network
+    twin.engine = AsV(models["sd-2.1"])
+    twin.trainable = models["sd-2.1"].trainable  # both train the same auxiliary
     residuals = []
     for model in (models["sd-2.1"], twin):
         session = begun(short(loss), model)
-        session.run(until=2 if session.settings.loss.needs_reference else 1)  # at first the scene is its reference
-        assert session._report is not None
-        residuals.append(session._report.guidance.residual)
+        # in the first step the scene equals its reference
+        session.run(until=2 if session.settings.loss.needs_reference else 1)
+        assert session.report is not None
+        residuals.append(session.report.guidance.residual)
     size = float(residuals[0].abs().max())
     assert size > 0
     torch.testing.assert_close(*residuals, rtol=1e-3, atol=1e-3 * size)
@@ -187,7 +188,7 @@ def test_twins_that_predict_eps_and_v_take_the_same_step(loss, folders, models):
 @pytest.mark.parametrize("name", ["sd-1.5", "deepfloyd-if"])
 def test_sessions_with_loras_of_their_own_share_the_prior_and_nothing_else(name, models):
     model = models[name]
-    torch.set_num_threads(1)  # as many as at the end: sessions set it, and sums are rounded by it
+    torch.set_num_threads(1)  # sessions change it, and rounding depends on it
     held = {n: (p.data_ptr(), p.clone()) for n, p in model.unet.state_dict(keep_vars=True).items()}
     z_t = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
     t, cond = torch.tensor([100, 700]), cat_conds([model.embed("a red bear")] * 2)
@@ -196,19 +197,19 @@ def test_sessions_with_loras_of_their_own_share_the_prior_and_nothing_else(name,
     alone = begun(short("vsd", rank=2, lr=1e-2), model)
     alone.run(until=4)
     one, other = begun(short("vsd", rank=2, lr=1e-2), model), begun(short("esd", rank=5, lr=1e-2), model)
-    for until in (2, 4):  # in turns
+    for until in (2, 4):  # alternating
         one.run(until=until)
         other.run(until=until)
 
     for n, p in parameters(one).items():
-        assert torch.equal(p, alone.state.scene.params[n]), "what another session learns is not felt"
+        assert torch.equal(p, alone.state.scene.params[n]), "another session's training has no effect"
     nets = [_psi(session) for session in (one, other)]
     for net in nets:
         frozen = {p.data_ptr() for p in net.parameters() if not p.requires_grad}
         learnt = {p.data_ptr() for p in net.parameters() if p.requires_grad}
         assert frozen == {p.data_ptr() for p in model.unet.parameters()}, "the frozen weights are the prior's own"
         assert not learnt & frozen
-        assert any(p.abs().max() > 0 for n, p in net.named_parameters() if "lora_B" in n), "they have learnt"
+        assert any(p.abs().max() > 0 for n, p in net.named_parameters() if "lora_B" in n), "they were trained"
     assert not {p.data_ptr() for p in nets[0].parameters() if p.requires_grad} & {
         p.data_ptr() for p in nets[1].parameters() if p.requires_grad
     }

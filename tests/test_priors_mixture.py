@@ -1,4 +1,4 @@
-"""The mixture prior is the truth the other tests lean on; here it is held against autograd and closed forms."""
+"""The mixture prior against autograd and closed forms; other tests rely on it as ground truth."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_one_gaussian_gives_the_linear_closed_form():
     torch.testing.assert_close(prior.eps(z_t, EDGES, batch(prior.embed("one"), len(EDGES))), expected)
 
 
-def test_two_components_near_one_of_them_only_that_one_counts():
+def test_near_one_of_two_components_only_that_one_counts():
     shape = (1, 1, 1)
     two = mixture([0.5, 0.5], [-1.0, 1.0], [0.05, 0.05], shape)
     right = mixture([1.0], [1.0], [0.05], shape)
@@ -125,7 +125,7 @@ def test_the_unconditional_mixture_is_the_union_of_the_named_ones():
     torch.testing.assert_close(density[""], (density["a"] + density["b"]) / 2)
 
 
-def test_a_text_always_means_the_same_mixture_and_another_text_another():
+def test_a_text_always_means_the_same_mixture_and_differs_from_others():
     first, again = exact(), exact()
     torch.testing.assert_close(first.embed("a red bear").hidden, again.embed("a red bear").hidden, rtol=0, atol=0)
     assert not torch.equal(first.embed("a red bear").hidden, first.embed("a blue bear").hidden)
@@ -150,7 +150,7 @@ def test_marginals_are_variance_preserving_and_grow_noisier():
     assert math.sqrt(1 - alphas_cumprod("scaled_linear")[0]) == pytest.approx(math.sqrt(0.00085))
 
 
-def test_pictures_go_in_and_come_back():
+def test_decoding_inverts_encoding():
     prior = exact((3, 8, 8))
     rgb = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(prior.decode(prior.encode(rgb)), rgb)
@@ -162,8 +162,8 @@ def test_pictures_go_in_and_come_back():
     assert (large.grad > 0).all()
 
 
-def test_pictures_need_three_channels():
-    with pytest.raises(ValueError, match=r"4 channels, pictures have 3.*prior\.channels"):
+def test_images_need_three_channels():
+    with pytest.raises(ValueError, match=r"4 channels, images have 3.*prior\.channels"):
         exact((4, 8, 8)).encode(torch.rand(1, 3, 8, 8, dtype=torch.float64))
 
 
@@ -177,10 +177,10 @@ def test_it_is_a_prior_and_its_configuration_a_value():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"prior\.schedule = 'cosine'.*scaled_linear, linear"):
         alphas_cumprod("cosine")
-    with pytest.raises(ValueError, match=r"mixture 'x'.*needed are means \(1, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"mixture 'x'.*means must be \(1, 3, 8, 8\)"):
         MixtureScores(exact().config, CPU, {"x": mixture([1.0], [[0.0, 1.0]], [0.1], (2, 1, 1))})
     with pytest.raises(ValueError, match="weights must be positive"):
         MixtureScores(exact((1, 1, 1)).config, CPU, {"x": mixture([0.0], [0.0], [0.1], (1, 1, 1))})
     prior = exact((1, 1, 1))
-    with pytest.raises(ValueError, match="2 pictures, but conditioning for 1"):
+    with pytest.raises(ValueError, match="2 images and conditioning for 1"):
         prior.eps(draw((1, 1, 1), 2), torch.tensor([1, 2]), prior.embed("x"))

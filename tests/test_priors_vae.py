@@ -1,4 +1,4 @@
-"""The space of latent models: half precision where it holds, float32 where it does not, and little memory."""
+"""Latent space: half precision, the fallback to float32 when it overflows, and the low-memory mode."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import tiny_models as tiny
 import torch
 from torch import nn
 
-from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior, LatentSpace
+from sdlab.priors.diffusers import DiffusersModel, DiffusersPrior
+from sdlab.priors.spaces import LatentSpace
 
 CPU = torch.device("cpu")
 
 
 class FakeVAE(nn.Module):
-    """Halves a picture by a convolution whose numbers are `size` times too large, and takes that away again."""
+    """Downsamples by a convolution with weights of about `size`, and divides the result by `size`."""
 
     def __init__(self, size: float) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class FakeVAE(nn.Module):
                 layer.weight.copy_(size * torch.rand(layer.weight.shape, generator=g) + size)
         self.requires_grad_(False)
         self.size = size
-        self.seen: list[int] = []  # the batches
+        self.seen: list[int] = []  # batch sizes
 
     def encode(self, x):
         self.seen.append(len(x))
@@ -69,7 +70,7 @@ def test_half_precision_is_used_where_it_holds(half):
     rgb = picture()
     z = space.encode(rgb)
     assert z.dtype == torch.float32
-    assert not torch.equal(z, whole.encode(rgb)), "it computes in fewer digits"
+    assert not torch.equal(z, whole.encode(rgb)), "half precision rounds"
     torch.testing.assert_close(z, whole.encode(rgb), rtol=0.02, atol=0.02)
     torch.testing.assert_close(space.decode(z.detach()), whole.decode(z.detach()), rtol=0.02, atol=0.02)
     torch.testing.assert_close(gradient(space, rgb), gradient(whole, rgb), rtol=0.05, atol=0.05)
@@ -82,26 +83,26 @@ def test_a_vae_that_overflows_in_half_precision_computes_in_float32_from_then_on
     space, whole = LatentSpace(vae, 4, torch.float16), LatentSpace(FakeVAE(1e6), 4)
     rgb = picture()
     x = rgb if what == "encode" else whole.encode(rgb).detach()
-    with pytest.warns(UserWarning, match=r"the VAE overflows in float16: it computes in float32 instead"):
+    with pytest.warns(UserWarning, match=r"the VAE overflows in float16, using float32 instead"):
         found = getattr(space, what)(x)
     assert torch.equal(found, getattr(whole, what)(x))
-    assert space.note == "the VAE overflows in float16: it computes in float32 instead"
+    assert space.note == "the VAE overflows in float16, using float32 instead"
     vae.seen.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(space.encode(rgb), whole.encode(rgb))
-    assert vae.seen == [2], "it does not try again"
+    assert vae.seen == [2], "half precision is not tried again"
     assert torch.equal(gradient(space, rgb), gradient(whole, rgb))
 
 
-def test_a_picture_that_is_not_finite_is_not_the_vaes_fault():
+def test_a_non_finite_image_is_not_blamed_on_half_precision():
     space = LatentSpace(FakeVAE(1.0), 4, torch.float16)
     assert not space.encode(picture().detach() * float("nan")).isfinite().any()
     assert space.note == ""
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6])
-def test_small_and_large_gradients_come_through_half_precision(scale):
+def test_small_and_large_gradients_survive_half_precision(scale):
     rgb = picture()
     half = gradient(LatentSpace(FakeVAE(1.0), 4, torch.float16), rgb, scale) / scale
     torch.testing.assert_close(half, gradient(LatentSpace(FakeVAE(1.0), 4), rgb), rtol=0.02, atol=0.02)
@@ -114,14 +115,14 @@ def test_a_gradient_of_zero_stays_zero():
 
 def test_the_note_is_the_models_own(folder, monkeypatch):
     model = load(folder)
-    model._space.note = "the VAE is odd"
+    model.space.note = "the VAE is odd"
     assert model.engine_note == "the VAE is odd"
-    model._notes.append("torch runs instead")
-    assert model.engine_note == "torch runs instead; the VAE is odd"
+    model._notes.append("using torch instead")
+    assert model.engine_note == "using torch instead; the VAE is odd"
 
 
 @pytest.mark.parametrize("half", [None, torch.float16])
-def test_one_picture_at_a_time_gives_the_same_with_less_kept(half):
+def test_one_image_at_a_time_gives_the_same_result(half):
     vae = FakeVAE(1.0)
     one, all_at_once = LatentSpace(vae, 4, half, one_by_one=True), LatentSpace(FakeVAE(1.0), 4, half)
     rgb = picture(3)
@@ -129,14 +130,14 @@ def test_one_picture_at_a_time_gives_the_same_with_less_kept(half):
     assert vae.seen == [1, 1, 1]
     vae.seen.clear()
     torch.testing.assert_close(gradient(one, rgb), gradient(all_at_once, rgb))
-    assert vae.seen == [1] * 6, "each once on the way there and once on the way back"
+    assert vae.seen == [1] * 6, "each image once in the forward and once in the backward pass"
     vae.seen.clear()
     z = one.encode(rgb).detach()
     torch.testing.assert_close(one.decode(z), all_at_once.decode(z))
 
 
 def kept(space: LatentSpace, rgb: torch.Tensor) -> int:
-    """Numbers that a backward pass is going to need."""
+    """Count the values kept for the backward pass."""
     held: dict[int, int] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
@@ -149,28 +150,28 @@ def kept(space: LatentSpace, rgb: torch.Tensor) -> int:
     return sum(held.values())
 
 
-def test_low_memory_is_the_same_model_with_less_kept(folder):
+def test_low_memory_gives_the_same_result_with_less_kept(folder):
     plain, low = load(folder), load(folder, low_memory=True)
     rgb = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     torch.testing.assert_close(low.encode(rgb), plain.encode(rgb))
-    assert isinstance(plain._space, LatentSpace)
-    assert isinstance(low._space, LatentSpace)
-    torch.testing.assert_close(gradient(low._space, rgb), gradient(plain._space, rgb))
-    assert kept(low._space, rgb) < 0.1 * kept(plain._space, rgb)
+    assert isinstance(plain.space, LatentSpace)
+    assert isinstance(low.space, LatentSpace)
+    torch.testing.assert_close(gradient(low.space, rgb), gradient(plain.space, rgb))
+    assert kept(low.space, rgb) < 0.1 * kept(plain.space, rgb)
     assert torch.equal(low.embed("a red bear").hidden, plain.embed("a red bear").hidden)
 
 
 def test_the_precision_of_the_vae_is_a_knob(folder, monkeypatch):
-    from sdlab.priors import engines
+    from sdlab.priors import choice
 
-    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(choice, "cpu_has_bf16", lambda: True)
     rgb = torch.rand(1, 3, 64, 64)
     exact = load(folder).encode(rgb)
-    assert torch.equal(load(folder, precision="bf16").encode(rgb), exact), "auto is fp32 on a processor"
+    assert torch.equal(load(folder, precision="bf16").encode(rgb), exact), "auto is fp32 on a CPU"
     bf16 = load(folder, vae_precision="bf16").encode(rgb)
     assert not torch.equal(bf16, exact)
     torch.testing.assert_close(bf16, exact, rtol=0.1, atol=0.05)
     with pytest.raises(ValueError, match=r"prior\.vae_precision = 'fp16' needs a GPU"):
         load(folder, vae_precision="fp16")
-    with pytest.raises(ValueError, match=r"prior\.vae_precision = 'int4': allowed is one of auto, fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match=r"prior\.vae_precision = 'int4': must be one of auto, fp32, bf16, fp16"):
         load(folder, vae_precision="int4")

@@ -1,4 +1,4 @@
-"""The rasterisers against the float64 oracle, the oracle against finite differences, and the CPU one under threads."""
+"""The rasterisers against the float64 oracle, the oracle against finite differences, and the CPU back-end's threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,17 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import look_at
-from sdlab.raster import BACKENDS, choose, cpu, cpu_kernels, model, reference, tiled, torch_project, world_covariances
+from sdlab.raster import (
+    BACKENDS,
+    cpu,
+    cpu_kernels,
+    model,
+    rasteriser_for,
+    reference,
+    tiled,
+    torch_project,
+    world_covariances,
+)
 from sdlab.raster import gsplat as gsplat_backend
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.types import Cameras, Render
@@ -29,14 +39,14 @@ NAMES = ("means", "quats", "scales", "opacities", "colors", "background")
 
 
 class Case(NamedTuple):
-    """One scene, its cameras and a background, all float32."""
+    """A scene, its cameras and a background, all float32."""
 
     scene: list[Tensor]  # means, quats, scales, opacities, colors
     cams: Cameras
     background: Tensor | None
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
-        """Fresh leaves in another precision; the same numbers, so that rounding the input is no part of the error."""
+        """Return new leaves in another precision with the same values, so that input rounding adds no error."""
         leaves = self.scene if self.background is None else [*self.scene, self.background]
         return [t.detach().to(dtype).clone().requires_grad_() for t in leaves]
 
@@ -46,7 +56,7 @@ class Case(NamedTuple):
         return rasterize(*inputs[:5], cams.viewmats.to(dtype), cams.Ks.to(dtype), cams.width, cams.height, background)
 
     def pulls(self) -> list[Tensor]:
-        """What the test's loss pulls on rgb, alpha and depth with, at every pixel."""
+        """Return the upstream gradients of rgb, alpha and depth at every pixel, which define the test's loss."""
         rng = torch.Generator().manual_seed(9)
         shape = len(self.cams), 1, self.cams.height, self.cams.width
         return [torch.randn(shape[0], c, *shape[2:], generator=rng, dtype=torch.float64) for c in (3, 1, 1)]
@@ -62,7 +72,7 @@ def cameras(width: int, height: int, views: int = 1, distance: float = 2.8) -> C
 
 
 def cloud(count: int, seed: int = 0, spread: float = 0.8) -> list[Tensor]:
-    """Gaussians of all shapes and opacities within a ball."""
+    """Return Gaussians of all shapes and opacities within a ball."""
     rng = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=rng), dim=-1)
     means = spread * directions * torch.rand(count, 1, generator=rng) ** (1 / 3)
@@ -73,7 +83,7 @@ def cloud(count: int, seed: int = 0, spread: float = 0.8) -> list[Tensor]:
 
 
 def ball() -> Case:
-    """How a run starts: isotropic, nearly transparent."""
+    """The start of a run: isotropic, nearly transparent."""
     scene = cloud(300)
     scene[2] = torch.full((300, 3), 0.19)
     scene[3] = torch.full((300,), 0.1)
@@ -81,7 +91,7 @@ def ball() -> Case:
 
 
 def shell() -> Case:
-    """How a run ends: flat discs on a surface; three cameras; an odd size."""
+    """The end of a run: flat discs on a surface; three cameras; an odd size."""
     scene = cloud(500)
     scene[0] = 0.7 * torch.nn.functional.normalize(scene[0], dim=-1)
     scene[2] = scene[2] * torch.tensor([1.0, 1.0, 0.2])
@@ -89,7 +99,7 @@ def shell() -> Case:
 
 
 def thin() -> Case:
-    """Needles in all directions: axes of 1000 to 1, tens of pixels long."""
+    """Needles in all directions: axis ratios of 1000 to 1, tens of pixels long."""
     scene = cloud(80)
     scene[2] = torch.tensor([0.5, 5e-4, 5e-4]).repeat(80, 1)
     return Case(scene, cameras(64, 64), None)
@@ -104,20 +114,20 @@ def huge() -> Case:
 
 
 def behind() -> Case:
-    """The camera stands inside the cloud: some Gaussians lie behind it, some at its side, some very near."""
+    """The camera is inside the cloud: some Gaussians are behind it, some beside it, some very close."""
     scene = cloud(200, spread=2.0)
     return Case(scene, cameras(33, 17, views=2, distance=0.9), torch.rand(2, 3))
 
 
 def opaque() -> Case:
-    """Opacities of 0.98 to 1: beyond alpha_max in the middle, and pixels that stop after a few Gaussians."""
+    """Opacities of 0.98 to 1: beyond alpha_max at the centres, and pixels that stop after a few Gaussians."""
     scene = cloud(200)
     scene[3] = 0.98 + 0.02 * torch.rand(200, generator=torch.Generator().manual_seed(4))
     return Case(scene, cameras(48, 48, distance=1.9), torch.tensor([[1.0, 0.0, 0.5]]))
 
 
 def off_centre() -> Case:
-    """A principal point far from the middle, and pixels that are not square."""
+    """A principal point far from the centre, and pixels that are not square."""
     cams = cameras(41, 59, views=2)
     Ks = cams.Ks.clone()
     Ks[:, 0, 2] -= 13.3
@@ -130,7 +140,7 @@ CASES = [ball, shell, thin, huge, behind, opaque, off_centre]
 
 
 def distance_between(actual: Tensor, expected: Tensor) -> float:
-    """Relative L2."""
+    """Return the relative L2 distance."""
     return float((actual.double() - expected.double()).detach().norm() / expected.detach().double().norm())
 
 
@@ -168,7 +178,7 @@ def test_pictures_and_every_gradient_equal_the_oracles(rasterize: Callable[..., 
     for name, leaf, expected in zip(NAMES, mine, exact, strict=False):
         assert leaf.grad is not None
         assert expected.grad is not None
-        if name == "quats" and build is ball:  # turning a sphere changes nothing: the true gradient is 0
+        if name == "quats" and build is ball:  # rotating a sphere changes nothing: the true gradient is 0
             assert leaf.grad.abs().max() < 1e-5 * mine[2].grad.abs().max()
         else:
             assert distance_between(leaf.grad, expected.grad) <= 1e-4, name
@@ -178,7 +188,7 @@ def test_pictures_and_every_gradient_equal_the_oracles(rasterize: Callable[..., 
 
 
 def test_cases_are_what_they_claim():
-    """Each of the cases above reaches the branch it is there for."""
+    """Each case above reaches the branch it is meant to test."""
     far = behind()
     depths = torch.einsum("bj,nj->bn", far.cams.viewmats[:, 2, :3], far.scene[0]) + far.cams.viewmats[:, 2, 3, None]
     assert (depths < 0.01).any(dim=1).all()
@@ -196,10 +206,10 @@ def test_cases_are_what_they_claim():
 
 
 def broad() -> Case:
-    """Four Gaussians so wide that every alpha lies between the thresholds at every pixel, and none about to swap.
+    """Four Gaussians so wide that every alpha is between the thresholds at every pixel, none about to swap in depth.
 
-    Rendering is discontinuous at alpha = 1/255 and at the stop, so only away from them does a difference quotient
-    tell anything.
+    Rendering is discontinuous at alpha = 1/255 and at the stop, so difference quotients are meaningful only away from
+    them.
     """
     rng = torch.Generator().manual_seed(1)
     means = torch.tensor([[-0.4, 0.1, 0.2], [-0.1, 0.5, -0.1], [0.2, -0.4, 0.1], [0.5, -0.1, -0.2]])
@@ -223,7 +233,7 @@ def test_oracle_agrees_with_finite_differences():
 
 
 def test_cpu_agrees_with_finite_differences_of_its_own_pictures():
-    """No oracle in between. In float32 the quotient is good to a few parts in a thousand along a direction."""
+    """Without an oracle. In float32 the quotient along a direction is accurate to a few parts in a thousand."""
     case, step = broad(), 4e-3
     inputs = case.inputs(torch.float32)
     case.loss(case.render(cpu.rasterize, inputs)).backward()
@@ -316,7 +326,7 @@ def test_no_background_is_black():
 
 
 def test_absurd_sizes_neither_crash_nor_poison_the_rest():
-    """Runaway scales and positions, as a learning rate far too high makes them."""
+    """Runaway scales and positions, as caused by a far too high learning rate."""
     case = ball()
     scene = [t.clone() for t in case.scene]
     scene[2][:40] = torch.logspace(0, 37, 40)[:, None]
@@ -355,7 +365,7 @@ def _gradients(case: Case) -> list[Tensor]:
 
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_any_number_of_threads_gives_the_same_bits(views: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cpu, "PAIRS_PER_PART", 500)  # so that views are cut into parts in a small scene, too
+    monkeypatch.setattr(cpu, "PAIRS_PER_PART", 500)  # so that views are split into parts even in a small scene
     case = Case(cloud(400), cameras(70, 45, views=views), torch.rand(views, 3))
     cpu.set_threads(1)
     alone = _gradients(case)
@@ -401,7 +411,7 @@ def test_fewer_than_one_thread_is_refused():
         cpu.set_threads(0)
 
 
-# ---------------------------------------------------------------- autograd and the border
+# ---------------------------------------------------------------- autograd and input checks
 
 
 def test_accumulates_over_calls_and_leaves_constants_alone():
@@ -462,19 +472,19 @@ def test_values_that_are_not_finite_are_refused_by_name(index: int, bad: float):
     inputs = case.inputs(torch.float32)
     with torch.no_grad():
         inputs[index].view(-1)[-1] = bad
-    with pytest.raises(ValueError, match=rf"^{NAMES[index]} holds NaN or infinity"):
+    with pytest.raises(ValueError, match=rf"^{NAMES[index]} contains NaN or infinity"):
         case.render(cpu.rasterize, inputs)
 
 
 def test_cameras_that_are_not_finite_are_refused_by_name():
     case = ball()
     broken = case._replace(cams=dataclasses.replace(case.cams, viewmats=case.cams.viewmats * math.nan))
-    with pytest.raises(ValueError, match=r"^viewmats holds NaN"):
+    with pytest.raises(ValueError, match=r"^viewmats contains NaN"):
         broken.render(cpu.rasterize, broken.inputs(torch.float32))
 
 
 def test_wrong_shapes_and_sizes_are_refused_by_name():
-    unchecked = inspect.unwrap(cpu.rasterize)  # without the type checker that tests switch on
+    unchecked = inspect.unwrap(cpu.rasterize)  # without the run-time type checker of the tests
     case = ball()
     scene = [t.clone() for t in case.scene]
     scene[3] = scene[3][:-1]
@@ -498,19 +508,19 @@ def test_covariances_in_the_world_are_those_of_the_formula():
     assert torch.equal(world_covariances(quats, scales), cpu.world_covariances(quats, scales)), "here numba is faster"
 
 
-def test_choose_and_backends():
-    assert choose("cpu") is cpu.rasterize
+def test_rasteriser_for_and_backends():
+    assert rasteriser_for("cpu") is cpu.rasterize
     assert set(BACKENDS) == {"cpu", "gsplat", "tiled", "reference"}
     assert BACKENDS["tiled"] is tiled.rasterize
     if not torch.cuda.is_available():
-        assert choose("cuda") is tiled.rasterize
+        assert rasteriser_for("cuda") is tiled.rasterize
     with pytest.raises(KeyError, match="no rasteriser 'optix'; there are cpu, gsplat"):
         BACKENDS["optix"]
 
 
 def test_choosing_a_back_end_does_not_load_the_others():
-    code = "import sys, sdlab.raster as r; r.choose('cpu'); print([m for m in ('gsplat', 'numba') if m in sys.modules])"
-    assert _python(code) == "['numba']"
+    code = "import sys, sdlab.raster as r; r.rasteriser_for('cpu'); print({'gsplat', 'numba'} & sys.modules.keys())"
+    assert _python(code) == "{'numba'}"
     assert _python("import sys, sdlab.raster; print('numba' in sys.modules)") == "False"
 
 
@@ -541,7 +551,7 @@ def test_projection_equals_gsplats_own():
 
 
 def test_gsplat_adapter_converts_layouts_both_ways(monkeypatch: pytest.MonkeyPatch):
-    """Against a stand-in with gsplat's signature, layouts and means2d inside the graph, so that it runs anywhere."""
+    """Uses a stand-in with gsplat's signature, layouts and means2d in the graph, so that it runs anywhere."""
     gsplat = pytest.importorskip("gsplat")
     signature = inspect.signature(gsplat.rasterization)
 
@@ -570,12 +580,12 @@ def test_gsplat_adapter_converts_layouts_both_ways(monkeypatch: pytest.MonkeyPat
 
 
 def test_kernels_work_where_no_cache_can_be_written():
-    """As for a read-only installation by a user without a home: numba then refuses to cache."""
+    """A read-only installation used without a home folder: numba then refuses to cache."""
     code = (
         "import numpy as np; from sdlab.raster import cpu_kernels as k;"
         "print(k.order_by_depth(np.array([2, 1], np.float32)).tolist(), k.order_by_depth.stats.cache_path)"
     )
-    # A list of cache places that leaves only the one that the environment would have to name.
+    # Restrict numba to the one cache location that the environment would have to name.
     places = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": ""}
     assert _python(code, **places) == "[1, 0] None"
 

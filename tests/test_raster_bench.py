@@ -1,4 +1,4 @@
-"""The bench measures what it says, in a scene small enough for a test."""
+"""The rasteriser benchmark measures what it reports, in a scene small enough for a test."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_raster import CASES, NAMES, ball, distance_between
 
-from sdlab.raster import BACKENDS, choose, cpu, reference
+from sdlab.raster import BACKENDS, cpu, rasteriser_for, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,7 +36,7 @@ def test_gsplat_agrees(oracle, build):
     case.loss(truth).backward()
     sum((out.double() * pull.cuda()).sum() for out, pull in zip(render[:3], case.pulls(), strict=True)).backward()
     for name, leaf, expected in zip(NAMES, mine, exact, strict=False):
-        if name == "quats" and build is ball:  # turning a sphere changes nothing: the true gradient is 0
+        if name == "quats" and build is ball:  # rotating a sphere changes nothing: the true gradient is 0
             assert leaf.grad.abs().max() < 1e-3 * mine[2].grad.abs().max()
         else:
             assert distance_between(leaf.grad.cpu(), expected.grad) < 1e-3, name
@@ -46,8 +46,8 @@ def test_gsplat_agrees(oracle, build):
     assert distance_between(render.info.means2d_grad.cpu(), truth.info.means2d_grad) < 1e-3
 
 
-def test_chosen_on_cuda():
-    assert choose("cuda") is BACKENDS["gsplat"]
+def test_rasteriser_on_cuda():
+    assert rasteriser_for("cuda") is BACKENDS["gsplat"]
 
 
 def test_a_scene_on_the_cpu_is_refused():

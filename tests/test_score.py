@@ -8,19 +8,19 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from tiny_models import pixel_model
 
-from sdlab.auxiliary.score import CAMERA, Score, camera_vectors
+from sdlab.auxiliary.score import Score, camera_vectors
 from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.losses.asd import ASD
 from sdlab.losses.esd import ESD
 from sdlab.losses.vsd import VSD
 from sdlab.priors import attention, trainable
+from sdlab.priors.choice import cpu_has_bf16
 from sdlab.priors.diffusers import DiffusersPrior
-from sdlab.priors.engines import cpu_has_bf16
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.priors.trainable import Trainable
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
-from sdlab.types import BoundPrior, Guidance, Noised, cat_conds
+from sdlab.types import CAMERA_WIDTH, BoundPrior, Guidance, Noised, cat_conds
 
 ALIKE = PromptSettings(view_dependent=False)  # the prior and psi are told the same text
 
@@ -238,7 +238,7 @@ def test_esd_asks_no_more_of_psi_than_it_needs(prior, loss, evaluations):
 def test_camera_is_a_matrix_to_the_world(prior):
     cams = sample_cameras(CameraSettings(views=3), StepRng(0, 0), 8)
     m = camera_vectors(cams)
-    assert m.shape == (3, CAMERA)
+    assert m.shape == (3, CAMERA_WIDTH)
     torch.testing.assert_close(m.view(3, 4, 4)[:, :3, 3].norm(dim=-1), cams.distance, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(m.view(3, 4, 4) @ cams.viewmats, torch.eye(4).expand(3, 4, 4), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(m[:, 12:], torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(3, 4))

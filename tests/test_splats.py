@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sdlab.cameras import CameraSettings, turntable
-from sdlab.density import drawn, felt, shared_out
+from sdlab.density import noise_gate, relocation, sample_by_opacity
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.priors.mixture import MixturePrior
 from sdlab.raster.torch_project import rotation_matrices
@@ -23,7 +23,7 @@ def built(**knobs):
 
 
 def take_step(scene, optim, seed=0):
-    """One optimiser step towards black, with statistics."""
+    """Take one optimiser step towards black and collect the statistics."""
     cams = turntable(2, CameraSettings(), 16)
     render = scene.render(cams, torch.ones(2, 3))
     optim.zero_grad()
@@ -34,7 +34,7 @@ def take_step(scene, optim, seed=0):
 
 
 def pulled(scene, values):
-    """Statistics as if Gaussian i had been pulled with strength values[i]."""
+    """Record statistics as if Gaussian i had a gradient of magnitude values[i]."""
     n = len(values)
     info = ScreenInfo(torch.ones(1, n, dtype=torch.int32), torch.zeros(1, n, 2))
     info.means2d_grad = torch.stack([torch.as_tensor(values), torch.zeros(n)], -1)[None].float()
@@ -83,13 +83,13 @@ def test_the_most_pulled_are_cloned_when_small_and_split_when_large():
         scene.params["log_scales"].fill_(np.log(0.05))
         scene.params["log_scales"][7] = np.log(0.3)
     values = torch.arange(50) * 1e-9
-    values[[3, 7]] = torch.tensor([1e-6, 2e-6])  # the scale of the pulls must not matter
+    values[[3, 7]] = torch.tensor([1e-6, 2e-6])  # the scale of the gradients must not matter
     pulled(scene, values)
     old = {k: v.detach().clone() for k, v in scene.params.items()}
     assert densify(scene, optim) == {"cloned": 1, "split": 1, "pruned": 0}
     new = scene.params
     assert len(new["means"]) == 52
-    assert torch.equal(new["means"][49], old["means"][3])  # 49 stayed, then the clone, then two halves
+    assert torch.equal(new["means"][49], old["means"][3])  # 49 kept, then the clone, then two halves
     halves = new["log_scales"][50:]
     assert torch.allclose(halves.exp(), torch.tensor(0.3 / 1.6), rtol=1e-5)
     assert not torch.equal(new["means"][50], new["means"][51])
@@ -144,7 +144,7 @@ def test_opacity_reset():
     assert scene.params["opacity_logits"].sigmoid().max() <= 0.05 + 1e-6
     assert optim.state_dict()["opacity_logits"]["exp_avg"].abs().max() == 0
     late, optim = built(opacity_reset_every=30, opacity_init=0.9, densify_until=0.6)
-    assert densify(late, optim, progress=0.7, step=30) == {}, "what comes out at the end must not be see-through"
+    assert densify(late, optim, progress=0.7, step=30) == {}, "the final result must not be transparent"
     assert float(late.params["opacity_logits"].sigmoid().min()) == pytest.approx(0.9)
 
 
@@ -208,11 +208,11 @@ def test_rates_fade_over_the_run():
         assert optim._adam.param_groups[0]["lr"] == pytest.approx(rate)
 
 
-# ---- by a threshold, as published -------------------------------------------------------------------------------
+# ---- density = threshold, as published --------------------------------------------------------------------------
 
 
 def test_a_threshold_takes_all_above_it_in_3dgs_units():
-    """Two views, each a half of the loss, of 16 pixels: 1e-5 per pixel is 1e-5 * 8 * 2 in 3DGS' units."""
+    """Two views, each half of the loss, of 16 pixels: 1e-5 per pixel is 1e-5 * 8 * 2 in 3DGS's units."""
     scene, optim = built(density="threshold", densify_threshold=2e-4, split_scale=1.0, densify_share=0.0)
     scene.render(turntable(2, CameraSettings(), 16), torch.ones(2, 3))
     values = torch.zeros(50)
@@ -232,11 +232,11 @@ def test_a_threshold_keeps_to_the_cap_by_the_hardest_pulled():
     assert torch.equal(scene.params["means"][50:], old[48:])
 
 
-# ---- as a Markov chain ------------------------------------------------------------------------------------------
+# ---- density = mcmc ---------------------------------------------------------------------------------------------
 
 
 def covered(opacity, scale, copies):
-    """The integral over a line of what `copies` equal Gaussians on one place hide together."""
+    """Return the integral along a line of the opacity of `copies` equal Gaussians at one position."""
     x = torch.linspace(-1, 1, 20_001, dtype=torch.float64)
     alpha = opacity * torch.exp(-0.5 * (x / scale) ** 2)
     return torch.trapezoid(1 - (1 - alpha) ** copies, x)
@@ -246,14 +246,14 @@ def covered(opacity, scale, copies):
 @pytest.mark.parametrize("opacity", [0.05, 0.5, 0.9, 0.99])
 def test_copies_hide_together_what_the_one_did(opacity, copies):
     o, s = torch.tensor([opacity], dtype=torch.float64), torch.full((1, 3), 0.05, dtype=torch.float64)
-    o_new, s_new = shared_out(o, s, torch.tensor([copies]), 1e-6)
+    o_new, s_new = relocation(o, s, torch.tensor([copies]), 1e-6)
     before, after = covered(o[0], s[0, 0], 1), covered(o_new[0], s_new[0, 0], copies)
     assert after == pytest.approx(float(before), rel=1e-6)
-    assert 1 - (1 - o_new[0]) ** copies == pytest.approx(opacity), "in the middle, too"
+    assert 1 - (1 - o_new[0]) ** copies == pytest.approx(opacity), "at the centre, too"
 
 
 def test_only_the_transparent_feel_the_noise():
-    strength = felt(torch.tensor([1e-4, 0.005, 0.05, 0.5]))
+    strength = noise_gate(torch.tensor([1e-4, 0.005, 0.05, 0.5]))
     assert strength[0] > 0.6
     assert strength[1] == pytest.approx(0.5)
     assert strength[2] < 0.02
@@ -261,7 +261,9 @@ def test_only_the_transparent_feel_the_noise():
 
 
 def test_places_are_drawn_by_opacity():
-    counts = torch.bincount(drawn(torch.tensor([0.0, 0.2, 0.6]), 4000, torch.Generator().manual_seed(0)), minlength=3)
+    counts = torch.bincount(
+        sample_by_opacity(torch.tensor([0.0, 0.2, 0.6]), 4000, torch.Generator().manual_seed(0)), minlength=3
+    )
     assert counts[0] == 0
     assert counts[2] / counts[1] == pytest.approx(3.0, rel=0.15)
 
@@ -283,9 +285,9 @@ def test_the_transparent_move_onto_the_opaque_and_the_picture_stays():
         after = scene.render(cams, black).rgb
     assert (after - before).abs().mean() < 0.03 * before.mean()
     moments = optim._adam.state[scene.params["means"]]["exp_avg"]
-    assert (moments[:15] == 0).all(), "what moved starts anew"
+    assert (moments[:15] == 0).all(), "moved rows restart"
     assert (moments[40:] == 0).all()
-    assert (moments[15:40] != 0).any(), "what stayed alone goes on"
+    assert (moments[15:40] != 0).any(), "unchanged rows keep their moments"
     take_step(scene, optim)
 
 

@@ -1,4 +1,4 @@
-"""What a scene can start from: files, objects of the toybox, Shap-E; and what is refused, in words."""
+"""Starting points of a scene: files, toybox objects, Shap-E; and error messages for bad files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbers(seed: int = 0) -> np.random.Generator:
 
 
 def two_boxes() -> trimesh.Trimesh:
-    """A red box 2 x 1 x 1 in the middle of x = 0 .. 2, and a blue one of a quarter of its area above it."""
+    """Return a red box of 2 x 1 x 1 that spans x = 0 .. 2, and above it a blue one with a quarter of its area."""
     red, blue = trimesh.creation.box((2, 1, 1)), trimesh.creation.box((1, 0.5, 0.5))
     red.visual.face_colors, blue.visual.face_colors = RED, BLUE
     red.apply_translation((1, 0, 0))
@@ -196,7 +196,7 @@ def test_spacing_of_a_lattice_far_from_the_origin() -> None:
 def huge(path: Path) -> None:
     with path.open("wb") as f:
         f.write(b"ply\n")
-        f.truncate(2_000_000_000)  # without taking the room on the disk
+        f.truncate(2_000_000_000)  # sparse: uses no disk space
 
 
 def archive(path: Path) -> None:
@@ -250,13 +250,13 @@ BAD = {
     "tar": (tar, "archive"),
     "faces of other corners": (
         lambda p: p.write_text(PLY.format(3, "0 0 0\n1 0 0\n0 1 0", "element face 1\n" + FACES, "3 0 1 7")),
-        "corners that it does not have",
+        "missing vertices",
     ),
     "no faces in an STL": (lambda p: p.write_text("solid x\nendsolid x\n"), "without faces|damaged"),
     "no faces": (lambda p: p.write_text("v 0 0 0\nv 1 0 0\n"), "without faces"),
     "flat": (lambda p: p.write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n"), "without area"),
-    "a picture": (lambda p: Image.new("RGB", (8, 8)).save(p, "PNG"), "no format that is known"),
-    "nothing": (lambda p: p.write_bytes(b""), "no format that is known"),
+    "a picture": (lambda p: Image.new("RGB", (8, 8)).save(p, "PNG"), "unknown format"),
+    "nothing": (lambda p: p.write_bytes(b""), "unknown format"),
     "a folder": (lambda p: p.mkdir(), "cannot be read"),
     "absent": (lambda p: None, "cannot be read"),
 }
@@ -277,7 +277,7 @@ def test_what_a_parser_lets_pass_is_refused_in_words(tmp_path: Path, monkeypatch
         raise KeyError("uv")
 
     monkeypatch.setattr(clouds, "sampled", odd)
-    with pytest.raises(ValueError, match=r"scene\.file.*do not fit together"):
+    with pytest.raises(ValueError, match=r"scene\.file.*do not match"):
         read(saved(tmp_path / "m.ply", two_boxes(), "ply"))
 
 
@@ -322,12 +322,12 @@ def test_words_say_colours_and_second_objects() -> None:
     assert share("a green box under a pink pig", "green") > 0.1
     assert share("a green box under a pink pig", "pink") > 0.2
     assert share("a tree", "green") > 0.2  # as it grows
-    with pytest.raises(ValueError, match="names no object of the toybox; it has bear"):
+    with pytest.raises(ValueError, match="names no toybox object; the toybox has bear"):
         object_points("a spoon", 10, numbers())
 
 
 def test_points_lie_on_the_outside_and_are_even() -> None:
-    """A mushroom on a box: nothing inside, and the parts' shares are those of their areas as seen from outside."""
+    """A mushroom on a box: no points inside, and each part gets points in proportion to its visible area."""
     from sdlab.toybox.objects import table
     from sdlab.toybox.surface import _inside
 
@@ -384,7 +384,7 @@ def test_shap_e_says_how_far_it_is_and_keeps_what_it_has_made(shap_e_folder: Pat
     of_steps = [text.split(",")[0] for text in said[1:-1]]
     assert of_steps == [f"Shap-E: step {i} of 5" for i in range(1, 5)], "Heun's method takes each but the last twice"
     assert all(re.search(r", \d+ s left$", text) for text in said[1:-1])
-    assert said.pop() == "Shap-E: making a mesh of it"
+    assert said.pop() == "Shap-E: extracting the mesh"
     said.clear()
     assert np.array_equal(points("a bear"), first)
     assert not said, "it is there already"
@@ -417,7 +417,7 @@ def test_shap_e_or_ball_takes_the_ball_where_there_is_none_and_says_so(shap_e_fo
     assert torch.equal(made.params["means"], scene("shap-e", str(shap_e_folder)).params["means"])
     assert made.note == ""
     for nothing in (str(tmp_path / "nowhere"), ""):
-        with pytest.warns(UserWarning, match=r"it starts as a ball: scene\.shap_e"):
+        with pytest.warns(UserWarning, match=r"starting from a ball: scene\.shap_e"):
             instead = scene("shap-e or ball", nothing)
         assert torch.equal(instead.params["means"], scene("ball", "").params["means"])
         assert "scene.shap_e" in instead.note
@@ -442,7 +442,7 @@ def test_shap_e_that_does_not_fit_says_what_to_do(shap_e_folder: Path, monkeypat
 
 
 def shown(config: Splats, prompt: str = "") -> np.ndarray:
-    """From the front, before white: [H, W, 3]."""
+    """Render from the front over white: [H, W, 3]."""
     scene = config.build(StepRng(0, -1), CPU, MixturePrior().load(CPU), prompt)
     cams = look_at(torch.zeros(1), torch.zeros(1), torch.full((1,), 2.95), 40.0, 64, 64)
     return scene.render(cams, torch.ones(1, 3)).rgb[0].permute(1, 2, 0).detach().numpy()

@@ -1,4 +1,4 @@
-"""The judge reads what a true picture shows; the figures count what a prior gets right and measure what words do."""
+"""The toybox's judge reads ground-truth images, and the evaluation scores samples and measures descriptors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.words import BACK, DESCRIPTORS, FRONT, OVERHEAD, SIDE
 from sdlab.types import Cond
 
-SMALL = (8, 16, 24)  # widths of a classifier that learns in seconds
+SMALL = (8, 16, 24)  # widths of a classifier that trains in seconds
 
 
-# ---- true pictures
+# ---- ground-truth images
 
 
 def test_view_of_a_camera_is_what_its_caption_says() -> None:
@@ -32,7 +32,7 @@ def test_view_of_a_camera_is_what_its_caption_says() -> None:
     assert judge.view_of(45.0, 10.0) == ""
     assert judge.view_of(-225.0, 10.0) == ""
     assert judge.view_of(-200.0, 10.0) == BACK
-    assert judge.view_of(0.0, 52.0) == ""  # between the horizontal views and the one from above
+    assert judge.view_of(0.0, 52.0) == ""  # between the horizontal views and the overhead view
 
 
 def test_margin_leaves_out_the_edges_of_every_band() -> None:
@@ -67,7 +67,7 @@ def test_shot_of_shows_what_is_asked_for_well_inside_the_view() -> None:
     pair = [judge.shot_of(i, figures.plain_facts("cat", "red", "", "hat", "blue")) for i in range(200)]
     assert judge.truth_of(pair[0])[3:] == ("hat", "blue")
     ahead = [s for s in pair if judge.view_of(s.azimuth, s.elevation) == FRONT]
-    assert 0.7 < len(ahead) / len(pair) < 0.92  # the bias of the data where no view is said
+    assert 0.7 < len(ahead) / len(pair) < 0.92  # the data's front bias if no view is named
     assert judge.truth_of(judge.shot_of(3, figures.plain_facts("tree", "red", SIDE)), judge.MARGIN) == Truth(
         "tree", "red", ""
     )
@@ -78,7 +78,7 @@ def test_shot_of_shows_what_is_asked_for_well_inside_the_view() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> judge.Classifier:
-    """Knows colours, and objects a little."""
+    """A classifier that knows colours, and objects a little."""
     rgb, truths = judge.true_pictures(0, 1500, size=judge.SIZE)
     trainer = judge.Trainer(judge.Plan(samples=6000, batch=50, lr=3e-3), rgb, truths, SMALL)
     for _ in range(trainer.plan.steps):
@@ -140,7 +140,7 @@ def test_folder_without_a_judge_or_of_another_world_is_refused(trained: judge.Cl
 
 
 class Oracle(judge.Classifier):
-    """Reads the answers from the first pixels of a picture."""
+    """Reads the answers from the first pixels of an image."""
 
     def __init__(self) -> None:
         super().__init__(widths=SMALL)
@@ -154,7 +154,7 @@ class Oracle(judge.Classifier):
 
 
 def coded(*truths: Truth) -> Tensor:
-    """Pictures that the oracle reads as `truths`, uint8."""
+    """Return images, uint8, that the oracle reads as `truths`."""
     rgb = torch.zeros(len(truths), 3, judge.SIZE, judge.SIZE, dtype=torch.uint8)
     for i, truth in enumerate(truths):
         for k, (name, answers) in enumerate(judge.QUESTIONS.items()):
@@ -178,10 +178,10 @@ def test_any_size_is_read(trained: judge.Classifier) -> None:
     enlarged = torch.nn.functional.interpolate(rgb.float() / 255, (judge.SIZE,) * 2, mode="bilinear", antialias=True)
     for name, p in judge.chances(trained, rgb).items():
         torch.testing.assert_close(p, judge.chances(trained, enlarged)[name])
-    fine, _ = judge.true_pictures(judge.HELD_OUT, 100, size=2 * judge.SIZE)  # the same pictures, with more pixels
+    fine, _ = judge.true_pictures(judge.HELD_OUT, 100, size=2 * judge.SIZE)  # the same images with more pixels
     plain, _ = judge.true_pictures(judge.HELD_OUT, 100, size=judge.SIZE)
     apart = judge.chances(trained, fine)["colour"] - judge.chances(trained, plain)["colour"]
-    assert apart.abs().sum(1).mean() < 0.2  # of 2 at most
+    assert apart.abs().sum(1).mean() < 0.2  # 2 at most
 
 
 def test_score_counts_right_answers_and_leaves_out_what_was_not_asked() -> None:
@@ -205,12 +205,12 @@ def test_score_counts_right_answers_and_leaves_out_what_was_not_asked() -> None:
 
 
 class Perfect:
-    """A prior that knows one picture for each prompt: the exact score of that single picture.
+    """A prior that knows one image per prompt: the exact score of that single image.
 
-    Its pictures are what the oracle reads as `truth_of[prompt]`; an unknown prompt is a black picture.
+    Its images are those in `known`, by prompt; an unknown prompt is a black image.
     """
 
-    name, engine_name, torch_threads = "perfect", "exact", 1
+    name, commit, engine_name, engine_note, torch_threads = "perfect", "", "exact", "", 1
     image_size = judge.SIZE
     shape: tuple[int, int, int] = (3, judge.SIZE, judge.SIZE)
     device = torch.device("cpu")
@@ -262,7 +262,7 @@ def test_sampler_finds_the_prompts_own_picture_and_evaluates_in_batches_of_one_s
 
 
 def everything(spoil: dict[str, Truth]) -> Perfect:
-    """A prior that draws all captions of the figures rightly, but for those in `spoil`."""
+    """Return a prior that draws all evaluation captions correctly, except for those in `spoil`."""
     facts = [*figures.held_out_facts(), *figures.pair_facts()]
     facts += [figures.plain_facts(n, c) for n in OBJECTS for c in pictures.COLOURS]
     truths = {figures.caption_of(f): figures.asked_by(f) for f in facts} | spoil
@@ -271,7 +271,7 @@ def everything(spoil: dict[str, Truth]) -> Perfect:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """The figures of a prior that draws every caption rightly but one held-out bear, one hat and one colour."""
+    """The evaluation of a prior that draws every caption correctly except one held-out bear, one hat and one colour."""
     bear = next(f for f in figures.held_out_facts() if f.object == "bear")
     hat, scarf = (figures.asked_by(f) for f in figures.pair_facts()[:2])
     captions = [figures.caption_of(f) for f in (bear, *figures.pair_facts()[:2])]
@@ -282,7 +282,9 @@ def found() -> dict[str, Any]:
     ]
     prior = everything(dict(zip(captions, wrong, strict=True)))
     sampling = figures.Sampling(each=1, scale=1.0, steps=2)
-    return figures.measure(prior, Oracle().eval(), sampling, figures.chosen("held-out,two-objects,no-view,descriptors"))
+    return figures.measure(
+        prior, Oracle().eval(), sampling, figures.parse_parts("held-out,two-objects,no-view,descriptors")
+    )
 
 
 def test_held_out_captions_are_counted_word_by_word(found: dict[str, Any]) -> None:
@@ -311,7 +313,9 @@ def test_pairs_count_only_with_both_objects(found: dict[str, Any]) -> None:
 
 def test_share_of_fronts_is_that_of_objects_with_a_front(found: dict[str, Any]) -> None:
     fronts = sum(its.front for its in OBJECTS.values()) * len(pictures.COLOURS)
-    assert found["no-view"]["samples"] == Share(fronts, fronts)  # the oracle's answer to no view is the first, front
+    assert found["no-view"]["samples"] == Share(
+        fronts, fronts
+    )  # the oracle answers a missing view with the first word, front
     assert found["no-view"]["true"].of == 1000
 
 
@@ -340,8 +344,8 @@ def test_captions_read_as_people_write_them() -> None:
 def test_each_descriptor_moves_its_statistic_in_the_data(word: str) -> None:
     facts = figures.descriptor_facts(96)
     shots = [judge.shot_of(i, f) for i, f in enumerate(facts)]
-    spoilt = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
-    before, after = (judge.render(x).float() / 255 for x in (shots, spoilt))
+    corrupted = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
+    before, after = (judge.render(x).float() / 255 for x in (shots, corrupted))
     _, statistic, direction = figures.MEASURES[word]
     assert figures.moved(statistic(before), statistic(after)).follows(direction)
 

@@ -1,4 +1,4 @@
-"""The toybox's objects: inside the picture, told apart, their colours read from every side; and their second ones."""
+"""Toybox objects fit the image, are distinguishable, and show their colours from every side; so do second objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAIRS = [(name, second) for name in OBJECTS for second in seconds_of(name)]
 
 
 def plain(name: str, colour: str, view: tuple[float, float], second: str = "", other: str = "blue") -> pictures.Shot:
-    """A shot without any jitter: white background, light from behind the camera, nothing corrupted."""
+    """Return a shot without jitter or corruptions: white background, light from behind the camera."""
     azimuth, elevation = view
     lamp = math.radians(azimuth)
     return pictures.describe(0, 0)._replace(
@@ -41,19 +41,19 @@ def plain(name: str, colour: str, view: tuple[float, float], second: str = "", o
 
 
 def covered(shots: list[pictures.Shot]) -> np.ndarray:
-    """[n, H, W] share of each pixel that belongs to the object."""
+    """Return the fraction of each pixel covered by the object, [n, H, W]."""
     tan = math.tan(math.radians(pictures.FOV_DEGREES / 2))
     return raytrace.render(pictures.pack(shots), 64, tan)[1]
 
 
 def differs(a: np.ndarray, b: np.ndarray, by: float = 0.2) -> np.ndarray:
-    """Which pixels [..., H, W] differ plainly."""
+    """Return which pixels [..., H, W] clearly differ."""
     return np.abs(a - b).max(-1) > by
 
 
 @cache
 def looks(colour: str) -> np.ndarray:
-    """[objects, views, H, W, 3] in this colour."""
+    """Return every object from every view in this colour: [objects, views, H, W, 3]."""
     shots = [plain(name, colour, view) for name in OBJECTS for view in VIEWS]
     rgb = pictures.render_shots(shots, 64)
     return rgb.reshape(len(OBJECTS), len(VIEWS), *rgb.shape[1:])
@@ -63,7 +63,7 @@ def test_every_object_and_pair_fits_into_the_picture_from_all_sides() -> None:
     angles = [(azimuth, elevation) for azimuth in (0.0, 130.0, 250.0) for elevation in (-20.0, 15.0, 80.0)]
     for name in OBJECTS:
         for second in ("", *seconds_of(name)):
-            # of a pair every third suffices: it is scaled by one rule
+            # every third angle is enough for pairs, which are all scaled by one rule
             coverage = covered([plain(name, "red", angle, second) for angle in (angles[1::3] if second else angles)])
             rim = np.concatenate([coverage[:, 0], coverage[:, -1], coverage[:, :, 0], coverage[:, :, -1]], 1)
             assert rim.max() == 0, (name, second)
@@ -105,7 +105,7 @@ def test_no_two_objects_look_alike_from_any_side() -> None:
 
 
 def test_colour_is_read_from_every_side() -> None:
-    """Pixels that change with the object's colour, as a share of all its pixels."""
+    """The pixels that change with the object's colour are a sufficient fraction of all its pixels."""
     own = differs(looks("red"), looks("blue")).sum((-1, -2))
     all_pixels = np.stack([covered([plain(name, "red", view) for view in VIEWS]) for name in OBJECTS]).sum((-1, -2))
     for name, share in zip(OBJECTS, own / all_pixels, strict=True):
@@ -175,7 +175,7 @@ def test_what_each_object_can_have() -> None:
 
 
 def test_refusals_name_what_there_is() -> None:
-    with pytest.raises(ValueError, match="no object 'dragon' in the toybox; it has bear, cat"):
+    with pytest.raises(ValueError, match="the toybox has no object 'dragon'; it has bear, cat"):
         table("dragon")
     with pytest.raises(ValueError, match="no object 'dragon'"):
         seconds_of("dragon")
@@ -183,5 +183,5 @@ def test_refusals_name_what_there_is() -> None:
         table("mug", 0, "hat")
     with pytest.raises(ValueError, match=r"bear cannot have 'crown'.* hat, scarf, box, ball"):
         table("bear", 0, "crown")
-    with pytest.raises(ValueError, match="person has variants 0 to 1, not 2"):
+    with pytest.raises(ValueError, match="person has no variant 2; allowed are 0 to 1"):
         table("person", 2)

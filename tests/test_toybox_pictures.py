@@ -1,4 +1,4 @@
-"""The toybox's pictures: rendered right, spoilt and painted as their captions say, the same wherever they are made."""
+"""Toybox images are rendered correctly, corrupted and painted as their captions say, and reproducible everywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAN = math.tan(math.radians(pictures.FOV_DEGREES / 2))
 
 
 def plain(name: str, colour: str, azimuth: float, elevation: float = 10.0, **facts: str) -> pictures.Shot:
-    """A shot without any jitter: white background, light from behind the camera, nothing corrupted."""
+    """Return a shot without jitter or corruptions: white background, light from behind the camera."""
     lamp = math.radians(azimuth)
     said = Facts(name, colour, "matte", "", "", "", "", "", ())._replace(**facts)
     return pictures.describe(0, 0)._replace(
@@ -37,12 +37,12 @@ def plain(name: str, colour: str, azimuth: float, elevation: float = 10.0, **fac
     )
 
 
-def spoilt(shot: pictures.Shot, word: str, noise_seed: int = 7) -> pictures.Shot:
+def corrupted(shot: pictures.Shot, word: str, noise_seed: int = 7) -> pictures.Shot:
     return shot._replace(facts=shot.facts._replace(corruptions=(word,)), noise_seed=noise_seed)
 
 
 def near(rgb: np.ndarray, colour: tuple[float, float, float], tolerance: float = 0.25) -> int:
-    """How many pixels are about this colour."""
+    """Return how many pixels roughly have this colour."""
     return int((np.abs(rgb - np.array(colour)).max(-1) < tolerance).sum())
 
 
@@ -55,7 +55,7 @@ def shots() -> list[pictures.Shot]:
 
 
 def one_solid(kind: int, size: float, distance: float) -> raytrace.Batch:
-    """A solid at the origin, seen from `distance` in front."""
+    """Return a solid at the origin, seen from `distance` in front."""
     outward, axes = pictures.camera_axes(0.0, 0.0)
     return raytrace.Batch(
         first=np.array([0, 1]),
@@ -92,7 +92,7 @@ def test_silhouette_of_each_solid_from_afar(kind: int, area: float) -> None:
 
 
 def reference(kind: int, o: np.ndarray, d: np.ndarray) -> tuple[float, np.ndarray]:
-    """Depth and normal where the ray o + t d meets a unit solid, by the definition of the solid: march, then bisect."""
+    """Return depth and normal where the ray o + t d meets a unit solid, from its definition: march, then bisect."""
 
     def inside(t: np.ndarray) -> np.ndarray:
         x, y, z = (o[:, None] + d[:, None] * t).reshape(3, -1)
@@ -126,7 +126,7 @@ def reference(kind: int, o: np.ndarray, d: np.ndarray) -> tuple[float, np.ndarra
 
 @pytest.mark.parametrize("kind", [raytrace.BALL, raytrace.CUBE, raytrace.CYLINDER, raytrace.CONE])
 def test_hits_and_shades_as_the_definition_of_the_solid_says(kind: int) -> None:
-    """Rays from all around at a turned, squeezed solid: coverage, and brightness by the true normal."""
+    """Rays from all around hit a rotated, squeezed solid: coverage is right, and brightness matches the true normal."""
     rng = np.random.default_rng(kind)
     size, per_side = 16, 1
     for _ in range(4):
@@ -163,15 +163,15 @@ def test_hits_and_shades_as_the_definition_of_the_solid_says(kind: int) -> None:
 
 
 def test_the_screen_box_of_a_solid_leaves_nothing_out(shots: list[pictures.Shot]) -> None:
-    """With every solid tried everywhere the pictures are the same."""
+    """The images are the same if every solid is tested for every sample."""
     batch = pictures.pack([s._replace(facts=s.facts._replace(corruptions=())) for s in shots[:60]])
     bounded = raytrace.render(batch, 32, TAN)[0]
     everywhere = raytrace.render(batch._replace(to_world=batch.to_world * 40), 32, TAN)[0]
-    assert (np.abs(bounded - everywhere).max(-1) > 0.01).mean() < 1e-4  # rounding decides a ray that grazes an edge
+    assert (np.abs(bounded - everywhere).max(-1) > 0.01).mean() < 1e-4  # rounding decides for rays that graze an edge
 
 
 def test_shading_once_a_pixel_is_shading_every_sample() -> None:
-    """Inside a ball the renderer shades the pixel's middle only; two balls in one place have two owners."""
+    """Within a ball the renderer shades only the pixel's centre, which must agree with shading every sample."""
     shot = plain("snowman", "blue", 30.0)
     batch = pictures.pack([shot])
     coarse, covered = raytrace.render(batch, 32, TAN)
@@ -185,11 +185,11 @@ def test_shading_once_a_pixel_is_shading_every_sample() -> None:
 def test_front_is_what_azimuth_zero_sees() -> None:
     front, back = pictures.render_shots([plain("duck", "blue", 0), plain("duck", "blue", 180)])
     beak = (0.85, 0.45, 0.05)
-    assert near(front, beak) > near(back, beak) + 30  # the beak, besides the feet that both show
+    assert near(front, beak) > near(back, beak) + 30  # the beak; both show the feet
 
 
 def test_azimuth_turns_counter_clockwise_seen_from_above() -> None:
-    """A camera on +y has -x to its right, so the duck (front +x) looks left there, and right from -y."""
+    """A camera on +y has -x to its right, so the duck (front +x) faces left there, and right from -y."""
     columns = []
     for picture in pictures.render_shots([plain("duck", "blue", 90), plain("duck", "blue", -90)]):
         head = picture[: pictures.SIZE // 2]  # above the feet
@@ -204,7 +204,7 @@ def test_overhead_sees_the_top_and_the_ground_is_below() -> None:
     assert near(above, coffee, 0.15) > 80 > near(level, coffee, 0.15)
     tree = pictures.render_shots([plain("tree", "green", 0)], 64)[0]
     covered = (tree.min(-1) < 0.9).sum(1)
-    assert covered[8:16].sum() < covered[32:40].sum()  # the tip is at the top of the picture
+    assert covered[8:16].sum() < covered[32:40].sum()  # the tip is at the top of the image
 
 
 def test_half_the_size_is_the_same_picture() -> None:
@@ -226,7 +226,7 @@ def test_second_object_has_its_own_colour() -> None:
 
 
 def own_and_marked(shot: pictures.Shot) -> tuple[int, int]:
-    """Pixels of the object's own paint without and within the marks of its pattern."""
+    """Count pixels of the object's own paint outside and inside the marks of its pattern."""
     batch = pictures.pack([shot])
     own = np.full_like(batch.colours, 0.0)
     own[:, 0] = batch.patterns != raytrace.PLAIN
@@ -246,7 +246,7 @@ def test_pattern_shows_on_every_object_and_leaves_its_colour_dominant(pattern: s
 
 
 def test_pattern_is_fixed_to_the_object() -> None:
-    """The mark seen at a point of the object is the same whatever the camera, and moves with the object's stretch."""
+    """The mark at a point of the object is the same from any camera, and moves with the object's stretch."""
     shot = plain("mug", "red", 180.0, 0.0, pattern="striped")
     one, other = pictures.render_shots([shot, shot._replace(stretch=np.array((1.0, 1.0, 0.8)))])
     middle = pictures.SIZE // 2
@@ -264,7 +264,7 @@ def test_light_colours_have_dark_marks() -> None:
         assert np.abs(np.array(mark) - pictures.COLOURS[colour]).max() > 0.3, colour
 
 
-# ---- what is drawn
+# ---- descriptions
 
 
 def test_every_colour_word_has_a_colour() -> None:
@@ -316,7 +316,7 @@ def test_without_a_view_word_the_front_is_seen_as_often_as_stated(shots: list[pi
 
 
 def test_what_may_be_mirrored_is_its_own_mirror_image(shots: list[pictures.Shot]) -> None:
-    """From straight ahead, with the light there: an object that may be mirrored is symmetric, second object and all."""
+    """Seen and lit from straight ahead, an object that may be mirrored is symmetric, including its second object."""
     tried = {(s.facts.object, s.facts.second): s for s in shots if not s.facts.corruptions and not s.facts.style}
     assert len(tried) > 90
     for (name, second), s in tried.items():
@@ -327,7 +327,7 @@ def test_what_may_be_mirrored_is_its_own_mirror_image(shots: list[pictures.Shot]
     assert any(s.may_mirror for s in tried.values())
 
 
-# ---- corruptions and paint
+# ---- corruptions and painting
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,7 @@ def test_each_corruption_changes_its_own_statistic(clean: list[pictures.Shot], s
     true = pictures.render_shots(clean, size)
 
     def bad(word: str) -> np.ndarray:
-        return pictures.render_shots([spoilt(s, word, 7 + i) for i, s in enumerate(clean)], size)
+        return pictures.render_shots([corrupted(s, word, 7 + i) for i, s in enumerate(clean)], size)
 
     def moved(x: np.ndarray) -> float:
         return float((np.abs(x - true).max(-1) > 0.1).mean())
@@ -373,7 +373,7 @@ def test_each_corruption_changes_its_own_statistic(clean: list[pictures.Shot], s
 
 def test_strengths_do_not_depend_on_the_resolution(clean: list[pictures.Shot]) -> None:
     for word in ("smooth", "blurry", "pixelated", "bad structure", "malformed"):
-        large, small = (pictures.render_shots([spoilt(s, word) for s in clean], size) for size in (64, 32))
+        large, small = (pictures.render_shots([corrupted(s, word) for s in clean], size) for size in (64, 32))
         assert np.abs(large.reshape(3, 32, 2, 32, 2, 3).mean((2, 4)) - small).mean() < 0.02, word
 
 
@@ -389,12 +389,12 @@ def test_blur_keeps_the_mean_and_spreads_as_far_as_it_says() -> None:
 
 
 def test_structure_is_bent_rather_than_scattered() -> None:
-    """Of a part's neighbours nearly all stay its neighbours."""
+    """Nearly all neighbours of a part stay its neighbours."""
     shot = plain("bear", "red", 0.0)
     at = pictures.table("bear").centres
     sizes = pictures.table("bear").sizes
     for seed in range(20):
-        bent, same_sizes = pictures.deform(spoilt(shot, "bad structure", seed), at, sizes)
+        bent, same_sizes = pictures.deform(corrupted(shot, "bad structure", seed), at, sizes)
         assert np.array_equal(sizes, same_sizes)
         before, after = (np.linalg.norm(p[:, None] - p[None], axis=-1) for p in (at, bent))
         close = (before < 0.25) & (before > 0)

@@ -1,4 +1,4 @@
-"""The toybox prior: its network is what it says, its trainer learns, resumes and grows, its folder loads anywhere."""
+"""The toybox prior: its networks have the documented shape, training learns and resumes, its folder loads anywhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks this small only lose by threads, most of all on a machine that is busy."""
+    """Use one thread: networks this small only lose with more, most of all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def test_tokenizer_knows_all_caption_words_and_fits_the_longest_prompt() -> None
     source = "a photo of a shiny orange mushroom, overhead view, " + ", ".join(words.DESCRIPTORS)
     ids = model.encode_captions(tokenizer, [source])[0]
     assert len(ids) == model.MAX_TOKENS
-    assert tokenizer.eos_token_id in ids.tolist()  # nothing was cut
+    assert tokenizer.eos_token_id in ids.tolist()  # nothing was truncated
     assert unknown not in ids.tolist()
     assert torch.equal(*model.encode_captions(tokenizer, ["A Red Bear,front view", "a red bear, front view"]))
 
@@ -52,7 +52,7 @@ def test_shipped_sizes() -> None:
     box = model.build()
     assert 9e6 < sum(p.numel() for p in box.unet.parameters()) < 10.5e6
     assert box.patch == 1
-    assert box.scheduler.alphas_cumprod[999] < 1e-6  # ends in pure noise
+    assert box.scheduler.alphas_cumprod[999] < 1e-6  # the schedule ends in pure noise
 
 
 def test_no_saved_file_is_large_and_none_of_an_earlier_save_is_left(tmp_path: Path) -> None:
@@ -85,19 +85,19 @@ def test_start_takes_weights_over_and_words_by_name(tmp_path: Path) -> None:
     config = tmp_path / "kept" / "tokenizer" / "tokenizer.json"
     tokenizer = json.loads(config.read_text())
     ids = tokenizer["model"]["vocab"]
-    ids["red"], ids["blue"] = ids["blue"], ids["red"]  # as if the other toybox had its words in another order
+    ids["red"], ids["blue"] = ids["blue"], ids["red"]  # as if the other toybox had another word order
     config.write_text(json.dumps(tokenizer))
     model.adopt(box, tmp_path / "kept")
     mine, theirs = (b.text_encoder.get_input_embeddings().weight for b in (box, kept))
     ids = box.tokenizer.get_vocab()
     assert torch.allclose(mine[ids["red"]], theirs[ids["blue"]], atol=2e-3)
     assert torch.allclose(mine[ids["bear"]], theirs[ids["bear"]], atol=2e-3)
-    with pytest.raises(ValueError, match=r"--start: .* other networks"):
+    with pytest.raises(ValueError, match=r"--start: .* different networks"):
         model.adopt(model.build(model.Shape(channels=(16, 48), text_width=32, text_layers=1)), tmp_path / "kept")
 
 
 def test_a_network_of_blocks_starts_one_of_pixels(tmp_path: Path) -> None:
-    """Shown even blocks, the one answers on average what the other does about a pixel in a block's place."""
+    """On uniform blocks, the network on blocks agrees on average with the one on pixels, one pixel per block."""
     blocks, pixels = model.build(TINY, seed=1), model.build(replace(TINY, size=TINY.size // 2, patch=1), seed=2)
     model.save(blocks, tmp_path / "kept")
     model.adopt(pixels, tmp_path / "kept")
@@ -192,7 +192,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     countdown = iter([False] * 6)
     part = train.train(tmp_path / "part", tmp_path, plan, stop=lambda: next(countdown, True))
     assert part.step == 6
-    other = train.Plan(samples=8, batch=4)  # a resumed run keeps the plan it began with
+    other = train.Plan(samples=8, batch=4)  # ignored: a resumed run keeps its original plan
     rest = train.train(tmp_path / "part", tmp_path, other, resume=True)
     assert rest.step == whole.step == 15
     for a, b in zip(whole.weights + whole.average, rest.weights + rest.average, strict=True):
@@ -202,9 +202,9 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
-    plan = train.Plan(samples=128, batch=8, pictures=48, reading=0, shape=TINY)  # 16 steps, the rate falls from step 12
+    plan = train.Plan(samples=128, batch=8, pictures=48, reading=0, shape=TINY)  # 16 steps, decay from step 12
     train.train(tmp_path / "run", tmp_path, plan)
-    with pytest.raises(ValueError, match=r"--samples: .* allowed are 128 and more"):
+    with pytest.raises(ValueError, match=r"--samples: .* at least 128 needed"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=64)
     longer = train.train(tmp_path / "run", tmp_path, plan, resume=True, longer=192)
     whole = train.train(tmp_path / "whole", tmp_path, replace(plan, samples=192))
@@ -214,7 +214,7 @@ def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
 
 
 def test_predicting_v_and_eps_train_the_same_mean(pool: pictures.Pool) -> None:
-    """With the network's answer at zero the loss is that of the zero answer: weights differ, targets are right."""
+    """If the network outputs zero, the loss is the weighted mean square of the target, for either prediction type."""
     weights = {
         "v_prediction": lambda snr: (snr + 1).clamp(max=5) / (snr + 1),
         "epsilon": lambda snr: snr.clamp(max=5) / snr,
@@ -247,7 +247,7 @@ def test_text_encoder_learns_to_read_before_the_first_picture(tmp_path: Path) ->
         for n in (256, 0)
     )
     pairs = zip(read.box.text_encoder.parameters(), unread.box.text_encoder.parameters(), strict=True)
-    assert all(not torch.equal(a, b) for a, b in pairs)  # the two runs differ in what was read alone
+    assert all(not torch.equal(a, b) for a, b in pairs)  # the two runs differ only in the pre-training
 
 
 def test_runs_are_neither_overwritten_nor_invented(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_runs_are_neither_overwritten_nor_invented(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--resume: no checkpoint"):
         train.train(tmp_path / "run", tmp_path, plan, resume=True)
     train.train(tmp_path / "run", tmp_path, plan)
-    with pytest.raises(ValueError, match=r"--out: .* holds a run already"):
+    with pytest.raises(ValueError, match=r"--out: .* already holds a run"):
         train.train(tmp_path / "run", tmp_path, plan)
     (tmp_path / "run" / train.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -302,7 +302,7 @@ def test_samples_are_reproducible_and_follow_the_prompt_not_the_company(saved: P
     assert alone.shape == (1, pictures.SIZE, pictures.SIZE, 3)
     assert alone.min() >= 0
     assert alone.max() <= 1
-    # alpha is 1e-4 at t = 999, so float32's rounding shows in single pixels of an untrained network's x0-hat
+    # alpha is 1e-4 at t = 999, so float32 rounding shows in single pixels of an untrained network's x0-hat
     assert np.abs(alone[0] - among[0]).mean() < 1e-4
     assert np.abs(alone - sample.sample(prior, ["a red bear"], scale=7.5, steps=3, seed=2)).mean() > 0.05
 
@@ -382,7 +382,9 @@ def test_a_start_that_is_no_toybox_is_refused_before_pictures_are_drawn(
     data = tmp_path / "data"
     arguments = ["train", "--out", tmp_path / "run", "--data", data, "--start", tmp_path / "nothing"]
     assert cli.main([str(a) for a in arguments]) == 2
-    assert capsys.readouterr().err == f"toybox: --start: {tmp_path / 'nothing'} is no toybox folder: it has no unet/\n"
+    assert (
+        capsys.readouterr().err == f"toybox: --start: {tmp_path / 'nothing'} is not a toybox folder: it has no unet/\n"
+    )
     assert not data.exists()
 
 

@@ -1,4 +1,4 @@
-"""The words of the toybox: captions are true, varied, short enough, and made of the vocabulary."""
+"""Toybox captions are true, varied, short enough, and stay within the vocabulary."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_everything_fits_the_tokenizer_with_ten_descriptors() -> None:
     rng = np.random.default_rng(2)
     every = [random_facts(rng)._replace(corruptions=tuple(words.DESCRIPTORS)) for _ in range(N)]
     longest = max((write_caption(rng, f) for f in every), key=lambda c: len(tokens(c)))
-    assert 30 < len(tokens(longest)) <= 75, longest  # of 77, two of which are its ends
+    assert 30 < len(tokens(longest)) <= 75, longest  # 77 tokens, minus <bos> and <eos>
 
 
 def test_the_same_generator_writes_the_same() -> None:

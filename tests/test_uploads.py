@@ -34,7 +34,7 @@ def picture(size: tuple[int, int] = (20, 10)) -> bytes:
 
 
 class Site:
-    """A server with one bench, `own`, for visitors or for its owner; `in_use` are files that its lanes name."""
+    """A server with one desk, `own`, for visitors or for its owner; `in_use` are files that its lanes name."""
 
     def __init__(self, for_visitors: bool = False) -> None:
         self.uploads = Uploads()
@@ -91,11 +91,11 @@ def test_the_oldest_files_go_first_that_nobody_needs(site: Site):
     [
         ("scene.file", b"PK\x03\x04 and so on", r"'x\.glb' is an archive \(ZIP\)"),
         ("scene.file", BOX[:300], r"'x\.glb' is damaged or incomplete"),
-        ("scene.file", POINTS + b"nan\n", r"'x\.glb' holds numbers that are not finite"),
+        ("scene.file", POINTS + b"nan\n", r"'x\.glb' contains NaN or infinity"),
         ("scene.file", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
-        ("scene.file", b"", r"'x\.glb' is of no format that is known: GLB, OBJ, STL and PLY"),
-        ("scene.file", picture(), r"'x\.glb' is of no format that is known"),
-        ("scene.picture", BOX, r"'x\.glb' is not a picture: PNG, JPEG and WebP"),
+        ("scene.file", b"", r"'x\.glb' has an unknown format: GLB, OBJ, STL and PLY"),
+        ("scene.file", picture(), r"'x\.glb' has an unknown format"),
+        ("scene.picture", BOX, r"'x\.glb' is not an image: use PNG, JPEG or WebP"),
         ("scene.picture", picture()[:-30], r"'x\.glb' cannot be read"),
     ],
 )
@@ -110,7 +110,7 @@ def test_what_is_of_no_use_is_refused_with_a_reason(site: Site, knob: str, raw: 
 
 def test_a_picture_of_too_many_pixels_is_not_unpacked(site: Site, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 150)
-    said = "'big.png' has 20 x 10 pixels; allowed are 150"
+    said = "'big.png' has 20 x 10 pixels; the limit is 150"
     assert site.post(picture(), "scene.picture", name="big.png") == (422, said)
 
 
@@ -149,9 +149,9 @@ def vast(tree: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (many_nodes, r"has textures of 500,010,000 pixels; allowed are 400,000,000"),
-        (endless, "is damaged: its nodes are no tree"),
-        (vast, r"holds [\d,]{17} corners and the like; allowed are 50,000,000"),
+        (many_nodes, r"has textures of 500,010,000 pixels; the limit is 400,000,000"),
+        (endless, "is damaged: its nodes do not form a tree"),
+        (vast, r"has [\d,]{17} mesh elements; the limit is 50,000,000"),
         (lambda tree: tree["nodes"].append({"mesh": 99}), "is damaged or incomplete"),
         (lambda tree: tree.update(accessors=3), "is damaged or incomplete"),
     ],

@@ -1,7 +1,7 @@
-"""Builders of tiny models with random weights in the diffusers layout, a few hundred kB each.
+"""Builders for tiny models in the diffusers layout with random weights, a few hundred kB each.
 
-They answer nonsense, but are read, converted and run like real ones. `stable_diffusion` and `deepfloyd_if` have the
-modules, the names and the files of the published models, only narrower.
+Their predictions are meaningless, but they load, convert and run like real models. `stable_diffusion` and
+`deepfloyd_if` have the modules, names and files of the published models, but are narrower.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WORDS = [
     *("<pad>", "<bos>", "<eos>", "<unk>"),
     *("a", "red", "blue", "green", "bear", "cat", "car", "front", "side", "back", "overhead", "view", ","),
 ]
-TOKENS = 12  # of a prompt, the two at its ends included
+TOKENS = 12  # per prompt, including the begin and end tokens
 WIDTH = 16  # of a token's embedding
 MODULATED = {
     "resnet_time_scale_shift": "scale_shift",
@@ -38,10 +38,10 @@ def pixel_model(
     seed: int = 0,
     **scheduler: Any,
 ) -> Path:
-    """A model of size x size pictures whose U-Net sees blocks of patch x patch; `out_channels` 0 is as many as in.
+    """Save a model for size x size images whose U-Net works on blocks of patch x patch pixels.
 
-    `modulated`: timestep and pooled text scale and shift the norms, as in the toybox and in DeepFloyd IF.
-    `scheduler` overrides the scheduler's configuration, prediction_type for one.
+    `out_channels` 0 means as many as input channels. `modulated`: timestep and pooled text scale and shift the norms,
+    as in the toybox and in DeepFloyd IF. `scheduler` overrides the scheduler's configuration, e.g. prediction_type.
     """
     channels = 3 * patch**2
     _save_text(folder, seed)
@@ -51,7 +51,7 @@ def pixel_model(
 
 
 def latent_model(folder: Path, size: int = 8, vae: str = "AutoencoderKL", seed: int = 0, **scheduler: Any) -> Path:
-    """A model of 2 size x 2 size pictures in the latent space of a VAE that halves them."""
+    """Save a model for images of 2 size x 2 size pixels whose VAE halves the resolution."""
     _save_text(folder, seed)
     _save_unet(folder, 4, 4, size, seed)
     _save_scheduler(folder, **scheduler)
@@ -76,7 +76,7 @@ def latent_model(folder: Path, size: int = 8, vae: str = "AutoencoderKL", seed: 
     return folder
 
 
-# what makes Stable Diffusion's U-Net and VAE, but for their widths
+# Stable Diffusion's U-Net and VAE, without their widths
 STABLE_DIFFUSION = {
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -91,7 +91,7 @@ STABLE_VAE = {
 
 
 def stable_diffusion(folder: Path, version: str = "1.5", seed: int = 0, **scheduler: Any) -> Path:
-    """A model of 64 x 64 pictures as the published files of Stable Diffusion 1.5, or with `version` "2.1" of 2.1."""
+    """Save a model for 64 x 64 images with the structure of Stable Diffusion 1.5 or 2.1 (`version`)."""
     _save_clip_tokenizer(folder / "tokenizer")
     torch.manual_seed(seed)
     vocabulary = len(json.loads((folder / "tokenizer" / "vocab.json").read_text()))
@@ -105,7 +105,7 @@ def stable_diffusion(folder: Path, version: str = "1.5", seed: int = 0, **schedu
         hidden_act="quick_gelu" if version == "1.5" else "gelu",
     )
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    file = folder / "text_encoder" / "model.safetensors"  # as CLIP was saved until transformers 5
+    file = folder / "text_encoder" / "model.safetensors"  # CLIP's format before transformers 5
     tensors = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
     tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(tensors, file, {"format": "pt"})
@@ -133,7 +133,7 @@ def stable_diffusion(folder: Path, version: str = "1.5", seed: int = 0, **schedu
 
 
 def _name_attention_as_in_2022(file: Path) -> None:
-    """The VAE of Stable Diffusion 1.5 still has its first names."""
+    """Give the VAE's attention the names it still has in the files of Stable Diffusion 1.5."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = load_file(file)
     for new, name in old.items():
@@ -142,7 +142,7 @@ def _name_attention_as_in_2022(file: Path) -> None:
 
 
 def stable_diffusion_xl(folder: Path) -> Path:
-    """What tells SDXL from Stable Diffusion: a second text encoder, and a U-Net that is told it and sizes."""
+    """Save a model with SDXL's differences: a second text encoder, and a U-Net conditioned on it and on sizes."""
     stable_diffusion(folder, "2.1")
     _save_text(folder, 0)
     for part in ("tokenizer", "text_encoder"):
@@ -154,7 +154,7 @@ def stable_diffusion_xl(folder: Path) -> Path:
 
 
 def deepfloyd_if(folder: Path, seed: int = 0) -> Path:
-    """A model of 16 x 16 pictures as the first stage of DeepFloyd IF: T5, a learned variance, no VAE."""
+    """Save a model for 16 x 16 images like the first stage of DeepFloyd IF: T5, a learned variance, no VAE."""
     torch.manual_seed(seed)
     words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     words += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -float(i)) for i, word in enumerate(WORDS[4:], 1)]
@@ -185,7 +185,7 @@ def deepfloyd_if(folder: Path, seed: int = 0) -> Path:
 
 
 def with_t5(folder: Path, seed: int = 0) -> Path:
-    """Replace a model's text encoder by a tiny T5."""
+    """Replace a model's text encoder with a tiny T5."""
     torch.manual_seed(seed)
     for file in (folder / "text_encoder").iterdir():
         file.unlink()
@@ -209,7 +209,7 @@ def _t5(vocabulary: int) -> T5EncoderModel:
 
 
 def edit_json(file: Path, **values: Any) -> None:
-    """Overwrite entries of a JSON file; None removes one."""
+    """Overwrite entries of a JSON file; None removes an entry."""
     content = json.loads(file.read_text()) | values
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
@@ -272,7 +272,7 @@ def _text_config(**more: Any) -> CLIPTextConfig:
 
 
 def _save_clip_tokenizer(folder: Path) -> None:
-    """As the published models have it: a vocabulary of pieces and their merges, no tokenizer.json."""
+    """Save a tokenizer in the published models' format: vocabulary and merges, no tokenizer.json."""
     letters = "abcdefghijklmnopqrstuvwxyz,"
     pieces = [*letters, *(f"{c}</w>" for c in letters)]
     merges = []
@@ -295,7 +295,7 @@ def _save_clip_tokenizer(folder: Path) -> None:
 
 
 def shap_e(folder: Path, seed: int = 0) -> Path:
-    """A ShapEPipeline, which makes something like a crumpled sheet of anything."""
+    """Save a ShapEPipeline that turns any prompt into something like a crumpled sheet."""
     from diffusers import HeunDiscreteScheduler, PriorTransformer, ShapEPipeline
     from diffusers.pipelines.shap_e.renderer import ShapERenderer
     from transformers import CLIPTextModelWithProjection
@@ -329,7 +329,7 @@ def shap_e(folder: Path, seed: int = 0) -> Path:
         clip_sample=True,
         clip_sample_range=1.0,
     )
-    # random distances to a surface have one sign everywhere: moved so that half of the space is inside, for any latent
+    # random signed distances have the same sign everywhere; shift them so that half of the space is inside
     with torch.no_grad():
         for projection in renderer.params_proj.projections.values():
             projection.norm.weight *= 0.1
@@ -348,9 +348,11 @@ def shap_e(folder: Path, seed: int = 0) -> Path:
 
 
 def _fill_cases(decoder: Any) -> None:
-    """The table of marching cubes, which is part of Shap-E's weights, with one triangle for each case in place of up to
-    five: three of the edges that the surface crosses. Corner x y z of a cube is bit x + 2 y + 4 z of the case."""
-    edges = []  # pairs of corners, in the order of the decoder
+    """Fill the marching cubes table, part of Shap-E's weights, with one triangle per case instead of up to five.
+
+    Its corners are three of the edges that the surface crosses. Corner x y z of a cube is bit x + 2 y + 4 z of a case.
+    """
+    edges = []  # pairs of corners, in the decoder's order
     for axis in (1, 2, 4):
         one, other = (a for a in (1, 2, 4) if a != axis)
         edges += [(at, at + axis) for at in (0, one, other, one + other)]

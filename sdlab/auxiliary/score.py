@@ -24,11 +24,22 @@ from torch import Tensor
 from sdlab.auxiliary.fitted import FittedNet, initialised
 from sdlab.knobs import knob
 from sdlab.rng import StepRng
-from sdlab.types import N_TIMESTEPS, BoundPrior, Cameras, Cond, Guidance, Noised, Prior, Term, cat_conds, some_of
+from sdlab.types import (
+    CAMERA_WIDTH,
+    N_TIMESTEPS,
+    BoundPrior,
+    Cameras,
+    Cond,
+    Guidance,
+    Noised,
+    Prior,
+    Term,
+    cat_conds,
+    cond_rows,
+)
 
 EXACT = "exact"
 NETWORKS = ("lora", "copy", EXACT)
-CAMERA = 16  # numbers of a camera
 ROLE = "plain"
 PSI = Term(
     "psi",
@@ -102,7 +113,7 @@ class Score(FittedNet):
 
         def error(rows: slice) -> Tensor:
             """What some of the pictures add to the loss."""
-            out = self._psi.predict(z_t[rows], t[rows], some_of(cond, rows), camera[rows])
+            out = self._psi.predict(z_t[rows], t[rows], cond_rows(cond, rows), camera[rows])
             other = None if rival is None else rival[rows]
             errors = self._psi.errors(out, z0[rows], noise[rows], t[rows], other, gamma)
             # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
@@ -201,7 +212,7 @@ def _joined(batches: Sequence[_Batch]) -> _Batch:
 def _cameras_of(z: Tensor, model: BoundPrior) -> Tensor:
     """[B, 16] in the type of z; zeros, which mean none, where there are no cameras."""
     if model.cams is None:
-        return torch.zeros(z.shape[0], CAMERA, dtype=z.dtype, device=z.device)
+        return torch.zeros(z.shape[0], CAMERA_WIDTH, dtype=z.dtype, device=z.device)
     return camera_vectors(model.cams).to(z)
 
 

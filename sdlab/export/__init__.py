@@ -1,1 +1,1 @@
-"""What a run leaves behind for other programs: Gaussians, turntables and meshes."""
+"""Export for other programs: Gaussians, turntables and meshes."""

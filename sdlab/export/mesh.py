@@ -1,8 +1,8 @@
-"""A mesh of Gaussians: a surface around where they are dense, with their colours at its vertices.
+"""Convert Gaussians to a mesh with vertex colours: the isosurface of their density.
 
 The opacities of all Gaussians, each times exp(-d^2 / 2) of the Mahalanobis distance d, are summed on a grid; the
-surface is where the sum passes `LEVEL` (as DreamGaussian does it). That is an approximation: a Gaussian has no
-surface, haze below the level is lost, and what is finer than a cell of the grid is widened to it.
+surface is where the sum crosses `LEVEL` (as in DreamGaussian). This is an approximation: Gaussians have no surface,
+haze below the level is lost, and details finer than a grid cell are widened to one.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ import numpy as np
 import torch
 
 from sdlab.compiled import kernel
-from sdlab.export.writers import Progress, finite, unwatched
+from sdlab.export.writers import Tally, finite, unwatched
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.types import RawSplats
 
 ABOUT = (
-    "An approximation: a surface around where the Gaussians are dense, with their colours (linear) at its vertices. "
-    "Haze is lost, what is finer than the grid is widened. y is up, the front faces +z."
+    "An approximation: an isosurface of the Gaussians' density, with their colours (linear) at the vertices. "
+    "Haze is lost, details finer than the grid are widened. y is up, the front faces +z."
 )
-CELLS = 128  # of the grid along the longest side of the scene
+CELLS = 128  # of the grid, along the longest side of the scene
 LEVEL = 0.5  # summed opacity at which the surface lies
-REACH = 3.0  # standard deviations as far as a Gaussian counts
-FAINT = 1 / 255  # what is more transparent does not show
-SOFTEST = 0.5  # smallest standard deviation, in cells: below, Gaussians would fall between the points of the grid
-AT_A_TIME = 500  # Gaussians between two looks at whether the work is still wanted
-MESHING = 0.2  # of the work, by time
+REACH = 3.0  # cutoff of a Gaussian, in standard deviations
+FAINT = 1 / 255  # opacity below which a Gaussian is invisible
+SOFTEST = 0.5  # minimum standard deviation, in cells; smaller Gaussians could fall between the grid points
+AT_A_TIME = 500  # Gaussians per block; progress is reported, and may cancel, between blocks
+MESHING = 0.2  # fraction of the time that meshing takes
 
 
-def write_glb(path: Path, s: RawSplats, progress: Progress = unwatched, cells: int = CELLS) -> int:
-    """A GLB whose mesh stands upright in any viewer: y up, front towards +z, one unit as in the world; returns its
-    number of faces.
+def write_glb(path: Path, s: RawSplats, progress: Tally = unwatched, cells: int = CELLS) -> int:
+    """Write a GLB that stands upright in any viewer (y up, front +z, world units); return its number of faces.
 
-    Vertex colours are linear, as glTF wants them: those of the Gaussians are as pictures have them. There is no
-    material, with which some readers take no notice of the colours.
-    Raises ValueError where the Gaussians are nowhere dense enough, OSError when the file cannot be written.
+    Vertex colours are converted from sRGB to linear, as glTF requires. There is no material, because some readers
+    ignore vertex colours if there is one.
+    Raises ValueError if the Gaussians are nowhere dense enough, OSError if the file cannot be written.
     """
     import trimesh
     from trimesh.exchange.gltf import export_glb
@@ -59,12 +58,10 @@ def _labelled(tree: dict[str, Any]) -> None:
     tree["asset"]["extras"] = {"about": ABOUT}
 
 
-def surface(
-    s: RawSplats, progress: Progress = unwatched, cells: int = CELLS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices [V, 3] in the world, faces [F, 3] counter-clockwise seen from outside, colours [V, 3] in [0, 1].
+def surface(s: RawSplats, progress: Tally = unwatched, cells: int = CELLS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return vertices [V, 3] in the world, faces [F, 3] counter-clockwise from outside, colours [V, 3] in [0, 1].
 
-    Raises ValueError where the Gaussians are nowhere dense enough.
+    Raises ValueError if the Gaussians are nowhere dense enough.
     """
     from scipy.ndimage import map_coordinates
     from skimage.measure import marching_cubes
@@ -72,8 +69,8 @@ def surface(
     density, colour, origin, cell = _grid(s, progress, cells)
     if density.size == 0 or float(density.max()) <= LEVEL:
         raise ValueError(
-            "there is nothing opaque to make a mesh of: the Gaussians are too transparent everywhere; let the run go "
-            "on, or take the PLY, which keeps them as they are"
+            "there is nothing opaque to mesh: the Gaussians are too transparent everywhere; let the run continue, or "
+            "export a PLY, which keeps them as they are"
         )
     at, faces, _, _ = marching_cubes(density, LEVEL)
     weights = map_coordinates(density, at.T, order=1)
@@ -82,8 +79,8 @@ def surface(
     return (origin + cell * at).astype(np.float32), faces[:, ::-1], rgbs
 
 
-def _grid(s: RawSplats, progress: Progress, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Summed opacity [X, Y, Z], its sum times colour [X, Y, Z, 3], the place of point 0, the length of a cell.
+def _grid(s: RawSplats, progress: Tally, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Return summed opacity [X, Y, Z], opacity-weighted colour [X, Y, Z, 3], the position of point 0, the cell size.
 
     The outermost points are 0, so that every surface is closed.
     """
@@ -99,7 +96,7 @@ def _grid(s: RawSplats, progress: Progress, cells: int) -> tuple[np.ndarray, np.
     low, high = (means - REACH * sigmas).min(0), (means + REACH * sigmas).max(0)
     cell = float((high - low).max()) / cells
     covariances += (SOFTEST * cell) ** 2 * np.eye(3)
-    precisions = (np.linalg.inv(covariances) * cell**2).astype(np.float32)  # of places in cells
+    precisions = (np.linalg.inv(covariances) * cell**2).astype(np.float32)  # in units of cells
     reaches = (REACH * np.sqrt(np.diagonal(covariances, axis1=1, axis2=2)) / cell).astype(np.float32)
     origin = low - 2 * cell
     places = ((means - origin) / cell).astype(np.float32)
@@ -116,7 +113,7 @@ def _grid(s: RawSplats, progress: Progress, cells: int) -> tuple[np.ndarray, np.
 
 @kernel
 def _pour(density, colour, places, precisions, reaches, opacities, rgbs):
-    """Add Gaussians to the points inside the grid's border."""
+    """Splat Gaussians onto the grid, except its border."""
     for n in range(len(places)):
         x, y, z = places[n]
         p = precisions[n]

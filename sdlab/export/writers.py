@@ -1,6 +1,6 @@
-"""What a run leaves behind for other programs: the Gaussians as PLY and .splat, a turntable as a strip and as a film.
+"""Write Gaussians as PLY and .splat, and turntables as image strips and films.
 
-Writers that may take a while call `progress(done, total)` as they go; what it raises ends the work.
+Slow writers call `progress(done, total)` as they go; an exception raised there cancels the work.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.pictures import to_uint8
-from sdlab.raster import choose
-from sdlab.scenes import AnyScene, FlatScene, Scene
+from sdlab.raster import rasteriser_for
+from sdlab.scenes import AnyScene, Scene
 from sdlab.settings import Settings
 from sdlab.starts.clouds import SH_C0
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
@@ -28,31 +28,36 @@ from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
 STRIP_VIEWS = 8
 FILM_FRAMES = 72
 FILM_RATE = 24  # frames per second
-SHOWN = ("turntable.png", "pictures.png", "trajectories.png", "samples.png")  # what a run of any scene may leave
-SLUG = 48  # letters of a prompt in a file's name
+SHOWN = (
+    "turntable.png",
+    "pictures.png",
+    "trajectories.png",
+    "samples.png",
+)  # overview images, depending on the kind of scene
+SLUG = 48  # maximum length of a prompt in a file name
 
-Progress = Callable[[int, int], None]
+Tally = Callable[[int, int], None]  # (parts done, parts in total)
 Gaussians = TypeVar("Gaussians", RawSplats, SplatSnapshot)
 Film = tuple[tuple[int, SplatSnapshot], ...]
 
 
 def unwatched(done: int, total: int) -> None:
-    """A `progress` that nobody looks at."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What there was to export at one step: copies that any thread may read while the run goes on."""
+    """Everything exportable at one step: copies that any thread may read while the run continues."""
 
-    settings: Settings  # as the steps followed them
+    settings: Settings  # in effect at that step
     step: int
     splats: RawSplats | None = None
     film: Film = ()  # (step, scene) in the order of growth
-    pictures: np.ndarray | None = None  # uint8 [M, H, W, 3], of a scene that has no sides
+    pictures: np.ndarray | None = None  # uint8 [M, H, W, 3], for 2-D scenes
 
     @property
     def name(self) -> str:
-        """The name of its files without what tells the format: ASCII letters, digits and hyphens."""
+        """File name without suffix: ASCII letters, digits and hyphens."""
         s = self.settings
         return f"{slug(s.prompt.text)}-{slug(s.active)}-seed{s.seed}-step{self.step}"
 
@@ -64,35 +69,35 @@ def material_of(
     film: Sequence[tuple[int, SplatSnapshot | np.ndarray]] = (),
     pictures: np.ndarray | None = None,
 ) -> Material:
-    """A copy of what a session has made; to be called in the thread that owns `scene`, takes milliseconds.
+    """Copy what a session has made; call it in the thread that owns `scene`. Takes milliseconds.
 
-    `film` is what the run has shown so far (`Timeline.film`), of which steps after `step` are left out; `pictures`,
-    uint8 [M, H, W, 3], what a scene without sides shows now. Neither is copied.
+    `film` holds the snapshots so far (`Timeline.film`), of which those after `step` are dropped; `pictures`, uint8
+    [M, H, W, 3], are the current images of a 2-D scene. Neither is copied.
     """
-    if isinstance(scene, FlatScene):
-        return Material(settings, step, pictures=pictures)
     grown = tuple((at, shot) for at, shot in film if at < step and isinstance(shot, SplatSnapshot))
-    now = scene.snapshot()
-    return Material(settings, step, scene.splats(), grown if now is None else (*grown, (step, now)))
+    splats, now = scene.splats(), scene.snapshot()
+    if splats is None:
+        return Material(settings, step, pictures=pictures)
+    return Material(settings, step, splats, grown if now is None else (*grown, (step, now)))
 
 
 def slug(text: str) -> str:
-    """`text` as a part of a file's name: at most `SLUG` of a-z, 0-9 and single hyphens, "untitled" for nothing."""
+    """Convert `text` to a file name: at most `SLUG` of a-z, 0-9 and single hyphens; "untitled" if nothing is left."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:SLUG].rstrip("-") or "untitled"
 
 
 def finite(s: Gaussians) -> Gaussians:
-    """Those Gaussians of which every number is finite."""
+    """Drop Gaussians with a value that is not finite."""
     good = np.all([np.isfinite(column).all(tuple(range(1, column.ndim))) for column in s], axis=0)
     return type(s)(*(column[good] for column in s))
 
 
 def write_ply(path: Path, s: RawSplats) -> int:
-    """Binary PLY in the layout of the 3DGS release (INRIA): x y z, normals, f_dc, opacity logit, log-scales, wxyz.
+    """Write a binary PLY in the layout of the 3DGS release (INRIA); return the number of Gaussians written.
 
-    World axes are kept (+z up). Gaussians with a value that is not finite are left out; returns how many were
-    written. Raises OSError when the file cannot be written.
+    Columns: x y z, normals, f_dc, opacity logit, log-scales, wxyz. World axes are kept (+z up). Gaussians with a value
+    that is not finite are dropped. Raises OSError if the file cannot be written.
     """
     s = finite(s)
     n = len(s.means)
@@ -113,12 +118,12 @@ def write_ply(path: Path, s: RawSplats) -> int:
 
 
 def write_splat(path: Path, s: RawSplats) -> int:
-    """The 32 bytes a Gaussian of antimatter15's viewer: place and size as 3 float32 each, RGBA and wxyz as 4 bytes
-    each; the large and opaque first, so that a viewer that is still loading shows what matters. Numbers are cut to
-    bytes as its converter does it.
+    """Write antimatter15's .splat format; return the number of Gaussians written.
 
-    World axes are kept (+z up). Gaussians with a value that is not finite are left out; returns how many were
-    written. Raises OSError when the file cannot be written.
+    32 bytes per Gaussian: position and scale as 3 float32 each, RGBA and wxyz as 4 bytes each, quantised as its
+    converter does. Large opaque Gaussians come first, so that a viewer shows them while the rest is loading. World axes
+    are kept (+z up). Gaussians with a value that is not finite are dropped. Raises OSError if the file cannot be
+    written.
     """
     s = finite(s)
     opacities = 1 / (1 + np.exp(-s.opacity_logits.astype(np.float64)))
@@ -139,32 +144,32 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 @runtime_checkable
 class Viewed(Protocol):
-    """What can be rendered: a scene, or Gaussians at rest."""
+    """Anything that can be rendered: a scene, or static Gaussians."""
 
     def render(self, cams: Cameras, background: Tensor) -> Render: ...
 
 
 class Still:
-    """Gaussians that no longer change, to be looked at from any thread; on the CPU, because the GPU is the run's."""
+    """Static Gaussians that any thread may render; on the CPU, which leaves the GPU to the run."""
 
     def __init__(self, s: RawSplats) -> None:
         s = finite(s)
         means, quats, log_scales, logits, rgbs = (torch.from_numpy(np.ascontiguousarray(column)) for column in s)
-        self._rasterize = choose("cpu")
+        self._rasterize = rasteriser_for("cpu")
         self._gaussians = (means, quats, log_scales.exp(), logits.sigmoid(), rgbs)
 
     @torch.no_grad()
     def render(self, cams: Cameras, background: Tensor) -> Render:
-        """Views before `background` [B, 3]."""
+        """Render over `background` [B, 3]."""
         return self._rasterize(*self._gaussians, cams.viewmats, cams.Ks, cams.width, cams.height, background)
 
 
 def turntable_pictures(
     scene: Viewed, camera: CameraSettings, n: int, size: int, at_a_time: int = 8
 ) -> Iterator[np.ndarray]:
-    """`n` views once around before white, starting at the front: uint8 [size, size, 3] each.
+    """Yield `n` views on a full circle over white, starting at the front: uint8 [size, size, 3] each.
 
-    `at_a_time` are rendered together, which keeps memory flat for large pictures.
+    Rendered in batches of `at_a_time`, which bounds memory for large images.
     """
     cams = turntable(n, camera, size)
     for start in range(0, n, at_a_time):
@@ -175,14 +180,14 @@ def turntable_pictures(
 
 
 def render_turntable(scene: Viewed, camera: CameraSettings, n: int, size: int) -> np.ndarray:
-    """`n` views once around before white, starting at the front: uint8 [n, size, size, 3]."""
+    """Render `n` views on a full circle over white, starting at the front: uint8 [n, size, size, 3]."""
     return np.stack(list(turntable_pictures(scene, camera, n, size)))
 
 
 def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE) -> int:
-    """H.264 in MP4 of pictures uint8 [H, W, 3], H and W even, as they come; returns how many there were.
+    """Encode images uint8 [H, W, 3], H and W even, as H.264 in MP4; return the number of frames.
 
-    Raises OSError when the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
     import imageio_ffmpeg
 
@@ -192,7 +197,7 @@ def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE
         for picture in pictures:
             if film is None:
                 height, width, _ = picture.shape
-                # one thread: the encoder is not what takes time, and a run may be using the others
+                # one thread: encoding is not the bottleneck, and a run may need the others
                 film = imageio_ffmpeg.write_frames(
                     str(path),
                     (width, height),
@@ -216,11 +221,11 @@ def write_turntable(
     camera: CameraSettings,
     size: int = 384,
     frames: int = FILM_FRAMES,
-    progress: Progress = unwatched,
+    progress: Tally = unwatched,
 ) -> int:
-    """Once around in `frames` pictures of `size` pixels (rounded up to an even number) as MP4; how many were written.
+    """Write a turntable of `frames` images of `size` pixels (rounded up to even) as MP4; return the number of frames.
 
-    Raises OSError when the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
     size += size % 2
 
@@ -235,9 +240,9 @@ def write_turntable(
 
 
 def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int = 256) -> list[Path]:
-    """scene.ply, turntable.png (8 views in a strip) and turntable.mp4 (once around in 3 s) in `folder`.
+    """Write scene.ply, turntable.png (a strip of 8 views) and turntable.mp4 (a full turn in 3 s) to `folder`.
 
-    `size` in pixels is rounded up to an even number, which H.264 needs.
+    `size` in pixels is rounded up to an even number, as H.264 requires.
     """
     from PIL import Image
 
@@ -257,10 +262,9 @@ def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int 
 
 
 def contact_sheet(runs: Sequence[Path], out: Path) -> None:
-    """The turntables, or what scenes of other kinds leave, of several run folders under each other, each with its
-    prompt and time, into one PNG.
+    """Stack the overview images of several run folders, each under its prompt, loss and time, in one PNG.
 
-    Raises ValueError that names the folder that is not a finished run.
+    Raises ValueError naming the folder if it is not a finished run.
     """
     from PIL import Image
 
@@ -277,7 +281,7 @@ def contact_sheet(runs: Sequence[Path], out: Path) -> None:
 
 
 def stack_strips(strips: Sequence[np.ndarray], captions: Sequence[str], out: Path) -> None:
-    """Strips, uint8 [H, W, 3] each, under each other, each below its caption, into one PNG."""
+    """Stack strips, uint8 [H, W, 3] each, under their captions in one PNG."""
     from PIL import Image, ImageDraw, ImageFont
 
     margin, line = 8, 26

@@ -14,10 +14,11 @@ import torch
 
 from sdlab.channel import Turnstile
 from sdlab.errors import give_back
+from sdlab.live.building import compile_for
 from sdlab.live.messages import Patch, Stop
-from sdlab.live.session import Session, compile_for
+from sdlab.live.session import Session
 from sdlab.priors import PriorConfig, silent
-from sdlab.priors.batching import Together
+from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
@@ -47,7 +48,7 @@ class PriorPool:
                 found = self._loaded.pop(key, None)
             if found is None:
                 prior = config.load(device, progress)
-                found = cast(Prior, Together(prior)) if self._batching else prior
+                found = cast(Prior, BatchingPrior(prior)) if self._batching else prior
             with self._lock:
                 self._loaded[key] = found  # the last one asked for
                 while len(self._loaded) > MOST_PRIORS:

@@ -1,15 +1,8 @@
-"""Priors: frozen teachers that answer "which noise was added to this picture, if it shows that text?".
+"""Priors: frozen models that predict which noise was added to an image, given that it shows a text.
 
-A member of the family is a frozen dataclass of knobs, in one file, with one verb: `load(device)` gives a `Prior`
-(see `sdlab.types`). The configuration is a value (hashable, picklable, comparable); what it loads is shared by all
-sessions of the process. Importing a member stays light: model libraries are imported when `load` runs.
-
-Beyond the protocol, every loaded prior says how it runs:
-  engine_name         what evaluates the network, "exact" where there is none;
-  engine_note         why it is not the engine one would expect, "" where it is;
-  n_parameters        of all its networks;
-  prediction_type     what the network predicts natively;
-  prepare(sizes)      gets ready for batches of these sizes, so that the first step does not have to.
+Each kind of prior is a frozen dataclass of knobs in a file of its own; `load(device)` returns its `Prior` (see
+`sdlab.types`). The dataclass is a value: hashable, picklable, comparable. The loaded prior is shared by all sessions of
+the process. Importing a kind is cheap, because model libraries are imported only when `load` runs.
 """
 
 from __future__ import annotations
@@ -23,16 +16,11 @@ import torch
 
 from sdlab.types import Prior
 
-Progress = Callable[[str], None]
+Progress = Callable[[str], None]  # is told what is being done, in words
 
 
 def silent(text: str) -> None:
-    """A `Progress` for callers that show none."""
-
-
-def first_line(e: BaseException, width: int = 300) -> str:
-    """The first line of an error's message, or its type: foreign errors quoted in one line of ours."""
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:width]
+    """Ignore progress, for callers that do not show it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +31,7 @@ class PriorConfig(ABC):
 
     @abstractmethod
     def load(self, device: torch.device, progress: Progress = silent) -> Prior:
-        """The prior on `device`, ready for any thread; `progress` is told what is being done, in words.
+        """Load the prior on `device`, ready for any thread.
 
-        Raises ValueError where a knob is at fault, RuntimeError where the files, the network or the device are.
+        Raises ValueError if a knob is at fault, RuntimeError if files, network or device are.
         """

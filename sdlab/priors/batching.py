@@ -1,9 +1,9 @@
-"""Several live sessions that share a prior also share its forwards (continuous batching).
+"""Continuous batching: live sessions that share a prior also share its forward passes.
 
-Whoever gets to the network evaluates everything that waits for it, up to a number of pictures; while it does, the
-requests of the others gather for the next. So a session alone waits for nobody, and n of them cost less than n times
-one wherever the network is not yet busy with the pictures of one. Answers may then differ in their last bits from
-those of a session alone: the kernels of another batch size round in another order.
+The thread that acquires the network runs all queued requests as one batch, up to a maximum size; requests that arrive
+meanwhile form the next. So a lone session never waits, and n sessions cost less than n times one, as long as one
+session's batch does not saturate the network. The last bits of a prediction may differ from those of a lone session,
+because kernels round in another order at another batch size.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from sdlab.channel import Turnstile
 from sdlab.types import Cond, Prior, cat_conds
 
-MOST_PICTURES = {"cpu": 8, "cuda": 32}  # beyond, a forward takes as much longer as it holds more
+MAX_BATCH = {"cpu": 8, "cuda": 32}  # images; the time of larger batches only grows in proportion
 
 
 class _Request:
-    """Pictures that wait for their noise prediction."""
+    """A batch of one session, waiting for its noise prediction."""
 
     def __init__(self, z_t: Tensor, t: Tensor, cond: Cond) -> None:
         self.z_t = z_t
@@ -37,7 +37,7 @@ class _Request:
         return self.answer is not None or self.error is not None
 
     def fits(self, other: _Request) -> bool:
-        """Whether one forward can hold both."""
+        """Return whether both can go into one batch."""
         return (
             self.z_t.shape[1:] == other.z_t.shape[1:]
             and self.z_t.dtype == other.z_t.dtype
@@ -47,14 +47,17 @@ class _Request:
         )
 
 
-class Together:
-    """`prior`, whose `eps` may be called by several threads at once and then answers them together."""
+class BatchingPrior:
+    """Wraps `prior` so that concurrent calls of `eps` are combined into batches of at most `max_batch` images.
 
-    def __init__(self, prior: Prior, most: int | None = None) -> None:
+    `forwards` counts the batches run so far, `requests` the calls they answered; `queue` holds the waiting ones.
+    """
+
+    def __init__(self, prior: Prior, max_batch: int | None = None) -> None:
         self._prior = prior
-        self._most = most or MOST_PICTURES.get(prior.device.type, MOST_PICTURES["cpu"])
-        self._waiting: deque[_Request] = deque()
-        self._arriving = threading.Lock()
+        self._max_batch = max_batch or MAX_BATCH.get(prior.device.type, MAX_BATCH["cpu"])
+        self.queue: deque[_Request] = deque()
+        self._queue_lock = threading.Lock()
         self._network = Turnstile()
         self.forwards = 0
         self.requests = 0
@@ -63,37 +66,37 @@ class Together:
         return getattr(self._prior, name)
 
     def prepare(self, batch_sizes: Iterable[int]) -> None:
-        """As the prior's own, and for two sessions with as many each."""
+        """Prepare the prior for these batch sizes, and for twice each: two sessions in one batch."""
         sizes = set(batch_sizes)
-        self._prior.prepare(sizes | {2 * b for b in sizes if 2 * b <= self._most})
+        self._prior.prepare(sizes | {2 * b for b in sizes if 2 * b <= self._max_batch})
 
     @torch.no_grad()
     def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """As the prior's own `eps`, and with its errors, which reach only those whose request is at fault."""
+        """Return the prior's own `eps`, or raise its error; an error reaches only the callers that caused it."""
         request = _Request(z_t, t, cond)
-        with self._arriving:
-            self._waiting.append(request)
+        with self._queue_lock:
+            self.queue.append(request)
         with self._network:
             while not request.done:
-                self._answer(self._next())
+                self._run(self._next_batch())
         if request.error is not None:
             raise request.error
         assert request.answer is not None
         return request.answer
 
-    def _next(self) -> list[_Request]:
-        """The request that has waited longest, and those behind it that go with it."""
-        with self._arriving:
-            chosen = [self._waiting.popleft()]
-            room = self._most - len(chosen[0].z_t)
-            for request in list(self._waiting):
+    def _next_batch(self) -> list[_Request]:
+        """Take the oldest request from the queue, and later ones that fit in a batch with it."""
+        with self._queue_lock:
+            chosen = [self.queue.popleft()]
+            room = self._max_batch - len(chosen[0].z_t)
+            for request in list(self.queue):
                 if len(request.z_t) <= room and request.fits(chosen[0]):
-                    self._waiting.remove(request)
+                    self.queue.remove(request)
                     chosen.append(request)
                     room -= len(request.z_t)
             return chosen
 
-    def _answer(self, requests: list[_Request]) -> None:
+    def _run(self, requests: list[_Request]) -> None:
         self.forwards += 1
         self.requests += len(requests)
         try:
@@ -106,8 +109,8 @@ class Together:
                 request.answer = answer
         except BaseException as e:
             if len(requests) > 1 and isinstance(e, Exception):
-                for request in requests:  # so that the one at fault, or too much memory for all, spoils nobody else's
-                    self._answer([request])
+                for request in requests:  # one may be at fault, or memory suffices only for each alone
+                    self._run([request])
             else:
                 for request in requests:
                     request.error = e

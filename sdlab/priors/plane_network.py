@@ -1,10 +1,10 @@
-"""A small network that has learnt a plane, beside the exact prior that it learnt from.
+"""A small network trained on a plane, next to the exact prior it was trained on.
 
-As the JSD paper trains its own (Do and Hua 2025, supplement 4): two layers embed the timestep, the point and that
-embedding go through fully connected layers of 128 with LayerNorm and ReLU; Adam at 1e-3 with a falling cosine, batches
-of 128, mean squared error of the noise, 1000 epochs. Where the paper is silent: 1280 points are drawn (10 batches an
-epoch), four hidden layers, an embedding of 32, one learnt vector for each place, dropped for all of them in a tenth of
-the pictures. It learns in seconds, and the same from the same seed.
+Trained as in the JSD paper (Do and Hua 2025, supplement 4): two layers embed the timestep; the point and that embedding
+pass through fully connected layers of width 128 with LayerNorm and ReLU; Adam at 1e-3 with cosine decay, batches of
+128, mean squared error of the noise, 1000 epochs. Our choices where the paper says nothing: 1280 sampled points (10
+batches per epoch), four hidden layers, an embedding of width 32, and a learned vector for each place, replaced in a
+tenth of the samples by the one for all places. Training takes seconds and is deterministic given the seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EMBEDDING = 32
 
 
 class Denoiser(nn.Module):
-    """Point [B, 2], t [B] and place [B] -> noise [B, 2]; place K stands for all of them."""
+    """Point [B, 2], t [B] and place [B] -> noise [B, 2]; place K stands for all K places."""
 
     def __init__(self, places: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
 
 
 def trained(plane: Plane, progress: Progress, epochs: int = EPOCHS) -> Denoiser:
-    """A network that has learnt `plane`; all randomness from the seed of its configuration."""
+    """Train a network on `plane`; all randomness comes from the seed in its configuration."""
     g = torch.Generator().manual_seed(plane.config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plane.config.seed)
@@ -58,7 +58,7 @@ def trained(plane: Plane, progress: Progress, epochs: int = EPOCHS) -> Denoiser:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs)
     for epoch in range(epochs):
         if epoch % 50 == 0:
-            progress(f"a small network learns the plane: {100 * epoch // epochs} %")
+            progress(f"training a small network on the plane: {100 * epoch // epochs} %")
         for rows in torch.randperm(POINTS, generator=g).split(BATCH):
             t = torch.randint(N_TIMESTEPS, (len(rows),), generator=g)
             noise = torch.randn(len(rows), 2, generator=g)
@@ -73,23 +73,23 @@ def trained(plane: Plane, progress: Progress, epochs: int = EPOCHS) -> Denoiser:
 
 
 class TrainedPlane(Plane):
-    """The plane as a network has learnt it. Its `log_density` is still the true one."""
+    """The plane with a trained network for `eps`; `log_density` is still exact."""
 
     def __init__(self, plane: Plane, progress: Progress, epochs: int = EPOCHS) -> None:
         super().__init__(plane.config, plane.device)
-        self.name = "plane, learnt"
+        self.name = "plane, trained"
         self._network = trained(plane, progress, epochs).to(plane.device)
         self.n_parameters = sum(p.numel() for p in self._network.parameters())
         self.engine_name = "torch"
 
     def embed(self, text: str) -> Cond:
-        """As the exact plane's, with the number of the place beside it."""
+        """Return the exact plane's conditioning, with the number of the place as an extra."""
         name = self.place_in(text)
         number = self.names.index(name) if name else len(self.names)
         return Cond(super().embed(text).hidden, {"place": torch.tensor([number], device=self.device)})
 
     @torch.no_grad()
     def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's answer, in the type of z_t."""
+        """Return the network's prediction, in the dtype of z_t."""
         answer = self._network(z_t.flatten(1).float(), t, cond.extra["place"])
         return answer.view_as(z_t).to(z_t.dtype)

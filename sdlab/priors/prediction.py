@@ -1,4 +1,4 @@
-"""What a network predicts natively, and eps (Salimans & Ho 2022, "Progressive distillation", appendix D).
+"""Convert between eps and what a network predicts natively (Salimans & Ho 2022, "Progressive distillation", app. D).
 
 epsilon        out = eps
 v_prediction   out = alpha eps - sigma x0       eps = alpha out + sigma z_t
@@ -13,7 +13,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def as_eps(kind: str, out: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """eps [B, C, H, W] from the network's answer of the same shape; alpha, sigma [B, 1, 1, 1]."""
+    """Convert the network's output [B, C, H, W] to eps; alpha, sigma [B, 1, 1, 1]."""
     if kind == "epsilon":
         return out
     if kind == "v_prediction":
@@ -22,7 +22,7 @@ def as_eps(kind: str, out: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) ->
 
 
 def native_target(kind: str, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a perfect network would answer for alpha z0 + sigma noise, if z0 were all there is."""
+    """Return the training target for alpha z0 + sigma noise in the network's native parametrisation."""
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":

@@ -1,13 +1,13 @@
-"""Networks of a prior's own kind that can learn: the score models of VSD, ESD and their kin start as the prior.
+"""Trainable networks that start as the prior: the score models of VSD, ESD and related losses.
 
-Two ways to make one (Wang et al. 2023, ProlificDreamer; the copy is for small priors):
+There are two kinds (Wang et al. 2023, ProlificDreamer; the copy is for small priors):
 
     lora   the prior's frozen weights, shared, plus low-rank updates of every attention's q, k, v and out (Hu et al.
-           2021). The module tree is a copy, only the tensors are aliased: nobody else sees the adapters
+           2021). The module tree is copied and only the tensors are shared, so other users do not see the adapters
     copy   all weights, copied in float32
 
-Either is told the camera through the time embedding: Linear(16), SiLU, Linear. The last layer starts at zero, so that
-at first it answers exactly as the prior does; "no camera" is sixteen zeros, through the same layers.
+Both receive the camera through the time embedding: Linear(16), SiLU, Linear. The last layer starts at zero, so the
+initial prediction equals the prior's; "no camera" is sixteen zeros, through the same layers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdlab.auxiliary.score import CAMERA
-from sdlab.priors import first_line
-from sdlab.priors.engines import EngineFailure, usable_cpus
+from sdlab.errors import first_line
+from sdlab.machine import n_processors
+from sdlab.priors.engines import EngineFailure
 from sdlab.priors.prediction import as_eps, native_target
-from sdlab.types import N_TIMESTEPS, Cond
+from sdlab.types import CAMERA_WIDTH, N_TIMESTEPS, Cond
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-CPUS = usable_cpus()
-FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))  # by which a mixture's small network is told t
+CPUS = n_processors()
+FREQUENCIES = tuple(math.pi * 2.0**k for k in range(6))  # embed t for the small network of a mixture
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
-Answers = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # z_t, t, hidden, camera -> native prediction
+Inference = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # z_t, t, hidden, camera -> native prediction
 _log = logging.getLogger(__name__)
 
 
@@ -48,27 +48,29 @@ class Trainable(nn.Module):
         self._marginal = marginal
 
     def learns_in_two(self) -> bool:
-        """Whether two halves of a batch are sooner learnt beside each other: where a large network learns on a
-        processor of which torch uses but one thread."""
+        """Return whether training is faster on two halves of a batch in parallel.
+
+        That is so for a large network on a CPU with several processors, of which torch uses only one.
+        """
         return isinstance(self.network, TrainableUNet) and self.network.on_cpu and torch.get_num_threads() == 1 < CPUS
 
     def predict(
         self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond, camera: Float[Tensor, "B 16"]
     ) -> Float[Tensor, "B C H W"]:
-        """The native prediction."""
+        """Return the native prediction."""
         return self.network(z_t, t, cond, camera)
 
     def eps(
         self, out: Float[Tensor, "B C H W"], z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
-        """The noise prediction that the native one `out` stands for."""
+        """Convert the native prediction `out` to a noise prediction."""
         alpha, sigma = (x.to(z_t) for x in self._marginal(t))
         return as_eps(self._kind, out, z_t, alpha, sigma)
 
     def forward(
         self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond, camera: Float[Tensor, "B 16"]
     ) -> Float[Tensor, "B C H W"]:
-        """The noise prediction."""
+        """Return the noise prediction."""
         return self.eps(self.predict(z_t, t, cond, camera), z_t, t)
 
     def errors(
@@ -80,8 +82,10 @@ class Trainable(nn.Module):
         rival: Float[Tensor, "B C H W"] | None = None,
         gamma: float = 0.0,
     ) -> Float[Tensor, " B"]:
-        """The denoising loss of the native predictions `out`, in their units: the mean square over each picture's
-        places, plus `gamma` times that of the distance to `rival`, another eps. Differentiable in `out`."""
+        """Return the denoising loss of the native predictions `out`, in their units; differentiable in `out`.
+
+        It is each image's mean squared error, plus `gamma` times the mean squared distance to `rival`, another eps.
+        """
         alpha, sigma = (x.to(z0) for x in self._marginal(t))
         errors = (out - native_target(self._kind, z0, noise, alpha, sigma)).square().mean((1, 2, 3))
         if rival is not None:
@@ -91,61 +95,57 @@ class Trainable(nn.Module):
         return errors
 
 
-def _silent(layer: nn.Linear) -> nn.Linear:
-    """With weights of zero: what comes through it is 0 until it has learnt."""
+def _zero(layer: nn.Linear) -> nn.Linear:
+    """Set weights and bias to zero, so that the layer returns 0 until it is trained."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 class CameraEmbedding(nn.Module):
-    """Camera [B, 16] -> what is added to the time embedding [B, width]; 0 at first."""
+    """Camera [B, 16] -> [B, width], added to the time embedding; 0 at first."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = nn.Linear(CAMERA, width)
-        self.last = _silent(nn.Linear(width, width))
+        self.first = nn.Linear(CAMERA_WIDTH, width)
+        self.last = _zero(nn.Linear(width, width))
 
     def forward(self, camera: Tensor) -> Tensor:
         return self.last(nn.functional.silu(self.first(camera.to(self.first.weight.dtype))))
 
 
 class TrainableUNet(nn.Module):
-    """A trainable twin of diffusers' `unet`, made as `how` says; draws from torch's own generator.
+    """A trainable version of diffusers' `unet`, either "lora" or "copy" (`how`); draws from torch's global generator.
 
-    `autocast` is the type to compute in, None for that of the weights.
+    `autocast` is the dtype to compute in, None for that of the weights.
     """
 
     def __init__(self, unet: nn.Module, how: str, rank: int, autocast: torch.dtype | None) -> None:
         super().__init__()
         net: Any = _with_lora(unet, rank) if how == "lora" else copy.deepcopy(unet).float().requires_grad_(True)
         self._dtype = next(net.parameters()).dtype
-        self._autocast = autocast
-        # diffusers adds the answer of this module to the time embedding
+        self.autocast = autocast
+        # diffusers adds this module's output to the time embedding
         net.class_embedding = CameraEmbedding(net.time_embedding.linear_1.out_features).to(
             next(unet.parameters()).device
         )
         self.unet = net
         self.on_cpu = next(net.parameters()).device.type == "cpu"
-        self._answers: Answers | None = None
+        self.inference: Inference | None = None  # replaces torch where no gradient is needed, until it fails
         if self.on_cpu and autocast is not None:
-            from sdlab.priors.attention import quicken
+            from sdlab.priors.attention import use_short_attention
 
-            quicken(net)
-
-    def answered_by(self, answers: Answers) -> None:
-        """Where no gradient is asked for, `answers` speaks for this network from now on, until it fails."""
-        self._answers = answers
+            use_short_attention(net)
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
-        if self._answers is not None and not torch.is_grad_enabled():
+        if self.inference is not None and not torch.is_grad_enabled():
             try:
-                return self._answers(z_t, t, cond.hidden, camera)[:, : z_t.shape[1]].to(z_t.dtype)
+                return self.inference(z_t, t, cond.hidden, camera)[:, : z_t.shape[1]].to(z_t.dtype)
             except EngineFailure as e:
-                _log.warning("%s; torch runs instead", first_line(e))
-                self._answers = None
-        with torch.autocast(z_t.device.type, self._autocast, enabled=self._autocast is not None):
-            # the way back through convolutions needs fewer copies with the channels last
+                _log.warning("%s, using torch instead", first_line(e))
+                self.inference = None
+        with torch.autocast(z_t.device.type, self.autocast, enabled=self.autocast is not None):
+            # with channels last, the backward pass of convolutions makes fewer copies
             layout = torch.channels_last if self.on_cpu else torch.preserve_format
             out = self.unet(
                 z_t.to(self._dtype, memory_format=layout),
@@ -154,11 +154,11 @@ class TrainableUNet(nn.Module):
                 class_labels=camera,
                 return_dict=False,
             )[0]
-        return out[:, : z_t.shape[1]].to(z_t.dtype)  # behind the mean there may be a learned variance
+        return out[:, : z_t.shape[1]].to(z_t.dtype)  # a learned variance may follow the mean
 
 
 def _with_lora(unet: nn.Module, rank: int) -> nn.Module:
-    """ValueError where no attention takes an update."""
+    """Return `unet` with LoRA adapters, sharing its weights; ValueError if it has no attention to adapt."""
     from peft import LoraConfig, inject_adapter_in_model
 
     shared = {id(x): x for x in itertools.chain(unet.parameters(), unet.buffers())}
@@ -166,27 +166,27 @@ def _with_lora(unet: nn.Module, rank: int) -> nn.Module:
     try:
         twin = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION), twin)
     except ValueError as e:
-        raise ValueError(f"LoRA: this prior's network has no attention to adapt; choose network = copy ({e})") from e
+        raise ValueError(f"LoRA: this prior's network has no attention to adapt ({e}); set network = copy") from e
     for p in twin.parameters():
         if p.requires_grad:
-            p.data = p.data.float()  # an optimiser loses small steps in half precision
+            p.data = p.data.float()  # small optimiser steps would be lost in half precision
     return twin
 
 
 class TrainableMixture(nn.Module):
-    """The exact score of a mixture, frozen, plus a small network that is told what it said; at first it adds 0."""
+    """The exact score of a mixture, frozen, plus a small network that receives it as an input and adds 0 at first."""
 
     def __init__(self, eps: Callable[[Tensor, Tensor, Cond], Tensor], shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
         n = math.prod(shape)
         self._eps = eps
         self.body = nn.Sequential(
-            nn.Linear(2 * n + 2 * len(FREQUENCIES) + CAMERA, width),
+            nn.Linear(2 * n + 2 * len(FREQUENCIES) + CAMERA_WIDTH, width),
             nn.SiLU(),
             nn.Linear(width, width),
             nn.SiLU(),
         )
-        self.last = _silent(nn.Linear(width, n))
+        self.last = _zero(nn.Linear(width, n))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
         exact = self._eps(z_t, t, cond)

@@ -3,7 +3,7 @@
     rasterize(means [N, 3], quats [N, 4], scales [N, 3], opacities [N], colors [N, 3], viewmats [B, 4, 4],
               Ks [B, 3, 3], width, height, background [B, 3] | None) -> Render
 
-A back-end's module, and what it needs, is imported when the back-end is asked for.
+A back-end's module and its dependencies are imported on first use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MODULES = {
 
 
 class _Backends(Mapping[str, Rasterizer]):
-    """Name -> rasterize. KeyError names what there is."""
+    """Mapping from name to `rasterize`. Raises KeyError, listing the names, for an unknown one."""
 
     def __getitem__(self, name: str) -> Rasterizer:
         if name not in _MODULES:
@@ -49,50 +49,51 @@ BACKENDS: Mapping[str, Rasterizer] = _Backends()
 
 
 class Choice(NamedTuple):
-    """The back-end for a device: its name in `BACKENDS`, and why it is not the one that one would expect ("" where it
-    is), with what to do."""
+    """A device's back-end: its name in `BACKENDS`, and why a fallback is in use and how to fix that ("" if none is)."""
 
     name: str
     note: str
 
 
-def chosen(device: torch.device | str) -> Choice:
-    """The fastest back-end that works on a device: gsplat on CUDA, numba on the CPU, plain torch otherwise.
+def backend_for(device: torch.device | str) -> Choice:
+    """Return the fastest back-end that works on a device: gsplat on CUDA, numba on the CPU, plain torch otherwise.
 
-    Found out once for each kind of device; on CUDA that may take minutes, since gsplat compiles itself.
+    Determined once per device type. On CUDA the first call may take minutes, because gsplat compiles itself.
     """
-    return _chosen(torch.device(device).type)
+    return _backend_for(torch.device(device).type)
 
 
 @functools.cache
-def _chosen(kind: str) -> Choice:
+def _backend_for(kind: str) -> Choice:
     if kind == "cuda":
         reason = importlib.import_module(_MODULES["gsplat"]).missing()
-        return Choice("gsplat", "") if reason is None else _instead(reason)
+        return Choice("gsplat", "") if reason is None else _fallback(reason)
     if kind == "cpu":
         if importlib.util.find_spec("numba") is not None:
             return Choice("cpu", "")
-        return _instead("numba is not installed: `pip install numba` brings it")
+        return _fallback("numba is not installed; run `pip install numba`")
     return Choice("tiled", "")
 
 
-def _instead(reason: str) -> Choice:
-    return Choice("tiled", f"{reason}. Until then the rasteriser 'tiled', plain torch and much slower, takes its place")
+def _fallback(reason: str) -> Choice:
+    return Choice("tiled", f"{reason}. Using the 'tiled' rasteriser instead: plain torch, and much slower")
 
 
-def choose(device: torch.device | str) -> Rasterizer:
-    """The function of the back-end that `chosen` names."""
-    return BACKENDS[chosen(device).name]
+def rasteriser_for(device: torch.device | str) -> Rasterizer:
+    """Return the `rasterize` function of the device's back-end."""
+    return BACKENDS[backend_for(device).name]
 
 
 def world_covariances(quats: Tensor, scales: Tensor) -> Tensor:
-    """R S S^T R^T [N, 3, 3] of Gaussians with quaternions [N, 4] of any length and scales [N, 3], by the back-end of
-    their device where it is faster at that than torch."""
-    module = importlib.import_module(choose(quats.device).__module__)
+    """Return R S S^T R^T [N, 3, 3] of Gaussians with quaternions [N, 4] of any norm and scales [N, 3].
+
+    Uses the back-end of their device if it is faster at that than torch.
+    """
+    module = importlib.import_module(rasteriser_for(quats.device).__module__)
     return getattr(module, "world_covariances", torch_project.world_covariances)(quats, scales)
 
 
 def warm_up(device: torch.device | str) -> None:
-    """Compile what `choose(device)` would compile at its first call; at once where there is nothing to compile."""
-    module = importlib.import_module(choose(device).__module__)
+    """Compile what the device's rasteriser would otherwise compile at its first call, if anything."""
+    module = importlib.import_module(rasteriser_for(device).__module__)
     getattr(module, "warm_up", lambda: None)()

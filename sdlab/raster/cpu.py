@@ -1,15 +1,15 @@
-"""The CPU back-end: 3D Gaussian splatting, forward and analytic backward, compiled by numba; no C compiler needed.
+"""The CPU back-end: 3D Gaussian splatting, forward and analytic backward, compiled by numba; needs no C compiler.
 
-The stages are in `cpu_kernels`; this file checks the input, spreads the stages over threads and joins autograd.
+The stages are in `cpu_kernels`; this module checks the inputs, distributes the stages over threads and integrates with
+autograd.
 
-Threads  A plain thread pool: numba's own threading layers are not safe for several callers at once, and here every
-         session is a caller. A view's tiles are cut into parts by how much there is to do, never by the number of
-         threads, so results are the same bit for bit for any number of them.
+Threads  A plain thread pool: numba's own threading layers are not safe with concurrent callers, and here every session
+         is one. A view's tiles are split into parts by amount of work, never by the number of threads, so results are
+         bitwise identical for any number of threads.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sdlab.machine import n_processors
 from sdlab.raster import cpu_kernels as kernels
 from sdlab.types import Render, ScreenInfo
 
-PAIRS_PER_PART = 8192  # (splat, tile) pairs, about 0.8 ms forward and backward: well above what a thread costs
+PAIRS_PER_PART = 8192  # (splat, tile) pairs, about 0.8 ms forward and backward: well above the overhead of a thread
 PARTS_MAX = 8  # every part costs one pass over the moments
 
 
@@ -44,10 +45,10 @@ def rasterize(
 ) -> Render:
     """Render B views of N Gaussians; differentiable in the Gaussians' parameters and the background.
 
-    Means and scales (activated, > 0) in world units, quaternions (w, x, y, z) of any length, opacities in [0, 1],
-    colours as they shall appear. `viewmats` map world to camera (OpenCV), `Ks` camera to pixels (no skew).
-    Computed in float32; other float types are converted. `info.radii` (int32) and `info.means2d` are there at once,
-    `info.means2d_grad` after the backward pass.
+    Means and scales (activated, > 0) are in world units, quaternions (w, x, y, z) of any norm, opacities in [0, 1],
+    colours as displayed. `viewmats` map world to camera (OpenCV), `Ks` camera to pixels (no skew). Computation is in
+    float32; other float types are converted. `info.radii` (int32, pixels) and `info.means2d` are filled at once,
+    `info.means2d_grad` by the backward pass.
 
     Raises ValueError, naming the tensor, for NaN or infinity, a wrong shape, or a tensor that is not on the CPU.
     """
@@ -65,7 +66,7 @@ def rasterize(
         _checked("background", background, (views, 3)),
     ]
     if width < 1 or height < 1:
-        raise ValueError(f"the picture is {width} x {height} pixels; width and height must be at least 1")
+        raise ValueError(f"the image is {width} x {height} pixels; width and height must be at least 1")
     arrays = [t.detach().numpy() for t in inputs]
     frame = _Frame(arrays[:5], arrays[5:], width, height)
     rgb, alpha, depth = _Rasterize.apply(frame, *inputs)
@@ -73,14 +74,14 @@ def rasterize(
 
 
 def world_covariances(quats: Float[Tensor, "N 4"], scales: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3 3"]:
-    """R S S^T R^T of each Gaussian, without gradient; as `sdlab.raster.torch_project.world_covariances`."""
+    """Return R S S^T R^T [N, 3, 3] without gradient; a faster `sdlab.raster.torch_project.world_covariances`."""
     out = torch.empty(len(quats), 3, 3)
     kernels.world_covariances(*(x.detach().float().contiguous().numpy() for x in (quats, scales)), out.numpy())
     return out
 
 
 def warm_up() -> None:
-    """Compile every kernel, or load it from the cache: seconds the first time, a fraction of one later."""
+    """Compile every kernel or load it from the cache: seconds the first time, a fraction of a second afterwards."""
     one = torch.ones(1, 3, requires_grad=True)
     camera = torch.eye(4)[None]
     camera[0, 2, 3] = 3.0
@@ -97,28 +98,25 @@ _pool_lock = threading.Lock()
 
 
 def set_threads(count: int | None) -> None:
-    """How many threads one call may use, the caller's included; None for as many as there are processors."""
+    """Set how many threads one call may use, including the caller's; None for as many as there are processors.
+
+    Raises ValueError for fewer than 1.
+    """
     global _threads
     if count is not None and count < 1:
-        raise ValueError(f"{count} rasteriser threads; at least 1 is needed")
+        raise ValueError(f"rasteriser threads: {count}; must be at least 1")
     _threads = count
 
 
 def get_threads() -> int:
-    """How many threads one call may use."""
-    return _threads or _processors()
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system tells
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many threads one call may use."""
+    return _threads or n_processors()
 
 
 def _run(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run the jobs on the caller's thread and on helpers from the pool; raise what the first failing one raised.
+    """Run the jobs on the caller's thread and on workers from the pool; re-raise the first failure.
 
-    The caller takes jobs like anyone else, so it neither idles nor waits for a pool that is busy with other callers.
+    The caller takes jobs too, so it neither idles nor waits for a pool that is busy with other callers.
     """
     helpers = min(get_threads(), len(jobs)) - 1
     if helpers < 1:
@@ -149,7 +147,7 @@ def _executor() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(max(_processors(), 2), "raster")
+            _pool = ThreadPoolExecutor(max(n_processors(), 2), "raster")
         return _pool
 
 
@@ -157,7 +155,7 @@ def _executor() -> ThreadPoolExecutor:
 
 
 class _Frame:
-    """The stages of one call, and what its forward pass leaves for its backward pass."""
+    """The stages of one call, and the state that its forward pass keeps for the backward pass."""
 
     def __init__(self, scene: list[np.ndarray], cameras: list[np.ndarray], width: int, height: int) -> None:
         self.scene = scene  # means, quats, scales, opacities, colors
@@ -177,11 +175,11 @@ class _Frame:
         return self.viewmats[view], self.Ks[view], np.float32(self.width), np.float32(self.height)
 
     def _pieces(self) -> list[tuple[int, int]]:
-        """Every (view, part)."""
+        """Return every (view, part)."""
         return [(view, part) for view, cuts in enumerate(self.parts) for part in range(len(cuts) - 1)]
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill `info` -> rgb [B, 3, H, W], alpha and depth [B, 1, H, W]."""
+        """Fill `info` and return rgb [B, 3, H, W], alpha and depth [B, 1, H, W]."""
         rgb = torch.empty(self.views, 3, self.height, self.width)
         alpha = torch.empty(self.views, 1, self.height, self.width)
         depth = torch.empty(self.views, 1, self.height, self.width)
@@ -210,7 +208,7 @@ class _Frame:
     def backward(
         self, rgb: Tensor, depth: Tensor, d_rgb: Tensor, d_alpha: Tensor, d_depth: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Fill `info.means2d_grad` -> gradients of the five scene tensors, and of the background."""
+        """Fill `info.means2d_grad` and return the gradients of the five scene tensors, and of the background."""
         rgb_, depth_, d_rgb_, d_alpha_, d_depth_ = (
             t.detach().contiguous().numpy() for t in (rgb, depth[:, 0], d_rgb, d_alpha[:, 0], d_depth[:, 0])
         )
@@ -247,12 +245,12 @@ class _Frame:
 
 
 class _Rasterize(torch.autograd.Function):
-    """One call of `rasterize`; the tensors are those that the frame holds as arrays."""
+    """Autograd function of one `rasterize` call; the frame holds the same tensors as arrays."""
 
     @staticmethod
     def forward(ctx: Any, frame: _Frame, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rgb, alpha, depth = frame.forward()
-        # The inputs go through autograd, although the frame holds them too, so that a change in place is noticed.
+        # The frame holds the inputs too, but saving them lets autograd detect in-place changes.
         ctx.save_for_backward(rgb, depth, *inputs)
         ctx.frame = frame
         return rgb, alpha, depth
@@ -266,21 +264,21 @@ class _Rasterize(torch.autograd.Function):
 
 
 def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor as contiguous float32 on the CPU; ValueError if it is somewhere else, misshapen or not finite."""
+    """Return the tensor as contiguous float32. Raises ValueError if it is not on the CPU, misshapen or not finite."""
     if tensor.device.type != "cpu":
         raise ValueError(
-            f"{name} is on {tensor.device}; this back-end takes CPU tensors (move the scene, or use gsplat)"
+            f"{name} is on {tensor.device}, but this back-end needs CPU tensors; move the scene, or use 'gsplat'"
         )
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
     tensor = tensor.to(torch.float32).contiguous()
     if not np.isfinite(tensor.detach().numpy()).all():
-        raise ValueError(f"{name} holds NaN or infinity; every value must be finite")
+        raise ValueError(f"{name} contains NaN or infinity; every value must be finite")
     return tensor
 
 
 def _cut(starts: np.ndarray) -> list[int]:
-    """Tile numbers that cut the tiles, from 0 to the last, into runs of about as many (splat, tile) pairs each."""
+    """Return tile numbers, from 0 to the last, that cut the tiles into runs of about equal numbers of pairs."""
     tiles, pairs = starts.size - 1, int(starts[-1])
     parts = min(1 + pairs // PAIRS_PER_PART, PARTS_MAX)
     cuts = np.searchsorted(starts, pairs * np.arange(1, parts) / parts)

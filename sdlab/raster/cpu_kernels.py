@@ -1,18 +1,18 @@
-"""The stages of the CPU rasteriser as compiled kernels: project, order, bin, blend, and the two ways back.
+"""The stages of the CPU rasteriser as compiled kernels: project, order, bin, blend, and the two backward stages.
 
-The image model and its letters are those of `sdlab.raster.model`, with one rewriting. With S'^-1 = L^T L, L upper
+Image model and notation: see `sdlab.raster.model`, with one reformulation. With S'^-1 = L^T L, L upper
 triangular, and w = (u, v) = L (x - mu'):
 
     alpha = min(o exp(-|w|^2 / 2), ALPHA_MAX)
 
-The factor L in place of S'^-1 is for precision: on a needle across the diagonal the three terms of the quadratic
-form are thousands of times larger than their sum, and single precision loses the difference; u and v do not.
+Factoring S'^-1 is for precision: on a diagonal needle the three terms of the quadratic form are thousands of times
+larger than their sum, which single precision loses; u and v do not have this problem.
 
 Layout   Everything is float32. Splats are the visible Gaussians of one view in depth order, one row of 16 floats
-         (64 bytes, one cache line) each, with the named columns below. Tiles are 8 x 8 pixels, row by row; tile t
-         blends the splats ranks[starts[t] : starts[t + 1]], front to back.
-Threads  Kernels release the GIL and share nothing but what they are given; the caller runs them on threads over
-         disjoint views or tile ranges.
+         (64 bytes, one cache line) each, with the named columns below. Tiles are 8 x 8 pixels in row-major order; tile
+         t blends the splats ranks[starts[t] : starts[t + 1]], front to back.
+Threads  Kernels release the GIL and share nothing but their arguments; the caller runs them on threads over disjoint
+         views or tile ranges.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ f32 = np.float32
 TILE_SIDE = 8
 TILE_SHIFT = 3  # log2 of the side
 TILE_PIXELS = TILE_SIDE * TILE_SIDE
-CHUNK = 16  # splats blended between two looks at whether the whole tile is opaque
+CHUNK = 16  # splats blended between checks whether the whole tile is opaque
 
 NEAR = f32(model.NEAR)
 CLAMP_MARGIN = f32(model.CLAMP_MARGIN)
@@ -38,9 +38,9 @@ ALPHA_MIN = f32(model.ALPHA_MIN)
 LOG_ALPHA_MIN = f32(math.log(model.ALPHA_MIN))
 ALPHA_MAX = f32(model.ALPHA_MAX)
 T_STOP = f32(model.T_STOP)
-COVARIANCE_MAX = f32(1e16)  # pixels^2; beyond it the determinant leaves float32 and the Gaussian is not drawn
+COVARIANCE_MAX = f32(1e16)  # pixels^2; beyond it the determinant overflows float32 and the Gaussian is not drawn
 
-# Columns of a splat. What the inner loops read is scaled so that they need no constants of their own:
+# Columns of a splat, scaled so that the inner loops need no constants of their own:
 # alpha = exp(LOG_OPACITY - |w|^2)^8 with L, w and the reach divided by 4 and the logarithm by 8.
 MEAN_X, MEAN_Y = 0, 1  # mu', pixels
 L_UX, L_UY, L_VY = 2, 3, 4  # L / 4
@@ -51,13 +51,13 @@ REACH = 10  # |w| / 4 on the ellipse alpha = 1/255
 EXTENT_X = 11  # half the width of that ellipse's bounding box, pixels
 TIP_Y = 12  # y of its right-most point, relative to the mean
 SPREAD_X = 13  # 1 / L_UX
-FIRST_ROW, LAST_ROW = 14, 15  # pixel rows it covers, within the picture
+FIRST_ROW, LAST_ROW = 14, 15  # pixel rows it covers, within the image
 SPLAT_COLUMNS = 16
 L_SCALE = f32(4)
 
-# Columns of what the blend's backward pass gathers per splat: the gradient of what is blended, and the moments
-# sum over pixels of alpha dLoss/dalpha times 1, u, v, uu, uv, vv (u and v divided by 4 as above), from which every
-# other gradient follows.
+# Columns that the blend's backward pass accumulates per splat: the gradient of the blended features, and the moments
+# (sums over pixels of alpha dLoss/dalpha times 1, u, v, uu, uv, vv, with u and v divided by 4 as above) from which
+# every other gradient follows.
 D_RED, D_GREEN, D_BLUE, D_DEPTH = 0, 1, 2, 3
 SUM, SUM_U, SUM_V, SUM_UU, SUM_UV, SUM_VV = 4, 5, 6, 7, 8, 9
 MOMENT_COLUMNS = 10
@@ -68,7 +68,7 @@ MOMENT_COLUMNS = 10
 
 @kernel(inline="always")
 def _to_camera(viewmat, x, y, z):
-    """t = W mu + d."""
+    """Return t = W mu + d."""
     return (
         viewmat[0, 0] * x + viewmat[0, 1] * y + viewmat[0, 2] * z + viewmat[0, 3],
         viewmat[1, 0] * x + viewmat[1, 1] * y + viewmat[1, 2] * z + viewmat[1, 3],
@@ -78,7 +78,7 @@ def _to_camera(viewmat, x, y, z):
 
 @kernel(inline="always")
 def _slope_limits(K, width, height):
-    """Lowest and highest t_x / t_z, then t_y / t_z, that J is evaluated at: it grows without bound off the picture."""
+    """Return the limits (low, high) of t_x / t_z, then of t_y / t_z, used for J, which is unbounded off-screen."""
     fx, cx, fy, cy = K[0, 0], K[0, 2], K[1, 1], K[1, 2]
     margin_x, margin_y = CLAMP_MARGIN * width, CLAMP_MARGIN * height
     return -(cx + margin_x) / fx, (width - cx + margin_x) / fx, -(cy + margin_y) / fy, (height - cy + margin_y) / fy
@@ -86,7 +86,7 @@ def _slope_limits(K, width, height):
 
 @kernel(inline="always")
 def _screen_rows(viewmat, J_xx, J_xz, J_yy, J_yz):
-    """The two rows of J W: how the pixel moves with the world position."""
+    """Return the two rows of J W: the derivative of the pixel position by the world position."""
     return (
         J_xx * viewmat[0, 0] + J_xz * viewmat[2, 0],
         J_xx * viewmat[0, 1] + J_xz * viewmat[2, 1],
@@ -99,7 +99,7 @@ def _screen_rows(viewmat, J_xx, J_xz, J_yy, J_yz):
 
 @kernel(inline="always")
 def _unit_quaternion(quats, i):
-    """(w, x, y, z) / |q| and 1 / |q|; an all-zero quaternion counts as no rotation."""
+    """Return (w, x, y, z) / |q| and 1 / |q|; an all-zero quaternion counts as no rotation."""
     w, x, y, z = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
     inverse_norm = f32(1) / math.sqrt(max(w * w + x * x + y * y + z * z, f32(1e-24)))
     return w * inverse_norm, x * inverse_norm, y * inverse_norm, z * inverse_norm, inverse_norm
@@ -107,7 +107,7 @@ def _unit_quaternion(quats, i):
 
 @kernel(inline="always")
 def _rotation(w, x, y, z):
-    """R of a unit quaternion, column by column: column k is where axis k of the Gaussian points."""
+    """Return R of a unit quaternion, column by column: column k is the direction of the Gaussian's axis k."""
     one, two = f32(1), f32(2)
     return (
         (one - two * (y * y + z * z), two * (x * y + w * z), two * (x * z - w * y)),
@@ -123,7 +123,7 @@ def _dot(a, b):
 
 @kernel
 def world_covariances(quats, scales, out):
-    """out[i] = R S S^T R^T, in the world."""
+    """Write the world-space covariances out[i] = R S S^T R^T."""
     for i in range(out.shape[0]):
         w, x, y, z, _ = _unit_quaternion(quats, i)
         axes = _rotation(w, x, y, z)
@@ -137,9 +137,9 @@ def world_covariances(quats, scales, out):
 
 @kernel
 def project(means, quats, scales, opacities, colors, viewmat, K, width, height, splats, gaussians, radii, means2d):
-    """Fill `splats` and `gaussians` (whose splat it is) with what is visible, in input order; return how many.
+    """Fill `splats` and `gaussians` (their Gaussian indices) with everything visible, in input order; return the count.
 
-    `radii` and `means2d` are filled for every Gaussian, 0 where it is not drawn.
+    `radii` and `means2d` are filled for every Gaussian, with 0 for those not drawn.
     """
     fx, cx, fy, cy = K[0, 0], K[0, 2], K[1, 1], K[1, 2]
     low_x, high_x, low_y, high_y = _slope_limits(K, width, height)
@@ -201,7 +201,7 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
         splat[EXTENT_X] = extent_x
         splat[TIP_Y] = cov_xy / cov_xx * extent_x
         splat[SPREAD_X] = f32(1) / splat[L_UX]
-        # Rows whose pixel centres, at + 0.5, are inside. Clamped, as an extent may be larger than an integer.
+        # Rows whose pixel centres, at + 0.5, are inside. Clamped first, as an extent may exceed an integer's range.
         splat[FIRST_ROW] = math.ceil(max(mean_y - extent_y - f32(0.5), f32(0)))
         splat[LAST_ROW] = math.floor(min(mean_y + extent_y - f32(0.5), height - f32(1)))
         gaussians[visible] = i
@@ -216,10 +216,10 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
 
 @kernel
 def order_by_depth(depths):
-    """The permutation that sorts positive `depths` from near to far; equal depths keep their order.
+    """Return the permutation that sorts positive `depths` from near to far, stably.
 
-    A radix sort in three passes of 11, 10 and 10 bits: the bit pattern of a positive float grows with the float.
-    At a few thousand splats it is several times faster than a comparison sort.
+    A radix sort in three passes of 11, 10 and 10 bits: the bit pattern of a positive float is monotonic in its value.
+    For a few thousand splats it is several times faster than a comparison sort.
     """
     keys = depths.view(np.uint32)
     n = keys.size
@@ -252,10 +252,10 @@ def order_by_depth(depths):
 
 @kernel(inline="always")
 def _columns_touched(splat, tile_row, width):
-    """First and last tile in this row of tiles whose pixel centres the ellipse alpha = 1/255 can reach."""
+    """Return the first and last tile in a row of tiles whose pixel centres the ellipse alpha = 1/255 can reach."""
     low = f32(tile_row * TILE_SIDE) + f32(0.5) - splat[MEAN_Y]
     high = low + f32(TILE_SIDE - 1)
-    # An ellipse widens up to its tip: within the band of rows it is right-most where the band is nearest to it.
+    # An ellipse widens up to its tip: within the band of rows it reaches furthest at the row nearest to the tip.
     y_right = min(max(splat[TIP_Y], low), high)
     y_left = min(max(-splat[TIP_Y], low), high)
     v_right, v_left = splat[L_VY] * y_right, splat[L_VY] * y_left
@@ -263,7 +263,7 @@ def _columns_touched(splat, tile_row, width):
     u_left = math.sqrt(max(splat[REACH] * splat[REACH] - v_left * v_left, f32(0)))
     right = splat[MEAN_X] + (u_right - splat[L_UY] * y_right) * splat[SPREAD_X]
     left = splat[MEAN_X] - (u_left + splat[L_UY] * y_left) * splat[SPREAD_X]
-    # Clamped before they become integers, which hold less than a float.
+    # Clamped before conversion, because a float may exceed an integer's range.
     first = math.ceil(min(max(left - f32(0.5), f32(0)), width))
     last = math.floor(min(max(right - f32(0.5), f32(-1)), width - f32(1)))
     return first >> TILE_SHIFT, last >> TILE_SHIFT
@@ -271,8 +271,8 @@ def _columns_touched(splat, tile_row, width):
 
 @kernel
 def bin_splats(splats, width, tiles_x, tiles_y):
-    """Which splats touch which tile -> starts [tiles + 1], ranks: of each tile in depth order."""
-    bound = 0  # on the number of (splat, tile) pairs, from the bounding boxes
+    """Return the splats that touch each tile: starts [tiles + 1], and ranks, in depth order within a tile."""
+    bound = 0  # upper bound on the number of (splat, tile) pairs, from the bounding boxes
     for rank in range(splats.shape[0]):
         splat = splats[rank]
         rows = (int(splat[LAST_ROW]) >> TILE_SHIFT) - (int(splat[FIRST_ROW]) >> TILE_SHIFT) + 1
@@ -307,7 +307,7 @@ def bin_splats(splats, width, tiles_x, tiles_y):
 
 @kernel
 def prepare_view(means, quats, scales, opacities, colors, viewmat, K, width, height, tiles_x, tiles_y, radii, means2d):
-    """Project, order and bin one view -> splats [M, 16] by depth, gaussians [M], starts, ranks."""
+    """Project, order and bin one view; return splats [M, 16] by depth, gaussians [M], starts, ranks."""
     drafts = np.empty((means.shape[0], SPLAT_COLUMNS), np.float32)
     owners = np.empty(means.shape[0], np.int32)
     visible = project(
@@ -326,8 +326,8 @@ def prepare_view(means, quats, scales, opacities, colors, viewmat, K, width, hei
 # ---------------------------------------------------------------- blend
 
 
-# Where a tile's block holds what. Unsigned on purpose: numba wraps negative indices around, and one that LLVM cannot
-# prove to be non-negative keeps it from vectorising the loop (measured: 5.8 times slower).
+# Offsets into a tile's block. Unsigned on purpose: numba wraps negative indices around, and an index that LLVM cannot
+# prove non-negative prevents it from vectorising the loop (measured: 5.8 times slower).
 T = np.uint64(0)
 R, G, B, Z = (np.uint64(k * TILE_PIXELS) for k in (1, 2, 3, 4))
 SUFFIX, D_R, D_G, D_B, D_Z = (np.uint64(k * TILE_PIXELS) for k in (1, 2, 3, 4, 5))
@@ -335,10 +335,10 @@ SUFFIX, D_R, D_G, D_B, D_Z = (np.uint64(k * TILE_PIXELS) for k in (1, 2, 3, 4, 5
 
 @kernel(inline="always")
 def _exp_8(x):
-    """exp(x)^8 to 2e-6 relative for -0.75 <= x <= 0; below that range 1/403, which is under 1/255.
+    """Return exp(x)^8 with a relative error of 2e-6 for -0.75 <= x <= 0; below that 1/403, which is under 1/255.
 
-    The polynomial is the minimax one (of the relative error) of degree 6 there. The library's exp would keep LLVM
-    from vectorising the loop.
+    The polynomial is the minimax one (in relative error) of degree 6 on this range. The library's exp would prevent
+    LLVM from vectorising the loop.
     """
     x = max(x, f32(-0.75))
     p = f32(9.503820018e-04)
@@ -355,7 +355,7 @@ def _exp_8(x):
 
 @kernel(inline="always")
 def _pixel_grid():
-    """x and y of the 64 pixels of a tile, relative to its first one."""
+    """Return x and y of the 64 pixels of a tile, relative to its first one."""
     grid_x = np.empty(TILE_PIXELS, np.float32)
     grid_y = np.empty(TILE_PIXELS, np.float32)
     for i in range(TILE_PIXELS):
@@ -366,7 +366,7 @@ def _pixel_grid():
 
 @kernel(inline="always")
 def _pixels_covered(splat, top):
-    """The run of a tile's pixels in the rows that the splat covers: the first one, and how many."""
+    """Return the run of a tile's pixels in the rows that the splat covers: first index and count."""
     first = max(int(splat[FIRST_ROW]) - top, 0)
     last = min(int(splat[LAST_ROW]) - top, TILE_SIDE - 1)
     return np.uint64(first * TILE_SIDE), (last - first + 1) * TILE_SIDE
@@ -374,13 +374,13 @@ def _pixels_covered(splat, top):
 
 @kernel
 def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb, alpha, depth, T_end, stops):
-    """Blend the tiles first_tile .. last_tile - 1 into rgb [3, H, W], and alpha, depth and T_end [H, W].
+    """Blend the tiles first_tile to last_tile - 1 into rgb [3, H, W], and alpha, depth and T_end [H, W].
 
-    `stops[tile]` becomes the end of the part of the tile's list that was looked at.
+    `stops[tile]` is set to the end of the visited part of the tile's list.
 
-    The pixels of a tile live in one block of 5 x 64 floats that stays in the first-level cache. The loop over them
-    holds nothing but arithmetic and selects, and its length is visibly a multiple of 8: LLVM turns it into SIMD
-    code without a remainder. A pixel that has stopped keeps its T with the sign turned, and so fails all later tests.
+    The pixels of a tile live in one block of 5 x 64 floats that stays in the L1 cache. The loop over them contains only
+    arithmetic and selects, and its length is provably a multiple of 8, so LLVM turns it into SIMD code without a
+    remainder. A pixel that has stopped stores its T negated, and so fails all later tests.
     """
     height, width = alpha.shape
     grid_x, grid_y = _pixel_grid()
@@ -432,7 +432,7 @@ def blend(first_tile, last_tile, tiles_x, splats, starts, ranks, background, rgb
                 rgb[1, row, column] = block[G + i] + t * background[1]
                 rgb[2, row, column] = block[B + i] + t * background[2]
                 alpha[row, column] = f32(1) - t
-                T_end[row, column] = t  # kept, because 1 - alpha has lost it where it is small
+                T_end[row, column] = t  # kept, because 1 - alpha loses small values
                 depth[row, column] = block[Z + i]
 
 
@@ -444,15 +444,15 @@ def blend_backward(
     first_tile, last_tile, tiles_x, splats, starts, stops, ranks,
     rgb, depth, T_end, d_rgb, d_alpha, d_depth, moments, d_background,
 ):  # fmt: skip
-    """What the tiles first_tile .. last_tile - 1 contribute to `moments` [M, 10] and `d_background` [3].
+    """Accumulate the contribution of tiles first_tile to last_tile - 1 to `moments` [M, 10] and `d_background` [3].
 
     With q_i = dLoss/dC . c_i + dLoss/dZ z_i, and a pixel's outputs C, Z and alpha_out = 1 - T_end [SUP]:
 
         dLoss/dalpha_i = T_i q_i - suffix_i / (1 - alpha_i)
         suffix_i       = sum_{j > i} T_j alpha_j q_j + T_end (dLoss/dC . background - dLoss/dalpha_out)
 
-    The whole sum (i = 0) is dLoss/dC . C + dLoss/dZ Z - dLoss/dalpha_out T_end, so the pass goes front to back like
-    the forward one and suffix = whole - prefix: no per-pair value is stored, and nothing is divided back out of T.
+    The whole sum (i = 0) is dLoss/dC . C + dLoss/dZ Z - dLoss/dalpha_out T_end, so this pass runs front to back like
+    the forward pass, with suffix = whole - prefix: no per-pair value is stored, and T is never recovered by division.
     """
     height, width = T_end.shape
     grid_x, grid_y = _pixel_grid()
@@ -543,7 +543,7 @@ def _cross(a, b):
 
 @kernel(inline="always")
 def _axis_backward(a, b, R_k, scale, L_ux, L_uy, L_vy, S_uu, S_uv, S_vv):
-    """Axis k of the Gaussian on the screen, m_k = s_k (a . R_k, b . R_k) -> dLoss/d(m_k / s_k) and dLoss/ds_k.
+    """Differentiate axis k on the screen, m_k = s_k (a . R_k, b . R_k): return dLoss/d(m_k / s_k) and dLoss/ds_k.
 
     dLoss/dS' = L^T S L / 2 with S the second moments, so dLoss/dm_k = L^T S L m_k.
     """
@@ -557,9 +557,9 @@ def _axis_backward(a, b, R_k, scale, L_ux, L_uy, L_vy, S_uu, S_uv, S_vv):
 def project_backward(
     means, quats, scales, opacities, viewmat, K, width, height, splats, gaussians, moments, gradient, d_means2d
 ):  # fmt: skip
-    """Moments [parts, M, 10] of one view -> gradient [N, 14] and dLoss/dmu' [N, 2], 0 where nothing was drawn.
+    """Turn the moments [parts, M, 10] of one view into `gradient` [N, 14] and dLoss/dmu' [N, 2], with 0 if not drawn.
 
-    The parts are added in order, whoever computed them: the result does not depend on the number of threads.
+    The parts are summed in a fixed order, so the result does not depend on the number of threads.
     """
     fx, fy = K[0, 0], K[1, 1]
     low_x, high_x, low_y, high_y = _slope_limits(K, width, height)
@@ -580,7 +580,7 @@ def project_backward(
         d_mean_y = L_uy * sum_u + L_vy * sum_v
         d_means2d[i, 0], d_means2d[i, 1] = d_mean_x, d_mean_y
 
-        # The forward quantities once more.
+        # Recompute the forward quantities.
         t_x, t_y, t_z = _to_camera(viewmat, means[i, 0], means[i, 1], means[i, 2])
         inverse_z = f32(1) / t_z
         free_x, free_y = t_x * inverse_z, t_y * inverse_z
@@ -610,8 +610,8 @@ def project_backward(
             d_y0 * R_0[2] + d_y1 * R_1[2] + d_y2 * R_2[2],
         )
 
-        # Turning the Gaussian by a small omega changes the loss by omega . torque, and q by (0, omega) q / 2;
-        # so the part of dLoss/dq that is tangent to the unit sphere, the only one there is, is 2 (0, torque) q.
+        # A small rotation omega of the Gaussian changes the loss by omega . torque, and q by (0, omega) q / 2. So
+        # dLoss/dq, which only has a component tangent to the unit sphere, is 2 (0, torque) q.
         torque_a, torque_b = _cross(d_a, a), _cross(d_b, b)
         torque = (torque_a[0] + torque_b[0], torque_a[1] + torque_b[1], torque_a[2] + torque_b[2])
         turn = _cross(torque, (x, y, z))
@@ -637,7 +637,7 @@ def project_backward(
 
 @kernel
 def sum_views(gradients, d_means, d_quats, d_scales, d_opacities, d_colors):
-    """Gradients [B, N, 14] -> one array per parameter, the views added in order."""
+    """Sum gradients [B, N, 14] over the views, in order, into one array per parameter."""
     for i in range(gradients.shape[1]):
         total = gradients[0, i]
         for view in range(1, gradients.shape[0]):

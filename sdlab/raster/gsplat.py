@@ -1,8 +1,8 @@
-"""The CUDA back-end: gsplat's kernels behind this family's signature.
+"""The CUDA back-end: gsplat's kernels behind the common signature.
 
-gsplat 1.5 is the model that the other back-ends follow, so nothing is converted but layouts: its pictures are
-[B, H, W, C], its radii [B, N, 2]; its means2d and their gradients are in pixels like ours. gsplat is imported when
-it is first used, and compiles itself then with CUDA's nvcc, which takes minutes once.
+The other back-ends follow gsplat 1.5's image model, so only layouts need converting: its images are [B, H, W, C], its
+radii [B, N, 2]; its means2d and their gradients are in pixels like ours. gsplat is imported on first use, and then
+compiles itself with CUDA's nvcc, which takes minutes the first time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from sdlab.types import Render, ScreenInfo
 
-README = "README.md, 'On an NVIDIA GPU'"
-_checking = threading.Lock()  # several sessions begin at once, and a compilation that failed must not be tried again
+README = "docs/deploy.md, 'On an NVIDIA GPU'"
+_checking = threading.Lock()  # sessions may start at the same time, and a failed compilation must not be retried
 
 
 def missing() -> str | None:
-    """What keeps this back-end from working here and what to do about it, or None if nothing does.
+    """Return what prevents this back-end from working here and how to fix it, or None if it works.
 
-    The first call may compile gsplat, and draws a Gaussian to see that it works; the others repeat its answer.
+    The first call may compile gsplat, and renders a Gaussian as a self-test; later calls repeat its answer.
     """
     with _checking:
         return _missing()
@@ -37,32 +37,32 @@ def missing() -> str | None:
 def _missing() -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    if torch.version.cuda is None:  # torch for AMD calls its devices cuda as well
-        return "gsplat needs an NVIDIA graphics card"
+    if torch.version.cuda is None:  # torch for AMD also calls its devices cuda
+        return "gsplat needs an NVIDIA GPU"
     _show_ninja()
     try:
         backend = importlib.import_module("gsplat.cuda._backend")
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] == "gsplat":
-            return "gsplat is not installed: `pip install gsplat` brings it"
-        return f"gsplat lacks the package {e.name}: `pip install {e.name}` brings it"
-    except Exception as e:  # it compiles itself while it is imported, and that fails in many ways
+            return "gsplat is not installed; run `pip install gsplat`"
+        return f"gsplat needs the package {e.name}; run `pip install {e.name}`"
+    except Exception as e:  # importing it compiles it, which can fail in many ways
         return f"gsplat cannot be compiled or loaded ({_cause(e)}): {_toolkit()}"
     if backend._C is None:
-        return f"gsplat is not compiled, and there is no nvcc to compile it with: {_toolkit()}"
+        return f"gsplat is not compiled, and nvcc was not found to compile it: {_toolkit()}"
     try:
         _draw_one()
     except Exception as e:
         return (
-            f"gsplat is there but cannot draw ({_cause(e)}): it may have been compiled for another card or another "
-            "torch. Delete torch's folder of extensions (`~/.cache/torch_extensions`, or $TORCH_EXTENSIONS_DIR), from "
-            "which it is then compiled anew"
+            f"gsplat is installed but cannot render ({_cause(e)}): it may have been compiled for another GPU or torch "
+            "version. Delete torch's extensions folder (`~/.cache/torch_extensions`, or $TORCH_EXTENSIONS_DIR) "
+            "to have it recompiled"
         )
     return None
 
 
 def _show_ninja() -> None:
-    """Have torch find the ninja that came with gsplat, also where the virtual environment is not activated."""
+    """Let torch find the ninja installed with gsplat even if the virtual environment is not activated."""
     scripts = sysconfig.get_path("scripts")
     if shutil.which("ninja") is None and shutil.which("ninja", path=scripts) is not None:
         os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), scripts])
@@ -71,12 +71,12 @@ def _show_ninja() -> None:
 def _toolkit() -> str:
     return (
         f"install the CUDA toolkit {torch.version.cuda}, the version that torch was built with, and a C++ compiler, "
-        f"have nvcc on the PATH or name the toolkit's folder in CUDA_HOME, and start again; {README}"
+        f"put nvcc on the PATH or set CUDA_HOME to the toolkit's folder, and restart; see {README}"
     )
 
 
 def _cause(e: BaseException, width: int = 200) -> str:
-    """The line of an error that says most: compilers begin theirs with what they were told to do."""
+    """Return the most informative line of an error: compilers print their command line first."""
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line.lower()] or lines or [type(e).__name__]
     return telling[0][:width]
@@ -84,7 +84,7 @@ def _cause(e: BaseException, width: int = 200) -> str:
 
 @torch.no_grad()
 def _draw_one() -> None:
-    """One Gaussian in 16 x 16 pixels, waited for. RuntimeError where the kernels do not run on this card."""
+    """Render one Gaussian in 16 x 16 pixels and wait for it. RuntimeError if the kernels do not run on this GPU."""
     scene = [
         torch.zeros(1, 3),
         torch.tensor([[1.0, 0, 0, 0]]),
@@ -98,7 +98,7 @@ def _draw_one() -> None:
     render = _render(means, quats, scales, opacities, colors, viewmats, Ks, 16, 16, None)
     seen = float(render.alpha.amax())
     if not seen > 0.5:
-        raise RuntimeError(f"a Gaussian before the camera shows with an alpha of {seen:.2g}")
+        raise RuntimeError(f"a Gaussian in front of the camera was rendered with an alpha of {seen:.2g}")
 
 
 def rasterize(
@@ -113,18 +113,20 @@ def rasterize(
     height: int,
     background: Float[Tensor, "B 3"] | None = None,
 ) -> Render:
-    """Render B views on CUDA; units, conventions and shapes are those of `sdlab.raster.cpu.rasterize`.
+    """Render B views on CUDA; units, conventions and shapes as in `sdlab.raster.cpu.rasterize`.
 
-    `info.means2d` is part of the graph and keeps its gradient; its rows mean nothing where the radius is 0. Raises
-    RuntimeError saying what to do if gsplat cannot work here, ValueError if the scene is not on CUDA.
+    `info.means2d` is part of the graph and keeps its gradient; rows with radius 0 are undefined. Raises RuntimeError
+    with instructions if gsplat cannot work here, ValueError if the scene is not on CUDA.
     """
     reason = missing()
     if reason is not None:
         raise RuntimeError(
-            f"the gsplat rasteriser cannot work here: {reason}. Use the 'cpu' rasteriser, or 'tiled' on a GPU"
+            f"the gsplat rasteriser does not work here: {reason}. Use the 'cpu' rasteriser, or 'tiled' on a GPU"
         )
     if means.device.type != "cuda":
-        raise ValueError(f"means is on {means.device}; this back-end takes CUDA tensors: move the scene, or use 'cpu'")
+        raise ValueError(
+            f"means is on {means.device}, but this back-end needs CUDA tensors; move the scene, or use 'cpu'"
+        )
     return _render(means, quats, scales, opacities, colors, viewmats, Ks, width, height, background)
 
 
@@ -141,7 +143,7 @@ def _render(
     background: Tensor | None,
 ) -> Render:
     rasterization = importlib.import_module("gsplat").rasterization
-    pictures, alpha, meta = rasterization(
+    images, alpha, meta = rasterization(
         means.float(),
         quats.float(),
         scales.float(),
@@ -151,12 +153,12 @@ def _render(
         Ks.float(),
         width,
         height,
-        packed=False,  # means2d stays [B, N, 2], as density control wants it
+        packed=False,  # keeps means2d as [B, N, 2], which density control needs
         backgrounds=None if background is None else background.float(),
-        render_mode="RGB+D",  # D is the accumulated depth, ED would be the normalised one
+        render_mode="RGB+D",  # D is accumulated depth; ED would be normalised
     )
     means2d = meta["means2d"]
     if means2d.requires_grad:
         means2d.retain_grad()
-    rgb, depth = pictures.permute(0, 3, 1, 2).split([3, 1], 1)
+    rgb, depth = images.permute(0, 3, 1, 2).split([3, 1], 1)
     return Render(rgb, alpha.permute(0, 3, 1, 2), depth, ScreenInfo(meta["radii"].amax(-1), means2d))

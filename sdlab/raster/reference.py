@@ -1,8 +1,8 @@
 """The oracle: the model of `sdlab.raster.model` as dense plain torch, in any float type, differentiated by autograd.
 
-Every Gaussian is evaluated at every pixel, so time and memory grow as B N H W; use it for checks on small scenes.
-The blend is the textbook formula (the conic S'^-1, no factorisation, products of 1 - alpha), so that it shares no
-shortcut with the back-ends that are measured against it.
+Every Gaussian is evaluated at every pixel, so time and memory grow as B N H W; use it to check small scenes. The blend
+is the textbook formula (the conic S'^-1, no factorisation, products of 1 - alpha), so that it shares no shortcut with
+the back-ends that are tested against it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def rasterize(
 ) -> Render:
     """Render B views; differentiable in everything, in the precision of `means`.
 
-    Units and conventions are those of `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps
-    its gradient.
+    Units and conventions: see `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps its
+    gradient.
     """
     means2d, M, depths = project(means, quats, scales, viewmats, Ks, width, height)
     if means2d.requires_grad:
@@ -58,7 +58,7 @@ def _blend(
     width: int,
     height: int,
 ) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, "1 H W"], Float[Tensor, "1 H W"]]:
-    """One view over black -> rgb, alpha, accumulated depth."""
+    """Blend one view over black; return rgb, alpha and accumulated depth."""
     in_front = (depths > NEAR).nonzero()[:, 0]
     order = in_front[torch.argsort(depths[in_front].detach(), stable=True)]
     rows = torch.arange(height, dtype=means2d.dtype, device=means2d.device) + 0.5
@@ -71,7 +71,7 @@ def _blend(
     alpha = (opacities[order, None] * torch.exp(-power)).clamp(max=ALPHA_MAX)
     alpha = torch.where(alpha >= ALPHA_MIN, alpha, torch.zeros_like(alpha))
 
-    # T after Gaussian i; once it reaches the stop, this one and all behind it are left out.
+    # T after Gaussian i; once it reaches T_STOP, this Gaussian and all behind it are dropped.
     alpha = torch.where(torch.cumprod(1 - alpha, 0) > T_STOP, alpha, torch.zeros_like(alpha))
     T = torch.cat([torch.ones_like(x).reshape(1, -1), torch.cumprod(1 - alpha, 0)])
     weights = alpha * T[:-1]

@@ -1,7 +1,7 @@
-"""Plain torch with tile culling: where numba cannot run, and the yardstick of `sdlab.bench.raster`.
+"""Plain torch with tile culling: the fallback where numba cannot run, and the baseline of `sdlab.bench.raster`.
 
-The image model of `sdlab.raster.model`, on any device and in any float type, differentiated by autograd. The picture is
-cut into square tiles, a Gaussian is evaluated only in the tiles that its box touches, and tiles with lists of
+The image model of `sdlab.raster.model` on any device and in any float type, differentiated by autograd. The image is
+split into square tiles, a Gaussian is evaluated only in the tiles that its box touches, and tiles with lists of
 similar length are blended together as one batch of dense tensors.
 """
 
@@ -15,9 +15,9 @@ from sdlab.raster.model import ALPHA_MAX, ALPHA_MIN, LOW_PASS, T_STOP
 from sdlab.raster.torch_project import covariance, project, screen_extents
 from sdlab.types import Render, ScreenInfo
 
-TILE_SIDE = 8  # pixels; the usual 16 takes 1.4 to 2.5 times as long at 5000 Gaussians and 64 to 128 pixels
-BATCH_ELEMENTS = 1 << 18  # (tile, Gaussian, pixel) triples in one batch: 1 MB per tensor, which caches hold
-PADDING = 1.5  # longest to shortest list within one batch
+TILE_SIDE = 8  # pixels; the usual 16 takes 1.4 to 2.5 times as long for 5000 Gaussians and 64 to 128 pixels
+BATCH_ELEMENTS = 1 << 18  # (tile, Gaussian, pixel) triples in one batch: 1 MB per tensor, which fits into caches
+PADDING = 1.5  # maximum ratio of the longest to the shortest list in one batch
 
 
 def rasterize(
@@ -34,10 +34,10 @@ def rasterize(
     *,
     tile_side: int = TILE_SIDE,
 ) -> Render:
-    """Render B views; differentiable in everything. `tile_side` changes the time taken and nothing else.
+    """Render B views; differentiable in everything. `tile_side` affects only the speed.
 
-    Units and conventions are those of `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps
-    its gradient.
+    Units and conventions: see `sdlab.raster.cpu.rasterize`; `info.means2d` is part of the graph and keeps its
+    gradient.
     """
     views = viewmats.shape[0]
     tiles_x, tiles_y = -(-width // tile_side), -(-height // tile_side)
@@ -48,7 +48,7 @@ def rasterize(
     drawn, extents, radii = screen_extents(means2d, covariances, depths, opacities, width, height)
     tile, splat = _pairs(means2d, extents, depths, drawn, tiles_x, tiles_y, tile_side)
 
-    # One row per (view, Gaussian): the affine map from pixels to w, and what is blended.
+    # One row per (view, Gaussian): the affine map from pixels to w, and the features to blend.
     L = _whitening(M, covariances)
     w_0 = -torch.einsum("bnij,bnj->bni", L, means2d)
     affine = torch.cat([L, w_0[..., None]], -1).flatten(0, 1)  # [B N, 2, 3]
@@ -68,17 +68,17 @@ def rasterize(
     blended = blended.index_copy(0, number, torch.cat(sums))
     T_end = T_end.index_copy(0, number, torch.cat(ends))
 
-    picture = torch.cat([blended, T_end[:, None]], 1).unflatten(0, (views, tiles_y, tiles_x))
-    picture = picture.unflatten(-1, (tile_side, tile_side)).permute(0, 3, 1, 4, 2, 5)
-    picture = picture.reshape(views, 5, tiles_y * tile_side, tiles_x * tile_side)[:, :, :height, :width]
-    rgb, depth, T_end = picture.split([3, 1, 1], 1)
+    image = torch.cat([blended, T_end[:, None]], 1).unflatten(0, (views, tiles_y, tiles_x))
+    image = image.unflatten(-1, (tile_side, tile_side)).permute(0, 3, 1, 4, 2, 5)
+    image = image.reshape(views, 5, tiles_y * tile_side, tiles_x * tile_side)[:, :, :height, :width]
+    rgb, depth, T_end = image.split([3, 1, 1], 1)
     if background is not None:
         rgb = rgb + T_end * background[:, :, None, None]
     return Render(rgb, 1 - T_end, depth, ScreenInfo(radii, means2d))
 
 
 def _whitening(M: Float[Tensor, "B N 2 3"], covariances: Float[Tensor, "B N 2 2"]) -> Float[Tensor, "B N 2 2"]:
-    """Upper triangular L with S'^-1 = L^T L; the determinant is summed from squares, as in `cpu_kernels`."""
+    """Return upper triangular L with S'^-1 = L^T L; the determinant is summed from squares, as in `cpu_kernels`."""
     S_xx, S_xy, S_yy = covariances[..., 0, 0], covariances[..., 0, 1], covariances[..., 1, 1]
     minors = torch.linalg.cross(M[..., 0, :], M[..., 1, :])
     det = minors.square().sum(-1) + LOW_PASS * (S_xx + S_yy - LOW_PASS)
@@ -98,7 +98,7 @@ def _pairs(
     tiles_y: int,
     tile_side: int,
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """Every (tile, splat) that touch, by tile and then by depth; tiles and splats are numbered across the views."""
+    """Return every pair (tile, splat) that touch, ordered by tile, then depth; both are numbered across the views."""
     view, gaussian = drawn.nonzero().unbind(-1)
     centre, extent = means2d[view, gaussian], extents[view, gaussian]
     limit = means2d.new_tensor([tiles_x, tiles_y])
@@ -121,9 +121,9 @@ def _pairs(
 def _batches(
     tile: Int[Tensor, " P"], splat: Int[Tensor, " P"], tiles: int, tile_pixels: int
 ) -> list[tuple[Int[Tensor, " G"], Int[Tensor, "G K"]]]:
-    """Tiles with lists of similar length, and their lists padded with -1 to the longest; empty tiles left out.
+    """Return batches of tiles with lists of similar length, padded with -1 to the longest; empty tiles are left out.
 
-    If all are empty, the first one remains, so that the pictures still hang on the scene and gradients are zeros.
+    If all are empty, the first one remains, so that the images still depend on the scene and gradients are zeros.
     """
     counts = torch.bincount(tile, minlength=tiles)
     starts = counts.cumsum(0) - counts
@@ -152,14 +152,14 @@ def _blend(
     features: Float[Tensor, "S 4"],
     tile_side: int,
 ) -> tuple[Float[Tensor, "G 4 P"], Float[Tensor, "G P"]]:
-    """G tiles with K splats each -> their blended features and final transmittances."""
+    """Blend G tiles with K splats each; return their blended features and final transmittances."""
     present = members >= 0
     members = members.clamp(min=0)
     side = torch.arange(tile_side, dtype=affine.dtype, device=affine.device) + 0.5
     y, x = torch.meshgrid(side, side, indexing="ij")
     pixel = torch.stack([x.flatten(), y.flatten(), torch.ones_like(x).flatten()])  # [3, P]
 
-    # w = L x + w_0 with x counted from the tile's corner: small numbers, so that float32 loses nothing.
+    # w = L x + w_0 with x relative to the tile's corner: small numbers keep float32 exact.
     map_ = affine[members]
     shift = torch.einsum("gkij,gj->gki", map_[..., :2], corner.to(affine.dtype)) + map_[..., 2]
     map_ = torch.cat([map_[..., :2], shift[..., None]], -1)
@@ -167,7 +167,7 @@ def _blend(
     alpha = torch.exp(log_opacity[members][..., None] - 0.5 * (u * u + v * v)).clamp(max=ALPHA_MAX)
     alpha = torch.where((alpha >= ALPHA_MIN) & present[..., None], alpha, torch.zeros_like(alpha))
 
-    # ln T before each splat; sums of logarithms, because the gradient of a cumulative product is slow.
+    # ln T before each splat: a sum of logarithms, because the gradient of cumprod is slow.
     log_factor = torch.log1p(-alpha)
     log_T = log_factor.cumsum(1)
     alive = torch.exp(log_T.detach()) > T_STOP

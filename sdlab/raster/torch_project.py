@@ -1,6 +1,6 @@
-"""The projection of Gaussians onto the screen in plain torch, for the back-ends that leave gradients to autograd.
+"""Projection of Gaussians onto the screen in plain torch, for the back-ends that leave gradients to autograd.
 
-The image model and its letters are those of `sdlab.raster.model`.
+Image model and notation: see `sdlab.raster.model`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sdlab.raster.model import ALPHA_MIN, CLAMP_MARGIN, LOW_PASS, NEAR
 
 
 def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
-    """R of (w, x, y, z), normalised first."""
+    """Return R of quaternions (w, x, y, z), which are normalised first."""
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     rows = (
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
@@ -24,7 +24,7 @@ def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
 
 
 def world_covariances(quats: Float[Tensor, "N 4"], scales: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3 3"]:
-    """R S S^T R^T of each Gaussian, in the world."""
+    """Return R S S^T R^T of each Gaussian, in the world."""
     axes = rotation_matrices(quats) * scales[:, None, :]
     return axes @ axes.transpose(1, 2)
 
@@ -38,9 +38,9 @@ def project(
     width: int,
     height: int,
 ) -> tuple[Float[Tensor, "B N 2"], Float[Tensor, "B N 2 3"], Float[Tensor, "B N"]]:
-    """-> means2d (pixels), M (the Gaussian's axes on the screen, pixels), depths.
+    """Return means2d (pixels), M (the Gaussian's axes on the screen, pixels) and depths.
 
-    What lies behind the near plane is projected from a depth of 1 instead, and must be left out by its depth.
+    Gaussians behind the near plane are projected from a depth of 1 instead, and must be dropped by their depth.
     """
     t = torch.einsum("bij,nj->bni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
     t_x, t_y, depths = t.unbind(-1)
@@ -60,7 +60,7 @@ def project(
 
 
 def covariance(M: Float[Tensor, "B N 2 3"]) -> Float[Tensor, "B N 2 2"]:
-    """S', the screen covariance with the low-pass filter, pixels^2."""
+    """Return S', the screen covariance with the low-pass filter, in pixels^2."""
     return M @ M.transpose(-1, -2) + LOW_PASS * torch.eye(2, dtype=M.dtype, device=M.device)
 
 
@@ -73,7 +73,10 @@ def screen_extents(
     width: int,
     height: int,
 ) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B N 2"], Int[Tensor, "B N"]]:
-    """-> what is drawn, half the box around the ellipse alpha = 1/255 in pixels, and the radii of `ScreenInfo`."""
+    """Return what is drawn [B, N], half-extents [B, N, 2] of the ellipse alpha = 1/255, and radii [B, N], in pixels.
+
+    The radii are defined as in `ScreenInfo`: the larger half-extent, rounded up, 0 where a Gaussian is not drawn.
+    """
     reach = torch.sqrt(2 * torch.log((opacities / ALPHA_MIN).clamp(min=1)))
     extents = reach[None, :, None] * torch.sqrt(covariances.diagonal(dim1=-2, dim2=-1))
     size = means2d.new_tensor([width, height])

@@ -1,8 +1,8 @@
-"""A Gaussian of the plane that is fitted to a prior: ESD's illustration of what the entropy is for.
+"""A Gaussian of the plane, fitted to a prior: ESD's illustration of what the entropy term does.
 
-q = N(mean, diag(std^2)), of which every step draws `n` samples mean + std xi (Wang et al. 2024, "Taming mode collapse
-in score distillation", its Gaussian example). A loss that only seeks the mode lets q shrink to a point; with the score
-of q itself, the reverse Kullback-Leibler divergence, q takes the width of what it covers.
+q = N(mean, diag(std^2)); every step draws `n` samples mean + std xi (Wang et al. 2024, "Taming mode collapse in score
+distillation", its Gaussian example). A loss that only seeks the mode shrinks q to a point; with the score of q itself,
+i.e. the reverse Kullback-Leibler divergence, q takes on the width of the target.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from sdlab.types import Cond, Prior
 
 @dataclass(frozen=True)
 class GaussianFit(SceneConfig):
-    """One Gaussian with a mean and a standard deviation in each direction."""
+    """A Gaussian with a mean and a standard deviation per axis."""
 
     kind: ClassVar[str] = "gaussian"
     parameters: ClassVar[tuple[str, ...]] = ("mean", "log_std")
 
-    n: int = knob(256, 2, 2000, "samples of each step (released code: 256)", apply="restart")
-    mean_x: float = knob(0.0, -3.0, 3.0, "where its mean starts, to the east", apply="restart")
-    mean_y: float = knob(0.0, -3.0, 3.0, "where its mean starts, to the north", apply="restart")
-    std: float = knob(0.5, 0.01, 3.0, "its standard deviation at the start", apply="restart")
+    n: int = knob(256, 2, 2000, "samples per step (released code: 256)", apply="restart")
+    mean_x: float = knob(0.0, -3.0, 3.0, "initial mean, x (east)", apply="restart")
+    mean_y: float = knob(0.0, -3.0, 3.0, "initial mean, y (north)", apply="restart")
+    std: float = knob(0.5, 0.01, 3.0, "initial standard deviation", apply="restart")
 
     def batch(self, camera: CameraSettings) -> int:
         return self.n
@@ -43,14 +43,14 @@ class GaussianFit(SceneConfig):
     def build(
         self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
     ) -> GaussianScene:
-        """ValueError unless the prior is one of the plane."""
+        """Build the scene. Raises ValueError unless the prior lives on the plane."""
         must_be_plane(self.kind, prior)
         mean = torch.tensor([[self.mean_x, self.mean_y]])
         return GaussianScene(self, mean.to(device), torch.full_like(mean, math.log(self.std)).to(device))
 
 
 class GaussianScene(FlatScene):
-    """`mean` and `log_std`, [1, 2] each."""
+    """The fitted Gaussian: parameters `mean` and `log_std`, [1, 2] each."""
 
     def __init__(self, config: GaussianFit, mean: Tensor, log_std: Tensor) -> None:
         cams = turntable(config.n, CameraSettings(), 1)
@@ -66,8 +66,8 @@ class GaussianScene(FlatScene):
         self._seen = samples.detach()
         return samples
 
-    def figures(self) -> dict[str, float]:
-        """Mean and standard deviation as they are."""
+    def stats(self) -> dict[str, float]:
+        """Return the current mean and standard deviation."""
         (x, y), (a, b) = self.params["mean"][0].tolist(), self.params["log_std"][0].exp().tolist()
         return {"mean_x": x, "mean_y": y, "std_x": a, "std_y": b}
 
@@ -75,11 +75,11 @@ class GaussianScene(FlatScene):
         return draw_plane(prior, cond, self.samples())[None]
 
     def samples(self) -> np.ndarray:
-        """[1, B, 2]: those of the last step."""
+        """Return the last step's samples, [1, B, 2]."""
         return self._seen.view(1, -1, 2).float().cpu().numpy()
 
     def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
-        """samples.png: where the samples lie."""
+        """Write samples.png, a plot of the samples."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "samples.png"
         plot_trails(prior, cond, {f"{len(self.cams)} samples": self.samples()}, file)

@@ -1,9 +1,9 @@
-"""Pictures in the prior's own space: text-to-2D, where a loss shows its hand without a 3D object in between.
+"""Images in the prior's own space: text-to-2D, which shows a loss's behaviour without a 3D object in between.
 
-The only parameter is `latents` [B, C, H, W]: pixels of [-1, 1] for a pixel prior, the scaled VAE latent otherwise
+The only parameter is `latents` [B, C, H, W]: pixels in [-1, 1] for a pixel prior, the scaled VAE latent otherwise
 (Poole et al. 2022, DreamFusion, section 3; Wang et al. 2023, ProlificDreamer, section 5; McAllister 2024, section 4).
-Several pictures share prompt and settings and nothing else: they are several seeds, except for a loss that trains a
-network of its own, which learns from all of them (the particles of ProlificDreamer).
+Images share only prompt and settings: each is a seed of its own, except with a loss that trains its own network, which
+learns from all of them (the particles of ProlificDreamer).
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from sdlab.scenes import FlatScene, SceneConfig
 from sdlab.types import Cond, Prior
 
 STARTS = ("noise", "grey", "picture")
-INIT_SPREAD = 0.1  # standard deviation around a common start, so that several pictures do not stay equal
+INIT_SPREAD = 0.1  # standard deviation around a common start, so that several images do not stay equal
 
 
 @dataclass(frozen=True)
 class Images(SceneConfig):
-    """Pictures that are optimised directly."""
+    """Images that are optimised directly."""
 
     kind: ClassVar[str] = "image"
     parameters: ClassVar[tuple[str, ...]] = ("latents",)
 
-    n: int = knob(4, 1, 256, "pictures at a time, each a seed of its own", apply="restart")
+    n: int = knob(4, 1, 256, "number of images, each a seed of its own", apply="restart")
     start: str = knob(
         "noise",
-        help="what they start from: noise (papers), an even grey, a picture",
+        help="starting point: noise (as in papers), uniform grey, or an image file",
         apply="restart",
         choices=STARTS,
     )
     picture: str = knob(
-        "", hi=500, help="path of the picture to start from, with start = picture: painting to real", apply="restart"
+        "", hi=500, help="path of the starting image, for start = picture (painting to photo)", apply="restart"
     )
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class Images(SceneConfig):
     def build(
         self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
     ) -> ImageScene:
-        """ValueError when the picture cannot be read."""
+        """Build the scene. Raises ValueError if the starting image cannot be read."""
         noise = torch.randn(self.n, *prior.shape, generator=rng("scene")).to(device)
         if self.start == "noise":
             latents = noise
@@ -73,23 +73,23 @@ class Images(SceneConfig):
 
 
 class ImageScene(FlatScene):
-    """The pictures."""
+    """The images being optimised."""
 
     def __init__(self, config: Images, latents: Tensor) -> None:
         channels, height, width = latents.shape[1:]
-        front = torch.zeros(len(latents))  # all seen from there: nothing tells one from another
+        front = torch.zeros(len(latents))  # all claim the same view, so that nothing distinguishes them
         cams = look_at(front, front, front + 3.0, 40.0, 1, 1)
         super().__init__(config, {"latents": latents}, (channels, height, width), cams)
 
     def latents(self, rng: StepRng) -> Tensor:
-        # not the parameter itself: the gradient must reach a leaf through a graph, as with any other scene
+        # a view, not the parameter itself: the gradient must reach a leaf through a graph, as with any other scene
         return self.params["latents"].view_as(self.params["latents"])
 
     def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
         return to_uint8(prior.decode(self.params["latents"].detach()))
 
     def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
-        """pictures.png, all of them in a grid, and picture-00.png and so on."""
+        """Write pictures.png, a grid of all images, and each of them as picture-00.png and so on."""
         from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Points of the plane: the playground in which a loss can be seen at work, since the prior is known everywhere.
+"""Points of the plane: a playground for watching a loss, because the prior is known exactly.
 
 Every point is a seed of its own (Do and Hua 2025, "Text-to-3D generation using Jensen-Shannon score distillation",
-section 5.1): all start at one place and follow the loss with their own t and noise. For losses that ask for a camera,
-a point is what one camera sees (Wang et al. 2024, ESD, section 4), so that all of them together are one object.
+section 5.1): all start at one place and follow the loss with their own t and noise. For losses that depend on the
+camera, a point is what one camera sees (Wang et al. 2024, ESD, section 4), so that all points together are one object.
 
-`points` [B, 2, 1, 1] are events of a prior of the plane (`sdlab.priors.mixture` with a layout). Their way is kept.
+`points` [B, 2, 1, 1] are events of a prior on the plane (`sdlab.priors.mixture` with a layout). Their trails are kept.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
 from sdlab.types import Cond, Prior
 
-KEPT = 4000  # steps of the way
+KEPT = 4000  # maximum steps of a trail
 
 
 @dataclass(frozen=True)
 class Points(SceneConfig):
-    """Points that all begin at one place."""
+    """Points that all start at one place."""
 
     kind: ClassVar[str] = "points"
     parameters: ClassVar[tuple[str, ...]] = ("points",)
 
-    n: int = knob(100, 1, 2000, "points, each a seed of its own", apply="restart")
-    start_x: float = knob(-1.0, -3.0, 3.0, "where they start, to the east", apply="restart")
-    start_y: float = knob(1.0, -3.0, 3.0, "where they start, to the north", apply="restart")
-    spread: float = knob(0.0, 0.0, 2.0, "standard deviation of the starts around that place", apply="restart")
-    trail: int = knob(40, 0, KEPT, "steps of each point's way that are drawn")
+    n: int = knob(100, 1, 2000, "number of points, each a seed of its own", apply="restart")
+    start_x: float = knob(-1.0, -3.0, 3.0, "starting position, x (east)", apply="restart")
+    start_y: float = knob(1.0, -3.0, 3.0, "starting position, y (north)", apply="restart")
+    spread: float = knob(0.0, 0.0, 2.0, "standard deviation of the starting positions", apply="restart")
+    trail: int = knob(40, 0, KEPT, "length of the drawn trails, in steps")
 
     def batch(self, camera: CameraSettings) -> int:
         return self.n
@@ -48,7 +48,7 @@ class Points(SceneConfig):
     def build(
         self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
     ) -> PointScene:
-        """ValueError unless the prior is one of the plane."""
+        """Build the scene. Raises ValueError unless the prior lives on the plane."""
         must_be_plane(self.kind, prior)
         noise = torch.randn(self.n, 2, generator=rng("scene"))
         points = torch.tensor([self.start_x, self.start_y]) + self.spread * noise
@@ -56,7 +56,7 @@ class Points(SceneConfig):
 
 
 class PointScene(FlatScene):
-    """The points and the way that they have come."""
+    """The points and their trails."""
 
     config: Points
 
@@ -69,16 +69,19 @@ class PointScene(FlatScene):
 
     @property
     def way(self) -> np.ndarray:
-        """[T + 1, B, 2]: where the points have been, the start first."""
+        """The trails so far [T + 1, B, 2], beginning with the start."""
         return np.stack(self._way)
 
     def lately(self, steps: int) -> np.ndarray:
-        """[T, B, 2]: the last `steps` steps of the way as far as it is kept, the last row where the points are."""
+        """Return the last `steps` steps of the trails [T, B, 2]; the last row is the current position.
+
+        Once the trails are longer than KEPT, only the current position is returned.
+        """
         return np.stack([*self._way[-steps - 1 : -1], self._now()] if len(self._way) <= KEPT else [self._now()])
 
     def latents(self, rng: StepRng) -> Tensor:
         points = self.params["points"]
-        return points.view_as(points)  # a graph between the leaf and what the gradient is given to
+        return points.view_as(points)  # a view: the gradient must reach the leaf through a graph
 
     def constrain(self) -> None:
         if len(self._way) <= KEPT:
@@ -89,7 +92,7 @@ class PointScene(FlatScene):
         return draw_plane(prior, cond, np.stack(way))[None]
 
     def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
-        """trajectories.png: the ways of the first 10, 100 and 1000 points, as far as there are so many."""
+        """Write trajectories.png: the trails of the first 10, 100 and 1000 points, as far as there are that many."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "trajectories.png"
         plot_trails(prior, cond, panels(self.way), file)
@@ -104,7 +107,7 @@ class PointScene(FlatScene):
 
 
 def panels(way: np.ndarray, counts: Sequence[int] = (10, 100, 1000)) -> dict[str, np.ndarray]:
-    """The ways [T + 1, B, 2] of the first 10, 100, ... points by title."""
+    """Return the trails [T + 1, B, 2] of the first 10, 100, ... points, by title."""
     n = way.shape[1]
     shown = [count for count in counts if count < n] + [n]
     return {f"{count} {'seed' if count == 1 else 'seeds'}": way[:, :count] for count in shown}

@@ -1,1 +1,1 @@
-"""What a 3D scene can start from: files of points, Gaussians and meshes, and Shap-E."""
+"""Starting points of a 3D scene: files of meshes, points or Gaussians, and Shap-E."""

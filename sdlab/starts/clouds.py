@@ -1,7 +1,7 @@
-"""Clouds of coloured points and of Gaussians from files: what a scene can start from.
+"""Read coloured points or Gaussians from files, as the starting point of a scene.
 
-Frame of what comes out: that of `sdlab.types`, +z up, front +x. Files are read by their content, never by their
-name, from memory, without anything they refer to: a file from a stranger is data.
+Results are in the frame of `sdlab.types`: +z up, front +x. Files are untrusted. They are parsed from memory, their
+format is detected by content and never by name, and nothing that they refer to is loaded.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdlab.priors import first_line
+from sdlab.errors import first_line
+from sdlab.knobs import read_file
 from sdlab.types import RawSplats
 
 MAX_BYTES = 200_000_000
-# what a GLB may unpack into, each of its nodes counted: numbers of its meshes, and pixels of their textures
+# limits on a decoded GLB, counting the copies that its nodes make: mesh elements, and texture pixels
 MAX_NUMBERS, MAX_PIXELS = 50_000_000, 400_000_000
 READABLE = "GLB, OBJ, STL and PLY (mesh, points or Gaussians) can be read"
 ARCHIVES = {
     **{b"PK\x03\x04": "ZIP", b"\x1f\x8b": "GZIP", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "BZIP2"},
     **{b"\xfd7zXZ": "XZ", b"\x28\xb5\x2f\xfd": "Zstandard"},
 }
-TAR = slice(257, 262)  # where a TAR says that it is one
+TAR = slice(257, 262)  # position of the TAR magic
 UPS = ("auto", "z", "y")
-Y_UP = ("glb", "obj")  # what "auto" takes to be y up, front +z: glTF by its specification, OBJ by custom
+Y_UP = ("glb", "obj")  # formats that "auto" reads as y up, front +z: glTF by specification, OBJ by convention
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 f_dc
 SPLAT_COLUMNS = (
     *("x", "y", "z", "opacity"),
     *(f"{name}_{i}" for name, count in (("f_dc", 3), ("scale", 3), ("rot", 4)) for i in range(count)),
 )
-PROBES = 2000  # points whose nearest neighbour is looked for
+PROBES = 2000  # points sampled to estimate the spacing
 
 
 class Cloud(NamedTuple):
-    """Points of a surface, float32."""
+    """Coloured points on a surface, float32."""
 
     points: np.ndarray  # [n, 3]
     rgbs: np.ndarray  # [n, 3] in [0, 1]
 
 
 def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str = "auto") -> Cloud | RawSplats:
-    """What the file at `path` holds, as `cloud_of` has it; ValueError names `knob`, the file and what is wrong."""
+    """Read the file at `path` as in `cloud_of`; ValueError names `knob`, the file and the problem."""
     given = f"{knob} = {str(path)!r}"
-    return cloud_of(_bytes_of(path, given), n, rng, given, up)
+    return cloud_of(read_file(path, MAX_BYTES, given), n, rng, given, up)
 
 
 def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto") -> Cloud | RawSplats:
-    """What a file's bytes hold: of a mesh `n` points spread evenly over its surface, of points some `n` of them (all
-    where there are fewer), of Gaussians all.
+    """Parse a file: `n` points sampled on a mesh, a random `n` of its points (all if fewer), or all its Gaussians.
 
-    `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as glTF) or "auto". ValueError, which begins with
-    `given`, says what is wrong with it.
+    `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as in glTF) or "auto". Raises ValueError that
+    starts with `given` and says what is wrong.
     """
     kind = _kind_of(raw, given)
     if kind == "glb":
@@ -66,28 +66,28 @@ def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str =
         found = _splats(columns) if columns is not None else _points_of(loaded, kind, n, rng, given)
     except (ValueError, MemoryError):
         raise
-    except Exception as e:  # what a parser let pass: textures, colours or tables that do not fit their mesh
-        raise ValueError(f"{given} is damaged: its parts do not fit together ({first_line(e, 200)})") from e
+    except Exception as e:  # parsers accept textures, colours and tables that do not fit their mesh
+        raise ValueError(f"{given} is damaged: its parts do not match ({first_line(e, 200)})") from e
     for part in found:
         if not np.isfinite(part).all():
-            raise ValueError(f"{given} holds numbers that are not finite (NaN or infinity): repair or export it again")
+            raise ValueError(f"{given} contains NaN or infinity, which is not finite: repair or re-export it")
     if up == "y" or (up == "auto" and kind in Y_UP):
         found = _from_y_up(found)
     return found
 
 
 def sampled(meshes: list[Any], n: int, rng: np.random.Generator, given: str) -> Cloud:
-    """n points spread evenly over trimesh's `meshes`; colours from the texture, the vertices or the faces.
+    """Sample n points uniformly on trimesh `meshes`, coloured by their texture, vertices or faces.
 
-    ValueError, which begins with `given`, for meshes without a surface.
+    Raises ValueError, starting with `given`, for meshes without a surface.
     """
     import trimesh
 
     areas = np.array([m.area for m in meshes], float)
     if not np.isfinite(areas).all():
-        raise ValueError(f"{given} holds numbers that are not finite (NaN or infinity): repair or export it again")
+        raise ValueError(f"{given} contains NaN or infinity, which is not finite: repair or re-export it")
     if areas.sum() <= 0:
-        raise ValueError(f"{given} is a mesh without area: all its faces are lines or points")
+        raise ValueError(f"{given} is a mesh without area: all its faces are degenerate")
     points, rgbs = [], []
     for mesh, count in zip(meshes, rng.multinomial(n, areas / areas.sum()).tolist(), strict=True):
         if count > 0:
@@ -98,21 +98,11 @@ def sampled(meshes: list[Any], n: int, rng: np.random.Generator, given: str) -> 
     return Cloud(np.concatenate(points), np.concatenate(rgbs))
 
 
-def _bytes_of(path: Path, given: str) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"{given} has {size:,} bytes; allowed are {MAX_BYTES:,}")
-        return path.read_bytes()
-    except OSError as e:
-        raise ValueError(f"{given} cannot be read: {e.strerror or e}") from e
-
-
 def _kind_of(raw: bytes, given: str) -> str:
-    """The format, by content. ValueError for an archive and for what is none of them."""
+    """Detect the format by content; ValueError for archives and unknown formats."""
     for magic, name in (*ARCHIVES.items(), (raw[: TAR.start] + b"ustar", "TAR")):
         if raw.startswith(magic):
-            raise ValueError(f"{given} is an archive ({name}): unpack it and give one of its files. {READABLE}")
+            raise ValueError(f"{given} is an archive ({name}): unpack it and choose one of its files. {READABLE}")
     if raw.startswith(b"glTF"):
         return "glb"
     if raw.startswith((b"ply\n", b"ply\r")):
@@ -124,12 +114,15 @@ def _kind_of(raw: bytes, given: str) -> str:
             return "stl_ascii"
         if raw.startswith(b"v ") or b"\nv " in raw:
             return "obj"
-    raise ValueError(f"{given} is of no format that is known: {READABLE}")
+    raise ValueError(f"{given} has an unknown format: {READABLE}")
 
 
 def _must_be_modest(raw: bytes, given: str) -> None:
-    """ValueError for a GLB that would unpack into far more than it holds: every node gets a copy of its mesh and
-    textures, an accessor may promise any number of zeros, and nodes that are their own descendants never end."""
+    """Raise ValueError for a GLB that would expand without bound.
+
+    Every node copies its mesh and textures, an accessor may declare any number of zeros, and nodes that are their own
+    descendants recurse forever.
+    """
     try:
         length = int.from_bytes(raw[12:16], "little")
         tree, rest = json.loads(raw[20 : 20 + length]), raw[20 + length + 8 :]
@@ -146,18 +139,18 @@ def _must_be_modest(raw: bytes, given: str) -> None:
             counts[i] for p in parts for i in (*p["attributes"].values(), *([p["indices"]] if "indices" in p else []))
         )
         painted = sum(pixels) + sum(of_material[p["material"]] for p in parts if "material" in p)
-    except Exception as e:  # whatever does not fit together
+    except Exception as e:  # malformed in any way
         raise ValueError(f"{given} is damaged or incomplete: it cannot be read as GLB ({first_line(e, 200)})") from e
     if not is_forest:
-        raise ValueError(f"{given} is damaged: its nodes are no tree; export it again")
+        raise ValueError(f"{given} is damaged: its nodes do not form a tree; re-export it")
     if min(counts, default=0) < 0 or numbers > MAX_NUMBERS:
-        raise ValueError(f"{given} holds {numbers:,} corners and the like; allowed are {MAX_NUMBERS:,}: simplify it")
+        raise ValueError(f"{given} has {numbers:,} mesh elements; the limit is {MAX_NUMBERS:,}: simplify it")
     if painted > MAX_PIXELS:
-        raise ValueError(f"{given} has textures of {painted:,} pixels; allowed are {MAX_PIXELS:,}: make them smaller")
+        raise ValueError(f"{given} has textures of {painted:,} pixels; the limit is {MAX_PIXELS:,}: shrink them")
 
 
 def _pixels(image: dict[str, Any], tree: dict[str, Any], rest: bytes) -> int:
-    """Of one of a GLB's images, from its first bytes; 0 for one that lies elsewhere, which is not read."""
+    """Return the pixel count of a GLB's image from its header; 0 for external images, which are never read."""
     from PIL import Image
 
     if "bufferView" in image:
@@ -172,7 +165,7 @@ def _pixels(image: dict[str, Any], tree: dict[str, Any], rest: bytes) -> int:
 
 
 def _textures(node: Any) -> list[int]:
-    """The textures that a material names, extensions included."""
+    """Return the textures that a material refers to, including those of extensions."""
     if not isinstance(node, dict):
         return []
     own = [node["index"]] if isinstance(node.get("index"), int) else []
@@ -180,19 +173,19 @@ def _textures(node: Any) -> list[int]:
 
 
 def _parsed(raw: bytes, kind: str, given: str) -> Any:
-    """What trimesh makes of it, materials and textures inside the file included and nothing else."""
+    """Parse with trimesh, with embedded materials and textures but without external files."""
     import trimesh
 
     try:
         return trimesh.load(BytesIO(raw), file_type=kind, resolver=None, allow_remote=False, process=False)
-    except Exception as e:  # parsers of a stranger's bytes fail in every way there is
+    except Exception as e:  # parsers raise all kinds of errors on malformed input
         raise ValueError(
             f"{given} is damaged or incomplete: it cannot be read as {kind.upper()} ({first_line(e, 200)})"
         ) from e
 
 
 def _splat_columns(loaded: Any) -> np.ndarray | None:
-    """The table of a PLY that has a Gaussian in each row."""
+    """Return the vertex table of a PLY whose rows are Gaussians, or None."""
     vertices = loaded.metadata.get("_ply_raw", {}).get("vertex", {}).get("data")
     names = vertices.dtype.names if isinstance(vertices, np.ndarray) else None
     return vertices if set(SPLAT_COLUMNS) <= set(names or ()) else None
@@ -213,12 +206,12 @@ def _points_of(loaded: Any, kind: str, n: int, rng: np.random.Generator, given: 
     parts = [loaded] if not isinstance(loaded, trimesh.Scene) else loaded.dump(concatenate=False)
     meshes = [p for p in parts if isinstance(p, trimesh.Trimesh) and len(p.faces) > 0]
     if any(p.faces.min() < 0 or p.faces.max() >= len(p.vertices) for p in meshes):
-        raise ValueError(f"{given} is damaged: its faces name corners that it does not have; export it again")
+        raise ValueError(f"{given} is damaged: its faces refer to missing vertices; re-export it")
     if meshes:
         return sampled(meshes, n, rng, given)
     clouds = [p for p in parts if isinstance(p, trimesh.PointCloud) and len(p.vertices) > 0]
     if not clouds or kind == "obj":
-        raise ValueError(f"{given} is a mesh without faces: export one that has them, or points as PLY")
+        raise ValueError(f"{given} is a mesh without faces: export it with faces, or as points in a PLY")
     points = np.concatenate([np.asarray(c.vertices, np.float32) for c in clouds])
     rgbs = np.concatenate([_colours(c.colors, len(c.vertices)) for c in clouds])
     some = rng.permutation(len(points))[:n]
@@ -226,7 +219,7 @@ def _points_of(loaded: Any, kind: str, n: int, rng: np.random.Generator, given: 
 
 
 def _painted(mesh: Any, at: np.ndarray, faces: np.ndarray) -> Any:
-    """uint8 [n, 4] of points `at` [n, 3] of a mesh's `faces` [n]."""
+    """Return the colours, uint8 [n, 4], of points `at` [n, 3] on `faces` [n] of a mesh."""
     import trimesh
 
     weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], at)
@@ -242,25 +235,25 @@ def _painted(mesh: Any, at: np.ndarray, faces: np.ndarray) -> Any:
 
 
 def _colours(rgba: Any, count: int) -> np.ndarray:
-    """uint8 [n, 3 or 4] -> [n, 3] in [0, 1]; grey where there are none."""
+    """Convert uint8 [n, 3 or 4] to [n, 3] in [0, 1]; grey if there are none."""
     if rgba is None or len(rgba) != count:
         return np.full((count, 3), 0.5, np.float32)
     return np.asarray(rgba, np.float32)[:, :3] / 255
 
 
 def _from_y_up(found: Cloud | RawSplats) -> Cloud | RawSplats:
-    """(x, y, z) of glTF, y up and front +z, is (z, x, y) here: a rotation by 120 degrees about (1, 1, 1)."""
+    """Rotate from y up, front +z: (x, y, z) of glTF is (z, x, y) here, 120 degrees about (1, 1, 1)."""
     return _rotated(found, (0.5, 0.5, 0.5, 0.5))
 
 
 def turned(found: Cloud | RawSplats, degrees: float) -> Cloud | RawSplats:
-    """About the vertical, counter-clockwise seen from above."""
+    """Rotate about the vertical, counter-clockwise seen from above."""
     half = math.radians(degrees) / 2
     return _rotated(found, (math.cos(half), 0.0, 0.0, math.sin(half)))
 
 
 def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> Cloud | RawSplats:
-    """By the unit quaternion `q`, wxyz: places, and with them the Gaussians' own axes."""
+    """Rotate by the unit quaternion `q` (wxyz): positions, and the orientations of Gaussians."""
     w, x, y, z = q
     rows = np.array(
         [
@@ -277,7 +270,7 @@ def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> 
 
 
 def fitted(found: Cloud | RawSplats, radius: float) -> Cloud | RawSplats:
-    """Moved and scaled so that the middle of its box lies in the origin and its farthest point at `radius`."""
+    """Centre the bounding box at the origin and scale so that the farthest point lies at `radius`."""
     at = (found.points if isinstance(found, Cloud) else found.means).astype(np.float64)  # squares of 1e20 overflow
     middle = (at.min(0) + at.max(0)) / 2
     reach = float(np.linalg.norm(at - middle, axis=1).max())
@@ -289,15 +282,15 @@ def fitted(found: Cloud | RawSplats, radius: float) -> Cloud | RawSplats:
 
 
 def spacing(points: np.ndarray, rng: np.random.Generator) -> float:
-    """The middle distance of a point [n, 3] to its nearest neighbour; 0 for a single point."""
+    """Return the median distance of points [n, 3] to their nearest neighbours; 0 for a single point."""
     n = len(points)
     if n < 2:
         return 0.0
     probes = rng.permutation(n)[:PROBES]
-    points = points.astype(np.float64)  # near neighbours are what is left when large squares cancel
+    points = points.astype(np.float64)  # the squares below cancel, which costs precision
     nearest = np.empty(len(probes))
     square = np.square(points).sum(1)
-    for first in range(0, len(probes), 50):  # some at a time: the table of distances is 50 x n
+    for first in range(0, len(probes), 50):  # in blocks: the distance matrix is 50 x n
         rows = probes[first : first + 50]
         squared = square[rows, None] + square - 2 * points[rows] @ points.T
         squared[np.arange(len(rows)), rows] = np.inf

@@ -1,7 +1,7 @@
-"""Shap-E (Jun and Nichol 2023, arXiv 2305.02463): text to a coarse coloured mesh, by the pipeline of diffusers.
+"""Shap-E (Jun and Nichol 2023, arXiv 2305.02463): text to a coarse coloured mesh, with the diffusers pipeline.
 
-DreamMapping and other methods with Gaussians start from it. Its meshes have z up; what has a front mostly looks
-along -y, so that is taken for the front.
+DreamMapping and other Gaussian methods start from it. Its meshes have z up; objects with a front mostly face -y, which
+is therefore treated as the front.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdlab.errors import is_out_of_memory, memory_explained
-from sdlab.priors import Progress, first_line, silent
-from sdlab.priors.files import PROGRESS_EVERY, downloading
+from sdlab.errors import first_line, is_out_of_memory, memory_explained
+from sdlab.priors import Progress, silent
+from sdlab.priors.hub import PROGRESS_EVERY, downloading
 from sdlab.starts.clouds import Cloud, sampled, turned
 
 REPOSITORY = "openai/shap-e"
-STEPS, GUIDANCE = 64, 15.0  # of the released configuration for text
+STEPS, GUIDANCE = 64, 15.0  # defaults of the released text-to-3D configuration
 FRONT = 90.0  # degrees from -y to +x
-WITHOUT = "Close what else uses that memory, or start as something else (scene.start)"
+WITHOUT = "Free memory by closing other programs, or choose another start (scene.start)"
 
 
-_kept: dict[tuple[str, int, str, str, int], Any] = {}  # meshes: a reset must not wait for one again
+_kept: dict[tuple[str, int, str, str, int], Any] = {}  # cached meshes, so that a reset is fast
 _KEPT = 2
-_lock = threading.Lock()  # of them; not held while one is made, for which another run would wait without a word
+_lock = threading.Lock()  # guards _kept; not held during generation, which would silently block other runs
 
 
 def shap_e_points(
@@ -41,16 +41,15 @@ def shap_e_points(
     steps: int,
     progress: Progress = silent,
 ) -> Cloud:
-    """n points spread evenly over what Shap-E makes of `prompt`.
+    """Generate a mesh of `prompt` with Shap-E and sample n points uniformly on it.
 
-    `model` is a folder in the layout of diffusers' ShapEPipeline, or a repository of the Hub, which is downloaded at
-    its first use. `progress` is told what is being done, in words. RuntimeError when it cannot be had or makes nothing,
-    with what to do.
+    `model` is a folder in the layout of diffusers' ShapEPipeline, or a Hub repository, downloaded on first use.
+    `progress` is called with status messages. Raises RuntimeError, with advice, if the model is unavailable or
+    generates an empty mesh.
     """
     if not model:
         raise RuntimeError(
-            "scene.shap_e is empty, so there is no Shap-E here: name a folder or a repository of it, or start as "
-            "something else (scene.start)"
+            "scene.shap_e is empty: set it to a folder or repository of Shap-E, or choose another start (scene.start)"
         )
     key = (prompt, int(rng.integers(2**31)), str(device), model, steps)
     with _lock:
@@ -59,7 +58,7 @@ def shap_e_points(
         mesh = _mesh(*key, progress)
     with _lock:
         _kept.pop(key, None)
-        _kept[key] = mesh  # what was asked for last comes last
+        _kept[key] = mesh  # least recently used first
         for oldest in list(_kept)[:-_KEPT]:
             del _kept[oldest]
     cloud = turned(sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}"), FRONT)
@@ -72,7 +71,7 @@ def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress:
 
     with memory_explained(f"Shap-E ({model})", torch.device(device), advice=WITHOUT):
         pipeline = _pipeline(model, torch.device(device), progress)
-    # in the place of a bar on the console
+    # replaces the console progress bar
     pipeline.progress_bar = lambda timesteps: _told(timesteps, progress)
     try:
         with memory_explained("Shap-E's denoising", torch.device(device), advice=WITHOUT):
@@ -83,10 +82,10 @@ def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress:
                 guidance_scale=GUIDANCE,
                 output_type="mesh",
             ).images[0]
-    except ValueError as e:  # so the pipeline answers when its field has no surface
+    except ValueError as e:  # raised by the pipeline if its field has no surface
         raise RuntimeError(
-            f"Shap-E made nothing of {prompt!r} ({first_line(e, 100)}): give it other words (scene.start_text), "
-            "or start as something else (scene.start)"
+            f"Shap-E made nothing of {prompt!r} ({first_line(e, 100)}): try other words (scene.start_text) or another "
+            "start (scene.start)"
         ) from e
     rgb = torch.stack([made.vertex_channels[c] for c in "RGB"], 1).float().clamp(0, 1)
     return trimesh.Trimesh(
@@ -98,7 +97,7 @@ def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress:
 
 
 def _told(timesteps: Tensor, progress: Progress) -> Iterator[Tensor]:
-    """The timesteps; `progress` is told every second how many are over, and how long the others will take."""
+    """Iterate over the timesteps; report every second how many are done and the time left."""
     started = said = time.monotonic()
     for done, t in enumerate(timesteps):
         now = time.monotonic()
@@ -107,11 +106,11 @@ def _told(timesteps: Tensor, progress: Progress) -> Iterator[Tensor]:
             left = (now - started) / done * (len(timesteps) - done)
             progress(f"Shap-E: step {done} of {len(timesteps)}, {left:.0f} s left")
         yield t
-    progress("Shap-E: making a mesh of it")
+    progress("Shap-E: extracting the mesh")
 
 
 def _pipeline(model: str, device: torch.device, progress: Progress) -> Any:
-    """The pipeline, from safetensors only: the pickle format can run code when it is read."""
+    """Load the pipeline from safetensors only, since loading pickles can execute code."""
     from diffusers import ShapEPipeline
 
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -128,13 +127,13 @@ def _pipeline(model: str, device: torch.device, progress: Progress) -> Any:
             pipeline = load()
         else:
             pipeline = downloading(load, model, lambda gigabytes: progress(f"downloading Shap-E ({gigabytes:.1f} GB)"))
-    except Exception as e:  # which HTTP library the Hub's client uses, and so its errors, depends on its version
+    except Exception as e:  # the Hub client's HTTP library, and so its errors, depend on its version
         if is_out_of_memory(e):
             raise
         raise RuntimeError(
             f"scene.shap_e = {model!r} cannot be loaded ({first_line(e, 200)}). It must be a folder or a reachable "
-            "repository of diffusers' ShapEPipeline, in safetensors. One in the pickle format becomes such a folder by "
-            f"ShapEPipeline.from_pretrained({model!r}).save_pretrained(FOLDER). A ball, an object or a file need none "
-            "of it (scene.start)"
+            "repository of diffusers' ShapEPipeline in safetensors. Convert a pickled one with "
+            f"ShapEPipeline.from_pretrained({model!r}).save_pretrained(FOLDER). A ball, an object or a file do not "
+            "need Shap-E (scene.start)"
         ) from e
     return pipeline.to(device)

@@ -1,8 +1,8 @@
-"""The toybox: a procedural world of captioned pictures, and the small prior that is trained on it.
+"""The toybox: a procedural world of captioned images, and a small diffusion prior trained on it.
 
-The world: `words` (captions), `solids`, `animals`, `things`, `relations`, `objects` (what there is), `raytrace`,
-`filters`, `pictures` (drawing it). The prior: `model` builds, saves and loads the networks, `reading` teaches the text
-encoder, `train` trains, `sample` samples. What it is worth: `judge`, a classifier of true pictures, and `figures`,
-which reads samples with it. `cli` holds the commands. Nothing is imported here: the modules need numba, diffusers and
-transformers.
+World: `words` (captions), `solids`, `animals`, `things`, `relations`, `objects` (what can appear), and `raytrace`,
+`filters`, `pictures` (how it is rendered). Prior: `model` builds, saves and loads the networks, `reading` pre-trains
+the text encoder, `train` trains, `sample` samples. Evaluation: `judge` is a classifier of ground-truth images,
+`figures` scores the prior's samples with it. Commands: `cli`. This package imports none of them by itself, because they
+need numba, diffusers and transformers.
 """

@@ -1,4 +1,4 @@
-"""`python -m sdlab.toybox train | sample | pictures | judge | train-judge`."""
+"""Entry point of `python -m sdlab.toybox train | sample | pictures | judge | train-judge`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Animals and figures of the toybox: everything with a face. Frame and paints: `sdlab.toybox.solids`.
+"""Toybox objects with a face: animals, person, robot, snowman. Coordinate frame and paints: `sdlab.toybox.solids`.
 
-Told apart by their outline first (sitting, standing, squatting, upright; ears, trunk, beak, tail), by fixed marks
-second. All of them are their own mirror image. Some marks are white or pale and none only dark, so that black
-objects show them too; the back of each shows something that the front lacks.
+They differ first in outline (sitting, standing, squatting, upright; ears, trunk, beak, tail), then in fixed markings.
+All of them are mirror-symmetric. No object relies on dark markings alone: some are white or pale, so that they also
+show on a black one. The back of each shows something that the front lacks.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from sdlab.toybox.solids import (
 )
 
 WHITISH = mixed(WHITE, 0.75)
-SHADE = mixed(BLACK, 0.22)  # no darker: large wings must not read as gray on white, as brown on orange
+SHADE = mixed(BLACK, 0.22)  # no darker, or large wings would look gray on a white object and brown on an orange one
 ROSE = fixed(1.0, 0.7, 0.72)
 YELLOW = fixed(0.98, 0.8, 0.1)
 
 
 def sitting_body(b: Builder, width: float) -> None:
-    """Body, pale belly, feet with pale soles and arms of a sitting toy."""
+    """Add the body, pale belly, arms, and feet with pale soles of a sitting toy."""
     b.ball((-0.02, 0, -0.36), (0.42 * width, 0.44 * width, 0.44))
     b.ball((0.17, 0, -0.34), (0.29 * width, 0.31 * width, 0.34), PALE)
     for side in BOTH:
@@ -41,7 +41,7 @@ def sitting_body(b: Builder, width: float) -> None:
 
 
 def legs(b: Builder, front: float, back: float, apart: float, radius: float, top: float, paw: Paint) -> None:
-    """Four legs down to -0.78, with paws that look forward."""
+    """Add four legs that end at z = -0.78, with paws pointing forward."""
     for side in BOTH:
         for x in (front, back):
             b.rod((x, side * apart, (top - 0.72) / 2), (radius, radius, (top + 0.72) / 2))
@@ -61,7 +61,7 @@ def bear(b: Builder, variant: int) -> None:
 
 
 def cat(b: Builder, variant: int) -> None:
-    """Sits upright on its haunches, forelegs straight; the raised tail has a white tip."""
+    """Sits upright on its haunches with straight forelegs; the raised tail has a white tip."""
     b.ball((-0.1, 0, -0.36), (0.36, 0.34, 0.46))
     b.ball((0.13, 0, -0.22), (0.19, 0.21, 0.3), WHITISH)
     b.ball((0.06, 0, 0.34), (0.36, 0.44, 0.34))
@@ -94,7 +94,7 @@ def rabbit(b: Builder, variant: int) -> None:
 
 
 def dog(b: Builder, variant: int) -> None:
-    """Stands with head and tail up; long muzzle, hanging ears."""
+    """Stands with its head and tail up; long muzzle, hanging ears."""
     legs(b, 0.2, -0.5, 0.2, 0.13, -0.2, WHITISH)
     b.ball((-0.16, 0, -0.2), (0.54, 0.31, 0.3))
     b.ball((0.2, 0, -0.16), (0.24, 0.25, 0.29), WHITISH)
@@ -111,7 +111,7 @@ def dog(b: Builder, variant: int) -> None:
 
 
 def pig(b: Builder, variant: int) -> None:
-    """A barrel on short legs; snout like a socket, curly tail."""
+    """A barrel on short legs, with a snout like a socket and a curly tail."""
     legs(b, 0.22, -0.48, 0.24, 0.15, -0.3, SHADE)
     b.ball((-0.14, 0, -0.15), (0.6, 0.46, 0.44))
     b.ball((0.38, 0, 0.14), (0.36, 0.41, 0.38))
@@ -141,7 +141,7 @@ def elephant(b: Builder, variant: int) -> None:
 
 
 def frog(b: Builder, variant: int) -> None:
-    """Squats: wide mouth, eyes on top of the head, folded hind legs; two pale ridges along the back."""
+    """Squats: wide mouth, eyes on top of the head, folded hind legs; two pale ridges run along the back."""
     b.ball((-0.14, 0, -0.24), (0.52, 0.46, 0.38))
     b.ball((0.24, 0, 0.08), (0.42, 0.52, 0.3))
     b.ball((0.32, 0, -0.28), (0.28, 0.36, 0.3), PALE)
@@ -158,7 +158,7 @@ def frog(b: Builder, variant: int) -> None:
 
 
 def penguin(b: Builder, variant: int) -> None:
-    """Upright, flippers spread, white front."""
+    """Stands upright with spread flippers and a white front."""
     b.ball((-0.02, 0, -0.26), (0.4, 0.44, 0.56))
     b.ball((0.19, 0, -0.3), (0.25, 0.32, 0.44), WHITE)
     b.ball((0.0, 0, 0.46), (0.36, 0.37, 0.35))
@@ -172,7 +172,7 @@ def penguin(b: Builder, variant: int) -> None:
 
 
 def owl(b: Builder, variant: int) -> None:
-    """Egg with feather tufts, two saucer eyes and folded wings."""
+    """An egg with ear tufts, two saucer eyes and folded wings."""
     b.ball((0, 0, -0.26), (0.42, 0.46, 0.54))
     b.ball((0.16, 0, -0.34), (0.29, 0.3, 0.38), PALE)
     b.ball((0.02, 0, 0.34), (0.4, 0.5, 0.38))
@@ -189,7 +189,7 @@ def owl(b: Builder, variant: int) -> None:
 
 
 def duck(b: Builder, variant: int) -> None:
-    """Long body, so that the side differs from front and back; bill and pale breast in front, tail up behind."""
+    """A long body, so that the side view is distinct; bill and pale breast in front, raised tail behind."""
     b.ball((-0.12, 0, -0.3), (0.6, 0.4, 0.36))
     b.ball((0.24, 0, -0.26), (0.3, 0.28, 0.31), WHITISH)
     b.ball((-0.7, 0, -0.08), (0.15, 0.2, 0.28), WHITISH, turned("y", -35))
@@ -204,7 +204,7 @@ def duck(b: Builder, variant: int) -> None:
 
 
 def fish(b: Builder, variant: int) -> None:
-    """Forked tail behind, fins on back and sides; seen from the front two eyes and a round mouth."""
+    """Forked tail behind, fins on the back and sides; the front shows two eyes and a round mouth."""
     b.ball((0.14, 0, 0), (0.66, 0.38, 0.46))
     b.ball((0.2, 0, -0.16), (0.56, 0.32, 0.34), PALE)
     b.ball((0.76, 0, -0.06), (0.1, 0.17, 0.13), ROSE)
@@ -218,7 +218,7 @@ def fish(b: Builder, variant: int) -> None:
 
 
 def robot(b: Builder, variant: int) -> None:
-    """Few big boxes; screen face and lamps in front, a box of batteries behind."""
+    """A few big boxes: screen face and lamps in front, a battery pack behind."""
     glow = fixed(0.3, 0.95, 1.0)
     b.box((0, 0, -0.22), (0.3, 0.4, 0.34))
     b.box((0.31, 0, -0.2), (0.02, 0.27, 0.2), STEEL)
@@ -238,7 +238,7 @@ def robot(b: Builder, variant: int) -> None:
 
 
 def person(b: Builder, variant: int) -> None:
-    """Hooded jacket and shoes of the object's colour, which so shows from above and behind too; satchel at the back."""
+    """Hooded jacket and shoes in the object's colour, which so shows from behind and above too; satchel on the back."""
     skin = fixed(0.97, 0.76, 0.6) if variant == 0 else fixed(0.56, 0.36, 0.24)
     trousers, hair = fixed(0.16, 0.2, 0.4), fixed(0.3, 0.16, 0.06) if variant == 0 else BLACK
     b.ball((-0.06, 0, 0.5), (0.38, 0.41, 0.42))
@@ -258,7 +258,7 @@ def person(b: Builder, variant: int) -> None:
 
 
 def snowman(b: Builder, variant: int) -> None:
-    """White; hat, scarf, buttons and mittens carry the object's colour, on every side and from above."""
+    """White; hat, scarf, buttons and mittens carry the object's colour, visible from every side and from above."""
     b.ball((0, 0, -0.48), 0.46, WHITE)
     b.ball((0, 0, 0.04), 0.36, WHITE)
     b.ball((0, 0, 0.46), 0.3, WHITE)

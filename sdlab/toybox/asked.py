@@ -1,4 +1,4 @@
-"""What a prompt asks for, in the words of the toybox's judge."""
+"""Which object and colour a prompt asks for, in the toybox judge's vocabulary."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from sdlab.toybox import words
 
 
 def asked_for(prompt: str) -> tuple[str, str]:
-    """The object that a prompt names first and the colour before it, in the judge's words; "" for a colour that is not
-    named. ValueError when it names no object."""
+    """Return the first object that a prompt names and the colour before it, in the judge's vocabulary.
+
+    The colour is "" if no colour word precedes the object. Synonyms are recognised. Raises ValueError if the prompt
+    names no object.
+    """
     found = _first(prompt, words.OBJECTS)
     if not found:
-        raise ValueError(f"--prompt {prompt!r}: names no object of the judge's; it knows {', '.join(words.OBJECTS)}")
+        raise ValueError(f"--prompt {prompt!r}: names no object the judge knows; it knows {', '.join(words.OBJECTS)}")
     at, name = found
     colour = _first(prompt[:at], words.COLOURS)
     return name, colour[1] if colour else ""
 
 
 def _first(text: str, table: dict[str, tuple[str, ...]]) -> tuple[int, str] | None:
-    """Where in `text` a word of the table, or a synonym, comes first, and its standard wording."""
+    """Return the position and standard wording of the first table entry (or synonym) found in `text`, or None."""
     places = [
         (match.start(), -len(wording), standard)
         for standard, synonyms in table.items()
         for wording in (standard, *synonyms)
         if (match := re.search(rf"\b{re.escape(wording)}\b", text.lower()))
     ]
-    at, _, standard = min(places, default=(0, 0, ""))  # of two that begin at one place, the longer
+    at, _, standard = min(places, default=(0, 0, ""))  # on a tie, the longest
     return (at, standard) if places else None

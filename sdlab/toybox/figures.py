@@ -1,12 +1,12 @@
-"""How well does a prior draw what its prompts say? Figures, read by the judge or measured on the pixels.
+"""Evaluation of a prior on the toybox: how well its samples match their prompts, by the judge or by image statistics.
 
-`held_out_captions`  objects, colours and views in combinations that no training picture shows
+`held_out_captions`  object, colour and view in combinations that no training image shows
 `two_objects`        "a red bear on a green box": are both there?
-`without_view`       the share of front views where the prompt says no view, beside the data's own
-`descriptors`        what each of SBP's ten words does to a statistic of its own, from the same starting noise
+`without_view`       fraction of front views when the prompt names no view, next to the fraction in the data
+`descriptors`        effect of each of SBP's ten descriptors on one image statistic, from the same starting noise
 
-Beside each figure of samples stands the same one of true pictures, read in the same way: it bounds what the judge
-can tell, and says what the word means in the data.
+Every result on samples is paired with the same measurement on ground-truth images. It bounds what the judge can
+tell, and shows what the word means in the data.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ PAIRS = 60  # two-object captions
 PARTS = ("true", "held-out", "two-objects", "no-view", "descriptors")
 
 
-def chosen(names: str) -> tuple[str, ...]:
-    """The parts in a list such as "true,descriptors"; ValueError for what is none."""
+def parse_parts(names: str) -> tuple[str, ...]:
+    """Split a list such as "true,descriptors" into parts. Raises ValueError for an unknown part."""
     parts = tuple(name.strip() for name in names.split(","))
     for part in parts:
         if part not in PARTS:
-            raise ValueError(f"--only {part}: allowed are {', '.join(PARTS)}")
+            raise ValueError(f"--only {part}: allowed values are {', '.join(PARTS)}")
     return parts
 
 
 class Sampling(NamedTuple):
-    """How samples are drawn; `each` of a caption."""
+    """Sampling settings; `each` is the number of samples per caption."""
 
     each: int = 16
     scale: float = sample.SCALE
@@ -49,7 +49,7 @@ class Sampling(NamedTuple):
 
 
 def caption_of(facts: Facts) -> str:
-    """The standard wording: "a red bear on an orange box, side view"."""
+    """Return the standard wording of `facts`, such as "a red bear on an orange box, side view"."""
 
     def noun(colour: str, word: str) -> str:
         return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {word}"
@@ -61,17 +61,18 @@ def caption_of(facts: Facts) -> str:
 
 
 def plain_facts(name: str, colour: str, view: str = "", second: str = "", second_colour: str = "") -> Facts:
+    """Return facts with no material, pattern, style or corruption."""
     return Facts(name, colour, "", "", second, second_colour, view, "", ())
 
 
 def asked_by(facts: Facts) -> Truth:
-    """What a picture of that caption should be read as; the view only of what has a front."""
+    """Return the correct reading of an image of `facts`; the view is "" for objects that have no front."""
     view = facts.view if OBJECTS[facts.object].front else ""
     return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
 
 
 def draw(prior: Prior, captions: Sequence[str], sampling: Sampling, what: str) -> Tensor:
-    """Samples of the captions, [n, 3, S, S] in [0, 1]."""
+    """Draw one sample per caption: [n, 3, S, S] in [0, 1]. `what` labels the progress bar."""
     drawn = sample.sample(
         prior,
         captions,
@@ -83,11 +84,11 @@ def draw(prior: Prior, captions: Sequence[str], sampling: Sampling, what: str) -
     return torch.from_numpy(drawn).permute(0, 3, 1, 2)
 
 
-# ---- words of a caption -----------------------------------------------------------------------------------------
+# ---- read by the judge ------------------------------------------------------------------------------------------
 
 
 def true_pictures(classifier: Classifier, count: int = 8000) -> dict[str, Any]:
-    """The judge's own accuracy on pictures that its training never comes to."""
+    """Measure the judge's own accuracy on `count` images outside its training range."""
     shares, asked, answered = judge.accuracy(classifier, count)
     return {
         "shares": shares,
@@ -96,7 +97,7 @@ def true_pictures(classifier: Classifier, count: int = 8000) -> dict[str, Any]:
 
 
 def held_out_facts() -> list[Facts]:
-    """All combinations of object, colour and view word that the training pictures leave out."""
+    """Return all combinations of object, colour and view word that the training images leave out."""
     return [
         plain_facts(name, colour, view)
         for name in OBJECTS
@@ -107,7 +108,7 @@ def held_out_facts() -> list[Facts]:
 
 
 def held_out_captions(prior: Prior, classifier: Classifier, sampling: Sampling) -> dict[str, Any]:
-    """Samples of the held-out captions, and true pictures of the same, both read by the judge."""
+    """Score samples of the held-out captions, and ground-truth images of the same captions, with the judge."""
     facts = held_out_facts()
     many = [f for f in facts for _ in range(sampling.each)]
     asked = [asked_by(f) for f in many]
@@ -127,7 +128,7 @@ def held_out_captions(prior: Prior, classifier: Classifier, sampling: Sampling) 
 
 
 def pair_facts(count: int = PAIRS) -> list[Facts]:
-    """`count` two-object combinations, always the same, each relation as often."""
+    """Return `count` two-object combinations: the same ones on every call, evenly spread over the relations."""
     rng = np.random.default_rng(judge.JUDGE_SEED)
     relations = tuple(RELATIONS)
     found: dict[str, Facts] = {}
@@ -142,7 +143,7 @@ def pair_facts(count: int = PAIRS) -> list[Facts]:
 
 
 def two_objects(prior: Prior, classifier: Classifier, sampling: Sampling) -> dict[str, Any]:
-    """Whether samples of two-object captions show both, and in their colours."""
+    """Score whether samples of two-object captions show both objects, and in the right colours."""
     facts = pair_facts()
     many = [f for f in facts for _ in range(max(sampling.each // 4, 1))]
     asked = [asked_by(f) for f in many]
@@ -161,14 +162,17 @@ def two_objects(prior: Prior, classifier: Classifier, sampling: Sampling) -> dic
 
 
 def pair_score(asked: Sequence[Truth], answered: Sequence[Truth]) -> dict[str, Share]:
-    """`score` and how often both objects were named, and both with their colours."""
+    """Return `score` plus how often both objects were read, and how often both with their colours."""
     both = [a.object == b.object and a.second == b.second for a, b in zip(asked, answered, strict=True)]
     in_colour = [a == b._replace(view="") for a, b in zip(asked, answered, strict=True)]
     return {"both": share(both), "both in their colours": share(in_colour), **score(asked, answered)}
 
 
 def without_view(prior: Prior, classifier: Classifier, sampling: Sampling, count: int = 1000) -> dict[str, Any]:
-    """The share of front views where no view is asked for, of objects that have a front: samples and data."""
+    """Return the fraction of front views when the caption names no view, for samples and for the data.
+
+    Only objects that have a front count.
+    """
     facts = [plain_facts(name, colour) for name in OBJECTS if OBJECTS[name].front for colour in pictures.COLOURS]
     drawn = draw(prior, [caption_of(f) for f in facts], sampling, "without a view word")
     shots: list[pictures.Shot] = []
@@ -189,27 +193,27 @@ def without_view(prior: Prior, classifier: Classifier, sampling: Sampling, count
 
 
 def softened(x: Tensor) -> Tensor:
-    """The mean over 3 x 3 pixels."""
+    """Return the mean over 3 x 3 pixels."""
     return torch.nn.functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def saturation(x: Tensor) -> Tensor:
-    """Mean distance of the largest from the smallest of R, G, B. As all statistics here: [n, 3, S, S] -> [n]."""
+    """Return the mean of max(R, G, B) - min(R, G, B). Like every statistic here: [n, 3, S, S] -> [n]."""
     return (x.amax(1) - x.amin(1)).mean((1, 2))
 
 
 def fine_detail(x: Tensor) -> Tensor:
-    """Mean difference of a pixel from its surroundings."""
+    """Return the mean absolute difference between a pixel and its 3 x 3 mean."""
     return (x - softened(x)).abs().mean((1, 2, 3))
 
 
 def steepest_edges(x: Tensor) -> Tensor:
-    """The 98th percentile of the difference of neighbouring pixels."""
+    """Return the 98th percentile of the difference between horizontally neighbouring pixels."""
     return torch.quantile((x[..., 1:] - x[..., :-1]).abs().amax(1).flatten(1), 0.98, dim=1)
 
 
 def blocks(x: Tensor) -> Tensor:
-    """Share of the differences of neighbouring pixels that lies on the lines of a grid of 16 x 16 blocks."""
+    """Return the fraction of neighbour differences that falls on the lines of a 16 x 16 grid of blocks."""
     step = x.shape[-1] // 16
     across = (x[..., 1:] - x[..., :-1]).abs().sum((1, 2))
     down = (x[..., 1:, :] - x[..., :-1, :]).abs().sum((1, 3))
@@ -218,23 +222,23 @@ def blocks(x: Tensor) -> Tensor:
 
 
 def dark_outlines(x: Tensor) -> Tensor:
-    """How much darker than its surroundings the darkest fiftieth of the pixels is."""
+    """Return how much darker than their surroundings the darkest 2 % of the pixels are."""
     deficit = (softened(softened(x)) - x).mean(1).flatten(1)
     return torch.quantile(deficit, 0.98, dim=1)
 
 
 def contrast(x: Tensor) -> Tensor:
-    """Standard deviation of the brightness."""
+    """Return the standard deviation of the brightness."""
     return x.mean(1).flatten(1).std(1)
 
 
 def warmth(x: Tensor) -> Tensor:
-    """Mean red minus mean blue."""
+    """Return mean red minus mean blue."""
     return (x[:, 0] - x[:, 2]).mean((1, 2))
 
 
 def background_noise(x: Tensor) -> Tensor:
-    """Standard deviation of the fine detail in the four corners, the median of them."""
+    """Return the standard deviation of the fine detail in a corner: the (lower) median over the four corners."""
     n = x.shape[-1] // 8
     rough = x - softened(x)
     corners = [
@@ -244,12 +248,12 @@ def background_noise(x: Tensor) -> Tensor:
 
 
 def asymmetry(x: Tensor) -> Tensor:
-    """Mean difference of the picture from its mirror image."""
+    """Return the mean absolute difference between the image and its mirror image."""
     return (x - x.flip(-1)).abs().mean((1, 2, 3))
 
 
 Statistic = Callable[[Tensor], Tensor]
-MEASURES: dict[str, tuple[str, Statistic, int]] = {  # word -> name of the statistic, the statistic, which way
+MEASURES: dict[str, tuple[str, Statistic, int]] = {  # word -> name of the statistic, the statistic, expected sign
     "oversaturated": ("saturation", saturation, 1),
     "smooth": ("fine detail", fine_detail, -1),
     "pixelated": ("blocks", blocks, 1),
@@ -264,7 +268,7 @@ MEASURES: dict[str, tuple[str, Statistic, int]] = {  # word -> name of the stati
 
 
 class Move(NamedTuple):
-    """A statistic without and with a word, the mean of the pairs' differences and its standard error."""
+    """Means of a statistic without and with a word; mean paired difference and its standard error."""
 
     without: float
     with_word: float
@@ -272,24 +276,25 @@ class Move(NamedTuple):
     error: float
 
     def follows(self, direction: int) -> bool:
-        """Whether it moved that way by more than twice its standard error."""
+        """Return whether the statistic moved in this direction (+1 or -1) by more than twice its standard error."""
         return direction * self.change > 2 * self.error
 
 
 def moved(before: Tensor, after: Tensor) -> Move:
+    """Compare a statistic [n] of paired images before and after a change."""
     change = (after - before).double()
     error = change.std() / math.sqrt(len(change)) if len(change) > 1 else torch.tensor(math.inf)
     return Move(*(round(float(v), 5) for v in (before.mean(), after.mean(), change.mean(), error)))
 
 
 def descriptor_facts(count: int) -> list[Facts]:
-    """`count` of the held-out captions, evenly spread."""
+    """Return `count` of the held-out captions, evenly spread over their list."""
     known = held_out_facts()
     return [known[i * len(known) // count % len(known)] for i in range(count)]
 
 
 def descriptors(prior: Prior, sampling: Sampling) -> dict[str, Any]:
-    """What each descriptor does to samples from the same starting noise, and to true pictures of the same shots."""
+    """Measure the effect of each descriptor on samples from the same starting noise, and on ground-truth images."""
     facts = descriptor_facts(4 * sampling.each)
     captions = [caption_of(f) for f in facts]
     shots = [judge.shot_of(judge.HELD_OUT + i, f) for i, f in enumerate(facts)]
@@ -298,9 +303,9 @@ def descriptors(prior: Prior, sampling: Sampling) -> dict[str, Any]:
     rows = {}
     for word in DESCRIPTORS:
         name, statistic, direction = MEASURES[word]
-        spoilt = draw(prior, [f"{caption}, {word}" for caption in captions], sampling, word)
-        spoilt_shots = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
-        pairs = {"samples": (plain, spoilt), "true": (true, judge.render(spoilt_shots).float() / 255)}
+        corrupted = draw(prior, [f"{caption}, {word}" for caption in captions], sampling, word)
+        corrupted_shots = [s._replace(facts=s.facts._replace(corruptions=(word,))) for s in shots]
+        pairs = {"samples": (plain, corrupted), "true": (true, judge.render(corrupted_shots).float() / 255)}
         moves = {k: moved(statistic(before), statistic(after)) for k, (before, after) in pairs.items()}
         rows[word] = {
             "statistic": name,
@@ -311,11 +316,11 @@ def descriptors(prior: Prior, sampling: Sampling) -> dict[str, Any]:
     return rows
 
 
-# ---- all of it --------------------------------------------------------------------------------------------------
+# ---- everything together ----------------------------------------------------------------------------------------
 
 
 def measure(prior: Prior, classifier: Classifier, sampling: Sampling, parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """The figures of these parts (of PARTS), by part; `report` puts them into words."""
+    """Return the results of the given `parts` (of PARTS) by part; `report` formats them as text."""
     do: dict[str, Callable[[], dict[str, Any]]] = {
         "true": lambda: true_pictures(classifier),
         "held-out": lambda: held_out_captions(prior, classifier, sampling),
@@ -327,7 +332,7 @@ def measure(prior: Prior, classifier: Classifier, sampling: Sampling, parts: Seq
 
 
 def cell(found: Share | None) -> str:
-    """ "98.3 % 3460/3520" in 20 columns."""
+    """Format a share such as " 98.3 % 3460/3520" in 20 columns."""
     return f"{100 * found.value:6.1f} % {found!s:>11}" if found and found.of else f"{'-':>20}"
 
 
@@ -340,15 +345,15 @@ def confused_lines(confused: dict[str, list[tuple[str, str, int]]], questions: S
 
 
 def report(found: dict[str, Any]) -> str:
-    """The figures as text."""
+    """Format the results of `measure` as text."""
     lines: list[str] = []
     if "true" in found:
-        lines += ["The judge on true pictures that it was not trained on"]
+        lines += ["The judge on ground-truth images that it was not trained on"]
         lines += [f"  {name:20}{cell(s)}" for name, s in found["true"]["shares"].items()]
         lines += [f"  {line}" for line in confused_lines(found["true"]["confused"], tuple(judge.QUESTIONS))]
     if "held-out" in found:
         part = found["held-out"]
-        lines += ["", f"{part['captions']} held-out captions{'samples':>13}{'true pictures':>22}"]
+        lines += ["", f"{part['captions']} held-out captions{'samples':>13}{'ground truth':>22}"]
         for name, s in part["samples"].items():
             if name != "second":
                 lines += [f"  {name:20}{cell(s)}  {cell(part['true'].get(name))}"]
@@ -359,13 +364,13 @@ def report(found: dict[str, Any]) -> str:
         lines += [f"  {line}" for line in confused_lines(part["confused"], ("object", "colour", "view"))]
     if "two-objects" in found:
         part = found["two-objects"]
-        lines += ["", f"{part['captions']} two-object captions {'samples':>12}{'true pictures':>22}"]
+        lines += ["", f"{part['captions']} two-object captions {'samples':>12}{'ground truth':>22}"]
         lines += [f"  {name:22}{cell(s)}  {cell(part['true'].get(name))}" for name, s in part["samples"].items()]
         lines += [f"  both, with a {name:9}{cell(s)}" for name, s in part["by_second"].items()]
     if "no-view" in found:
         part = found["no-view"]
-        lines += ["", "Front views where no view is asked for"]
-        lines += [f"  {'samples':24}{cell(part['samples'])}", f"  {'true pictures':24}{cell(part['true'])}"]
+        lines += ["", "Front views when the caption names no view"]
+        lines += [f"  {'samples':24}{cell(part['samples'])}", f"  {'ground truth':24}{cell(part['true'])}"]
     if "descriptors" in found:
         lines += [
             "",

@@ -1,7 +1,7 @@
-"""What the toybox does to finished pictures: the eight descriptors that are not about the object, and the brush.
+"""Image filters of the toybox: the eight descriptors that spoil an image, not the object in it, and the painting style.
 
-All take float32 pictures [S, S, 3] in [0, 1] and a generator; lengths are in sixty-fourths of the picture's side, so
-that a look stays the same at another resolution.
+Every filter takes a float32 image [S, S, 3] in [0, 1] and a random generator. Lengths are in units of 1/64 of the
+image side, so that an effect looks the same at any resolution.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ import math
 from collections.abc import Callable
 from typing import no_type_check
 
-import numba
 import numpy as np
 
-compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+from sdlab.compiled import kernel
+
+compiled = kernel(finite=True)
 
 FOG, HAZE = np.array((0.8, 0.82, 0.85), np.float32), np.array((0.86, 0.8, 0.68), np.float32)
 VARNISH = np.array((1.0, 0.95, 0.82), np.float32)
 
-# Brush strokes, coarse ones first: spacing of their starts, longest reach to either side of it, half-width.
+# Brush strokes, coarse layer first: spacing of the starting points, maximum reach to either side, half-width.
 STROKES = ((4.2, 6.0, 2.3), (2.3, 3.0, 1.1))
-STROKE_STOP = 0.13  # a stroke ends where the colour underneath has changed by this much: outlines stay readable
+STROKE_STOP = 0.13  # a stroke ends where the underlying colour has changed by this much, so that outlines stay readable
 STROKE_OPACITY = np.float32(0.9)
 
 
 @compiled
 @no_type_check
 def convolve(x, weights, out):
-    """Separable symmetric blur of [H, W, 3], edge pixels repeated; weights[0] is the middle one."""
+    """Blur [H, W, 3] with a separable symmetric kernel and repeated edge pixels; weights[0] is the centre weight."""
     height, width = x.shape[0], x.shape[1]
     line = np.empty((width, 3), x.dtype)
     for row in range(height):
@@ -50,7 +51,7 @@ def convolve(x, weights, out):
 
 
 def blurred(x: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur; sigma in sixty-fourths of the side."""
+    """Return a Gaussian blur of `x`; sigma in 1/64 of the image side."""
     sigma *= len(x) / 64
     weights = np.exp(-0.5 * (np.arange(math.ceil(2.5 * sigma) + 1) / sigma) ** 2).astype(np.float32)
     weights /= 2 * weights.sum() - weights[0]
@@ -77,7 +78,7 @@ def pixelated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @compiled
 @no_type_check
 def contrast(x, out):
-    """[H, W, 1]: how far the colours of a pixel and its four neighbours lie apart."""
+    """Write the largest per-channel spread of colour among each pixel and its four neighbours into `out` [H, W, 1]."""
     height, width = x.shape[0], x.shape[1]
     for row in range(height):
         for column in range(width):
@@ -91,7 +92,7 @@ def contrast(x, out):
 
 
 def cartoon(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Few tones and dark outlines."""
+    """Return the image with few tones and dark outlines."""
     tones = int(rng.integers(3, 6))
     outline = np.empty((*x.shape[:2], 1), x.dtype)
     contrast(x, outline)
@@ -130,7 +131,7 @@ FILTERS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 @compiled
 @no_type_check
 def stroke_end(x, row, column, along_row, along_column, reach):
-    """How far a stroke gets from its start before the colour underneath changes."""
+    """Return how far a stroke extends from its start before the underlying colour changes."""
     size = x.shape[0]
     for length in range(1, int(reach) + 1):
         r, c = int(row + length * along_row), int(column + length * along_column)
@@ -147,7 +148,7 @@ def stroke_end(x, row, column, along_row, along_column, reach):
 @compiled
 @no_type_check
 def lay_strokes(x, guide, starts, tints, drift, reach, half_width, out):
-    """One layer of strokes onto `out`, coloured by x and running along the outlines of `guide` [S, S]."""
+    """Paint one layer of strokes onto `out`, coloured by `x` and aligned with the contours of `guide` [S, S]."""
     size = x.shape[0]
     for n in range(starts.shape[0]):
         row, column = starts[n, 0], starts[n, 1]
@@ -157,7 +158,7 @@ def lay_strokes(x, guide, starts, tints, drift, reach, half_width, out):
         slope = math.sqrt(down * down + right * right)
         if slope > 0.02:
             along_row, along_column = -right / slope, down / slope
-        else:  # nothing to follow: one direction that turns slowly across the picture
+        else:  # no contour to follow: a direction that turns slowly across the image
             angle = drift[0] + drift[1] * row / size + drift[2] * column / size + 0.5 * tints[n, 3]
             along_row, along_column = math.sin(angle), math.cos(angle)
         ahead = stroke_end(x, row, column, along_row, along_column, reach)
@@ -172,16 +173,15 @@ def lay_strokes(x, guide, starts, tints, drift, reach, half_width, out):
                 beyond = max(lengthwise - ahead, -behind - lengthwise, 0.0)
                 distance = math.sqrt(beyond * beyond + sideways * sideways) / half_width
                 if distance < 1.0:
-                    ridge = (
-                        1.0 + 0.07 * (sideways / half_width) - 0.10 * distance**4
-                    )  # the paint is thicker on one side
+                    # the paint is thicker on one side
+                    ridge = 1.0 + 0.07 * (sideways / half_width) - 0.10 * distance**4
                     for k in range(3):
                         paint = min(max((x[r, c, k] + tints[n, k]) * ridge, 0.0), 1.0)
                         out[i, j, k] += STROKE_OPACITY * (paint - out[i, j, k])
 
 
 def painted(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An oil painting of the picture: two layers of strokes along the outlines, varnish, the weave of the canvas."""
+    """Return an oil painting of the image: two layers of strokes along the contours, varnish, and a canvas weave."""
     size = len(x)
     unit = size / 64
     guide = blurred(x, 1.2).mean(-1)

@@ -1,11 +1,11 @@
-"""What does a picture of the toybox show? A small classifier, trained on the generator's true pictures, reads it.
+"""The judge: a small classifier that reads what a toybox image shows, trained on ground-truth images of the generator.
 
-It answers which object, which colour, which view, which second object and what colour that has, and never sees a
-picture that a prior drew. Its pictures come from a series of their own (`JUDGE_SEED`), with colours and cameras drawn
-anew, so that every colour of every object is seen from all sides, those too that the prior's captions leave out.
+It predicts object, colour, view, second object and the second object's colour, and never sees a sample of a prior. It
+has its own image series (`JUDGE_SEED`), in which colours and cameras are redrawn so that every object appears in every
+colour from all sides, including the combinations that the prior's captions hold out.
 
-A view counts only for objects that have a front (`Model.front`), and accuracy is measured at least MARGIN degrees
-away from where a view's band of cameras ends: at its edge the word is a convention, not a look.
+Views count only for objects that have a front (`Model.front`). Accuracy is measured at least MARGIN degrees inside a
+view's band of cameras, because at its edge the word is a convention rather than a visible difference.
 
 A trained judge is a folder with `judge.safetensors` (float16) and `config.json`.
 """
@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from sdlab.pictures import resize
 from sdlab.rng import StepRng
 from sdlab.toybox import pictures
 from sdlab.toybox.objects import OBJECTS, seconds_of
@@ -36,12 +37,12 @@ from sdlab.toybox.words import BACK, FRONT, OVERHEAD, SIDE, VIEW_WORDS, Facts
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "toybox" / "judge"
 WEIGHTS, CONFIG = "judge.safetensors", "config.json"
-SIZE = 64  # pixels a side of what the judge looks at and is trained on; smaller pictures are enlarged for it
-JUDGE_SEED = 1_000_003  # of its pictures: another series than any training seed below it
-HELD_OUT = 10_000_000  # index of the first picture that no training of a judge comes to
-MORE_SECONDS = 0.4  # of the training pictures without a second object get one: pairs are the hardest to read,
-SECOND_WEIGHTS = {"hat": 3.0, "scarf": 5.0, "box": 2.0, "ball": 2.0}  # and of them those of what few objects can wear
-MARGIN = 10.0  # degrees to the edge of a view's band, for pictures whose view is asked
+SIZE = 64  # side of the judge's input in pixels, in training too; smaller images are enlarged
+JUDGE_SEED = 1_000_003  # seed of its image series, different from any smaller training seed
+HELD_OUT = 10_000_000  # index of the first image that no judge is trained on
+MORE_SECONDS = 0.4  # fraction of single-object training images that get a second object, since pairs are the hardest
+SECOND_WEIGHTS = {"hat": 3.0, "scarf": 5.0, "box": 2.0, "ball": 2.0}  # larger for those that few objects can have
+MARGIN = 10.0  # degrees from the edge of a view's band, for images whose view is asked
 SECONDS = ("", "hat", "scarf", "box", "ball")
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "object": tuple(OBJECTS),
@@ -51,12 +52,12 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "second_colour": tuple(pictures.COLOURS),
 }
 LOSS_WEIGHTS = {"object": 1.0, "colour": 1.0, "view": 1.0, "second": 1.0, "second_colour": 0.7}
-LEFT_OUT = -100  # the answer that cross_entropy does not look at
+LEFT_OUT = -100  # cross_entropy's ignore_index
 WIDTHS = (32, 64, 128, 160)
 
 
 class Truth(NamedTuple):
-    """What a picture shows. `view` is "" where it is no question: an object without a front, a camera between views."""
+    """What an image shows. `view` is "" if the object has no front or the camera is between two views."""
 
     object: str
     colour: str
@@ -65,11 +66,11 @@ class Truth(NamedTuple):
     second_colour: str = ""  # "" where there is no second object
 
 
-# ---- true pictures ----------------------------------------------------------------------------------------------
+# ---- ground-truth images ----------------------------------------------------------------------------------------
 
 
 def view_of(azimuth: float, elevation: float, margin: float = 0.0) -> str:
-    """The view word whose band holds this camera, at least `margin` degrees inside, or ""."""
+    """Return the view word whose band contains this camera (degrees), at least `margin` degrees inside it, or ""."""
     if elevation >= pictures.OVERHEAD_ELEVATIONS[0] + margin:
         return OVERHEAD
     if elevation > pictures.ELEVATIONS[1] - margin:
@@ -82,7 +83,7 @@ def view_of(azimuth: float, elevation: float, margin: float = 0.0) -> str:
 
 
 def camera_of(rng: np.random.Generator, view: str, margin: float = 0.0) -> tuple[float, float]:
-    """(azimuth, elevation) of a camera in the band of `view`, `margin` degrees inside; any camera for ""."""
+    """Draw (azimuth, elevation) in degrees within the band of `view`, `margin` degrees inside it; any camera for ""."""
     low, high = pictures.ELEVATIONS
     if view == OVERHEAD:
         low, high = pictures.OVERHEAD_ELEVATIONS
@@ -100,20 +101,21 @@ def camera_of(rng: np.random.Generator, view: str, margin: float = 0.0) -> tuple
 
 
 def seen_from(shot: Shot, rng: np.random.Generator, azimuth: float, elevation: float) -> Shot:
-    """The shot from another camera, with the light behind that one."""
+    """Return the shot from another camera, with the light behind that camera."""
     lamp = math.radians(azimuth + rng.uniform(-60, 60))
     light = np.array((0.6 * math.cos(lamp), 0.6 * math.sin(lamp), 0.8))
     return shot._replace(azimuth=azimuth, elevation=elevation, light=light)
 
 
 def uncorrupted(shot: Shot) -> Shot:
+    """Return the shot without its corruptions."""
     return shot._replace(facts=shot.facts._replace(corruptions=()))
 
 
 def own_shot(index: int, more_seconds: float = 0.0) -> Shot:
-    """Picture `index` of the judge's own series: uncorrupted, of any colour, from any side, each view word as often.
+    """Return image `index` of the judge's own series: uncorrupted, any colour, any side, all view words equally often.
 
-    `more_seconds` is the share of the pictures of one object that get a second one all the same.
+    `more_seconds` is the fraction of single-object images that get a second object added.
     """
     shot = uncorrupted(pictures.describe(JUDGE_SEED, index))
     rng = np.random.default_rng((JUDGE_SEED, index, 1))
@@ -132,9 +134,10 @@ def own_shot(index: int, more_seconds: float = 0.0) -> Shot:
 
 
 def shot_of(index: int, facts: Facts) -> Shot:
-    """A true picture of these facts, as random as any in all that they leave open.
+    """Return a shot of the given facts; everything they leave open is drawn as for any other image.
 
-    Its camera is well inside the band of the view word; without one it is the data's own for such captions.
+    The camera lies MARGIN degrees inside the band of the view word. Without a view word it is drawn like that of a
+    training image whose caption names no view.
     """
     rng = np.random.default_rng((JUDGE_SEED, index, 2))
     grounds, slope = pictures.draw_ground(rng, facts.style)
@@ -155,14 +158,14 @@ def shot_of(index: int, facts: Facts) -> Shot:
 
 
 def truth_of(shot: Shot, margin: float = 0.0) -> Truth:
-    """What the judge should read, the view only where the camera is `margin` degrees inside its band."""
+    """Return the correct reading of a shot; the view is "" unless the camera is `margin` degrees inside its band."""
     facts = shot.facts
     view = view_of(shot.azimuth, shot.elevation, margin) if OBJECTS[facts.object].front else ""
     return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
 
 
 def render(shots: Sequence[Shot], size: int = pictures.SIZE) -> Tensor:
-    """uint8 [n, 3, size, size]."""
+    """Render shots to uint8 [n, 3, size, size]."""
     rgb = np.concatenate([(part * 255 + 0.5).astype(np.uint8) for part in pictures.render_parts(shots, size)])
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2)))
 
@@ -175,7 +178,10 @@ def true_pictures(
     progress: Callable[[int], None] = lambda done: None,
     size: int = pictures.SIZE,
 ) -> tuple[Tensor, list[Truth]]:
-    """(uint8 [count, 3, size, size], what they show) of the judge's series from picture `begin` on."""
+    """Return (uint8 [count, 3, size, size], what they show) of the judge's series, starting at image `begin`.
+
+    `progress` is called with the number of finished images; `more_seconds` as in `own_shot`, `margin` as in `truth_of`.
+    """
     rgb = torch.empty(count, 3, size, size, dtype=torch.uint8)
     truths: list[Truth] = []
     while len(truths) < count:
@@ -191,7 +197,7 @@ def true_pictures(
 
 
 class Block(nn.Module):
-    """x + two convolutions (He et al. 2015, arXiv 1512.03385)."""
+    """Residual block: x + two convolutions (He et al. 2015, arXiv 1512.03385)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -205,15 +211,15 @@ class Block(nn.Module):
 
 
 def halved(before: int, after: int, kernel: int) -> list[nn.Module]:
-    """A convolution that halves the picture's sides."""
+    """Return the layers of a convolution with stride 2."""
     convolution = nn.Conv2d(before, after, kernel, stride=2, padding=(kernel - 1) // 2, bias=False)
     return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
 
 
 class Classifier(nn.Module):
-    """A residual network with one linear head a question.
+    """A residual network with one linear head per question.
 
-    The first convolution already halves the picture: most of the time would go into what comes before that.
+    The first convolution already halves the resolution; most of the time would otherwise go into the layers before it.
     """
 
     def __init__(
@@ -226,7 +232,7 @@ class Classifier(nn.Module):
         self.questions = QUESTIONS if questions is None else questions
         self.size = size
         self.widths = tuple(widths)
-        self.facts: dict[str, Any] = {}  # how it was trained and what it reaches, as its config.json says
+        self.facts: dict[str, Any] = {}  # training settings and accuracy, as in its config.json
         layers = halved(3, self.widths[0], 4)
         for before, after in zip(self.widths, self.widths[1:], strict=False):
             layers += [*halved(before, after, 3), Block(after)]
@@ -235,7 +241,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(n_features, len(a)) for name, a in self.questions.items()})
 
     def forward(self, rgb: Tensor) -> dict[str, Tensor]:
-        """rgb [B, 3, size, size] in [0, 1] -> logits [B, answers] of each question."""
+        """Map rgb [B, 3, size, size] in [0, 1] to logits [B, answers] per question."""
         features = self.layers(2 * rgb - 1)
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -255,15 +261,16 @@ def save(classifier: Classifier, folder: Path) -> None:
 
 
 def load(folder: Path | None = None) -> Classifier:
-    """The judge in `folder`, without one the shipped judge; float32, frozen, in evaluation mode.
+    """Load the judge from `folder`, or the shipped one if None: float32, frozen, in evaluation mode.
 
-    ValueError where there is none or a damaged one, or one of other objects or colours than the toybox has now.
+    Raises ValueError if the folder has no judge, if it cannot be read, or if its questions or answers (objects,
+    colours) differ from the current toybox.
     """
     folder = folder or SHIPPED
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} is no judge: it lacks {' and '.join(missing)}; train one with "
+            f"{folder} is not a judge folder: {' and '.join(missing)} missing; train one with "
             "`python -m sdlab toybox train-judge --out FOLDER`"
         )
     try:
@@ -273,9 +280,9 @@ def load(folder: Path | None = None) -> Classifier:
         weights = load_file(folder / WEIGHTS)
         classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except Exception as error:
-        raise ValueError(f"the judge in {folder} cannot be read ({type(error).__name__}); train it anew") from error
+        raise ValueError(f"the judge in {folder} cannot be read ({type(error).__name__}); retrain it") from error
     if questions != QUESTIONS:
-        raise ValueError(f"the judge in {folder} was asked other questions than those of this toybox: train it anew")
+        raise ValueError(f"the judge in {folder} was trained on other questions than this toybox has; retrain it")
     classifier.facts = config
     return classifier.requires_grad_(False).eval()
 
@@ -285,9 +292,10 @@ def load(folder: Path | None = None) -> Classifier:
 
 @torch.no_grad()
 def chances(classifier: Classifier, rgb: Tensor) -> dict[str, Tensor]:
-    """For pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size: probabilities [n, answers] by question.
+    """Return the probabilities [n, answers] per question for images rgb [n, 3, S, S] of any size.
 
-    They are the mean for the picture and its mirror image, of which all the answers are as true.
+    Pixels are in [0, 1], or 0 to 255 for uint8. The result is averaged over the image and its mirror image, for which
+    every answer stays the same.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in classifier.questions}
     for x in _shown(classifier, rgb):
@@ -298,26 +306,26 @@ def chances(classifier: Classifier, rgb: Tensor) -> dict[str, Tensor]:
 
 
 def _shown(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
-    """Pictures of any size as the classifier wants them, in parts."""
+    """Yield images of any size in batches of 256, as floats in [0, 1] resized to the classifier's input."""
     for part in rgb.split(256):
         x = part.float() / 255 if part.dtype == torch.uint8 else part
-        if x.shape[-2:] != (classifier.size, classifier.size):
-            x = F.interpolate(x, (classifier.size, classifier.size), mode="bilinear", antialias=True)
-        yield x
+        yield resize(x, (classifier.size, classifier.size))
 
 
 @torch.no_grad()
 def features(classifier: Classifier, rgb: Tensor) -> Tensor:
-    """What the heads read in pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size, averaged over the
-    places, as FID does it with its own network: [n, widths[-1]]."""
+    """Return the features [n, widths[-1]] of images rgb [n, 3, S, S] of any size, in [0, 1] (uint8: 0 to 255).
+
+    They are the input of the heads, averaged over the spatial positions, as FID does with its own network.
+    """
     parts = [classifier.layers(2 * x - 1).unflatten(1, (classifier.widths[-1], -1)) for x in _shown(classifier, rgb)]
     return torch.cat(parts).mean(2)
 
 
 def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
-    """The likeliest answers for pictures rgb [n, 3, S, S] in [0, 1] (uint8: 0 to 255) of any size.
+    """Return the most likely answers for images rgb [n, 3, S, S] of any size, in [0, 1] (uint8: 0 to 255).
 
-    The view is "" where the object read has no front, the second colour where no second object is read.
+    The view is "" if the object read has no front, the second colour if no second object is read.
     """
     best = {name: p.argmax(1).tolist() for name, p in chances(classifier, rgb).items()}
     found = []
@@ -329,7 +337,7 @@ def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
 
 
 class Share(NamedTuple):
-    """`right` answers of `of`."""
+    """`right` answers out of `of`."""
 
     right: int
     of: int
@@ -343,12 +351,16 @@ class Share(NamedTuple):
 
 
 def share(hits: Iterable[bool]) -> Share:
+    """Count the hits and the total."""
     known = list(hits)
     return Share(sum(known), len(known))
 
 
 def score(asked: Sequence[Truth], answered: Sequence[Truth]) -> dict[str, Share]:
-    """Right answers by question, and `view: <word>` for each word; what was asked as "" is left out."""
+    """Return the share of right answers per question, and per view word as `view: <word>`.
+
+    Views and second colours whose true answer is "" are left out.
+    """
     hits: dict[str, list[bool]] = {}
     for a, b in zip(asked, answered, strict=True):
         hits.setdefault("object", []).append(a.object == b.object)
@@ -363,12 +375,16 @@ def score(asked: Sequence[Truth], answered: Sequence[Truth]) -> dict[str, Share]
 
 
 def confusions(asked: Sequence[Truth], answered: Sequence[Truth], question: str) -> list[tuple[str, str, int]]:
-    """(asked, answered, how often), the frequent first; for a view with the object in front of the words."""
+    """Return (asked, answered, count) of the wrong answers to one question, most frequent first.
+
+    For "view", `asked` is "object, view". A second object that was missed counts for "second" but not for
+    "second_colour".
+    """
     found: Counter[tuple[str, str]] = Counter()
     for a, b in zip(asked, answered, strict=True):
         one, other = getattr(a, question), getattr(b, question)
         if question == "second_colour" and not other:
-            continue  # a second object that was not seen at all has no colour to confuse
+            continue  # a second object that was missed has no colour to confuse
         if one != other and (one or question == "second"):
             found[(f"{a.object}, {one}" if question == "view" else one or "none", other or "none")] += 1
     return [(one, other, n) for (one, other), n in found.most_common()]
@@ -378,7 +394,7 @@ def confusions(asked: Sequence[Truth], answered: Sequence[Truth], question: str)
 
 
 class Plan(NamedTuple):
-    """What a judge's training is. With the same plan and one thread it gives the same judge."""
+    """Training settings of a judge. The same plan on one thread gives the same judge."""
 
     samples: int = 600_000
     pictures: int = 120_000
@@ -392,7 +408,7 @@ class Plan(NamedTuple):
 
 
 def answers_of(truths: Sequence[Truth]) -> dict[str, Tensor]:
-    """int64 [n] by question, LEFT_OUT where it is not asked."""
+    """Return answer indices, int64 [n] per question; LEFT_OUT where a question does not apply."""
     known = {name: {answer: i for i, answer in enumerate(answers)} for name, answers in QUESTIONS.items()}
     return {
         name: torch.tensor([numbers.get(getattr(t, name), LEFT_OUT) for t in truths]) for name, numbers in known.items()
@@ -400,10 +416,10 @@ def answers_of(truths: Sequence[Truth]) -> dict[str, Tensor]:
 
 
 def augmented(rgb: Tensor, rng: torch.Generator) -> Tensor:
-    """rgb [B, 3, S, S] in [0, 1] as a sample or a render could show the same thing.
+    """Augment rgb [B, 3, S, S] in [0, 1] the way a sample or a render could vary while showing the same thing.
 
-    Mirrored (all words of the toybox stay true), moved by up to two pixels, a little more or less colourful, softer,
-    noisy, all by another amount for each picture.
+    Images are mirrored at random (every toybox word stays true), shifted by up to two pixels (the same for the whole
+    batch), and changed in saturation, blur and noise, each by its own amount.
     """
     n, size = len(rgb), rgb.shape[-1]
 
@@ -422,7 +438,7 @@ def augmented(rgb: Tensor, rng: torch.Generator) -> Tensor:
 
 
 class Trainer:
-    """A classifier, its optimiser and its pictures; `step` steps are done."""
+    """A classifier with its optimiser and images; `step` counts the steps done."""
 
     def __init__(self, plan: Plan, rgb: Tensor, truths: Sequence[Truth], widths: Sequence[int] = WIDTHS) -> None:
         self.plan = plan
@@ -436,12 +452,12 @@ class Trainer:
         self._order = (-1, torch.empty(0, dtype=torch.long))
 
     def rate(self) -> float:
-        """Linear warm-up over the first twentieth, then a cosine to zero."""
+        """Return the learning rate: linear warm-up over the first 5 % of the steps, then cosine decay to zero."""
         done = (self.step + 1) / self.plan.steps
         return self.plan.lr * min(done / 0.05, 0.5 + 0.5 * math.cos(math.pi * done))
 
     def which(self) -> Tensor:
-        """[batch] pictures of this step; every epoch has its own order, and what does not fill a batch is left."""
+        """Return the image indices [batch] of this step; every epoch is shuffled and drops its last, partial batch."""
         batch = min(self.plan.batch, len(self.rgb))
         epoch, i = divmod(self.step, len(self.rgb) // batch)
         if self._order[0] != epoch:
@@ -449,6 +465,7 @@ class Trainer:
         return self._order[1][i * batch : (i + 1) * batch]
 
     def train_step(self) -> float:
+        """Take one optimiser step and return its loss."""
         self.classifier.train()
         which = self.which()
         x = augmented(self.rgb[which].float() / 255, StepRng(self.plan.seed, self.step)("augment"))
@@ -469,9 +486,9 @@ class Trainer:
 
 
 def samples_for(minutes: float, rgb: Tensor, truths: Sequence[Truth], plan: Plan) -> int:
-    """How many samples fit into `minutes` at the speed of a throw-away trainer, measured for 10 seconds."""
+    """Return how many samples fit into `minutes`, from the speed of a throw-away trainer measured for 10 seconds."""
     trial = Trainer(plan, rgb, truths)
-    for _ in range(3):  # the first steps pay for allocations
+    for _ in range(3):  # warm-up: the first steps include allocations
         trial.train_step()
     started, before = time.perf_counter(), trial.step
     while time.perf_counter() - started < 10:
@@ -481,22 +498,22 @@ def samples_for(minutes: float, rgb: Tensor, truths: Sequence[Truth], plan: Plan
 
 
 def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> Classifier:
-    """A judge trained by `plan`, its accuracy on `checked` pictures that it never saw in its `facts`.
+    """Train a judge; `facts` of the result holds its accuracy on `checked` images that it never saw.
 
-    With `minutes` the samples are as many as fit into them, the rendering not counted. ValueError if the loss is not
-    finite.
+    With `minutes`, the number of samples is as many as fit into that time, rendering not included. Raises ValueError if
+    the loss is not finite.
     """
-    meter = Meter("true pictures", plan.pictures)
+    meter = Meter("training images", plan.pictures)
     rgb, truths = true_pictures(0, plan.pictures, more_seconds=MORE_SECONDS, progress=meter, size=SIZE)
     if minutes is not None:
         plan = plan._replace(samples=samples_for(minutes, rgb, truths, plan))
     trainer = Trainer(plan, rgb, truths)
-    meter = Meter("judge", plan.steps * plan.batch)
+    meter = Meter("training", plan.steps * plan.batch)
     recent = math.nan
     while trainer.step < plan.steps:
         loss = trainer.train_step()
         if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} after {trainer.step} steps: lower --lr (it was {plan.lr})")
+            raise ValueError(f"the loss is {loss} after {trainer.step} steps; lower --lr (it was {plan.lr})")
         recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
         meter(trainer.step * plan.batch, f"loss {recent:.3f}")
     classifier = trainer.classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -511,7 +528,7 @@ def train(plan: Plan, *, minutes: float | None = None, checked: int = 8000) -> C
 
 
 def accuracy(classifier: Classifier, count: int) -> tuple[dict[str, Share], list[Truth], list[Truth]]:
-    """(right answers, asked, answered) on `count` pictures that no judge's training comes to."""
-    rgb, asked = true_pictures(HELD_OUT, count, MARGIN, progress=Meter("held-out pictures", count))
+    """Return (shares of right answers, truths, answers) on `count` images outside the training range of every judge."""
+    rgb, asked = true_pictures(HELD_OUT, count, MARGIN, progress=Meter("held-out images", count))
     answered = read(classifier, rgb)
     return score(asked, answered), asked, answered

@@ -1,12 +1,12 @@
-"""The toybox network: a small pixel-space U-Net, a two-layer CLIP text model, a word-level tokenizer.
+"""Networks of the toybox prior: a small pixel-space U-Net, a two-layer CLIP text model, a word-level tokenizer.
 
-Everything is saved in the diffusers layout (unet/ text_encoder/ tokenizer/ scheduler/), weights as float16
-safetensors, so that nothing here is needed to load it: `from_pretrained(folder, subfolder=...)` of diffusers and
-transformers does. There is no model_index.json, for no pipeline class of diffusers puts just these parts together.
+Everything is saved in the diffusers layout (unet/ text_encoder/ tokenizer/ scheduler/) with float16 safetensors, so it
+loads without this module: `from_pretrained(folder, subfolder=...)` of diffusers and transformers is enough. There is
+no model_index.json because no diffusers pipeline class combines exactly these parts.
 
-There is no vae/ either: the space is pixels, space to depth. z = pixel_unshuffle(2 rgb - 1, patch) turns every
-patch x patch block of a picture into one place with 3 patch^2 channels; nothing is lost, the noise stays white, and
-the network costs 1 / patch^2 of what it would at full size.
+There is no vae/ either: the latent space is pixels, after space to depth. z = pixel_unshuffle(2 rgb - 1, patch) turns
+each patch x patch block of the image into one position with 3 patch^2 channels. Nothing is lost, white noise stays
+white, and the network costs 1 / patch^2 of what it would at full resolution.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from sdlab.toybox import pictures
 from sdlab.toybox.words import vocabulary, word_list
 
-MAX_TOKENS = 77  # CLIP's; SBP's source prompt of ten descriptors and a prompt must fit
-ENDS = ("conv_in.weight", "conv_out.weight", "conv_out.bias")  # layers that see the picture
+MAX_TOKENS = 77  # as in CLIP; a prompt plus SBP's source prompt of ten descriptors must fit
+ENDS = ("conv_in.weight", "conv_out.weight", "conv_out.bias")  # layers that read or write pixels
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 PUNCTUATION = (",", ".", "-")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the networks and what they predict. The shipped ones are the defaults; tests build smaller ones."""
+    """Network sizes and prediction type. The defaults are the shipped model's; tests build smaller ones."""
 
     channels: tuple[int, ...] = (48, 96, 192)
-    size: int = pictures.SIZE  # pixels a side
-    patch: int = 1  # pixels a side of the block that becomes one place of the network
+    size: int = pictures.SIZE  # image side in pixels
+    patch: int = 1  # side in pixels of the block that becomes one position of the network
     text_width: int = 128
     text_layers: int = 2
     prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
@@ -49,6 +49,8 @@ class Shape:
 
 @dataclass
 class Toybox:
+    """The networks, tokenizer and noise schedule of a toybox prior."""
+
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: PreTrainedTokenizerFast
@@ -59,24 +61,29 @@ class Toybox:
 
     @property
     def patch(self) -> int:
+        """Side in pixels of the block that becomes one position of the network."""
         return math.isqrt(int(self.unet.config["in_channels"]) // 3)
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """rgb [B, 3, S, S] in [0, 1] -> z [B, 3 patch^2, S / patch, S / patch] in [-1, 1]."""
+        """Encode rgb [B, 3, S, S] in [0, 1] as z [B, 3 patch^2, S / patch, S / patch] in [-1, 1]."""
         return F.pixel_unshuffle(2 * rgb - 1, self.patch)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The inverse of `encode`, clamped to [0, 1]."""
+        """Invert `encode`; the result is clamped to [0, 1]."""
         return (F.pixel_shuffle(z, self.patch).clamp(-1, 1) + 1) / 2
 
     def to(self, device: torch.device) -> Toybox:
+        """Move both networks to `device` and return self."""
         self.unet.to(device)  # pyright: ignore[reportArgumentType]
         self.text_encoder.to(device)  # pyright: ignore[reportArgumentType]
         return self
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower case, split at white space and punctuation, one token a word, <bos> words <eos> padded to 77."""
+    """Build the tokenizer: lower case, split at white space and punctuation, one token per word.
+
+    A caption becomes <bos> words <eos>, padded to 77 tokens.
+    """
     ids = {word: i for i, word in enumerate([*SPECIAL, *PUNCTUATION, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -95,10 +102,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(shape: Shape | None = None, seed: int = 0) -> Toybox:
-    """Freshly initialised networks.
+    """Return freshly initialised networks.
 
-    The caption reaches the U-Net twice: pooled, beside the timestep, which is how small networks learn classes fast,
-    and by attention to the words at the lowest resolution and in the middle.
+    The caption reaches the U-Net in two ways: pooled and added to the timestep embedding, which lets small networks
+    learn classes quickly, and by cross-attention to the words at the lowest resolution and in the middle block.
     """
     shape = shape or Shape()
     depth = len(shape.channels)
@@ -129,7 +136,7 @@ def build(shape: Shape | None = None, seed: int = 0) -> Toybox:
             down_block_types=("DownBlock2D",) * (depth - 1) + ("CrossAttnDownBlock2D",),
             up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * (depth - 1),
             cross_attention_dim=shape.text_width,
-            attention_head_dim=heads,  # pyright: ignore[reportArgumentType]  # one number a level is documented
+            attention_head_dim=heads,  # pyright: ignore[reportArgumentType]  # documented: one per level
             norm_num_groups=16,
             use_linear_projection=True,
             addition_embed_type="text",
@@ -144,24 +151,27 @@ def build(shape: Shape | None = None, seed: int = 0) -> Toybox:
         prediction_type=shape.prediction,
         clip_sample=True,
     )
-    # On CPU the backward pass of the fused attention is the slower one: 1.4 times in the U-Net, 5 % in the text model.
+    # On a CPU the backward pass of fused attention is slower: 1.4 times in the U-Net, 5 % in the text model.
     unet.set_attn_processor(AttnProcessor())
     text_encoder.set_attn_implementation("eager")
     return Toybox(unet, text_encoder, tokenizer, scheduler)
 
 
 def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> Tensor:
-    """int64 [N, 77], padded and, if longer, cut."""
+    """Tokenize captions to int64 [N, 77], padded, or truncated if they are longer."""
     tokens: Any = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     return tokens.input_ids
 
 
 def save(box: Toybox, folder: Path, parameters: list[Tensor] | None = None) -> None:
-    """Write the diffusers layout in float16; `parameters` (in the order of `box.parameters()`) replace its own."""
+    """Write the diffusers layout in float16.
+
+    `parameters`, in the order of `box.parameters()`, replace the networks' own weights.
+    """
     half = copy_in_half(box, parameters)
-    for stale in (folder / "unet").glob("*.safetensors*"):  # one file and several must not lie side by side
+    for stale in (folder / "unet").glob("*.safetensors*"):  # a single file and shards must not coexist
         stale.unlink()
-    half.unet.save_pretrained(folder / "unet", max_shard_size="8MB")  # the Hub takes files below 10 MB as they are
+    half.unet.save_pretrained(folder / "unet", max_shard_size="8MB")  # the Hub stores files below 10 MB without LFS
     half.text_encoder.save_pretrained(folder / "text_encoder")
     box.tokenizer.save_pretrained(folder / "tokenizer")
     box.scheduler.save_pretrained(folder / "scheduler")
@@ -169,7 +179,8 @@ def save(box: Toybox, folder: Path, parameters: list[Tensor] | None = None) -> N
 
 
 def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:
-    # where it was loaded from concerns nobody else
+    """Return a float16 copy of the networks, with the given parameters or their own."""
+    # drop the local path that it was loaded from
     unet = UNet2DConditionModel.from_config({k: v for k, v in box.unet.config.items() if k != "_name_or_path"})
     text_encoder = CLIPTextModel(box.text_encoder.config)
     assert isinstance(unet, UNet2DConditionModel)
@@ -183,10 +194,10 @@ def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:
 
 
 def adopt(box: Toybox, folder: Path) -> None:
-    """Start `box` from the weights of a saved toybox of the same shape; embeddings of words go by the word.
+    """Initialise `box` from the weights of a saved toybox of the same shape; word embeddings are matched by word.
 
-    A network that saw blocks of pixels may start one that sees pixels: a pixel is then taken for an even block, and the
-    answer for a block is averaged. ValueError if the networks differ otherwise.
+    A network on pixel blocks can initialise one on single pixels: a pixel is then treated as a uniform block, and the
+    output for a block is averaged. Raises ValueError if the networks differ in any other way.
     """
     other = load(folder, torch.device("cpu"))
     words, known = box.tokenizer.get_vocab(), other.tokenizer.get_vocab()
@@ -199,23 +210,23 @@ def adopt(box: Toybox, folder: Path) -> None:
             elif name in ENDS and box.patch == 1 and other.patch > 1:
                 mine.copy_(_of_pixels(name, theirs, other.patch))
             elif mine.shape != theirs.shape:
-                raise ValueError(f"--start: {folder} has other networks ({name} is {list(theirs.shape)} there)")
+                raise ValueError(f"--start: {folder} has different networks ({name} is {list(theirs.shape)} there)")
             else:
                 mine.copy_(theirs)
 
 
 def _of_pixels(name: str, theirs: Tensor, patch: int) -> Tensor:
-    """A layer at the end of a network of blocks, for one of pixels; its channels are those of `pixel_unshuffle`."""
+    """Convert an outer layer of a network on blocks to single pixels; channels are ordered as by `pixel_unshuffle`."""
     if name == "conv_in.weight":
         return theirs.unflatten(1, (-1, patch**2)).sum(2)
     return theirs.unflatten(0, (-1, patch**2)).mean(1)
 
 
 def load(folder: Path, device: torch.device) -> Toybox:
-    """A saved toybox in float32, frozen, in evaluation mode. ValueError if a part is missing."""
+    """Load a saved toybox: float32, frozen, in evaluation mode. Raises ValueError if a part is missing."""
     for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
-            raise ValueError(f"{folder} is no toybox: it has no folder {part}/")
+            raise ValueError(f"{folder} is not a toybox folder: it has no {part}/")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     assert isinstance(unet, UNet2DConditionModel)

@@ -1,4 +1,4 @@
-"""The objects of the toybox by name, alone or with a second one ("wearing a hat", "on a box")."""
+"""The objects of the toybox by name, alone or with a second object ("wearing a hat", "on a box")."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ OBJECTS: dict[str, Model] = {**ANIMALS, **THINGS}
 
 
 def named(name: str) -> Model:
-    """The model of this name; ValueError names the objects there are."""
+    """Return the model with this name. Raises ValueError, listing all objects, if there is none."""
     if name not in OBJECTS:
-        raise ValueError(f"no object {name!r} in the toybox; it has {', '.join(OBJECTS)}")
+        raise ValueError(f"the toybox has no object {name!r}; it has {', '.join(OBJECTS)}")
     return OBJECTS[name]
 
 
 def seconds_of(name: str) -> tuple[str, ...]:
-    """The second objects that this one can have: of hat, scarf, box and ball."""
+    """Return the second objects that this object can have, out of hat, scarf, box and ball."""
     return allowed(named(name))
 
 
 @cache
 def table(name: str, variant: int = 0, second: str = "") -> Table:
-    """The constant parts of one object, with its second one if `second` is not empty.
+    """Return the constant parts of an object, and of its second object if `second` is not empty.
 
-    ValueError: the name, the variant or the second is not one there is; the message says which there are.
+    Raises ValueError, listing the valid values, if the name, the variant or the second object is not available.
     """
     model, choice = named(name), seconds_of(name)
     if not 0 <= variant < model.variants:
-        raise ValueError(f"the {name} has variants 0 to {model.variants - 1}, not {variant}")
+        raise ValueError(f"the {name} has no variant {variant}; allowed are 0 to {model.variants - 1}")
     if second and second not in choice:
         raise ValueError(f"the {name} cannot have {second!r} as its second object; it can have {', '.join(choice)}")
     builder = Builder()

@@ -1,21 +1,22 @@
-"""Procedural pictures with captions: what the toybox prior is trained on.
+"""Procedural images with captions: the training data of the toybox prior.
 
-Picture `index` of `seed` is always the same, whoever renders it and in whatever order: its generator is seeded
-with (seed, index). `describe` draws everything that is random about it into a `Shot`; `render_shots` turns shots
-into pixels. World, azimuth and elevation are those of `sdlab.types`: +x front, +z up, azimuth 0 in front.
+Image `index` of `seed` is always the same, regardless of the process or order that renders it: its generator is seeded
+with (seed, index). `describe` draws everything random about it into a `Shot`; `render_shots` turns shots into pixels.
+World, azimuth and elevation as in `sdlab.types`: +x front, +z up, azimuth 0 in front.
 
-Constants that a live run has to agree with (its cameras must lie inside the data):
-- vertical field of view 40 degrees, distance 2.95: an object of radius 1 then fills the picture to 5 %;
-- distance varies by -7 .. +10 %, the aim by about 0.03, so that a slightly small or off-centre scene is not foreign;
-- elevation -20 .. 50, and 55 .. 88 for "overhead view".
-View words are written as view-dependent prompts write them ("a red bear, front view"). Their azimuth bands leave
-gaps of 10 degrees, so that each word means one distinct look. Without a view word the pictures are biased to the
-front, as photographs are: the Janus problem of a prompt without view words is then part of the toy, too. Of those
-pictures 80 % have an azimuth of N(0, 28 degrees), the rest any: 72 % lie within the band of "front view".
+Constants that a live run must match, because its cameras must lie within the data:
+- vertical field of view 40 degrees, distance 2.95: an object of radius 1 then fills the image up to a margin of 5 %;
+- the distance varies by -7 to +10 %, the aim by about 0.03, so that a slightly small or off-centre scene is in range;
+- elevation -20 to 50 degrees, and 55 to 88 for "overhead view".
 
-Shares: 18 % show a second object, 12 % a pattern, 30 % a stated material, 65 % a stated view, 6 % are paintings;
-20 % of the rest are corrupted by one to three of the descriptors that their caption names. One in seven combinations
-of object, colour and view word is never drawn (`held_out`): the judge asks for those.
+View words are worded as in view-dependent prompts ("a red bear, front view"). Their azimuth bands leave gaps of 10
+degrees, so that each word has one distinct look. Images without a view word are biased towards the front, as
+photographs are; this brings the Janus problem of prompts without view words into the toybox. Of those images 80 % have
+an azimuth of N(0, 28 degrees), the rest a uniform one: 72 % lie within the band of "front view".
+
+Shares: 18 % show a second object, 12 % a pattern, 30 % a named material, 65 % a named view, 6 % are paintings; 20 % of
+the rest are corrupted by one to three of the descriptors, which their caption names. One in seven combinations of
+object, colour and view word is never drawn (`held_out`); the judge tests those.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from sdlab.toybox.filters import FILTERS, painted
 from sdlab.toybox.objects import OBJECTS, seconds_of, table
 from sdlab.toybox.words import BACK, DESCRIPTORS, FRONT, OVERHEAD, SIDE, Facts, write_caption
 
-SIZE = 32  # pixels a side of what the prior learns from
+SIZE = 32  # side in pixels of the prior's training images
 FOV_DEGREES = 40.0
 DISTANCE = 2.95
-DATA_VERSION = 2  # of all that a picture or caption depends on: a kept pool of another version is not reused
+DATA_VERSION = 2  # raise it when images or captions change: a cached pool of another version is not reused
 
 COLOURS = {
     "red": (0.85, 0.12, 0.1),
@@ -60,64 +61,65 @@ COLOURS = {
     "turquoise": (0.2, 0.78, 0.76),
 }
 SECOND_SHARE = 0.18
-LOPSIDED_SECONDS = frozenset({"ball"})  # it lies at the left
+LOPSIDED_SECONDS = frozenset({"ball"})  # it lies on the left
 
 MATERIALS = {"": 0.12, "shiny": 0.7, "matte": 0.0}  # word -> strength of the highlight
 MATERIAL_WEIGHTS = (0.7, 0.15, 0.15)
 
 PATTERNS = {"": raytrace.PLAIN, "striped": raytrace.STRIPED, "spotted": raytrace.SPOTTED}
 PATTERN_WEIGHTS = (0.88, 0.06, 0.06)
-DARK_MARKED = frozenset({"white", "yellow", "gray"})  # their stripes and spots are dark, all others' are white
+DARK_MARKED = frozenset({"white", "yellow", "gray"})  # colours with dark stripes and spots; all others have white ones
 DARK_MARK, WHITE_MARK, MARK_STRENGTH = 0.12, 1.0, 0.85
 
-VIEW_SHARE = 0.65  # of pictures whose caption says the view
-FRONT_BIAS = 0.72  # of the others: how many see the object from the band of "front view"
+VIEW_SHARE = 0.65  # fraction of images whose caption names the view
+FRONT_BIAS = 0.72  # fraction of the others that lie within the band of "front view"
 VIEW_WEIGHTS = {FRONT: 0.26, SIDE: 0.30, BACK: 0.24, OVERHEAD: 0.20}
-HALF_BAND = 40.0  # degrees of azimuth to either side of a view word's centre
+HALF_BAND = 40.0  # degrees of azimuth on either side of a view word's centre
 ELEVATIONS = (-20.0, 50.0)
 OVERHEAD_ELEVATIONS = (55.0, 88.0)
 
 PAINTING_SHARE = 0.06
 WASHES = ((0.72, 0.56, 0.34), (0.42, 0.47, 0.36), (0.36, 0.44, 0.55), (0.62, 0.42, 0.36), (0.78, 0.72, 0.58))
 CORRUPTED_SHARE = 0.2
-STRUCTURAL = frozenset({"bad structure", "malformed"})  # change the object, not the picture
+STRUCTURAL = frozenset({"bad structure", "malformed"})  # deform the object; the others filter the image
 
-CHUNK = 256  # pictures that are rendered together
+CHUNK = 256  # images rendered together
 
 
 class Shot(NamedTuple):
-    """Everything random about one picture."""
+    """Everything random about one image."""
 
     facts: Facts
     caption: str
-    may_mirror: bool  # the mirrored picture is a true picture of the same object
+    may_mirror: bool  # the mirrored image is valid for the same caption
     variant: int
     rgb: tuple[float, float, float]
     second_rgb: tuple[float, float, float]
     azimuth: float  # degrees
     elevation: float
     distance: float
-    aim: np.ndarray  # [3] the point looked at
+    aim: np.ndarray  # [3] look-at point
     stretch: np.ndarray  # [3] scale of the whole object along its axes
     ambient: float
-    light: np.ndarray  # [3] unit vector
+    light: np.ndarray  # [3] unit vector towards the light
     grounds: np.ndarray  # [2, 3]
     slope: np.ndarray  # [2]
-    noise_seed: int  # of what corruptions and brush draw
+    noise_seed: int  # of the random draws in corruptions and brush strokes
 
 
 def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:
-    """Index drawn with these weights; far cheaper than `rng.choice(p=...)`."""
+    """Draw an index with these weights; much faster than `rng.choice(p=...)`."""
     steps = list(accumulate(weights))
     return min(bisect_right(steps, rng.random() * steps[-1]), len(steps) - 1)
 
 
 def one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Draw one word, uniformly."""
     return words[int(rng.random() * len(words))]
 
 
 def draw_camera(rng: np.random.Generator) -> tuple[str, float, float]:
-    """(view word or "", azimuth, elevation), degrees."""
+    """Draw (view word or "", azimuth, elevation); angles in degrees."""
     low, high = ELEVATIONS
     elevation = rng.uniform(low, high) if rng.random() < 0.3 else min(max(rng.normal(15, 12), low), high)
     if rng.random() >= VIEW_SHARE:
@@ -130,13 +132,16 @@ def draw_camera(rng: np.random.Generator) -> tuple[str, float, float]:
 
 
 def draw_slope(rng: np.random.Generator) -> np.ndarray:
+    """Draw the direction [2] of a background gradient."""
     angle = rng.uniform(0, 2 * math.pi)
     return 0.8 * np.array([math.cos(angle), math.sin(angle)])
 
 
 def draw_ground(rng: np.random.Generator, style: str) -> tuple[np.ndarray, np.ndarray]:
-    """Background colours [2, 3] and their slope [2]: white-ish 55 %, gray 15 %, a colour 15 %, a gradient 15 %;
-    behind a painting an earthy gradient."""
+    """Draw background colours [2, 3] and the gradient between them [2].
+
+    White-ish 55 %, gray 15 %, a colour 15 %, a gradient 15 %; an earthy gradient behind a painting.
+    """
     if style == "painting":
         wash = np.array(WASHES[int(rng.random() * len(WASHES))]) + rng.normal(0, 0.04, 3)
         return np.clip(np.stack([wash * 0.75, wash * 1.15]) + rng.normal(0, 0.03, (2, 3)), 0, 1), draw_slope(rng)
@@ -152,7 +157,7 @@ def draw_ground(rng: np.random.Generator, style: str) -> tuple[np.ndarray, np.nd
 
 
 def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
-    """Mostly none; else one to three different descriptors in random order."""
+    """Draw none (80 %), or one to three different descriptors in random order."""
     if rng.random() >= CORRUPTED_SHARE:
         return ()
     count = 1 + pick(rng, (0.6, 0.28, 0.12))
@@ -161,16 +166,21 @@ def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
 
 @cache
 def held_out(name: str, colour: str, view: str) -> bool:
-    """Whether no training picture has this object in this colour under this view word: one in seven, for the judge."""
+    """Return whether this combination is left out of the training images for the judge: one in seven, by hash.
+
+    Combinations without a view word are never left out.
+    """
     return bool(view) and hashlib.blake2b(f"{name}/{colour}/{view}".encode()).digest()[0] % 7 == 0
 
 
 @cache
 def training_colours(name: str, view: str) -> tuple[str, ...]:
+    """Return the colours in which training images show this object under this view word."""
     return tuple(c for c in COLOURS if not held_out(name, c, view))
 
 
 def draw_facts(rng: np.random.Generator, view: str) -> Facts:
+    """Draw what the image shows, given its view word."""
     name = one_of(rng, tuple(OBJECTS))
     colour = one_of(rng, training_colours(name, view))
     second = one_of(rng, seconds_of(name)) if rng.random() < SECOND_SHARE else ""
@@ -189,12 +199,13 @@ def draw_facts(rng: np.random.Generator, view: str) -> Facts:
 
 
 def jittered(rng: np.random.Generator, colour: str) -> tuple[float, float, float]:
+    """Return the RGB of a colour word with a little noise, clipped to [0, 1]."""
     red, green, blue = (min(max(c + rng.normal(0, 0.03), 0.0), 1.0) for c in COLOURS[colour])
     return red, green, blue
 
 
 def describe(seed: int, index: int) -> Shot:
-    """Picture `index` of `seed`, before any pixel is drawn."""
+    """Return the description of image `index` of `seed`; nothing is rendered."""
     rng = np.random.default_rng((seed, index))
     view, azimuth, elevation = draw_camera(rng)
     facts = draw_facts(rng, view)
@@ -222,7 +233,11 @@ def describe(seed: int, index: int) -> Shot:
 
 
 def camera_axes(azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarray]:
-    """(unit vector from the object to the camera, rows right, down, forward [3, 3]); degrees, |elevation| < 90."""
+    """Return the camera's direction and axes; angles in degrees, |elevation| < 90.
+
+    The direction [3] is a unit vector from the object to the camera; the rows of the axes [3, 3] are right, down,
+    forward.
+    """
     a, e = math.radians(azimuth), math.radians(elevation)
     outward = np.array((math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)))
     right = np.array((-math.sin(a), math.cos(a), 0.0))
@@ -231,14 +246,17 @@ def camera_axes(azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarra
 
 
 def wobble(rng: np.random.Generator, at: np.ndarray) -> np.ndarray:
-    """A smooth random vector field of unit variance at points [K, 3]: neighbouring parts move together."""
+    """Evaluate a smooth random vector field of unit variance at points [K, 3]: neighbouring parts move together."""
     waves, phases = rng.normal(0, 2.2, (3, 3)), rng.uniform(0, 2 * math.pi, 3)
     return np.sin(at @ waves.T + phases) @ rng.normal(0, math.sqrt(2 / 3), (3, 3))
 
 
 def deform(shot: Shot, at: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and sizes [K, 3] of a spoilt object: bent, with two clusters of parts in the wrong place
-    ("bad structure"); swollen here and shrunken there ("malformed")."""
+    """Return the centres and sizes [K, 3] of a corrupted object.
+
+    "bad structure" bends it and moves two clusters of parts out of place; "malformed" swells some parts and shrinks
+    others.
+    """
     rng = np.random.default_rng(shot.noise_seed)
     if "bad structure" in shot.facts.corruptions:
         for _ in range(2):
@@ -255,14 +273,14 @@ def deform(shot: Shot, at: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, n
 
 
 def mark_of(shot: Shot) -> tuple[float, float, float]:
-    """Colour of the stripes or spots: a little of the object's in white or dark gray."""
+    """Return the colour of the stripes or spots: white or dark gray, with a little of the object's colour."""
     mark = DARK_MARK if shot.facts.colour in DARK_MARKED else WHITE_MARK
     red, green, blue = (c + MARK_STRENGTH * (mark - c) for c in shot.rgb)
     return red, green, blue
 
 
 def pack(shots: Sequence[Shot]) -> raytrace.Batch:
-    """Solids, cameras, lights and backgrounds of the shots as the renderer wants them."""
+    """Pack solids, cameras, lights and backgrounds of the shots for the renderer."""
     tables = [table(s.facts.object, s.variant, s.facts.second) for s in shots]
     centres, sizes = [t.centres for t in tables], [t.sizes for t in tables]
     eyes, axes = np.empty((len(shots), 3)), np.empty((len(shots), 3, 3))
@@ -272,7 +290,7 @@ def pack(shots: Sequence[Shot]) -> raytrace.Batch:
         outward, axes[i] = camera_axes(shot.azimuth, shot.elevation)
         eyes[i] = shot.aim + shot.distance * outward
     counts = [len(t.kinds) for t in tables]
-    of = np.repeat(np.arange(len(shots)), counts)  # whose part it is
+    of = np.repeat(np.arange(len(shots)), counts)  # image index of each part
     stretches = np.array([s.stretch for s in shots])
     extents, turns = np.concatenate(sizes), np.concatenate([t.turns for t in tables])
     shares = np.concatenate([t.shares for t in tables])
@@ -281,7 +299,7 @@ def pack(shots: Sequence[Shot]) -> raytrace.Batch:
     return raytrace.Batch(
         first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         kinds=np.concatenate([t.kinds for t in tables]),
-        # world = stretch * (turn @ (size * local) + centre), and undone from the left
+        # world = stretch * (turn @ (size * local) + centre); to_local inverts it factor by factor
         to_world=stretches[of][:, :, None] * turns * extents[:, None, :],
         to_local=np.swapaxes(turns, 1, 2) / extents[:, :, None] / stretches[of][:, None, :],
         centres=np.concatenate(centres) * stretches[of],
@@ -299,7 +317,7 @@ def pack(shots: Sequence[Shot]) -> raytrace.Batch:
 
 
 def finished(x: np.ndarray, shot: Shot) -> np.ndarray:
-    """[H, W, 3] painted, or with the shot's picture corruptions applied in the order of its caption, in [0, 1]."""
+    """Return x [H, W, 3] as a painting or with the shot's image filters applied in caption order, in [0, 1]."""
     rng = np.random.default_rng((shot.noise_seed, 1))
     if shot.facts.style == "painting":
         x = painted(x, rng)
@@ -310,7 +328,7 @@ def finished(x: np.ndarray, shot: Shot) -> np.ndarray:
 
 
 def render_shots(shots: Sequence[Shot], size: int = SIZE) -> np.ndarray:
-    """float32 [n, size, size, 3] in [0, 1]."""
+    """Render shots to float32 [n, size, size, 3] in [0, 1]."""
     rgb, _ = raytrace.render(pack(shots), size, math.tan(math.radians(FOV_DEGREES / 2)))
     for i, shot in enumerate(shots):
         if shot.facts.style or shot.facts.corruptions:
@@ -319,14 +337,14 @@ def render_shots(shots: Sequence[Shot], size: int = SIZE) -> np.ndarray:
 
 
 def render_parts(shots: Sequence[Shot], size: int = SIZE) -> Iterator[np.ndarray]:
-    """`render_shots` of many, CHUNK at a time."""
+    """Yield `render_shots` of many shots, CHUNK at a time."""
     return (render_shots(shots[i : i + CHUNK], size) for i in range(0, len(shots), CHUNK))
 
 
 class Pool(NamedTuple):
-    """N pictures with captions, picture i being `describe(seed, begin + i)`."""
+    """N captioned images; image i is `describe(seed, begin + i)`."""
 
-    rgb: np.ndarray  # [N, 3, SIZE, SIZE] uint8, memory-mapped where it comes from a file
+    rgb: np.ndarray  # [N, 3, SIZE, SIZE] uint8, memory-mapped if it comes from a file
     captions: list[str]
     may_mirror: np.ndarray  # [N] bool
 
@@ -335,21 +353,21 @@ class Pool(NamedTuple):
 
 
 def render_range(seed: int, begin: int, end: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """(uint8 [n, 3, SIZE, SIZE], captions, may_mirror [n]) of pictures begin .. end - 1."""
+    """Return (uint8 [n, 3, SIZE, SIZE], captions, may_mirror [n]) of images begin to end - 1."""
     shots = [describe(seed, i) for i in range(begin, end)]
     rgb = (render_shots(shots) * 255 + 0.5).astype(np.uint8).transpose(0, 3, 1, 2)
     return rgb, [s.caption for s in shots], np.array([s.may_mirror for s in shots])
 
 
 def rendered(seed: int, begin: int, end: int, workers: int) -> Iterator[tuple[np.ndarray, list[str], np.ndarray]]:
-    """`render_range` of consecutive chunks, in order, by that many processes; the result does not depend on them.
+    """Yield `render_range` of consecutive chunks in order; the number of worker processes does not affect the result.
 
-    Processes, because descriptions and captions are Python. They are started afresh (not forked), so a script
-    that comes here must have the usual `if __name__ == "__main__"`; with one worker there is no other process.
+    Processes rather than threads, because descriptions and captions are pure Python. They are spawned, not forked, so a
+    calling script needs the usual `if __name__ == "__main__"`. One worker runs in the current process.
     """
     begins = range(begin, end, CHUNK)
     ends = [min(b + CHUNK, end) for b in begins]
-    workers = min(workers, len(begins) // 4)  # a process takes seconds to start
+    workers = min(workers, len(begins) // 4)  # starting a process takes seconds
     if workers <= 1:
         yield from map(render_range, repeat(seed), begins, ends)
         return
@@ -360,7 +378,10 @@ def rendered(seed: int, begin: int, end: int, workers: int) -> Iterator[tuple[np
 def fill(
     out: np.ndarray, seed: int, begin: int, workers: int, progress: Callable[[int], None]
 ) -> tuple[list[str], np.ndarray]:
-    """Render pictures begin .. begin + len(out) - 1 into `out`; `progress` hears how many are done."""
+    """Render images begin to begin + len(out) - 1 into `out` and return (captions, may_mirror).
+
+    `progress` is called with the number of finished images.
+    """
     captions: list[str] = []
     mirrors: list[np.ndarray] = []
     for rgb, words, mirror in rendered(seed, begin, begin + len(out), workers):
@@ -372,7 +393,7 @@ def fill(
 
 
 def make_pool(seed: int, count: int, workers: int = 1, begin: int = 0) -> Pool:
-    """A pool in memory."""
+    """Return a pool held in memory."""
     rgb = np.empty((count, 3, SIZE, SIZE), np.uint8)
     captions, may_mirror = fill(rgb, seed, begin, workers, lambda done: None)
     return Pool(rgb, captions, may_mirror)
@@ -381,10 +402,10 @@ def make_pool(seed: int, count: int, workers: int = 1, begin: int = 0) -> Pool:
 def kept_pool(
     folder: Path, seed: int, count: int, workers: int, progress: Callable[[int], None], begin: int = 0
 ) -> Pool:
-    """Pictures begin .. begin + count - 1 of a seed from `folder`, rendered there first if they are not complete.
+    """Return images begin to begin + count - 1 of a seed from `folder`; render them there first if they are incomplete.
 
-    3 kB a picture, mapped into memory, so a pool may be larger than it. The index with the captions is written
-    last and whole, so its presence says that the pictures are complete.
+    An image takes 3 kB. The file is memory-mapped, so a pool may exceed the RAM. The index with the captions is written
+    last and atomically: its presence means that the images are complete.
     """
     stem = folder / f"pictures-v{DATA_VERSION}-{SIZE}-{seed}-{begin}-{count}"
     pixels, index = stem.with_suffix(".npy"), stem.with_suffix(".json")
@@ -395,7 +416,7 @@ def kept_pool(
             captions, may_mirror = fill(rgb, seed, begin, workers, progress)
         except BaseException:
             del rgb
-            pixels.unlink()  # the next call would draw all of them again
+            pixels.unlink()  # incomplete, and useless without its index
             raise
         rgb.flush()
         draft = index.with_suffix(".part")

@@ -1,34 +1,20 @@
-"""How far a long command is and how long the rest will take, for people, on stderr."""
+"""Progress bars of long commands."""
 
 from __future__ import annotations
 
-import sys
-import time
+from sdlab.progress import progress_bar
 
-EVERY = 5.0  # seconds between two lines; what ends sooner than that says nothing
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+DELAY = 5.0  # seconds; shorter work shows no bar
 
 
 class Meter:
-    """Call it with how many of `total` are done; it prints a line every few seconds."""
+    """A progress bar that takes the number of finished items, out of `total`."""
 
     def __init__(self, what: str, total: int) -> None:
-        self.what = what
-        self.total = total
-        self._started = self._said = time.perf_counter()
+        self._bar = progress_bar(total, "it", desc=what, delay=DELAY)
 
     def __call__(self, done: int, note: str = "") -> None:
-        now = time.perf_counter()
-        ended = done >= self.total
-        if done <= 0 or now - self._started < EVERY or (now - self._said < EVERY and not ended):
-            return
-        self._said = now
-        spent = now - self._started
-        time_left = f"took {clock(spent)}" if ended else f"{clock(spent / done * (self.total - done))} left"
-        parts = (f"{self.what}: {done}/{self.total}", note, time_left)
-        print(", ".join(p for p in parts if p), file=sys.stderr, flush=True)
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= self._bar.total:
+            self._bar.close()

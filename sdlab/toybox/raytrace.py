@@ -1,16 +1,15 @@
-"""Ray casting of a few dozen simple solids, one small picture at a time, compiled by numba.
+"""Ray caster for small images of a few dozen simple solids, compiled by numba.
 
-A solid is a unit shape (ball, cube, cylinder, cone) under an affine map. A ray is taken into the solid's own
-frame, where the intersection is a formula; it is not normalised there, so distances along it stay comparable.
-Camera rows are (right, down, forward), as everywhere in the project; distances along rays are depths.
+A solid is a unit shape (ball, cube, cylinder, cone) under an affine map. Rays are transformed into the solid's own
+frame, where the intersection has a closed form. They are not normalised there, so that distances along them stay
+comparable. Camera rows are (right, down, forward), as everywhere in the project; distances along rays are depths.
 
-A picture is drawn in two passes. `cover` goes solid by solid over the samples that the solid may touch and keeps the
-nearest depth: inner loops without branches, which the compiler turns into vector instructions. `shade` then computes
-normal, light and pattern once for what is seen.
+An image is drawn in two passes. `cover` visits the samples that each solid may touch and keeps the nearest depth, in
+branch-free inner loops that the compiler vectorises. `shade` then computes normal, light and pattern once per visible
+surface sample.
 
-The kernels release the GIL; a picture's value does not depend on which others are drawn with it. `no_type_check`
-keeps the run-time type checker of the tests, which would wrap the Python function, away from functions that numba
-compiles.
+The kernels release the GIL, and an image does not depend on the others in its batch. `no_type_check` exempts functions
+compiled by numba from the run-time type checker of the tests, which would wrap the Python function.
 """
 
 from __future__ import annotations
@@ -18,54 +17,55 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
+
+from sdlab.compiled import kernel
 
 BALL, CUBE, CYLINDER, CONE = range(4)
 PLAIN, STRIPED, SPOTTED = range(3)
-FAR = np.float32(1e9)  # "no hit": finite, because fastmath may not reason about infinities
+FAR = np.float32(1e9)  # "no hit"; finite, because fastmath assumes that there are no infinities
 NEAR = np.float32(1e-3)
 TINY = np.float32(1e-7)
 ONE, HALF, ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
 
-# Marks of a pattern: bands across a direction tilted forward, so that no level face lies within one band; and balls
-# of a body-centred lattice, of which every plane along the axes cuts some.
+# Marks of a pattern. Stripes: bands across a direction tilted forward, so that no horizontal face lies within one band.
+# Spots: balls on a body-centred lattice, so that every axis-aligned plane cuts some.
 STRIPE_PERIOD, STRIPE_SHIFT, STRIPE_SHARE, STRIPE_TILT = 0.36, 0.8, 0.30, math.radians(30)
 SPOT_PERIOD, SPOT_RADIUS, SPOT_SHIFT = 0.42, 0.125, 0.4
 
 
 class Batch(NamedTuple):
-    """n pictures and their K solids in all, packed: picture i owns the solids first[i] .. first[i + 1] - 1."""
+    """n images and their K solids in total, packed: image i owns solids first[i] to first[i + 1] - 1."""
 
     first: np.ndarray  # [n + 1] int64
     kinds: np.ndarray  # [K] int64: BALL, CUBE, CYLINDER or CONE
-    to_world: np.ndarray  # [K, 3, 3] linear part of the solid's own frame -> world
+    to_world: np.ndarray  # [K, 3, 3] linear part of the map from the solid's own frame to the world
     to_local: np.ndarray  # [K, 3, 3] its inverse
     centres: np.ndarray  # [K, 3] world
     colours: np.ndarray  # [K, 3] RGB in [0, 1]
     patterns: np.ndarray  # [K] int64: PLAIN, STRIPED or SPOTTED
     marks: np.ndarray  # [n, 3] RGB of the stripes or spots
-    stretches: np.ndarray  # [n, 3] world = stretch * object: a pattern lives in the object's frame
+    stretches: np.ndarray  # [n, 3] world = stretch * object; patterns are defined in the object's frame
     eyes: np.ndarray  # [n, 3] camera positions
     axes: np.ndarray  # [n, 3, 3] camera axes right, down, forward as rows
     lights: np.ndarray  # [n, 3] unit vectors towards the light
-    shading: np.ndarray  # [n, 2] ambient share in [0, 1], strength of the highlight
-    grounds: np.ndarray  # [n, 2, 3] the two colours that the background runs between
-    slopes: np.ndarray  # [n, 2] direction of that run on the screen (right, down); zero: the colours' mean
+    shading: np.ndarray  # [n, 2] ambient fraction in [0, 1], strength of the highlight
+    grounds: np.ndarray  # [n, 2, 3] the two colours of the background gradient
+    slopes: np.ndarray  # [n, 2] direction of the gradient on the screen (right, down); zero gives the mean colour
 
 
-compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+compiled = kernel(finite=True)
 
 
 @compiled
 @no_type_check
 def ball_bounds(to_camera, centre, bounds):
-    """Screen box (left, right, top, bottom) in units of tan, of an ellipsoid: the tangents of its dual conic."""
+    """Write an ellipsoid's screen box (left, right, top, bottom), in units of tan, from tangents of its dual conic."""
     ww = 0.0
     for c in range(3):
         ww += to_camera[2, c] ** 2
     ww -= centre[2] ** 2
-    if ww > -1e-6:  # reaches past the camera
+    if ww > -1e-6:  # extends behind the camera
         bounds[0] = bounds[2] = -1e9
         bounds[1] = bounds[3] = 1e9
         return
@@ -82,7 +82,7 @@ def ball_bounds(to_camera, centre, bounds):
 @compiled
 @no_type_check
 def corner_bounds(to_camera, centre, bounds):
-    """The same from the eight corners of the box that holds any of the other solids."""
+    """Write the screen box of any other solid, from the eight corners of its bounding box."""
     bounds[0] = bounds[2] = 1e9
     bounds[1] = bounds[3] = -1e9
     for corner in range(8):
@@ -97,7 +97,7 @@ def corner_bounds(to_camera, centre, bounds):
 @compiled
 @no_type_check
 def screen_span(low, high, tan_half_fov, fine):
-    """Samples along one screen axis between two tangents, one to spare: (begin, end)."""
+    """Return the sample range (begin, end) between two tangents along a screen axis, one sample wider on each side."""
     begin = math.floor((low / tan_half_fov + 1.0) * 0.5 * fine) - 1.0
     end = math.ceil((high / tan_half_fov + 1.0) * 0.5 * fine) + 1.0
     return int(min(max(begin, 0.0), fine)), int(min(max(end, 0.0), fine))
@@ -106,7 +106,10 @@ def screen_span(low, high, tan_half_fov, fine):
 @compiled
 @no_type_check
 def cover_ball(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
-    """One row of samples against the unit ball: ray o + t (l + j s) for sample j; the same for the other shapes."""
+    """Intersect a row of samples with the unit ball; the ray of sample j is o + t (l + j s).
+
+    Like the other `cover_*` kernels, updates `depths` and `owners` where the hit is nearer.
+    """
     outside = ox * ox + oy * oy + oz * oz - ONE
     for j in range(depths.shape[0]):
         at = np.float32(j)
@@ -123,7 +126,7 @@ def cover_ball(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
 @compiled
 @no_type_check
 def cover_cube(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
-    """Cube from -1 to 1: hit where the last slab is entered before any is left."""
+    """Intersect a row of samples with the cube from -1 to 1: a hit if the last slab is entered before any is left."""
     for j in range(depths.shape[0]):
         at = np.float32(j)
         dx, dy, dz = lx + at * sx, ly + at * sy, lz + at * sz
@@ -143,7 +146,10 @@ def cover_cube(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
 @compiled
 @no_type_check
 def cover_cylinder(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
-    """Radius 1 about z, from z = -1 to 1: wall or the cap that faces the ray, whichever it meets inside the other."""
+    """Intersect a row of samples with the cylinder of radius 1 about z, from z = -1 to 1.
+
+    A ray hits where it is inside both the infinite cylinder and the slab between the caps.
+    """
     outside = ox * ox + oy * oy - ONE
     for j in range(depths.shape[0]):
         at = np.float32(j)
@@ -165,7 +171,7 @@ def cover_cylinder(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
 @compiled
 @no_type_check
 def cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
-    """Apex at z = 1, unit base disc at z = -1: x^2 + y^2 = ((1 - z) / 2)^2."""
+    """Intersect a row of samples with the cone x^2 + y^2 = ((1 - z) / 2)^2: apex at z = 1, unit base disc at z = -1."""
     radius = HALF * (ONE - oz)
     outside = ox * ox + oy * oy - radius * radius
     for j in range(depths.shape[0]):
@@ -177,7 +183,7 @@ def cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
         half_b = ox * dx + oy * dy - radius * growth
         discriminant = half_b * half_b - a * outside
         root, ia = np.sqrt(max(discriminant, ZERO)), ONE / a
-        one, other = (-half_b - root) * ia, (-half_b + root) * ia  # either may lie on the mirror cone above the apex
+        one, other = (-half_b - root) * ia, (-half_b + root) * ia  # either may lie on the mirrored cone above the apex
         real = discriminant > ZERO
         t = one if real & (abs(oz + one * dz) <= ONE) & (one > NEAR) else FAR
         t = other if real & (abs(oz + other * dz) <= ONE) & (other > NEAR) & (other < t) else t
@@ -192,9 +198,10 @@ def cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
 @compiled
 @no_type_check
 def cover(batch, i, tan_half_fov, origins, directions, depths, owners):
-    """Depth and solid (-1: none) of every sample [fine, fine] of picture i; rays in each solid's frame for `shade`.
+    """Find the depth and the solid (-1: none) of every sample [fine, fine] of image i.
 
-    The ray through the screen point (u, v), both -1 .. 1, is origins[k] + t directions[k] @ (u, v, 1).
+    Also fills in the rays in each solid's frame for `shade`: the ray through the screen point (u, v), both from -1 to
+    1, is origins[k] + t directions[k] @ (u, v, 1).
     """
     begin, end = batch.first[i], batch.first[i + 1]
     fine = depths.shape[0]
@@ -248,7 +255,7 @@ def cover(batch, i, tan_half_fov, origins, directions, depths, owners):
 @compiled
 @no_type_check
 def normal_at(kind, x, y, z):
-    """Outward normal, of any length, at a point on the surface of a solid, in the solid's own frame."""
+    """Return the outward normal (not normalised) at a point on a solid's surface, in the solid's own frame."""
     if kind == BALL:
         return x, y, z
     if kind == CUBE:
@@ -267,7 +274,7 @@ def normal_at(kind, x, y, z):
 @compiled
 @no_type_check
 def marked(pattern, x, y, z):
-    """Whether a point of the object's frame lies within a stripe or spot."""
+    """Return whether a point in the object's frame lies within a stripe or spot."""
     if pattern == STRIPED:
         along = (math.sin(STRIPE_TILT) * x + math.cos(STRIPE_TILT) * z) / STRIPE_PERIOD + STRIPE_SHIFT
         return along - math.floor(along) < STRIPE_SHARE
@@ -284,9 +291,10 @@ def marked(pattern, x, y, z):
 @compiled
 @no_type_check
 def lit(nx, ny, nz, dx, dy, dz, light_x, light_y, light_z, ambient, highlight):
-    """(factor of the surface's colour, highlight to be added) for a normal, a ray and a light; only the light is unit.
+    """Return (factor of the surface colour, highlight to add) for a normal, a ray and a light.
 
-    Lambert's and Phong's terms, exponent 16, and a little more ambient light from above.
+    Only the light must be a unit vector. Lambert and Phong terms with exponent 16, and slightly more ambient light from
+    above.
     """
     norm = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
     nx, ny, nz = nx * norm, ny * norm, nz * norm
@@ -302,10 +310,10 @@ def lit(nx, ny, nz, dx, dy, dz, light_x, light_y, light_z, ambient, highlight):
 @compiled
 @no_type_check
 def shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners, rgb, coverage):
-    """Mean colour of the per_side^2 samples of every pixel; a pixel within one plain ball needs only its middle.
+    """Average the colours of each pixel's per_side^2 samples; a pixel within one plain ball only shades its centre.
 
-    Every array is taken out of the batch once: views of arrays, and calls with them, count references, which in the
-    loop would take longer than to shade.
+    All arrays are taken out of the batch up front: array views, and calls with them, are reference-counted, which would
+    cost more than the shading if done in the loop.
     """
     size, begin = rgb.shape[0], batch.first[i]
     kinds, patterns, colours, to_local = batch.kinds, batch.patterns, batch.colours, batch.to_local
@@ -359,9 +367,10 @@ def shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners,
                     dy = axes[0, 1] * right + axes[1, 1] * down + axes[2, 1] * t
                     dz = axes[0, 2] * right + axes[1, 2] * down + axes[2, 2] * t
                     factor, gleam = lit(
-                        to_local[k, 0, 0] * nx + to_local[k, 1, 0] * ny + to_local[k, 2, 0] * nz,  # transposed:
-                        to_local[k, 0, 1] * nx + to_local[k, 1, 1] * ny + to_local[k, 2, 1] * nz,  # a normal's way
-                        to_local[k, 0, 2] * nx + to_local[k, 1, 2] * ny + to_local[k, 2, 2] * nz,  # into the world
+                        # normals transform to the world by the inverse transpose
+                        to_local[k, 0, 0] * nx + to_local[k, 1, 0] * ny + to_local[k, 2, 0] * nz,
+                        to_local[k, 0, 1] * nx + to_local[k, 1, 1] * ny + to_local[k, 2, 1] * nz,
+                        to_local[k, 0, 2] * nx + to_local[k, 1, 2] * ny + to_local[k, 2, 2] * nz,
                         dx,
                         dy,
                         dz,
@@ -390,6 +399,7 @@ def shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners,
 @compiled
 @no_type_check
 def render_all(batch, tan_half_fov, per_side, rgb, coverage):
+    """Render every image of the batch into `rgb` and `coverage`, with shared scratch buffers."""
     fine, most = rgb.shape[1] * per_side, 0
     for i in range(rgb.shape[0]):
         most = max(most, batch.first[i + 1] - batch.first[i])
@@ -401,7 +411,7 @@ def render_all(batch, tan_half_fov, per_side, rgb, coverage):
 
 
 def render(batch: Batch, size: int, tan_half_fov: float, per_side: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """rgb [n, size, size, 3] and coverage [n, size, size], float32 in [0, 1]; per_side^2 rays a pixel."""
+    """Return rgb [n, size, size, 3] and coverage [n, size, size], float32 in [0, 1], from per_side^2 rays per pixel."""
     n = len(batch.eyes)
     rgb = np.empty((n, size, size, 3), np.float32)
     coverage = np.empty((n, size, size), np.float32)

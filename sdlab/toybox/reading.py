@@ -1,9 +1,9 @@
-"""The text encoder learns to read before anything is drawn.
+"""Pre-training of the toybox's text encoder: it learns to read captions before the first image is used.
 
-Large text-to-image models start from a text encoder that understands their captions already (CLIP, T5). Here it does
-so, too: for a minute it is trained to tell the facts of a picture from its caption alone, which costs next to nothing
-because no picture is drawn. Without it the U-Net sees much the same noise behind every caption at first, and takes tens
-of thousands of samples to find out that captions matter at all.
+Large text-to-image models start from a text encoder that already understands captions (CLIP, T5). Here it is trained
+for about a minute to predict the facts of an image from its caption alone, which is cheap because nothing is rendered.
+Without it, all captions initially look much alike to the U-Net, which takes tens of thousands of samples to discover
+that captions matter at all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 
 
 class Reader(nn.Module):
-    """Answers every question from the mean of a caption's states and from the last one."""
+    """Answers every question from the mean of a caption's hidden states and its last one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,29 +41,29 @@ class Reader(nn.Module):
         self.flaws = nn.Linear(2 * width, len(words.DESCRIPTORS))
 
     def forward(self, hidden: Tensor) -> dict[str, Tensor]:
-        """hidden [B, L, D] -> logits [B, answers] of each question, and `flaws` [B, descriptors]."""
+        """Map hidden [B, L, D] to logits [B, answers] per question, and `flaws` [B, descriptors]."""
         features = torch.cat([hidden.mean(1), hidden[:, -1]], 1)
         return {**{q: head(features) for q, head in self.heads.items()}, "flaws": self.flaws(features)}
 
 
 def answers_to(facts: Sequence[Facts]) -> dict[str, Tensor]:
-    """Index of each question's answer [B], and `flaws` [B, descriptors] of 0 and 1."""
+    """Return the index of each question's answer [B], and `flaws` [B, descriptors] of 0 and 1."""
     found = {q: torch.tensor([known.index(getattr(f, q)) for f in facts]) for q, known in QUESTIONS.items()}
     flaws = torch.tensor([[float(word in f.corruptions) for word in words.DESCRIPTORS] for f in facts])
     return {**found, "flaws": flaws}
 
 
 def right(logits: dict[str, Tensor], answers: dict[str, Tensor]) -> float:
-    """Share of all questions (descriptors apart) that are answered right."""
+    """Return the fraction of questions, descriptors aside, that are answered correctly."""
     return sum(float((logits[q].argmax(1) == answers[q]).float().mean()) for q in QUESTIONS) / len(QUESTIONS)
 
 
 def learn_to_read(
     box: model.Toybox, captions: int, seed: int, progress: Callable[[int, float], None] = lambda done, share: None
 ) -> None:
-    """Train `box.text_encoder` on that many captions of pictures that are never drawn; deterministic by seed.
+    """Train `box.text_encoder` on `captions` captions, without rendering their images; deterministic for a seed.
 
-    `progress` hears captions read and the share of answers that were right lately.
+    `progress` is called with the number of captions read and the fraction of correct answers in the latest batch.
     """
     device = next(box.text_encoder.parameters()).device
     with torch.random.fork_rng(devices=[]):
@@ -73,7 +73,7 @@ def learn_to_read(
     optimiser = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.99), weight_decay=1e-2)
     steps = math.ceil(captions / BATCH)
     for step in range(steps):
-        # counted down from the end of the range of indices, where no training picture is
+        # indices count down from the end of the range, which no training image reaches
         shots = [pictures.describe(seed, 2**31 - 1 - step * BATCH - i) for i in range(BATCH)]
         tokens = model.encode_captions(box.tokenizer, [s.caption for s in shots]).to(device)
         answers = {q: a.to(device) for q, a in answers_to([s.facts for s in shots]).items()}

@@ -1,7 +1,7 @@
-"""A second object put to a first: worn (hat, scarf), under it (box), beside it (ball). Frame: `sdlab.toybox.solids`.
+"""Second objects of the toybox: worn (hat, scarf), underneath (box), alongside (ball). Frame: `sdlab.toybox.solids`.
 
-The second object's parts take their paint from column 1 of `Table.shares`, its own colour. The whole is then
-moved and scaled as one, so that it stays within the picture as an object alone does.
+The second object's parts take their paint from column 1 of `Table.shares`, its own colour. The pair is then moved and
+scaled as a whole, so that it fits the image as a single object does.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from sdlab.toybox.raytrace import BALL, CONE, CUBE, CYLINDER
 from sdlab.toybox.solids import DARK, OWN, WHITE, Builder, Model, Table, turned
 
 SECONDS = ("hat", "scarf", "box", "ball")
-REACH = 0.98  # radius about the origin of what a picture holds: 2.95 sin(20 degrees) = 1.009 would touch its edge
+REACH = 0.98  # maximum radius about the origin: 2.95 sin(20 degrees) = 1.009 would touch the edge of the image
 BALL_RADIUS = 0.4
-BALL_BEARING = math.radians(47)  # from +y towards the front: seen from -y, a ball straight across would be hidden
+BALL_BEARING = math.radians(47)  # from +y towards the front; at 0 the ball would be hidden from a camera on -y
 
 
 def unit_outlines() -> dict[int, np.ndarray]:
-    """Per kind of solid, points [n, 3] of its surface that no direction passes by more than 2 %."""
+    """Return surface points [n, 3] per kind of solid; no support direction is underestimated by more than 2 %."""
     angles = np.arange(24) * (math.pi / 12)
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)
     rim = {z: np.column_stack([circle, np.full(24, z)]) for z in (-1.0, 1.0)}
@@ -38,14 +38,14 @@ UNIT_OUTLINES = unit_outlines()
 
 
 def outline(table: Table) -> np.ndarray:
-    """Points [n, 3] of the parts' surfaces, close enough to tell how far the whole reaches."""
+    """Return points [n, 3] on the surfaces of the parts, dense enough to measure the extent of the whole."""
     parts = zip(table.kinds.tolist(), table.centres, table.sizes, table.turns, strict=True)
     return np.concatenate([(UNIT_OUTLINES[kind] * size) @ turn.T + at for kind, at, size, turn in parts])
 
 
 def middle(points: np.ndarray) -> np.ndarray:
-    """Centre [3] of nearly the smallest ball around points [n, 3] (Badoiu and Clarkson 2003)."""
-    outer = points[np.unique((points @ UNIT_OUTLINES[BALL].T).argmax(0))]  # the inner ones only cost time
+    """Return the centre [3] of an almost smallest enclosing ball of points [n, 3] (Badoiu and Clarkson 2003)."""
+    outer = points[np.unique((points @ UNIT_OUTLINES[BALL].T).argmax(0))]  # the inner points only cost time
     centre = outer.mean(0)
     for step in range(2, 200):
         farthest = outer[np.square(outer - centre).sum(1).argmax()]
@@ -54,6 +54,7 @@ def middle(points: np.ndarray) -> np.ndarray:
 
 
 def hat(b: Builder, place: tuple[float, float, float, float]) -> None:
+    """Add a hat with a brim and a dark band; `place` is the brim's centre and the head radius."""
     x, y, z, radius = place
     b.rod((x, y, z), (1.5 * radius, 1.5 * radius, 0.045))
     b.rod((x, y, z + 0.08), (1.04 * radius, 1.04 * radius, 0.05), DARK)
@@ -61,7 +62,10 @@ def hat(b: Builder, place: tuple[float, float, float, float]) -> None:
 
 
 def scarf(b: Builder, place: tuple[float, float, float, float, float]) -> None:
-    """A ring around the neck, a knot and one end in front, the other end down the back: spread, to show from above."""
+    """Add a scarf: a ring around the neck, a knot and one end in front, the other end down the back.
+
+    The ends stick out so that they show from above.
+    """
     x, y, z, radius, lean = place
     turn = turned("y", lean)
 
@@ -77,7 +81,7 @@ def scarf(b: Builder, place: tuple[float, float, float, float, float]) -> None:
 
 
 def box(b: Builder, points: np.ndarray) -> None:
-    """A box with a lid under the feet, wide enough to show from above around what stands on it."""
+    """Add a box with a lid under the feet, wide enough to show from above around whatever stands on it."""
     floor = float(points[:, 2].min())
     feet = points[points[:, 2] < floor + 0.15]
     x, y = (float(v) for v in (feet.min(0) + feet.max(0))[:2] / 2)
@@ -88,7 +92,7 @@ def box(b: Builder, points: np.ndarray) -> None:
 
 
 def ball(b: Builder, points: np.ndarray) -> None:
-    """A ball with a white belt on the ground at the left, a little in front."""
+    """Add a ball with a white belt, on the ground to the left and slightly in front."""
     floor = float(points[:, 2].min())
     along = np.array((math.sin(BALL_BEARING), math.cos(BALL_BEARING)))
     level = points[points[:, 2] < floor + 2 * BALL_RADIUS]
@@ -99,15 +103,18 @@ def ball(b: Builder, points: np.ndarray) -> None:
 
 
 def allowed(model: Model) -> tuple[str, ...]:
-    """Which of SECONDS an object can have."""
+    """Return which of SECONDS an object can have."""
     wears = {"hat": model.hat is not None, "scarf": model.neck is not None}
     return tuple(second for second in SECONDS if wears.get(second, True))
 
 
 def compose(main: Table, model: Model, second: str) -> Table:
-    """`main` (the table of `model`) together with a second object; ValueError names what this object can have."""
+    """Return `main` (the table of `model`) together with a second object.
+
+    Raises ValueError, listing the second objects available, if this one is not.
+    """
     if second not in allowed(model):
-        raise ValueError(f"the second object is {second!r}; this one can have {', '.join(allowed(model))}")
+        raise ValueError(f"second object {second!r} is not available; this object can have {', '.join(allowed(model))}")
     b = Builder()
     if second == "hat" and model.hat is not None:
         hat(b, model.hat)
@@ -123,8 +130,8 @@ def compose(main: Table, model: Model, second: str) -> Table:
 
 
 def fitted(table: Table) -> Table:
-    """Moved to the origin and, if it reaches farther than REACH, made smaller."""
+    """Return the table moved to the origin and, if it extends beyond REACH, scaled down."""
     points = outline(table)
-    centre = middle(points).round(2)  # rounded, so that what is its own mirror image remains so
+    centre = middle(points).round(2)  # rounded, so that symmetric objects stay symmetric
     scale = min(1.0, REACH / float(np.sqrt(np.square(points - centre).sum(1).max())))
     return table._replace(centres=(table.centres - centre) * scale, sizes=table.sizes * scale)

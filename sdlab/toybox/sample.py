@@ -1,11 +1,11 @@
-"""Samples of a prior, and a grid of pictures with captions.
+"""DDIM samples of a prior, and a grid of images with captions.
 
-The network runs in the prior's own engine, as in a live run. Two things that otherwise look like a bad network:
-- the scaled-linear schedule ends at sqrt(alpha_bar) = 0.068, not at 0, so pure noise is no sample of z_999: its mean
-  is that of a gray picture and the background comes out in odd colours. Sampling starts from the noised white picture,
-  which under a schedule that ends in noise (squaredcos_cap_v2) makes no difference;
-- guidance of 5 and more pushes x0-hat far out of [-1, 1]; it is clipped, and eps recomputed from the clipped x0-hat
-  (what diffusers calls `use_clipped_model_output`), or the steps do not fit together and the picture explodes.
+The network runs in the prior's own engine, as in a live run. Two details that otherwise look like a bad network:
+- the scaled-linear schedule ends at sqrt(alpha_bar) = 0.068, not at 0, so pure noise is not a sample of z_999: its mean
+  is that of a gray image, and backgrounds come out in odd colours. Sampling therefore starts from a noised white image,
+  which makes no difference for a schedule that ends in pure noise (squaredcos_cap_v2);
+- a guidance scale of 5 or more pushes x0-hat far out of [-1, 1]. It is clipped, and eps is recomputed from the clipped
+  x0-hat (`use_clipped_model_output` in diffusers); otherwise the steps are inconsistent and the image diverges.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor
 from sdlab.rng import StepRng
 from sdlab.types import Cond, Prior, cat_conds
 
-ZOOMED = 128  # pixels a side of an enlarged picture, about
-SCALE = 7.0  # guidance at which the embedded prior's samples are read best (its model card)
-CAPTION_LINES = 5  # under a picture
-BATCH = 32  # pictures at a time, each evaluated with and without its prompt
+ZOOMED = 128  # approximate side in pixels of an enlarged image
+SCALE = 7.0  # guidance scale with the highest judge accuracy for the embedded prior (see its model card)
+CAPTION_LINES = 5  # maximum under an image
+BATCH = 32  # images per batch, each evaluated with and without its prompt
 
 
 def sample(
@@ -37,10 +37,10 @@ def sample(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma = 0): float32 [n, S, S, 3] in [0, 1].
+    """Sample by deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma = 0): float32 [n, S, S, 3] in [0, 1].
 
-    Picture i of a call depends on (seed, i) and its prompt alone, not on the other prompts, but for the rounding of
-    the engine. `scale` is classifier-free guidance in form A, `progress` hears how many pictures are done.
+    Image i of a call depends only on (seed, i) and its prompt, not on the other prompts, up to the engine's rounding.
+    `scale` is the classifier-free guidance scale in form A; `progress` is called with the number of finished images.
     """
     batch = min(BATCH, len(prompts))
     prior.prepare([2 * batch])
@@ -50,7 +50,7 @@ def sample(
     for begin in range(0, len(prompts), batch):
         texts = list(prompts[begin : begin + batch])
         count = len(texts)
-        texts += [""] * (batch - count)  # engines compile for one size of batch
+        texts += [""] * (batch - count)  # pad: engines compile for one batch size
         draws = (StepRng(seed, begin + i)("sample") for i in range(batch))
         noise = torch.cat([torch.randn(1, *prior.shape, generator=g) for g in draws]).to(prior.device)
         cond = cat_conds([embedded[text] for text in [*[""] * batch, *texts]])
@@ -61,7 +61,7 @@ def sample(
 
 @torch.no_grad()
 def denoised(prior: Prior, white: Tensor, noise: Tensor, cond: Cond, scale: float, steps: int) -> Tensor:
-    """z0 [B, C, H, W] from noise of that shape; `cond` holds B empty prompts and then the B prompts."""
+    """Return z0 [B, C, H, W] from noise of that shape; `cond` holds B empty prompts followed by the B prompts."""
     times = [int(t) for t in torch.linspace(999, 0, steps + 1)[:-1].round()]
     schedule = [prior.marginal(torch.tensor([t], device=prior.device)) for t in times]
     alpha, sigma = schedule[0]
@@ -79,7 +79,10 @@ def denoised(prior: Prior, white: Tensor, noise: Tensor, cond: Cond, scale: floa
 
 
 def save_grid(rgb: np.ndarray, captions: Sequence[str], path: Path, columns: int = 8) -> None:
-    """Pictures [n, S, S, 3] in [0, 1], enlarged, row by row, each with its caption underneath, cut off where long."""
+    """Save images [n, S, S, 3] in [0, 1] as a grid, row by row, enlarged, each with its caption below.
+
+    Captions longer than CAPTION_LINES are truncated.
+    """
     columns = min(columns, len(rgb))
     side = rgb.shape[1] * max(ZOOMED // rgb.shape[1], 1)
     font = ImageFont.load_default(size=11)

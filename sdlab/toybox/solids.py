@@ -1,11 +1,11 @@
-"""Balls, boxes, cylinders and cones put together: how an object of the toybox is written down.
+"""Vocabulary for defining toybox objects: balls, boxes, cylinders and cones, their paints, and the tables they become.
 
-Frame of an object: +x is its front, +y its left, +z up, all of it within about 1 of the origin. At 64 pixels
-one pixel is about 0.035 here, so whatever must be seen (eyes, beak, belly, lamps) is at least 0.1 wide, and
-everything that has a front shows something on the front that the back lacks, and the other way round.
+An object's frame has +x as its front, +y as its left and +z up, and everything lies within about 1 of the origin. At 64
+pixels one pixel is about 0.035, so anything that must be visible (eyes, beak, belly, lamps) is at least 0.1 wide. Every
+object with a front shows something there that the back lacks, and vice versa.
 
-A part's paint is `share * object colour + rest`, which covers fixed colours (share 0), the object's own (rest 0)
-and any mixture of the two; so an object is a constant table into which the colour is put at the end.
+A part's paint is `share * object colour + rest`. That covers fixed colours (share 0), the object's own colour (rest 0)
+and any mixture, so an object is a constant table into which the colour is inserted at the end.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ Triple = tuple[float, float, float]
 
 
 class Paint(NamedTuple):
+    """Colour of a part: share * object colour + rest."""
+
     share: float
     rest: Triple
 
 
 class Table(NamedTuple):
-    """The K parts of an object: `local_to_world` of part k is turns[k] @ diag(sizes[k]), then + centres[k]."""
+    """The K parts of an object: part k maps local to world by turns[k] @ diag(sizes[k]), followed by + centres[k]."""
 
     kinds: np.ndarray  # [K]
     centres: np.ndarray  # [K, 3]
     sizes: np.ndarray  # [K, 3] half-extents
     turns: np.ndarray  # [K, 3, 3] rotations
-    shares: np.ndarray  # [K, 2] of the object's colour, and of the second object's
-    rests: np.ndarray  # [K, 3]
+    shares: np.ndarray  # [K, 2] share of the object's colour, and of the second object's
+    rests: np.ndarray  # [K, 3] RGB added to the shares
 
 
 def fixed(red: float, green: float, blue: float) -> Paint:
+    """Return a paint of a fixed colour, RGB in [0, 1]."""
     return Paint(0.0, (red, green, blue))
 
 
 def mixed(other: Paint, amount: float) -> Paint:
-    """The object's colour moved towards a fixed one."""
+    """Return the object's colour blended towards a fixed one by `amount` in [0, 1]."""
     red, green, blue = other.rest
     return Paint(1.0 - amount, (red * amount, green * amount, blue * amount))
 
@@ -57,7 +60,7 @@ BOTH = (-1, 1)
 
 
 def turned(axis: str, degrees: float) -> np.ndarray:
-    """Rotation matrix about one axis."""
+    """Return the rotation matrix [3, 3] about one axis ("x", "y" or "z")."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     rows = {
         "x": ((1, 0, 0), (0, c, -s), (0, s, c)),
@@ -69,19 +72,19 @@ def turned(axis: str, degrees: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Model:
-    """How one object is built, and what the captions and the judge have to know about it."""
+    """How one object is built, and what the captions and the judge need to know about it."""
 
     build: Callable[[Builder, int], None]  # (builder, variant)
-    scale: float = 1.0  # so that from every side it stays inside the picture at the usual distance
+    scale: float = 1.0  # keeps it inside the image from every side at the usual distance
     variants: int = 1
-    front: bool = True  # has an unmistakable front: front, side and back differ at a glance
-    lopsided: bool = False  # not its own mirror image (handles, spouts): the trainer never flips it
-    hat: tuple[float, float, float, float] | None = None  # where a hat sits: x, y, z of its brim's centre, head radius
-    neck: tuple[float, float, float, float, float] | None = None  # a scarf's x, y, z, radius, lean forward (degrees)
+    front: bool = True  # front, side and back are clearly different
+    lopsided: bool = False  # not mirror-symmetric (handles, spouts): the trainer never flips it
+    hat: tuple[float, float, float, float] | None = None  # position of a hat: x, y, z of the brim's centre, head radius
+    neck: tuple[float, float, float, float, float] | None = None  # of a scarf: x, y, z, radius, forward lean (degrees)
 
 
 class Builder:
-    """Collects parts; every method takes centre, half-extents (one number for all three), paint, rotation."""
+    """Collects an object's parts; shapes take centre, half-extents (one number for all three), paint and rotation."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[int, Triple, Triple, Paint, np.ndarray]] = []
@@ -103,12 +106,13 @@ class Builder:
         self.add(CONE, at, size, paint, turn)
 
     def eyes(self, x: float, apart: float, z: float, radius: float) -> None:
-        """Two white eyes with black pupils that look along +x."""
+        """Add two white eyes with black pupils looking along +x."""
         for side in BOTH:
             self.ball((x, side * apart, z), radius, WHITE)
             self.ball((x + 0.55 * radius, side * apart, z), 0.7 * radius, BLACK)
 
     def table(self, scale: float) -> Table:
+        """Return the collected parts as a table, scaled about the origin."""
         kinds, centres, sizes, paints, turns = zip(*self.parts, strict=True)
         return Table(
             np.array(kinds, np.int64),

@@ -1,6 +1,6 @@
-"""Points on the surface of an object of the toybox: a start for a scene that is nearly there already.
+"""Point clouds sampled from toybox objects: a starting point for a scene that is already close to the target.
 
-Stands in for a text-to-3D model or a mesh where there is neither: in tests, in a workshop without a network.
+Substitutes for a text-to-3D model or a mesh where neither is available, as in tests or in a workshop without network.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sdlab.toybox.words import COLOURS as COLOUR_WORDS
 from sdlab.toybox.words import NATURAL, SECONDS
 from sdlab.toybox.words import OBJECTS as OBJECT_WORDS
 
-INSIDE = 1.0 - 1e-6  # of a unit solid; a point of its own surface is not inside
-TRIES = 8  # times as many points are drawn as are wanted: what lies inside another part is left out
-OTHER_COLOUR = "gray"  # of what has no colour word and none by nature
+INSIDE = 1.0 - 1e-6  # of a unit solid, so that points on its surface do not count as inside
+TRIES = 8  # oversampling factor, since points inside other parts are dropped
+OTHER_COLOUR = "gray"  # of objects with neither a colour word nor a natural colour
 
 
 def object_points(text: str, n: int, rng: np.random.Generator) -> Cloud:
-    """n points, spread evenly over the visible surface of the object that `text` names, with a second one if it
-    names one ("a bear wearing a blue hat"); radius about 1, the front on +x.
+    """Sample n points evenly from the visible surface of the object that `text` names; radius about 1, front on +x.
 
-    ValueError when it names none, with the objects there are.
+    A second object is included if the text names one ("a bear wearing a blue hat"). Raises ValueError, listing the
+    objects, if it names none.
     """
     name, colour, second, second_colour = _named_in(text)
     parts = table(name, 0, second)
@@ -40,12 +40,12 @@ def object_points(text: str, n: int, rng: np.random.Generator) -> Cloud:
 
 
 def _named_in(text: str) -> tuple[str, str, str, str]:
-    """Object, its colour, second object or "", its colour: the first of each that the text says."""
+    """Return (object, its colour, second object or "", its colour), each the first that the text names."""
     lowered = text.lower()
     name, begin, end = _first(lowered, OBJECT_WORDS)
     if not name:
-        raise ValueError(f"{text!r} names no object of the toybox; it has {', '.join(OBJECTS)}")
-    rest = lowered[:begin] + "." * (end - begin) + lowered[end:]  # "a teddy bear" must not be met twice
+        raise ValueError(f"{text!r} names no toybox object; the toybox has {', '.join(OBJECTS)}")
+    rest = lowered[:begin] + "." * (end - begin) + lowered[end:]  # "a teddy bear" must not match twice
     second, second_begin, second_end = _first(rest, {s: SECONDS[s] for s in seconds_of(name)})
 
     def colour(at: int, after: int, otherwise: str) -> str:
@@ -62,7 +62,7 @@ def _named_in(text: str) -> tuple[str, str, str, str]:
 
 
 def _matches(text: str, words: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, re.Match[str]]]:
-    """(standard word, where) of every one of `words` or their synonyms in `text`."""
+    """Yield (standard word, match) for every occurrence of one of `words` or a synonym in `text`."""
     for standard, others in words.items():
         for word in (standard, *others):
             for match in re.finditer(rf"\b{re.escape(word)}s?\b", text):
@@ -70,7 +70,7 @@ def _matches(text: str, words: dict[str, tuple[str, ...]]) -> Iterator[tuple[str
 
 
 def _first(text: str, words: dict[str, tuple[str, ...]]) -> tuple[str, int, int]:
-    """(standard word, begin, end) of the one that comes first, of two that begin together the longer; ("", 0, 0)."""
+    """Return (standard word, begin, end) of the first match, the longest on a tie; ("", 0, 0) if there is none."""
     found = [(match.start(), -match.end(), standard) for standard, match in _matches(text, words)]
     begin, minus_end, standard = min(found, default=(0, 0, ""))
     return standard, begin, -minus_end
@@ -80,7 +80,7 @@ def _first(text: str, words: dict[str, tuple[str, ...]]) -> tuple[str, int, int]
 
 
 def _outside(parts: Table, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """n points [n, 3] of all parts' surfaces that lie inside no other part, and whose they are [n]."""
+    """Sample n surface points [n, 3] that lie inside no other part, and the index [n] of the part each belongs to."""
     many = TRIES * n
     areas = np.array([_area(kind, size) for kind, size in zip(parts.kinds.tolist(), parts.sizes, strict=True)])
     owners = np.repeat(np.arange(len(areas)), rng.multinomial(many, areas / areas.sum()))
@@ -93,13 +93,13 @@ def _outside(parts: Table, n: int, rng: np.random.Generator) -> tuple[np.ndarray
         local = (points - parts.centres[k]) @ parts.turns[k] / parts.sizes[k]
         free &= ~_inside(kind, local) | (owners == k)
     seen = rng.permutation(np.flatnonzero(free))[:n]
-    if len(seen) < n:  # nearly all of it is inside; the rest is drawn again from what there is
+    if len(seen) < n:  # almost everything is hidden: fill up by resampling
         seen = np.concatenate([seen, rng.choice(seen, n - len(seen))])
     return points[seen], owners[seen]
 
 
 def _area(kind: int, size: np.ndarray) -> float:
-    """Surface of a solid of half-extents `size`; of an ellipsoid by Thomsen's formula, which is 1 % off at most."""
+    """Return the surface area of a solid with half-extents `size`; of an ellipsoid by Thomsen's formula, within 1 %."""
     a, b, c = size
     if kind == BALL:
         p = 1.6075
@@ -114,7 +114,7 @@ def _area(kind: int, size: np.ndarray) -> float:
 
 
 def _on_surface(kind: int, size: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n points [n, 3] of the solid's surface in its own frame, before it is turned and moved."""
+    """Sample n points [n, 3] on a solid's surface in its own frame, before rotation and translation."""
     a, b, c = size
     angle = rng.uniform(0, 2 * math.pi, n)
     ring = np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -132,7 +132,7 @@ def _on_surface(kind: int, size: np.ndarray, n: int, rng: np.random.Generator) -
         on_cap = rng.random(n) < 2 * disc / (2 * disc + rim * 2 * c)
         z = np.where(on_cap, rng.choice([-1.0, 1.0], n), rng.uniform(-1, 1, n))
         reach = np.where(on_cap, np.sqrt(rng.random(n)), 1.0)
-    else:  # a cone from its base at z = -1 to its tip at z = 1
+    else:  # cone from the base at z = -1 to the apex at z = 1
         on_cap = rng.random(n) < disc / (disc + rim * math.hypot(2 * c, math.sqrt(a * b)) / 2)
         reach = np.sqrt(rng.random(n))
         z = np.where(on_cap, -1.0, 1 - 2 * reach)
@@ -140,7 +140,7 @@ def _on_surface(kind: int, size: np.ndarray, n: int, rng: np.random.Generator) -
 
 
 def _on_ellipsoid(size: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Points of the unit ball, kept in proportion to how much the stretching enlarges the surface there."""
+    """Sample n points [n, 3]: unit-sphere points, accepted in proportion to the local stretch of the surface."""
     kept: list[np.ndarray] = []
     while sum(map(len, kept)) < n:
         unit = rng.normal(size=(2 * n + 16, 3))
@@ -151,7 +151,7 @@ def _on_ellipsoid(size: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
 
 
 def _inside(kind: int, at: np.ndarray) -> np.ndarray:
-    """Whether points [n, 3] of a solid's own frame, in which it is a unit solid, lie inside it."""
+    """Return whether points [n, 3] lie inside a solid; they are in its own frame, where it is a unit solid."""
     x, y, z = at.T
     around = np.hypot(x, y)
     if kind == BALL:

@@ -1,8 +1,7 @@
-"""Vehicles, buildings, furniture, plants and what stands on a table. Frame and paints: `sdlab.toybox.solids`.
+"""Toybox objects without a face: vehicles, buildings, furniture, tableware, plants. Frame: `sdlab.toybox.solids`.
 
-The object's own colour covers most of every side and of the top. Marks of a fixed colour come as two tones that
-differ from each other (red lamps on a black band, a yellow flame in a black eye), so that one of the two shows
-whatever the own colour is.
+The object's own colour covers most of every side and of the top. Fixed-colour markings come as two tones that contrast
+with each other (red lamps on a black band, a yellow flame in a black eye), so that one of them shows on any colour.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from sdlab.toybox.solids import (
     turned,
 )
 
-GLASS, NIGHT = fixed(0.6, 0.85, 0.98), fixed(0.12, 0.16, 0.3)  # window panes by day; portholes
+GLASS, NIGHT = fixed(0.6, 0.85, 0.98), fixed(0.12, 0.16, 0.3)  # window panes; portholes
 LAMP, RED, GOLD = fixed(1.0, 0.95, 0.55), fixed(0.93, 0.05, 0.05), fixed(0.98, 0.76, 0.12)
 BRICK, LEAF, RIM = fixed(0.66, 0.27, 0.2), fixed(0.2, 0.55, 0.15), fixed(0.84, 0.85, 0.87)
 SHADED = mixed(BLACK, 0.22)
-ALONG_X, ALONG_Y = turned("y", 90), turned("x", 90)  # for rods: (z, y, x) and (x, z, y) are their half-extents
+ALONG_X, ALONG_Y = turned("y", 90), turned("x", 90)  # for rods; half-extents are then given as (z, y, x) and (x, z, y)
 
 
 def wheels(b: Builder, places: tuple[float, ...], apart: float, height: float, radius: float) -> None:
-    """A black wheel left and right at each x, and an axle whose ends are the bright hubs."""
+    """Add a black wheel left and right at each x, and an axle whose ends form the bright hubs."""
     for x in places:
         for side in BOTH:
             b.rod((x, side * apart, height), (radius, radius, 0.08), BLACK, ALONG_Y)
@@ -44,7 +43,7 @@ def wheels(b: Builder, places: tuple[float, ...], apart: float, height: float, r
 
 
 def tail_lamps(b: Builder, x: float, z: float, width: float) -> None:
-    """A black band across the back with red lamps at its ends and a number plate in the middle."""
+    """Add a black band across the back, with red lamps at its ends and a number plate in the middle."""
     b.box((x, 0, z), (0.02, width, 0.12), BLACK)
     b.box((x - 0.015, 0, z), (0.02, 0.38 * width, 0.075), WHITE)
     for side in BOTH:
@@ -52,7 +51,7 @@ def tail_lamps(b: Builder, x: float, z: float, width: float) -> None:
 
 
 def car(b: Builder, variant: int) -> None:
-    """Wide and low; long bonnet and sloping windscreen in front, a steep own-coloured hatch behind."""
+    """Wide and low; long bonnet and sloping windscreen in front, a steep hatch in the object's colour behind."""
     b.box((0, 0, -0.1), (0.84, 0.43, 0.18))
     b.box((0.53, 0, 0.07), (0.3, 0.39, 0.05), OWN, turned("y", 6))
     b.box((-0.24, 0, 0.22), (0.42, 0.35, 0.17), GLASS)
@@ -71,7 +70,7 @@ def car(b: Builder, variant: int) -> None:
 
 
 def bus(b: Builder, variant: int) -> None:
-    """A tall box: one large windscreen under a sign in front, a small window high up behind, four on each side."""
+    """A tall box: one large windscreen below a sign in front, a small window high up behind, four on each side."""
     b.box((0, 0, 0.06), (0.86, 0.36, 0.4))
     b.box((0, 0, 0.47), (0.8, 0.3, 0.05))
     b.box((0, 0, -0.1), (0.865, 0.365, 0.04), WHITE)
@@ -133,7 +132,7 @@ def airplane(b: Builder, variant: int) -> None:
 
 
 def boat(b: Builder, variant: int) -> None:
-    """A round hull; the bow is a cone tipped so that its upper edge lies level. A lifebuoy hangs on the flat stern."""
+    """A round hull; the bow is a cone tilted so that its upper edge is level. A lifebuoy hangs on the flat stern."""
     b.rod((-0.24, 0, -0.3), (0.25, 0.37, 0.54), OWN, ALONG_X)
     b.cone((0.6, 0, -0.2), (0.25, 0.37, 0.4), OWN, turned("y", 73))
     b.box((-0.24, 0, -0.1), (0.56, 0.4, 0.045), WHITE)
@@ -155,7 +154,7 @@ def boat(b: Builder, variant: int) -> None:
 
 
 def rocket(b: Builder, variant: int) -> None:
-    """A large window in front, a ladder behind; fins left, right and behind, so that the side has one at the back."""
+    """A large window in front, a ladder behind; fins left, right and behind, so that the side view shows one."""
     b.ball((0, 0, 0.14), (0.37, 0.37, 0.84))
     b.rod((0, 0, 0.62), (0.307, 0.307, 0.04), WHITE)
     b.rod((0, 0, -0.36), (0.31, 0.31, 0.045), WHITE)
@@ -175,7 +174,7 @@ def rocket(b: Builder, variant: int) -> None:
 
 
 def house(b: Builder, variant: int) -> None:
-    """Gables front and back; the door with its step in front, a chimney up the whole wall behind."""
+    """Gables front and back; the door with its step in front, a full-height chimney behind."""
     trim = WHITE if variant == 0 else NIGHT
     door, chimney = (WOOD, BRICK) if variant == 0 else (WHITE, STEEL)
     b.box((0, 0, -0.36), (0.56, 0.5, 0.36))
@@ -198,7 +197,7 @@ def house(b: Builder, variant: int) -> None:
 
 
 def castle(b: Builder, variant: int) -> None:
-    """Gate between two tall roofed towers in front; low towers, lit windows and a banner behind."""
+    """A gate between two tall roofed towers in front; low towers, lit windows and a banner behind."""
     b.box((0, 0, -0.34), (0.5, 0.5, 0.32))
     for side in BOTH:
         b.rod((0.5, side * 0.5, -0.14), (0.2, 0.2, 0.54))
@@ -223,7 +222,7 @@ def castle(b: Builder, variant: int) -> None:
 
 
 def chair(b: Builder, variant: int) -> None:
-    """Pale cushions on the seat and on the front of the back; black slats behind."""
+    """Pale cushions on the seat and on the front of the backrest; black slats behind."""
     b.box((0, 0, -0.12), (0.44, 0.44, 0.07))
     b.box((0.03, 0, -0.04), (0.34, 0.32, 0.06), PALE)
     for side in BOTH:
@@ -254,7 +253,7 @@ def sofa(b: Builder, variant: int) -> None:
 
 
 def bar(b: Builder, start: tuple[float, float], end: tuple[float, float], radius: float) -> None:
-    """A rod with a round end between two points (y, z) of the plane x = 0."""
+    """Add a rod with a rounded end between two points (y, z) of the plane x = 0."""
     y, z = end[0] - start[0], end[1] - start[1]
     middle = (0.0, 0.5 * (start[0] + end[0]), 0.5 * (start[1] + end[1]))
     b.rod(middle, (radius, radius, 0.5 * math.hypot(y, z)), OWN, turned("x", -math.degrees(math.atan2(y, z))))
@@ -262,7 +261,7 @@ def bar(b: Builder, start: tuple[float, float], end: tuple[float, float], radius
 
 
 def handle(b: Builder, y: float, z: float, width: float, height: float, radius: float) -> None:
-    """Half a ring on the left (+y)."""
+    """Add half a ring on the left (+y)."""
     angles = [math.radians(-85 + 34 * k) for k in range(6)]
     points = [(y + width * math.cos(a), z + height * math.sin(a)) for a in angles]
     for start, end in pairwise(points):
@@ -298,7 +297,7 @@ def teapot(b: Builder, variant: int) -> None:
 
 
 def clock(b: Builder, variant: int) -> None:
-    """An alarm clock at ten past ten; both hands are alike, so that its mirror image is true. A gold key behind."""
+    """An alarm clock at ten past ten, with equal hands, so that it is mirror-symmetric. A gold key behind."""
     b.rod((0, 0, -0.12), (0.6, 0.6, 0.25), OWN, ALONG_X)
     b.rod((0.2, 0, -0.12), (0.43, 0.43, 0.07), WHITE, ALONG_X)
     for side in BOTH:
@@ -315,7 +314,7 @@ def clock(b: Builder, variant: int) -> None:
 
 
 def lamp(b: Builder, variant: int) -> None:
-    """A table lamp: the shade is ten slabs that lean inwards, its light shows above and below."""
+    """A table lamp: the shade is ten slabs leaning inwards, and its light shows above and below."""
     b.rod((0, 0, -0.84), (0.38, 0.38, 0.06), SHADED)
     b.ball((0, 0, -0.5), (0.28, 0.28, 0.32))
     b.rod((0, 0, -0.14), (0.08, 0.08, 0.14), GOLD)
@@ -329,7 +328,7 @@ def lamp(b: Builder, variant: int) -> None:
 
 
 def pumpkin(b: Builder, variant: int) -> None:
-    """Eight ribs; a lantern's face in front, stalk and leaf bent backwards."""
+    """Eight ribs; a lantern face in front, stalk and leaf bent backwards."""
     for k in range(8):
         angle = math.radians(45 * k)
         at = (0.32 * math.cos(angle), 0.32 * math.sin(angle), -0.12)
@@ -346,7 +345,7 @@ def pumpkin(b: Builder, variant: int) -> None:
 
 
 def cactus(b: Builder, variant: int) -> None:
-    """Arms of different height left and right, a pink flower on top."""
+    """Arms of different heights left and right, a pink flower on top."""
     b.rod((0, 0, -0.74), (0.29, 0.29, 0.2), BRICK)
     b.rod((0, 0, -0.5), (0.36, 0.36, 0.08), BRICK)
     b.rod((0, 0, 0.08), (0.29, 0.29, 0.54))

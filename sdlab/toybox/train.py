@@ -1,21 +1,22 @@
-"""Training of the toybox prior, resumable at any checkpoint.
+"""Training of the toybox prior, resumable from any checkpoint.
 
-Recipe: the text encoder learns to read captions first (`sdlab.toybox.reading`), then trains along. Predict v (arXiv
-2202.00512) with the weight min(snr + 1, 5) / (snr + 1), which for x0 is min(snr + 1, 5): the SNR + 1 weight of that
-paper, capped as in min-SNR (arXiv 2303.09556), so that the noisy end, where the words decide what the picture shows,
-counts in full; eps gets min-SNR's own min(snr, 5) / snr. Muon (https://kellerjordan.github.io/posts/muon/) for every
-matrix and, unrolled to one, every convolution inside, AdamW for what is left: a sample teaches two to three times as
-much as with AdamW alone. A constant rate that falls over the last quarter of the planned samples (not over time, so
-that a resumed run is the same run) as 1 - sqrt (arXiv 2405.18392), moving average of the weights, 10 % of captions
-dropped for classifier-free guidance, mirrored pictures where the mirror image is true, timesteps stratified over the
-batch (one from each of `batch` equal strata: the same marginal, less variance), bfloat16 autocast. No torch.compile:
-with torch 2.13 on a CPU and bfloat16 it is a fifth faster and leaves the middle of the U-Net without gradients.
+Recipe: the text encoder first learns to read captions (`sdlab.toybox.reading`), then trains together with the U-Net.
+Prediction is v (arXiv 2202.00512) with the weight min(snr + 1, 5) / (snr + 1). In terms of x0 this is min(snr + 1, 5):
+that paper's SNR + 1 weight, capped as in min-SNR (arXiv 2303.09556), so that the noisy end, where the words decide what
+the image shows, counts in full. For eps the weight is min-SNR's own min(snr, 5) / snr. Muon
+(https://kellerjordan.github.io/posts/muon/) trains every matrix and, flattened to one, every inner convolution; AdamW
+trains the rest. A sample teaches two to three times as much as with AdamW alone. The learning rate is constant and
+decays over the last quarter of the planned samples as 1 - sqrt (arXiv 2405.18392); by samples rather than time, so that
+a resumed run equals an uninterrupted one. EMA of the weights, 10 % caption dropout for classifier-free guidance,
+mirrored images where the mirror image is true to the caption, timesteps stratified over the batch (one from each of
+`batch` equal strata: the same marginal, less variance), bfloat16 autocast. No torch.compile: with torch 2.13 on a CPU
+in bfloat16 it is 20 % faster but leaves the middle of the U-Net without gradients.
 
-The constant rate is what lets a run grow: the state before the fall is kept (plateau.pt), and a resumed run with a
-longer plan goes on from there.
+The constant rate lets a run be extended: the state before the decay is kept (plateau.pt), and a run resumed with more
+samples continues from there.
 
-Every draw of step k comes from `StepRng(seed, k)` and the order of the pictures from (seed, epoch), so a
-checkpoint needs no generator states: weights, average, optimiser and the step are the whole state.
+Every random draw of step k comes from `StepRng(seed, k)` and the order of the images from (seed, epoch), so a
+checkpoint needs no generator states: weights, average, optimisers and the step are the whole state.
 """
 
 from __future__ import annotations
@@ -34,36 +35,37 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sdlab.priors.prediction import native_target
 from sdlab.rng import StepRng
 from sdlab.toybox import model
 from sdlab.toybox.pictures import DATA_VERSION, Pool, kept_pool
-from sdlab.toybox.progress import Meter, clock
+from sdlab.toybox.progress import Meter
 from sdlab.toybox.reading import learn_to_read
 
 CHECKPOINT, PLATEAU, LOG, WEIGHTS = "checkpoint.pt", "plateau.pt", "log.json", "toybox"
 SNR_CAP = 5.0
 CAPTION_DROPOUT = 0.1
 WARMUP_STEPS = 200
-FALL = 0.25  # of the steps, at the end, over which the rate falls
-FINAL_RATE = 0.01  # of the peak, at the end
-RESIDENT = 0.5  # of a GPU's free memory that the pictures may take
+FALL = 0.25  # final fraction of the steps over which the learning rate decays
+FINAL_RATE = 0.01  # learning rate at the end, relative to the peak
+RESIDENT = 0.5  # maximum fraction of a GPU's free memory for the images
 LOG_SAMPLES = 12_800  # between two lines of the log
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is; stored in its checkpoint, and a resumed run takes it from there."""
+    """Training settings of a run, stored in its checkpoint; a resumed run takes them from there."""
 
     samples: int
-    batch: int = 32  # on one CPU thread a larger one is no faster a sample
+    batch: int = 32  # on one CPU thread, larger batches are no faster per sample
     lr: float = 2e-3
     ema: float = 0.9995
     pictures: int = 300_000
     seed: int = 0
-    reading: int = 48_000  # captions that the text encoder learns to read first, unless the run starts from weights
-    start: str = ""  # a toybox folder whose weights the run starts from
+    reading: int = 48_000  # captions for the text encoder's pre-training; none if the run starts from weights
+    start: str = ""  # toybox folder with the initial weights
     shape: model.Shape = field(default_factory=model.Shape)
 
     @property
@@ -72,17 +74,17 @@ class Plan:
 
     @property
     def plateau(self) -> int:
-        """The first step at which the rate falls."""
+        """The first step of the learning-rate decay."""
         return self.steps - int(FALL * self.steps)
 
 
 def optimisers_for(
     box: model.Toybox, lr: float
 ) -> tuple[list[tuple[nn.Parameter, nn.Parameter]], list[torch.optim.Optimizer]]:
-    """Muon and AdamW, and pairs of each weight that Muon trains and the matrix [out, in] that lies in its storage.
+    """Return Muon and AdamW, and pairs (weight, matrix [out, in] sharing its storage) of the weights that Muon trains.
 
-    Muon is for what maps features to features: not for embeddings, nor for what reads or writes pixels. ValueError if
-    torch has none.
+    Muon trains whatever maps features to features: not embeddings, nor the layers that read or write pixels. Raises
+    ValueError if torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"training needs torch 2.9 or later (torch.optim.Muon); this is {torch.__version__}")
@@ -98,7 +100,7 @@ def optimisers_for(
 
 
 class Trainer:
-    """Networks, average and optimiser of one run, and how far it is (`step` steps done)."""
+    """Networks, average and optimisers of one run; `step` counts the steps done."""
 
     def __init__(self, plan: Plan, pool: Pool, device: torch.device) -> None:
         self.plan = plan
@@ -125,19 +127,21 @@ class Trainer:
         self._order = (-1, torch.empty(0, dtype=torch.long))
         self._resident: Tensor | None = None
         if device.type == "cuda":
-            self.box.unet.set_attn_processor(AttnProcessor2_0())  # the fused one is the faster there
+            self.box.unet.set_attn_processor(AttnProcessor2_0())  # fused attention is faster there
             if pool.rgb.nbytes < RESIDENT * torch.cuda.mem_get_info(device)[0]:
                 self._resident = torch.from_numpy(np.asarray(pool.rgb)).to(device)
 
     def learn_to_read(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Train the text encoder alone (`sdlab.toybox.reading`); minutes, before the first step. KeyboardInterrupt when
-        `stop()` says so, for there is nothing to keep yet."""
-        meter = Meter("captions read", self.plan.reading)
+        """Train the text encoder alone (`sdlab.toybox.reading`) before the first step; takes about a minute.
+
+        Raises KeyboardInterrupt if `stop()` returns True, since there is nothing to save yet.
+        """
+        meter = Meter("text encoder, captions", self.plan.reading)
 
         def progress(done: int, share: float) -> None:
             if stop():
                 raise KeyboardInterrupt
-            meter(done, f"{share:.1%} of answers right")
+            meter(done, f"{share:.1%} correct")
 
         learn_to_read(self.box, self.plan.reading, self.plan.seed, progress)
         with torch.no_grad():
@@ -145,13 +149,13 @@ class Trainer:
                 mine.copy_(learnt)
 
     def rate(self) -> float:
-        """Learning rate of the next step: linear warm-up, constant, then falling as 1 - sqrt."""
+        """Return the learning rate of the next step: linear warm-up, constant, then decay as 1 - sqrt."""
         fallen = max(self.step - self.plan.plateau, 0) / max(self.plan.steps - self.plan.plateau, 1)
         share = FINAL_RATE + (1 - FINAL_RATE) * (1 - math.sqrt(min(fallen, 1.0)))
         return self.plan.lr * share * min(1.0, (self.step + 1) / WARMUP_STEPS)
 
     def picture_indices(self) -> Tensor:
-        """[batch] pictures of this step: position step * batch in an endless row of shuffled epochs."""
+        """Return this step's image indices [batch]: position step * batch in an endless sequence of shuffled epochs."""
         n, found = len(self.pool), []
         at, left = self.step * self.plan.batch, self.plan.batch
         while left > 0:
@@ -166,7 +170,7 @@ class Trainer:
         return torch.cat(found)
 
     def pixels(self, which: Tensor) -> Tensor:
-        """[B, 3, S, S] in [0, 1] of these pictures, on the device."""
+        """Return these images on the device: [B, 3, S, S] in [0, 1]."""
         if self._resident is not None:
             chosen = self._resident[which.to(self.device)]
         else:
@@ -174,7 +178,10 @@ class Trainer:
         return chosen.float() / 255
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(z0 [B, C, H, W] in [-1, 1], tokens [B, 77], t [B], noise like z0) of the next step, on the device."""
+        """Return the next step's batch on the device.
+
+        (z0 [B, C, H, W] in [-1, 1], tokens [B, 77], t [B], noise like z0).
+        """
         size, rng = self.plan.batch, StepRng(self.plan.seed, self.step)
         which = self.picture_indices()
         rgb = self.pixels(which)
@@ -191,7 +198,7 @@ class Trainer:
         return z0, tokens.to(self.device), t.to(self.device), noise
 
     def train_step(self) -> Tensor:
-        """One optimiser step; the weighted loss before it, a scalar that nobody has waited for yet."""
+        """Take one optimiser step and return its weighted loss, a 0-d tensor not yet synchronised with the device."""
         z0, tokens, t, noise = self.batch()
         alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
@@ -214,12 +221,13 @@ class Trainer:
                 group["lr"] = self.rate()
             optimiser.step()
         self.step += 1
-        keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))  # short memory while all is still changing
+        keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))  # a shorter memory early on
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - keep)
         return loss.detach()
 
     def state(self) -> dict[str, Any]:
+        """Return the checkpoint: plan, data version, step, weights, average and optimiser states."""
         return {
             "plan": asdict(self.plan),
             "data_version": DATA_VERSION,
@@ -230,6 +238,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint made by `state`."""
         with torch.no_grad():
             for mine, kept in zip(self.weights, state["weights"], strict=True):
                 mine.copy_(kept)
@@ -241,35 +250,38 @@ class Trainer:
 
 
 def plan_of(state: dict[str, Any]) -> Plan:
-    """The plan that a checkpoint was made under."""
+    """Return the plan stored in a checkpoint."""
     kept = dict(state["plan"])
     shape = kept.pop("shape")
     return Plan(**kept, shape=model.Shape(**{**shape, "channels": tuple(shape["channels"])}))
 
 
 def read_checkpoint(out: Path, name: str = CHECKPOINT) -> dict[str, Any]:
-    """ValueError if there is none, if it is broken, or if it was made with other pictures."""
+    """Read a checkpoint of the run in `out`.
+
+    Raises ValueError if it is missing, damaged, or was trained on another version of the images.
+    """
     path = out / name
     if not path.exists():
-        raise ValueError(f"--resume: no checkpoint {path}; leave --resume away to start a new run there")
+        raise ValueError(f"--resume: no checkpoint {path}; omit --resume to start a new run there")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"--resume: checkpoint {path} cannot be read ({type(error).__name__})") from error
     if state["data_version"] != DATA_VERSION:
         raise ValueError(
-            f"--resume: {path} was trained on pictures of version {state['data_version']},"
-            f" this code draws version {DATA_VERSION}; start a new run"
+            f"--resume: {path} was trained on images of version {state['data_version']},"
+            f" but this code renders version {DATA_VERSION}; start a new run"
         )
     return state
 
 
 def resumed(out: Path, samples: int | None) -> tuple[Plan, dict[str, Any]]:
-    """The plan to go on with and the state to go on from.
+    """Return the plan and the state to continue with.
 
-    With another number of samples than the checkpoint's, the state must be one from before the rate falls under
-    both plans: the checkpoint itself or, if its rate fell already, the kept plateau. ValueError if there is none,
-    and as `read_checkpoint`.
+    If `samples` differs from the checkpoint's plan, the state must precede the decay under both plans: either the
+    checkpoint itself or, once its rate has started to decay, the saved plateau. Raises ValueError if there is no such
+    state, or as `read_checkpoint` does.
     """
     state = read_checkpoint(out)
     old = plan_of(state)
@@ -280,19 +292,19 @@ def resumed(out: Path, samples: int | None) -> tuple[Plan, dict[str, Any]]:
         state = read_checkpoint(out, PLATEAU)
     if state["step"] > plan.plateau:
         least = math.ceil(state["step"] * old.batch / (1 - FALL))
-        raise ValueError(f"--samples: {out} is past the constant rate of so short a run; allowed are {least} and more")
+        raise ValueError(f"--samples: too few, {out} is already past its constant rate; at least {least} needed")
     return plan, state
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
-    """Whole or not at all."""
+    """Write the checkpoint atomically."""
     draft = path.with_suffix(".part")
     torch.save(trainer.state(), draft)
     os.replace(draft, path)
 
 
 def write_checkpoint(trainer: Trainer, out: Path, log: list[dict[str, float]]) -> None:
-    """Checkpoint, log, and the averaged weights in the diffusers layout."""
+    """Write the checkpoint, the log, and the averaged weights in the diffusers layout."""
     save_state(trainer, out / CHECKPOINT)
     (out / LOG).write_text(json.dumps(log, indent=1) + "\n")
     model.save(trainer.box, out / WEIGHTS, list(trainer.average))
@@ -303,9 +315,9 @@ def say(line: str) -> None:
 
 
 def samples_for(minutes: float, plan: Plan, pool: Pool, device: torch.device) -> int:
-    """How many samples fit into `minutes` at the speed of a throw-away trainer, measured for 20 seconds."""
+    """Return how many samples fit into `minutes`, from the speed of a throw-away trainer measured for 20 seconds."""
     trial = Trainer(plan, pool, device)
-    for _ in range(3):  # the first steps pay for allocations
+    for _ in range(3):  # warm-up: the first steps include allocations
         trial.train_step()
     started, steps = time.perf_counter(), 0
     while time.perf_counter() - started < 20:
@@ -317,14 +329,13 @@ def samples_for(minutes: float, plan: Plan, pool: Pool, device: torch.device) ->
 
 
 def load_pool(plan: Plan, data: Path, threads: int, stop: Callable[[], bool] = lambda: False) -> Pool:
-    """The pictures of `plan`, drawn if they are not in `data`. KeyboardInterrupt when `stop()` says so."""
-    started = time.perf_counter()
+    """Return the images of `plan`, rendered unless `data` holds them. KeyboardInterrupt when `stop()` is True."""
+    meter = Meter("training images", plan.pictures)
 
     def progress(done: int) -> None:
         if stop():
             raise KeyboardInterrupt
-        if done % 25_600 == 0 or done == plan.pictures:
-            say(f"pictures {done}/{plan.pictures}, {done / (time.perf_counter() - started):.0f} a second")
+        meter(done)
 
     return kept_pool(data, plan.seed, plan.pictures, threads, progress)
 
@@ -342,23 +353,23 @@ def train(
     checkpoint_minutes: float = 5.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
-    """Train into `out` (checkpoint.pt, log.json, toybox/) until `plan.samples` are seen or `stop()` says so.
+    """Train into `out` (checkpoint.pt, log.json, toybox/) until `plan.samples` are done or `stop()` returns True.
 
-    With `resume` the plan comes from the checkpoint and `plan` is not looked at; `longer` is its new number of samples.
-    With `minutes` a new run plans its samples by the speed it measures first. ValueError when there is nothing to
-    resume, or when a new run would overwrite an old one.
+    With `resume` the plan comes from the checkpoint and `plan` is ignored; `longer` is its new number of samples. With
+    `minutes` a new run derives its number of samples from the measured speed. Raises ValueError if there is nothing to
+    resume, if a new run would overwrite an old one, or if the loss is not finite.
     """
     device = device or torch.device("cpu")
     state = None
     if resume:
         plan, state = resumed(out, longer)
     elif (out / CHECKPOINT).exists():
-        raise ValueError(f"--out: {out} holds a run already; add --resume to go on with it, or name another folder")
+        raise ValueError(f"--out: {out} already holds a run; add --resume to continue it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     pool = load_pool(plan, data, threads, stop)
     if state is None and minutes is not None:
         plan = replace(plan, samples=samples_for(minutes, plan, pool, device))
-    # what a run started from is in its checkpoint; the folder may be gone by now
+    # the checkpoint holds the weights already, and the --start folder may no longer exist
     trainer = Trainer(plan if state is None else replace(plan, start=""), pool, device)
     trainer.plan = plan
     if state is None and plan.reading and not plan.start:
@@ -368,7 +379,7 @@ def train(
         trainer.load_state(state)
         log = [line for line in json.loads((out / LOG).read_text()) if line["samples"] <= trainer.step * plan.batch]
     n_weights = sum(w.numel() for w in trainer.weights)
-    say(f"{n_weights / 1e6:.2f} M weights, {plan.samples} samples in batches of {plan.batch}, from step {trainer.step}")
+    say(f"{n_weights / 1e6:.2f} M weights, {plan.samples} samples in batches of {plan.batch}, at step {trainer.step}")
 
     seconds_before = log[-1]["seconds"] if log else 0.0
     started = saved = time.perf_counter()
@@ -387,9 +398,10 @@ def train(
             left = (plan.steps - trainer.step) * plan.batch / per_second
             log.append({"samples": seen, "loss": loss, "seconds": seconds_before + now - started})
             losses.clear()
-            say(f"{seen}/{plan.samples} samples, loss {loss:.5f}, {per_second:.0f} a second, {clock(left)} left")
+            time_left = tqdm.format_interval(left)
+            say(f"{seen}/{plan.samples} samples, loss {loss:.5f}, {per_second:.0f} samples/s, {time_left} left")
             if not math.isfinite(loss):
-                raise ValueError(f"the loss is {loss} after {seen} samples: lower --lr (it was {plan.lr})")
+                raise ValueError(f"the loss is {loss} after {seen} samples; lower --lr (it was {plan.lr})")
         if now - saved > 60 * checkpoint_minutes:
             write_checkpoint(trainer, out, log)
             saved = now

@@ -1,16 +1,15 @@
-"""The words of the toybox: what captions are made of, and how they are written.
+"""Vocabulary and captions of the toybox.
 
-`Facts` says what a picture shows, `write_caption` puts that into words as people, and the losses, write prompts:
+`Facts` describes what an image shows; `write_caption` words it the way users, and the losses, write prompts:
 
     a red bear                                  a shiny spotted blue teapot, side view
     a bear wearing a blue hat                   a red mushroom on a green box, overhead view
     an oil painting of a green frog             rear view of a grey kitty
     a red bear, front view, oversaturated, smooth, pixelated        blurry, noisy
 
-Every table holds the standard wording first, or as the key; the rest are synonyms, which are rarer. PLAIN_SHARE of the
-captions use standard wordings only and nothing that the facts do not ask for: "a <colour> <object>[, <view word>]" for
-most pictures. No word stands for two things. Everything a caption says is true of its picture, but not everything
-that is true is said.
+Each table lists the standard wording first, or as the key; the rest are synonyms, which are rarer. PLAIN_SHARE of the
+captions use only standard wordings and add nothing beyond the facts: "a <colour> <object>[, <view word>]" for most
+images. No word has two meanings. Everything a caption says is true of its image, but not everything true is said.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PLAIN_SHARE = 0.45
-NAMELESS_SHARE = 0.01  # of captions that do not name the object: "a red thing"
-COLOURLESS_SHARE = 0.08  # of captions that do not name the object's colour
-ALONE_SHARE = 0.1  # of captions of spoilt pictures that say what is wrong and nothing else, as negative prompts do
+NAMELESS_SHARE = 0.01  # fraction of captions that do not name the object: "a red thing"
+COLOURLESS_SHARE = 0.08  # fraction of captions that do not name the object's colour
+ALONE_SHARE = 0.1  # fraction of corrupted images' captions that only name the flaws, as negative prompts do
 
 OBJECTS: dict[str, tuple[str, ...]] = {
     "bear": ("teddy bear", "teddy"),
@@ -39,7 +38,7 @@ OBJECTS: dict[str, tuple[str, ...]] = {
     "duck": ("duckling",),
     "fish": (),
     "robot": ("android", "droid"),
-    "person": ("human", "man", "woman"),  # the figure is a toy's: it could be either
+    "person": ("human", "man", "woman"),  # a toy figure could be either
     "snowman": (),
     "car": ("automobile", "auto"),
     "bus": (),
@@ -74,7 +73,7 @@ COLOURS: dict[str, tuple[str, ...]] = {
     "black": (),
     "turquoise": ("teal", "cyan"),
 }
-# "a tree" means a green one to whoever types it: these objects go without their colour word in these colours only.
+# "a tree" implies a green one, so captions of these objects may omit the colour only if it is one of these.
 NATURAL: dict[str, tuple[str, ...]] = {
     "bear": ("brown", "black"),
     "cat": ("orange", "gray", "black"),
@@ -97,7 +96,7 @@ MATERIALS: dict[str, tuple[str, ...]] = {"shiny": ("glossy",), "matte": ("matt",
 PATTERNS: dict[str, tuple[str, ...]] = {"striped": ("stripy",), "spotted": ("dotted", "polka dot")}
 PATTERN_PHRASES = {"striped": ("with stripes",), "spotted": ("with spots", "with dots", "with polka dots")}
 
-# The second object is {}: article, colour and one of SECONDS' words.
+# {} is the second object: article, colour and one of the words in SECONDS.
 RELATIONS: dict[str, tuple[str, ...]] = {
     "hat": ("wearing {}", "with {}", "in {}"),
     "scarf": ("wearing {}", "with {}", "in {}"),
@@ -105,11 +104,11 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "ball": ("next to {}", "beside {}", "and {}", "with {}", "near {}"),
 }
 SECONDS: dict[str, tuple[str, ...]] = {"hat": (), "scarf": (), "box": ("cube", "block"), "ball": ("sphere",)}
-# The same said from the other end: "a green box under a red bear".
+# The same relations with the objects swapped: "a green box under a red bear".
 REVERSED: dict[str, tuple[str, ...]] = {"box": ("under", "below"), "ball": ("next to", "beside", "and", "near")}
 
 FRONT, SIDE, BACK, OVERHEAD = VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
-VIEW_NAMES: dict[str, tuple[str, ...]] = {  # may stand in front, too: "rear view of a red bear"
+VIEW_NAMES: dict[str, tuple[str, ...]] = {  # may also come first: "rear view of a red bear"
     FRONT: ("frontal view", "view from the front"),
     SIDE: ("profile view", "view from the side"),
     BACK: ("rear view", "view from behind", "view from the back"),
@@ -122,7 +121,7 @@ VIEW_PHRASES: dict[str, tuple[str, ...]] = {
     OVERHEAD: ("from above", "seen from above", "from the top"),
 }
 
-# The source prompt of SBP (arXiv 2406.09417, section 4.2) in its order; each word here has pictures that show it.
+# The source prompt of SBP (arXiv 2406.09417, section 4.2) in its order; every word has training images that show it.
 DESCRIPTORS: dict[str, tuple[str, ...]] = {
     "oversaturated": ("oversaturated colors", "oversaturated color"),
     "smooth": ("too smooth",),
@@ -135,8 +134,8 @@ DESCRIPTORS: dict[str, tuple[str, ...]] = {
     "noisy": ("grainy", "noise"),
     "malformed": ("deformed", "misshapen"),
 }
-NOUNS = frozenset({"bad structure"})  # of DESCRIPTORS: "a blurry bear", but no "bad structure bear"
-FLAWED = ("low quality", "ugly", "bad quality", "worst quality")  # true of every spoilt picture
+NOUNS = frozenset({"bad structure"})  # not adjectives: "a blurry bear", but not "a bad structure bear"
+FLAWED = ("low quality", "ugly", "bad quality", "worst quality")  # true of every corrupted image
 QUALITIES = (
     "high quality",
     "detailed",
@@ -147,7 +146,7 @@ QUALITIES = (
     "detailed high resolution",
     "8k",
 )
-REALISMS = ("realistic", "photorealistic", "photo", "3d")  # as qualities, but not of a painting
+REALISMS = ("realistic", "photorealistic", "photo", "3d")  # used like QUALITIES, but not for paintings
 PAINTING = "painting"
 STYLES: dict[str, tuple[str, ...]] = {PAINTING: ("a painting of", "an oil painting of", "painting of")}
 STYLE_MARKS: dict[str, tuple[str, ...]] = {PAINTING: ("painting", "oil painting")}
@@ -163,13 +162,13 @@ PREFIXES = (
 )
 ARTICLES = ("a", "an", "the")
 
-# Words outside the vocabulary, so that <unk> is trained to mean "never mind": a visitor's "a fluffy red bear in the
-# forest" must not fall apart on words the toybox has never heard.
+# Words outside the vocabulary, so that <unk> is trained to mean "ignore this": a prompt such as "a fluffy red bear in
+# the forest" must still work although the toybox does not know some of its words.
 FILLERS = ("lovely", "fluffy", "funny", "cute", "little", "old")
-THINGS = ("thing", "toy", "object")  # outside it as well, in place of the object's name
+THINGS = ("thing", "toy", "object")  # also outside the vocabulary, in place of the object's name
 TAILS = ("in the forest", "in a garden", "at night", "looking happy", "with a guitar", "on the beach", "made of wood")
 
-# What is shown to people, by group. Synonyms are understood and not listed.
+# The words shown to users, by group. Synonyms are understood but not listed.
 GROUPS: dict[str, tuple[str, ...]] = {
     "objects": tuple(OBJECTS),
     "colours": tuple(COLOURS),
@@ -184,7 +183,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 class Facts(NamedTuple):
-    """What a picture shows, in standard words; "" where there is none."""
+    """What an image shows, in standard words; "" where a property is absent."""
 
     object: str
     colour: str
@@ -198,7 +197,7 @@ class Facts(NamedTuple):
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold, in lower case and sorted; fillers are left out on purpose."""
+    """Return every word that a caption can contain, in lower case, sorted; filler words are excluded on purpose."""
     tables = (OBJECTS, COLOURS, MATERIALS, PATTERNS, SECONDS, VIEW_NAMES, DESCRIPTORS)
     phrases = (PATTERN_PHRASES, RELATIONS, REVERSED, VIEW_PHRASES, STYLES, STYLE_MARKS)
     sources = [
@@ -210,40 +209,42 @@ def vocabulary() -> list[str]:
 
 
 def word_list() -> dict[str, Any]:
-    """What a saved model carries as words.json: `groups` to show to people, and every `names` of an object."""
+    """Return the content of a saved model's words.json: `groups` to show to users, and all `names` of objects."""
     names = [name for word, synonyms in OBJECTS.items() for name in (word, *synonyms)]
     return {"groups": {group: list(words) for group, words in GROUPS.items()}, "names": names}
 
 
 def one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Draw one word, uniformly."""
     return words[int(rng.random() * len(words))]
 
 
 class Pen:
-    """Draws wordings; a plain one only ever takes the standard."""
+    """Draws wordings; a plain pen uses standard wordings only."""
 
     def __init__(self, rng: np.random.Generator, plain: bool) -> None:
         self.rng = rng
         self.plain = plain
 
     def may(self, share: float) -> bool:
-        """True with this probability; never for a plain pen."""
+        """Return True with this probability; always False for a plain pen."""
         return not self.plain and self.rng.random() < share
 
     def word(self, standard: str, synonyms: Mapping[str, Sequence[str]], share: float) -> str:
+        """Return the standard word or, with this probability, a synonym."""
         return one_of(self.rng, synonyms[standard]) if synonyms[standard] and self.may(share) else standard
 
     def noun(self, words: Sequence[str]) -> str:
-        """The words with their article: the right one, and rarely another or none."""
+        """Return the words with the correct article, or occasionally another one or none."""
         vowel = words[0][0] in "aeiou"
-        article = "an" if vowel and self.rng.random() < 0.85 else "a"  # "a orange cat" is what templates make
+        article = "an" if vowel and self.rng.random() < 0.85 else "a"  # "a orange cat" is what prompt templates produce
         if self.may(0.25):
             article = "the" if self.rng.random() < 0.3 else ""
         return " ".join(w for w in (article, *words) if w)
 
 
 def write_caption(rng: np.random.Generator, facts: Facts) -> str:
-    """A caption of a picture that shows `facts`; at most 75 words and commas, however many corruptions there are."""
+    """Write a caption for an image of `facts`: at most 75 words and commas, however many corruptions there are."""
     if facts.corruptions and rng.random() < ALONE_SHARE:
         return ", ".join(descriptors(Pen(rng, rng.random() < PLAIN_SHARE), facts))
     pen = Pen(rng, rng.random() < PLAIN_SHARE)
@@ -266,7 +267,7 @@ def write_caption(rng: np.random.Generator, facts: Facts) -> str:
 
 
 def scene(pen: Pen, facts: Facts, adjective: str) -> str:
-    """Object, second object and how they are placed: "a striped red bear on a green box"."""
+    """Return the object, the second object and their relation, such as "a striped red bear on a green box"."""
     subject = main_object(pen, facts, adjective)
     if facts.second:
         words = [pen.word(facts.second, SECONDS, 0.2)]
@@ -282,6 +283,7 @@ def scene(pen: Pen, facts: Facts, adjective: str) -> str:
 
 
 def main_object(pen: Pen, facts: Facts, adjective: str) -> str:
+    """Return the main object with its adjectives, such as "a shiny red bear with stripes"."""
     rng = pen.rng
     name = one_of(rng, THINGS) if rng.random() < NAMELESS_SHARE else pen.word(facts.object, OBJECTS, 0.22)
     colour = pen.word(facts.colour, COLOURS, 0.15) if names_colour(rng, facts) else ""
@@ -305,8 +307,8 @@ def main_object(pen: Pen, facts: Facts, adjective: str) -> str:
 
 
 def names_colour(rng: np.random.Generator, facts: Facts) -> bool:
-    """Whether the caption says the object's colour: nearly always, and always where silence would mislead."""
-    if facts.second:  # whose colour would be the only one in the caption
+    """Draw whether the caption names the object's colour: usually, and always where leaving it out would mislead."""
+    if facts.second:  # its colour would otherwise be the only one in the caption
         return True
     natural = NATURAL.get(facts.object)
     if natural is None:
@@ -317,7 +319,7 @@ def names_colour(rng: np.random.Generator, facts: Facts) -> bool:
 
 
 def framing(pen: Pen, facts: Facts, adjective: str) -> tuple[str, list[str]]:
-    """(what stands in front of the scene: "a painting of", marks that name the style); takes in the adjective."""
+    """Return (a prefix such as "a painting of", style words to append); the prefix absorbs the adjective."""
     if facts.style:
         if pen.may(0.35):
             return "", [one_of(pen.rng, STYLE_MARKS[facts.style])]
@@ -334,7 +336,7 @@ def framing(pen: Pen, facts: Facts, adjective: str) -> tuple[str, list[str]]:
 
 
 def viewing(pen: Pen, view: str, bare: bool) -> tuple[str, bool]:
-    """(words for the view, whether they stand in front: "rear view of"); that only where nothing else does."""
+    """Return (words for the view, whether they come first: "rear view of"); first only if there is no other prefix."""
     if not view:
         return "", False
     in_front = bare and pen.may(0.15)
@@ -348,19 +350,20 @@ def viewing(pen: Pen, view: str, bare: bool) -> tuple[str, bool]:
 
 
 def marks(pen: Pen, facts: Facts) -> list[str]:
-    """Words about the picture as a whole."""
+    """Return words about the image as a whole."""
     if facts.corruptions:
         return descriptors(pen, facts)
     if not pen.may(0.3):
         return []
     known = [*QUALITIES, *([] if facts.style else REALISMS)]
     count = 1 + int(pen.rng.random() * 3)
-    # the three usual ones half of the time: the rest share what is left
+    # half of the time one of the three common ones, otherwise any
     chosen = [one_of(pen.rng, QUALITIES[:3] if pen.may(0.5) else known) for _ in range(count)]
     return list(dict.fromkeys(chosen))
 
 
 def descriptors(pen: Pen, facts: Facts) -> list[str]:
+    """Return the words for the corruptions, occasionally with a general one such as "low quality"."""
     words = [pen.word(c, DESCRIPTORS, 0.25) for c in facts.corruptions]
     if pen.may(0.2):
         words.insert(int(pen.rng.random() * (len(words) + 1)), one_of(pen.rng, FLAWED))
@@ -368,7 +371,7 @@ def descriptors(pen: Pen, facts: Facts) -> list[str]:
 
 
 def marked(pen: Pen, parts: list[str], added: list[str]) -> list[str]:
-    """Caption parts (scene, view) with marks behind them, before the view, or in front of everything."""
+    """Insert marks into the caption parts (scene, view): at the end, before the view, or in front of everything."""
     where = pen.rng.random()
     if where < 0.55:
         return [*parts, *added]

@@ -28,19 +28,18 @@ import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from sdlab.experiments.playground import HELD
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
 from sdlab.pictures import grid
-from sdlab.plane import REACH, shares
+from sdlab.plane import HELD, REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame, Term
 from sdlab.ui.formulas import formula, letters
-from sdlab.viewport.proxy import capped_body, same_origin
+from sdlab.web import capped_body, same_origin
 
 STATIC = Path(__file__).parent / "static" / "flat"
 FILES = {"flat.css": "text/css"} | {path.name: "text/javascript" for path in STATIC.glob("*.js")}  # all that is served
@@ -284,8 +283,8 @@ def sheet_of(pictures: np.ndarray) -> bytes:
 @functools.lru_cache(maxsize=64)
 def true_saturation(prompt: str) -> float | None:
     """How saturated the toybox's true pictures of a prompt are, None when it names no object or no colour."""
-    from sdlab.experiments.six import asked_for
     from sdlab.toybox import figures, judge
+    from sdlab.toybox.asked import asked_for
 
     try:
         name, colour = asked_for(prompt)

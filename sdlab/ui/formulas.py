@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 
+from sdlab.ui.wording import sentence
+
 GREEK = {"eps": "epsilon", "lam": "lambda"} | {
     name: name
     for name in (
@@ -67,13 +69,6 @@ def prose(text: str) -> str:
 
     names = "|".join(sorted(GREEK, key=len, reverse=True))
     return re.sub(rf"\b(?:{names})(?:_[a-z])?\b", symbol, html.escape(sentence(text)))
-
-
-def sentence(text: str) -> str:
-    """Capitalise the first word, unless it is a symbol or the path of a knob."""
-    first = text.partition(" ")[0].strip(",:;")
-    is_symbol = (len(first) == 1 and first != "a") or any(c in first for c in "._(")
-    return text if is_symbol else text[:1].upper() + text[1:]
 
 
 def _is_function(base: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdlab.export.writers import Film, Progress, finite, unwatched
+from sdlab.export.writers import Film, Tally, finite, unwatched
 from sdlab.types import SplatSnapshot
 from sdlab.viewport.proxy import NOTICE
 from sdlab.viewport.splat_view import EYE, FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, FOVY, floor_lines, muted, start_server
@@ -42,7 +42,7 @@ if (location.protocol === "file:") {
 </script>"""
 
 
-def write_recording(path: Path, film: Film, title: str, dark: bool = False, progress: Progress = unwatched) -> int:
+def write_recording(path: Path, film: Film, title: str, dark: bool = False, progress: Tally = unwatched) -> int:
     """One HTML of at most about `MAX_BYTES` that plays `film`; returns how many of its frames are in it.
 
     Where it would become too large, frames are left out evenly, then the smallest and most transparent Gaussians.
