@@ -30,6 +30,7 @@ from fastapi.concurrency import run_in_threadpool
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
+from sdlab.losses import NOISE
 from sdlab.pictures import grid
 from sdlab.plane import HELD, REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
@@ -140,7 +141,7 @@ class FlatViews:
                 "kind": s.active,
                 "title": s.loss.title,
                 "formula": formula(text),
-                "colours": {term.written: term.colour for term in s.loss.terms},
+                "colours": {term.written: term.colour for term in (*s.loss.terms, NOISE)},
             },
             "prompt": s.prompt.text,
             "ground": _digest([repr(s.prior), s.prompt.text]),

@@ -1,5 +1,6 @@
 // @ts-check
 // The view of a flat scene (sdlab/ui/flat_view.py): asks for the latest frame and has it drawn.
+// Types are checked by `npx -p typescript tsc -p sdlab/ui/static/flat/jsconfig.json`.
 
 import { $, setText } from "./dom.js";
 import { unpack } from "./message.js";
