@@ -76,7 +76,7 @@ def bind(host: str, port: str) -> socket.socket:
 
 def build(args: argparse.Namespace) -> Any:
     """The application; ValueError when the preset, the prior or the device is not to be had."""
-    from sdlab.cli import choose_device, settings_for
+    from sdlab.options import choose_device, settings_for
 
     settings = settings_for(args.preset, [], prior__path=args.prior)
     device = choose_device(args.device)

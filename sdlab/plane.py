@@ -20,6 +20,7 @@ from sdlab.types import Cond, Prior
 
 SIZE = 512  # pixels of a live image
 REACH = 1.8  # the plane is shown from -REACH to REACH
+HELD = 0.01  # share of the points from which a mode counts as reached
 GROUND = np.array([250, 250, 252], np.float32)
 HILL = np.array([120, 158, 214], np.float32)
 FAR_HILL = np.array([226, 228, 234], np.float32)  # modes outside the prompt

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -116,16 +116,51 @@ class Noised(NamedTuple):
     ref: Float[Tensor, "B C H W"] | None = None
 
 
+class Asked(NamedTuple):
+    """Where the prior was asked for a prediction."""
+
+    z_t: Float[Tensor, "B C H W"]
+    t: Int[Tensor, " B"]
+
+
 class Guidance(NamedTuple):
     """The result of a loss.
 
-    `residual` is in units of eps, before w(t). `preds` holds every noise prediction used, by name, so that the page can
-    show the x0-hat of each. `stats` are 0-d tensors, left on the device until a frame is published.
+    residual  in units of eps, before w(t)
+    preds     every noise prediction the loss used, by name, so that the page can show the x0-hat of each
+    stats     0-d tensors, left on the device until a frame is published
+    asked     where each prediction was evaluated, if not at the step's own z_t and t
     """
 
     residual: Float[Tensor, "B C H W"]
     preds: Mapping[str, Tensor] = MappingProxyType({})
     stats: Mapping[str, Tensor] = MappingProxyType({})
+    asked: Mapping[str, Asked] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Term:
+    """How a prediction is named and drawn. A loss lists its terms; the lens, the page and the plane learn them there.
+
+    Symbols are in plain letters, as in formulas: "eps_c", "psi"; a trailing ^ on the letter is a hat.
+    """
+
+    name: str  # its key in `Guidance.preds`
+    symbol: str  # beside its arrow in the plane
+    title: str  # of its x0-hat in the lens
+    caption: str  # what that x0-hat is
+    pull: str  # where its arrow points in the plane
+    _: KW_ONLY
+    subtracted: bool = False  # whether the residual holds it with a minus sign, which turns its arrow around
+    colour: str = "cyan"  # of its arrow: a variable of ui/static/flat.css
+    broad: bool = False  # its arrow lies beneath the others, broad: it often points the same way as another
+    formula: str = ""  # how the loss's formulas write it, if not as `symbol`
+    noisy: str = "with the noise that the loss found for it"  # the z_t it was asked at, if not the step's own
+
+    @property
+    def written(self) -> str:
+        """Its spelling in the loss's formulas."""
+        return self.formula or self.symbol
 
 
 # ---- the prior --------------------------------------------------------------------------------------------------
@@ -301,6 +336,7 @@ class FlatFrame(NamedTuple):
     way: np.ndarray  # [T, B, 2], the points' latest positions, the current ones last
     t: np.ndarray  # [B] int, empty before the first step
     terms: Mapping[str, np.ndarray]  # [B, 2] each, in units of eps: predictions by name, "noise", "guided", "residual"
+    legend: tuple[Term, ...] = ()  # of the terms, in the order in which they are listed
 
 
 class Frame(NamedTuple):

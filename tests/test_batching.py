@@ -1,10 +1,10 @@
 """Sessions that share a prior's forward passes."""
 
 import threading
-import time
 
 import pytest
 import torch
+from waiting import until
 
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Failed, Resume
@@ -56,10 +56,7 @@ def asked_at_once(shared, slow, requests):
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(requests))]
     for i, thread in enumerate(threads):
         thread.start()
-        end = time.monotonic() + WAIT
-        while len(slow.asked) + len(shared.queue) <= i:
-            assert time.monotonic() < end
-            time.sleep(0.001)
+        until(lambda i=i: len(slow.asked) + len(shared.queue) > i, WAIT)
     slow.go.set()
     for thread in threads:
         thread.join(WAIT)
@@ -119,6 +116,16 @@ def test_batches_of_two_sessions_are_prepared_where_they_fit():
     assert prepared == [{2, 4, 6, 8}]
 
 
+def shown_step(seat) -> int:
+    """Step of the latest frame, -1 before the first."""
+    frame = seat.session.latest.get()
+    return -1 if frame is None else frame.step
+
+
+def failed(seats) -> list[Failed]:
+    return [e for seat in seats for e in seat.session.events.since()[0] if isinstance(e, Failed)]
+
+
 @pytest.mark.parametrize("batching", [False, True])
 def test_sessions_of_a_batching_server_run_side_by_side(quick, batching):
     manager = Manager(max_sessions=3, batching=batching)
@@ -126,11 +133,8 @@ def test_sessions_of_a_batching_server_run_side_by_side(quick, batching):
         seats = [manager.open(quick.patch_all([("steps", 100_000), ("seed", i)])) for i in range(3)]
         for seat in seats:
             seat.session.send(Resume())
-        end = time.monotonic() + 60
-        while any(seat.session._state is None or seat.session.state.step < 20 for seat in seats):
-            assert time.monotonic() < end
-            assert not any(isinstance(e, Failed) for seat in seats for e in seat.session.events.since()[0])
-            time.sleep(0.02)
+        until(lambda: failed(seats) or all(shown_step(seat) >= 20 for seat in seats), 60)
+        assert not failed(seats)
         prior = seats[0].session.prior
         assert isinstance(prior, BatchingPrior) == batching
         if batching:

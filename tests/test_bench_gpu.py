@@ -1,4 +1,4 @@
-"""The bench at the size of Stable Diffusion, on its small stand-in: what it reports, not how fast it is."""
+"""The benchmark at the size of Stable Diffusion, with its small stand-in: tests of the report, not of speed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The bench of the losses' steps: what it runs and reports, not how fast that is."""
+"""The benchmark of the losses: tests of what it runs and reports, not of speed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_report_has_every_loss_with_its_evaluations_and_stages(short, tmp_pa
     table = capsys.readouterr().out
     for row in result["rows"]:
         loss = losses()[row["loss"]]()
-        # beside the prior's forwards, an auxiliary network's own, if it has the prior's size
+        # the prior's forward passes, plus those of an auxiliary network of the prior's size
         assert row["evaluations"] >= sum(loss.calls())
         assert row["fastest"]["ms"] > sum(row["fastest"]["stages_ms"].values()) / 2 > 0
         assert 0 < row["fastest"]["least_ms"] <= row["fastest"]["ms"]
@@ -92,14 +92,14 @@ def test_a_loss_is_held_against_the_turn_of_sds_before_it():
         def stages_ms(self, average):
             return {}
 
-    # the machine becomes ten times slower in the second round
+    # the machine is ten times slower in the second round
     field.lanes = {"sds": Lane("sds", [1, 1, 10, 10]), "a": Lane("a", [2, 20]), "b": Lane("b", [3, 30])}
     field.rounds = []
     field.take_round()
     field.take_round()
     assert turns == ["sds", "a", "sds", "b"] * 2
-    assert [field.figures(label)["x_sds"] for label in field.lanes] == [1, 2, 3]
-    assert [field.figures(label)["ms"] for label in field.lanes] == [5.5, 11, 16.5]
+    assert [field.stats(label)["x_sds"] for label in field.lanes] == [1, 2, 3]
+    assert [field.stats(label)["ms"] for label in field.lanes] == [5.5, 11, 16.5]
 
 
 def test_ratios_are_medians_of_the_rounds_own():

@@ -1,4 +1,4 @@
-"""The bench of the page: what it reports and how it reads it, not how fast anything is."""
+"""The benchmark of the page: tests of its measurements and report, not of speed."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ TINY = ["--preset", "mixture", "--set", "scene.n_init=60", "--set", "scene.max_g
 @pytest.mark.usefixtures("with_browser")
 def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "QUICK", bench.Size(visits=1, rounds=1, turn=3.0, lanes=2.0))
-    monkeypatch.setattr(visitor, "WINDOW", {"width": 480, "height": 360})  # drawn by software, many pixels take long
+    monkeypatch.setattr(visitor, "WINDOW", {"width": 480, "height": 360})  # many pixels take long to draw in software
     assert cli.main(["bench", "page", "--quick", *TINY, "--seconds", "4", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "page.json").read_text())
 
@@ -53,8 +53,8 @@ def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):
     assert cost["lens elsewhere"]["browser_cores"] < cost["lens"]["browser_cores"]
 
     assert len(result["requirements"]) == 2 + 4 + 4
-    printed = capsys.readouterr().out
-    assert "left" in printed
+    printed, bar = capsys.readouterr()
+    assert "left" in bar
     assert "x headless" in printed
 
 
@@ -72,7 +72,7 @@ def test_memory_is_read_after_the_first_minute():
     assert found["mb_per_minute"] == pytest.approx(0, abs=1e-6)
     leaking = [bench.Memory(5.0 * i, 100.0 + 0.5 * i, 0.25 * i) for i in range(121)]
     found = bench._memory(leaking)
-    assert found["mb_per_minute"] == pytest.approx(3.0), "what the histories take is known"
+    assert found["mb_per_minute"] == pytest.approx(3.0), "memory of the histories is not a leak"
     assert (found["first_history_mb"], found["last_history_mb"]) == (3.0, 30.0)
 
 
@@ -91,7 +91,7 @@ def test_what_is_required_is_judged():
 
 def test_times_are_differences_for_each_step():
     before = bench._Spent(10, 100.0, 5.0, 2.0, {1: 4.0, 2: 1.0})
-    after = bench._Spent(20, 102.0, 6.0, 2.5, {1: 4.5, 3: 0.5})  # a process has ended, another has come
+    after = bench._Spent(20, 102.0, 6.0, 2.5, {1: 4.5, 3: 0.5})  # one process ended, another started
     found = after.since(before)
     assert found == {"rate": 5.0, "session_ms": 100.0, "others_ms": 50.0, "browser_ms": 100.0, "browser_cores": 0.5}
     with pytest.raises(RuntimeError, match=r"no step was done in 2.0 s"):
@@ -105,9 +105,9 @@ def test_the_view_is_looked_at_in_its_middle():
     assert bench._middle(picture, 2).min() == 1
 
     shots = iter([np.zeros((80, 80, 3))] * 2 + [np.random.default_rng(0).uniform(0, 255, (80, 80, 3))] * 2)
-    seen = bench._Pictures(lambda: next(shots))
-    assert not seen.stands_still(), "it is empty"
-    assert not seen.stands_still(), "something has just come"
+    seen = bench._Screenshots(lambda: next(shots))
+    assert not seen.stands_still(), "nothing is visible"
+    assert not seen.stands_still(), "something has just appeared"
     assert seen.stands_still()
 
 

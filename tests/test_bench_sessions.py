@@ -1,4 +1,4 @@
-"""The bench of sessions that share a prior: what it reports, not how fast it is."""
+"""The benchmark of sessions that share a prior: tests of the report, not of speed."""
 
 import json
 import re

@@ -1,5 +1,6 @@
-"""The command line, as a user calls it."""
+"""The command line, called as by a user."""
 
+import importlib
 import json
 import os
 import random
@@ -7,15 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from waiting import until
 
-from sdlab import cli
+from sdlab import cli, headless
+from sdlab.bench import commands as bench
+from sdlab.experiments import commands as experiments
 from sdlab.export.writers import SH_C0
 from sdlab.live import checkpoint
 
@@ -119,12 +122,12 @@ def test_kill_9_at_a_random_step_then_resume_equals_the_uninterrupted_run(tmp_pa
     )
     aim = random.randint(20, 110)
     metrics, checkpoints = killed / "metrics.jsonl", killed / "checkpoint"
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        time.sleep(0.002)
-        reached = sum(1 for _ in metrics.open()) if metrics.exists() else 0
-        if reached >= aim and checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir()):
-            break
+
+    def reached() -> bool:
+        steps_done = sum(1 for _ in metrics.open()) if metrics.exists() else 0
+        return steps_done >= aim and checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())
+
+    until(lambda: reached() or process.poll() is not None, 120)
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -145,12 +148,12 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another(tmp_path, capsys):
     assert run(*first) == 0
     before = (tmp_path / "scene.ply").read_bytes()
     assert run(*second) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
     assert (tmp_path / "scene.ply").read_bytes() == before
     assert run(*second, "--overwrite") == 0
     assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["00000003"]
     assert run("resume", tmp_path, "--size", 48) == 2
-    assert "at step 3 already" in capsys.readouterr().err
+    assert "already at step 3" in capsys.readouterr().err
     assert run("resume", tmp_path, "--steps", 5, "--size", 48) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["seed"], result["steps"]) == (2, 5)
@@ -169,9 +172,7 @@ def test_ctrl_c_keeps_the_results(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     metrics = tmp_path / "o" / "metrics.jsonl"
-    end = time.monotonic() + 90
-    while time.monotonic() < end and not (metrics.exists() and metrics.stat().st_size > 0):
-        time.sleep(0.05)
+    until(lambda: metrics.exists() and metrics.stat().st_size > 0, 90)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -250,7 +251,7 @@ TOGGLES = [("active=vdm", 8), ("active=sbp", 16), ("active=jsd", 22), ("losses.j
 
 
 def test_a_run_with_toggles_replays_bit_for_bit_and_resumes_with_its_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 0)
+    monkeypatch.setattr(headless, "CHECKPOINT_EVERY", 0)
     monkeypatch.setattr(checkpoint, "KEPT", 100)
     plan = [x for change, step in TOGGLES for x in ("--at", step, change)]
     short = ["--set", "losses.vdm.warm_up=5", "--set", "losses.jsd.inversion_steps=2", "--steps", 30]
@@ -296,3 +297,14 @@ def test_a_contact_sheet_of_runs(done, tmp_path, capsys):
     assert run("sheet", done, tmp_path, "--out", tmp_path / "other.png") == 2
     assert f"{tmp_path} is not the folder of a finished run" in capsys.readouterr().err
     assert run("sheet", done, "--out", tmp_path / "sheet.gif") == 2
+
+
+@pytest.mark.parametrize("what", [*bench.BENCHES, *experiments.PLOTTED])
+def test_a_bench_runs_its_module_and_names_the_file_it_wrote(what, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(bench.BENCHES[what][0] if what in bench.BENCHES else experiments.PLOTTED[what][0])
+    asked = []
+    monkeypatch.setattr(module, "run", lambda out, quick, **more: asked.append((out, quick)))
+    monkeypatch.chdir(tmp_path)
+    assert run("bench", what, "--quick") == 0
+    assert asked == [(Path(f"bench-{what}.json"), True)]
+    assert f"written to bench-{what}.json" in capsys.readouterr().out

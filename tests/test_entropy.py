@@ -1,4 +1,4 @@
-"""The views' entropy bench: its exact scores are the truth, and lambda does what Theorem 1 says."""
+"""The experiment on the entropy of views: its exact scores are correct, and lambda acts as Theorem 1 states."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def test_exact_scores_are_those_of_the_views():
 
 def test_lambda_raises_the_entropy_of_the_views():
     outcomes = [spread(four_gaussians(), lam, True, 300, seed=0) for lam in (0.0, 0.5, 1.0)]
-    assert [o.apart for o in outcomes] == [1.0] * 3, "the exact scores are what others are held against"
+    assert [o.apart for o in outcomes] == [1.0] * 3, "exact scores are the reference"
     none, half, all_of_it = (o.iv for o in outcomes)
     assert none + 0.05 < half
     assert half + 0.2 < all_of_it <= math.log(4)
@@ -48,7 +48,7 @@ def test_with_a_learnt_psi_views_move_too(lam):
     outcome = spread(four_gaussians(), lam, False, 30, seed=0)
     assert torch.isfinite(outcome.views).all()
     assert 0 <= outcome.iq <= outcome.iv <= math.log(4), "entropy is concave"
-    assert -0.2 < outcome.apart < 0.5, "after 30 lessons psi hardly knows its cameras"
+    assert -0.2 < outcome.apart < 0.5, "after 30 training passes psi hardly knows its cameras"
 
 
 def test_table_json_and_plot(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""DreamMapping's Figure 10: the measures against closed forms, the curves under exact scores."""
+"""Figure 10 of DreamMapping: statistics against closed forms, curves under exact scores."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def gaussian(std, shape=(3, 8, 8), n=4096):
-    """A prior of one Gaussian and events of it."""
+    """Return a prior of one Gaussian and samples of it."""
     one = torch.ones(1, dtype=torch.float64)
     mixture = Mixture(one, torch.full((1, *shape), 0.4, dtype=torch.float64), std * one)
     channels, height, width = shape
@@ -58,7 +58,7 @@ def test_puccetti_is_pearson_for_numbers_and_does_not_care_for_a_common_turn_or_
     assert puccetti(x[:, :1], y[:, :1]) == pytest.approx(float(pearson(x, y)[0]))
     turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=draw("turn"), dtype=torch.float64))
     assert puccetti(x @ turn, 7 * y @ turn) == pytest.approx(puccetti(x, y))
-    # 1 for what a positive definite matrix makes of the other, where the mean of Pearson's is less
+    # 1 if one is a positive definite matrix times the other, where the mean of Pearson's r is less
     stretch = turn @ torch.diag(torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)) @ turn.T
     assert puccetti(x, x @ stretch) == pytest.approx(1.0)
     assert pearson(x, x @ stretch).mean() < 0.95
@@ -90,4 +90,4 @@ def test_table_json_and_plot(tmp_path, monkeypatch, capsys):
     assert len(curve["puccetti"]) == len(curve["pearson"]) == len(curve["variance"]) == len(curve["t"])
     assert result["cutoff"] == 300
     assert (tmp_path / "figure10.png").stat().st_size > 5000
-    assert "plane, 512 events, exact" in capsys.readouterr().out
+    assert "plane, 512 samples, exact" in capsys.readouterr().out

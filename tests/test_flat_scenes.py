@@ -178,7 +178,7 @@ def test_a_picture_to_start_from(tmp_path):
     Image.fromarray(wide).save(file)
     session = Session(pictures(n=1, picture=str(file)).patch("scene.start", "picture"))
     session.prepare()
-    shown = session.state.scene.pictures(session.prior, session._prompt_cond())
+    shown = session.state.scene.pictures(session.prior, session.bank.prompt(session.effective.prompt))
     assert shown.shape == (1, 16, 16, 3)
     assert tuple(shown[0, 8, 8]) == (255, 0, 0)
     assert tuple(shown[0].reshape(-1, 3).min(0)) == (255, 0, 0), "the central square is all red"

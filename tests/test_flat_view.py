@@ -14,10 +14,11 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
+from waiting import LONG, until
 
 from sdlab.live.frames import LATELY, flat_frame
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Advance, Pause, Rejected, Reset, Resume
+from sdlab.live.messages import Advance, Patch, Pause, Rejected, Reset, Resume
 from sdlab.live.session import Session
 from sdlab.scenes.image import Images
 from sdlab.settings import Settings, preset
@@ -37,7 +38,6 @@ from sdlab.ui.flat_view import (
     true_saturation,
 )
 
-LONG = 30.0  # s; a machine under load is slow, and waiting costs nothing when it is not
 EMBEDDER = "https://example.org"
 
 
@@ -61,13 +61,6 @@ def unpack(message: bytes) -> tuple[dict, dict[str, np.ndarray]]:
         count = int(np.prod(shape))
         arrays[name] = np.frombuffer(message, np.dtype(kind), count, 4 + length + offset).reshape(shape)
     return header, arrays
-
-
-def until(condition: Callable[[], object], seconds: float = LONG) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def ran(s: Settings, steps: int) -> Session:
@@ -211,7 +204,7 @@ def test_a_change_of_settings_is_news(manager: Manager):
     session = ran(plane(), 2)
     views = FlatViews(manager)
     first, _ = unpack(views.now(session))
-    session._use(session.settings.patch("prompt.text", "south"))
+    session.do(Patch.one("prompt.text", "south"))
     second, _ = unpack(views.now(session, first["version"]))
     assert second["prompt"] == "south"
     assert second["ground"] != first["ground"]

@@ -5,7 +5,9 @@ import torch
 
 from sdlab.cameras import look_at
 from sdlab.guidance import cfg, guide, perp_neg, perp_neg_weights, rescaled
-from sdlab.live.session import Session, batches_of
+from sdlab.live.building import batches_of
+from sdlab.live.messages import Patch
+from sdlab.live.session import Session
 from sdlab.losses.sds import SDS
 from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import PromptBank, PromptSettings, wording
@@ -113,12 +115,12 @@ def test_both_are_live_knobs_of_a_run():
     assert batches_of(on) - batches_of(s) == {4 * s.camera.views}
     session = Session(s)
     session.run(until=3)
-    assert session._report.nfe == 2
-    session._patch([("guidance.perp_neg", True)])
+    assert session.report.nfe == 2
+    session.do(Patch.one("guidance.perp_neg", True))
     session.run(until=6)
-    assert session._report.nfe == 4
-    session._patch([("prompt.view_dependent", False)])
+    assert session.report.nfe == 4
+    session.do(Patch.one("prompt.view_dependent", False))
     session.run(until=8)
-    assert session._report.nfe == 2, "without view words there is nothing to keep apart"
+    assert session.report.nfe == 2, "without view words there is nothing to keep apart"
     assert session.state.skipped == 0
     assert isinstance(s.loss, SDS)

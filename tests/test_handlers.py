@@ -2,19 +2,19 @@
 or in two tabs at once."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
+from waiting import until
 
 import app
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Reset
 from sdlab.settings import Settings, default_settings, preset, to_toml
-from sdlab.ui.desk import MOST_LANES, Bench
+from sdlab.ui.desk import MOST_LANES, Desk
 from sdlab.ui.page import Answer, Page
 from sdlab.viewport.splat_view import SplatView, Viewports
 
@@ -54,8 +54,8 @@ class Browser:
         return gr.Request(session_hash=self.name)
 
     @property
-    def bench(self) -> Bench:
-        return self.page._benches[self.token]
+    def desk(self) -> Desk:
+        return self.page._desks[self.token]
 
     def act(self, **asked: Any) -> Any:
         return self.page._act(self.token, False, gr.EventData(None, asked))
@@ -90,24 +90,17 @@ def browser(page: Page) -> Browser:
     return Browser(page, "page")
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def ready(browser: Browser) -> None:
-    for lane in browser.bench.lanes:
+    for lane in browser.desk.lanes:
         until(lambda lane=lane: lane.seat.session.status.phase in ("ready", "paused", "running"))
 
 
 def branched(browser: Browser, lanes: int) -> list[str]:
     ready(browser)
-    while len(browser.bench.lanes) < lanes:
-        browser.act(do="branch", lane=browser.bench.focus.seat.id)
+    while len(browser.desk.lanes) < lanes:
+        browser.act(do="branch", lane=browser.desk.focus.seat.id)
         ready(browser)
-    return [lane.seat.id for lane in browser.bench.lanes]
+    return [lane.seat.id for lane in browser.desk.lanes]
 
 
 @pytest.mark.parametrize("what", ["close", "keep"])
@@ -115,56 +108,56 @@ def test_a_second_press_on_a_lane_that_has_gone_does_nothing_to_the_others(brows
     gone, *others = branched(browser, 3)
     browser.act(do="close", lane=gone)
     browser.act(do=what, lane=gone)
-    assert [lane.seat.id for lane in browser.bench.lanes] == others
+    assert [lane.seat.id for lane in browser.desk.lanes] == others
 
 
 def test_lanes_asked_for_at_once_leave_no_seat_behind(browser: Browser, page: Page, manager: Manager):
     branched(browser, MOST_LANES - 1)
     both = threading.Barrier(2)
     page._viewports.opening = both.wait  # pyright: ignore[reportAttributeAccessIssue]
-    first = browser.bench.lanes[0].seat.id
+    first = browser.desk.lanes[0].seat.id
     pressed = [threading.Thread(target=browser.act, kwargs={"do": "branch", "lane": first}) for _ in range(2)]
     for press in pressed:
         press.start()
     for press in pressed:
         press.join(60)
-    assert len(browser.bench.lanes) == MOST_LANES
+    assert len(browser.desk.lanes) == MOST_LANES
     assert manager.count() == MOST_LANES
 
 
 def test_a_lane_asked_for_by_a_page_that_is_closed_meanwhile_ends_with_it(browser: Browser, manager: Manager):
     branched(browser, 2)
     browser.leave()
-    new = manager.get(browser.bench.lanes[-1].seat.id)
+    new = manager.get(browser.desk.lanes[-1].seat.id)
     assert new is not None
     branched(browser, 3)  # was under way
-    assert all(manager._seats[lane.seat.id].ends_at is not None for lane in browser.bench.lanes[2:])
+    assert all(manager._seats[lane.seat.id].ends_at is not None for lane in browser.desk.lanes[2:])
 
 
 def test_what_is_new_may_be_asked_for_while_a_lane_is_put_in_the_place_of_another(browser: Browser):
-    bench = browser.bench
-    lane = bench.focus
-    tone = bench.take_out(lane)
+    desk = browser.desk
+    lane = desk.focus
+    tone = desk.take_out(lane)
     browser.tick()
-    bench.turn_to("charts")
+    desk.turn_to("charts")
     browser.tick()
-    bench.put_in(lane, tone)
-    assert bench.lanes == [lane]
+    desk.put_in(lane, tone)
+    assert desk.lanes == [lane]
 
 
 def test_a_preset_without_a_seat_leaves_the_other_lanes(browser: Browser, page: Page, manager: Manager):
     one, two = branched(browser, 2)
-    bench = browser.bench
+    desk = browser.desk
 
     def refuse() -> None:
         raise OSError("no socket is left")
 
     page._viewports.opening = refuse  # pyright: ignore[reportAttributeAccessIssue]
-    page._replace(bench, bench.focus, settings(), "mixture", False)
-    assert [lane.seat.id for lane in bench.lanes] == [one]
-    assert "No socket is left" in (bench.focus.look().status or "") + str(bench.focus._last)
+    page._replace(desk, desk.focus, settings(), "mixture", False)
+    assert [lane.seat.id for lane in desk.lanes] == [one]
+    assert "No socket is left" in (desk.focus.look().status or "") + str(desk.focus._last)
     assert not manager.exists(two)
-    assert page._benches
+    assert page._desks
 
 
 def test_a_tab_that_is_copied_has_the_run_and_the_first_says_so(browser: Browser, page: Page):
@@ -174,11 +167,11 @@ def test_a_tab_that_is_copied_has_the_run_and_the_first_says_so(browser: Browser
     assert told.token == told.news["token"] == ""
     assert "another tab" in told.news["panels"]["status"]
     browser.leave()
-    assert copy.bench.is_there(ticking=False), "the other tab does not take the run with it"
+    assert copy.desk.is_there(ticking=False), "the other tab does not take the run with it"
 
 
 def test_a_page_whose_connection_failed_once_still_frees_its_seat_when_it_is_closed(browser: Browser, manager: Manager):
-    seat = browser.bench.focus.seat
+    seat = browser.desk.focus.seat
     browser.leave()
     assert seat.ends_at is not None
     browser.tick()
@@ -192,10 +185,10 @@ def test_buttons_and_prompt_come_when_they_are_due_and_once(browser: Browser):
     ready(browser)
     browser.tick()
     browser.page._press_step(browser.token, "a red bear")
-    until(lambda: browser.bench.focus.seat.session.status.phase == "paused")
-    browser.bench.focus.patch([("prompt.text", "a blue bear")])
-    browser.bench.focus._shown.clear()  # as if it had been changed elsewhere
-    until(lambda: browser.bench.focus.settings.prompt.text == "a blue bear")
+    until(lambda: browser.desk.focus.seat.session.status.phase == "paused")
+    browser.desk.focus.patch([("prompt.text", "a blue bear")])
+    browser.desk.focus._shown.clear()  # as if it had been changed elsewhere
+    until(lambda: browser.desk.focus.settings.prompt.text == "a blue bear")
     news, rest = browser.tick()
     assert {"stage", "status", "timeline"} <= set(news["panels"])
     due = Answer(*rest)
@@ -208,7 +201,7 @@ def test_buttons_and_prompt_come_when_they_are_due_and_once(browser: Browser):
 def test_what_is_told_later_has_a_higher_number(browser: Browser):
     first = browser.first.news["number"]
     polled = browser.tick()[0]["number"]
-    whole = Answer(*browser.act(do="focus", lane=browser.bench.focus.seat.id)).news
+    whole = Answer(*browser.act(do="focus", lane=browser.desk.focus.seat.id)).news
     assert first < polled < whole["number"]
     assert {"stage", "status", "timeline", "preview", "lens", "charts", "versus", "form"} <= set(whole["panels"])
 
@@ -221,18 +214,18 @@ def test_a_poll_for_nothing_that_is_there_brings_nothing(browser: Browser, asks:
 
 def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: Browser, page: Page):
     ready(browser)
-    session = browser.bench.focus.seat.session
+    session = browser.desk.focus.seat.session
     browser.act(do="probe", t=20)
-    until(lambda: session._probed == 20)
+    until(lambda: session.watched[1] == 20)
     browser.act(do="tab", tab="charts")
-    until(lambda: session._lens_row is None)
+    until(lambda: session.watched[0] is None)
     browser.act(do="tab", tab="lens")
-    until(lambda: session._lens_row is not None)
-    assert session._probed == 20, "the slider stands there still"
+    until(lambda: session.watched[0] is not None)
+    assert session.watched[1] == 20, "the slider stands there still"
     browser.act(do="tab", tab="results")
     Browser(page, "anew", browser.token)
-    until(lambda: (session._lens_row, session._probed) == (0, None))
-    assert browser.bench.tab == "lens"
+    until(lambda: session.watched == (0, None))
+    assert browser.desk.tab == "lens"
 
 
 @pytest.mark.parametrize("said", [None, [], "close", 3, {"do": []}, {"do": "goto", "step": float("inf")}, {"lane": {}}])
@@ -241,7 +234,7 @@ def test_whatever_json_a_page_sends_is_no_error(browser: Browser, page: Page, sa
     page._act(browser.token, False, event)
     page._change_knob(browser.token, event)
     page._pick_preset(browser.token, False, event)
-    assert browser.bench.lanes
+    assert browser.desk.lanes
 
 
 # ---- what people bring ---------------------------------------------------------------------------------------------
@@ -252,12 +245,12 @@ LINE += b"0 0 -1\n0 0 0\n0 0 1\n"
 
 
 def gaussians(browser: Browser) -> int:
-    return len(browser.bench.focus.seat.session.state.scene.params["means"])
+    return len(browser.desk.focus.seat.session.state.scene.params["means"])
 
 
 def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(browser: Browser, page: Page):
     ready(browser)
-    lane = browser.bench.focus
+    lane = browser.desk.focus
     bring(browser, "scene.file", "line.ply", LINE)
     until(lambda: gaussians(browser) == 3)
     lane.send(Advance(1))
@@ -271,7 +264,7 @@ def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(br
     until(lambda: gaussians(browser) == 2)
     kept = Path(lane.settings.knob("scene.file").value)
     assert kept.is_file()
-    page._close(browser.bench)
+    page._close(browser.desk)
     until(lambda: not kept.exists())
 
 
@@ -282,10 +275,10 @@ def test_a_file_for_another_kind_of_scene_or_a_session_that_ended_is_refused(bro
     branched(browser, 2)
     bringing = page.bringing(browser.token)
     assert bringing is not None
-    browser.act(do="close", lane=browser.bench.focus.seat.id)
+    browser.act(do="close", lane=browser.desk.focus.seat.id)
     with pytest.raises(RuntimeError, match="the run that this file is for has ended"):
         bringing.receive("scene.file", "line.ply", LINE)
-    page._close(browser.bench)
+    page._close(browser.desk)
     assert page.bringing(browser.token) is None
     with pytest.raises(RuntimeError, match="the session of this file has ended"):
         bringing.receive("scene.file", "line.ply", LINE)
@@ -297,8 +290,8 @@ def test_visitors_bring_files_where_the_path_is_locked(manager: Manager):
     ready(browser)
     page._change_knob(browser.token, gr.EventData(None, {"knob": "scene.file", "value": "/etc/passwd", "number": 1}))
     page._change_knob(browser.token, gr.EventData(None, {"knob": "seed", "value": 9, "number": 1}))
-    until(lambda: browser.bench.focus.settings.seed == 9)
-    assert browser.bench.focus.settings.knob("scene.file").value == ""
+    until(lambda: browser.desk.focus.settings.seed == 9)
+    assert browser.desk.focus.settings.knob("scene.file").value == ""
     bring(browser, "scene.file", "line.ply", LINE)
     until(lambda: gaussians(browser) == 3)
 
@@ -319,12 +312,12 @@ def test_settings_that_were_saved_are_opened(browser: Browser):
     answer = Answer(*opened(browser, to_toml(saved)))
     assert answer.prompt == "north"
     assert answer.news["panels"]["form"]["preset"] is None
-    until(lambda: browser.bench.focus.settings == saved)
-    kept = browser.bench.focus
+    until(lambda: browser.desk.focus.settings == saved)
+    kept = browser.desk.focus
     flat = preset("playground")
     opened(browser, to_toml(flat))
-    assert browser.bench.focus is not kept, "another kind of scene is a new run"
-    assert browser.bench.focus.settings == flat
+    assert browser.desk.focus is not kept, "another kind of scene is a new run"
+    assert browser.desk.focus.settings == flat
 
 
 def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
@@ -332,11 +325,11 @@ def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
     browser = Browser(Page(manager, Views(), settings(), "mixture", ("scene.file", "scene.picture")), "page")
     ready(browser)
     opened(browser, 'seed = 9\n[prior]\nkind = "mixture"\n[scene]\nstart = "file"\nfile = "/etc/passwd"')
-    until(lambda: browser.bench.focus.settings.seed == 9)
-    now = browser.bench.focus.settings
+    until(lambda: browser.desk.focus.settings.seed == 9)
+    now = browser.desk.focus.settings
     assert (now.knob("scene.file").value, now.scene.start) == ("", "ball")
     opened(browser, '[scene]\nkind = "image"\nstart = "picture"\npicture = "/home/me/a.png"\n[prior]\nkind = "mixture"')
-    now = browser.bench.focus.settings
+    now = browser.desk.focus.settings
     assert now.scene.kind == "image"
     assert (now.knob("scene.picture").value, now.scene.start) == ("", "noise")
 
@@ -374,7 +367,7 @@ def _public(s: Settings) -> tuple[Settings, None, tuple[str, ...]]:
 def test_settings_that_are_none_are_refused_and_nothing_changes(manager: Manager, text: str, said: str):
     browser = Browser(Page(manager, Views(), settings(), "mixture", ("prior.path", "prior.kind")), "page")
     ready(browser)
-    before = browser.bench.focus.settings
+    before = browser.desk.focus.settings
     opened(browser, text)
     assert said in browser.tick()[0]["panels"]["status"]
-    assert browser.bench.focus.settings == before
+    assert browser.desk.focus.settings == before

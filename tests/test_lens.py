@@ -8,7 +8,10 @@ import tiny_models as tiny
 import torch
 
 from sdlab import lens
-from sdlab.live.messages import Goto, Patch, Reset
+from sdlab.lens.colours import LATENT_REACH, MOST, false_colours, is_pixels, round_up
+from sdlab.lens.colours import shown as as_shown
+from sdlab.lens.numbers import places
+from sdlab.live.messages import Compare, Goto, Patch, Reset
 from sdlab.live.session import Session
 from sdlab.losses.jsd import JSD
 from sdlab.optim import SceneOptimiser
@@ -39,7 +42,12 @@ def begun(settings, steps: int = 3) -> Session:
 
 def parts(session: Session) -> tuple:
     """All that a lens is given of a session."""
-    return session.state, session.effective, session.prior, session._bank
+    return session.state, session.effective, session.prior, session.bank
+
+
+def compared(*given, **names) -> lens.Comparison:
+    """What the comparison comes to when every loss has answered."""
+    return list(lens.comparison_steps(*given, **names))[-1]
 
 
 def everything(session: Session) -> dict[str, torch.Tensor]:
@@ -55,8 +63,9 @@ def everything(session: Session) -> dict[str, torch.Tensor]:
         elif isinstance(value, (int, float, str)):
             found[f"{name} = {value}"] = torch.zeros(())
 
-    counts = {k: v for k, v in session._counts().items() if "seconds" not in k}
-    collect("", {**session._parts(), "counts": counts, "step": session.state.step})
+    held = dict(session.moment().parts)
+    held["session"] = {k: v for k, v in held["session"].items() if "seconds" not in k}
+    collect("", {**held, "step": session.state.step})
     return found
 
 
@@ -76,37 +85,37 @@ def test_a_probe_at_the_steps_own_t_shows_what_the_step_then_sees(small, loss):
     t = int(sample_t(s.schedule, StepRng(s.seed, 3), 1, s.progress(3)))
     before = lens.probe(*parts(session), t=t, row=1)
     session.run(until=4)
-    report = session._report
-    asked = lens.asked_again(report, s, session.prior, session._bank, 3)
-    assert (asked is not None) == (loss in ("ism", "jsd"))
-    after = lens.views_of_step(report, s, session.prior, row=1, asked=asked)
+    report = session.report
+    after = lens.views_of_step(report, s, session.prior, row=1)
     assert after.labels == before.labels
     assert after.captions == before.captions
     assert np.array_equal(after.pictures, before.pictures)
     assert (after.t, after.rms, after.scale, after.view) == (t, before.rms, before.scale, before.view)
     assert len(set(after.labels)) == len(after.labels) == len(after.pictures)
     for key in report.guidance.preds:
-        assert f"x0: {lens.PREDICTIONS[key][0]}" in after.labels
+        assert f"x0: {s.loss.term(key).title}" in after.labels
 
 
-@pytest.mark.parametrize("loss", ["ism", "jsd"])
-def test_what_a_step_does_not_keep_is_not_made_up(small, loss):
+@pytest.mark.parametrize("loss", ALL)
+def test_a_step_is_shown_without_asking_again(small, monkeypatch, loss):
     session = begun(small.patch("active", loss))
-    shown = lens.views_of_step(session._report, session.effective, session.prior)
-    assert shown.labels == ("render", "one-step target", "residual", "push")
-    assert "does not keep" in shown.note
-    other = session.effective.patch(f"losses.{loss}.cfg", 1.0)  # not what the step was taken with
-    asked = lens.asked_again(session._report, other, session.prior, session._bank, 2)
-    assert lens.views_of_step(session._report, session.effective, session.prior, asked=asked).labels == shown.labels
+    report, asked, eps = session.report, [], session.prior.eps
+    monkeypatch.setattr(session.prior, "eps", lambda *given: asked.append(given) or eps(*given))
+    shown = lens.views_of_step(report, session.effective, session.prior)
+    assert not asked
+    assert {f"x0: {session.effective.loss.term(name).title}" for name in report.guidance.preds} <= set(shown.labels)
+    assert not shown.note
 
 
 @pytest.mark.parametrize("loss", ["sds", "csd", "dds", "vsd", "vdm", "nfsd", "sbp"])
 def test_a_perfect_prediction_leads_back_to_the_picture(small, loss):
     session = begun(small.patch("active", loss))
-    report = session._report
+    report = session.report
     x = report.x
-    perfect = Guidance(report.guidance.residual, dict.fromkeys(report.guidance.preds, x.noise), report.guidance.stats)
-    found = lens.places(x, perfect, (), session.prior)
+    perfect = Guidance(
+        report.guidance.residual, dict.fromkeys(report.guidance.preds, x.noise), asked=report.guidance.asked
+    )
+    found = places(x, perfect, session.prior)
     assert found.keys() == perfect.preds.keys()
     for name, place in found.items():
         x0 = (place.z_t - place.sigma * x.noise) / place.alpha
@@ -116,8 +125,8 @@ def test_a_perfect_prediction_leads_back_to_the_picture(small, loss):
 @pytest.mark.parametrize(("loss", "key"), [("sdi", "inversion"), ("sbp", "source")])
 def test_the_noise_that_an_inversion_found_leads_back_to_the_picture(small, loss, key):
     session = begun(small.patch_all([("active", loss), ("losses.sbp.form", "full"), ("losses.sbp.leg_steps", 2)]))
-    report = session._report
-    place = lens.places(report.x, report.guidance, (), session.prior)[key]
+    report = session.report
+    place = places(report.x, report.guidance, session.prior)[key]
     assert not torch.equal(place.z_t, report.x.z_t)
     x0 = (place.z_t - place.sigma * report.guidance.preds[key]) / place.alpha
     torch.testing.assert_close(x0, report.x.z0, rtol=1e-4, atol=1e-4)
@@ -127,20 +136,20 @@ def test_the_noise_that_an_inversion_found_leads_back_to_the_picture(small, loss
 def test_the_one_step_target_is_where_the_guided_prediction_leads(small, loss):
     s = small.patch_all([("active", loss), (f"losses.{loss}.cfg", 3.0)])
     session = begun(s)
-    report = session._report
-    g, calls = lens.asked_again(report, s, session.prior, session._bank, 2) or (report.guidance, ())
-    at = lens.places(report.x, g, calls, session.prior)
+    report = session.report
+    g = report.guidance
+    at = places(report.x, g, session.prior)
     hat = g.preds["uncond"] + 3.0 * (g.preds["pos"] - g.preds["uncond"])
     expected = (at["pos"].z_t - at["pos"].sigma * hat) / at["pos"].alpha
     if loss == "jsd":  # which sets the minority sample's against it
         expected = report.x.z0 - report.x.sigma / report.x.alpha * (hat - g.preds["minority"])
-    target = lens.one_step_target(report.x, s.loss, report.guidance.residual)
+    target = s.loss.one_step_target(report.x, report.guidance.residual)
     torch.testing.assert_close(target, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_heat_map_says_which_places_are_to_become_brighter(small):
     session = begun(small)
-    report = session._report
+    report = session.report
     residual = torch.zeros_like(report.guidance.residual)
     residual[:, :, :8] = -1.0  # descended: the upper half becomes brighter
     residual[:, :, 8:] = 0.5
@@ -173,14 +182,14 @@ def test_a_step_of_the_past_keeps_its_camera_while_t_is_moved(small):
 
 
 def test_the_colour_scale_holds_still():
-    assert [lens._round_up(x) for x in (0.0, 0.011, 1.0, 2.1, 7.0, float("nan"))] == [1.0, 0.02, 1.0, 5.0, 10.0, 1.0]
+    assert [round_up(x) for x in (0.0, 0.011, 1.0, 2.1, 7.0, float("nan"))] == [1.0, 0.02, 1.0, 5.0, 10.0, 1.0]
 
 
 def test_all_views_come_with_the_one_that_is_looked_at(small):
     session = begun(small.patch("camera.views", 3))
     session.run(until=2)
-    of_step = lens.views_of_step(session._report, small, session.prior, 1)
-    assert np.array_equal(of_step.renders, to_uint8(session._report.render.rgb))
+    of_step = lens.views_of_step(session.report, small, session.prior, 1)
+    assert np.array_equal(of_step.renders, to_uint8(session.report.render.rgb))
     for seen in (of_step, lens.probe(*parts(session), t=300, row=1)):
         assert len(seen.views) == len(seen.renders) == 3
         assert seen.view == seen.views[1]
@@ -189,18 +198,21 @@ def test_all_views_come_with_the_one_that_is_looked_at(small):
 def test_of_a_scene_that_is_gone_nothing_is_shown(small):
     session = begun(small)
     session.run(until=3)
-    session._watch(0, None)
-    session._comparing = session._comparison()
-    session._compare_on()
+    session.watch_lens(True)
+    session.send(Compare())
+    session.run(until=4)
     assert session.lens.get() is not None
     assert session.comparison.get() is not None
     versions = session.lens.version, session.comparison.version
-    session._obey(Reset())
-    assert session.lens.get() is session.comparison.get() is session._comparing is None
+    session.do(Reset())
+    assert session.lens.get() is session.comparison.get() is None
     assert (session.lens.version, session.comparison.version) == (versions[0] + 1, versions[1] + 1), "which is news"
     session.run(until=60)
-    session._watch(0, None)
-    session._obey(Goto(50))
+    session.watch_lens(True)
+    session.run(until=60)
+    assert session.lens.get() is not None
+    assert session.comparison.get() is None, "a comparison that was under way is given up"
+    session.do(Goto(50))
     assert session.lens.get() is None
 
 
@@ -214,7 +226,7 @@ def test_a_run_goes_on_as_if_nobody_had_looked(small, loss):
     aux = {name: dict(vars(model)) for name, model in seen.state.aux.items()}
     before = everything(seen)
     lens.probe(*parts(seen), t=300)
-    comparison = lens.compare_losses(*parts(seen))
+    comparison = compared(*parts(seen))
     assert comparison.done == len(ALL)
     assert_same(before, everything(seen))
     assert {name: dict(vars(model)) for name, model in seen.state.aux.items()} == aux
@@ -232,7 +244,7 @@ def test_looking_between_steps_does_not_disturb_parked_networks(small):
         session.send(Patch((("active", "vdm"),)))
         session.run(until=5)
         if look:
-            assert "not trained" not in lens.compare_losses(*parts(session)).notes[ALL.index("vsd")]
+            assert "not trained" not in compared(*parts(session)).notes[ALL.index("vsd")]
         session.send(Patch((("active", "vsd"),)))
         session.run(until=7)
         return everything(session)
@@ -243,7 +255,7 @@ def test_looking_between_steps_does_not_disturb_parked_networks(small):
 def test_a_scene_that_remembers_its_samples_keeps_those_of_its_last_step():
     session = begun(preset("playground-gaussian").patch("scene.n", 8))
     before = session.state.scene._seen.clone()
-    lens.compare_losses(*parts(session), names=["sds"])
+    compared(*parts(session), names=["sds"])
     assert torch.equal(session.state.scene._seen, before)
 
 
@@ -255,12 +267,10 @@ def test_cosines_of_all_losses(small):
     knobs = {"pos": s, "pos_end": s, "neg": 0, "neg_end": 0, "null": 1 - s, "null_end": 1 - s, "noise": -1}
     as_sds = [(f"losses.csd.{name}", float(value)) for name, value in {**knobs, "noise_end": -1}.items()]
     session = begun(small.patch_all([*as_sds, ("losses.sds.cfg", s)]))
-    found = lens.compare_losses(*parts(session))
+    found = compared(*parts(session))
     at = {name: i for i, name in enumerate(found.losses)}
     assert found.losses == tuple(ALL)
     assert found.cosines.shape == (12, 12)
-    assert found.cosines_of_views.shape == (2, 12, 12)
-    assert found.rms_of_views.shape == (12, 2)
     assert found.pictures.shape[:2] == (12, 2)
     assert found.pictures.shape[2:] == found.renders.shape[1:]
     np.testing.assert_array_equal(found.cosines, found.cosines.T)
@@ -277,24 +287,24 @@ def test_cosines_of_all_losses(small):
 
 def test_the_compared_gradient_is_that_of_the_next_step(small):
     session = begun(small.patch("schedule.per_view", True))
-    found = lens.compare_losses(*parts(session), names=["sds"])
+    found = compared(*parts(session), names=["sds"])
     session.run(until=4)
-    assert found.rms[0] == pytest.approx(float(session._report.stats["grad_rms"]), rel=1e-5)
-    assert found.t == tuple(session._report.x.t.tolist())
+    assert found.rms[0] == pytest.approx(float(session.report.stats["grad_rms"]), rel=1e-5)
+    assert found.t == tuple(session.report.x.t.tolist())
     assert found.nfe == (2,)
 
 
 def test_a_reference_that_there_is_is_compared_with(small):
     session = begun(small.patch("active", "dds"))
     state, s, prior, bank = parts(session)
-    found = lens.compare_losses(state, s.patch("prompt.text", "a blue cat"), prior, bank, names=["dds"])
+    found = compared(state, s.patch("prompt.text", "a blue cat"), prior, bank, names=["dds"])
     assert found.notes == ("",)
     assert found.rms[0] > 1e-3
 
 
 def test_a_network_that_has_learnt_little_is_said_to(small):
     session = begun(small.patch_all([("active", "vsd"), ("losses.esd.warm_up", 100), ("losses.asd.warm_up", 0)]))
-    found = lens.compare_losses(*parts(session), names=["vsd", "esd", "asd", "vdm", "sds"])
+    found = compared(*parts(session), names=["vsd", "esd", "asd", "vdm", "sds"])
     learnt = session.state.aux["score"].fitted
     untrained = "its own network is not trained yet"
     assert found.notes == ("", f"its own network has learnt {learnt} of 100 steps", untrained, untrained, "")
@@ -306,9 +316,9 @@ def test_an_untrained_psi_need_not_be_built(small):
     state, s, prior, bank = parts(session)
     vsd = s.patch("active", "vsd")
     state.aux["score"], state.aux_keys["score"] = vsd.loss.init_aux(prior, StepRng(0, -1)), vsd.loss.aux_key()
-    built = lens.compare_losses(state, s, prior, bank, names=["vsd", "esd"])
+    built = compared(state, s, prior, bank, names=["vsd", "esd"])
     del state.aux["score"], state.aux_keys["score"]
-    free = lens.compare_losses(state, s, prior, bank, names=["vsd", "esd"])
+    free = compared(state, s, prior, bank, names=["vsd", "esd"])
     np.testing.assert_allclose(free.rms, built.rms, rtol=1e-5)
     assert np.abs(free.pictures.astype(int) - built.pictures).max() <= 1
     assert free.nfe == built.nfe == (3, 4)
@@ -320,18 +330,18 @@ def test_a_loss_that_fails_is_listed_and_the_others_go_on(small, monkeypatch):
 
     session = begun(small)
     monkeypatch.setattr(JSD, "gradient", fails)
-    found = lens.compare_losses(*parts(session), names=["jsd", "sds"])
+    found = compared(*parts(session), names=["jsd", "sds"])
     assert found.notes == ("RuntimeError: no such luck", "")
     assert np.isnan(found.rms[0])
     assert np.isnan(found.cosines[0]).all()
     assert found.cosines[1, 1] == 1
     with pytest.raises(ValueError, match="active = 'nonsense'"):
-        lens.compare_losses(*parts(session), names=["sds", "nonsense"])
+        compared(*parts(session), names=["sds", "nonsense"])
 
 
 def test_one_loss_at_a_time_while_the_run_goes_on(small):
     session = begun(small)
-    whole = lens.compare_losses(*parts(session))
+    whole = compared(*parts(session))
     state, seen = session.state, []
     for number, found in enumerate(lens.comparison_steps(*parts(session)), 1):
         assert found.done == number
@@ -346,11 +356,11 @@ def test_the_network_is_asked_in_batches_that_it_is_compiled_for(small, monkeypa
     session = begun(small)
     sizes, eps = [], session.prior.eps
     monkeypatch.setattr(session.prior, "eps", lambda z_t, t, cond: sizes.append(len(z_t)) or eps(z_t, t, cond))
-    found = lens.compare_losses(*parts(session), names=["nfsd", "ism", "vsd"])
+    found = compared(*parts(session), names=["nfsd", "ism", "vsd"])
     assert set(sizes) == {2 * 2}
     assert found.nfe == (3, 6, 3)
     monkeypatch.undo()
-    alone = lens.compare_losses(session.state, session.effective.patch("active", "nfsd"), *parts(session)[2:], ["nfsd"])
+    alone = compared(session.state, session.effective.patch("active", "nfsd"), *parts(session)[2:], ["nfsd"])
     np.testing.assert_allclose(found.rms[0], alone.rms[0], rtol=1e-6)
 
 
@@ -359,28 +369,26 @@ def test_the_network_is_asked_in_batches_that_it_is_compiled_for(small, monkeypa
 
 def test_points_are_drawn_all_together():
     session = begun(preset("playground").patch_all([("active", "sds"), ("scene.n", 10), *SHORT]))
-    seen = lens.views_of_step(session._report, session.effective, session.prior, row=9)
+    seen = lens.views_of_step(session.report, session.effective, session.prior, row=9)
     assert seen.labels == ("points", "noisy", "x0: prompt", "x0: no prompt", "one-step target", "push")
-    assert seen.pictures.shape == (6, lens.MOST, lens.MOST, 3)
-    assert seen.t == int(session._report.x.t[9])
+    assert seen.pictures.shape == (6, MOST, MOST, 3)
+    assert seen.t == int(session.report.x.t[9])
     assert "t of its own" in seen.note
     assert not lens.probe(*parts(session), t=500).note
-    report = session._report
+    report = session.report
     still = dataclasses.replace(report, guidance=report.guidance._replace(residual=torch.zeros_like(report.x.z0)))
     still = lens.views_of_step(still, session.effective, session.prior).pictures
     assert np.array_equal(still[0], still[-1]), "nobody is pushed"
     assert not np.array_equal(seen.pictures[0], seen.pictures[-1])
 
-    found = lens.compare_losses(*parts(session))
-    assert found.renders.shape == (1, lens.MOST, lens.MOST, 3)
-    assert found.pictures.shape == (12, 1, lens.MOST, lens.MOST, 3)
-    assert found.rms_of_views.shape == (12, 10)
+    found = compared(*parts(session))
+    assert found.renders.shape == (1, MOST, MOST, 3)
+    assert found.pictures.shape == (12, 1, MOST, MOST, 3)
     silent = [name for name, rms in zip(found.losses, found.rms, strict=True) if rms == 0]
     assert silent == ["dds", "sbp"], "this plane takes both of its prompts for the same"
     for i, rms in enumerate(found.rms):
         assert np.array_equal(found.pictures[i], found.renders) == (rms == 0)
     assert np.array_equal(np.isnan(found.cosines.diagonal()), found.rms == 0)
-    assert np.array_equal(np.isnan(found.cosines_of_views[:, 0, 0]), found.rms_of_views[0] == 0)
 
 
 def test_events_that_cannot_be_seen_have_no_pictures_but_cosines(small):
@@ -389,7 +397,7 @@ def test_events_that_cannot_be_seen_have_no_pictures_but_cosines(small):
     scene = s.scene.build(StepRng(0, -1), prior.device, prior, "")
     given = State(scene, SceneOptimiser(scene.params, s.optim)), s, prior, PromptBank(prior)
     assert "4 channels" in lens.probe(*given, t=500).reason
-    found = lens.compare_losses(*given, names=["sds", "csd"])
+    found = compared(*given, names=["sds", "csd"])
     assert "4 channels" in found.reason
     assert np.isfinite(found.cosines).all()
 
@@ -399,7 +407,7 @@ def test_pictures_are_shown_as_they_are(small):
     session = begun(s)
     z0 = session.state.scene.params["latents"].detach()
     shown = lens.probe(*parts(session), t=200, row=1)
-    expected = lens._shown(session.prior.decode(z0[1:]))[0]
+    expected = as_shown(session.prior.decode(z0[1:]))[0]
     assert shown.labels[0] == "picture"
     assert np.array_equal(shown.pictures[0], expected)
     assert shown.view == ""
@@ -413,36 +421,36 @@ def test_a_vae_decodes_all_pictures_at_once_and_nothing_extreme(small, tmp_path,
     session = begun(s, 2)
     seen, decode = [], session.prior.decode
     monkeypatch.setattr(session.prior, "decode", lambda z: seen.append(z) or decode(z))
-    shown = lens.views_of_step(session._report, s, session.prior)
+    shown = lens.views_of_step(session.report, s, session.prior)
     assert len(seen) == 1
     assert len(shown.labels) == len(seen[0]) + 3, "the render, the residual and the push are no latents"
     shown = lens.probe(*parts(session), t=990)
     assert len(seen) == 2
-    assert float(seen[1].abs().max()) == lens.LATENT_REACH
+    assert float(seen[1].abs().max()) == LATENT_REACH
     assert shown.pictures.shape == (len(shown.labels), 128, 128, 3)
-    assert not lens.is_pixels(session.prior)
-    found = lens.compare_losses(*parts(session), names=["sds", "csd"])
+    assert not is_pixels(session.prior)
+    found = compared(*parts(session), names=["sds", "csd"])
     assert len(seen) == 2
     assert len(np.unique(found.pictures[0])) > 10
 
 
 def test_false_colours_tell_channels_apart():
     for channels in (4, 16):
-        colours = lens.false_colours(torch.eye(channels)[:, :, None, None] * 0.5).flatten(1)
+        colours = false_colours(torch.eye(channels)[:, :, None, None] * 0.5).flatten(1)
         apart = torch.cdist(colours, colours) + torch.eye(channels)
         assert apart.min() > 0.05
-        assert torch.equal(lens.false_colours(torch.zeros(1, channels, 2, 2)), torch.full((1, 3, 2, 2), 0.5))
+        assert torch.equal(false_colours(torch.zeros(1, channels, 2, 2)), torch.full((1, 3, 2, 2), 0.5))
 
 
 def test_the_embedded_prior(small):
     s = preset("toybox").patch_all([("scene.n_init", 200), *SHORT, ("losses.sdi.inversion_steps", 2)])
     seen, alone = begun(s, 2), begun(s, 2)
-    assert lens.is_pixels(seen.prior)
+    assert is_pixels(seen.prior)
     shown = lens.probe(*parts(seen), t=400)
     assert shown.labels == ("render", "noisy", "x0: prompt", "x0: no prompt", "one-step target", "residual", "push")
     render, guess = (shown.pictures[i].astype(float) for i in (0, 2))
     assert np.abs(render - guess).mean() < 60, "what the prior makes of it looks like it"
-    found = lens.compare_losses(*parts(seen))
+    found = compared(*parts(seen))
     assert np.isfinite(found.rms).all(), found.notes
     for session in (seen, alone):
         session.run(until=4)
@@ -453,8 +461,8 @@ def test_the_embedded_prior(small):
 
 
 def test_the_control_variate_of_sds_is_the_noise(small):
-    report = begun(small)._report
-    found = {name: float(value) for name, value in lens.figures_of(report).items()}
+    report = begun(small).report
+    found = {name: float(value) for name, value in lens.stats_of(report, small.loss).items()}
     pos, noise = (x.flatten().numpy() for x in (report.guidance.preds["pos"], report.x.noise))
     assert found["noise_correlation"] == pytest.approx(np.corrcoef(pos, noise)[0, 1], abs=1e-5)
     assert found["control_correlation"] == found["noise_correlation"]
@@ -464,8 +472,9 @@ def test_the_control_variate_of_sds_is_the_noise(small):
 
 @pytest.mark.parametrize("loss", ALL)
 def test_every_loss_has_figures(small, loss):
-    report = begun(small.patch_all([("active", loss), ("losses.csd.ramp", 1.0)]))._report
-    found = lens.figures_of(report)
+    s = small.patch_all([("active", loss), ("losses.csd.ramp", 1.0)])
+    report = begun(s).report
+    found = lens.stats_of(report, s.loss)
     assert ("noise_correlation" in found) == (loss not in ("sdi", "ism", "jsd"))
     assert {"control_correlation", "guidance_rms", "guidance_share"} <= found.keys()
     assert all(value.shape == () and bool(torch.isfinite(value)) for value in found.values())

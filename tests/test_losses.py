@@ -20,22 +20,6 @@ from sdlab.step import noised
 from sdlab.types import BoundPrior, Cond
 
 LOSSES = settings.losses()
-# with the knobs' defaults; the prompt alone is enough for each of JSD's 10 steps of inversion
-NFE = {
-    "sds": 2,
-    "sbp": 2,
-    "vdm": 2,
-    "jsd": 14,
-    "vsd": 3,
-    "esd": 4,
-    "nfsd": 3,
-    "csd": 3,
-    "ism": 6,
-    "sdi": 22,
-    "asd": 3,
-    "dds": 4,
-}
-LESSONS = {"vsd": 1, "esd": 1, "asd": 2}  # the auxiliary's own step: forward and backward; ASD asks the prior as well
 
 
 @pytest.fixture
@@ -56,13 +40,15 @@ def test_there_are_losses():
 def test_gradient_keeps_the_contract(name, setting):
     prior, cams, x = setting
     loss = LOSSES[name]()
-    asked, batches = [], []
+    asked, batches, calls = [], [], []
 
     class Watched(BoundPrior):
         def eps(self, z_t, t, *roles):
             asked.extend(roles)
             batches.append(len(roles))
-            return super().eps(z_t, t, *roles)
+            answers = super().eps(z_t, t, *roles)
+            calls.append((z_t, t, answers))
+            return answers
 
     assert set(loss.roles) <= set(ROLES)
     model = Watched(prior, PromptBank(prior).bind(PromptSettings(), loss.roles, cams), cams, StepRng(0, 0))
@@ -73,16 +59,62 @@ def test_gradient_keeps_the_contract(name, setting):
     assert not g.residual.requires_grad
     assert g.residual.abs().max() > 0
     assert set(asked) <= set(loss.roles), "a loss may use only the roles it declares"
-    assert model.nfe == NFE[name], "network evaluations per view and step"
+    of_gradient, of_fit = loss.evaluations()
+    assert model.nfe == of_gradient, "a loss says how many network evaluations its gradient takes"
     assert g.preds
     assert all(p.shape == x.z0.shape for p in g.preds.values())
+    described = {term.name for term in loss.terms}
+    assert set(g.preds) <= described, "a loss describes every prediction that it answers"
+    assert set(g.asked) <= set(g.preds)
+    for role, eps in g.preds.items():
+        for z_t, t, answers in calls:
+            if any(eps is answer for answer in answers):
+                assert torch.equal(z_t, g.asked.get(role, (x.z_t, x.t))[0]), "a loss says where it asked"
+                assert torch.equal(t, g.asked.get(role, (x.z_t, x.t))[1])
     assert all(s.dim() == 0 for s in g.stats.values())
     if aux is not None:
         loss.fit(x, model, aux, g)
         assert aux.fitted == 1
         assert set(asked) <= set(loss.roles)
     assert tuple(batches) == loss.calls(), "a loss says which forwards of the prior it needs"
-    assert model.nfe == NFE[name] + LESSONS.get(name, 0)
+    assert model.nfe == of_gradient + of_fit
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_terms_are_described(name):
+    loss = LOSSES[name]
+    terms = {term.name: term for term in loss.terms}
+    assert len(terms) == len(loss.terms)
+    for term in loss.terms:
+        assert loss.term(term.name) == term
+        assert all((term.symbol, term.title, term.caption, term.pull))
+    named = {*loss.conditional, *loss.unconditional, *loss.control}
+    assert named <= set(terms), "the parts of the residual are terms"
+    assert not loss.guidance_knob or hasattr(loss, loss.guidance_knob) or loss.guidance_knob == "cfg"
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "expected"),
+    [
+        ("esd", {"lam": 0.0}, (3, 1)),
+        ("esd", {"lam": 1.0, "lessons": 3}, (3, 3)),
+        ("esd", {"network": "exact"}, (2, 0)),
+        ("asd", {"lessons": 2}, (3, 4)),
+        ("asd", {"network": "exact"}, (2, 0)),
+        ("sdi", {"inversion_steps": 2, "inversion_cfg": 1.0}, (4, 0)),
+        ("sbp", {"form": "full", "leg_steps": 2}, (4, 0)),
+    ],
+)
+def test_evaluations_follow_the_knobs(name, knobs, expected, setting):
+    prior, cams, x = setting
+    loss = LOSSES[name](**knobs)
+    model = BoundPrior(prior, PromptBank(prior).bind(PromptSettings(), loss.roles, cams), cams, StepRng(0, 0))
+    aux = loss.init_aux(prior, StepRng(0, -1))
+    g = loss.gradient(x, model, aux)
+    assert model.nfe == expected[0]
+    loss.fit(x, model, aux, g)
+    assert model.nfe == sum(expected)
+    assert loss.evaluations() == expected
 
 
 @pytest.mark.parametrize("name", LOSSES)

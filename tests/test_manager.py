@@ -9,20 +9,14 @@ from typing import ClassVar
 import psutil
 import pytest
 import torch
+from waiting import until
 
 from sdlab.errors import give_back
 from sdlab.live import manager as manager_module
 from sdlab.live.manager import Manager, PriorPool
-from sdlab.live.messages import Applied, Branched, Export, Failed, Pause, Rejected, Resume, Stop
+from sdlab.live.messages import Applied, Branched, Failed, Patch, Pause, Rejected, Resume, Stop
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.mixture import MixturePrior
-
-
-def wait(condition, seconds=15):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -36,12 +30,12 @@ def test_seats_are_separate_and_fair(manager, quick):
     long = quick.patch("steps", 100_000)
     a, b = manager.open(long), manager.open(long.patch("prompt.text", "a blue car"))
     for seat in (a, b):
-        wait(lambda seat=seat: seat.session.status.phase == "ready")
+        until(lambda seat=seat: seat.session.status.phase == "ready")
     assert a.id != b.id
     assert a.session.prior is b.session.prior, "a prior is loaded once"
     a.session.send(Resume())
     b.session.send(Resume())
-    wait(lambda: a.session.state.step > 5 and b.session.state.step > 5)
+    until(lambda: a.session.state.step > 5 and b.session.state.step > 5)
     start = a.session.state.step, b.session.state.step
     time.sleep(1.5)
     steps = a.session.state.step - start[0], b.session.state.step - start[1]
@@ -50,7 +44,7 @@ def test_seats_are_separate_and_fair(manager, quick):
 
 
 def ready(seat):
-    wait(lambda: seat.session.status.phase == "ready")
+    until(lambda: seat.session.status.phase == "ready")
     return seat
 
 
@@ -62,9 +56,9 @@ def test_four_lanes_with_other_losses_get_the_same_number_of_steps(quick):
     seats = [ready(manager.open(long.patch("active", loss))) for loss in ("sds", "vdm", "vsd", "sbp")]
     for seat in seats:
         seat.session.send(Resume())
-    wait(lambda: all(seat.session.state.step > 3 for seat in seats), 60)
+    until(lambda: all(seat.session.state.step > 3 for seat in seats), 60)
     start = [seat.session.state.step for seat in seats]
-    wait(lambda: seats[0].session.state.step > start[0] + 60, 120)
+    until(lambda: seats[0].session.state.step > start[0] + 60, 120)
     steps = [seat.session.state.step - before for seat, before in zip(seats, start, strict=True)]
     manager.shutdown()
     assert max(steps) - min(steps) <= 0.1 * max(steps), steps
@@ -78,9 +72,9 @@ def test_a_branch_goes_on_from_where_its_parent_is(manager, quick):
     long = quick.patch("steps", 100_000)
     parent = ready(manager.open(long))
     parent.session.send(Resume())
-    wait(lambda: parent.session.state.step > 5)
+    until(lambda: parent.session.state.step > 5)
     child = manager.branch(parent.id, [("active", "sbp")])
-    wait(lambda: events(child, Branched) and child.session.state.step > events(child, Branched)[0].step + 3)
+    until(lambda: events(child, Branched) and child.session.state.step > events(child, Branched)[0].step + 3)
     (branched,) = events(child, Branched)
     assert branched.step > 5
     assert [(e.step, e.path, e.value) for e in events(child, Applied)] == [(branched.step, "active", "sbp")]
@@ -88,39 +82,41 @@ def test_a_branch_goes_on_from_where_its_parent_is(manager, quick):
     assert child.session.prior is parent.session.prior
     for seat in (parent, child):
         seat.session.send(Pause())
-        wait(lambda seat=seat: seat.session.status.phase == "paused")
+        until(lambda seat=seat: seat.session.status.phase == "paused")
     at_rest = parent.session.state
     manager.close(child.id)
     other = manager.branch(parent.id)
-    wait(lambda: other.session.status.phase == "paused")
+    until(lambda: other.session.status.phase == "paused")
     assert other.session.state.step == at_rest.step
     for name, p in other.session.state.scene.params.items():
         assert torch.equal(p, at_rest.scene.params[name])
         assert p is not at_rest.scene.params[name]
 
 
-def test_a_branch_never_waits_for_a_parent_that_is_busy(quick, tmp_path):
+def test_a_branch_never_waits_for_a_parent_that_is_busy(quick):
     """It is there at once, holds what it is told, and follows when the parent has said where it is."""
     free = threading.Event()
-
-    def slow(path):
-        free.wait(30)
-        return []
-
     manager = Manager(max_sessions=2)
+    load = manager.pool.get
+
+    def slow(config, *rest):
+        if config.height == 32:
+            free.wait(30)
+        return load(config, *rest)
+
+    manager.pool.get = slow
     parent = ready(manager.open(quick))
-    parent.session.export = slow
-    parent.session.send(Export(str(tmp_path)))
-    wait(lambda: parent.session.status.phase == "exporting")
+    parent.session.send(Patch((("prior.height", 32), ("prior.width", 32))))
+    until(lambda: parent.session.status.phase == "loading")
     started = time.monotonic()
     child = manager.branch(parent.id, [("losses.sds.cfg", 3.0)])
     assert time.monotonic() - started < 5
-    wait(lambda: child.session.status.phase == "loading")
+    until(lambda: child.session.status.phase == "loading")
     child.session.send(Resume())
     time.sleep(0.1)
     assert child.session.status.phase == "loading"
     free.set()
-    wait(lambda: child.session.status.phase == "running" and child.session.state.step > 2)
+    until(lambda: child.session.status.phase == "running" and child.session.state.step > 2)
     assert child.session.settings.losses["sds"].cfg == 3.0
     manager.shutdown()
 
@@ -143,7 +139,7 @@ def test_a_parent_that_ends_before_it_could_answer_leaves_a_branch_that_says_so(
     parent.session.send(Stop())
     parent.thread.join(10)
     child = manager.branch(parent.id)
-    wait(lambda: child.session.status.phase == "failed")
+    until(lambda: child.session.status.phase == "failed")
     assert "the run has ended" in events(child, Failed)[0].reason
 
 
@@ -161,7 +157,7 @@ def test_a_seat_ends_after_its_grace_period_unless_someone_comes_back(manager, q
     manager.leave(gone.id)
     manager.leave(back.id)
     assert manager.get(back.id) is back
-    wait(lambda: not manager.exists(gone.id))
+    until(lambda: not manager.exists(gone.id))
     gone.thread.join(5)
     assert not gone.thread.is_alive()
     assert closed == [1]
@@ -172,14 +168,14 @@ def test_a_seat_may_be_given_longer_than_the_grace_period(manager, quick):
     soon, later = manager.open(quick), manager.open(quick)
     manager.leave(soon.id)
     manager.leave(later.id, at_least=60)
-    wait(lambda: not manager.exists(soon.id))
+    until(lambda: not manager.exists(soon.id))
     assert manager.exists(later.id)
 
 
 def test_an_idle_seat_ends(quick):
     manager = Manager(max_sessions=2, idle=0.2)
     seat = manager.open(quick)
-    wait(lambda: manager.count() == 0)
+    until(lambda: manager.count() == 0)
     seat.thread.join(5)
     assert not seat.thread.is_alive()
     assert manager.get(seat.id) is None
@@ -191,7 +187,7 @@ def test_freed_memory_is_given_back_now_and_then(monkeypatch):
     monkeypatch.setattr(manager_module, "TRIM_EVERY", 1.5)
     monkeypatch.setattr(manager_module, "give_back", lambda: given.append(time.monotonic()))
     m = Manager()
-    wait(lambda: len(given) == 2)
+    until(lambda: len(given) == 2)
     m.shutdown()
     assert given[1] - given[0] >= 1.5
 
@@ -251,9 +247,9 @@ def test_a_failed_load_is_tried_again():
 
 def test_preloading_is_what_the_first_session_finds(manager, quick):
     manager.preload(quick)
-    wait(lambda: manager.pool._loaded)
+    until(lambda: manager.pool._loaded)
     seat = manager.open(quick)
-    wait(lambda: seat.session.status.phase == "ready")
+    until(lambda: seat.session.status.phase == "ready")
     assert list(manager.pool._loaded.values()) == [seat.session.prior]
 
 
@@ -262,4 +258,4 @@ def test_preloading_what_cannot_be_loaded_harms_nobody(manager, quick, tmp_path)
 
     manager.preload(preset("toybox").patch("prior.path", str(tmp_path / "nothing")))
     seat = manager.open(quick)
-    wait(lambda: seat.session.status.phase == "ready")
+    until(lambda: seat.session.status.phase == "ready")

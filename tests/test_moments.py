@@ -31,7 +31,7 @@ def ran(settings: Settings, steps: int, *changes: tuple[str, object], **more: ob
     session = Session(settings, **more)
     session.run(until=steps - 5)
     if changes:
-        session._patch(changes)
+        session.do(Patch(changes))
     session.run(until=steps)
     return session
 
@@ -105,7 +105,7 @@ def test_a_branch_taken_while_a_network_warms_up(quick):
     parent.prepare()
     parent.running = True
     for _ in range(2):
-        parent._step()
+        parent.advance()
     child = child_of(parent)
     child.run(until=10)
     parent.run(until=10)
@@ -121,7 +121,7 @@ def test_a_branch_keeps_what_waits_for_a_reset(quick):
     assert (child.settings.seed, child.effective.seed) == (7, 0)
     assert_same(parent, child)
     for session in (parent, child):
-        session._obey(Reset())
+        session.do(Reset())
     assert len(child.state.scene.params["means"]) == 33
     assert_same(parent, child)
 
@@ -131,10 +131,11 @@ def test_a_branch_of_a_parked_network_and_of_flat_scenes(quick):
     points = ran(preset("playground").patch("steps", 100), 12)
     for run in (parent, points):
         child = child_of(run)
-        assert child._state is None
+        with pytest.raises(RuntimeError, match="no state yet"):
+            _ = child.state
         for session in (run, child):
             session.run(until=20)
-            session._patch([("active", "vsd"), ("losses.vsd.network", "copy")])
+            session.do(Patch((("active", "vsd"), ("losses.vsd.network", "copy"))))
             session.run(until=30)
         assert_same(run, child)
 
@@ -154,7 +155,7 @@ def test_a_branch_with_another_loss_leaves_its_parent_alone(quick):
 def test_a_patch_that_fails_is_rolled_back_in_the_branch_too(quick, no_room_for_four_views):
     no_room_for_four_views()
     parent = ran(quick, 10)
-    parent._patch([("camera.views", 4)])
+    parent.do(Patch.one("camera.views", 4))
     child = child_of(parent)
     child.run(until=20)
     assert [e.path for e in events(child, Rejected)] == ["camera.views"]
@@ -166,9 +167,9 @@ def test_a_patch_that_fails_is_rolled_back_in_the_branch_too(quick, no_room_for_
 def test_running_and_paused_go_over_to_the_branch(quick):
     parent = Session(quick.patch("steps", 1000))
     parent.prepare()
-    parent._obey(Advance(5))
+    parent.do(Advance(5))
     for _ in range(2):
-        parent._step()
+        parent.advance()
     child = child_of(parent)
     child.listen(lambda event: child.send(Stop()) if getattr(event, "text", "") == "paused at step 5" else None)
     child.run()

@@ -1,4 +1,4 @@
-"""The bench of networks: what it reports, not how fast they are."""
+"""The benchmark of networks: tests of the report, not of speed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = (
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "NETWORKS", TINY)
-    monkeypatch.setattr(bench, "THREADS", (1,))  # two threads wait long for each other on a busy machine
+    monkeypatch.setattr(bench, "THREADS", (1,))  # on a busy machine, two threads wait a long time for each other
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
 
 
@@ -35,7 +35,7 @@ def test_table_and_json(tiny, tmp_path, capsys):
     assert json.loads((tmp_path / "b.json").read_text()) == result
     native, blocks = result["rows"]
     assert (native["pixels"], native["patch"], blocks["pixels"], blocks["patch"]) == (8, 1, 16, 2)
-    # at 8 x 8 places both: only the first and the last layer differ, by the nine channels more in and out
+    # both work on 8 x 8 positions: only the first and last layers differ, by nine more channels in and out
     assert blocks["parameters"] - native["parameters"] == 2 * 9 * 16 * 9 + 9
     assert blocks["gflop"] - native["gflop"] == pytest.approx(bench.BATCH * 64 * 2 * 9 * 16 * 9 * 2 / 1e9, abs=0.01)
     table = capsys.readouterr().out

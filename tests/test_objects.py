@@ -1,6 +1,7 @@
-"""The benches over all objects of the toybox: what they run, count and write; the judge is a stand-in that knows."""
+"""The experiments over all objects of the toybox: what they run, count and write, with a stand-in for the judge."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -22,7 +23,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def judge(monkeypatch):
-    """Sees a red bear from the front on even views and a blue car from behind on odd ones; keeps what it was shown."""
+    """Replace the judge: it reads even views as a red bear from the front, odd ones as a blue car from behind.
+
+    Returns the list of the images it was shown.
+    """
     shown = []
 
     def read(rgb):
@@ -69,11 +73,12 @@ def test_every_object_is_run_judged_and_reported(judge, tmp_path, monkeypatch, c
     with Image.open(tmp_path / "objects.png") as sheet:
         assert sheet.width > 2 * bench.PORTRAIT_SIZE
     assert (tmp_path / "duck" / "scene.ply").read_bytes().startswith(b"ply")
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
     assert "yes" in lines[1]
-    assert "1 of 2, 0:0" in lines[1]
     assert "no (bear)" in lines[2]
-    assert "2 of 2" in lines[2]
+    assert re.search(r"1/2 \[00:\d\d<00:\d\d", err), "the time left"
+    assert "2/2" in err
     assert lines[-1].startswith("1 of 2 recognised")
 
 
@@ -86,7 +91,7 @@ def test_a_run_that_takes_too_long_is_stopped_and_judged_as_it_is(judge, tmp_pat
     assert (row["prompt"], row["object_votes"], row["colour_votes"]) == ("a green bear", 4, 0)
     assert row["note"] == f"stopped after 1 s at step {row['steps']} of 1000000"
     assert row["note"] in capsys.readouterr().out
-    assert not (tmp_path / "bear").exists(), "only --keep keeps Gaussians"
+    assert not (tmp_path / "bear").exists(), "Gaussians are written only with --keep"
 
 
 def test_a_run_whose_step_fails_is_reported_and_the_others_go_on(judge, tmp_path, monkeypatch, capsys):
@@ -108,7 +113,7 @@ def test_a_run_whose_step_fails_is_reported_and_the_others_go_on(judge, tmp_path
 
 
 def test_ctrl_c_writes_what_is_finished(judge, tmp_path, monkeypatch, capsys):
-    """The signal comes in the second of three runs, whose plan is long; nothing of it is written."""
+    """The signal arrives in the second of three runs, which has many steps; nothing of it is written."""
     cases, session, begun = bench.cases, bench.Session, []
 
     def long_ducks(*a):
@@ -155,7 +160,7 @@ def test_several_runs_at_a_time_give_the_same_as_one_after_the_other(judge, tmp_
         one, three = (tmp_path / jobs / name / "scene.ply" for jobs in ("1", "3"))
         assert one.read_bytes() == three.read_bytes()
     order = [row["object"] for row in json.loads((tmp_path / "3" / "objects.json").read_text())["rows"]]
-    assert order == ["car", "bear", "duck"], "in the order of the request, whichever was done first"
+    assert order == ["car", "bear", "duck"], "in the requested order, whichever finished first"
 
 
 def test_janus_flips_one_knob_and_counts_fronts(judge, tmp_path, capsys):
@@ -183,24 +188,24 @@ def test_janus_takes_the_objects_with_a_front_and_the_same_settings():
     from sdlab.settings import preset
 
     s = preset("toybox")
-    names = bench.choose(None, "--objects", front=True)
+    names = bench.parse_objects(None, "--objects", front=True)
     assert "bear" in names
     assert "mushroom" not in names
-    assert "mushroom" in bench.choose(None, "--only")
+    assert "mushroom" in bench.parse_objects(None, "--only")
     off, on = bench.janus_cases(s, ["bear"])
     assert [path for path, _ in off.settings.differences(on.settings)] == ["prompt.view_dependent"]
 
 
 def test_a_list_of_no_objects_is_refused():
-    with pytest.raises(ValueError, match=r"--only ' ,': names no object; there are: bear, "):
-        bench.choose(" ,", "--only")
+    with pytest.raises(ValueError, match=r"--only ' ,': names no object; choose from bear, "):
+        bench.parse_objects(" ,", "--only")
 
 
 def test_colours_vary_and_do_not_depend_on_the_selection():
     from sdlab.settings import preset
 
     s = preset("mixture")
-    everything = bench.cases(s, bench.choose(None, "--only"))
+    everything = bench.cases(s, bench.parse_objects(None, "--only"))
     assert len({case.colour for case in everything}) == len(COLOURS)
     by_name = {case.object: case for case in everything}
     for name in ("car", "tree"):
@@ -244,7 +249,7 @@ def test_the_contact_sheet_stays_small(tmp_path):
     ],
 )
 def test_bad_input_ends_with_2_and_one_line_before_any_work(arguments, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench.Bench, "prepare", lambda self: pytest.fail("work was begun"))
+    monkeypatch.setattr(bench.Runner, "prepare", lambda self: pytest.fail("work was begun"))
     assert run(arguments[0], "--out", tmp_path / "a", *arguments[1:]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     for word in words:

@@ -19,6 +19,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from waiting import LONG, until
 
 from sdlab.export.writers import render_turntable
 from sdlab.live.manager import Manager, Seat
@@ -31,7 +32,6 @@ from sdlab.ui.server import server as page_server
 from sdlab.viewport.splat_view import SplatView
 
 ROOT = Path(__file__).parents[1]
-LONG = 30_000  # ms; a machine under load is slow, and waiting costs nothing when it is not
 # viser's own: the instances of a splat cloud carry indices where three.js looks for positions
 KNOWN_ERRORS = ("THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",)
 COMPILING = 120  # s; a network that this machine has not met is compiled first
@@ -91,7 +91,7 @@ class Tab:
         if not view:
             for views in ("**/viewport/**", "**/flat/**"):
                 self.page.route(views, lambda route: route.fulfill(body="", content_type="text/html"))
-        self.page.set_default_timeout(LONG)
+        self.page.set_default_timeout(1000 * LONG)
         self.errors: list[str] = []
         self.page.on("console", self.hear)
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
@@ -131,7 +131,7 @@ class Tab:
     def wait_for_phase(self, *phases: str) -> None:
         self.page.wait_for_selector(", ".join(f'#status [data-phase="{p}"]' for p in phases))
 
-    def wait_for_step(self, step: int, seconds: float = LONG / 1000) -> None:
+    def wait_for_step(self, step: int, seconds: float = LONG) -> None:
         until(lambda: self.step >= step, seconds)
 
     def type(self, selector: str, text: str) -> None:
@@ -151,13 +151,6 @@ class Tab:
         self.context.close()
         unknown = [e for e in self.errors if not e.startswith(KNOWN_ERRORS)]
         assert not unknown, unknown
-
-
-def until(condition: Callable[[], object], seconds: float = LONG / 1000) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -680,7 +673,7 @@ def test_the_lens_shows_the_step_and_asks_at_another_t(open_tab: Callable[..., T
     page.click("#scrub [data-live]")
     until(lambda: f"t = {drawn}," in page.inner_text("#lens p"))
     page.click("[data-tab=charts]")  # nobody looks any more
-    until(lambda: session._lens_row is None)
+    until(lambda: session.watched[0] is None)
 
 
 @pytest.mark.browser
@@ -951,7 +944,7 @@ def test_a_key_turns_the_lens_to_the_next_view(open_tab: Callable[..., Tab]):
         page.evaluate("document.activeElement.blur()")
         page.keyboard.press("v")
         page.wait_for_selector(f'#preview [data-row="{expected}"].chosen')
-        until(lambda expected=expected: tab.session._lens_row == expected)
+        until(lambda expected=expected: tab.session.watched[0] == expected)
 
 
 @pytest.mark.browser

@@ -138,7 +138,7 @@ def test_every_loss_takes_steps(name, loss, models):
     after = parameters(session)
     assert all(p.isfinite().all() for p in after.values())
     assert not torch.equal(after["means"], before["means"]), "the scene follows the loss"
-    report = session._report
+    report = session.report
     assert report is not None
     assert report.x.z0.shape[1:] == models[name].shape
     assert all(float(value) == float(value) for value in report.stats.values())
@@ -175,8 +175,8 @@ def test_twins_that_predict_eps_and_v_take_the_same_step(loss, folders, models):
         session = begun(short(loss), model)
         # in the first step the scene equals its reference
         session.run(until=2 if session.settings.loss.needs_reference else 1)
-        assert session._report is not None
-        residuals.append(session._report.guidance.residual)
+        assert session.report is not None
+        residuals.append(session.report.guidance.residual)
     size = float(residuals[0].abs().max())
     assert size > 0
     torch.testing.assert_close(*residuals, rtol=1e-3, atol=1e-3 * size)

@@ -14,7 +14,7 @@ import torch
 from test_raster import ball
 
 import app
-from sdlab import cli, raster
+from sdlab import headless, raster
 from sdlab.raster import gsplat as back_end
 from sdlab.raster import reference, tiled
 from sdlab.scenes.splats import Splats
@@ -173,18 +173,18 @@ def test_a_processor_has_its_own_and_others_get_plain_torch(monkeypatch):
 
 def test_the_reason_is_told_at_the_start_and_kept_in_the_result(monkeypatch, tmp_path, capsys):
     install(monkeypatch, tmp_path, "_C = None")
-    kept = cli._say_rasteriser(Splats(), CUDA)
+    kept = headless.rasteriser_for(Splats(), CUDA)
     assert kept["rasteriser"] == "tiled"
     assert "nvcc" in kept["rasteriser_note"]
     assert kept["rasteriser_note"] in capsys.readouterr().err
     app.say_rasteriser(CUDA)
     assert kept["rasteriser_note"] in capsys.readouterr().err
-    assert cli._say_rasteriser(SimpleNamespace(kind="image"), CUDA) == {}, "images are not rasterised"
+    assert headless.rasteriser_for(SimpleNamespace(kind="image"), CUDA) == {}, "images are not rasterised"
     assert capsys.readouterr().err == ""
 
 
 def test_a_processor_hears_nothing_of_it(capsys):
-    assert cli._say_rasteriser(Splats(), torch.device("cpu")) == {"rasteriser": "cpu", "rasteriser_note": ""}
+    assert headless.rasteriser_for(Splats(), torch.device("cpu")) == {"rasteriser": "cpu", "rasteriser_note": ""}
     app.say_rasteriser(torch.device("cpu"))
     told = capsys.readouterr()
     assert told.out == told.err == ""

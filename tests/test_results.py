@@ -17,6 +17,7 @@ import trimesh
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from waiting import LONG, until
 
 from sdlab.cameras import CameraSettings
 from sdlab.export.mesh import write_glb
@@ -27,13 +28,11 @@ from sdlab.starts.clouds import SH_C0, read_cloud
 from sdlab.types import RawSplats, SplatSnapshot
 from sdlab.ui import recording, results
 from sdlab.ui.recording import thinned, write_recording
-from sdlab.ui.results import FORMATS, Cancelled, Result, Shelf, Shelves, kinds_for
-from sdlab.ui.results_route import routes
+from sdlab.ui.results import FORMATS, OF_SPLATS, Cancelled, Result, Shelf, Shelves, routes
 
 # viser's own: the instances of a splat cloud carry indices where three.js looks for positions
 KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN."
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.9)
-LONG = 30.0  # s
 
 
 def blob(centre: tuple[float, float, float], rgb: tuple[float, float, float], n: int = 300) -> RawSplats:
@@ -72,13 +71,6 @@ def snapshot(n: int, rgb: tuple[float, float, float] = RED, seed: int = 0) -> Sp
 def material(**changes) -> Material:
     film = tuple((10 * i, snapshot(50 + i)) for i in range(4))
     return dataclasses.replace(Material(preset("mixture"), 30, FIGURE, film), **changes)
-
-
-def until(condition, seconds: float = LONG) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 # ---- names -----------------------------------------------------------------------------------------------
@@ -311,9 +303,9 @@ def test_the_recording_plays_from_a_file_without_a_network(tmp_path, browser):
         return bool(np.abs(middle() / 255 - rgb).max() < 0.12)
 
     for wanted in (RED, BLUE, RED):  # grows, and begins again; green, which is behind, never covers the front
-        end = time.monotonic() + LONG
-        while not is_(wanted):
-            assert time.monotonic() < end, f"{wanted} is never seen, now {middle() / 255}"
+        until(
+            lambda wanted=wanted: is_(wanted), say=lambda wanted=wanted: f"{wanted} is not seen, now {middle() / 255}"
+        )
     assert errors == []
     assert [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
 
@@ -331,7 +323,6 @@ def test_a_session_gives_material_that_later_steps_do_not_change(quick, tmp_path
     assert not np.array_equal(given.splats.means, session.state.scene.splats().means)
     assert [step for step, _ in given.film] == [1, 3], "what came after a jump back is not part of it"
     assert len(given.film[-1][1].means) == len(given.splats.means)
-    assert kinds_for(given) == ("ply", "splat", "glb", "mp4", "html", "toml")
 
 
 def test_a_flat_scene_gives_its_pictures_and_settings(tmp_path):
@@ -339,7 +330,6 @@ def test_a_flat_scene_gives_its_pictures_and_settings(tmp_path):
     session.run(until=2)
     picture = np.full((2, 8, 8, 3), 200, np.uint8)
     given = material_of(session.state.scene, session.effective, 2, (), picture)
-    assert kinds_for(given) == ("png", "toml")
     shelf = Shelf()
     ids = {kind: shelf.start(kind, given) for kind in ("png", "toml", "ply", "html", "mp4")}
     assert shelf.join(LONG)
@@ -391,7 +381,7 @@ class Slow:
 
 def test_every_format_of_splats_is_made_in_order_and_named(shelf):
     given = material()
-    ids = [shelf.start(kind, given) for kind in kinds_for(given)]
+    ids = [shelf.start(kind, given) for kind in OF_SPLATS]
     assert shelf.join(LONG)
     listed = shelf.list()
     assert [r.id for r in listed] == ids[::-1], "newest first"

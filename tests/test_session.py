@@ -2,31 +2,34 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from waiting import until
 
+from sdlab.live import checkpoint
 from sdlab.live.messages import (
     Advance,
     Applied,
     Compare,
     Ended,
-    Export,
     Failed,
     Goto,
-    Load,
     Patch,
     Pause,
     Rejected,
     Reset,
     Resume,
-    Save,
     Skipped,
+    Status,
     Stepped,
     Stop,
 )
-from sdlab.live.session import Session, with_begun
+from sdlab.live.session import Session
+from sdlab.live.state import with_begun
 from sdlab.priors.mixture import MixtureScores
+from sdlab.scenes.splats import SplatScene
 
 
 def finished(settings, until, before=None):
@@ -56,6 +59,15 @@ def events(session, kind):
     return [e for e in session.events.since()[0] if isinstance(e, kind)]
 
 
+def fail(message):
+    """A stand-in for any function, which raises RuntimeError."""
+
+    def raises(*arguments):
+        raise RuntimeError(message)
+
+    return raises
+
+
 class Live:
     """A session in its own thread."""
 
@@ -69,10 +81,7 @@ class Live:
             self.session.send(c)
 
     def wait(self, condition, seconds=20):
-        end = time.monotonic() + seconds
-        while not condition(self.session):
-            assert time.monotonic() < end, f"waited in vain; status {self.session.status}"
-            time.sleep(0.005)
+        until(lambda: condition(self.session), seconds, say=lambda: self.session.status)
 
     def advance(self, n):
         """Take n steps and wait for them."""
@@ -131,14 +140,16 @@ def test_start_pause_step_reset(live):
     live.phase("ready")
 
 
-def test_patches_act_at_the_next_step(live):
+def test_patches_act_at_the_next_step(live, monkeypatch):
     live.advance(2)
+    read, embed = [], live.session.prior.embed
+    monkeypatch.setattr(live.session.prior, "embed", lambda text: read.append(text) or embed(text))
     live.send(Patch((("losses.sds.cfg", 0.0), ("optim.lr_means", 0.0), ("prompt.text", "a blue car"))))
     live.advance(1)
     session = live.session
     assert session.effective.losses["sds"].cfg == 0.0
     assert session.state.optim._adam.param_groups[0]["lr"] == 0.0
-    assert "a blue car, front view" in session._bank._cache or "a blue car, side view" in session._bank._cache
+    assert "a blue car, front view" in read or "a blue car, side view" in read
     assert [e.path for e in events(session, Applied)] == ["losses.sds.cfg", "optim.lr_means", "prompt.text"]
     assert all(e.step == 2 for e in events(session, Applied))
 
@@ -192,7 +203,7 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
     live.phase("ready")
     live.advance(3)
     original = MixtureScores.eps
-    monkeypatch.setattr(MixtureScores, "eps", lambda *a: (_ for _ in ()).throw(RuntimeError("device lost")))
+    monkeypatch.setattr(MixtureScores, "eps", fail("device lost"))
     live.send(Resume())
     live.phase("failed")
     assert "device lost" in events(live.session, Failed)[0].reason
@@ -205,13 +216,76 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
     assert events(live.session, Ended)
 
 
+def test_a_headless_run_whose_step_fails_raises_and_keeps_its_state(quick, monkeypatch):
+    session, clean = finished(quick, 7), finished(quick, 7)
+    with monkeypatch.context() as patch:
+        patch.setattr(MixtureScores, "eps", fail("device lost"))
+        with pytest.raises(RuntimeError, match="stopped at step 7: RuntimeError: device lost"):
+            session.run(until=20)
+    assert [e.reason for e in events(session, Failed)] == ["RuntimeError: device lost"]
+    assert session.state.step == 7
+    assert same(session, clean)
+    for run in (session, clean):
+        run.run(until=20)
+    assert same(session, clean), "the run can go on"
+
+
+def test_a_headless_run_whose_prompt_cannot_be_read_raises_and_keeps_its_state(quick, monkeypatch):
+    """The first view from behind comes after some steps."""
+    original = MixtureScores.embed
+
+    def embed(self, text):
+        return fail("no such word")() if "back view" in text else original(self, text)
+
+    monkeypatch.setattr(MixtureScores, "embed", embed)
+    session = Session(quick)
+    with pytest.raises(RuntimeError, match=r"stopped at step [1-9]\d*: RuntimeError: no such word"):
+        session.run(until=100)
+    assert same(session, finished(quick, session.state.step))
+
+
+def test_a_listener_that_stops_a_failed_headless_run_ends_it_without_an_error(quick, monkeypatch):
+    session = finished(quick, 3)
+    session.listen(lambda event: session.send(Stop()) if isinstance(event, Failed) else None)
+    monkeypatch.setattr(MixtureScores, "eps", fail("device lost"))
+    session.run(until=20)
+    assert len(events(session, Failed)) == len(events(session, Ended)[1:]) == 1
+    assert session.state.step == 3
+
+
+def test_a_listener_that_mends_a_failed_headless_run_lets_it_go_on(quick, monkeypatch):
+    session = finished(quick, 3)
+    original = MixtureScores.eps
+
+    def mend(event):
+        if isinstance(event, Failed):
+            monkeypatch.setattr(MixtureScores, "eps", original)
+            session.send(Resume())
+
+    session.listen(mend)
+    monkeypatch.setattr(MixtureScores, "eps", fail("device lost"))
+    session.run(until=8)
+    assert session.state.step == 8
+
+
+def test_a_planned_patch_whose_first_step_fails_is_rolled_back(quick, no_room_for_four_views):
+    clean = finished(quick, 20)
+    no_room_for_four_views()
+    session = Session(quick)
+    session.plan(10, Patch.one("camera.views", 4))
+    session.run(until=20)
+    (refused,) = events(session, Rejected)
+    assert (refused.step, refused.path) == (10, "camera.views")
+    assert same(session, clean)
+
+
 def test_a_frame_that_cannot_be_made_is_said_and_the_run_can_go_on(live, monkeypatch):
-    original = Session._publish
-    monkeypatch.setattr(Session, "_publish", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory for a picture")))
+    original = SplatScene.snapshot
+    monkeypatch.setattr(SplatScene, "snapshot", fail("no memory for a picture"))
     live.send(Resume())
     live.phase("failed")
     assert "no memory for a picture" in events(live.session, Failed)[0].reason
-    monkeypatch.setattr(Session, "_publish", original)
+    monkeypatch.setattr(SplatScene, "snapshot", original)
     step = live.session.state.step
     live.send(Resume())
     live.wait(lambda s: s.state.step > step + 2)
@@ -251,29 +325,38 @@ def test_a_skipped_step_changes_no_parameter(quick, monkeypatch):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-def test_saving_loading_exporting_while_live(live, tmp_path):
-    live.advance(4)
-    live.send(Save(str(tmp_path / "c")))
-    live.advance(2)
-    live.send(Load(str(tmp_path / "c")))
-    live.wait(lambda s: s.state.step == 4)
-    live.send(Export(str(tmp_path / "e")))
-    live.wait(lambda s: (tmp_path / "e" / "turntable.mp4").exists())
-    live.send(Load(str(tmp_path / "nowhere")), Save("/proc/nowhere"), Export("/proc/nowhere"))
-    live.advance(1)
-    assert len(events(live.session, Rejected)) == 3
-    assert "nowhere" in events(live.session, Rejected)[0].reason
+def test_a_run_is_saved_restored_and_exported(quick, tmp_path):
+    session = finished(quick, 4)
+    session.save(tmp_path / "c")
+    session.run(until=6)
+    session.restore(tmp_path / "c")
+    assert session.state.step == session.latest.get().step == 4
+    files = session.export(tmp_path / "e", size=32)
+    assert tmp_path / "e" / "turntable.mp4" in files
+    assert all(file.exists() for file in files)
+    with pytest.raises(ValueError, match="nowhere"):
+        session.restore(tmp_path / "nowhere")
+    for write in (session.save, session.export):
+        with pytest.raises(OSError, match="nowhere"):
+            write(Path("/proc/nowhere"))
+    session.run(until=7)
+    assert same(session, finished(quick, 7))
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(live, tmp_path, quick):
-    other = finished(quick, 3)
-    folder = other.save(tmp_path)
-    (folder / "settings.toml").write_text('[scene]\nkind = "splats"\nn_init = -4\n')
-    live.advance(2)
-    live.send(Load(str(tmp_path)))
-    live.advance(1)
-    assert "n_init" in events(live.session, Rejected)[0].reason
-    assert live.session.settings.scene.n_init == 60
+@pytest.mark.parametrize("flaw", ["settings", "scene"])
+def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(quick, tmp_path, flaw):
+    folder = finished(quick, 3).save(tmp_path)
+    if flaw == "settings":
+        (folder / "settings.toml").write_text('[scene]\nkind = "splats"\nn_init = -4\n')
+    else:
+        checkpoint.save(tmp_path, 4, {"scene": {"means": torch.zeros(1, 3)}}, {"settings.toml": ""})
+    session = finished(quick, 2)
+    with pytest.raises(ValueError, match="n_init" if flaw == "settings" else "does not fit"):
+        session.restore(tmp_path)
+    assert session.settings == session.effective == quick
+    assert session.timeline.steps() == (0,)
+    session.run(until=5)
+    assert same(session, finished(quick, 5))
 
 
 def test_a_prior_that_cannot_be_loaded_is_reported_and_can_be_mended(tmp_path):
@@ -373,11 +456,11 @@ def test_the_scene_waits_for_the_warm_up(quick):
     session.prepare()
     before = {k: v.clone() for k, v in session.state.scene.params.items()}
     for _ in range(30):
-        session._step()
+        session.advance()
     assert session.state.step == 0
     assert all(torch.equal(before[k], v) for k, v in session.state.scene.params.items())
     assert not any(k in before for k in session.state.optim.state_dict())
-    session._step()
+    session.advance()
     assert session.state.step == 1
 
 
@@ -404,12 +487,12 @@ def test_rates_ramp_up_after_a_toggle(quick):
     def moves(ramp):
         session = Session(quick.patch("optim.ramp", ramp))
         session.prepare()
-        session._step()
-        session._patch([("active", "sbp")])
+        session.advance()
+        session.do(Patch.one("active", "sbp"))
         seen = []
         for _ in range(6):
             before = session.state.scene.params["means"].detach().clone()
-            session._step()
+            session.advance()
             seen.append(float((session.state.scene.params["means"].detach() - before).abs().mean()))
         return seen
 
@@ -427,20 +510,18 @@ def test_schedules_can_be_restarted(quick):
     def t_and_rate(number):
         session.run(until=number)
         group = session.state.optim._adam.param_groups[0]
-        return int(session._report.x.t[0]), group["lr"]
+        return int(session.report.x.t[0]), group["lr"]
 
     early, late = t_and_rate(6), t_and_rate(20)
     assert late[0] < early[0]
     assert late[1] < early[1]
-    session._patch([("schedule.start", 20)])
+    session.do(Patch.one("schedule.start", 20))
     assert session.settings.planned_end == 40
     assert t_and_rate(26) == early
-    session._until = None
-    session._obey(Resume())
-    while session.running:
-        session._step()
+    session.listen(lambda event: session.send(Stop()) if getattr(event, "phase", "") == "paused" else None)
+    session.run()
     assert session.state.step == 40
-    assert session.status.text == "finished the planned 20 steps; Start goes on"
+    assert [e.text for e in events(session, Status)][-2:] == ["finished the planned 20 steps; Start goes on", "ended"]
 
 
 @pytest.mark.parametrize(
@@ -464,10 +545,10 @@ def test_words_are_remarked_on_as_the_prior_reads_them(live, monkeypatch, path, 
 def test_an_auxiliary_that_cannot_be_built_is_refused_and_the_run_goes_on(quick):
     session = Session(quick.patch_all([("prior.height", 7), ("prior.width", 7)]))
     session.prepare()
-    session._step()
-    session._patch([("active", "vdm")])
+    session.advance()
+    session.do(Patch.one("active", "vdm"))
     (refused,) = events(session, Rejected)
     assert "even sides" in refused.reason
-    session._step()
+    session.advance()
     assert session.state.step == 2
     assert session.settings.active == "sds"

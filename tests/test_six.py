@@ -1,9 +1,10 @@
-"""Losses beside each other: what is run, for how long, whether it draws the same; the judge is a stand-in."""
+"""Comparisons of losses: what is run, for how long, with which random numbers; the judge is a stand-in."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sdlab import cli, settings
-from sdlab.experiments import janus_losses, objects, six, variants
+from sdlab.experiments import commands, janus_losses, objects, six, variants
 from sdlab.settings import preset
 
 TINY = ["--preset", "mixture", "--set", "scene.n_init=40", "--set", "scene.max_gaussians=60"]
@@ -24,7 +25,7 @@ MIXTURE = '[prior]\nkind = "mixture"\n[scene]\nn_init = 40\n'
 
 @pytest.fixture
 def judge(monkeypatch):
-    """Sees a red bear from the front on even views and a blue car from behind on odd ones."""
+    """Replace the judge: it reads even views as a red bear from the front, odd ones as a blue car from behind."""
 
     def read(rgb):
         kinds = (
@@ -71,14 +72,14 @@ def test_losses_draw_the_same_and_are_judged_and_drawn(judge, tmp_path, capsys):
     assert sheet.height > 3 * objects.PORTRAIT_SIZE
     bars = (pixels == objects.RED).all(-1).sum()
     assert bars == 3 * 6 * 4 * (objects.STRIP_SIZE - 16), "a bar under each front"
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "jsd against sds, 3 steps: cameras, t, noise equal" in out
-    assert "2 of 3, 0:0" in out
+    assert re.search(r"2/3 \[00:\d\d<00:\d\d", err), "the time left"
 
 
 def test_the_six_are_the_papers_and_more_can_be_added(monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "_comparing", lambda args, labels, **_: asked.append(labels) or 1 / 0)
+    monkeypatch.setattr(commands, "comparison", lambda args, labels, **_: asked.append(labels) or 1 / 0)
     for more in ([], ["--losses", "sds:cfg=20, esd:lam=1"], ["--only", "vdm"]):
         with pytest.raises(ZeroDivisionError):
             run("six", *more)
@@ -125,7 +126,7 @@ def test_pictures_are_read_and_shown_as_they_are(judge, tmp_path, monkeypatch, c
 
 def test_the_cutoffs_of_the_ablation_are_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "_comparing", lambda args, labels, *_: asked.append((args.preset, labels)) or 1 / 0)
+    monkeypatch.setattr(commands, "comparison", lambda args, labels, *_: asked.append((args.preset, labels)) or 1 / 0)
     for more in ([], ["--flat", "--cutoffs", "50"]):
         with pytest.raises(ZeroDivisionError):
             run("cutoffs", *more)
@@ -137,14 +138,14 @@ def test_the_cutoffs_of_the_ablation_are_asked_for(monkeypatch):
 
 def test_saturation_and_sharpness_are_those_of_the_pictures():
     grey = np.full((2, 8, 8, 3), 100, np.uint8)
-    assert six.measured(grey) == {"saturation": 0, "sharpness": 0}
+    assert six.image_stats(grey) == {"saturation": 0, "sharpness": 0}
     red = grey.copy()
     red[1, ..., 0] = 151
-    assert six.measured(red) == {"saturation": 0.1, "sharpness": 0}
+    assert six.image_stats(red) == {"saturation": 0.1, "sharpness": 0}
     checks = grey.copy()
     checks[:, ::2, ::2] = checks[:, 1::2, 1::2] = 200
-    assert six.measured(checks)["saturation"] == 0
-    assert six.measured(checks)["sharpness"] > 0.1
+    assert six.image_stats(checks)["saturation"] == 0
+    assert six.image_stats(checks)["sharpness"] > 0.1
 
 
 def test_a_run_fills_its_seconds_and_its_schedules_follow_the_clock(judge, tmp_path, monkeypatch):
@@ -158,11 +159,11 @@ def test_a_run_fills_its_seconds_and_its_schedules_follow_the_clock(judge, tmp_p
     monkeypatch.setattr(variants, "step", step)
     assert run("six", *TINY, "--only", "sds", "--seconds", 1, "--out", tmp_path) == 0
     (row,) = found(tmp_path)["rows"]
-    assert seen.pop(0) == 0, "one step beforehand compiles and is not counted"
+    assert seen.pop(0) == 0, "an uncounted step first compiles"
     assert 1 <= row["seconds"] < 10
     assert (row["steps"], row["note"]) == (len(seen), "")
     assert seen[0] == 0
-    # each share of the steps' plan is that of the time that had passed, with nothing left at the end
+    # progress through the planned steps follows progress through the time, up to the end
     assert 0.5 < seen[-1] <= 1
     assert all(b > a - 0.05 for a, b in itertools.pairwise(seen))
 
@@ -177,8 +178,8 @@ def test_seconds_that_the_warm_up_uses_up_are_told(judge, tmp_path, capsys):
     assert run("six", *TINY, "--only", "sds,vsd:warm_up=2000", "--seconds", 1, "--out", tmp_path) == 0
     row = found(tmp_path)["rows"][1]
     assert (row["steps"], row["evaluations"]) == (0, 0)
-    assert row["note"].startswith("after 1 s its own network was at ")
-    assert row["note"].endswith(" of 2000 steps of its warm-up")
+    assert row["note"].startswith("after 1 s the warm-up of its network was at step ")
+    assert row["note"].endswith(" of 2000")
     assert row["warm_up_seconds"] == pytest.approx(row["seconds"], abs=0.2)
     assert "against" not in capsys.readouterr().out, "there is nothing to compare"
 
@@ -197,19 +198,19 @@ def test_a_tuned_preset_is_taken_and_what_it_changes_on_purpose_is_named(judge, 
     assert [row["t"] for row in result["draws"]] == [line, line]
     assert {row["noise"] for row in result["draws"]} == {"equal"}
     assert f"sbp against sds, 3 steps: cameras, noise equal; t {line}" in capsys.readouterr().out
-    # --preset is for all
+    # --preset applies to every run
     assert run("six", "--preset", "toybox", *STEPS, "--only", "sds,sbp", "--out", tmp_path / "b") == 0
     assert found(tmp_path / "b")["draws"][0]["t"] == "equal"
 
 
 def test_noise_that_differs_without_a_reason_is_an_error_after_the_results(judge, tmp_path, monkeypatch, capsys):
-    real, count = variants.drawn, iter(range(100))
-    monkeypatch.setattr(variants, "drawn", lambda report: real(report)._replace(noise=bytes([next(count)])))
+    real, count = variants.draw_of, iter(range(100))
+    monkeypatch.setattr(variants, "draw_of", lambda report: real(report)._replace(noise=bytes([next(count)])))
     assert run("six", *TINY, *STEPS, "--only", "sds,sbp", "--out", tmp_path) == 2
-    assert "sbp: did not draw what sds drew" in capsys.readouterr().err
+    assert "sbp: drew other random numbers than sds" in capsys.readouterr().err
     result = found(tmp_path)
     assert result["unexplained"] == ["sbp"]
-    assert result["draws"][0]["noise"] == "differs from step 0: no knob says so"
+    assert result["draws"][0]["noise"] == "differs from step 0: no knob explains it"
     assert (tmp_path / "six.png").exists()
 
 
@@ -231,7 +232,7 @@ def test_a_step_that_fails_is_noted_and_the_others_go_on(judge, tmp_path, monkey
 
 
 def test_ctrl_c_writes_what_is_finished(judge, tmp_path, monkeypatch):
-    real, begun = variants.follow, []
+    real, begun = variants.run_case, []
 
     def follow(bench, case, planned):
         begun.append(case)
@@ -240,7 +241,7 @@ def test_ctrl_c_writes_what_is_finished(judge, tmp_path, monkeypatch):
             return real(bench, case, 10**6)
         return real(bench, case, planned)
 
-    monkeypatch.setattr(six, "follow", follow)
+    monkeypatch.setattr(six, "run_case", follow)
     started = time.monotonic()
     assert run("six", *TINY, *STEPS, "--only", "sds,sbp,jsd", "--out", tmp_path) == 130
     assert time.monotonic() - started < 30
@@ -334,7 +335,7 @@ def test_a_fingerprint_tells_cameras_timesteps_and_noise_apart(quick):
     def first(s):
         session = Session(s)
         session.prepare()
-        return variants.drawn(step(session.state, s, session.prior, PromptBank(session.prior)))
+        return variants.draw_of(step(session.state, s, session.prior, PromptBank(session.prior)))
 
     plain = first(quick)
     assert first(quick.patch("active", "sbp")) == plain
@@ -412,7 +413,7 @@ def test_spread_and_difference_are_those_of_the_sample_and_of_pairs():
     ],
 )
 def test_bad_input_ends_with_2_and_one_line_before_any_work(arguments, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(objects.Bench, "prepare", lambda self: pytest.fail("work was begun"))
+    monkeypatch.setattr(objects.Runner, "prepare", lambda self: pytest.fail("work was begun"))
     monkeypatch.chdir(tmp_path)
     assert run(arguments[0], "--out", tmp_path / "a", *arguments[1:]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -25,7 +25,7 @@ def test_a_step_with_a_set_size_has_that_size(loss):
     s = preset("mixture").patch_all([("active", loss), ("optim.grad_rms", 0.25), ("scene.n_init", 50)])
     session = Session(s)
     session.run(until=2)
-    assert float(session._report.stats["grad_rms"]) == pytest.approx(0.25, rel=1e-4)
+    assert float(session.report.stats["grad_rms"]) == pytest.approx(0.25, rel=1e-4)
 
 
 def test_too_little_memory_on_the_way_back_says_what_to_lower(monkeypatch, quick):

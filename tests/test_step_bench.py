@@ -1,4 +1,4 @@
-"""The bench of a step: what it reports, not how fast it is."""
+"""The benchmark of a step: tests of the report, not of speed."""
 
 import json
 

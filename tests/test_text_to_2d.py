@@ -1,4 +1,4 @@
-"""Table 3.1 at toybox scale: the distances against closed forms, a text for each picture, rows that end well."""
+"""Table 3.1 at toybox scale: distances against closed forms, a text per image, rows that survive failures."""
 
 import dataclasses
 import json
@@ -14,6 +14,7 @@ from sdlab.experiments import objects
 from sdlab.experiments import text_to_2d as table31
 from sdlab.experiments.frechet import fid, kid
 from sdlab.live.session import Session
+from sdlab.options import settings_for
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
 from sdlab.settings import preset
@@ -25,7 +26,7 @@ FEW = ["--captions", "3", "--steps", "3"]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Knows two of the toybox's objects that are kept here, and three colours."""
+    """A model that knows a few of the toybox's objects and three colours."""
     return tiny_models.pixel_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
@@ -64,7 +65,7 @@ def test_fid_of_equal_sets_is_zero_fewer_than_features_too():
 
 
 def test_fid_of_two_gaussians_is_their_distance():
-    # |difference of means|^2 + sum (std_a - std_b)^2 where the axes are common
+    # |difference of means|^2 + sum (std_a - std_b)^2 for common axes
     stds = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
     a, b = drawn(40_000) * stds, drawn(40_000, seed=1, shift=0.5) * stds.flip(0)
     shift = (0.5 * stds.flip(0)).square().sum()
@@ -111,7 +112,7 @@ def test_kid_is_the_sum_over_all_pairs():
 
 @pytest.mark.parametrize("distance", [fid, kid])
 def test_one_picture_has_no_spread(distance):
-    with pytest.raises(ValueError, match="1 and 5 pictures"):
+    with pytest.raises(ValueError, match="1 and 5 images"):
         distance(drawn(1), drawn(5))
 
 
@@ -133,8 +134,8 @@ def test_captions_hold_only_words_that_the_prior_knows(prior):
         f"a {colour} {name}" for colour in ("red", "green", "blue") for name in ("bear", "cat", "car")
     }
     few = table31.captions_for(prior, 3)
-    assert len({f.object for f in few}) == len({f.colour for f in few}) == 3, "few captions are as different as can be"
-    with pytest.raises(ValueError, match=r"--captions 10: .* reads 9 pairs"):
+    assert len({f.object for f in few}) == len({f.colour for f in few}) == 3, "few captions differ as much as possible"
+    with pytest.raises(ValueError, match=r"--captions 10: .* knows only 9 pairs"):
         table31.captions_for(prior, 10)
 
 
@@ -159,14 +160,14 @@ def test_batches_are_few_and_equal():
     assert sorted(part.stop - part.start for part in parts) == [11, 12, 12]
 
 
-def test_true_pictures_show_what_the_captions_say():
+def test_real_images_show_what_the_captions_say():
     facts = [plain_facts("bear", "red"), plain_facts("car", "blue"), plain_facts("tree", "green")]
-    rgb = table31.true_pictures(facts, 2, 32)
+    rgb = table31.real_images(facts, 2, 32)
     assert rgb.shape == (6, 3, 32, 32)
     seen = judge.read(judge.load(), rgb)
     assert [(t.object, t.colour) for t in seen] == 2 * [("bear", "red"), ("car", "blue"), ("tree", "green")]
     assert not torch.equal(rgb[:3], rgb[3:])
-    assert torch.equal(table31.true_pictures(facts, 1, 32, first=1), rgb[3:]), "later pictures of the same series"
+    assert torch.equal(table31.real_images(facts, 1, 32, first=1), rgb[3:]), "later images of the same series"
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
         == 0
     )
 
-    # two rounds of two batches each, whose draws are those of every loss
+    # two rounds of two batches each, with the same draws for every loss
     seeds = [0, 1, 1000, 1001]
     losses = [name for name in table31.METHODS if name != "ddim"]
     assert set(draws) == set(starts) == {(name, seed) for name in losses for seed in seeds}
@@ -226,8 +227,8 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
         assert 0 <= row["object"]["mean"] <= 1
         assert ("seconds" in row) == (name != "true")
     assert rows["true"]["fid_true"]["mean"] < min(rows[name]["fid_true"]["mean"] for name in table31.METHODS)
-    # of three steps, and of VDM's warm-up; psi's has a fifth of the steps, which is none, and it learns in the first of
-    # the three, from four noises
+    # three steps, and VDM's warm-up; psi's warm-up is a fifth of the steps, so none, and psi trains in the first of the
+    # three, from four noises
     expected = {
         "ddim": 10,
         "sds": 6,
@@ -253,21 +254,21 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
 
 
 def test_a_lesson_beforehand_counts_as_evaluations(prior, tiny, monkeypatch):
-    bench = objects.Bench(settings(tiny), torch.device("cpu"))
+    bench = objects.Runner(settings(tiny), torch.device("cpu"))
     bench.prepare()
     studio = table31.Studio(bench, table31.captions_for(prior, 2))
     wanted = [("active", "vsd"), ("losses.vsd.warm_up", 2), ("losses.vsd.every", 1), ("optim.lr_latents", 0.1)]
     s = settings(tiny).patch_all(wanted)
     made = studio.make(table31.Method("vsd", s), 0)
-    assert made.evaluations == (3 + 1) + 1 + 3 * (3 + 1)  # the first lesson asks as a step does, to see that it can
+    assert made.evaluations == (3 + 1) + 1 + 3 * (3 + 1)  # the first training pass also predicts, as a step does
     assert made.rgb.shape == (2, 3, 8, 8)
     assert 0 <= float(made.rgb.min()) <= float(made.rgb.max()) <= 1
     assert (made.seconds or 0) > 0
 
 
 def test_one_picture_alone_is_the_sessions_own(prior, tiny):
-    """The loop over batches is the session's, but for the text."""
-    bench = objects.Bench(settings(tiny), torch.device("cpu"))
+    """The loop over batches equals the session's, except for the text."""
+    bench = objects.Runner(settings(tiny), torch.device("cpu"))
     bench.prepare()
     (facts,) = table31.captions_for(prior, 1)
     s = settings(tiny).patch_all([("active", "vdm"), ("losses.vdm.warm_up", 0), ("seed", 3000)])
@@ -310,7 +311,7 @@ def test_a_method_that_fails_is_noted_and_the_others_go_on(tiny, tmp_path, monke
 
 def test_a_variant_has_a_row_of_its_own_and_what_it_says_wins():
     def settings_of(defaults, changes):
-        return cli.settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
+        return settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
 
     plain, variant = table31.methods(["sbp", "sbp:switch=0.6", "sbp"], settings_of)
     assert (plain.label, variant.label) == ("sbp", "sbp:switch=0.6")
@@ -327,7 +328,7 @@ def test_a_variant_has_a_row_of_its_own_and_what_it_says_wins():
     ("arguments", "message"),
     [
         (["--losses", "sdss"], "--losses sdss: did you mean sds?"),
-        (["--losses", "dds"], "--losses dds: it edits a picture"),
+        (["--losses", "dds"], "--losses dds: it edits an existing image"),
         (["--preset", "toybox"], "scene.kind is 'splats'"),
         (["--captions", "10"], "--captions 10"),
         (["--captions", "1"], "--captions 1: "),

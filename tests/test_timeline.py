@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdlab.live.messages import Goto, Load, Patch, Pause, Rejected, Reset, Went
+from sdlab.live.messages import Goto, Patch, Pause, Rejected, Reset, Went
 from sdlab.live.moments import Moment, bytes_of
 from sdlab.live.session import Session
 from sdlab.live.timeline import FILM_EVERY, MOMENT_EVERY, MOST_ENTRIES, MOST_MOMENTS, MOST_SHOTS, Timeline, bytes_held
@@ -32,7 +32,7 @@ def session_of(settings: Settings) -> Session:
 
 def go(session: Session, step: int, *changes: tuple[str, object]) -> None:
     if changes:
-        session._obey(Patch(changes))
+        session.do(Patch(changes))
     session.run(until=step)
 
 
@@ -195,7 +195,7 @@ def test_one_can_jump_back_and_go_on_as_before(long):
     go(session, 70)
     go(session, 130, *VDM)
     go(whole, 130)
-    session._obey(Goto(99))
+    session.do(Goto(99))
     assert (session.state.step, session.settings.active, session.running) == (70, "sds", False)
     assert session.status.text == "paused at step 70"
     assert events(session, Went) == [Went(70)]
@@ -211,7 +211,7 @@ def test_a_jump_over_a_change_takes_its_networks_along(long):
         go(run, 20)
         go(run, 120, *VDM)
     fitted = session.state.aux["vdm"].fitted
-    session._obey(Goto(75))
+    session.do(Goto(75))
     assert (session.state.step, session.state.aux["vdm"].fitted) == (70, 3 + 50)
     go(session, 120)
     assert session.state.aux["vdm"].fitted == fitted
@@ -223,14 +223,14 @@ def test_what_came_after_stays_until_the_run_goes_on(long):
     go(session, 60)
     go(session, 101, ("losses.sds.cfg", 3.0))
     end = session.state.scene.state_dict()
-    session._obey(Goto(50))
+    session.do(Goto(50))
     assert session.timeline.steps() == (0, 50, 60, 101), "the present is kept, to come back to"
     assert len(session.timeline.entries()) == 2
-    session._obey(Goto(500))
+    session.do(Goto(500))
     assert session.state.step == 101
     assert session.settings.losses["sds"].cfg == 3.0
     assert all(torch.equal(v, end[k]) for k, v in session.state.scene.state_dict().items())
-    session._obey(Goto(50))
+    session.do(Goto(50))
     go(session, 51)
     assert session.timeline.steps() == (0, 50)
     assert happened(session) == [(0, "start", None), (50, "jump", None)]
@@ -243,8 +243,8 @@ def test_coming_back_to_the_end_cuts_nothing_off(long):
     go(session, 60)
     go(session, 100, ("losses.sds.cfg", 3.0))
     before = happened(session)
-    session._obey(Goto(0))
-    session._obey(Goto(100))
+    session.do(Goto(0))
+    session.do(Goto(100))
     go(session, 101)
     assert happened(session) == before
     assert session.timeline.steps() == (0, 50, 60, 100)
@@ -254,12 +254,12 @@ def test_a_change_after_a_jump_cuts_off_too_and_the_change_jumped_over_is_gone(l
     session = session_of(long)
     go(session, 60)
     go(session, 80, ("losses.sds.cfg", 3.0))
-    session._obey(Goto(60))
+    session.do(Goto(60))
     assert session.settings.losses["sds"].cfg == 7.5
-    session._obey(Patch.one("optim.decay", 0.5))
+    session.do(Patch.one("optim.decay", 0.5))
     assert happened(session) == [(0, "start", None), (60, "jump", None), (60, "optim.decay", 0.5)]
     assert session.timeline.steps() == (0, 50, 60)
-    session._obey(Pause())
+    session.do(Pause())
     assert session.state.step == 60
 
 
@@ -267,9 +267,9 @@ def test_a_jump_to_nothing_kept_names_what_is(long, tmp_path):
     session = session_of(long)
     go(session, 60)
     session.save(tmp_path)
-    session._obey(Load(str(tmp_path)))
+    session.restore(tmp_path)
     go(session, 65, ("losses.sds.cfg", 3.0))
-    session._obey_or_refuse(Goto(30))
+    session.do(Goto(30))
     (refused,) = events(session, Rejected)
     assert (refused.path, refused.value) == ("goto", "30")
     assert "the steps that are kept: 60" in refused.reason
@@ -280,7 +280,7 @@ def test_a_jump_to_nothing_kept_names_what_is(long, tmp_path):
 def test_a_reset_begins_a_new_timeline(long):
     session = session_of(long)
     go(session, 60, ("losses.sds.cfg", 3.0))
-    session._obey(Reset())
+    session.do(Reset())
     assert session.timeline.steps() == (0,)
     assert [step for step, _ in session.timeline.film()] == [0]
     assert happened(session) == [(0, "start", None)]
@@ -300,7 +300,7 @@ def test_a_jump_over_a_change_of_prior_brings_its_prior_back(long):
     go(session, 20)
     go(session, 30, ("prior.height", 32), ("prior.width", 32))
     assert session.prior.shape[1:] == (32, 32)
-    session._obey(Goto(20))
+    session.do(Goto(20))
     assert session.prior.shape[1:] == (16, 16)
     go(session, 40)
     go(whole, 40)
@@ -311,7 +311,7 @@ def test_a_branch_has_the_history_of_its_parent_up_to_there(long):
     parent = session_of(long)
     go(parent, 60, ("optim.decay", 0.5))
     go(parent, 80)
-    parent._obey(Goto(50))
+    parent.do(Goto(50))
     fork = parent.fork()
     assert [(e.step, e.kind) for e in fork.timeline.entries()] == [
         (0, "start"),

@@ -51,7 +51,7 @@ def prepared(settings: Settings) -> Session:
 def go(session: Session, steps: int, *changes: tuple[str, object]) -> None:
     """Make `changes` as one patch, then take `steps` steps."""
     if changes:
-        session._patch(changes)
+        session.do(Patch(tuple(changes)))
     session.run(until=session.state.step + steps)
 
 
@@ -66,7 +66,7 @@ def tensors(session: Session) -> dict[str, torch.Tensor]:
         elif isinstance(node, torch.Tensor):
             flat[path] = node
 
-    collect(session._parts(), "")
+    collect(session.moment().parts, "")
     return flat
 
 
@@ -200,10 +200,10 @@ def toggled(folder: Path, loss: str, steps: int, ramp: int = 50, forget: bool = 
     session = Session(preset("mixture"))
     session.prepare()
     session.restore(folder)
-    session._patch([("optim.ramp", ramp)])
+    session.do(Patch.one("optim.ramp", ramp))
     if not forget:
         session.state.optim.forget = lambda: None
-    session._patch([("active", loss)])
+    session.do(Patch.one("active", loss))
     moved = Moved(session).steps
     session.run(until=100 + steps)
     return moved
@@ -256,12 +256,12 @@ def test_psi_made_with_other_knobs_is_a_new_one_and_warms_up(short, changes):
     session = prepared(short.patch_all(loras))
     go(session, 5)
     first = session.state.aux["score"]
-    session._patch(changes)
+    session.do(Patch(tuple(changes)))
     second = session.state.aux["score"]
     assert second is not first
     for lesson in range(4):
         assert second.fitted == lesson
-        session._step()
+        session.advance()
     assert session.state.step == 5, "the scene waits"
     go(session, 2)
     assert second.fitted == 4 + 2
@@ -319,7 +319,7 @@ def test_a_reset_begins_with_a_new_psi(short):
     session = prepared(short.patch("active", "vsd"))
     go(session, 3)
     first = session.state.aux["score"]
-    session._obey(Reset())
+    session.do(Reset())
     assert session.state.aux["score"] is not first
     assert session.state.aux["score"].fitted == 0
 
@@ -338,7 +338,7 @@ def test_a_psi_that_cannot_be_made_is_refused_and_the_run_goes_on(short, monkeyp
     psi = session.state.aux["score"]
     with monkeypatch.context() as patch:
         patch.setattr(MixtureScores, "trainable", no_memory)
-        session._patch([("losses.vsd.network", "lora")])
+        session.do(Patch.one("losses.vsd.network", "lora"))
     (refused,) = refusals(session)
     assert (refused.step, refused.path, refused.value) == (5, "losses.vsd.network", "lora")
     assert "no room for a second network" in refused.reason
@@ -358,7 +358,7 @@ def test_a_network_without_attention_is_named_with_the_way_out(tmp_path):
         for name in ("to_q", "to_k", "to_v", "to_out"):
             if name in module._modules:
                 module._modules[f"other_{name}"] = module._modules.pop(name)
-    session._patch([("active", "vsd")])
+    session.do(Patch.one("active", "vsd"))
     (refused,) = refusals(session)
     assert "no attention to adapt" in refused.reason
     assert "set network = copy" in refused.reason
@@ -383,7 +383,7 @@ def test_a_run_that_begins_with_a_loss_without_psi_says_why_each_time(short, mon
     assert len(said) >= 2
     assert all("no room for a second network" in reason for reason in said)
     assert session.settings.active == "sds", "the way out: another loss"
-    assert session._steps_left == 2
+    assert session.steps_left == 2
 
 
 def test_a_toggle_whose_first_step_fails_leaves_nothing_behind(short, monkeypatch):
@@ -393,8 +393,8 @@ def test_a_toggle_whose_first_step_fails_leaves_nothing_behind(short, monkeypatc
     go(session, 6)
     with monkeypatch.context() as patch:
         patch.setattr(VSD, "gradient", no_memory)
-        session._patch([("active", "vsd")])
-        session._step()
+        session.do(Patch.one("active", "vsd"))
+        session.advance()
     (refused,) = refusals(session)
     assert "rolled back" in refused.reason
     assert (session.settings.active, set(session.state.aux)) == ("sds", set())
@@ -411,8 +411,8 @@ def test_a_prior_whose_first_step_fails_gives_back_the_psi_of_the_old_one(tmp_pa
     go(session, 4)
     with monkeypatch.context() as patch:
         patch.setattr(VSD, "gradient", no_memory)
-        session._patch([("prior.path", str(elsewhere))])
-        session._step()
+        session.do(Patch.one("prior.path", str(elsewhere)))
+        session.advance()
     assert "rolled back" in refusals(session)[0].reason
     go(session, 4)
     assert_same(session, clean)
@@ -447,9 +447,9 @@ def test_a_dds_whose_first_step_fails_leaves_no_reference(short, monkeypatch):
     go(session, 3)
     with monkeypatch.context() as patch:
         patch.setattr(DDS, "gradient", no_memory)
-        session._patch([("active", "dds")])
+        session.do(Patch.one("active", "dds"))
         assert session.state.reference is not None
-        session._step()
+        session.advance()
     assert session.state.reference is None
     assert session.settings.active == "sds"
 
@@ -495,7 +495,7 @@ def test_a_pause_while_psi_warms_up_says_how_far_it_is(short):
     session = prepared(short.patch("losses.vsd.warm_up", 6))
     go(session, 0, ("active", "vsd"))
     for _ in range(3):
-        session._step()
-    session._obey(Pause())
+        session.advance()
+    session.do(Pause())
     assert session.status.phase == "paused"
     assert session.status.text.endswith("its own network warms up, 3 of 6 steps")

@@ -1,4 +1,4 @@
-"""The form generator, what a visit remembers, and the pieces of the page, without a browser."""
+"""The form generator, what a lane remembers, and the pieces of the page, without a browser."""
 
 import dataclasses
 import math
@@ -21,28 +21,14 @@ from sdlab.settings import FrozenDict, Settings, default_settings, priors, scene
 from sdlab.toybox import judge
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui import critic
-from sdlab.ui.desk import MOST_LANES, Bench
-from sdlab.ui.form import control, form_html, form_state, label_of, symbol_of
-from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Visit
+from sdlab.ui.charts import Curve, Line, Mark, chart
+from sdlab.ui.desk import MOST_LANES, Desk
+from sdlab.ui.form import control, form_html, form_state, symbol_of
+from sdlab.ui.formulas import formula, prose, symbols_of
+from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Lane
 from sdlab.ui.page import _pressable
-from sdlab.ui.panels import (
-    PREDICTIONS,
-    Curve,
-    Line,
-    Mark,
-    Message,
-    chart,
-    duration,
-    formula,
-    number,
-    preview,
-    prose,
-    sentence,
-    short,
-    size,
-    status,
-    symbols_of,
-)
+from sdlab.ui.panels import Message, preview, status
+from sdlab.ui.wording import duration, label_of, number, sentence, short, size
 from sdlab.viewport.splat_view import SplatView
 
 # ---- form ------------------------------------------------------------------------------------------------
@@ -183,7 +169,7 @@ def test_labels(path: str, label: str):
     assert label_of(path) == label
 
 
-# ---- a visit ---------------------------------------------------------------------------------------------
+# ---- a lane ---------------------------------------------------------------------------------------------
 
 
 class Silent(SplatView):
@@ -194,20 +180,28 @@ class Silent(SplatView):
         self._peers = ()
 
 
+class Still(Session):
+    """A session that does not run; its settings are set by hand."""
+
+    settings = default_settings("mixture")
+
+
 class Driven:
-    """A visit to a session that does not run; what it answers is put in by hand."""
+    """A lane to a session that does not run; what it answers is put in by hand."""
 
     def __init__(self) -> None:
-        self.session = Session(default_settings("mixture"))
-        self.visit = Visit(Seat("seat", self.session, threading.Thread()), Silent(), "mixture")
+        self.session = Still(default_settings("mixture"))
+        self._sent: list = []
+        self.session.send = lambda command: self._sent.append(command)
+        self.lane = Lane(Seat("seat", self.session, threading.Thread()), Silent(), "mixture")
 
     def say(self, *events: Event) -> None:
         for event in events:
             self.session.events.append(event)
 
     def sent(self) -> list:
-        inbox = self.session._inbox
-        return [inbox.get_nowait() for _ in range(inbox.qsize())]
+        sent, self._sent = self._sent, []
+        return sent
 
     def frame(self, step: int) -> None:
         picture = np.zeros((1, 4, 4, 3), np.uint8)
@@ -220,17 +214,17 @@ def driven() -> Driven:
 
 
 def test_a_late_tick_of_a_closed_page_is_no_sign_of_life(driven: Driven):
-    bench = Bench(driven.visit)
-    assert bench.is_there(ticking=True)
-    bench.leave()
-    assert not bench.is_there(ticking=False)
-    assert not bench.is_there(ticking=True)  # it was under way
-    assert not bench.is_there(ticking=False)
-    assert bench.is_there(ticking=True)  # nobody sends a second one but a page that lives
-    assert bench.is_there(ticking=False)
-    bench.leave()
-    bench.come_back()
-    assert bench.is_there(ticking=False), "the page was loaded anew"
+    desk = Desk(driven.lane)
+    assert desk.is_there(ticking=True)
+    desk.leave()
+    assert not desk.is_there(ticking=False)
+    assert not desk.is_there(ticking=True)  # it was under way
+    assert not desk.is_there(ticking=False)
+    assert desk.is_there(ticking=True)  # nobody sends a second one but a page that lives
+    assert desk.is_there(ticking=False)
+    desk.leave()
+    desk.come_back()
+    assert desk.is_there(ticking=False), "the page was loaded anew"
 
 
 def stepped(step: int, rms: float = 0.1) -> Stepped:
@@ -239,21 +233,21 @@ def stepped(step: int, rms: float = 0.1) -> Stepped:
 
 
 def test_a_change_is_sent_once_and_one_that_was_overtaken_not_at_all(driven: Driven):
-    driven.visit.change("camera.views", 3, 2)
-    driven.visit.change("camera.views", 2, 1)
-    driven.visit.change("camera.fovy", 50.0, 3)
+    driven.lane.change("camera.views", 3, 2)
+    driven.lane.change("camera.views", 2, 1)
+    driven.lane.change("camera.fovy", 50.0, 3)
     assert driven.sent() == [Patch.one("camera.views", 3), Patch.one("camera.fovy", 50.0)]
 
 
 def test_the_prompt_goes_before_the_command_and_only_if_it_is_new(driven: Driven):
-    driven.visit.send(Advance(1), prompt="a blue car")
-    driven.visit.send(Advance(1), prompt="a red bear")
-    driven.visit.send(prompt="a red bear")
+    driven.lane.send(Advance(1), prompt="a blue car")
+    driven.lane.send(Advance(1), prompt="a red bear")
+    driven.lane.send(prompt="a red bear")
     assert driven.sent() == [Patch.one("prompt.text", "a blue car"), Advance(1), Advance(1)]
 
 
 def test_a_refused_value_is_put_right_but_not_while_newer_ones_are_under_way(driven: Driven):
-    v = driven.visit
+    v = driven.lane
     v.change("camera.views", 99, 1)
     driven.say(Rejected(0, "camera.views", 99, "too many"))
     look = v.look()
@@ -274,28 +268,28 @@ def test_a_refused_value_is_put_right_but_not_while_newer_ones_are_under_way(dri
 
 def test_a_change_that_was_rolled_back_is_put_right(driven: Driven):
     before = driven.session.settings
-    driven.visit.change("camera.views", 3, 1)
+    driven.lane.change("camera.views", 3, 1)
     driven.session.settings = before.patch("camera.views", 3)
     driven.say(Applied(0, "camera.views", 3))
-    assert not driven.visit.look().stale
+    assert not driven.lane.look().stale
     driven.session.settings = before
     driven.say(Rejected(1, "camera.views", 3, "rolled back"))
-    assert driven.visit.look().stale == {"camera.views"}
+    assert driven.lane.look().stale == {"camera.views"}
 
 
 def test_a_refused_preset_is_not_the_one_shown(driven: Driven):
     wanted = driven.session.settings.patch_all([("camera.views", 4), ("optim.lr_means", 0.1)])
-    driven.visit.pick("other", wanted)
-    assert driven.visit.preset == "other"
+    driven.lane.pick("other", wanted)
+    assert driven.lane.preset == "other"
     (patch,) = driven.sent()
     assert dict(patch.changes) == {"camera.views": 4, "optim.lr_means": 0.1}
     driven.say(*(Rejected(0, path, value, "no") for path, value in patch.changes))
-    assert driven.visit.look().stale == {"camera.views", "optim.lr_means"}
-    assert driven.visit.preset == "mixture"
+    assert driven.lane.look().stale == {"camera.views", "optim.lr_means"}
+    assert driven.lane.preset == "mixture"
 
 
 def test_a_value_refused_later_has_nothing_to_do_with_the_preset(driven: Driven):
-    v = driven.visit
+    v = driven.lane
     v.pick("other", driven.session.settings.patch("camera.views", 4))
     driven.session.settings = driven.session.settings.patch("camera.views", 4)
     driven.say(Applied(0, "camera.views", 4))
@@ -306,7 +300,7 @@ def test_a_value_refused_later_has_nothing_to_do_with_the_preset(driven: Driven)
 
 
 def test_a_control_follows_what_is_changed_elsewhere(driven: Driven):
-    v = driven.visit
+    v = driven.lane
     v.change("camera.views", 3, 1)
     for views, stale in ((3, set()), (4, {"camera.views"}), (5, {"camera.views"})):
         driven.session.settings = driven.session.settings.patch("camera.views", views)
@@ -315,7 +309,7 @@ def test_a_control_follows_what_is_changed_elsewhere(driven: Driven):
 
 
 def test_messages_name_what_waits_and_what_went_wrong(driven: Driven):
-    v = driven.visit
+    v = driven.lane
     driven.say(Applied(3, "scene.n_init", 5, "later"), Applied(3, "camera.views", 3), Applied(3, "seed", 1, "later"))
     assert "N init, Seed: in force at the next reset" in (v.look().status or "")
     driven.say(Applied(3, "prompt.text", "a zorb", "the model does not know: zorb"))
@@ -326,54 +320,54 @@ def test_messages_name_what_waits_and_what_went_wrong(driven: Driven):
     assert 'class="say error"' in (v.look().status or "")
 
 
-def charts_of(bench: Bench) -> str:
-    return bench.news()[1].get("charts", "")
+def charts_of(desk: Desk) -> str:
+    return desk.news()[1].get("charts", "")
 
 
 def test_only_news_is_sent(driven: Driven):
-    bench = Bench(driven.visit)
+    desk = Desk(driven.lane)
     driven.frame(0)
-    look, news = bench.news()
+    look, news = desk.news()
     assert look.status
     assert set(news) == {"phases", "stage", "timeline", "preview", "lens", "live"}
-    look, news = bench.news()
+    look, news = desk.news()
     assert (look.status, news) == (None, {})
-    bench.turn_to("charts")
-    assert "1 234" in charts_of(bench)
-    assert not charts_of(bench)
+    desk.turn_to("charts")
+    assert "1 234" in charts_of(desk)
+    assert not charts_of(desk)
     driven.say(stepped(1), stepped(2))
     driven.frame(2)
-    later = charts_of(bench)
+    later = charts_of(desk)
     assert "polyline" in later
     assert "80 %" in later
-    bench.forget_what_was_shown()
-    look, news = bench.news()
+    desk.forget_what_was_shown()
+    look, news = desk.news()
     assert look.status
     assert set(news) == {"phases", "stage", "timeline", "charts", "live"}
 
 
 def test_a_reset_empties_the_charts(driven: Driven):
-    bench = Bench(driven.visit)
-    bench.turn_to("charts")
+    desk = Desk(driven.lane)
+    desk.turn_to("charts")
     driven.say(*(stepped(n) for n in range(1, 10)), Applied(4, "camera.views", 3))
     driven.frame(9)
-    assert "camera.views = 3" in charts_of(bench)
+    assert "camera.views = 3" in charts_of(desk)
     driven.frame(0)
-    charts = charts_of(bench)
+    charts = charts_of(desk)
     assert "no steps yet" in charts
     assert "camera.views" not in charts
 
 
 def test_a_jump_back_cuts_the_charts(driven: Driven):
     driven.say(*(stepped(n) for n in range(1, 10)), Applied(4, "camera.views", 3), Applied(8, "camera.views", 2))
-    driven.visit.look()
+    driven.lane.look()
     driven.say(Went(5))
-    assert driven.visit.look().stale == set(driven.visit.settings.knobs()), "the settings are those of then"
-    assert driven.visit.curves["gradient"].points()[-1][0] == 5
-    assert [mark.step for mark in driven.visit.marks] == [4]
+    assert driven.lane.look().stale == set(driven.lane.settings.knobs()), "the settings are those of then"
+    assert driven.lane.curves["gradient"].points()[-1][0] == 5
+    assert [mark.step for mark in driven.lane.marks] == [4]
     driven.say(stepped(6))
-    driven.visit.look()
-    assert [step for step, _ in driven.visit.curves["gradient"].points()] == [1, 2, 3, 4, 5, 6]
+    driven.lane.look()
+    assert [step for step, _ in driven.lane.curves["gradient"].points()] == [1, 2, 3, 4, 5, 6]
 
 
 # ---- several lanes ---------------------------------------------------------------------------------------
@@ -381,59 +375,59 @@ def test_a_jump_back_cuts_the_charts(driven: Driven):
 
 def test_what_is_pressed_goes_to_all_lanes_and_what_is_typed_to_the_one_in_focus():
     first, second = Driven(), Driven()
-    bench = Bench(first.visit)
-    bench.add(second.visit)
-    assert bench.focus is second.visit
+    desk = Desk(first.lane)
+    desk.add(second.lane)
+    assert desk.focus is second.lane
     for lane in (first, second):
         lane.sent()  # whether the lens looks
-    bench.send(Resume(), prompt="a blue car")
+    desk.send(Resume(), prompt="a blue car")
     assert first.sent() == [Resume()]
     assert second.sent() == [Patch.one("prompt.text", "a blue car"), Resume()]
 
 
 def test_buttons_follow_all_lanes():
     first, second = Driven(), Driven()
-    bench = Bench(first.visit)
-    bench.add(second.visit)
+    desk = Desk(first.lane)
+    desk.add(second.lane)
     first.session.status = Status(3, "running", "running")
     second.session.status = Status(9, "paused", "paused")
-    assert _pressable(bench.news()[1]["phases"]) == {"start": True, "pause": True, "step": True, "reset": True}
+    assert _pressable(desk.news()[1]["phases"]) == {"start": True, "pause": True, "step": True, "reset": True}
     second.session.status = Status(9, "running", "running")
-    assert _pressable(bench.news()[1]["phases"]) == {"start": False, "pause": True, "step": False, "reset": True}
-    assert "phases" not in bench.news()[1]
+    assert _pressable(desk.news()[1]["phases"]) == {"start": False, "pause": True, "step": False, "reset": True}
+    assert "phases" not in desk.news()[1]
 
 
-def test_lanes_keep_their_letters_and_the_last_one_ends_the_bench():
+def test_lanes_keep_their_letters_and_the_last_one_ends_the_desk():
     driven = [Driven() for _ in range(MOST_LANES + 1)]
-    bench = Bench(driven[0].visit)
+    desk = Desk(driven[0].lane)
     for lane in driven[1:MOST_LANES]:
-        bench.add(lane.visit)
+        desk.add(lane.lane)
     with pytest.raises(ValueError, match="4 lanes are there already"):
-        bench.add(driven[-1].visit)
+        desk.add(driven[-1].lane)
 
     def letters() -> str:
-        bench.forget_what_was_shown()
-        return "".join(lane["letter"] for lane in bench.news()[1]["stage"])
+        desk.forget_what_was_shown()
+        return "".join(lane["letter"] for lane in desk.news()[1]["stage"])
 
     assert letters() == "ABCD"
-    bench.look_at(driven[1].visit)
-    assert bench.remove(driven[1].visit)
-    assert bench.focus is driven[0].visit
+    desk.look_at(driven[1].lane)
+    assert desk.remove(driven[1].lane)
+    assert desk.focus is driven[0].lane
     assert letters() == "ACD"
-    bench.add(driven[-1].visit)
+    desk.add(driven[-1].lane)
     assert letters() == "ACDB"
-    assert [lane for lane in bench.lanes if bench.remove(lane)] == bench.lanes[:0] or not bench.lanes
+    assert [lane for lane in desk.lanes if desk.remove(lane)] == desk.lanes[:0] or not desk.lanes
 
 
 def test_charts_lay_the_lanes_over_each_other_and_a_table_holds_their_figures():
     first, second = Driven(), Driven()
-    bench = Bench(first.visit)
-    bench.add(second.visit)
-    bench.turn_to("charts")
+    desk = Desk(first.lane)
+    desk.add(second.lane)
+    desk.turn_to("charts")
     for lane, rms in ((first, 0.1), (second, 0.7)):
         lane.say(stepped(1, rms), stepped(2, rms))
         lane.frame(2)
-    text = charts_of(bench)
+    text = charts_of(desk)
     assert text.index("line tone-1") < text.index("line tone-0"), "the one in focus comes first"
     table = text.partition("</table>")[0]
     assert "0.7" in table
@@ -443,20 +437,20 @@ def test_charts_lay_the_lanes_over_each_other_and_a_table_holds_their_figures():
 
 def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest.MonkeyPatch):
     driven.frame(3)
-    driven.visit.ask_the_judge()
-    assert driven.visit.judged is None, "another prior, or none yet"
+    driven.lane.ask_the_judge()
+    assert driven.lane.judged is None, "another prior, or none yet"
     monkeypatch.setattr("sdlab.ui.critic.is_competent", lambda session: True)
-    driven.visit.ask_the_judge()
-    assert 0 <= driven.visit.judged <= 1
-    assert [step for step, _ in driven.visit.curves["judge"].points()] == [3]
-    driven.visit.ask_the_judge()
+    driven.lane.ask_the_judge()
+    assert 0 <= driven.lane.judged <= 1
+    assert [step for step, _ in driven.lane.curves["judge"].points()] == [3]
+    driven.lane.ask_the_judge()
     driven.frame(4)
-    driven.visit.ask_the_judge()
-    assert len(driven.visit.curves["judge"].points()) == 1, "not so soon"
+    driven.lane.ask_the_judge()
+    assert len(driven.lane.curves["judge"].points()) == 1, "not so soon"
     driven.session.settings = driven.session.settings.patch("prompt.text", "a zorb")
-    driven.visit._judged_at -= 10.0
-    driven.visit.ask_the_judge()
-    assert driven.visit.judged is None, "what it said was of another prompt"
+    driven.lane._judged_at -= 10.0
+    driven.lane.ask_the_judge()
+    assert driven.lane.judged is None, "what it said was of another prompt"
 
 
 def test_the_judge_reads_true_pictures_and_finds_nothing_else_in_them():
@@ -561,10 +555,11 @@ def test_every_loss_says_where_its_knobs_and_predictions_stand_in_its_formula():
     assert {"c_c", "c_n", "c_u", "c_noise"} <= named["csd"]
     assert {"w", "s"} <= named["sbp"]
     assert named["jsd"] == {"k"}
-    for text in (text for loss in s.losses.values() for text in (loss.formula, *loss.other_formulas)):
-        symbols = symbols_of(text)
-        assert any(symbol in PREDICTIONS or symbol.startswith("eps") for symbol in symbols), text
-        assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
+    for loss in s.losses.values():
+        for text in loss.formulas:
+            symbols = symbols_of(text)
+            assert {term.written for term in loss.terms} & set(symbols), text
+            assert set(symbols) <= set(re.findall(r'data-symbol="([^"]+)"', formula(text)))
 
 
 @pytest.mark.parametrize(
@@ -643,61 +638,61 @@ def test_a_loss_holds_the_texts_that_it_alone_asks_for():
 
 
 def test_another_loss_brings_its_own_knobs_into_the_form(driven: Driven):
-    driven.visit.change("active", "sds", 1)
+    driven.lane.change("active", "sds", 1)
     driven.say(Applied(0, "active", "sds"))
-    assert driven.visit.look().stale == {"active", "losses.sds.cfg"}
+    assert driven.lane.look().stale == {"active", "losses.sds.cfg"}
     driven.session.settings = driven.session.settings.patch("active", "sbp")
     driven.say(Applied(0, "active", "sbp"))
-    assert {"active", "losses.sbp.w", "prompt.source", "prompt.target"} <= driven.visit.look().stale
+    assert {"active", "losses.sbp.w", "prompt.source", "prompt.target"} <= driven.lane.look().stale
     driven.session.settings = driven.session.settings.patch("active", "sds")
     driven.say(Rejected(1, "active", "sbp", "rolled back"))
-    assert driven.visit.look().stale == {"active", "losses.sds.cfg"}
+    assert driven.lane.look().stale == {"active", "losses.sds.cfg"}
 
 
 def test_the_note_that_a_start_waits_goes_when_it_runs(driven: Driven):
-    driven.visit.send(Resume(), note=WAITS_FOR_READY)
+    driven.lane.send(Resume(), note=WAITS_FOR_READY)
     driven.session.status = Status(0, "compiling", "compiling")
-    assert "as soon as everything is ready" in (driven.visit.look().status or "")
+    assert "as soon as everything is ready" in (driven.lane.look().status or "")
     driven.session.status = Status(0, "running", "running")
-    assert "as soon as everything is ready" not in (driven.visit.look().status or "")
+    assert "as soon as everything is ready" not in (driven.lane.look().status or "")
 
 
 def test_a_refusal_names_the_knob_as_the_page_does_and_is_not_said_for_ever(driven: Driven, monkeypatch):
     reason = "camera.views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
     driven.say(Rejected(0, "camera.views", 99, reason))
     said = "Views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
-    assert said in (driven.visit.look().status or "")
-    driven.visit.forget_what_was_shown()
-    assert said in (driven.visit.look().status or ""), "it was just said"
+    assert said in (driven.lane.look().status or "")
+    driven.lane.forget_what_was_shown()
+    assert said in (driven.lane.look().status or ""), "it was just said"
     later = time.monotonic() + REFUSED_FOR
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert said not in (driven.visit.look().status or said)
+    assert said not in (driven.lane.look().status or said)
     driven.say(Failed(0, "out of memory"))
     monkeypatch.setattr(time, "monotonic", lambda: later + 10 * REFUSED_FOR)
-    assert "out of memory" in (driven.visit.look().status or "").lower(), "that has to be dealt with"
+    assert "out of memory" in (driven.lane.look().status or "").lower(), "that has to be dealt with"
 
 
 def test_a_change_while_the_run_waits_says_how_to_see_it(driven: Driven):
     driven.session.status = Status(4, "paused", "finished the planned 4 steps; Start goes on")
     driven.say(Applied(4, "camera.views", 3))
-    assert "Changed; press Start" in (driven.visit.look().status or "")
+    assert "Changed; press Start" in (driven.lane.look().status or "")
     driven.session.status = Status(4, "running", "running")
-    assert "press Start" not in (driven.visit.look().status or "press Start")
+    assert "press Start" not in (driven.lane.look().status or "press Start")
     driven.say(Applied(5, "camera.views", 4))
-    assert "press Start" not in (driven.visit.look().status or "")
+    assert "press Start" not in (driven.lane.look().status or "")
     driven.session.status = Status(0, "ready", "ready: press Start")
     driven.say(Applied(0, "camera.views", 3))
-    assert "Changed" not in (driven.visit.look().status or "Changed")
+    assert "Changed" not in (driven.lane.look().status or "Changed")
 
 
 def test_another_prompt_in_the_middle_says_that_the_object_stays(driven: Driven):
     driven.session.status = Status(9, "running", "running")
     driven.session.settings = driven.session.settings.patch("prompt.text", "a bear")
     driven.say(Applied(9, "prompt.text", "a bear"))
-    assert "Reset begins anew" in (driven.visit.look().status or "")
+    assert "Reset begins anew" in (driven.lane.look().status or "")
     driven.session.status = Status(0, "running", "running")
     driven.say(Applied(0, "prompt.text", "a cat"))
-    assert "Reset begins anew" not in (driven.visit.look().status or "Reset begins anew")
+    assert "Reset begins anew" not in (driven.lane.look().status or "Reset begins anew")
 
 
 @pytest.mark.parametrize(
@@ -710,14 +705,14 @@ def test_how_far_it_is(step: int, said: str):
 def test_an_empty_prompt_is_noticed(driven: Driven):
     driven.session.settings = driven.session.settings.patch("prompt.text", " ")
     driven.say(Applied(0, "prompt.text", " "))
-    assert "nothing in particular is asked for" in (driven.visit.look().status or "")
+    assert "nothing in particular is asked for" in (driven.lane.look().status or "")
     driven.session.settings = driven.session.settings.patch("prompt.text", "a bear")
     driven.say(Applied(0, "prompt.text", "a bear"))
-    assert "nothing in particular" not in (driven.visit.look().status or "")
+    assert "nothing in particular" not in (driven.lane.look().status or "")
 
 
 def test_a_replay_is_named(driven: Driven):
-    driven.visit.view._film_at = 40
-    assert "Replaying how it grew: step 40" in (driven.visit.look().status or "")
-    driven.visit.view._film_at = None
-    assert "Replaying" not in (driven.visit.look().status or "")
+    driven.lane.view._film_at = 40
+    assert "Replaying how it grew: step 40" in (driven.lane.look().status or "")
+    driven.lane.view._film_at = None
+    assert "Replaying" not in (driven.lane.look().status or "")

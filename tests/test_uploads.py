@@ -34,7 +34,7 @@ def picture(size: tuple[int, int] = (20, 10)) -> bytes:
 
 
 class Site:
-    """A server with one bench, `own`, for visitors or for its owner; `in_use` are files that its lanes name."""
+    """A server with one desk, `own`, for visitors or for its owner; `in_use` are files that its lanes name."""
 
     def __init__(self, for_visitors: bool = False) -> None:
         self.uploads = Uploads()

@@ -16,6 +16,7 @@ import viser
 import viser._messages
 import viser._viser
 from fastapi import FastAPI
+from waiting import until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -24,8 +25,9 @@ from sdlab.live.manager import Manager, Seat
 from sdlab.live.session import Session
 from sdlab.settings import default_settings, preset
 from sdlab.types import Frame, SplatSnapshot
-from sdlab.viewport.proxy import client_html, routes, same_origin
+from sdlab.viewport.proxy import client_html, routes
 from sdlab.viewport.splat_view import FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, LocalServer, SplatView, Viewports, floor_lines
+from sdlab.web import same_origin
 
 VERSION = f"viser-v{viser.__version__}"
 
@@ -44,15 +46,6 @@ def frame(step: int, n: int = 50) -> Frame:
 def seat(token: str = "token") -> Seat:
     """A seat whose session does not run; frames are put into it by hand."""
     return Seat(token, Session(default_settings("mixture")), threading.Thread())
-
-
-def until(condition, timeout: float = 5.0) -> bool:
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def is_listening(port: int) -> bool:
@@ -87,7 +80,7 @@ def test_no_public_tunnel_can_be_asked_for(monkeypatch: pytest.MonkeyPatch):
     v = SplatView(Latest())
     with connect(f"ws://127.0.0.1:{v.port}", subprotocols=[VERSION], max_size=None) as client:
         client.send(msgspec.msgpack.encode(viser._messages.ShareUrlRequest().as_serializable_dict()))
-        assert until(lambda: asked == [None])
+        until(lambda: asked == [None])
     assert not opened
     v.close()
     assert v.join(5)
@@ -96,21 +89,21 @@ def test_no_public_tunnel_can_be_asked_for(monkeypatch: pytest.MonkeyPatch):
 def test_new_frames_are_shown_and_may_change_their_size(view: SplatView):
     for step, n in ((1, 50), (2, 80), (3, 20)):
         view._latest.set(frame(step, n))
-        assert until(lambda step=step: view.shown_step == step)
+        until(lambda step=step: view.shown_step == step)
         assert view._splats is not None
         assert len(view._splats.centers) == n
 
 
 def test_pictures_take_the_place_of_gaussians_and_go_again(view: SplatView):
     view._latest.set(frame(1))
-    assert until(lambda: view.shown_step == 1)
+    until(lambda: view.shown_step == 1)
     view._latest.set(frame(2)._replace(scene=None))
-    assert until(lambda: view.shown_step == 2)
+    until(lambda: view.shown_step == 2)
     assert view._splats is None
     assert view._picture is not None
     assert view._picture.image.shape[0] > 100, "small pictures are enlarged"
     view._latest.set(frame(3))
-    assert until(lambda: view.shown_step == 3)
+    until(lambda: view.shown_step == 3)
     assert view._splats is not None
     assert view._picture is None
 
@@ -131,19 +124,19 @@ def test_a_film_is_shown_in_place_of_the_present_until_it_ends(view: SplatView, 
     monkeypatch.setattr("sdlab.viewport.splat_view.FILM_SHOT", 0.3)
     monkeypatch.setattr("sdlab.viewport.splat_view.FILM_END", 0.3)
     view._latest.set(frame(9, 70))
-    assert until(lambda: view.shown_step == 9)
+    until(lambda: view.shown_step == 9)
     view.replay(tuple((step, frame(step, 50 + step).scene) for step in (1, 5)))
-    assert until(lambda: view.replayed == 1)
-    assert until(lambda: view.replayed == 5)
+    until(lambda: view.replayed == 1)
+    until(lambda: view.replayed == 5)
     assert view._splats is not None
     assert len(view._splats.buffer) == 55
-    assert until(lambda: view.replayed is None)
-    assert until(lambda: len(view._splats.buffer) == 70), "the present is back, though no frame has come"
+    until(lambda: view.replayed is None)
+    until(lambda: len(view._splats.buffer) == 70), "the present is back, though no frame has come"
     monkeypatch.setattr("sdlab.viewport.splat_view.FILM_END", 30.0)
     view.replay(((1, frame(1).scene),))
-    assert until(lambda: view.replayed == 1)
+    until(lambda: view.replayed == 1)
     view.replay(())
-    assert until(lambda: view.replayed is None), "and before its end when it is told so"
+    until(lambda: view.replayed is None), "and before its end when it is told so"
 
 
 class Browser:
@@ -209,7 +202,7 @@ def test_closing_the_seat_ends_server_and_thread():
         callback()
     assert views.get("token") is None
     assert v.join(5)
-    assert until(lambda: not is_listening(port))
+    until(lambda: not is_listening(port))
 
 
 # ---- through the page's port -----------------------------------------------------------------------------
@@ -227,7 +220,7 @@ def port(views: Viewports) -> Iterator[int]:
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    assert until(lambda: server.started)
+    until(lambda: server.started)
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     thread.join(10)
@@ -288,7 +281,7 @@ def test_the_stream_is_refused_to_wrong_tokens_and_foreign_pages(port: int, open
 def test_the_stream_passes_version_and_splats(port: int, open_view: SplatView, slash: str):
     with dial(port, "an-open-view", slash, origin=f"http://127.0.0.1:{port}") as client:
         assert client.subprotocol == VERSION
-        assert until(lambda: open_view.shown_step == 1)
+        until(lambda: open_view.shown_step == 1)
         for step, n in ((1, 50), (2, 4000)):
             sent = frame(step, n)
             open_view._latest.set(sent)
@@ -334,7 +327,7 @@ def test_a_watched_view_does_not_keep_its_seat(port: int, views: Viewports):
         v = views.open(s)
         with dial(port, s.id) as client:
             client.recv(timeout=5)
-            assert until(lambda: manager.count() == 0)
+            until(lambda: manager.count() == 0)
             assert v.join(5)
         assert views.get(s.id) is None
     finally:

@@ -33,6 +33,7 @@ from sdlab.types import (
     Guidance,
     Noised,
     Prior,
+    Term,
     cat_conds,
     cond_rows,
 )
@@ -40,6 +41,26 @@ from sdlab.types import (
 EXACT = "exact"
 NETWORKS = ("lora", "copy", EXACT)
 ROLE = "plain"
+PSI = Term(
+    "psi",
+    "psi_c",
+    "psi, camera",
+    "the estimate of psi, trained on the renders, given this camera",
+    "minus the renders' own score, given the camera",
+    subtracted=True,
+    colour="teal",
+    formula="eps_psi(camera)",
+)
+PSI_NULL = Term(
+    "psi_null",
+    "psi",
+    "psi, no camera",
+    "the estimate of psi, not given the camera",
+    "minus the renders' own score over all cameras",
+    subtracted=True,
+    colour="lime",
+    formula="eps_psi(none)",
+)
 AUX_NAME = "score"  # losses that train psi in the same way go on with each other's
 
 
@@ -126,19 +147,8 @@ class Score(FittedNet):
         return list(self._psi.predict(z_t, t, cond, camera).chunk(len(batches)))
 
 
-class ExactScores:
-    """psi of a perfect student for whom this step's pictures are all there is: with its camera each of x.z0 is a point,
-    without they are a mixture of points. Many particles of few dimensions are needed for that to say something."""
-
-    fitted = sys.maxsize  # nothing to learn, so that no warm-up is waited for
-
-    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
-        """As `Score.ask`."""
-        offsets = x.z_t[:, None] - x.alpha[:, None] * x.z0[None]  # [B, N, C, H, W]
-        share = torch.softmax(-0.5 * offsets.square().sum((2, 3, 4)) / x.sigma.view(-1, 1) ** 2, 1)
-        together = torch.einsum("bn,bnchw->bchw", share, offsets) / x.sigma
-        own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
-        return [own if with_camera else together for with_camera in cameras]
+class FixedScores:
+    """A psi that does not learn."""
 
     def learn(self, x: Noised, model: BoundPrior, *how: float) -> None:
         """Nothing to learn."""
@@ -151,6 +161,33 @@ class ExactScores:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load."""
+
+
+class UntrainedScores(FixedScores):
+    """psi before its first lesson, when it answers as the prior does, with a camera or without; nothing is built."""
+
+    fitted = 0
+
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """As `Score.ask`."""
+        (answer,) = model.eps(x.z_t, x.t, ROLE)
+        model.nfe += len(cameras) - 1
+        return [answer] * len(cameras)
+
+
+class ExactScores(FixedScores):
+    """psi of a perfect student for whom this step's pictures are all there is: with its camera each of x.z0 is a point,
+    without they are a mixture of points. Many particles of few dimensions are needed for that to say something."""
+
+    fitted = sys.maxsize  # nothing to learn, so that no warm-up is waited for
+
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """As `Score.ask`."""
+        offsets = x.z_t[:, None] - x.alpha[:, None] * x.z0[None]  # [B, N, C, H, W]
+        share = torch.softmax(-0.5 * offsets.square().sum((2, 3, 4)) / x.sigma.view(-1, 1) ** 2, 1)
+        together = torch.einsum("bn,bnchw->bchw", share, offsets) / x.sigma
+        own = offsets.diagonal(dim1=0, dim2=1).movedim(-1, 0) / x.sigma
+        return [own if with_camera else together for with_camera in cameras]
 
 
 class _Batch(NamedTuple):
@@ -203,6 +240,18 @@ class TrainsScore:
         if self.network == EXACT:
             return ExactScores()
         return Score(prior, self.network, self.rank, self.lr, rng)
+
+    def untrained_aux(self, prior: Prior, rng: StepRng) -> FixedScores:
+        return ExactScores() if self.network == EXACT else UntrainedScores()
+
+    def answers(self) -> int:
+        """How many predictions of psi the gradient asks for."""
+        return 1
+
+    def evaluations(self) -> tuple[int, int]:
+        if self.network == EXACT:
+            return 2, 0
+        return 2 + self.answers(), self.lessons
 
     def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
         aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every)

@@ -1,5 +1,5 @@
-"""Measurements that print a table and write JSON.
+"""Benchmarks of speed. Each prints a table and writes JSON.
 
-Of speed: `raster` (the rasteriser alone), `network` (the network alone), `step` (one live step), `losses` (a step of
-every loss). Of what comes out, as the judge reads it: `objects`, `six` (losses beside each other), `janus_losses`.
+`raster` (the rasteriser alone), `network` (the network alone), `step` (one live step), `losses` (a step of every loss),
+`sessions` (several sessions that share a prior), `page` (the page in a browser), `gpu` (the size of Stable Diffusion).
 """

@@ -1,11 +1,11 @@
-"""A visitor whose browser is on another machine, as the server sees it: the page's calls, its questions for what is
-new, and a view that receives all splats and draws none.
+"""Simulates a page open on another machine: its calls, its requests for news, and a view that receives all splats but
+draws none.
 
     python distant.py ADDRESS ARRIVE ACT TAB
 
-opens a page at ADDRESS (with the slash at its end), turns to TAB, prints the seat, and goes on until its input ends.
-ARRIVE and ACT are Gradio's numbers of these handlers. A program of its own, which loads next to nothing: what it does
-shall not slow down what is measured. It says at its end how much it was sent: "NEWS questions, MB".
+opens a page at ADDRESS (with a trailing slash), switches to TAB, prints the seat id, and runs until its standard input
+closes. ARRIVE and ACT are Gradio's numbers of these handlers. It is a separate program that imports very little, so
+that it does not slow down what is measured. At the end it prints its number of requests for news and the MB received.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from websockets import Subprotocol
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-ASK_EVERY = 0.5  # seconds, as sdlab/ui/static/page.js does
+ASK_EVERY = 0.5  # seconds, as in sdlab/ui/static/page.js
 
 
 class Visitor:
-    """One page, open until the program ends."""
+    """A page that stays open until the program ends."""
 
     def __init__(self, address: str, arrive: int, act: int, tab: str) -> None:
         self._address = address
         self._page = secrets.token_hex(8)
-        self.asked, self.bytes = 0, 0
-        told = self._call(arrive, [False, ""])[-1]
-        self._token = told["token"]
-        self.seat = told["panels"]["stage"][0]["token"]
+        self.requests, self.bytes = 0, 0
+        answer = self._call(arrive, [False, ""])[-1]
+        self._token = answer["token"]
+        self.seat = answer["panels"]["stage"][0]["token"]
         self._call(act, [self._token, False], {"do": "tab", "tab": tab})
 
     def _call(self, handler: int, data: list[Any], event: dict[str, Any] | None = None) -> list[Any]:
-        """One of Gradio's handlers."""
+        """Call one of Gradio's handlers and return its outputs."""
         body = {"data": data, "event_data": event, "fn_index": handler, "session_hash": self._page}
         return self._fetch("gradio_api/run/predict", json.dumps(body).encode())["data"]
 
     def _fetch(self, path: str, body: bytes | None = None) -> dict[str, Any]:
         request = urllib.request.Request(self._address + path, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            said = answer.read()
-        self.bytes += len(said)
-        return json.loads(said)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            content = response.read()
+        self.bytes += len(content)
+        return json.loads(content)
 
     def watch(self) -> None:
-        """Receive what the 3D view is sent."""
+        """Receive everything sent to the 3D view."""
         address = f"ws{self._address.removeprefix('http')}viewport/{self.seat}"
         spoken = [Subprotocol(f"viser-v{version('viser')}")]
         try:
@@ -59,26 +59,26 @@ class Visitor:
                 for message in socket:
                     self.bytes += len(message)
         except (OSError, WebSocketException):
-            return  # the session is over
+            return  # the session has ended
 
     def ask(self, stop: threading.Event) -> None:
-        """Ask for what is new until `stop` is set."""
+        """Request news until `stop` is set."""
         end = time.monotonic()
         while not stop.wait(max(end - time.monotonic(), 0.0)):
             end = time.monotonic() + ASK_EVERY
             self._fetch(f"news/{self._token}?page={self._page}")
-            self.asked += 1
+            self.requests += 1
 
 
 def main(address: str, arrive: str, act: str, tab: str) -> None:
-    """See the head of the file."""
+    """Run as described at the top of the file."""
     visitor, stop = Visitor(address, int(arrive), int(act), tab), threading.Event()
     for work in (visitor.watch, lambda: visitor.ask(stop)):
         threading.Thread(target=work, daemon=True).start()
     print(visitor.seat, flush=True)
     sys.stdin.read()
     stop.set()
-    print(f"{visitor.asked} questions, {visitor.bytes / 1e6:.1f} MB", flush=True)
+    print(f"{visitor.requests} requests, {visitor.bytes / 1e6:.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a step costs at the size of Stable Diffusion 2.1-base, beside the network evaluations that it cannot do without.
+"""The cost of a step at the size of Stable Diffusion 2.1-base, relative to its network evaluations alone.
 
-The prior is a stand-in with random weights (`sdlab.bench.stand_in`), loaded as the real one would be. For every loss
-and for one view and several: the time of a step; that of the same calls of the prior's network, alone; their ratio;
-memory. A psi that learns, U-Lite, the renderer, the VAE and its backward pass are what lies between the two. Then the
-rasterisers beside each other, and sessions that share the prior, in turns and batched.
+The prior is a stand-in with random weights (`sdlab.bench.stand_in`), loaded like the real one. For every loss, with one
+view and several, it measures the time of a step, the time of the same network calls alone, their ratio, and memory. The
+difference is training psi, U-Lite, the renderer, and the VAE with its backward pass. It then compares the rasterisers,
+and sessions that share the prior, taking turns and batched.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sdlab.types import Cond, Prior
 PRESET = "dreamfusion"
 VIEWS = (1, 4)
 WARM_UP = 3
-STEPS, STEPS_QUICK = 8, 2  # that are counted, of each loss
+STEPS, STEPS_QUICK = 8, 2  # measured steps per loss
 GAUSSIANS = (5_000, 50_000)
 REPEATS, REPEATS_QUICK = 10, 2
 
@@ -42,15 +42,17 @@ REPEATS, REPEATS_QUICK = 10, 2
 def run(
     out: Path | None = None, quick: bool = False, device: torch.device | str = "cuda", size: str = "sd-2.1-base"
 ) -> dict[str, Any]:
-    """Measure; print tables, write JSON to `out` after every part, return the figures. ValueError for the full size
-    without a GPU."""
+    """Measure, print tables, write JSON to `out` after every part, and return the results.
+
+    Raises ValueError for the full size without a GPU.
+    """
     device = torch.device(device)
     if size not in SIZES:
-        raise ValueError(f"--size {size}: there are {', '.join(SIZES)}")
+        raise ValueError(f"--size {size}: choose from {', '.join(SIZES)}")
     if device.type != "cuda" and size != "tiny":
-        raise ValueError(f"--size {size}: no CUDA GPU is at hand (--device {device}); --size tiny runs anywhere")
+        raise ValueError(f"--size {size}: this needs a CUDA GPU (--device {device}); --size tiny runs on any machine")
     with tempfile.TemporaryDirectory(prefix="sdlab-stand-in-") as folder:
-        print(f"making a stand-in of {size}", flush=True)
+        print(f"creating a stand-in for {size}", flush=True)
         place = str(stand_in(Path(folder) / "model", SIZES[size]))
         base = preset(PRESET).patch_all([("prior.path", place), ("scene.densify_every", 0)])
         result: dict[str, Any] = {
@@ -77,7 +79,7 @@ def run(
 
 
 class Recording:
-    """A prior that remembers what its network was asked while `kept` is a list."""
+    """A prior that records the calls of its network while `kept` is a list."""
 
     def __init__(self, prior: Prior) -> None:
         self._prior = prior
@@ -105,7 +107,7 @@ def _losses(
     print(f"{'loss':14}{'views':>6}{'evaluations':>12}{'step':>11}{'network':>11}{'ratio':>8}{'memory':>10}")
     for views in VIEWS:
         for entry in entries(base.patch("camera.views", views)):
-            if entry.network == "copy":  # of a network of this size nobody makes one
+            if entry.network == "copy":  # nobody copies a network of this size
                 continue
             row = {"loss": entry.label, "views": views, **_measure(entry.settings, device, steps, load)}
             rows.append(row)
@@ -137,7 +139,7 @@ def _measure(s: Settings, device: torch.device, steps: int, load: Any) -> dict[s
 
 
 def _alone(prior: Recording, calls: Sequence[tuple[Tensor, Tensor, Cond]], device: torch.device, n: int) -> float:
-    """Milliseconds of the calls of one step, nothing between them."""
+    """Return the milliseconds of the network calls of one step, with nothing in between."""
     times = []
     for _ in range(n):
         wait_for(device)
@@ -160,7 +162,7 @@ def _forget(device: torch.device) -> None:
 
 
 def _rasterisers(device: torch.device, pixels: int, repeats: int) -> list[dict[str, Any]]:
-    """Forward and backward of one view by the CPU's rasteriser and, on CUDA, by gsplat."""
+    """Measure the forward and backward pass of one view with the CPU rasteriser and, on CUDA, with gsplat."""
     rows = []
     where = {"cpu": torch.device("cpu")} | ({"gsplat": device} if device.type == "cuda" else {})
     print(f"{'Gaussians':>10}{'pixels':>8}" + "".join(f"{name:>11}" for name in where))
@@ -181,8 +183,8 @@ def _forward_backward(name: str, count: int, pixels: int, device: torch.device, 
     for _ in range(repeats + 1):
         wait_for(device)
         started = time.perf_counter()
-        picture = BACKENDS[name](*scene, viewmats, Ks, pixels, pixels, background).rgb
-        torch.autograd.grad(picture, scene, torch.ones_like(picture))
+        image = BACKENDS[name](*scene, viewmats, Ks, pixels, pixels, background).rgb
+        torch.autograd.grad(image, scene, torch.ones_like(image))
         wait_for(device)
         times.append(1e3 * (time.perf_counter() - started))
     return statistics.median(times[1:])  # the first compiles

@@ -1,7 +1,7 @@
-"""What the benches of steps share: sessions that step under a bench's control, and figures over rounds.
+"""Shared by the benchmarks of steps: sessions controlled by a benchmark, and statistics over rounds.
 
-Machines are noisy, so everything that is compared runs in turns in one process. A round is a dict, key -> ms; times
-are medians over rounds, and ratios medians of the rounds' own ratios.
+Machines are noisy, so everything that is compared alternates within one process. A round is a dict, key -> ms. Times
+are medians over rounds; ratios are medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from sdlab.live.building import LoadPrior, load_prior
 from sdlab.live.messages import Event, Failed, Stepped, Stop
-from sdlab.live.session import LoadPrior, Session, load_prior
+from sdlab.live.session import Session
 from sdlab.settings import Settings
 from sdlab.step import STAGES
 
@@ -22,10 +23,10 @@ Round = Mapping[str, float]
 
 
 class Lane:
-    """A session that steps when it is told to, publishing as the page would have it. The first `warm_up` steps
-    (compilation, caches, and whatever its loss does before its first step) are taken at once.
+    """A session that steps on demand and publishes frames as for the page.
 
-    RuntimeError when a step fails.
+    It takes the first `warm_up` steps at once (compilation, caches, warm-up of the loss). Raises RuntimeError if a step
+    fails.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Lane:
         self._stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
         self._counting = False
         self._failure = ""
-        self._goal = 0  # steps that it is told to have taken
+        self._goal = 0  # step to reach
         self.session.listen(self._listen)
         self._run_on(warm_up)
 
@@ -72,7 +73,7 @@ class Lane:
         return ms
 
     def stages_ms(self, average: Callable[[Sequence[float]], float]) -> dict[str, float]:
-        """Averages over all counted steps."""
+        """Return the average of each stage over all counted steps."""
         return {stage: round(average(values), 2) for stage, values in self._stages.items() if values}
 
     @property
@@ -81,13 +82,13 @@ class Lane:
 
 
 def wait_for(device: torch.device) -> None:
-    """For what a GPU still has to do; a processor has nothing left to do."""
+    """Wait until a GPU has finished; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def has_engines(s: Settings) -> bool:
-    """Whether there is a choice of what runs the prior's network."""
+    """Return whether the prior's network can run on different engines."""
     return any(f.name == "engine" for f in dataclasses.fields(s.prior))
 
 

@@ -1,12 +1,12 @@
-"""What a step of every loss costs, against one of SDS.
+"""The cost of a step of every loss, relative to SDS.
 
-The losses are found by themselves; one that lets its auxiliary be made from several networks is measured with each.
-Each runs with the fastest engine for every forward of the prior and with the torch engine for every forward (an
-auxiliary that learns is torch's own in either). All run in turns in one process (`sdlab.bench.lanes`), and before each
-turn of a loss SDS has one with the same engine, against which it is held.
+All registered losses are measured, and a loss whose auxiliary can use several networks is measured with each. Each runs
+with the fastest engine and with the torch engine for the prior's forward passes (an auxiliary always trains in torch).
+All alternate within one process (`sdlab.bench.lanes`). Before each turn of a loss, SDS takes a turn with the same
+engine, which the loss is compared with.
 
-Auxiliaries are built and warmed up first, which is not counted; density control is off, so that all clouds stay as
-large as they were. Beside the medians stands the least, which other work on the machine disturbs least.
+Auxiliaries are built and warmed up first, uncounted. Density control is off, so all clouds keep their size. The minimum
+is reported beside the median, since other work on the machine affects it least.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from sdlab.settings import Settings, preset
 from sdlab.step import STAGES, step
 
 BASE = "sds"
-WARM_UP = 4  # steps, and lessons of an auxiliary, that are not counted: the first lessons cost what later ones do
-TURN = 5  # steps of a lane in a round
-UNCOUNTED = 1  # step before them, which finds the caches full of another lane's tensors
-SECONDS, SECONDS_QUICK = 120.0, 20.0  # rounds fill this much time, but there are never fewer than
-ROUNDS_MIN, ROUNDS_MIN_QUICK = 3, 2
+WARM_UP = 4  # uncounted steps, and warm-up steps of an auxiliary; these cost the same from the start
+TURN = 5  # steps per lane and round
+UNCOUNTED = 1  # step before them, since the caches hold another lane's tensors
+SECONDS, SECONDS_QUICK = 120.0, 20.0  # rounds are repeated for this long, and at least
+ROUNDS_MIN, ROUNDS_MIN_QUICK = 3, 2  # times
 
 
 class Entry(NamedTuple):
-    """One line of the table: a loss with what it is run with; `network` is "" for a loss that has no choice of one."""
+    """A row of the table: a loss and its settings; `network` is "" for a loss without a choice of networks."""
 
     loss: str
     network: str
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def entries(base: Settings) -> list[Entry]:
-    """All losses, SDS first, each with every network that it may train."""
+    """Return all losses, SDS first, each with every network that it can train."""
     knobs = base.knobs()
     found = []
     for loss in sorted(base.losses, key=lambda name: (name != BASE, name)):
@@ -61,8 +61,7 @@ def entries(base: Settings) -> list[Entry]:
 
 
 class Field:
-    """All entries with one engine. In a round, `label` is the time of a loss, "sds before <label>" what it is held
-    against."""
+    """All entries with one engine. A round maps each label to its time, and "sds before <label>" to its baseline."""
 
     def __init__(self, entries: list[Entry], pool: PriorPool) -> None:
         self.lanes = {entry.label: Lane(entry.settings, WARM_UP, pool.get) for entry in entries}
@@ -78,7 +77,7 @@ class Field:
         times[BASE] = sum(times[_before(label)] for label in self.lanes if label != BASE) / (len(self.lanes) - 1)
         self.rounds.append(times)
 
-    def figures(self, label: str) -> dict[str, Any]:
+    def stats(self, label: str) -> dict[str, Any]:
         return {
             "ms": median(self.rounds, label),
             "least_ms": round(min(times[label] for times in self.rounds), 2),
@@ -92,7 +91,7 @@ def _before(label: str) -> str:
 
 
 def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> dict[str, Any]:
-    """Measure all losses with the preset `name`; print a table, write JSON to `out`, return the figures."""
+    """Measure all losses with the preset `name`, print a table, write JSON to `out`, and return the results."""
     seconds, rounds_min = (SECONDS_QUICK, ROUNDS_MIN_QUICK) if quick else (SECONDS, ROUNDS_MIN)
     base = preset(name).patch("scene.densify_every", 0)
     lines, pool = entries(base), PriorPool()
@@ -128,7 +127,7 @@ def _summary(lines: list[Entry], fields: dict[str, Field], name: str) -> dict[st
                 "loss": entry.loss,
                 "network": entry.network,
                 "evaluations": _evaluations(lanes[entry.label]),
-                **{key: field.figures(entry.label) for key, field in fields.items()},
+                **{key: field.stats(entry.label) for key, field in fields.items()},
             }
             for entry in lines
         ],
@@ -139,7 +138,7 @@ def _summary(lines: list[Entry], fields: dict[str, Field], name: str) -> dict[st
 
 
 def _evaluations(lane: Lane) -> int:
-    """Network evaluations per view of one more step; an auxiliary's lessons count as one each."""
+    """Return the network evaluations per view of one more step; a training pass of an auxiliary counts as one."""
     session = lane.session
     return step(session.state, session.effective, session.prior, PromptBank(session.prior)).nfe
 
@@ -148,17 +147,17 @@ def _print(r: dict[str, Any]) -> None:
     print(f"preset {r['preset']}, {r['views']} views, {r['gaussians']} Gaussians, {r['rounds']} rounds, {r['machine']}")
     width = 2 + max(len(row["label"]) for row in r["rows"])
     print(f"{'':{width}}{'network':>12}" + "".join(f"{engine:>31}" for engine in r["engines"].values()))
-    print(f"{'loss':{width}}{'evaluations':>12}" + f"{'ms a step (least)':>22}{'x SDS':>9}" * len(r["engines"]))
+    print(f"{'loss':{width}}{'evaluations':>12}" + f"{'ms per step (min)':>22}{'x SDS':>9}" * len(r["engines"]))
     for row in r["rows"]:
         cells = "".join(_cell(row[key]) for key in r["engines"])
         print(f"{row['label']:{width}}{row['evaluations']:12}{cells}")
     for key, engine in r["engines"].items():
-        print(f"ms a stage, {engine}")
+        print(f"ms per stage, {engine}")
         print(" " * width + "".join(f"{stage:>11}" for stage in STAGES))
         for row in r["rows"]:
             stages = row[key]["stages_ms"]
             print(f"{row['label']:{width}}" + "".join(f"{stages[stage]:11.2f}" for stage in STAGES))
 
 
-def _cell(figures: dict[str, Any]) -> str:
-    return f"{figures['ms']:.2f} ({figures['least_ms']:.2f})".rjust(22) + f"{figures['x_sds']:9.2f}"
+def _cell(stats: dict[str, Any]) -> str:
+    return f"{stats['ms']:.2f} ({stats['least_ms']:.2f})".rjust(22) + f"{stats['x_sds']:9.2f}"

@@ -1,8 +1,8 @@
-"""What a network costs before it is trained: one evaluation by each engine, on one thread and on two.
+"""The cost of one network evaluation on each engine, with one thread and with two, before a network is trained.
 
-The networks have the toybox's plan (`sdlab.toybox.model`) in several sizes, and random weights: time does not depend
-on what they know. In every round all of them run in turns in one process, because machines are noisy; figures are
-medians over all evaluations, with the least beside them, which other work on the machine disturbs least.
+The networks have the toybox's architecture (`sdlab.toybox.model`) in several sizes, with random weights: time does not
+depend on the weights. Because machines are noisy, all networks alternate within one process in every round. Results are
+medians over all evaluations, with the minimum, since other work on the machine affects it least.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ NETWORKS = (
 )
 ENGINES = ("openvino", "torch")
 THREADS = (1, 2)
-BATCH = 4  # pictures times roles
+BATCH = 4  # images times roles
 CPU = torch.device("cpu")
 
 
 def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
-    """Measure, print a table, write JSON to `out`, return the figures: ms of an evaluation of 4 pictures."""
+    """Measure, print a table, write JSON to `out`, and return the results: ms per evaluation of BATCH images."""
     rounds, per_round = (3, 3) if quick else (12, 5)
     threads = torch.get_num_threads()
     try:
-        with _cache_of_its_own(), torch.random.fork_rng(devices=[]):
+        with _separate_cache(), torch.random.fork_rng(devices=[]):
             lanes = [_Lane(shape) for shape in NETWORKS]
             for _ in range(rounds):
                 for lane in lanes:
@@ -51,7 +51,7 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     result = {
-        "what": f"one evaluation of {BATCH} pictures, random weights, ms",
+        "what": f"one evaluation of {BATCH} images, random weights, ms",
         "rows": [lane.row() for lane in lanes],
         "machine": machine.processor(),
         "versions": machine.versions(),
@@ -63,8 +63,8 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _cache_of_its_own() -> Iterator[None]:
-    """Random networks must not drive the user's own out of the cache of compiled ones."""
+def _separate_cache() -> Iterator[None]:
+    """Use a temporary cache, so that random networks do not evict the user's compiled ones."""
     before = os.environ.get("SDLAB_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SDLAB_CACHE"] = folder
@@ -77,7 +77,7 @@ def _cache_of_its_own() -> Iterator[None]:
 
 
 class _Cell(NamedTuple):
-    """One engine with a number of threads, and its times in ms."""
+    """An engine with a number of threads, and its times in ms."""
 
     engine: Engine
     threads: int
@@ -85,7 +85,7 @@ class _Cell(NamedTuple):
 
 
 class _Lane:
-    """One network in all engines."""
+    """A network on all engines."""
 
     def __init__(self, shape: Shape) -> None:
         torch.manual_seed(0)
@@ -93,9 +93,9 @@ class _Lane:
         unet = _unet(shape)
         side = shape.size // shape.patch
         z_t = torch.randn(BATCH, 3 * shape.patch**2, side, side)
-        self.question = z_t, torch.randint(1000, (BATCH,)), torch.randn(BATCH, MAX_TOKENS, shape.text_width)
+        self.inputs = z_t, torch.randint(1000, (BATCH,)), torch.randn(BATCH, MAX_TOKENS, shape.text_width)
         self.parameters = sum(p.numel() for p in unet.parameters())
-        self.gflop = _gflop(unet, *self.question)
+        self.gflop = _gflop(unet, *self.inputs)
         self.note = ""
         self.cells = [_Cell(self._engine(name, unet, threads), threads, []) for name in ENGINES for threads in THREADS]
         self.measure(1)  # compilation, memory from the system
@@ -103,7 +103,7 @@ class _Lane:
             cell.times.clear()
 
     def _engine(self, name: str, unet: nn.Module, threads: int) -> Engine:
-        z_t, _, hidden = self.question
+        z_t, _, hidden = self.inputs
         precision, _ = resolve_precision("auto", CPU)
         shapes = Shapes(tuple(z_t.shape), tuple(hidden.shape))
         engine, note = choose_engine(name, unet, [], shapes, precision, CPU, threads)
@@ -115,11 +115,11 @@ class _Lane:
             torch.set_num_threads(cell.engine.torch_threads)
             for _ in range(n):
                 started = time.perf_counter()
-                cell.engine.forward(*self.question)
+                cell.engine.forward(*self.inputs)
                 cell.times.append(1e3 * (time.perf_counter() - started))
 
     def row(self) -> dict[str, Any]:
-        """The figures; "ms" has the engines that ran, which are not those asked for where one is missing."""
+        """Return the results; "ms" names the engines that ran, which are fallbacks if one is missing."""
         return {
             "channels": list(self.shape.channels),
             "pixels": self.shape.size,
@@ -138,7 +138,7 @@ class _Lane:
 
 
 def _unet(shape: Shape) -> Any:
-    """The network as the loader has it: training uses another implementation of attention."""
+    """Return the network as the loader builds it; training uses another implementation of attention."""
     from diffusers import UNet2DConditionModel
 
     unet: Any = UNet2DConditionModel.from_config(build(shape).unet.config)
@@ -146,7 +146,7 @@ def _unet(shape: Shape) -> Any:
 
 
 def _gflop(unet: nn.Module, z_t: Tensor, t: Tensor, hidden: Tensor) -> float:
-    """Billions of multiplications and additions of one evaluation; whatever else the machine does, this is sure."""
+    """Return the billions of multiplications and additions of one evaluation, which no other work affects."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(z_t, t, encoder_hidden_states=hidden)
     return counter.get_total_flops() / 1e9
@@ -154,7 +154,7 @@ def _gflop(unet: nn.Module, z_t: Tensor, t: Tensor, hidden: Tensor) -> float:
 
 def _print(result: dict[str, Any]) -> None:
     rows = result["rows"]
-    print(f"{result['what']}: median (least); {result['machine']}")
+    print(f"{result['what']}: median (min); {result['machine']}")
     print(f"{'pixels':>6} {'patch':>5}  {'channels':20}{'parameters':>11}{'GFLOP':>8}", end="")
     print("".join(f"{name:>26}" for name in rows[0]["ms"]))
     for row in rows:

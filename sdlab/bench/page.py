@@ -1,17 +1,17 @@
-"""What the page costs a run, whether its lanes share the machine fairly, and how soon there is something to see.
+"""The cost of the page for a run, the fairness between lanes, and the time until something is visible.
 
-A real server in this process, as app.py has it, and a real browser on the same machine:
+Runs a real server in this process, as in app.py, and a real browser on the same machine:
 
 first sight  from opening the page to the first visible change of the object after Start, and from there to the effect
-             of another loss. The first visitor comes while the server still loads, later ones find it ready.
-cost         steps a second of a session alone, and with the page open, with the lens or with the charts to be seen: in
-             a browser on this machine, which takes the processor that the run is on; and elsewhere, where the server
-             has all the same work and the browser none of it. Ways take turns, a fresh session for each turn.
-lanes        four lanes, branched off each other by a person's clicks, each with another loss: steps of each, how long
-             the page's handlers take, the memory of the server's process, and how much of it is the lanes' histories,
-             which fill up to a known size. Meanwhile somebody turns to another tab and another lane again and again.
+             of another loss. The first visitor arrives while the server is loading, later ones when it is ready.
+cost         steps per second of a session alone, and with the page open and the lens or the charts visible. The page is
+             either in a browser on this machine, which competes for the CPU, or on another machine, where the server
+             has the same work and the browser takes none of its CPU. Configurations alternate, with a new session each.
+lanes        four lanes, branched by clicks, each with another loss: steps per lane, duration of the page's handlers,
+             memory of the server's process, and the part of it used by the lanes' histories, which are bounded.
+             Meanwhile a visitor keeps switching tabs and lanes.
 
-Runs neither end nor change their number of Gaussians, so that all steps are alike.
+Runs have no end and a constant number of Gaussians, so that all steps cost the same.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from sdlab import machine
 from sdlab.bench.lanes import median, ratio, wait_for
@@ -36,8 +37,8 @@ from sdlab.bench.visitor import (
     Serve,
     Site,
     Tab,
+    browser_cpu_seconds,
     chromium,
-    processor_seconds_of_browser,
     require_browser,
     rss_mb,
     until,
@@ -45,26 +46,27 @@ from sdlab.bench.visitor import (
 from sdlab.live.messages import Resume
 from sdlab.live.timeline import bytes_held
 from sdlab.priors import silent
+from sdlab.progress import print_above, progress_bar
 from sdlab.settings import Settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 SEATS = 4
-LOSSES = ("sds", "vdm", "csd", "sbp")  # of the lanes; the first is that of the run they branch off
-OTHER_LOSS = "vdm"  # that a first visitor toggles to
+LOSSES = ("sds", "vdm", "csd", "sbp")  # of the lanes; the first is the loss of the run that the others branch from
+OTHER_LOSS = "vdm"  # to which a first-sight visitor switches
 TABS = ("lens", "charts", "versus", "results")
-WARM_UP = 10  # steps of each session that are not counted
-VISIBLE = 2.0  # mean difference of two pictures, of 255, that anybody sees
-DRAWN = 3.0  # standard deviation in the middle of the view where an object stands; an empty one has none
-STILL = 0.5  # mean difference of two pictures below which nothing moves
+WARM_UP = 10  # uncounted steps per session
+VISIBLE = 2.0  # mean difference of two images, out of 255, that is clearly visible
+DRAWN = 3.0  # standard deviation in the middle of the view from which on an object is visible; empty has 0
+STILL = 0.5  # mean difference of two images below which nothing moves
 ACT_EVERY, RSS_EVERY = 15.0, 5.0  # seconds
 FIRST_MINUTE = 60.0
 
-SOONEST, TOGGLE_SOONEST = 15.0, 60.0  # what is required, in seconds
-FAIR = 10.0  # percent from an equal share
-HANDLERS_P95 = 200.0  # ms
-FLAT = 2.0  # MB a minute
+SOONEST, TOGGLE_SOONEST = 15.0, 60.0  # limits in seconds, for the first change and for another loss
+FAIR = 10.0  # limit in percent of the deviation from an equal share
+HANDLERS_P95 = 200.0  # limit in ms
+FLAT = 2.0  # limit of memory growth, in MB per minute
 
 
 class Size(NamedTuple):
@@ -80,44 +82,38 @@ QUICK = Size(visits=2, rounds=1, turn=3.0, lanes=20.0)
 
 
 class Way(NamedTuple):
-    """One of the ways in which a run is measured; without a `tab` there is no page."""
+    """A configuration in which a run is measured; without a `tab` there is no page."""
 
     title: str
     tab: str = ""
     here: bool = True  # whether the browser is on this machine
-    least: float = 0.0  # of the rate without a page that is required
+    least: float = 0.0  # required rate, relative to no page
 
 
 WAYS = {
     "headless": Way("no page"),
     "lens": Way("page, lens", "lens", least=0.90),
     "charts": Way("page, charts", "charts", least=0.95),
-    "lens elsewhere": Way("page elsewhere, lens", "lens", here=False, least=0.90),
-    "charts elsewhere": Way("page elsewhere, charts", "charts", here=False, least=0.95),
+    "lens elsewhere": Way("remote page, lens", "lens", here=False, least=0.90),
+    "charts elsewhere": Way("remote page, charts", "charts", here=False, least=0.95),
 }
-OPENING = 8.0  # seconds that it takes to open and close a page, about
+OPENING = 8.0  # seconds to open and close a page, roughly
 
 
-class Clock:
-    """Says how far a measurement of known length is."""
+TIME_LEFT = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 
-    def __init__(self, planned: float) -> None:
-        self._planned = planned
-        self._done = 0.0
-        self._started = time.perf_counter()
 
-    def advance(self, planned: float, text: str) -> None:
-        """So many of the planned seconds are over; print `text` and the time left."""
-        self._done += planned
-        rest = max(self._planned - self._done, 0.0) * (time.perf_counter() - self._started) / self._done
-        print(f"{text}   {f'{int(rest) // 60}:{int(rest) % 60:02} left' if rest >= 1 else ''}".rstrip(), flush=True)
+def advance(bar: tqdm, seconds: float, text: str) -> None:
+    """Advance the bar by planned seconds and print a line of results."""
+    bar.update(seconds)
+    print_above(text)
 
 
 def run_page(s: Settings, name: str, device: torch.device, serve: Serve, size: Size, out: Path) -> dict[str, Any]:
-    """Measure a page that begins with `s`, of the preset `name`; print tables, write page.json into the folder `out`,
-    return the figures. What is finished is written however it ends.
+    """Measure a page that starts with `s`, the settings of the preset `name`; print tables and return the results.
 
-    RuntimeError when there is no browser, a session fails, or something waited for does not come.
+    Writes page.json to the folder `out`; results so far are written even if it is interrupted or fails. Raises
+    RuntimeError if there is no browser, a session fails, or a wait times out.
     """
     require_browser()
     result: dict[str, Any] = {
@@ -128,18 +124,17 @@ def run_page(s: Settings, name: str, device: torch.device, serve: Serve, size: S
         "size": size._asdict(),
         "requirements": [],
     }
-    clock = Clock(
-        size.visits * 2 * OPENING + size.rounds * len(WAYS) * (size.turn + OPENING) + size.lanes + 2 * OPENING
-    )
+    planned = size.visits * 2 * OPENING + size.rounds * len(WAYS) * (size.turn + OPENING) + size.lanes + 2 * OPENING
+    bar = progress_bar(planned, "s", every=0, miniters=1, smoothing=0, bar_format=TIME_LEFT)
     endless = s.patch_all([("steps", 1_000_000), ("scene.densify_every", 0)])
     try:
-        with chromium() as browser:
-            result["browser"] = f"Chromium {browser.version}, WebGL by software, {os.cpu_count()} cores for all"
+        with bar, chromium() as browser:
+            result["browser"] = f"Chromium {browser.version}, WebGL in software, {os.cpu_count()} cores shared by all"
             with Site(serve, endless, device, SEATS) as site:
-                result["first_sight"] = first_sight(browser, site, size, clock)
+                result["first_sight"] = first_sight(browser, site, size, bar)
                 result["engine"] = site.manager.pool.get(endless.prior, device, silent).engine_name
-                result["cost"] = cost(browser, site, endless, size, clock)
-                result["lanes"] = lanes(browser, site, size, clock)
+                result["cost"] = cost(browser, site, endless, size, bar)
+                result["lanes"] = lanes(browser, site, size, bar)
     finally:
         result["requirements"] = requirements(result)
         result["versions"] = machine.versions()
@@ -149,29 +144,32 @@ def run_page(s: Settings, name: str, device: torch.device, serve: Serve, size: S
 
 
 def _load() -> float | None:
-    """How many processes wanted to run in the last minute; None where a system does not say."""
+    """Return the load average of the last minute, or None if the system has none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 # ---- first sight -----------------------------------------------------------------------------------------
 
 
-def first_sight(browser: Browser, site: Site, size: Size, clock: Clock) -> list[dict[str, Any]]:
-    """Seconds of each visit: from opening the page to an object that stands still and a Start to be pressed, to the
-    first visible change; and from there, where another loss is chosen, to its first frame and to a picture of it."""
+def first_sight(browser: Browser, site: Site, size: Size, bar: tqdm) -> list[dict[str, Any]]:
+    """Return the times of each visit in seconds.
+
+    From opening the page: until the object stands still and Start can be pressed, and until the first visible change.
+    From there, when another loss is chosen: until its first frame, and until that is visible.
+    """
     rows = []
     for visit in range(size.visits):
         with _tab(browser, site) as tab:
             rows.append(_visit(tab))
-        figures = rows[-1]
-        text = f"{figures['change']:.1f} s to a change, {figures['loss_seen']:.1f} s to another loss"
-        clock.advance(2 * OPENING, f"first sight {visit + 1} of {size.visits}: {text}")
+        visited = rows[-1]
+        text = f"{visited['change']:.1f} s to a change, {visited['loss_seen']:.1f} s to another loss"
+        advance(bar, 2 * OPENING, f"first sight {visit + 1} of {size.visits}: {text}")
     return rows
 
 
 @contextmanager
 def _tab(browser: Browser, site: Site) -> Iterator[Tab]:
-    """A page, and the end of all sessions with it."""
+    """Open a page, and close it and all sessions at the end."""
     tab = Tab(browser, site)
     try:
         yield tab
@@ -182,20 +180,20 @@ def _tab(browser: Browser, site: Site) -> Iterator[Tab]:
 
 def _visit(tab: Tab) -> dict[str, float]:
     tab.wait_for_phase("ready")
-    pictures = _Pictures(tab.view)
-    tab.until(lambda: pictures.stands_still(), "an object in the 3D view")
+    shots = _Screenshots(tab.view)
+    tab.until(lambda: shots.stands_still(), "an object in the 3D view")
     ready = time.perf_counter() - tab.opened
-    before = pictures.last
+    before = shots.last
     tab.click("#start")
-    tab.until(lambda: pictures.changed(before), "a visible change of the object")
+    tab.until(lambda: shots.changed(before), "a visible change of the object")
     seen = time.perf_counter()
 
     meter = tab.meter
-    before = pictures.last
+    before = shots.last
     tab.toggle(OTHER_LOSS)
     tab.until(lambda: _published(meter, OTHER_LOSS), f"a frame of {OTHER_LOSS}")
     published = time.perf_counter()
-    tab.until(lambda: pictures.changed(before), f"a picture of {OTHER_LOSS}")
+    tab.until(lambda: shots.changed(before), f"a visible change by {OTHER_LOSS}")
     return {
         "ready": round(ready, 2),
         "change": round(seen - tab.opened, 2),
@@ -205,13 +203,13 @@ def _visit(tab: Tab) -> dict[str, float]:
 
 
 def _published(meter: Meter, loss: str) -> bool:
-    """Whether the latest frame is one that this loss has made."""
+    """Return whether `loss` made the latest frame."""
     frame, first = meter.session.latest.get(), meter.first_step.get(loss)
     return frame is not None and first is not None and frame.step >= first
 
 
-class _Pictures:
-    """The middle of the 3D view, looked at again and again: notices at its edges come and go."""
+class _Screenshots:
+    """Repeated screenshots of the middle of the 3D view, since notices come and go at its edges."""
 
     def __init__(self, view: Callable[[], np.ndarray]) -> None:
         self._view = view
@@ -221,41 +219,41 @@ class _Pictures:
         return _middle(self._view(), 2)
 
     def stands_still(self) -> bool:
-        """Whether an object is there and was the same at the last look. The floor is not seen in the very middle."""
+        """Return whether an object is visible and unchanged since the last call; the floor is outside the middle."""
         before, self.last = self.last, self._take()
         return bool(_middle(self.last, 2).std() > DRAWN and np.abs(self.last - before).mean() < STILL)
 
     def changed(self, before: np.ndarray) -> bool:
-        """Whether it looks other than `before`."""
+        """Return whether the view looks different from `before`."""
         self.last = self._take()
         return bool(np.abs(self.last - before).mean() > VISIBLE)
 
 
-def _middle(picture: np.ndarray, part: int) -> np.ndarray:
-    """1 / part of [H, W, 3] in each direction."""
-    height, width = (n // part for n in picture.shape[:2])
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return picture[top : top + height, left : left + width]
+def _middle(image: np.ndarray, part: int) -> np.ndarray:
+    """Return the middle 1 / part of [H, W, 3] in each direction."""
+    height, width = (n // part for n in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
-# ---- what the page costs ---------------------------------------------------------------------------------
+# ---- cost ----------------------------------------------------------------------------------------------
 
 
-def cost(browser: Browser, site: Site, s: Settings, size: Size, clock: Clock) -> list[dict[str, Any]]:
-    """A row for each of `WAYS`: medians over rounds; ratios are medians of the rounds' own."""
+def cost(browser: Browser, site: Site, s: Settings, size: Size, bar: tqdm) -> list[dict[str, Any]]:
+    """Return a row for each of `WAYS`: medians over rounds; ratios are medians of the ratios within a round."""
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(size.rounds):
         order = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
         rounds.append({})
         for key in order:
-            figures = rounds[-1][key] = _turn(browser, site, s, WAYS[key], size.turn)
-            text = f"cost, round {number + 1} of {size.rounds}, {WAYS[key].title}: {figures['rate']:.2f} steps/s"
-            clock.advance(size.turn + OPENING, text)
+            spent = rounds[-1][key] = _turn(browser, site, s, WAYS[key], size.turn)
+            text = f"cost, round {number + 1} of {size.rounds}, {WAYS[key].title}: {spent['rate']:.2f} steps/s"
+            advance(bar, size.turn + OPENING, text)
     return [_row_of_cost(key, way, rounds) for key, way in WAYS.items()]
 
 
 def _turn(browser: Browser, site: Site, s: Settings, way: Way, seconds: float) -> dict[str, float]:
-    """Figures of a fresh session for so many seconds, after its first steps."""
+    """Measure a new session for `seconds`, after its first steps."""
     if way.tab and way.here:
         with _tab(browser, site) as tab:
             tab.wait_for_phase("ready")
@@ -263,7 +261,7 @@ def _turn(browser: Browser, site: Site, s: Settings, way: Way, seconds: float) -
             tab.click("#start")
             return _spent(tab.meter, seconds, tab.wait)
     try:
-        with site.visited_from_elsewhere(way.tab) if way.tab else nullcontext(site.manager.open(s).id) as seat:
+        with site.visited_remotely(way.tab) if way.tab else nullcontext(site.manager.open(s).id) as seat:
             meter = site.manager.meters[seat]
             meter.session.send(Resume())
             return _spent(meter, seconds, time.sleep)
@@ -280,27 +278,29 @@ def _spent(meter: Meter, seconds: float, wait: Callable[[float], None]) -> dict[
 
 
 class _Spent(NamedTuple):
-    """Times so far, in seconds: the wall's, and the processor's by who has taken it."""
+    """Times so far, in seconds: wall time, and CPU time by consumer."""
 
     step: int
     wall: float
-    session: float  # the session's thread
-    others: float  # of this process but for the thread that measures: the network's pool, handlers, views
-    browser: dict[int, float]
+    session: float  # CPU time of the session's thread
+    others: float  # of this process except session and measuring thread: the network's pool, handlers, views
+    browser: dict[int, float]  # by process id
 
     @classmethod
     def now(cls, meter: Meter) -> _Spent:
         wait_for(meter.session.device)
         step, session = meter.now
         others = time.process_time() - time.thread_time() - session
-        return cls(step, time.perf_counter(), session, others, processor_seconds_of_browser())
+        return cls(step, time.perf_counter(), session, others, browser_cpu_seconds())
 
     def since(self, before: _Spent) -> dict[str, float]:
-        """Steps a second; ms of the processor for each step; how many processors the browser kept busy.
-        RuntimeError when there was no step."""
+        """Return steps per second, ms of CPU time per step, and the number of CPUs that the browser kept busy.
+
+        Raises RuntimeError if there was no step.
+        """
         steps, wall = self.step - before.step, self.wall - before.wall
         if steps == 0:
-            raise RuntimeError(f"no step was done in {wall:.1f} s: the machine is too busy, or the turns too short")
+            raise RuntimeError(f"no step was done in {wall:.1f} s: the machine is too busy, or the turns are too short")
         browser = sum(spent - before.browser.get(process, 0.0) for process, spent in self.browser.items())
         return {
             "rate": steps / wall,
@@ -332,15 +332,15 @@ def _row_of_cost(key: str, way: Way, rounds: Sequence[dict[str, dict[str, float]
 # ---- four lanes ------------------------------------------------------------------------------------------
 
 
-def lanes(browser: Browser, site: Site, size: Size, clock: Clock) -> dict[str, Any]:
-    """Steps of each lane, times of the handlers, memory: see the head of the file."""
+def lanes(browser: Browser, site: Site, size: Size, bar: tqdm) -> dict[str, Any]:
+    """Return steps per lane, durations of the handlers and memory, as described at the top of the file."""
     site.calls.clear()
     with _tab(browser, site) as tab:
-        clock.advance(2 * OPENING, "lanes: branching off")
+        advance(bar, 2 * OPENING, "lanes: branching")
         meters = _branched(tab)
         before = {loss: meter.now[0] for loss, meter in meters.items()}
         started = time.perf_counter()
-        memory = _watched(tab, list(meters.values()), size.lanes, started, clock)
+        memory = _watched(tab, list(meters.values()), size.lanes, started, bar)
         taken = time.perf_counter() - started
         steps = {loss: meter.now[0] - before[loss] for loss, meter in meters.items()}
         own = tab.own_times()
@@ -363,7 +363,7 @@ def lanes(browser: Browser, site: Site, size: Size, clock: Clock) -> dict[str, A
 
 
 def _branched(tab: Tab) -> dict[str, Meter]:
-    """Four lanes that step, by loss."""
+    """Return the meters of four running lanes, by loss."""
     tab.wait_for_phase("ready")
     tab.click("#start")
     meters = {LOSSES[0]: tab.meter}
@@ -385,15 +385,15 @@ def _steps_by(meter: Meter, loss: str) -> bool:
 
 
 class Memory(NamedTuple):
-    """Of the server's process, in MB; `history` is the part of it that the lanes' timelines hold."""
+    """Memory of the server's process in MB; `history` is the part held by the lanes' timelines."""
 
     second: float
     rss: float
     history: float
 
 
-def _watched(tab: Tab, meters: Sequence[Meter], seconds: float, started: float, clock: Clock) -> list[Memory]:
-    """Memory, again and again, while the lanes step and somebody looks at one thing after the other."""
+def _watched(tab: Tab, meters: Sequence[Meter], seconds: float, started: float, bar: tqdm) -> list[Memory]:
+    """Sample the memory while the lanes run and a visitor switches tabs and lanes."""
 
     def now() -> Memory:
         held = bytes_held(meter.session.timeline for meter in meters)
@@ -407,27 +407,27 @@ def _watched(tab: Tab, meters: Sequence[Meter], seconds: float, started: float, 
             memory.append(now())
             sample += 1
         if second >= acts * act_every:
-            _look_elsewhere(tab, acts)
+            _switch_view(tab, acts)
             acts += 1
         if second >= (minutes + 1) * FIRST_MINUTE:
             minutes += 1
-            text = f"{memory[-1].rss:.0f} MB, of which {memory[-1].history:.0f} histories"
-            clock.advance(FIRST_MINUTE, f"lanes, {minutes} of {seconds / 60:.0f} minutes: {text}")
+            text = f"{memory[-1].rss:.0f} MB, {memory[-1].history:.0f} of it histories"
+            advance(bar, FIRST_MINUTE, f"lanes, {minutes} of {seconds / 60:.0f} minutes: {text}")
         tab.require_health()
         tab.wait(0.25)
     memory.append(now())
     return memory
 
 
-def _look_elsewhere(tab: Tab, number: int) -> None:
-    """Each tab of a lane, then the next lane."""
+def _switch_view(tab: Tab, number: int) -> None:
+    """Switch to the next tab, and after the last tab to the next lane."""
     tab.click(f"[data-tab={TABS[number % len(TABS)]}]")
     if number % len(TABS) == len(TABS) - 1:
         tab.click(f".lane >> nth={number // len(TABS) % len(LOSSES)} >> [data-do=focus]")
 
 
 def _latency(name: str, times: Sequence[float]) -> dict[str, Any]:
-    """Milliseconds; None of what was never called."""
+    """Return percentiles in milliseconds, None if the handler was never called."""
     if not times:
         return {"handler": name, "calls": 0, "p50": None, "p95": None, "max": None}
     p50, p95 = np.percentile(times, (50, 95))
@@ -441,8 +441,10 @@ def _latency(name: str, times: Sequence[float]) -> dict[str, Any]:
 
 
 def _memory(samples: Sequence[Memory]) -> dict[str, Any]:
-    """What the process held after the first minute (the first third of a short run) and at the end, and by how much it
-    grew in between, histories apart: the slope of a straight line."""
+    """Return the memory after the first minute (the first third of a short run) and at the end, and its growth.
+
+    Growth is the slope of a fitted line, without the histories.
+    """
     settled = [each for each in samples if each.second >= min(FIRST_MINUTE, samples[-1].second / 3)]
     first, last = settled[0], settled[-1]
     at, rss, history = np.array(settled).T
@@ -462,7 +464,7 @@ def _memory(samples: Sequence[Memory]) -> dict[str, Any]:
 
 
 def requirements(r: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is required of what was measured, and whether it is met."""
+    """Return the requirements for what was measured, and whether they are met."""
     found: list[dict[str, Any]] = []
 
     def require(what: str, value: float | None, limit: float, least: bool = False) -> None:
@@ -482,16 +484,18 @@ def requirements(r: dict[str, Any]) -> list[dict[str, Any]]:
         require("lanes: largest deviation from an equal share, %", lanes["deviation_percent"], FAIR)
         for row in lanes["handlers"][:2]:
             require(f"handlers, {row['handler']}: p95, ms", row["p95"], HANDLERS_P95)
-        require("memory after the first minute, histories apart: MB a minute", lanes["memory"]["mb_per_minute"], FLAT)
+        require(
+            "memory after the first minute, without histories: MB per minute", lanes["memory"]["mb_per_minute"], FLAT
+        )
     return found
 
 
 CAPTION = """\
-steps/s: by the clock on the wall; x headless: the median of the rounds' own ratios. Of a page in a browser here,
-server, session and browser share this machine, and WebGL is drawn by software; of a page elsewhere, all that the
-server does for it is here, and what the browser does is not. session: ms of the processor that the session's own thread
-takes for a step, frames and lens included. others: the same for the server's other threads, which are the network's
-pool, the page's handlers and its views. browser: ms of the processor that it takes meanwhile, and how many cores."""
+steps/s: in wall time; x headless: median of the ratios within a round. With a page in a browser on this machine,
+server, session and browser share the CPU, and WebGL is drawn in software. With a remote page, the server does the same
+work for it, and the browser takes no CPU here. session: CPU time in ms that the session's thread takes per step,
+including frames and lens. others: the same for the server's other threads: the network's pool, the page's handlers and
+its views. browser: its CPU time in ms per step, and the number of cores that it keeps busy."""
 
 
 def print_tables(r: dict[str, Any]) -> None:
@@ -510,7 +514,7 @@ def _print_first_sight(rows: Sequence[dict[str, Any]]) -> None:
     for number, row in enumerate(rows):
         title = "first visitor" if number == 0 else f"visitor {number + 1}"
         print(f"{title:24}{row['ready']:8.1f}{row['change']:8.1f}{row['loss_published']:16.1f}{row['loss_seen']:11.1f}")
-    print("ready and change: since the page was opened; loss: since the change, when the loss was toggled")
+    print("ready and change: since the page was opened; loss: since the change, when another loss was chosen")
 
 
 def _print_cost(rows: Sequence[dict[str, Any]]) -> None:
@@ -542,6 +546,6 @@ def _print_lanes(lanes: dict[str, Any]) -> None:
     m = lanes["memory"]
     print(
         f"memory of the server's process: {m['first_mb']:.0f} MB after {m['from_second']:.0f} s, {m['last_mb']:.0f} MB "
-        f"at the end; of which histories {m['first_history_mb']:.0f} and {m['last_history_mb']:.0f}; the rest grew by "
-        f"{m['mb_per_minute']:+.2f} MB a minute"
+        f"at the end, including histories of {m['first_history_mb']:.0f} and {m['last_history_mb']:.0f} MB; the rest "
+        f"grew by {m['mb_per_minute']:+.2f} MB per minute"
     )

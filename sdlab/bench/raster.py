@@ -1,8 +1,8 @@
-"""Forward and backward time of the CPU rasteriser beside tile-culled plain torch, over sizes of scene and picture.
+"""Forward and backward time of the CPU rasteriser against tile-culled plain torch, for several scene and image sizes.
 
-All run the same scene, camera and gradient in one process, in turns, because machines are noisy: trust the ratios of
-one run more than the times of two. Torch has one thread and runs with two sizes of tile: 16 pixels, as in 3DGS and
-gsplat, and 8, which suits it best on a CPU.
+All alternate within one process, with the same scene, camera and gradient, because machines are noisy: ratios within a
+run mean more than times of two runs. Torch has one thread and two tile sizes: 16 pixels, as in 3DGS and gsplat, and 8,
+which is fastest on a CPU.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ THREADS = (1, 2)
 TILE_SIDES = (16, 8)
 COLUMNS = ("cpu_1_ms", "cpu_2_ms", "torch_16_ms", "torch_8_ms")
 RATIOS = ("ratio_16", "ratio_8")
-SECONDS_PER_CELL = 1.5  # rounds fill this much time, but there are never fewer than ROUNDS_MIN
+SECONDS_PER_CELL = 1.5  # rounds are repeated for this long, and at least ROUNDS_MIN times
 ROUNDS_MIN = 3
-FAST_PER_ROUND = 5  # runs of the CPU rasteriser beside one of torch
+FAST_PER_ROUND = 5  # runs of the CPU rasteriser for each run of torch
 
 
 def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
-    """Measure, print a table, write JSON to `out`, return the figures: medians in ms per view, and their ratios.
+    """Measure, print a table, write JSON to `out`, and return the results: medians in ms per view, and their ratios.
 
-    `quick` leaves out the largest scene and picture.
+    `quick` skips the largest scene and image.
     """
     threads, torch_threads = cpu.get_threads(), torch.get_num_threads()
     cpu.warm_up()
@@ -74,10 +74,10 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
 
 
 def build(name: str, count: int, seed: int = 0) -> list[Tensor]:
-    """means, quats, scales, opacities, colors of a bench scene within the unit ball, ready for gradients.
+    """Return means, quats, scales, opacities and colors of a scene within the unit ball, with gradients enabled.
 
-    'ball' is how a run starts, a solid ball of isotropic, nearly transparent Gaussians; 'shell' is how it ends,
-    small flat discs of mixed opacity on a surface.
+    'ball' resembles the start of a run: a solid ball of isotropic, nearly transparent Gaussians. 'shell' resembles its
+    end: small flat discs of mixed opacity on a surface.
     """
     rng = StepRng(seed, 0)(f"bench/{name}")
     directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=rng), dim=-1)
@@ -104,7 +104,7 @@ def _measure(name: str, count: int, size: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {column: [] for column in COLUMNS}
     torch_runs = {f"torch_{side}_ms": partial(tiled.rasterize, tile_side=side) for side in TILE_SIDES}
     for rasterize in (cpu.rasterize, *torch_runs.values()):
-        _forward_backward(rasterize, scene, cams, pull)  # caches, and memory from the system
+        _forward_backward(rasterize, scene, cams, pull)  # fills caches and allocates memory
     started, rounds = time.perf_counter(), 0
     while rounds < ROUNDS_MIN or time.perf_counter() - started < SECONDS_PER_CELL:
         for threads in THREADS:
@@ -121,8 +121,8 @@ def _measure(name: str, count: int, size: int) -> dict[str, Any]:
 
 
 def _forward_backward(rasterize: Callable[..., Any], scene: list[Tensor], cams: Cameras, pull: Tensor) -> float:
-    """Milliseconds for one picture and its gradients."""
+    """Return the milliseconds for one image and its gradients."""
     started = time.perf_counter()
-    picture = rasterize(*scene, cams.viewmats, cams.Ks, cams.width, cams.height, torch.ones(1, 3)).rgb
-    torch.autograd.grad(picture, scene, pull)
+    image = rasterize(*scene, cams.viewmats, cams.Ks, cams.width, cams.height, torch.ones(1, 3)).rgb
+    torch.autograd.grad(image, scene, pull)
     return 1e3 * (time.perf_counter() - started)

@@ -1,7 +1,7 @@
-"""How many steps a server makes in all when several sessions share its prior: in turns, and with batched forwards.
+"""Total steps per second when several sessions share a prior, taking turns or batching their forward passes.
 
-Counts of sessions and the two ways are measured in turns, for several rounds, in one process. A round lets all
-sessions of a count run for some seconds, publishing as for the page; figures are medians over rounds.
+All numbers of sessions, both ways, alternate within one process for several rounds. In a round, all sessions of a
+configuration run for some seconds and publish frames as for the page. Results are medians over rounds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sdlab.settings import Settings, preset
 
 COUNTS = (1, 2, 4, 8)
 WAYS = ("in turns", "batched")
-WARM_UP = 10  # steps of each session that are not counted
-PATIENCE = 600.0  # seconds for loading, compiling and these
+WARM_UP = 10  # uncounted steps per session
+PATIENCE = 600.0  # time limit for loading, compiling and warm-up, in seconds
 SECONDS, SECONDS_QUICK = 5.0, 1.0
 ROUNDS, ROUNDS_QUICK = 3, 1
 
@@ -37,8 +37,10 @@ def run(
     counts: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Measure the preset `name`; print a table, write JSON to `out`, return the figures. RuntimeError when a session
-    fails."""
+    """Measure the preset `name`, print a table, write JSON to `out`, and return the results.
+
+    Raises RuntimeError if a session fails.
+    """
     s = preset(name).patch_all([("scene.densify_every", 0), ("steps", 1_000_000)])
     return measure(s, name, counts or COUNTS, device, quick, out)
 
@@ -46,7 +48,7 @@ def run(
 def measure(
     s: Settings, name: str, counts: Sequence[int], device: torch.device | str, quick: bool, out: Path | None
 ) -> dict[str, Any]:
-    """As `run`, for settings."""
+    """Do the same as `run` for the settings `s`; `name` is recorded with the results."""
     seconds, rounds = (SECONDS_QUICK, ROUNDS_QUICK) if quick else (SECONDS, ROUNDS)
     managers = {way: Manager(device, max(counts), batching=way == "batched") for way in WAYS}
     rows: dict[tuple[int, str], list[dict[str, float]]] = {(n, way): [] for n in counts for way in WAYS}
@@ -66,7 +68,8 @@ def measure(
 
 
 def _together(manager: Manager, s: Settings, n: int, seconds: float) -> dict[str, float]:
-    """Steps a second of n sessions in all, the slowest one's share of an equal one, requests for each forward."""
+    """Return the total steps per second of n sessions, the slowest one's share relative to an equal one, and the
+    requests per forward pass."""
     seats = [manager.open(s.patch("seed", i)) for i in range(n)]
     counters = [_Counter(seat) for seat in seats]
     try:
@@ -77,14 +80,14 @@ def _together(manager: Manager, s: Settings, n: int, seconds: float) -> dict[str
             _require_health(seats, ready)
             time.sleep(0.01)
         prior: Any = seats[0].session.prior
-        before, asked = [counter.steps for counter in counters], _asked(prior)
+        before, counts = [counter.steps for counter in counters], _counts(prior)
         started = time.perf_counter()
         time.sleep(seconds)
         wait_for(manager.device)
         taken = time.perf_counter() - started
         steps = [counter.steps - first for counter, first in zip(counters, before, strict=True)]
         _require_health(seats, ready + seconds)
-        forwards, requests = (now - then for now, then in zip(_asked(prior), asked, strict=True))
+        forwards, requests = (now - then for now, then in zip(_counts(prior), counts, strict=True))
         return {
             "steps_per_second": sum(steps) / taken,
             "least_share": min(steps) * n / max(sum(steps), 1),
@@ -98,7 +101,7 @@ def _together(manager: Manager, s: Settings, n: int, seconds: float) -> dict[str
 
 
 class _Counter:
-    """How many steps a seat's session has taken."""
+    """Counts the steps of a seat's session."""
 
     def __init__(self, seat: Seat) -> None:
         self.steps = 0
@@ -109,7 +112,7 @@ class _Counter:
             self.steps += 1
 
 
-def _asked(prior: Any) -> tuple[int, int]:
+def _counts(prior: Any) -> tuple[int, int]:
     return (prior.forwards, prior.requests) if isinstance(prior, BatchingPrior) else (0, 0)
 
 
@@ -152,19 +155,19 @@ def _summary(rows: dict[tuple[int, str], list[dict[str, float]]], name: str, eng
 
 
 def _median(row: Sequence[dict[str, float]], key: str) -> float:
-    return statistics.median(figures[key] for figures in row)
+    return statistics.median(each[key] for each in row)
 
 
 def _print(r: dict[str, Any]) -> None:
     first = r["rows"][0]["sessions"]
-    print(f"preset {r['preset']}, engine {r['engine']}, {r['machine']}; steps a second of all sessions together")
+    print(f"preset {r['preset']}, engine {r['engine']}, {r['machine']}; steps per second of all sessions together")
     print(
         f"{'sessions':8}" + "".join(f"{way:>12}{f'x {first} in turns':>16}{'least share':>13}" for way in WAYS), end=""
     )
-    print(f"{'a forward':>11}")
+    print(f"{'per forward':>13}")
     for row in r["rows"]:
         cells = "".join(
             f"{row[way]['steps_per_second']:12.2f}{row[way]['times_the_first']:16.2f}{row[way]['least_share']:13.2f}"
             for way in WAYS
         )
-        print(f"{row['sessions']:8}{cells}{row['batched']['requests_per_forward']:11.2f}")
+        print(f"{row['sessions']:8}{cells}{row['batched']['requests_per_forward']:13.2f}")

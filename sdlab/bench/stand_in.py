@@ -1,7 +1,7 @@
-"""Stable Diffusion 2.1-base without its weights: the published architecture with random numbers, as diffusers keeps it.
+"""A stand-in for Stable Diffusion 2.1-base: the published architecture with random weights, in the diffusers layout.
 
-What a step costs does not depend on what the weights are. Of the text encoder only two layers are made: prompts are
-encoded once and kept. `SIZES` holds a small one as well, which any machine can run.
+The cost of a step does not depend on the weights. The text encoder has only two layers, since prompts are encoded once
+and cached. `SIZES` also has a small version that runs on any machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"
 
 
 class Size(NamedTuple):
-    """Widths of the networks; `pixels` of a picture, eight times the latent's side."""
+    """Widths of the networks; `pixels` is the side of an image, eight times that of the latent."""
 
     pixels: int
     unet: tuple[int, int, int, int]
@@ -36,11 +36,11 @@ SIZES = {
 
 
 def unet_config(size: Size) -> dict[str, Any]:
-    """Of diffusers' UNet2DConditionModel."""
+    """Return the configuration of diffusers' UNet2DConditionModel."""
     return {
         "sample_size": size.pixels // 8,
         "block_out_channels": size.unet,
-        "attention_head_dim": size.heads,  # so the published files call the number of heads
+        "attention_head_dim": size.heads,  # the published files use this name for the number of heads
         "cross_attention_dim": size.text,
         "down_block_types": BLOCKS,
         "up_block_types": tuple(name.replace("Down", "Up") for name in reversed(BLOCKS)),
@@ -51,7 +51,7 @@ def unet_config(size: Size) -> dict[str, Any]:
 
 
 def vae_config(size: Size) -> dict[str, Any]:
-    """Of diffusers' AutoencoderKL."""
+    """Return the configuration of diffusers' AutoencoderKL."""
     return {
         "sample_size": size.pixels,
         "block_out_channels": size.vae,
@@ -65,7 +65,7 @@ def vae_config(size: Size) -> dict[str, Any]:
 
 
 def stand_in(folder: Path, size: Size, seed: int = 0) -> Path:
-    """Write it, in half precision, and answer `folder`."""
+    """Write the model in half precision to `folder`, and return `folder`."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -93,5 +93,5 @@ def stand_in(folder: Path, size: Size, seed: int = 0) -> Path:
     return folder
 
 
-def _save(network: Any, place: Path) -> None:
-    network.half().save_pretrained(place)
+def _save(network: Any, folder: Path) -> None:
+    network.half().save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""Where the time of one live step goes, and what it costs beside the bare evaluations of the prior's network.
+"""The time of each stage of a live step, and the step's cost relative to its network evaluations alone.
 
-All variants run interleaved in one process, because machines are noisy: each round takes some live steps with the
-fastest engine, some bare network evaluations of the same batch, and some live steps with the torch engine. Figures
-are medians over rounds, those of the stages means; the ratios are medians of the rounds' own ratios.
+Because machines are noisy, all variants alternate within one process. Each round takes some live steps with the fastest
+engine, some network evaluations of the same batch, and some live steps with the torch engine. Times are medians over
+rounds (means for stages); ratios are medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sdlab.bench.lanes import Lane, has_engines, median, ratio
 from sdlab.settings import Settings, preset
 from sdlab.types import cat_conds
 
-WARM_UP = 15  # steps that are not counted: compilation, caches
+WARM_UP = 15  # uncounted steps: compilation, caches
 
 
 def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> dict[str, Any]:
-    """Measure the preset `name`; print a table, write JSON to `out`, return the figures."""
+    """Measure the preset `name`, print a table, write JSON to `out`, and return the results."""
     rounds, per_round = (4, 15) if quick else (12, 25)
     base = preset(name).patch("scene.densify_every", 0)  # the cloud must not grow between rounds
     live = Lane(base, WARM_UP)
@@ -43,14 +43,14 @@ def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> d
 
 
 def _load_seconds(s: Settings) -> float:
-    """Reading the prior from disk, with all libraries imported and before anything is compiled."""
+    """Return the seconds to read the prior from disk, with all libraries imported and nothing compiled."""
     started = time.perf_counter()
     s.prior.load(torch.device("cpu"))
     return time.perf_counter() - started
 
 
 def _bare(lane: Lane, n: int) -> float:
-    """Milliseconds of the network evaluations of one step, alone: the same batch, no rendering, no bookkeeping."""
+    """Return the milliseconds of one step's network evaluations alone: the same batch, without rendering."""
     s, prior = lane.session.settings, lane.session.prior
     roles = s.loss.roles
     views = s.camera.views
@@ -91,7 +91,7 @@ def _print(r: dict[str, Any]) -> None:
     print(f"preset {r['preset']}, engine {r['engine']}, {r['views']} views, {r['gaussians']} Gaussians, {r['machine']}")
     for stage, ms in r["stages_ms"].items():
         print(f"  {stage:12} {ms:7.2f} ms")
-    print(f"  {'step':12} {r['step_ms']:7.2f} ms   bare network {r['bare_network_ms']:.2f} ms", end="")
+    print(f"  {'step':12} {r['step_ms']:7.2f} ms   network alone {r['bare_network_ms']:.2f} ms", end="")
     print(f"   ratio {r['step_over_bare_network']:.2f}")
     print(f"  {'load':12} {r['load_seconds']:7.2f} s")
     if "torch_engine_step_ms" in r:

@@ -1,7 +1,7 @@
-"""A server in this process and a visitor in a real browser, for measurements of the page.
+"""A server in this process and a visitor in a real browser, for benchmarks of the page.
 
-The browser is the system's Chromium, driven by Playwright, which only this needs. It draws WebGL by software, as on a
-machine without a graphics processor.
+The browser is the system's Chromium, driven by Playwright, which only this module needs. It draws WebGL in software, as
+on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.bench import distant
+from sdlab.errors import first_line
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Event, Failed, Stepped
 from sdlab.live.session import Session
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SOFTWARE_GL = ("--no-sandbox", "--enable-unsafe-swiftshader")
 WINDOW = {"width": 1280, "height": 800}
-PATIENCE = 300.0  # seconds for whatever is waited for: a machine may be busy, and compile what it meets first
+PATIENCE = 300.0  # time limit of every wait, in seconds: a machine may be busy or have to compile
 LOOK_EVERY = 0.05  # seconds
-CALL = "/gradio_api/run/"  # in the address of every call of a handler
-NEWS = "/news/"  # in that of a question for what is new
-POLL = -1  # stands for it among Gradio's numbers of handlers
-# what the browser itself says of its calls: from sending to the last byte of the answer, in ms
+CALL = "/gradio_api/run/"  # part of the path of every call of a handler
+NEWS = "/news/"  # part of the path of every request for news
+POLL = -1  # stands for these requests among Gradio's numbers of handlers
+# durations of calls as measured by the browser, from sending to the last byte of the response, in ms
 OWN_TIMES = (
     "if (window === window.top) { window.callsOfPage = []; new PerformanceObserver((list) => {"
     f"for (const e of list.getEntries()) if (e.name.includes('{CALL}') || e.name.includes('{NEWS}'))"
@@ -60,29 +61,29 @@ Serve = Callable[[Manager, Settings], "Server"]  # a server of the page on a fre
 
 
 def require_browser() -> None:
-    """RuntimeError that says what to install where no page can be opened."""
+    """Raise RuntimeError that says what to install if no page can be opened."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as e:
-        raise RuntimeError("a browser is driven with Playwright, which is not installed: pip install playwright") from e
+        raise RuntimeError("Playwright, which drives the browser, is not installed: pip install playwright") from e
     if _chromium() is not None:
         return
     with sync_playwright() as p:
         if not Path(p.chromium.executable_path).exists():
             raise RuntimeError(
-                f"there is no browser: install Chromium (looked for {', '.join(CHROMIUM)}), or give Playwright its own "
-                "with python -m playwright install chromium"
+                f"no browser found: install Chromium (looked for {', '.join(CHROMIUM)}), or Playwright's own browser "
+                "with `python -m playwright install chromium`"
             )
 
 
 def _chromium() -> str | None:
-    """The system's; None where there is none, and Playwright's own is tried."""
+    """Return the path of the system's Chromium, or None, which makes Playwright use its own."""
     return next((found for name in CHROMIUM if (found := shutil.which(name))), None)
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A running browser without a page. What goes wrong in it is a RuntimeError of one line."""
+    """Run a browser without a page. Its errors become RuntimeErrors of one line."""
     from playwright.sync_api import Error, sync_playwright
 
     try:
@@ -93,11 +94,11 @@ def chromium() -> Iterator[Browser]:
             finally:
                 browser.close()
     except Error as e:
-        raise RuntimeError(f"the browser: {e.message.strip().splitlines()[0]}") from e
+        raise RuntimeError(f"browser error: {first_line(e)}") from e
 
 
 class Tab:
-    """A page that was just opened."""
+    """A newly opened page."""
 
     def __init__(self, browser: Browser, site: Site) -> None:
         self._site = site
@@ -110,51 +111,51 @@ class Tab:
 
     @property
     def meter(self) -> Meter:
-        """Of the lane in focus."""
+        """The meter of the lane in focus."""
         return self._site.manager.meters[self.seat_id()]
 
     def seat_id(self) -> str:
-        """Of the lane in focus."""
+        """Return the seat of the lane in focus."""
         self.page.wait_for_selector(".lane.focus iframe", state="attached")
         address = self.page.get_attribute(".lane.focus iframe", "src") or ""
         found = re.fullmatch(r"(?:viewport|flat)/(.+)/", address)
         if found is None:
-            raise RuntimeError(f"the lane in focus has no view, but {address!r}")
+            raise RuntimeError(f"the lane in focus has no view: its address is {address!r}")
         return found[1]
 
     def require_health(self) -> None:
-        """RuntimeError when a session has failed."""
-        for meter in list(self._site.manager.meters.values()):  # a branch may come in between
+        """Raise RuntimeError if a session has failed."""
+        for meter in list(self._site.manager.meters.values()):  # a branch may be added meanwhile
             meter.require_health()
 
     def click(self, selector: str) -> None:
         self.page.click(selector)
 
     def toggle(self, loss: str) -> None:
-        """Press the button of a loss, which may be folded away."""
+        """Press the button of a loss, which may be in the folded part."""
         button = f'#form [data-value="{loss}"]'
         if not self.page.is_visible(button):
             self.page.click("#form .others summary")
         self.page.click(button)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass. Playwright has to be served meanwhile."""
+        """Wait while serving Playwright."""
         self.page.wait_for_timeout(1000 * seconds)
 
     def wait_for_phase(self, phase: str) -> None:
         self.page.wait_for_selector(f'#status [data-phase="{phase}"]')
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until `condition` holds; RuntimeError, naming `what`, after PATIENCE, or when a session fails."""
+        """Wait until `condition` holds. Raises RuntimeError that names `what` after PATIENCE, or if a session fails."""
         until(condition, what, self.require_health, self.wait)
 
     def view(self) -> np.ndarray:
-        """The 3D view in focus as it is drawn now, float [H, W, 3] in [0, 255]."""
+        """Return a screenshot of the 3D view in focus, float [H, W, 3] in [0, 255]."""
         shot = self.page.locator(".lane.focus iframe").screenshot()
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), dtype=np.float32)
 
     def own_times(self) -> list[float]:
-        """Milliseconds of each call of a handler so far, as the browser saw them."""
+        """Return the milliseconds of every call of a handler so far, as the browser saw them."""
         return self.page.evaluate("window.callsOfPage")
 
     def close(self) -> None:
@@ -167,12 +168,12 @@ def until(
     require_health: Callable[[], None] = lambda: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """See `Tab.until`."""
+    """Wait as in `Tab.until`."""
     end = time.monotonic() + PATIENCE
     while not condition():
         require_health()
         if time.monotonic() > end:
-            raise RuntimeError(f"waited {PATIENCE:.0f} s in vain for {what}")
+            raise RuntimeError(f"timed out after {PATIENCE:.0f} s waiting for {what}")
         wait(LOOK_EVERY)
 
 
@@ -180,13 +181,13 @@ def until(
 
 
 class Meter:
-    """What a session's own thread says of its steps."""
+    """Step counts and times of a session, taken in its own thread."""
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
         self.steps = 0
-        self.now = (0, 0.0)  # the last step, and the processor's seconds that the thread had taken by then
-        self.first_step: dict[str, int] = {}  # by loss: when it first moved the scene
+        self.now = (0, 0.0)  # last step, and CPU seconds of the thread until then
+        self.first_step: dict[str, int] = {}  # loss -> first step in which it moved the scene
         self._failure = ""
         seat.session.listen(self._listen)
 
@@ -204,13 +205,13 @@ class Meter:
                 self._failure = f"a session failed at step {step}: {reason}"
 
     def require_health(self) -> None:
-        """RuntimeError when the session has failed."""
+        """Raise RuntimeError if the session has failed."""
         if self._failure:
             raise RuntimeError(self._failure)
 
 
 class MeteredManager(Manager):
-    """Has a meter for every session, from its beginning."""
+    """A manager with a meter for every session from its start."""
 
     def __init__(self, device: torch.device | str, max_sessions: int) -> None:
         super().__init__(device, max_sessions)
@@ -227,7 +228,7 @@ class MeteredManager(Manager):
         return seat
 
     def close_all(self) -> None:
-        """End all sessions and wait until they are over."""
+        """End all sessions and wait for their threads."""
         for meter in list(self.meters.values()):
             self.close(meter.seat.id)
         for meter in list(self.meters.values()):
@@ -236,8 +237,11 @@ class MeteredManager(Manager):
 
 
 class Calls:
-    """Times every call of one of the page's handlers and every question for what is new, from the arrival of the
-    request to the end of the answer: what Gradio makes of both and the wait for a thread are in it. Plain ASGI."""
+    """ASGI middleware that times every call of a handler and every request for news.
+
+    Times run from the arrival of the request to the end of the response, and include Gradio's own work and the wait for
+    a thread.
+    """
 
     def __init__(self, app: ASGIApp, kept: list[tuple[int, float]]) -> None:
         self._app = app
@@ -247,27 +251,27 @@ class Calls:
         if scope["type"] != "http" or not scope["path"].startswith((CALL, NEWS)):
             await self._app(scope, receive, send)
             return
-        asked = b""
+        body = b""
         started = time.perf_counter()
 
         async def keep_body() -> Message:
-            nonlocal asked
+            nonlocal body
             message = await receive()
-            asked += message.get("body", b"")
+            body += message.get("body", b"")
             return message
 
         async def watch_end(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 ms = 1e3 * (time.perf_counter() - started)
-                number = POLL if scope["path"].startswith(NEWS) else int(json.loads(asked)["fn_index"])
+                number = POLL if scope["path"].startswith(NEWS) else int(json.loads(body)["fn_index"])
                 self._kept.append((number, ms))
 
         await self._app(scope, keep_body, watch_end)
 
 
 class Site:
-    """The page, served from this process as app.py does it, until the end of the `with` block."""
+    """Serves the page from this process, as app.py does, until the end of the `with` block."""
 
     def __init__(self, serve: Serve, settings: Settings, device: torch.device, seats: int) -> None:
         self.manager = MeteredManager(device, seats)
@@ -295,40 +299,40 @@ class Site:
         return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
 
     @contextlib.contextmanager
-    def visited_from_elsewhere(self, tab: str) -> Iterator[str]:
-        """A page that is open somewhere else and shows `tab`; its seat. See `sdlab.bench.distant`."""
+    def visited_remotely(self, tab: str) -> Iterator[str]:
+        """Open a page on a simulated other machine that shows `tab`; yields its seat. See `sdlab.bench.distant`."""
         numbers = {name: str(number) for number, name in self.handlers.items()}
         command = [sys.executable, distant.__file__, self.address, numbers["arrive"], numbers["act"], tab]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
             try:
                 seat = program.stdout.readline().strip() if program.stdout else ""
                 if seat not in self.manager.meters:
-                    raise RuntimeError("a visitor from elsewhere could not open the page: see above")
+                    raise RuntimeError("the simulated visitor could not open the page: see above")
                 yield seat
             finally:
-                program.communicate()  # which ends its input, and so itself
+                program.communicate()  # closes its input, which ends it
 
     @functools.cached_property
     def handlers(self) -> dict[int, str]:
-        """The handlers' names by Gradio's numbers."""
+        """Names of the handlers by Gradio's numbers."""
         pages = [route.app for route in self._app.routes if isinstance(route, Mount)]
         fns = next(blocks.fns for page in pages if (blocks := getattr(page, "blocks", None)) is not None)
         return {POLL: "poll"} | {number: fn.fn.__name__.strip("_") for number, fn in fns.items() if fn.fn is not None}
 
 
-# ---- what it takes ---------------------------------------------------------------------------------------
+# ---- resources -------------------------------------------------------------------------------------------
 
 
-def processor_seconds_of_browser() -> dict[int, float]:
-    """Processor time so far of each process that this one has started: the browser's, and what drives it."""
+def browser_cpu_seconds() -> dict[int, float]:
+    """Return the CPU time so far of each child process: the browser and what drives it."""
     found = {}
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
+        with contextlib.suppress(psutil.Error):  # the process has just ended
             times = process.cpu_times()
             found[process.pid] = times.user + times.system
     return found
 
 
 def rss_mb() -> float:
-    """Resident memory of this process now."""
+    """Return the current resident memory of this process."""
     return psutil.Process().memory_info().rss / 2**20

@@ -1,1 +1,2 @@
-"""Experiments that reproduce figures and tables of the papers; each prints a table and writes its results."""
+"""Experiments that reproduce figures and tables of papers, or distil the whole toybox. Each prints a table and writes
+its results."""

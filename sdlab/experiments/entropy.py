@@ -1,15 +1,15 @@
-"""Does lambda of ESD spread the views, as Theorem 1 of its paper says? Particles under a mixture whose score is known.
+"""Does ESD's lambda spread the views, as Theorem 1 of its paper states? Particles under a mixture with a known score.
 
-A particle stands for what one camera sees: 32 views, each a point of the plane, start together in the middle of a
-mixture of four Gaussians of unequal weights. ESD moves them for several lambda, without guidance (s = 1), once with the
-exact scores of the views (a delta with the camera, the mixture of all deltas without) and once with a psi that learns
-them (`sdlab.auxiliary.score`). Counted is what the views show: each belongs to one of the four in the proportion of the
-posterior, and the entropy of the mean over the views is IV of the paper's section 5, in nats; a mixture of four has at
-most ln 4 = 1.386. The mean of each view's own entropy, IQ, says how undecided single views are.
+A particle stands for what one camera sees. 32 views, each a point in the plane, start together in the middle of a
+mixture of four Gaussians with unequal weights. ESD moves them for several values of lambda, without guidance (s = 1),
+once with the exact scores of the views (a delta with the camera, the mixture of all deltas without) and once with a psi
+that learns them (`sdlab.auxiliary.score`). Each view belongs to the four Gaussians in proportion to its posterior. The
+entropy of the mean posterior is IV in section 5 of the paper, in nats, at most ln 4 = 1.386. The mean entropy of single
+views, IQ, measures how undecided they are.
 
-`apart` says how well psi tells one camera from another at the end: how much of the exact difference between the score
-with the camera and without there is in its own, by projection: 1 is all of it. A psi that ignores its camera (0) is
-lambda = 1 whatever lambda is.
+`apart` measures how well psi distinguishes cameras at the end: the share that psi reproduces, by projection, of the
+exact difference between the scores with and without the camera; 1 is all of it. A psi that ignores its camera (0) acts
+like lambda = 1 for every lambda.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ VIEWS = 32
 WEIGHTS = tuple(weight for _, _, weight in PLACES["four"].values())
 STD = 0.2
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-LR = 0.02  # of the views' Adam
+LR = 0.02  # of Adam for the views
 LR_PSI = 2e-3
 PROMPT = "all of them"
 REACH = 2.0  # the plot shows the plane from -REACH to REACH
-DRAWS = 40  # of t and noise, to find how well psi tells the views apart
+DRAWS = 40  # of t and noise, to measure `apart`
 
 
 class Outcome(NamedTuple):
-    """One run: where the views ended, [N, 2], their entropies in nats, and how psi tells them apart."""
+    """One run: the final views [N, 2], their entropies in nats, and how well psi distinguishes the cameras."""
 
     views: Tensor
     iv: float
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
-    """Measure; print a table, write JSON to `out` and the plot beside it, return the figures."""
+    """Measure, print a table, write JSON to `out` and a plot beside it, and return the results."""
     steps, seeds = (150, 1) if quick else (800, 5)
     prior = four_gaussians()
     outcomes = {
@@ -95,13 +95,13 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
 
 
 def four_gaussians() -> MixtureScores:
-    """The plane as a prior: four corners of unequal weights."""
+    """Return a prior in the plane: four Gaussians with unequal weights."""
     config = MixturePrior(layout="four", std=STD, schedule="linear")
     return config.load(torch.device("cpu"))
 
 
 def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int) -> Outcome:
-    """Move the views by ESD for `steps` steps of Adam, its rate falling to zero as a cosine."""
+    """Move the views by ESD for `steps` steps of Adam, with a cosine schedule that decays to zero."""
     loss = ESD(cfg=1.0, lam=lam, network="copy", lr=LR_PSI, p_null=0.5)
     s = Settings(prompt=PromptSettings(text=PROMPT, view_dependent=False), seed=seed)
     cams = turntable(VIEWS, CameraSettings(), 1)
@@ -120,20 +120,20 @@ def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int)
             group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * number / steps))
         adam.step()
         loss.fit(x, model, aux, guidance)
-    found, whole = 0.0, 0.0
+    projected, exact_norm = 0.0, 0.0
     for number in range(DRAWS):
         rng = StepRng(seed, steps + number)
         model = BoundPrior(prior, conds, cams, rng)
         x = noised(views.detach(), s, rng, prior, 1.0)
-        told = _difference(aux.ask(x, model, (True, False)))
-        exact_one = _difference(ExactScores().ask(x, model, (True, False)))
-        found, whole = found + float((told * exact_one).sum()), whole + float(exact_one.square().sum())
-    return _outcome(prior, views.detach(), found / whole)
+        learnt = _difference(aux.ask(x, model, (True, False)))
+        truth = _difference(ExactScores().ask(x, model, (True, False)))
+        projected, exact_norm = projected + float((learnt * truth).sum()), exact_norm + float(truth.square().sum())
+    return _outcome(prior, views.detach(), projected / exact_norm)
 
 
-def _difference(answers: Sequence[Tensor]) -> Tensor:
-    """psi with the camera minus psi without."""
-    own, together = answers
+def _difference(scores: Sequence[Tensor]) -> Tensor:
+    """Return psi with the camera minus psi without."""
+    own, together = scores
     return own - together
 
 
@@ -150,8 +150,8 @@ def _entropy(p: Tensor) -> float:
 
 
 def _print(r: dict[str, Any]) -> None:
-    print(f"{r['views']} views, {r['steps']} steps, {r['seeds']} seeds; the prior's own entropy is {r['of_the_prior']}")
-    print(f"  {'lambda':>6}  {'scores':8}  IV of all views    IQ of single ones    told apart")
+    print(f"{r['views']} views, {r['steps']} steps, {r['seeds']} seeds; entropy of the prior: {r['of_the_prior']}")
+    print(f"  {'lambda':>6}  {'scores':8}  IV of all views    IQ of single views    apart")
     for row in r["rows"]:
         iv = f"{row['iv']:.3f} +- {row['iv_spread']:.3f}"
         apart = f"{100 * row['apart']:.0f} %"
@@ -162,14 +162,14 @@ def _print(r: dict[str, Any]) -> None:
 
 
 def plot(prior: MixtureScores, ends: dict[tuple[str, float], Tensor], r: dict[str, Any], file: Path) -> None:
-    """Where the views of the first seed ended, for three values of lambda, and the entropy over lambda."""
+    """Plot the final views of the first seed for three values of lambda, and the entropy over lambda."""
     from matplotlib.figure import Figure
 
     shown = (LAMBDAS[0], LAMBDAS[len(LAMBDAS) // 2], LAMBDAS[-1])
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     *planes, chart = figure.subplots(1, len(shown) + 1)
     grid = np.linspace(-REACH, REACH, 121)
-    landscape = density(prior, prior.embed(PROMPT), len(grid), REACH)[::-1]  # contours are drawn from the south
+    landscape = density(prior, prior.embed(PROMPT), len(grid), REACH)[::-1]  # contours start in the south
     for axes, lam in zip(planes, shown, strict=True):
         axes.contourf(grid, grid, landscape, levels=12, cmap="Blues")
         for scores, marker in (("exact", "o"), ("learnt", "x")):
@@ -177,7 +177,7 @@ def plot(prior: MixtureScores, ends: dict[tuple[str, float], Tensor], r: dict[st
         axes.set(title=f"views after ESD, lambda = {lam:g}", aspect="equal", xticks=(), yticks=())
         axes.legend(loc="upper right", fontsize=8)
     _draw_entropies(chart, r["rows"])
-    chart.axhline(r["of_the_prior"], color="gray", linestyle="--", label="the prior's own")
+    chart.axhline(r["of_the_prior"], color="gray", linestyle="--", label="prior")
     chart.set(title="entropy of all views, nats", xlabel="lambda")
     chart.legend(fontsize=8)
     figure.savefig(file, dpi=110)

@@ -1,13 +1,14 @@
-"""On how many sides does a front grow, loss against loss? View words are off, which is when it grows on several.
+"""Compare how many fronts each loss grows without view words in the prompt, when one object may grow several.
 
-Every object is run with every seed and every variant of a loss; figures are the mean over seeds, and over all, with
-the sample's standard deviation. The runs of one object and seed differ in nothing but the variant, so differences to
-the first variant are those of pairs.
+Every object is run with every seed and every variant of a loss. Results are means over seeds, and over all runs, with
+the sample standard deviation. Runs of the same object and seed differ only in the variant, so differences from the
+first variant are paired.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,8 @@ import numpy as np
 
 from sdlab.experiments.objects import (
     JANUS_VIEWS,
-    Bench,
     Case,
-    Progress,
+    Runner,
     cases,
     front_strip,
     row_of,
@@ -26,21 +26,22 @@ from sdlab.experiments.objects import (
     true_fronts,
     write_json,
 )
-from sdlab.experiments.variants import Variant, described, follow
+from sdlab.experiments.variants import Variant, describe, run_case
+from sdlab.progress import print_above, run_bar
 
 VARIANTS = ("vsd", "esd:lam=0.5", "esd:lam=1")
 SEEDS = 3
 
 
 class Entry(NamedTuple):
-    """One run to do."""
+    """A run to do."""
 
     variant: Variant
     case: Case
 
 
 def entries(variants: Sequence[Variant], names: Sequence[str], seeds: int) -> list[Entry]:
-    """Every object with every seed from that of the settings on, variants innermost, view words off."""
+    """Return every object with `seeds` seeds, counted up from the settings' own, in every variant; no view words."""
     found = []
     for name in names:
         for i in range(seeds):
@@ -51,41 +52,44 @@ def entries(variants: Sequence[Variant], names: Sequence[str], seeds: int) -> li
     return found
 
 
-def run_janus_losses(bench: Bench, entries: Sequence[Entry], out: Path, planned: int | None = None) -> dict[str, Any]:
-    """Distil them, count the views that the judge calls a front, print a line for each object when it is done, write
-    janus-losses.json and janus-losses.png into the folder `out`; returns the summary. What is finished is written
-    however it ends. The picture holds the turntables of the first seed, with a bar under each view read as a front.
+def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planned: int | None = None) -> dict[str, Any]:
+    """Distil the entries and count the views that the judge reads as a front, printing a line for each object.
+
+    Returns the summary, and writes it to janus-losses.json in the folder `out`. janus-losses.png shows the turntables
+    of the first seed, with a bar under each view read as a front. Results so far are written even if it is interrupted
+    or fails.
     """
 
     def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
-        course = follow(bench, entry.case, planned)
-        if course is None:
+        run = run_case(runner, entry.case, planned)
+        if run is None:
             return None
-        row = row_of(bench, course.outcome, JANUS_VIEWS)
-        figures = {"warm_up_seconds": round(course.warm_up_seconds, 2), "skipped": course.skipped}
-        strip = front_strip(course.outcome, row)
-        return entry, {**described(entry.variant, bench.settings), **row, **figures}, strip
+        row = row_of(runner, run.outcome, JANUS_VIEWS)
+        stats = {"warm_up_seconds": round(run.warm_up_seconds, 2), "skipped": run.skipped}
+        strip = front_strip(run.outcome, row)
+        return entry, {**describe(entry.variant, runner.settings), **row, **stats}, strip
 
     labels = list(dict.fromkeys(entry.variant.label for entry in entries))
     rows: list[dict[str, Any]] = []
     strips: list[tuple[str, np.ndarray]] = []
-    progress = Progress(len(entries))
-    print(f"views of {JANUS_VIEWS} read as a front, without view words; one front has {true_fronts(bench.settings)}")
-    print(f"{'object':12}" + "".join(f"{label:>18}" for label in labels))
+    started = time.perf_counter()
+    print(f"views of {JANUS_VIEWS} read as a front, without view words; one front has {true_fronts(runner.settings)}")
+    print(f"{'object':12}" + "".join(f"{label:>18}" for label in labels), flush=True)
     try:
-        for entry, row, strip in bench.each(entries, work):
-            rows.append(row)
-            if row["seed"] == bench.settings.seed:
-                strips.append((f"{row['object']}, {entry.variant.title}: {_read(row)}", strip))
-            state = progress.advance()
-            own = [r for r in rows if r["object"] == row["object"]]
-            if len(own) == sum(e.case.object == row["object"] for e in entries):
-                notes = "; ".join(dict.fromkeys(r["note"] for r in own if r["note"]))
-                print(f"{_line(row['object'], fronts(own, labels), labels)}   {state}   {notes}".rstrip(), flush=True)
+        with run_bar(len(entries)) as bar:
+            for entry, row, strip in runner.each(entries, work):
+                rows.append(row)
+                if row["seed"] == runner.settings.seed:
+                    strips.append((f"{row['object']}, {entry.variant.title}: {_read(row)}", strip))
+                bar.update()
+                own = [r for r in rows if r["object"] == row["object"]]
+                if len(own) == sum(e.case.object == row["object"] for e in entries):
+                    notes = "; ".join(dict.fromkeys(r["note"] for r in own if r["note"]))
+                    print_above(f"{_line(row['object'], fronts(own, labels), labels)}   {notes}".rstrip())
     finally:
-        summary = _summary(rows, labels, bench, len(entries), progress.seconds)
+        summary = _summary(rows, labels, runner, len(entries), time.perf_counter() - started)
         if rows:
-            write_json(out / "janus-losses.json", bench, summary, rows)
+            write_json(out / "janus-losses.json", runner, summary, rows)
             if strips:
                 captions, pictures = zip(*strips, strict=True)
                 save_strips(pictures, captions, out / "janus-losses.png")
@@ -94,17 +98,17 @@ def run_janus_losses(bench: Bench, entries: Sequence[Entry], out: Path, planned:
         print(f"{'object seen':12}" + "".join(f"{share:>18.0%}" for share in summary["object_share"].values()))
         for label, mean, error, n in summary["differences"]:
             print(f"{label} - {labels[0]}: {mean:+.2f} fronts, standard error {error:.2f}, {n} pairs")
-    print(f"{summary['seconds']} s in all; " + (f"results in {out}" if rows else "nothing written"))
+    print(f"{summary['seconds']} s in total; " + (f"results in {out}" if rows else "nothing written"))
     return summary
 
 
 def _summary(
-    rows: Sequence[dict[str, Any]], labels: Sequence[str], bench: Bench, planned: int, seconds: float
+    rows: Sequence[dict[str, Any]], labels: Sequence[str], runner: Runner, planned: int, seconds: float
 ) -> dict[str, Any]:
     names = dict.fromkeys(row["object"] for row in rows)
     return {
         "views": JANUS_VIEWS,
-        "true_fronts": true_fronts(bench.settings),
+        "true_fronts": true_fronts(runner.settings),
         "planned": planned,
         "finished": len(rows),
         "objects": {name: fronts([row for row in rows if row["object"] == name], labels) for name in names},
@@ -116,7 +120,7 @@ def _summary(
 
 
 def fronts(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Views read as a front for each variant: mean and standard deviation over its runs, and how many there are."""
+    """Return for each variant the mean and standard deviation of the views read as a front, and the number of runs."""
     found = {}
     for label in labels:
         votes = [row["front_votes"] for row in rows if row["variant"] == label]
@@ -126,7 +130,7 @@ def fronts(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, d
 
 
 def difference(rows: Sequence[dict[str, Any]], first: str, other: str) -> tuple[str, float, float, int]:
-    """`other`, how many fronts more it has than `first`, the standard error of that, and over how many pairs."""
+    """Return `other`, its mean difference from `first` in fronts, the standard error, and the number of pairs."""
     by_run = {(row["variant"], row["object"], row["seed"]): row["front_votes"] for row in rows}
     pairs = [
         votes - by_run[first, name, seed]
@@ -142,7 +146,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _object_share(rows: Sequence[dict[str, Any]]) -> float:
-    """A front means little on what is not the object."""
+    """Return the share of views read as the object; without it, fronts mean little."""
     return sum(row["object_votes"] for row in rows) / max(sum(row["views"] for row in rows), 1)
 
 

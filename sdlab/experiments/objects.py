@@ -1,11 +1,11 @@
-"""What the embedded prior distils to, over all its objects, as the judge reads it.
+"""Distil all objects of the included prior and let the judge read the results.
 
-`run_objects`  each object once: is it recognised, in its colour, and how long did it take?
-`run_janus`    each object that has a front, with view-dependent prompts off and on: on how many sides is a front?
+`run_objects`  each object once: is it recognised, in the right colour, and how long did it take?
+`run_janus`    each object that has a front, with view-dependent prompts off and on: how many sides show a front?
 
-Every run is a `Session`, as `python -m sdlab run` drives it, and all share one loaded prior. The judge sees turntables
-at the prior's resolution, before white, at the distance of its training data. Seconds are wall time from the first
-step to the last, loading left out.
+Every run is a `Session`, as in `python -m sdlab run`, and all share one loaded prior. The judge sees turntables at the
+prior's resolution, on white, from the camera distance of its training data. Seconds are wall time from the first step
+to the last, without loading.
 """
 
 from __future__ import annotations
@@ -30,24 +30,26 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlab import machine
 from sdlab.cameras import CameraSettings, look_at, turntable, view_word
 from sdlab.export.writers import render_turntable, stack_strips, write_ply
+from sdlab.live.building import compile_for
 from sdlab.live.manager import PriorPool
 from sdlab.live.messages import Event, Failed, Stepped, Stop
-from sdlab.live.session import Session, compile_for
+from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
+from sdlab.progress import print_above, run_bar
 from sdlab.scenes import AnyScene, Scene, require_camera_scene
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.objects import OBJECTS
 
-VIEWS = 8  # of the turntable that is read for object and colour, 45 degrees apart
-RECOGNISED = 5  # of these must name the object
-JANUS_VIEWS = 12  # 30 degrees apart, so that none lies between the azimuth bands of two view words
+VIEWS = 8  # turntable views read for object and colour, 45 degrees apart
+RECOGNISED = 5  # views that must be read as the object
+JANUS_VIEWS = 12  # 30 degrees apart: no view lies on the border between the azimuth ranges of two view words
 FRONT = "front view"
-MODES = {"off": False, "on": True}  # of view-dependent prompts
-PORTRAIT = (35.0, 15.0)  # azimuth and elevation in degrees: three quarters from the front
-PORTRAIT_SIZE, STRIP_SIZE = 192, 96  # pixels, of a picture on the contact sheets
+MODES = {"off": False, "on": True}  # prompt.view_dependent
+PORTRAIT = (35.0, 15.0)  # azimuth and elevation in degrees: a three-quarter view from the front
+PORTRAIT_SIZE, STRIP_SIZE = 192, 96  # pixels per side of an image on a contact sheet
 SHEET_COLUMNS = 8
-SHEET_BYTES = 1_000_000  # a picture in a README must load at once
+SHEET_BYTES = 1_000_000  # size limit of a contact sheet, which may be shown in a README
 RED = (205, 50, 45)
 
 T = TypeVar("T")
@@ -56,16 +58,16 @@ Read = Callable[[np.ndarray], list[judge.Truth]]
 
 
 def load_judge() -> Read:
-    """The judge: uint8 [n, S, S, 3] -> what each picture shows."""
+    """Return the judge, a function from uint8 [n, S, S, 3] to what each image shows."""
     classifier = judge.load()
     return lambda rgb: judge.read(classifier, torch.from_numpy(rgb).permute(0, 3, 1, 2) / 255)
 
 
-# ---- what is run -----------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
-    """One run to do."""
+    """A run to do."""
 
     object: str
     colour: str
@@ -73,7 +75,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One run done; `note` says why it ended before its plan, "" where it did not."""
+    """A finished run; `note` says why it ended before its planned steps, or is ""."""
 
     case: Case
     scene: AnyScene
@@ -83,33 +85,33 @@ class Outcome(NamedTuple):
 
     @property
     def sides(self) -> Scene:
-        """The scene, to be looked at from all sides; ValueError for one that has none."""
+        """The scene, if it can be rendered from any side; ValueError otherwise."""
         return require_camera_scene(self.scene)
 
 
-def choose(names: str | None, option: str, front: bool = False) -> list[str]:
-    """The objects in a list such as "bear,car", all for None, with `front` only those that have one.
+def parse_objects(names: str | None, option: str, front: bool = False) -> list[str]:
+    """Return the objects in a list such as "bear,car", or all for None. With `front`, only objects with a front count.
 
-    ValueError, naming `option`, for a list of none and for what is not an object (or has no front).
+    Raises ValueError that names `option` for an empty list and for anything that is not an object (with a front).
     """
     known = [name for name, model in OBJECTS.items() if model.front or not front]
     if names is None:
         return known
-    chosen = list(dict.fromkeys(word.strip() for word in names.split(",") if word.strip()))
-    for name in chosen:
+    found = list(dict.fromkeys(word.strip() for word in names.split(",") if word.strip()))
+    for name in found:
         if name in OBJECTS and name not in known:
-            raise ValueError(f"{option} {name}: looks the same from all sides; with a front there are: {_all(known)}")
-        _must_be_one_of(name, known, option)
-    if not chosen:
-        raise ValueError(f"{option} {names!r}: names no object; there are: {_all(known)}")
-    return chosen
+            raise ValueError(f"{option} {name}: looks the same from all sides; objects with a front: {_all(known)}")
+        _require_known(name, known, option)
+    if not found:
+        raise ValueError(f"{option} {names!r}: names no object; choose from {_all(known)}")
+    return found
 
 
-def _must_be_one_of(given: str, known: Sequence[str], option: str) -> None:
+def _require_known(given: str, known: Sequence[str], option: str) -> None:
     if given not in known:
         near = difflib.get_close_matches(given, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{option} {given}: {hint}allowed are {_all(known)}")
+        raise ValueError(f"{option} {given}: {hint}choose from {_all(known)}")
 
 
 def _all(names: Sequence[str]) -> str:
@@ -117,23 +119,23 @@ def _all(names: Sequence[str]) -> str:
 
 
 def cases(s: Settings, names: Sequence[str], colour: str = "") -> list[Case]:
-    """ "a <colour> <object>" for each name; without `colour` each object has one of its own, the same in every call.
+    """Return a case with the prompt "a <colour> <object>" for each name.
 
-    ValueError for an unknown colour.
+    Without `colour`, each object has its own, the same in every call. Raises ValueError for an unknown colour.
     """
     colours = tuple(pictures.COLOURS)
     if colour:
-        _must_be_one_of(colour, colours, "--colour")
+        _require_known(colour, colours, "--colour")
     found = []
     for name in names:
-        its = colour or colours[tuple(OBJECTS).index(name) % len(colours)]
-        article = "an" if its[0] in "aeiou" else "a"
-        found.append(Case(name, its, s.patch("prompt.text", f"{article} {its} {name}")))
+        own = colour or colours[tuple(OBJECTS).index(name) % len(colours)]
+        article = "an" if own[0] in "aeiou" else "a"
+        found.append(Case(name, own, s.patch("prompt.text", f"{article} {own} {name}")))
     return found
 
 
 def janus_cases(s: Settings, names: Sequence[str], seeds: int = 1) -> list[Case]:
-    """Each object with `seeds` seeds, each with view-dependent prompts off and on and nothing else changed."""
+    """Return each object with `seeds` seeds, each with view-dependent prompts off and on, and nothing else changed."""
     return [
         case._replace(settings=case.settings.patch_all([("seed", s.seed + i), ("prompt.view_dependent", with_views)]))
         for case in cases(s, names)
@@ -142,10 +144,10 @@ def janus_cases(s: Settings, names: Sequence[str], seeds: int = 1) -> list[Case]
     ]
 
 
-class Bench:
-    """One prior and one judge, loaded once, and runs that share them, `jobs` at a time.
+class Runner:
+    """Runs sessions that share one loaded prior and one judge, `jobs` in parallel.
 
-    A run ends after `seconds` of wall time at the latest. Once `stop` is set, no run goes on.
+    `seconds` is the time limit per run (wall time). Setting `stop` ends all runs.
     """
 
     def __init__(self, settings: Settings, device: torch.device, seconds: float = 60.0, jobs: int = 1) -> None:
@@ -157,31 +159,33 @@ class Bench:
         self._pool = PriorPool()
 
     def prepare(self) -> None:
-        """Load and compile before the first run begins; errors as those of loading a prior."""
-        self.prior = self._pool.get(self.settings.prior, self.device, _say)
-        _say("compiling")
+        """Load and compile everything before the first run. Raises what loading a prior raises."""
+        self.prior = self._pool.get(self.settings.prior, self.device, _print_status)
+        _print_status("compiling")
         compile_for(self.settings, self.prior, self.device)
         self.read = load_judge()
 
     def run(self, cases: Sequence[Case], finish: Callable[[Outcome], T]) -> Iterator[T]:
-        """`finish(outcome)` of each case as they come, none of a run that `stop` ended. It is called between runs, so
-        that with one job nothing else runs while seconds are counted."""
+        """Yield `finish(outcome)` for each case as runs finish, except runs ended by `stop`.
+
+        A job calls it between its runs: with one job, nothing else runs while a run's seconds are counted.
+        """
         return self.each(cases, lambda case: self._run(case, finish))
 
     def each(self, items: Sequence[Item], work: Callable[[Item], T | None]) -> Iterator[T]:
-        """`work` of each item as they come, without those that answered None."""
-        with ThreadPoolExecutor(self.jobs, "sdlab-bench") as executor:
+        """Yield `work(item)` for each item as they finish, except None."""
+        with ThreadPoolExecutor(self.jobs, "sdlab-run") as executor:
             try:
                 pending = {executor.submit(work, item) for item in items}
-                while pending:  # never waiting for long, since on Windows a thread that waits hears no Ctrl-C
+                while pending:  # with a timeout: on Windows, a waiting thread does not receive Ctrl-C
                     done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                     yield from (result for future in done if (result := future.result()) is not None)
-            except BaseException:  # of a run or of the caller: it must not wait for all the other runs
+            except BaseException:  # from a run or from the caller, which must not wait for all other runs
                 self.stop.set()
                 raise
 
     def session(self, settings: Settings) -> Session:
-        """A session of the shared prior, ready for its first step, for the thread that asks."""
+        """Return a session that uses the shared prior, ready for its first step in the calling thread."""
         session = Session(settings, self.device, self._pool.get)
         session.prepare()
         return session
@@ -213,8 +217,8 @@ class Bench:
             return None
         return finish(Outcome(case, session.state.scene, session.state.step, time.perf_counter() - started, note))
 
-    def figures(self) -> dict[str, Any]:
-        """What every result depends on."""
+    def conditions(self) -> dict[str, Any]:
+        """Return what every result depends on, for the JSON file."""
         return {
             "prior": self.prior.name,
             "engine": self.prior.engine_name,
@@ -227,33 +231,33 @@ class Bench:
         }
 
 
-def _say(text: str) -> None:
+def _print_status(text: str) -> None:
     print(f"{text} ...", file=sys.stderr)
 
 
-# ---- what comes out --------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------
 
 
 def data_camera(s: CameraSettings) -> CameraSettings:
-    """The distance and field of view of the pictures that the judge knows."""
+    """Return `s` with the distance and field of view of the judge's training images."""
     at = pictures.DISTANCE
     return dataclasses.replace(s, distance_min=at, distance_max=at, fovy=pictures.FOV_DEGREES)
 
 
-def around(bench: Bench, outcome: Outcome, views: int) -> np.ndarray:
-    """`views` views of what was made, as the judge sees them; uint8 [views, S, S, 3]."""
-    return render_turntable(outcome.sides, data_camera(outcome.case.settings.camera), views, bench.prior.image_size)
+def views_around(runner: Runner, outcome: Outcome, views: int) -> np.ndarray:
+    """Render `views` views of the object as the judge sees them; uint8 [views, S, S, 3]."""
+    return render_turntable(outcome.sides, data_camera(outcome.case.settings.camera), views, runner.prior.image_size)
 
 
-def row_of(bench: Bench, outcome: Outcome, views: int) -> dict[str, Any]:
-    """The figures of one run, with what the judge reads in `views` views around it."""
-    return row_read_from(bench, outcome, around(bench, outcome, views))
+def row_of(runner: Runner, outcome: Outcome, views: int) -> dict[str, Any]:
+    """Return the results of one run, including what the judge reads in `views` views around the object."""
+    return row_from(runner, outcome, views_around(runner, outcome, views))
 
 
-def row_read_from(bench: Bench, outcome: Outcome, shown: np.ndarray) -> dict[str, Any]:
-    """The figures of one run, with what the judge reads in the pictures `shown` of it, uint8 [n, S, S, 3]."""
+def row_from(runner: Runner, outcome: Outcome, shown: np.ndarray) -> dict[str, Any]:
+    """Return the results of one run, including what the judge reads in its images `shown`, uint8 [n, S, S, 3]."""
     case = outcome.case
-    truths = bench.read(shown)
+    truths = runner.read(shown)
     seen = Counter(truth.object for truth in truths)
     return {
         "object": case.object,
@@ -273,36 +277,19 @@ def row_read_from(bench: Bench, outcome: Outcome, shown: np.ndarray) -> dict[str
     }
 
 
-class Progress:
-    """Which share of the runs is done, and how long the rest will take at this rate."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def advance(self) -> str:
-        """Count one more; the state in words."""
-        self.done += 1
-        rest = round(self.seconds / self.done * (self.total - self.done))
-        left = f", {rest // 60}:{rest % 60:02} left" if self.done < self.total else ""
-        return f"{self.done} of {self.total}{left}"
-
-
-def write_json(path: Path, bench: Bench, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    path.write_text(json.dumps({**summary, "rows": rows, **bench.figures()}, indent=1) + "\n", encoding="utf-8")
+def write_json(path: Path, runner: Runner, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps({**summary, "rows": rows, **runner.conditions()}, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- every object once -----------------------------------------------------------------------------------
 
 
-def run_objects(bench: Bench, cases: Sequence[Case], out: Path, keep: bool = False) -> dict[str, Any]:
-    """Distil each case, print a line when it is done, write objects.json and objects.png into the folder `out`, and
-    with `keep` <object>/scene.ply; returns the summary. What is finished is written however it ends."""
+def run_objects(runner: Runner, cases: Sequence[Case], out: Path, keep: bool = False) -> dict[str, Any]:
+    """Distil each case, printing a line for each, and return the summary.
+
+    Writes objects.json and objects.png to the folder `out`, and with `keep` also <object>/scene.ply. Results so far
+    are written even if it is interrupted or fails.
+    """
 
     def finish(outcome: Outcome) -> tuple[dict[str, Any], np.ndarray]:
         splats = outcome.sides.splats()
@@ -310,37 +297,38 @@ def run_objects(bench: Bench, cases: Sequence[Case], out: Path, keep: bool = Fal
             folder = out / outcome.case.object
             folder.mkdir(exist_ok=True)
             write_ply(folder / "scene.ply", splats)
-        row = row_of(bench, outcome, VIEWS)
+        row = row_of(runner, outcome, VIEWS)
         return {**row, "recognised": row["object_votes"] >= RECOGNISED}, portrait(outcome)
 
     finished: list[tuple[dict[str, Any], np.ndarray]] = []
-    progress = Progress(len(cases))
-    print(f"{'prompt':24}{'seconds':>8}{'object':>8}{'colour':>8}  recognised")
+    started = time.perf_counter()
+    print(f"{'prompt':24}{'seconds':>8}{'object':>8}{'colour':>8}  recognised", flush=True)
     try:
-        for row, picture in bench.run(cases, finish):
-            finished.append((row, picture))
-            print(_object_line(row, progress.advance()), flush=True)
+        with run_bar(len(cases)) as bar:
+            for row, image in runner.run(cases, finish):
+                finished.append((row, image))
+                bar.update()
+                print_above(_object_line(row))
     finally:
         finished.sort(key=lambda pair: [case.object for case in cases].index(pair[0]["object"]))
         rows = [row for row, _ in finished]
-        summary = _objects_summary(rows, len(cases), progress.seconds)
+        summary = _objects_summary(rows, len(cases), time.perf_counter() - started)
         if rows:
-            write_json(out / "objects.json", bench, summary, rows)
-            save_portraits([picture for _, picture in finished], rows, out / "objects.png")
+            write_json(out / "objects.json", runner, summary, rows)
+            save_portraits([image for _, image in finished], rows, out / "objects.png")
     print(
         f"{summary['recognised']} of {summary['finished']} recognised; votes for the object "
         f"{summary['object_share']:.1%}, for the colour {summary['colour_share']:.1%}; "
-        f"{summary['run_seconds']} s of runs, {summary['seconds']} s in all; "
+        f"{summary['run_seconds']} s of runs, {summary['seconds']} s in total; "
         + (f"results in {out}" if rows else "nothing written")
     )
     return summary
 
 
-def _object_line(row: dict[str, Any], progress: str) -> str:
+def _object_line(row: dict[str, Any]) -> str:
     votes = "".join(f"{row[key]:>6}/{row['views']}" for key in ("object_votes", "colour_votes"))
     verdict = "yes" if row["recognised"] else f"no ({row['seen_as']})"
-    note = f"   {row['note']}" if row["note"] else ""
-    return f"{row['prompt']:24}{row['seconds']:8.1f}{votes}  {verdict:14}{progress}{note}"
+    return f"{row['prompt']:24}{row['seconds']:8.1f}{votes}  {verdict:14}{row['note']}".rstrip()
 
 
 def _objects_summary(rows: Sequence[dict[str, Any]], planned: int, seconds: float) -> dict[str, Any]:
@@ -358,14 +346,14 @@ def _objects_summary(rows: Sequence[dict[str, Any]], planned: int, seconds: floa
 
 @torch.no_grad()
 def portrait(outcome: Outcome) -> np.ndarray:
-    """uint8 [S, S, 3]: three quarters from the front, before white, finer than the prior sees."""
+    """Render a three-quarter view on white at a higher resolution than the prior's; uint8 [S, S, 3]."""
     azimuth, elevation, distance = (torch.tensor([v]) for v in (*PORTRAIT, pictures.DISTANCE))
     cams = look_at(azimuth, elevation, distance, pictures.FOV_DEGREES, PORTRAIT_SIZE, PORTRAIT_SIZE)
     return to_uint8(outcome.sides.render(cams, torch.ones(1, 3)).rgb)[0]
 
 
 def save_portraits(portraits: Sequence[np.ndarray], rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A contact sheet, each picture with its prompt and its votes underneath; a PNG of at most SHEET_BYTES."""
+    """Write a contact sheet, each image above its prompt and votes; a PNG of at most SHEET_BYTES."""
     margin, text_height = 12, 44
     cell_width, cell_height = PORTRAIT_SIZE + margin, PORTRAIT_SIZE + text_height + margin
     columns = min(SHEET_COLUMNS, len(portraits))
@@ -373,9 +361,9 @@ def save_portraits(portraits: Sequence[np.ndarray], rows: Sequence[dict[str, Any
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
-    for i, (picture, row) in enumerate(zip(portraits, rows, strict=True)):
+    for i, (image, row) in enumerate(zip(portraits, rows, strict=True)):
         x, y = margin + i % columns * cell_width, margin + i // columns * cell_height
-        sheet.paste(Image.fromarray(picture), (x, y))
+        sheet.paste(Image.fromarray(image), (x, y))
         middle, below = x + PORTRAIT_SIZE // 2, y + PORTRAIT_SIZE
         draw.text((middle, below + 4), row["prompt"], fill=(40, 40, 48), font=large, anchor="mt")
         votes = "   ".join(f"{what} {row[f'{what}_votes']}/{row['views']}" for what in ("object", "colour"))
@@ -386,7 +374,7 @@ def save_portraits(portraits: Sequence[np.ndarray], rows: Sequence[dict[str, Any
 
 
 def save_small(sheet: Image.Image, path: Path) -> None:
-    """A PNG of at most SHEET_BYTES, made smaller until it is."""
+    """Write a PNG of at most SHEET_BYTES, scaling the image down until it fits."""
     sheet.save(path, optimize=True)
     while path.stat().st_size > SHEET_BYTES:
         sheet = sheet.resize((sheet.width * 9 // 10, sheet.height * 9 // 10), Image.Resampling.LANCZOS)
@@ -394,71 +382,72 @@ def save_small(sheet: Image.Image, path: Path) -> None:
 
 
 def save_strips(strips: Sequence[np.ndarray], captions: Sequence[str], path: Path) -> None:
-    """Strips of pictures below each other, each with its caption, in a PNG as small as `save_small` makes it."""
+    """Write strips of images below each other, each with its caption, in a PNG limited by `save_small`."""
     stack_strips(strips, captions, path)
     with Image.open(path) as sheet:
         save_small(sheet.copy(), path)
 
 
-# ---- off and on ------------------------------------------------------------------------------------------
+# ---- Janus -----------------------------------------------------------------------------------------------
 
 
-def run_janus(bench: Bench, cases: Sequence[Case], out: Path) -> dict[str, Any]:
-    """Distil the cases, count the views that the judge calls a front, print a line for each object when it is done,
-    write janus.json and janus.png into the folder `out`; returns the summary.
+def run_janus(runner: Runner, cases: Sequence[Case], out: Path) -> dict[str, Any]:
+    """Distil the cases and count the views that the judge reads as a front, printing a line for each object.
 
-    The picture holds the turntables of the first seed, off above on, with a bar under each view read as a front.
+    Returns the summary, and writes it to janus.json in the folder `out`. janus.png shows the turntables of the first
+    seed, off above on, with a bar under each view read as a front.
     """
 
     def finish(outcome: Outcome) -> tuple[dict[str, Any], np.ndarray]:
-        row = row_of(bench, outcome, JANUS_VIEWS)
+        row = row_of(runner, outcome, JANUS_VIEWS)
         return row, front_strip(outcome, row)
 
     rows: list[dict[str, Any]] = []
-    complete: dict[str, dict[str, float]] = {}  # object -> its fronts, once all its runs are done
+    complete: dict[str, dict[str, float]] = {}  # object -> fronts by mode, once all its runs are done
     strips: dict[tuple[str, str], np.ndarray] = {}
-    progress = Progress(len(cases))
-    print(f"views of {JANUS_VIEWS} read as a front; an object with one front has {true_fronts(bench.settings)}")
-    print(f"{'object':12}{'off':>8}{'on':>8}")
+    started = time.perf_counter()
+    print(f"views of {JANUS_VIEWS} read as a front; an object with one front has {true_fronts(runner.settings)}")
+    print(f"{'object':12}{'off':>8}{'on':>8}", flush=True)
     try:
-        for row, strip in bench.run(cases, finish):
-            rows.append(row)
-            if row["seed"] == bench.settings.seed:
-                strips[row["object"], "on" if row["view_dependent"] else "off"] = strip
-            state = progress.advance()
-            own = [r for r in rows if r["object"] == row["object"]]
-            if len(own) == sum(case.object == row["object"] for case in cases):
-                complete[row["object"]] = mean_fronts(own)
-                notes = "; ".join(r["note"] for r in own if r["note"])
-                print(f"{_janus_line(row['object'], complete[row['object']])}   {state}   {notes}".rstrip(), flush=True)
+        with run_bar(len(cases)) as bar:
+            for row, strip in runner.run(cases, finish):
+                rows.append(row)
+                if row["seed"] == runner.settings.seed:
+                    strips[row["object"], "on" if row["view_dependent"] else "off"] = strip
+                bar.update()
+                own = [r for r in rows if r["object"] == row["object"]]
+                if len(own) == sum(case.object == row["object"] for case in cases):
+                    complete[row["object"]] = mean_fronts(own)
+                    notes = "; ".join(r["note"] for r in own if r["note"])
+                    print_above(f"{_janus_line(row['object'], complete[row['object']])}   {notes}".rstrip())
     finally:
         summary = {
             "views": JANUS_VIEWS,
-            "true_fronts": true_fronts(bench.settings),
+            "true_fronts": true_fronts(runner.settings),
             "objects": complete,
             "mean": mean_fronts([row for row in rows if row["object"] in complete]),
-            "seconds": round(progress.seconds, 1),
+            "seconds": round(time.perf_counter() - started, 1),
         }
         if complete:
             rows.sort(key=lambda row: (row["object"], row["seed"], row["view_dependent"]))
-            write_json(out / "janus.json", bench, summary, rows)
+            write_json(out / "janus.json", runner, summary, rows)
             shown = [(name, mode) for name in complete for mode in MODES]
             captions = [_strip_caption(name, mode, complete[name]) for name, mode in shown]
             stack_strips([strips[key] for key in shown], captions, out / "janus.png")
     if complete:
         print(_janus_line("mean", summary["mean"]))
-    print(f"{summary['seconds']} s in all; " + (f"results in {out}" if complete else "nothing written"))
+    print(f"{summary['seconds']} s in total; " + (f"results in {out}" if complete else "nothing written"))
     return summary
 
 
 def true_fronts(s: Settings) -> int:
-    """How many of the views around an object with one front have it in the band of azimuths that is called so."""
+    """Return how many views of an object with one front lie within the azimuth range called "front view"."""
     cams = turntable(JANUS_VIEWS, s.camera, 16)
     return sum(view_word(a, e) == FRONT for a, e in zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True))
 
 
 def mean_fronts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Views read as a front, the mean over the runs with view-dependent prompts off and over those with them on."""
+    """Return the mean number of views read as a front, with view-dependent prompts off and on."""
     votes = {mode: [r["front_votes"] for r in rows if r["view_dependent"] == on] for mode, on in MODES.items()}
     return {mode: round(sum(found) / max(len(found), 1), 2) for mode, found in votes.items()}
 
@@ -468,11 +457,11 @@ def _janus_line(name: str, fronts: dict[str, float]) -> str:
 
 
 def front_strip(outcome: Outcome, row: dict[str, Any]) -> np.ndarray:
-    """The turntable side by side, uint8 [S, JANUS_VIEWS * S, 3], with a bar under each view read as a front."""
+    """Render a turntable strip, uint8 [S, JANUS_VIEWS * S, 3], with a bar under each view read as a front."""
     views = render_turntable(outcome.sides, data_camera(outcome.case.settings.camera), JANUS_VIEWS, STRIP_SIZE)
-    for picture, truth in zip(views, row["read"], strict=True):
+    for image, truth in zip(views, row["read"], strict=True):
         if truth["view"] == FRONT:
-            picture[-4:, 8:-8] = RED
+            image[-4:, 8:-8] = RED
     return np.concatenate(list(views), axis=1)
 
 

@@ -1,16 +1,16 @@
 """Table 3.1 of the SBP thesis (McAllister 2024, UCB/EECS-2024-177) at the scale of the toybox.
 
-One picture for each caption is distilled in the prior's own space, by every method from the same start, with the same
-timesteps and noise, in as many steps; sampling by DDIM stands beside it. The pictures of a method are compared, as
-distances of the judge's features, with true pictures of the same captions and with DDIM samples of them.
+Every method distils one image per caption in the prior's own space, from the same start, with the same timesteps, noise
+and number of steps. DDIM sampling is included for comparison. The images of a method are compared with real images of
+the same captions and with DDIM samples, by distances between the judge's features.
 
-- Captions are "a red bear": pairs of an object and a colour, of which the prior knows the words. The thesis takes 5000
-  captions of COCO; with FID over so few as here, only the differences between rows mean something. The row `true`,
-  other true pictures of the captions, has what FID comes to for equal distributions. KID has no such bias.
-- BATCH captions share one batch, each with a text of its own. A loss that trains psi then has one psi for these
-  pictures, which is told each picture's text; in the thesis each picture has a LoRA of its own.
-- Seconds are those of steps and warm-up, over the pictures of the batch, without loading and compiling. Evaluations are
-  those of networks for one picture, a lesson of psi counting as one.
+- Captions are pairs of a colour and an object that the prior knows, such as "a red bear". The thesis uses 5000 captions
+  of COCO. FID over this few images only allows comparisons between rows; the row `true`, with other real images of the
+  captions, shows its value for equal distributions. KID has no such bias.
+- A batch holds up to BATCH captions, each with its own text. A loss that trains psi has one psi per batch, conditioned
+  on each image's text; in the thesis, every image has its own LoRA.
+- Seconds cover steps and warm-up, divided by the images of the batch, without loading and compiling. Evaluations are
+  those of networks per image; one training pass of psi counts as one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from tqdm import tqdm
 
 from sdlab.auxiliary.score import TrainsScore
 from sdlab.experiments.frechet import fid, kid
-from sdlab.experiments.objects import Bench, save_small, write_json
-from sdlab.experiments.variants import spelled
+from sdlab.experiments.objects import Runner, save_small, write_json
+from sdlab.experiments.variants import parse_variant
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
+from sdlab.progress import progress_bar
 from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
 from sdlab.rng import StepRng
 from sdlab.settings import Settings
@@ -42,48 +44,47 @@ from sdlab.step import BUILD_STEP, needs_warm_up, step, warm_up
 from sdlab.toybox import judge, pictures
 from sdlab.toybox.figures import caption_of, plain_facts
 from sdlab.toybox.objects import OBJECTS
-from sdlab.toybox.progress import Meter
 from sdlab.toybox.sample import denoised
 from sdlab.toybox.words import Facts
 from sdlab.types import Cameras, Cond, Prior, cat_conds
 
 DDIM, TRUE = "ddim", "true"
 METHODS = (DDIM, "sds", "nfsd", "csd", "vsd", "sbp", "jsd", "esd", "vdm", "ism")
-STEPS = 60  # then all of the table takes about 40 minutes of two free cores with a network of 64 pixels
-BATCH = 16  # captions at a time
-SCALE, SAMPLING_STEPS = 4.0, 30  # of DDIM: the guidance of the prior's card (thesis: 20 steps)
-LESSON = 10  # what a lesson of psi, forward and backward, costs in evaluations; for the time left
+STEPS = 60  # the whole table then takes about 40 minutes on two idle cores with a network of 64 pixels
+BATCH = 16  # captions per batch
+SCALE, SAMPLING_STEPS = 4.0, 30  # of DDIM: the guidance scale on the prior's model card (thesis: 20 steps)
+LESSON = 10  # cost of one training pass of psi (forward and backward) in evaluations, to estimate the time left
 SHOWN = 8  # captions on the contact sheet
-CELL = 72  # pixels of a picture there
-BATCH_SEEDS = 1000  # seeds that lie between those of two rounds: each batch of a round has its own
-# How far Adam can take a value, the sum of its rates. From noise to a picture it is about 2, but not all steps go one
-# way: with 3, NFSD and VSD are still half noise; with 6, these few steps at a greater rate come to what more of them at
-# a smaller one do. Preset: 10, thesis: 25.
+CELL = 72  # pixels per side of an image on it
+BATCH_SEEDS = 1000  # distance between the seeds of two rounds, since each batch of a round has its own seed
+# Largest distance that Adam can move a value: the sum of its learning rates. From noise to an image it is about 2, but
+# steps do not all point the same way. With 3, NFSD and VSD are still half noise; with 6, few steps at a high rate match
+# many steps at a low one. Preset: 10, thesis: 25.
 TRAVEL = 6.0
-FADE = 0.1  # of the rate by the end, which is then the preset's again; a great one would end in speckle
+FADE = 0.1  # final share of the learning rate, close to the preset's rate; a high final rate leaves speckle
 
-# What a method sets beside the preset's knobs.
+# Knobs that a method sets on top of the preset.
 OWN: dict[str, tuple[str, ...]] = {
-    # the thesis' protocol: 500 steps of SDS, then 2000 of the bridge; without the pause of 50 steps between the two,
-    # which would be most of a short run
+    # the thesis' protocol is 500 steps of SDS, then 2000 of the bridge; the 50 steps of ramp between the two are left
+    # out, since they would take up most of a short run
     "sbp": ("losses.sbp.stage=two-stage", "losses.sbp.switch=0.2", "optim.ramp=0"),
 }
 
 
 def common(steps: int) -> tuple[str, ...]:
-    """What all methods set beside the preset's knobs for a run of so many steps."""
+    """Return the assignments that all methods share in a run of `steps` steps."""
     rate = TRAVEL / steps * math.log(1 / FADE) / (1 - FADE)
     return (
         "prompt.view_dependent=false",
         f"optim.lr_latents={min(rate, 1.0):.4g}",
         f"optim.decay={FADE}",
-        # as much of the run as in the preset; VDM's small network costs little, and needs its 50 lessons
+        # the preset's share of the run; VDM keeps its 50 warm-up steps, since its small network is cheap and needs them
         *(f"losses.{name}.warm_up={steps // 5}" for name in ("vsd", "esd", "asd")),
     )
 
 
 class Size(NamedTuple):
-    """How much is measured. The references are `true_each` and `ddim_each` pictures of each caption."""
+    """How much is measured. The references are `true_each` real and `ddim_each` DDIM images per caption."""
 
     captions: int = 64
     seeds: int = 2
@@ -96,26 +97,27 @@ QUICK_STEPS = 40
 
 
 class Method(NamedTuple):
-    """A row to be filled; `label` is how it was spelled."""
+    """A row of the table to fill; `label` is its spelling on the command line."""
 
     label: str
     settings: Settings
 
 
 def methods(labels: Sequence[str], settings_of: Callable[[Sequence[str], Sequence[str]], Settings]) -> list[Method]:
-    """The methods of `labels`: "ddim" or a loss with some of its knobs set, "sbp:form=restoring". `settings_of` makes
-    settings of assignments such as "active=sbp": of a method's defaults, which the user may change, and of the rest.
+    """Return the methods of `labels`: "ddim", or a loss with some of its knobs set, such as "sbp:form=restoring".
 
-    ValueError for what is no method, and for a preset whose scene is not made of pictures.
+    `settings_of` turns assignments such as "active=sbp" into settings. It takes two lists: the method's defaults, which
+    the user may override, and the rest. Raises ValueError for an unknown method and for a preset without an image
+    scene.
     """
     found = []
     for label in dict.fromkeys(labels):
-        loss, assignments = ("sds", []) if label == DDIM else spelled(label, "--losses")
+        loss, assignments = ("sds", []) if label == DDIM else parse_variant(label, "--losses")
         s = settings_of(OWN.get(loss, ()), [f"active={loss}", *assignments])
         if s.scene.kind != "image":
-            raise ValueError(f"--preset: its scene.kind is {s.scene.kind!r}; allowed is a preset of pictures (image)")
+            raise ValueError(f"--preset: its scene.kind is {s.scene.kind!r}; choose a preset with an image scene")
         if s.loss.needs_reference:
-            raise ValueError(f"--losses {label}: it edits a picture that is there, and here each starts from noise")
+            raise ValueError(f"--losses {label}: it edits an existing image, but here every image starts from noise")
         found.append(Method(label, s))
     return found
 
@@ -124,9 +126,9 @@ def methods(labels: Sequence[str], settings_of: Callable[[Sequence[str], Sequenc
 
 
 def captions_for(prior: Prior, count: int) -> list[Facts]:
-    """`count` different pairs of an object and a colour that the prior reads, objects and colours in turns.
+    """Return `count` different pairs of an object and a colour that the prior knows, alternating both.
 
-    ValueError when it knows fewer, or none.
+    Raises ValueError if it knows fewer.
     """
     known = {
         (name, colour)
@@ -136,18 +138,18 @@ def captions_for(prior: Prior, count: int) -> list[Facts]:
     }
     names = [name for name in OBJECTS if any((name, colour) in known for colour in pictures.COLOURS)]
     colours = [colour for colour in pictures.COLOURS if any((name, colour) in known for name in OBJECTS)]
-    # along diagonals, so that few captions hold as many colours as objects
+    # along diagonals, so that a few captions cover as many colours as objects
     pairs = [(name, colours[(k + i) % len(colours)]) for k in range(len(colours)) for i, name in enumerate(names)]
     pairs = [pair for pair in pairs if pair in known]
     if len(pairs) < count:
         raise ValueError(
-            f"--captions {count}: the prior {prior.name} reads {len(pairs)} pairs of an object and a colour"
+            f"--captions {count}: the prior {prior.name} knows only {len(pairs)} pairs of an object and a colour"
         )
     return [plain_facts(*pair) for pair in pairs[:count]]
 
 
 class CaptionBank(PromptBank):
-    """Binds a text of its own to each picture, in place of `prompt.text`."""
+    """Conditions each image on its own text instead of `prompt.text`."""
 
     def __init__(self, prior: Prior, texts: Sequence[str]) -> None:
         super().__init__(prior)
@@ -156,7 +158,7 @@ class CaptionBank(PromptBank):
     def bind(
         self, s: PromptSettings, roles: tuple[str, ...], cams: Cameras, reference: PromptSettings | None = None
     ) -> dict[str, Cond]:
-        """role -> conditioning of the pictures, one for each camera."""
+        """Return role -> conditioning of the images, one per camera."""
         views = views_of(s, cams)
         each = [dataclasses.replace(s, text=text) for text in self._texts]
         return {
@@ -166,82 +168,84 @@ class CaptionBank(PromptBank):
 
 
 def batches(count: int) -> list[slice]:
-    """As few parts of at most BATCH as there can be, as equal as can be: engines compile for one size of batch."""
+    """Split `count` into the fewest parts of at most BATCH, nearly equal since engines compile for a batch size."""
     parts = -(-count // BATCH)
     ends = [round(count * k / parts) for k in range(parts + 1)]
     return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------------
 
 
 class Made(NamedTuple):
-    """The pictures [n, 3, S, S] in [0, 1] of one method and seed; seconds and evaluations for one of them."""
+    """The images [n, 3, S, S] in [0, 1] of one method and seed, with seconds and evaluations per image."""
 
     rgb: Tensor
     seconds: float | None = None
     evaluations: int | None = None
-    skipped: int = 0  # steps whose gradient was not finite
+    skipped: int = 0  # steps with a non-finite gradient
 
 
 class Interrupted(Exception):
-    """Ctrl-C: what is being made is given up."""
+    """Ctrl-C: the images in progress are dropped."""
 
 
-def true_pictures(facts: Sequence[Facts], each: int, size: int, first: int = 0) -> Tensor:
-    """`each` true pictures of all `facts`, [n, 3, size, size] in [0, 1], from the judge's series; before them come
-    `first` others of each."""
+def real_images(facts: Sequence[Facts], each: int, size: int, first: int = 0) -> Tensor:
+    """Render `each` real images of all `facts` from the judge's series, [n, 3, size, size] in [0, 1].
+
+    The first `first` images of each are skipped.
+    """
     begin = judge.HELD_OUT + first * len(facts)
     shots = [judge.shot_of(begin + i, f) for i, f in enumerate(list(facts) * each)]
     return torch.from_numpy(np.concatenate(list(pictures.render_parts(shots, size)))).permute(0, 3, 1, 2)
 
 
 class Studio:
-    """What makes the pictures of `facts`; `meter` hears of every evaluation."""
+    """Makes images of `facts`; `bar` counts evaluations, a training pass of psi by its cost."""
 
-    def __init__(self, bench: Bench, facts: Sequence[Facts]) -> None:
-        self.bench = bench
+    def __init__(self, runner: Runner, facts: Sequence[Facts], bar: tqdm | None = None) -> None:
+        self.runner = runner
         self.facts = facts
         self.texts = [caption_of(f) for f in facts]
-        self.done = 0  # evaluations so far, those of a lesson weighed
-        self.meter: Callable[[int], None] = lambda done: None
+        self._bar = bar
+        self._begun = 0  # evaluations of the work in progress
 
     def sampled(self, each: int) -> Tensor:
-        """`each` DDIM samples of every caption, from noise of their own."""
+        """Draw `each` DDIM samples of every caption, each from its own noise."""
         found = []
         for k in range(each):
             for number, part in enumerate(batches(len(self.texts))):
-                shape = (part.stop - part.start, *self.bench.prior.shape)
+                shape = (part.stop - part.start, *self.runner.prior.shape)
                 noise = torch.randn(shape, generator=StepRng(k, number)("reference"))
-                found.append(self._ddim(self.texts[part], noise.to(self.bench.device)))
+                found.append(self._ddim(self.texts[part], noise.to(self.runner.device)))
         return torch.cat(found)
 
     def make(self, method: Method, seed: int) -> Made:
-        """One picture of each caption. Interrupted once the bench is told to stop."""
+        """Make one image of each caption. Raises Interrupted once the runner is told to stop."""
         found, seconds, evaluations, skipped = [], 0.0, 0, 0
         for number, part in enumerate(batches(len(self.texts))):
             texts = self.texts[part]
             s = method.settings.patch_all([("scene.n", len(texts)), ("seed", seed * BATCH_SEEDS + number)])
             if method.label == DDIM:
-                scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.bench.device, self.bench.prior, "")
+                scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.runner.device, self.runner.prior, "")
                 started = time.perf_counter()
                 found.append(self._ddim(texts, scene.params["latents"].detach()))
                 seconds += time.perf_counter() - started
                 evaluations = 2 * SAMPLING_STEPS
                 continue
-            session = self.bench.session(s)
-            evaluations = self._distil(session, CaptionBank(self.bench.prior, texts))
-            found.append(self.bench.prior.decode(session.state.scene.params["latents"].detach()).cpu())
+            session = self.runner.session(s)
+            evaluations = self._distil(session, CaptionBank(self.runner.prior, texts))
+            found.append(self.runner.prior.decode(session.state.scene.params["latents"].detach()).cpu())
             seconds += session.state.seconds
             skipped += session.state.skipped
         return Made(torch.cat(found), seconds / len(self.texts), evaluations, skipped)
 
     def _distil(self, session: Session, bank: PromptBank) -> int:
-        """The session's planned steps; the evaluations for one picture."""
+        """Take the session's planned steps; return the evaluations per image."""
         state, s, prior = session.state, session.effective, session.prior
         evaluations = 0
         while state.step < s.steps:
-            self._go_on(len(state.scene.params["latents"]) * _weight(s))
+            self._count(len(state.scene.params["latents"]) * _weight(s))
             if needs_warm_up(state, s):
                 evaluations += warm_up(state, s, prior, bank)
             else:
@@ -249,28 +253,29 @@ class Studio:
         return evaluations
 
     def _ddim(self, texts: Sequence[str], noise: Tensor) -> Tensor:
-        self._go_on(2 * SAMPLING_STEPS * len(texts))
-        prior = self.bench.prior
-        prior.prepare([2 * len(texts)])  # at once, but for the first of the references
+        self._count(2 * SAMPLING_STEPS * len(texts))
+        prior = self.runner.prior
+        prior.prepare([2 * len(texts)])  # only the first references have to be compiled
         white = prior.encode(torch.ones(1, 3, prior.image_size, prior.image_size, device=noise.device))
         cond = cat_conds([prior.embed(text) for text in [*[""] * len(texts), *texts]])
         return prior.decode(denoised(prior, white, noise, cond, SCALE, SAMPLING_STEPS)).cpu()
 
-    def _go_on(self, evaluations: int) -> None:
-        if self.bench.stop.is_set():
+    def _count(self, evaluations: int) -> None:
+        if self.runner.stop.is_set():
             raise Interrupted
-        self.meter(self.done)
-        self.done += evaluations
+        if self._bar is not None:
+            self._bar.update(self._begun)
+        self._begun = evaluations
 
 
 def _weight(s: Settings) -> int:
-    """Evaluations of one step for one picture, psi's with what learning costs."""
-    learnt = 1 + LESSON * s.loss.lessons if isinstance(s.loss, TrainsScore) else 0
-    return sum(s.loss.calls()) + learnt
+    """Return the evaluations of one step per image, including the cost of training psi."""
+    psi = 1 + LESSON * s.loss.lessons if isinstance(s.loss, TrainsScore) else 0
+    return sum(s.loss.calls()) + psi
 
 
-def planned(wanted: Sequence[Method], size: Size) -> int:
-    """Evaluations of the whole table."""
+def total_evaluations(wanted: Sequence[Method], size: Size) -> int:
+    """Return the evaluations of the whole table."""
     sampling = 2 * SAMPLING_STEPS
     rows = [
         sampling if m.label == DDIM else _weight(m.settings) * (m.settings.steps + m.settings.loss.warm_up_steps())
@@ -283,10 +288,10 @@ def planned(wanted: Sequence[Method], size: Size) -> int:
 
 
 class References(NamedTuple):
-    """What the pictures of all methods are compared with: features [m, d] by name."""
+    """Features [m, d] of the reference images, by name."""
 
     features: dict[str, Tensor]
-    read: Callable[[Tensor], Tensor]  # pictures -> their features
+    read: Callable[[Tensor], Tensor]  # images -> features
 
 
 def references(studio: Studio, size: Size) -> References:
@@ -295,27 +300,27 @@ def references(studio: Studio, size: Size) -> References:
     def read(rgb: Tensor) -> Tensor:
         return judge.features(classifier, rgb)
 
-    true = true_pictures(studio.facts, size.true_each, studio.bench.prior.image_size)
+    true = real_images(studio.facts, size.true_each, studio.runner.prior.image_size)
     return References({TRUE: read(true), DDIM: read(studio.sampled(size.ddim_each))}, read)
 
 
-def scored(made: Made, studio: Studio, against: References) -> dict[str, float]:
-    """The figures of one method and seed."""
+def scores_of(made: Made, studio: Studio, against: References) -> dict[str, float]:
+    """Return the scores of one method and seed."""
     found = against.read(made.rgb)
     scores = {}
     for name, features in against.features.items():
         scores |= {f"fid_{name}": fid(found, features), f"kid_{name}": kid(found, features)}
-    read = studio.bench.read(to_uint8(made.rgb))
+    read = studio.runner.read(to_uint8(made.rgb))
     pairs = list(zip(read, studio.facts, strict=True))
-    scores["object"] = sum(seen.object == asked.object for seen, asked in pairs) / len(pairs)
-    scores["colour"] = sum(seen.colour == asked.colour for seen, asked in pairs) / len(pairs)
+    scores["object"] = sum(seen.object == wanted.object for seen, wanted in pairs) / len(pairs)
+    scores["colour"] = sum(seen.colour == wanted.colour for seen, wanted in pairs) / len(pairs)
     if made.seconds is not None:
         scores["seconds"] = made.seconds
     return scores
 
 
 class Row:
-    """One line of the table, seed by seed."""
+    """One row of the table, seed by seed."""
 
     def __init__(self, label: str, title: str) -> None:
         self.label = label
@@ -328,8 +333,8 @@ class Row:
         self.made.append(made)
         self.scores.append(scores)
 
-    def figures(self) -> dict[str, Any]:
-        """For the JSON: of every score its mean and standard deviation over the seeds (None for one), and each."""
+    def to_json(self) -> dict[str, Any]:
+        """Return every score as its mean, standard deviation over the seeds (None for one seed) and values per seed."""
         found: dict[str, Any] = {"method": self.label, "title": self.title, "seeds": len(self.scores)}
         for name in self.scores[0] if self.scores else ():
             each = [scores[name] for scores in self.scores]
@@ -341,42 +346,44 @@ class Row:
         return {**found, "note": self.note}
 
 
-def run_table(bench: Bench, wanted: Sequence[Method], size: Size, out: Path) -> dict[str, Any]:
-    """Make and measure everything; print the table, write table31.json and table31.png into the folder `out`; returns
-    what the JSON holds. What is finished is written however it ends.
+def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -> dict[str, Any]:
+    """Make and measure everything, print the table, and return what the JSON file contains.
 
-    ValueError for a single caption, which has no spread, and when the prior cannot read so many.
+    Writes table31.json and table31.png to the folder `out`; results so far are written even if it is interrupted or
+    fails. Raises ValueError for a single caption, and for more captions than the prior knows.
     """
     if size.captions < 2:
-        raise ValueError(f"--captions {size.captions}: FID and KID need the spread of at least 2")
-    studio = Studio(bench, captions_for(bench.prior, size.captions))
-    meter = Meter("evaluations of the network", planned(wanted, size))
-    rows = [Row(TRUE, "true pictures"), *(Row(m.label, _title(m)) for m in wanted)]
+        raise ValueError(f"--captions {size.captions}: FID and KID need at least 2")
+    facts = captions_for(runner.prior, size.captions)
+    bar = progress_bar(total_evaluations(wanted, size), "evaluation", smoothing=0)
+    studio = Studio(runner, facts, bar)
+    rows = [Row(TRUE, "real images"), *(Row(m.label, _title(m)) for m in wanted)]
     dimension = 0
     try:
-        studio.meter = lambda done: meter(done, "references")
+        bar.set_description_str("references")
         against = references(studio, size)
         dimension = against.features[TRUE].shape[1]
         for seed in range(size.seeds):
-            made = Made(true_pictures(studio.facts, 1, bench.prior.image_size, size.true_each + seed))
-            rows[0].add(made, scored(made, studio, against))
+            made = Made(real_images(studio.facts, 1, runner.prior.image_size, size.true_each + seed))
+            rows[0].add(made, scores_of(made, studio, against))
         for seed in range(size.seeds):
             for method, row in zip(wanted, rows[1:], strict=True):
-                studio.meter = lambda done, note=f"seed {seed}, {method.label}": meter(done, note)
+                bar.set_description_str(f"seed {seed}, {method.label}")
                 try:
                     made = studio.make(method, seed)
-                    row.add(made, scored(made, studio, against))
+                    row.add(made, scores_of(made, studio, against))
                 except (RuntimeError, ValueError) as e:
                     row.note = f"seed {seed} failed: {type(e).__name__}: {e}"
     except Interrupted:
         pass
     finally:
+        bar.close()
         finished = [row for row in rows if row.scores or row.note]
         result = _summary(studio, wanted, size, dimension)
-        result["rows"] = [row.figures() for row in finished]
+        result["rows"] = [row.to_json() for row in finished]
         if finished:
             summary = {name: value for name, value in result.items() if name != "rows"}
-            write_json(out / "table31.json", bench, summary, result["rows"])
+            write_json(out / "table31.json", runner, summary, result["rows"])
             save_sheet([row for row in finished if row.made], studio.texts, out / "table31.png")
     _print(result)
     print(f"results in {out}" if finished else "nothing written")
@@ -399,14 +406,14 @@ def _summary(studio: Studio, wanted: Sequence[Method], size: Size, dimension: in
         "features": dimension,
         "references": {TRUE: size.true_each * size.captions, DDIM: size.ddim_each * size.captions},
         "ddim": {"steps": SAMPLING_STEPS, "cfg": SCALE},
-        "changes": {m.label: dict(studio.bench.settings.differences(m.settings)) for m in wanted if m.label != DDIM},
+        "changes": {m.label: dict(studio.runner.settings.differences(m.settings)) for m in wanted if m.label != DDIM},
     }
 
 
 class Column(NamedTuple):
     title: str
     scale: float
-    form: str  # of the number
+    form: str  # format of the number
 
 
 COLUMNS = {
@@ -416,22 +423,22 @@ COLUMNS = {
     "kid_ddim": Column("KID DDIM", 1e3, ".1f"),
     "object": Column("object", 1e2, ".0f"),
     "colour": Column("colour", 1e2, ".0f"),
-    "seconds": Column("s/picture", 1.0, ".2f"),
+    "seconds": Column("s/image", 1.0, ".2f"),
 }
-WIDTH = 17  # of a column
+WIDTH = 17  # characters of a column
 
 
 def _print(result: dict[str, Any]) -> None:
-    """The table on stdout; KID in thousandths, votes of the judge in percent."""
+    """Print the table, with KID in thousandths and the judge's votes in percent."""
     texts, of = result["captions"], result["references"]
-    print(f"{len(texts)} captions, {result['steps']} steps; {of[TRUE]} true pictures, {of[DDIM]} DDIM samples")
+    print(f"{len(texts)} captions, {result['steps']} steps; {of[TRUE]} real images, {of[DDIM]} DDIM samples")
     print(f"{'':16}" + "".join(f"{column.title:>{WIDTH}}" for column in COLUMNS.values()) + f"{'evaluations':>13}")
     for row in result["rows"]:
         cells = "".join(f"{_cell(row.get(name), column):>{WIDTH}}" for name, column in COLUMNS.items())
         evaluations = row.get("evaluations")
         print(f"{row['method']:16}{cells}{evaluations if evaluations else '-':>13}  {row['note']}".rstrip())
     print(
-        f"KID x 1000, without bias. FID of {len(texts)} pictures with {result['features']} features is biased upwards: "
+        f"KID x 1000, unbiased. FID of {len(texts)} images with {result['features']} features is biased upwards; "
         f"row {TRUE!r} is its floor. ± over seeds."
     )
 
@@ -444,7 +451,7 @@ def _cell(found: dict[str, Any] | None, column: Column) -> str:
 
 
 def save_sheet(rows: Sequence[Row], texts: Sequence[str], path: Path) -> None:
-    """Methods by captions, the first seed; a PNG of at most `objects.SHEET_BYTES`."""
+    """Write the images of the first seed, methods by captions, in a PNG limited by `save_small`."""
     left, top = 120, 34
     shown = min(SHOWN, len(texts))
     sheet = Image.new("RGB", (left + shown * (CELL + 4), top + len(rows) * (CELL + 4)), "white")
@@ -457,7 +464,7 @@ def save_sheet(rows: Sequence[Row], texts: Sequence[str], path: Path) -> None:
         y = top + number * (CELL + 4)
         label = row.label.replace(":", "\n")
         pen.multiline_text((6, y + CELL // 2 - 8), label, fill=(40, 40, 48), font=font)
-        for column, picture in enumerate(to_uint8(row.made[0].rgb[:shown])):
-            small_picture = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.LANCZOS)
-            sheet.paste(small_picture, (left + column * (CELL + 4), y))
+        for column, image in enumerate(to_uint8(row.made[0].rgb[:shown])):
+            cell = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS)
+            sheet.paste(cell, (left + column * (CELL + 4), y))
     save_small(sheet, path)

@@ -1,11 +1,11 @@
-"""Losses beside each other: how a variant is spelled, runs that follow the clock, and whether they drew the same.
+"""Variants of losses, runs of a given duration, and a check that two runs drew the same random numbers.
 
-A variant is a loss with some of its own knobs set: "esd:lam=0.5". It starts from the preset `toybox-<loss>` where
-there is one, where tuned settings would be, and from `toybox` otherwise.
+A variant is a loss with some of its own knobs set, such as "esd:lam=0.5". It starts from the preset `toybox-<loss>` if
+that exists, since it has tuned settings, and from `toybox` otherwise.
 
-A run has a number of seconds, the warm-up of its auxiliary included, loading and compilation not. Its schedules are
-fractions of that time: the plan is revised at every step to what the rate so far promises. With a number of steps
-given, the plan is that. Nothing is published meanwhile.
+A run lasts a given number of seconds, including the warm-up of its auxiliary but not loading and compilation. Its
+schedules are fractions of that time: at every step, the planned number of steps is extrapolated from the rate so far.
+If a number of steps is given, that is the plan. No frames are published.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdlab.experiments.objects import Bench, Case, Outcome
+from sdlab.experiments.objects import Case, Outcome, Runner
 from sdlab.prompts import PromptBank
 from sdlab.settings import Settings, losses, preset_names
 from sdlab.step import Report, State, needs_warm_up, step, warm_up
 
 PRESET = "toybox"
-# what a step draws -> the knobs on which that depends, by the beginnings of their paths
+# what a step draws -> prefixes of the knobs that it depends on
 DEPENDS = {
     "cameras": ("seed", "camera."),
     "t": (
@@ -43,7 +43,7 @@ DEPENDS = {
 
 
 class Variant(NamedTuple):
-    """A loss as it is to be run; `label` is how it was spelled."""
+    """A loss with settings; `label` is its spelling on the command line."""
 
     label: str
     preset: str
@@ -51,13 +51,15 @@ class Variant(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For people: "ESD lam=0.5"."""
+        """The name shown to users, such as "ESD lam=0.5"."""
         return " ".join([self.settings.loss.title, *self.label.split(":")[1:]])
 
 
-def spelled(label: str, option: str) -> tuple[str, list[str]]:
-    """ "esd:lam=0.5" -> "esd", ["losses.esd.lam=0.5"]; ValueError, naming `option`, when there is no such loss or what
-    follows is no KNOB=VALUE."""
+def parse_variant(label: str, option: str) -> tuple[str, list[str]]:
+    """Split "esd:lam=0.5" into "esd" and ["losses.esd.lam=0.5"].
+
+    Raises ValueError that names `option` for an unknown loss or anything but KNOB=VALUE after it.
+    """
     loss, *changes = (part.strip() for part in label.split(":"))
     known = tuple(losses())
     if loss not in known:
@@ -70,45 +72,47 @@ def spelled(label: str, option: str) -> tuple[str, list[str]]:
     return loss, [f"losses.{loss}.{change}" for change in changes]
 
 
-def preset_of(loss: str) -> str:
-    """The preset that `loss` starts from."""
+def preset_for(loss: str) -> str:
+    """Return the preset that `loss` starts from."""
     tuned = f"{PRESET}-{loss}"
     return tuned if tuned in preset_names() else PRESET
 
 
-def described(variant: Variant, base: Settings) -> dict[str, Any]:
-    """For the JSON: what it differs in from `base`."""
+def describe(variant: Variant, base: Settings) -> dict[str, Any]:
+    """Return the variant for the JSON file, with its differences from `base`."""
     return {"variant": variant.label, "preset": variant.preset, "changes": dict(base.differences(variant.settings))}
 
 
-# ---- a run -----------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------
 
 
 class Draw(NamedTuple):
-    """Fingerprints of what one step drew."""
+    """Fingerprints of the random numbers of one step."""
 
     cameras: bytes
     t: bytes
     noise: bytes
 
 
-class Course(NamedTuple):
-    """One run done, with what it drew in every step."""
+class TracedRun(NamedTuple):
+    """A finished run with the fingerprints of every step."""
 
     outcome: Outcome
-    warm_up_seconds: float  # of outcome.seconds
-    evaluations: int  # of networks, per view, in the last step
-    skipped: int  # steps whose gradient was not finite
+    warm_up_seconds: float  # part of outcome.seconds
+    evaluations: int  # network evaluations per view in the last step
+    skipped: int  # steps with a non-finite gradient
     draws: list[Draw]
 
 
-def follow(bench: Bench, case: Case, planned: int | None) -> Course | None:
-    """Run `case` for `planned` steps or, with None, for `bench.seconds`, which are the limit in either case. None once
-    `bench.stop` is set; an error of a step ends the run, and the outcome's note says so."""
-    if bench.stop.is_set():
+def run_case(runner: Runner, case: Case, planned: int | None) -> TracedRun | None:
+    """Run `case` for `planned` steps, or with None for `runner.seconds`, which is the time limit in either case.
+
+    Returns None once `runner.stop` is set. An error in a step ends the run, and the outcome's note describes it.
+    """
+    if runner.stop.is_set():
         return None
-    rehearse(bench, case.settings)
-    session = bench.session(case.settings)
+    rehearse(runner, case.settings)
+    session = runner.session(case.settings)
     state, s, prior, bank = session.state, session.effective, session.prior, PromptBank(session.prior)
     draws: list[Draw] = []
     note, warmed, evaluations = "", 0.0, 0
@@ -116,48 +120,48 @@ def follow(bench: Bench, case: Case, planned: int | None) -> Course | None:
     try:
         while planned is None or state.step < planned:
             seconds = time.perf_counter() - started
-            if bench.stop.is_set():
+            if runner.stop.is_set():
                 return None
-            if seconds >= bench.seconds:
-                note = _ended_early(state, s, bench.seconds, planned)
+            if seconds >= runner.seconds:
+                note = _ended_early(state, s, runner.seconds, planned)
                 break
             if needs_warm_up(state, s):
                 warm_up(state, s, prior, bank)
                 warmed = time.perf_counter() - started
                 continue
-            plan = planned or _promised(state.step, (seconds - warmed) / (bench.seconds - warmed))
+            plan = planned or _projected_steps(state.step, (seconds - warmed) / (runner.seconds - warmed))
             report = step(state, dataclasses.replace(s, steps=plan), prior, bank)
-            draws.append(drawn(report))
+            draws.append(draw_of(report))
             evaluations = report.nfe
     except Exception as e:
         note = f"failed at step {state.step}: {type(e).__name__}: {e}"
     outcome = Outcome(case, state.scene, state.step, time.perf_counter() - started, note)
-    return Course(outcome, warmed, evaluations, state.skipped, draws)
+    return TracedRun(outcome, warmed, evaluations, state.skipped, draws)
 
 
 def _ended_early(state: State, s: Settings, seconds: float, planned: int | None) -> str:
     if needs_warm_up(state, s):
         done, of = state.aux[s.loss.aux_name()].fitted, s.loss.warm_up_steps()
-        return f"after {seconds:g} s its own network was at {done} of {of} steps of its warm-up"
+        return f"after {seconds:g} s the warm-up of its network was at step {done} of {of}"
     return f"stopped after {seconds:g} s at step {state.step} of {planned}" if planned else ""
 
 
-def rehearse(bench: Bench, s: Settings) -> None:
-    """One step and one lesson on a scene that is thrown away: the first of a kind compiles and imports."""
-    session = bench.session(s)
+def rehearse(runner: Runner, s: Settings) -> None:
+    """Take one step and one warm-up step on a throwaway scene, since the first of each kind compiles and imports."""
+    session = runner.session(s)
     state, bank = session.state, PromptBank(session.prior)
-    with contextlib.suppress(Exception):  # the run itself will say what is wrong
+    with contextlib.suppress(Exception):  # the run itself will report it
         if needs_warm_up(state, s):
             warm_up(state, s, session.prior, bank)
         step(state, s, session.prior, bank)
 
 
-def _promised(steps: int, share: float) -> int:
-    """How many steps there will be in all when `steps` took this share of the time."""
+def _projected_steps(steps: int, share: float) -> int:
+    """Return the projected number of steps when `steps` steps took this share of the time."""
     return max(round(steps / max(share, 1e-6)), steps + 1)
 
 
-def drawn(report: Report) -> Draw:
+def draw_of(report: Report) -> Draw:
     return Draw(_digest(report.cams.viewmats, report.cams.Ks), _digest(report.x.t), _digest(report.x.noise))
 
 
@@ -168,16 +172,16 @@ def _digest(*tensors: Tensor) -> bytes:
     return digest.digest()
 
 
-# ---- did they draw the same? ---------------------------------------------------------------------------------
+# ---- random numbers ------------------------------------------------------------------------------------------
 
 
 class Agreement(NamedTuple):
-    """How one run's draws compare with those of the first, over the steps that both took."""
+    """How one run's draws compare with those of the first run, over the steps that both took."""
 
     label: str
-    steps: int  # that both took
+    steps: int  # number of steps that both took
     differs: Mapping[str, str]  # what was drawn differently -> from which step, and why
-    unexplained: bool  # whether something differs that should not
+    unexplained: bool  # whether something differs although no knob explains it
 
     def row(self) -> dict[str, Any]:
         same = dict.fromkeys(DEPENDS, "equal")
@@ -185,7 +189,7 @@ class Agreement(NamedTuple):
 
 
 def agreements(runs: Sequence[tuple[Variant, Sequence[Draw]]]) -> list[Agreement]:
-    """Each run after the first, against the first."""
+    """Compare each run after the first with the first."""
     return [_agreement(runs[0], run) for run in runs[1:]]
 
 
@@ -198,12 +202,12 @@ def _agreement(first: tuple[Variant, Sequence[Draw]], other: tuple[Variant, Sequ
         if at is not None:
             reasons = _reasons(name, a.settings, b.settings)
             unexplained = unexplained or not reasons
-            differs[name] = f"differs from step {at}: {'; '.join(reasons) or 'no knob says so'}"
+            differs[name] = f"differs from step {at}: {'; '.join(reasons) or 'no knob explains it'}"
     return Agreement(b.label, min(len(mine), len(theirs)), differs, unexplained)
 
 
 def _reasons(name: str, a: Settings, b: Settings) -> list[str]:
-    """The knobs that make two runs draw `name` differently on purpose."""
+    """Return the knobs that make two runs draw `name` differently on purpose."""
     before = a.knobs()
     reasons = [
         f"{path} = {before[path].value if path in before else None} and {value}"
@@ -211,12 +215,12 @@ def _reasons(name: str, a: Settings, b: Settings) -> list[str]:
         if path.startswith(DEPENDS[name])
     ]
     if name == "t" and not reasons and a.schedule.kind != "uniform":
-        reasons.append(f"schedule.kind = {a.schedule.kind}: t follows the share of the run that is over")
+        reasons.append(f"schedule.kind = {a.schedule.kind}: t depends on the progress of the run")
     return reasons
 
 
 def digests(draws: Sequence[Draw]) -> dict[str, str]:
-    """One fingerprint for all the steps in `draws`."""
+    """Return one fingerprint for all steps in `draws`."""
     return {
         name: hashlib.blake2b(b"".join(getattr(draw, name) for draw in draws), digest_size=8).hexdigest()
         for name in DEPENDS

@@ -20,7 +20,7 @@ from torch import Tensor
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.pictures import to_uint8
 from sdlab.raster import rasteriser_for
-from sdlab.scenes import AnyScene, FlatScene, Scene
+from sdlab.scenes import AnyScene, Scene
 from sdlab.settings import Settings
 from sdlab.starts.clouds import SH_C0
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
@@ -74,11 +74,11 @@ def material_of(
     `film` holds the snapshots so far (`Timeline.film`), of which those after `step` are dropped; `pictures`, uint8
     [M, H, W, 3], are the current images of a 2-D scene. Neither is copied.
     """
-    if isinstance(scene, FlatScene):
-        return Material(settings, step, pictures=pictures)
     grown = tuple((at, shot) for at, shot in film if at < step and isinstance(shot, SplatSnapshot))
-    now = scene.snapshot()
-    return Material(settings, step, scene.splats(), grown if now is None else (*grown, (step, now)))
+    splats, now = scene.splats(), scene.snapshot()
+    if splats is None:
+        return Material(settings, step, pictures=pictures)
+    return Material(settings, step, splats, grown if now is None else (*grown, (step, now)))
 
 
 def slug(text: str) -> str:

@@ -1,31 +1,68 @@
-"""A flat scene in numbers, for a page that draws it itself: where the points of the plane are, and what each term of
-the loss said of them at the last step. Pictures need no more than a frame's preview.
+"""Frames: what viewers see of a run after a step, with the statistics of that step.
+
+Points of the plane are also published as numbers, for a page that draws them itself: where they are, and the value of
+each term of the loss at the last step. Images need no more than a frame's preview.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
 
+from sdlab import lens
 from sdlab.guidance import cfg
-from sdlab.losses import Distillation
+from sdlab.live.state import Run
+from sdlab.losses import GUIDED, NOISE, RESIDUAL, Distillation, first_of
 from sdlab.scenes import AnyScene, FlatScene
 from sdlab.scenes.gaussian import GaussianScene
 from sdlab.scenes.points import PointScene
-from sdlab.step import Report
-from sdlab.types import FlatFrame
+from sdlab.schedule import weight
+from sdlab.step import STAGES, Report
+from sdlab.types import FlatFrame, Frame, Term
 
 KEPT_ROWS = 40_000  # rows [x, y] of the ways in one frame, so that it stays small however many points there are
 LATELY = 400  # steps of the ways in one frame at most
-# what losses set against the prediction in place of the drawn noise
-RIVALS = {"psi", "psi_null", "minority", "inversion", "interval", "operator", "ref", "source", "neg"}
-OWN_MIXTURES = {"neg", "ref"}  # losses with these combine their predictions in ways of their own
 
 _count = itertools.count(1)
 _numbers: WeakKeyDictionary[FlatScene, int] = WeakKeyDictionary()  # of the scenes there are
+
+
+def frame_of(run: Run, in_detail: bool) -> Frame:
+    """Return the frame of the last step, or of the scene before its first; `in_detail` as for `stats_of`."""
+    state, s, prior, bank = run.inputs()
+    report, scene = run.trace.report, state.scene
+    if report is not None:
+        stats = stats_of(run, report, in_detail)
+    else:
+        stats = {**scene.stats(), "seconds": state.seconds}
+    drawn = None if report is None or report.render is None else (report.cams, report.render)
+    preview, views = scene.preview(prior, bank, s.prompt, s.camera, drawn)
+    flat = flat_frame(scene, report, (run.trace.settings or s).loss)
+    return Frame(state.step, state.seconds, scene.snapshot(), preview, views, stats, flat)
+
+
+def stats_of(run: Run, report: Report, in_detail: bool) -> dict[str, float]:
+    """Return the statistics of the last step; with `in_detail` also those of its predictions, which cost a few
+    operations on the device."""
+    state, s, trace = run.inputs()[0], run.trace.settings, run.trace
+    stats = {name: float(value) for name, value in report.stats.items()}
+    stats["t"] = float(report.x.t.float().mean())
+    stats.update(state.scene.stats())
+    stats["seconds"] = state.seconds
+    stats["steps_per_s"] = 1 / trace.seconds_per_step if trace.seconds_per_step > 0 else 0.0
+    stats["prior_share"] = state.prior_seconds / state.seconds if state.seconds > 0 else 0.0
+    stats["skipped"] = float(state.skipped)
+    stats.update({f"ms_{stage}": 1e3 * report.stages.get(stage, 0.0) for stage in STAGES if stage != "publish"})
+    stats.update({name: float(count) for name, count in report.densified.items()})
+    if in_detail and s is not None:
+        stats.update({name: float(value) for name, value in lens.stats_of(report, s.loss).items()})
+        stats.update({f"rms_{name}": float(value) for name, value in lens.sizes_of(report).items()})
+        stats["weight"] = float(weight(s.schedule, report.x.alpha, report.x.sigma).mean())
+    return stats
 
 
 def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> FlatFrame | None:
@@ -39,19 +76,23 @@ def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> Fl
     run = _numbers.get(scene) or _numbers.setdefault(scene, next(_count))
     if report is None:
         return FlatFrame(run, way, np.zeros(0, np.int64), {})
-    terms = {name: _points(events) for name, events in _terms(report, loss).items()}
-    return FlatFrame(run, way, report.x.t.cpu().numpy(), terms)
+    terms = _terms(report, loss)
+    arrays = {term.name: _points(events) for term, events in terms.items()}
+    return FlatFrame(run, way, report.x.t.cpu().numpy(), arrays, tuple(terms))
 
 
-def _terms(report: Report, loss: Distillation) -> dict[str, Tensor]:
-    preds = dict(report.guidance.preds)
-    terms = dict(preds)
-    scale: float = getattr(loss, "cfg", getattr(loss, "sds_cfg", 1.0))
-    if {"pos", "uncond"} <= preds.keys() and not preds.keys() & OWN_MIXTURES and scale != 1:
-        terms["guided"] = cfg(preds["uncond"], preds["pos"], scale)
-    if not preds.keys() & RIVALS:
-        terms["noise"] = report.x.noise
-    terms["residual"] = report.guidance.residual
+def _terms(report: Report, loss: Distillation) -> dict[Term, Tensor]:
+    """What the loss combined, as the legend lists it: predictions, the guided one, what is subtracted, the sum."""
+    preds, scale = report.guidance.preds, loss.guidance_scale()
+    found = {term: preds[term.name] for term in loss.terms if term.name in preds}
+    found |= {loss.term(name): eps for name, eps in preds.items()}  # with those that the loss does not describe
+    terms = {term: eps for term, eps in found.items() if not term.subtracted}
+    if {"pos", "uncond"} <= preds.keys() and scale not in (None, 1):
+        terms[replace(GUIDED, pull=f"guided: s = {scale:g}")] = cfg(preds["uncond"], preds["pos"], scale)
+    terms |= {term: eps for term, eps in found.items() if term.subtracted}
+    if not first_of(loss.control, preds):
+        terms[NOISE] = report.x.noise
+    terms[RESIDUAL] = report.guidance.residual
     return terms
 
 

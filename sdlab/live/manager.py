@@ -14,8 +14,9 @@ import torch
 
 from sdlab.channel import Turnstile
 from sdlab.errors import give_back
+from sdlab.live.building import compile_for
 from sdlab.live.messages import Patch, Stop
-from sdlab.live.session import Session, compile_for
+from sdlab.live.session import Session
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings

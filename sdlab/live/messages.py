@@ -47,20 +47,6 @@ class Reset:
 
 
 @dataclass(frozen=True)
-class Save:
-    """Write a checkpoint into `folder`."""
-
-    folder: str
-
-
-@dataclass(frozen=True)
-class Load:
-    """Go on from the checkpoint in `folder`."""
-
-    folder: str
-
-
-@dataclass(frozen=True)
 class Goto:
     """Jump to the newest moment of the timeline at or before `step`, with the settings of then, and pause there."""
 
@@ -73,22 +59,15 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Export:
-    """Write scene.ply, turntable.png and turntable.mp4 into `folder`."""
-
-    folder: str
-
-
-@dataclass(frozen=True)
 class Stop:
     """End the session."""
 
 
-Command = Patch | Pause | Resume | Advance | Reset | Save | Load | Goto | Compare | Export | Stop
+Command = Patch | Pause | Resume | Advance | Reset | Goto | Compare | Stop
 
 # ---- events ----------------------------------------------------------------------------------------------
 
-Phase = Literal["loading", "compiling", "ready", "running", "paused", "saving", "exporting", "failed", "ended"]
+Phase = Literal["loading", "compiling", "ready", "running", "paused", "failed", "ended"]
 
 
 @dataclass(frozen=True)
@@ -164,18 +143,6 @@ class Noted:
 
 
 @dataclass(frozen=True)
-class Saved:
-    step: int
-    folder: str
-
-
-@dataclass(frozen=True)
-class Loaded:
-    step: int
-    folder: str
-
-
-@dataclass(frozen=True)
 class Went:
     """A jump on the timeline has led to `step`; the settings are those of then."""
 
@@ -187,12 +154,6 @@ class Branched:
     """This session goes on from `step` of another, with its settings."""
 
     step: int
-
-
-@dataclass(frozen=True)
-class Exported:
-    step: int
-    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -208,18 +169,4 @@ class Ended:
     step: int
 
 
-Event = (
-    Status
-    | Applied
-    | Rejected
-    | Stepped
-    | Skipped
-    | Noted
-    | Saved
-    | Loaded
-    | Went
-    | Branched
-    | Exported
-    | Failed
-    | Ended
-)
+Event = Status | Applied | Rejected | Stepped | Skipped | Noted | Went | Branched | Failed | Ended

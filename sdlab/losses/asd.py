@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import POS, UNCOND, Distillation
+from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class ASD(score.TrainsScore, Distillation):
         "as VSD at gamma 0; with a negative gamma psi pushes harder away from what the scene shows"
     )
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
+    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, score.PSI)
+    control: ClassVar[tuple[str, ...]] = ("psi",)
+    aux_errors: ClassVar[tuple[str, ...]] = ("psi_error",)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     gamma: float = knob(-0.75, -0.99, 0.99, "how much psi is drawn to the prior; negative: repelled (paper: -0.75)")
@@ -45,6 +48,10 @@ class ASD(score.TrainsScore, Distillation):
 
     def calls(self) -> tuple[int, ...]:
         return (2, *(1,) * self.lessons)
+
+    def evaluations(self) -> tuple[int, int]:
+        asked, learnt = super().evaluations()
+        return asked, 2 * learnt  # each lesson asks the prior as well
 
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)

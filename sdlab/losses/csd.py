@@ -33,6 +33,8 @@ class CSD(Distillation):
         "strong colours and edges early on; the negative prompt takes over as its coefficient grows"
     )
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", "neg")
+    control: ClassVar[tuple[str, ...]] = ("uncond",)
+    guidance_knob: ClassVar[str] = ""
 
     pos: float = knob(1.0, -LARGE, LARGE, "c_c of the prompt at first (paper: 1)")
     pos_end: float = knob(1.0, -LARGE, LARGE, "c_c in the end (paper: 1)")

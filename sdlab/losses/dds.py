@@ -11,13 +11,25 @@ Nothing moves until the prompt says something else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from sdlab.guidance import cfg
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import POS, UNCOND, Distillation
+from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
+
+REF = Term(
+    "ref",
+    "eps_ref",
+    "reference",
+    "the prior's estimate of the reference, given the reference's prompt",
+    "away from the reference",
+    subtracted=True,
+    colour="wine",
+    formula="eps(reference; its prompt)",
+    noisy="the reference with this step's noise",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,9 @@ class DDS(Distillation):
     )
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", "ref")
     needs_reference: ClassVar[bool] = True
+    terms: ClassVar[tuple[Term, ...]] = (replace(POS, formula="eps(z; prompt)"), UNCOND, REF)
+    control: ClassVar[tuple[str, ...]] = ("ref",)
+    guidance_knob: ClassVar[str] = ""
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale of both (paper: 7.5)")
     reference: int = knob(
@@ -45,6 +60,8 @@ class DDS(Distillation):
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         assert x.ref is not None, "the step renders the reference of a loss that needs one"
         eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
-        ref_c, ref_u = model.eps(x.alpha * x.ref + x.sigma * x.noise, x.t, "ref", "uncond")
+        z_ref = x.alpha * x.ref + x.sigma * x.noise
+        ref_c, ref_u = model.eps(z_ref, x.t, "ref", "uncond")
         residual = cfg(eps_u, eps_c, self.cfg) - cfg(ref_u, ref_c, self.cfg)
-        return Guidance(residual, {"pos": eps_c, "uncond": eps_u, "ref": ref_c})
+        preds = {"pos": eps_c, "uncond": eps_u, "ref": ref_c}
+        return Guidance(residual, preds, asked={"ref": Asked(z_ref, x.t)})

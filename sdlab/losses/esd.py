@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import POS, UNCOND, Distillation
+from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class ESD(score.TrainsScore, Distillation):
     look_for: ClassVar[str] = (
         "fewer fronts than VSD without view words (paper); lam 0 is VSD, at 1 psi knows no camera and shapes are smooth"
     )
+    place: ClassVar[int] = 3
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
+    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, score.PSI, score.PSI_NULL)
+    control: ClassVar[tuple[str, ...]] = ("psi", "psi_null")
+    aux_errors: ClassVar[tuple[str, ...]] = ("psi_error", "psi_null_error")
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     lam: float = knob(0.5, 0.0, 1.0, "lambda, weight of the views' entropy; 0 is VSD (released code: 0.5)")
@@ -56,11 +60,17 @@ class ESD(score.TrainsScore, Distillation):
     def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
         residual, preds = guide(model, x.z_t, x.t, self.cfg)
         stats = {"prior_error": score.square_error(preds["pos"], x.noise)}  # what psi has to beat
-        shares = {"psi": 1 - self.lam, "psi_null": self.lam}
-        asked = [name for name, share in shares.items() if share > 0]
-        answers = aux.ask(x, model, [name == "psi" for name in asked])
-        for name, psi in zip(asked, answers, strict=True):
+        shares = self._shares()
+        answers = aux.ask(x, model, [name == "psi" for name in shares])
+        for (name, share), psi in zip(shares.items(), answers, strict=True):
             preds[name] = psi
             stats[f"{name}_error"] = score.square_error(psi, x.noise)
-            residual = residual - shares[name] * psi
+            residual = residual - share * psi
         return Guidance(residual, preds, stats)
+
+    def answers(self) -> int:
+        return len(self._shares())
+
+    def _shares(self) -> dict[str, float]:
+        """Weights of psi with the camera and without, of those above 0."""
+        return {name: share for name, share in (("psi", 1 - self.lam), ("psi_null", self.lam)) if share > 0}

@@ -18,8 +18,20 @@ from typing import Any, ClassVar
 from sdlab.guidance import cfg
 from sdlab.inversion import ddim, invert
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import NEG, POS, Distillation
+from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
+
+INTERVAL = Term(
+    "interval",
+    "eps_s",
+    "an interval before",
+    "the prior's estimate at the lower noise level, given no prompt",
+    "minus the prediction at a smaller t",
+    subtracted=True,
+    colour="pink",
+    formula="eps_u",
+    noisy="with less of the noise that the loss found for it",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,10 @@ class ISM(Distillation):
         "detail that is not averaged away from step to step; the inversion makes it slower than SDS"
     )
     roles: ClassVar[tuple[str, ...]] = ("pos", "neg", "uncond")
+    terms: ClassVar[tuple[Term, ...]] = (POS, NEG, INTERVAL)
+    unconditional: ClassVar[tuple[str, ...]] = ("neg",)
+    control: ClassVar[tuple[str, ...]] = ("interval",)
+    guidance_knob: ClassVar[str] = ""
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     interval: int = knob(100, 0, 500, "timesteps between the two levels at first (released code: 100)")
@@ -52,4 +68,7 @@ class ISM(Distillation):
         (eps_s,) = model.eps(z_s, s, "uncond")
         z_t = ddim(model, z_s, s, x.t, eps_s)
         eps_c, eps_n = model.eps(z_t, x.t, "pos", "neg")
-        return Guidance(cfg(eps_n, eps_c, self.cfg) - eps_s, {"pos": eps_c, "neg": eps_n, "interval": eps_s})
+        preds = {"pos": eps_c, "neg": eps_n, "interval": eps_s}
+        here = Asked(z_t, x.t)
+        asked = {"pos": here, "neg": here, "interval": Asked(z_s, s)}
+        return Guidance(cfg(eps_n, eps_c, self.cfg) - eps_s, preds, asked=asked)

@@ -17,7 +17,7 @@ z^_t = alpha z + sigma kappa, and noise that of the minority sample, it descends
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -25,9 +25,20 @@ from torch import Tensor
 from sdlab.guidance import guide
 from sdlab.inversion import flow_roles, invert
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import POS, UNCOND, Distillation, correlation
+from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
 
+MINORITY = Term(
+    "minority",
+    "eps^_\u2212",
+    "minority",
+    "the prior's guided estimate of the less likely version",
+    "minus the guided prediction for an unlikely sample",
+    subtracted=True,
+    colour="pink",
+    formula="eps(minority)",
+    noisy="the less likely version with fresh noise",
+)
 CODE = "w(t) sigma/alpha [ (1 + k) (eps(inverted) - kappa) + k (eps(minority) - noise) ]"
 
 
@@ -44,6 +55,9 @@ class JSD(Distillation):
         "both eps are guided by s; calm colours, different objects from different seeds (paper); "
         "slow, since each step inverts the picture first"
     )
+    place: ClassVar[int] = 6
+    terms: ClassVar[tuple[Term, ...]] = (replace(POS, formula="eps(inverted)"), UNCOND, MINORITY)
+    control: ClassVar[tuple[str, ...]] = ("minority",)
 
     cfg: float = knob(13.5, 0.0, 200.0, "s, the guidance scale (paper: 13.5)")
     inversion_steps: int = knob(10, 1, 50, "steps of the inversion, one or two network evaluations each (paper: 10)")
@@ -67,16 +81,16 @@ class JSD(Distillation):
         x0_bar = (z_hat - x.sigma * (preds["pos"] if self.form == "paper" else hat)) / x.alpha
         z_bar = x.alpha * x0_bar + x.sigma * x.noise
         bar, _ = guide(model, z_bar, x.t, self.cfg)
+        asked = {**dict.fromkeys(preds, Asked(z_hat, x.t)), "minority": Asked(z_bar, x.t)}
         preds["minority"] = bar
-        stats = {"correlation": _correlation(hat, bar)}
+        stats = {"correlation": correlation(hat, bar)}
         if self.form == "paper":
-            return Guidance(x.alpha / x.sigma * (hat - bar), preds, stats)
+            return Guidance(x.alpha / x.sigma * (hat - bar), preds, stats, asked)
         kappa = (z_hat - x.alpha * x.z0) / x.sigma
         both = (1 + self.k) * (hat - kappa) + self.k * (bar - x.noise)
-        return Guidance(x.sigma / x.alpha * both, preds, stats)
+        return Guidance(x.sigma / x.alpha * both, preds, stats, asked)
 
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, over everything; 0-d."""
-    a, b = a - a.mean(), b - b.mean()
-    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-20)
+    def one_step_target(self, x: Noised, residual: Tensor) -> Tensor:
+        if self.form == "code":
+            return x.z0 - residual  # which holds sigma / alpha already
+        return x.z0 - (x.sigma / x.alpha) ** 2 * residual  # which holds alpha / sigma

@@ -30,6 +30,8 @@ class NFSD(Distillation):
     formula: ClassVar[str] = "w(t) [ (t < 200 ? eps_u : eps_u - eps_n) + s (eps_c - eps_u) ]"
     look_for: ClassVar[str] = "less saturated than SDS at an ordinary CFG; the negative prompt matters"
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", "neg")
+    control: ClassVar[tuple[str, ...]] = ("uncond",)
+    guidance_knob: ClassVar[str] = ""
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     little_noise: int = knob(200, 0, 1000, "timestep below which eps_u itself is taken (paper: 200)")

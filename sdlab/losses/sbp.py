@@ -38,8 +38,8 @@ from typing import Any, ClassVar
 from sdlab.guidance import cfg, guide
 from sdlab.inversion import decode, flow_roles, invert
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import POS, SOURCE, TARGET, UNCOND, Distillation
+from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
 
 STAGE_1 = "w(t) [ eps_u + s (eps_c - eps_u) - noise ]"
 RESTORING = "w(t) [ eps(source prompt) + w (eps(target prompt) - eps(source prompt)) - noise ]"
@@ -59,7 +59,13 @@ class SBP(Distillation):
         "flaws named in the source prompt should go, without the over-saturation of a large CFG; from a bare start it "
         "spoils the shape, so let SDS come first"
     )
+    place: ClassVar[int] = 5
     roles: ClassVar[tuple[str, ...]] = ("target", "source", "pos", "uncond")
+    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, TARGET, SOURCE)
+    conditional: ClassVar[tuple[str, ...]] = ("pos", "target")
+    unconditional: ClassVar[tuple[str, ...]] = ("uncond", "source")
+    control: ClassVar[tuple[str, ...]] = ("source",)
+    guidance_knob: ClassVar[str] = "sds_cfg"
 
     w: float = knob(1.0, 0.0, 100.0, "weight of the bridge (paper: 25 in 2D, 1 in 3D)")
     stage: str = knob(
@@ -114,7 +120,8 @@ class SBP(Distillation):
         psi = decode(model, z_hat, x.t, self.leg_steps, self.target_cfg, roles=down)
         target, source = ((z_hat - x.alpha * end) / x.sigma for end in (psi, x.z0))
         stats = {"displacement": (psi - x.z0).square().mean().sqrt()}
-        return Guidance(self.w * (target - source), {"target": target, "source": source}, stats)
+        preds = {"target": target, "source": source}
+        return Guidance(self.w * (target - source), preds, stats, dict.fromkeys(preds, Asked(z_hat, x.t)))
 
     def _legs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The roles of a step up and of a step down."""

@@ -13,11 +13,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from sdlab.guidance import guide
 from sdlab.inversion import flow_roles, invert
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import POS, UNCOND, Distillation
+from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
+
+INVERSION = Term(
+    "inversion",
+    "kappa",
+    "own noise",
+    "with the noise that the inversion found: the image itself",
+    "minus the noise found by inversion",
+    subtracted=True,
+    colour="amber",
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class SDI(Distillation):
     paper: ClassVar[str] = "Score Distillation via Reparametrized DDIM, Lukoianov et al., 2024"
     formula: ClassVar[str] = "w(t) sigma/alpha [ eps_u + s (eps_c - eps_u) - kappa ],  kappa by inversion"
     look_for: ClassVar[str] = "sharper than SDS at an ordinary CFG; wants t to fall from much to little; slow"
+    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, INVERSION)
+    control: ClassVar[tuple[str, ...]] = ("inversion",)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     inversion_steps: int = knob(10, 1, 50, "steps of the inversion, two network evaluations each (paper: 10)")
@@ -42,4 +56,8 @@ class SDI(Distillation):
         z_t = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)
         hat, preds = guide(model, z_t, x.t, self.cfg)
         kappa = (z_t - x.alpha * x.z0) / x.sigma
-        return Guidance(x.sigma / x.alpha * (hat - kappa), {**preds, "inversion": kappa})
+        preds["inversion"] = kappa
+        return Guidance(x.sigma / x.alpha * (hat - kappa), preds, asked=dict.fromkeys(preds, Asked(z_t, x.t)))
+
+    def one_step_target(self, x: Noised, residual: Tensor) -> Tensor:
+        return x.z0 - residual  # which holds sigma / alpha already

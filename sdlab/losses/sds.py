@@ -25,6 +25,7 @@ class SDS(Distillation):
     look_for: ClassVar[str] = (
         "fast, robust shapes; smooth and over-saturated at a large s; extra faces without view words"
     )
+    place: ClassVar[int] = 1
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'")
 

@@ -26,11 +26,21 @@ from sdlab.auxiliary.fitted import FittedNet, initialised
 from sdlab.auxiliary.ulite import ULite
 from sdlab.guidance import guide
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
+from sdlab.losses import POS, UNCOND, Distillation
 from sdlab.rng import StepRng
-from sdlab.types import BoundPrior, Guidance, Noised, Prior
+from sdlab.types import BoundPrior, Guidance, Noised, Prior, Term
 
 HIDDEN = 64
+OPERATOR = Term(
+    "operator",
+    "M",
+    "operator M",
+    "with the noise that M, trained on the renders' noise, finds in it",
+    "minus the noise that M finds",
+    subtracted=True,
+    colour="amber",
+    formula="M(eps_c)",
+)
 OPERATORS = ("u-lite", "linear", "u-lite with noise")
 
 
@@ -115,6 +125,10 @@ class VDM(Distillation):
         "M learns to tell the noise from eps_c; more detail than SDS (paper); "
         "a low cut-off over-saturates, a high one is smooth"
     )
+    place: ClassVar[int] = 4
+    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, OPERATOR)
+    control: ClassVar[tuple[str, ...]] = ("operator",)
+    aux_errors: ClassVar[tuple[str, ...]] = ("operator_error",)
 
     cfg: float = knob(8.5, 0.0, 200.0, "s, the guidance scale in form A (paper: 7.5 in form B, which is 8.5)")
     dca_cutoff: int = knob(300, 0, 999, "timestep up to which M counts less, with 1 - alphabar (paper: 300)")

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
 from sdlab.knobs import knob
-from sdlab.losses import Distillation
-from sdlab.types import BoundPrior, Guidance, Noised
+from sdlab.losses import POS, UNCOND, Distillation
+from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class VSD(score.TrainsScore, Distillation):
         "sharp detail and natural colours at an ordinary CFG; slower, since psi is trained in every step; "
         "does nothing against several fronts"
     )
+    place: ClassVar[int] = 2
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
+    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, score.PSI)
+    control: ClassVar[tuple[str, ...]] = ("psi",)
+    aux_errors: ClassVar[tuple[str, ...]] = ("psi_error",)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     network: str = score.network_knob()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,8 +21,16 @@ from torch.nn import Parameter
 from sdlab.cameras import CameraSettings
 from sdlab.density import RowSurgeon
 from sdlab.priors import Progress, silent
+from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
+
+
+class Preview(NamedTuple):
+    """Images of a frame, uint8 [B, H, W, 3], and the view word of each ("" without cameras)."""
+
+    images: np.ndarray
+    views: tuple[str, ...]
 
 
 @runtime_checkable
@@ -30,6 +38,7 @@ class Scene(Protocol):
     """A scene seen through cameras; owned by one thread."""
 
     params: dict[str, Parameter]
+    note: str  # reason why it does not start as requested, or ""
 
     def adopt(self, config: SceneConfig) -> None:
         """Switch to another configuration of the same kind (live knobs)."""
@@ -53,6 +62,25 @@ class Scene(Protocol):
         """Run density control where it is due; return counts of what was done (empty if nothing was)."""
         ...
 
+    def must_fit(self, prior: Prior) -> None:
+        """Raise ValueError if `prior` cannot look at this scene."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Return values to record at every step."""
+        ...
+
+    def preview(
+        self,
+        prior: Prior,
+        bank: PromptBank,
+        prompt: PromptSettings,
+        camera: CameraSettings,
+        drawn: tuple[Cameras, Render] | None,
+    ) -> Preview:
+        """Return the images that a frame shows; `drawn` are the renders of the last step, None before the first."""
+        ...
+
     def snapshot(self) -> SplatSnapshot | None:
         """Return an immutable copy for viewers, or None for scenes not made of Gaussians."""
         ...
@@ -68,6 +96,8 @@ class Scene(Protocol):
 
 class FlatScene(ABC):
     """A batch of B events of the prior's own space; owned by one thread."""
+
+    note = ""
 
     def __init__(self, config: Any, params: dict[str, Tensor], shape: tuple[int, int, int], cams: Cameras) -> None:
         """Wrap `params`, by name; `shape` is (C, H, W) of an event, `cams` the cameras that losses are told about."""
@@ -91,9 +121,35 @@ class FlatScene(ABC):
     def constrain(self) -> None:  # noqa: B027  (optional)
         """Called after every optimiser step."""
 
+    def must_fit(self, prior: Prior) -> None:
+        """Raise ValueError if the events of `prior` have another shape."""
+        if tuple(self.shape) != tuple(prior.shape):
+            raise ValueError(
+                f"this run's {self.config.kind} are of shape {self.shape}, the prior {prior.name} looks at "
+                f"{prior.shape}: start a new run with it (prior.path)"
+            )
+
     def stats(self) -> dict[str, float]:
         """Return values to record at every step."""
         return {}
+
+    def preview(
+        self,
+        prior: Prior,
+        bank: PromptBank,
+        prompt: PromptSettings,
+        camera: CameraSettings,
+        drawn: tuple[Cameras, Render] | None,
+    ) -> Preview:
+        """Return the images that a frame shows."""
+        images = self.pictures(prior, bank.prompt(prompt))
+        return Preview(images, ("",) * len(images))
+
+    def snapshot(self) -> None:  # noqa: B027  (no flat scene has Gaussians)
+        """Return None: there are no Gaussians to look at."""
+
+    def splats(self) -> None:  # noqa: B027
+        """Return None: there are no Gaussians to store."""
 
     @abstractmethod
     def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
@@ -134,6 +190,10 @@ class SceneConfig(ABC):
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (optional: most scenes compile nothing)
         """Do in advance what the first step would otherwise wait for (compile kernels)."""
+
+    def fallback(self, device: torch.device) -> str:
+        """Return the reason why this scene is drawn more slowly on `device` than it could be, or ""."""
+        return ""
 
     def batch(self, camera: CameraSettings) -> int:
         """Return how many events a step shows to the prior."""

@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sdlab.cameras import CameraSettings, turntable
 from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
+from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
-from sdlab.raster import rasteriser_for, warm_up, world_covariances
+from sdlab.prompts import PromptBank, PromptSettings, views_of
+from sdlab.raster import backend_for, rasteriser_for, warm_up, world_covariances
 from sdlab.rng import StepRng
-from sdlab.scenes import SceneConfig
+from sdlab.scenes import Preview, SceneConfig
 from sdlab.starts.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
@@ -109,6 +112,9 @@ class Splats(SceneConfig):
 
     def prepare(self, device: torch.device) -> None:
         warm_up(device)
+
+    def fallback(self, device: torch.device) -> str:
+        return backend_for(device).note
 
     def bare(self) -> Splats:
         return dataclasses.replace(self, start="ball")
@@ -210,6 +216,29 @@ class SplatScene:
         if not isinstance(config, Splats):
             raise ValueError(f"scene.kind = {config.kind!r}: this run is made of splats; choose a preset to change it")
         self.config = config
+
+    def must_fit(self, prior: Prior) -> None:
+        """Accept any prior: renders are encoded for it."""
+
+    def stats(self) -> dict[str, float]:
+        return {"n_gaussians": float(self.params["means"].shape[0])}
+
+    def preview(
+        self,
+        prior: Prior,
+        bank: PromptBank,
+        prompt: PromptSettings,
+        camera: CameraSettings,
+        drawn: tuple[Cameras, Render] | None,
+    ) -> Preview:
+        """Return the renders of the last step, or front and back before the first."""
+        if drawn is not None:
+            cams, render = drawn
+        else:
+            cams = turntable(2, camera, camera.resolution or prior.image_size)
+            with torch.no_grad():
+                render = self.render(cams, torch.ones(2, 3))
+        return Preview(to_uint8(render.rgb), tuple(views_of(prompt, cams)))
 
     def render(self, cams: Cameras, background: Tensor) -> Render:
         """Render views of the cloud over `background` [B, 3]."""

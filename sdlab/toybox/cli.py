@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sdlab.arguments import claim, claim_file, real, whole
 from sdlab.machine import cache_folder, n_processors
 from sdlab.toybox.sample import SCALE
 from sdlab.types import Prior
@@ -26,54 +26,6 @@ DEFAULT_WEIGHTS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
 def default_data() -> Path:
     """Return the folder in which rendered images are cached between runs, inside the project's cache folder."""
     return cache_folder() / "toybox"
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """Return an argparse type for an integer from low to high."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer from {low} to {high}")
-        return value
-
-    return parse
-
-
-def real(low: float, high: float) -> Callable[[str], float]:
-    """Return an argparse type for a finite number from low to high."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
-        return value
-
-    return parse
-
-
-def claim(out: Path) -> None:
-    """Check before any work is done that results can be written to the folder `out`. Raises ValueError if not."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as e:
-        raise ValueError(f"--out {out}: cannot write there ({e.strerror or e}); choose another folder") from e
-
-
-def claim_file(out: Path) -> None:
-    """Like `claim`, for a file."""
-    if out.is_dir():
-        raise ValueError(f"--out {out}: this is a folder; give a file name")
-    claim(out.parent)
 
 
 def require_toybox(folder: Path, option: str) -> None:

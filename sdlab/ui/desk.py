@@ -1,7 +1,7 @@
 """One page: one to four lanes, each a run of its own, of which one has the focus.
 
 The run buttons act on all lanes, knobs and the prompt on the lane in focus, and the panels show that one; the charts
-lay the lanes over each other. The browser holds nothing but the bench's token, with which a page that is loaded anew
+lay the lanes over each other. The browser holds nothing but the desk's token, with which a page that is loaded anew
 finds its runs again.
 """
 
@@ -13,23 +13,24 @@ from typing import Any
 
 from sdlab.lens import Comparison, LensPictures
 from sdlab.live.messages import Command
-from sdlab.ui import panels
+from sdlab.ui import charts, panels
 from sdlab.ui.flat_view import is_flat
-from sdlab.ui.lane import Look, Visit
+from sdlab.ui.lane import Lane, Look
 from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
+from sdlab.ui.wording import duration, short, size
 
 MOST_LANES = 4
 LETTERS = "ABCD"
 TABS = ("lens", "charts", "versus", "results")
 
 
-class Bench:
+class Desk:
     """Shared by the handlers of one page, which run in several threads."""
 
     shelf: Shelf  # of the files made here
 
-    def __init__(self, first: Visit, page: str = "") -> None:
+    def __init__(self, first: Lane, page: str = "") -> None:
         self.id = secrets.token_urlsafe(16)
         self.page = page  # the one that shows it (Gradio's session hash): each piece of news is told once
         self.tab = TABS[0]
@@ -48,19 +49,19 @@ class Bench:
     # ---- lanes -------------------------------------------------------------------------------------------
 
     @property
-    def lanes(self) -> list[Visit]:
+    def lanes(self) -> list[Lane]:
         with self._lock:
             return list(self._tones)
 
     @property
-    def focus(self) -> Visit:
+    def focus(self) -> Lane:
         return self._focus
 
-    def lane(self, seat_id: str) -> Visit | None:
+    def lane(self, seat_id: str) -> Lane | None:
         """The lane of a seat."""
         return next((lane for lane in self.lanes if lane.seat.id == seat_id), None)
 
-    def add(self, lane: Visit) -> None:
+    def add(self, lane: Lane) -> None:
         """A lane beside the others. ValueError when there are four; the caller then closes its seat."""
         with self._lock:
             if len(self._tones) >= MOST_LANES:
@@ -75,7 +76,7 @@ class Bench:
         for view in views:
             view.link(views)
 
-    def remove(self, lane: Visit) -> bool:
+    def remove(self, lane: Lane) -> bool:
         """Take a lane away; False when none is left."""
         with self._lock:
             self._tones.pop(lane, None)
@@ -85,12 +86,12 @@ class Bench:
             self.look_at(left[0])
         return bool(left)
 
-    def take_out(self, lane: Visit) -> int:
+    def take_out(self, lane: Lane) -> int:
         """Take a lane away for another that comes in its place; the tone of that place."""
         with self._lock:
             return self._tones.pop(lane)
 
-    def put_in(self, lane: Visit, tone: int) -> None:
+    def put_in(self, lane: Lane, tone: int) -> None:
         """Put a lane where one was taken out."""
         with self._lock:
             self._tones[lane] = tone
@@ -98,7 +99,7 @@ class Bench:
         self._link()
         self.look_at(lane)
 
-    def look_at(self, lane: Visit) -> None:
+    def look_at(self, lane: Lane) -> None:
         """Give a lane the focus."""
         self._focus.seat.session.watch_lens(False)
         self._focus = lane
@@ -205,7 +206,7 @@ class Bench:
             tones = dict(self._tones)
         return [
             {
-                "bench": self.id,
+                "desk": self.id,
                 "token": lane.seat.id,
                 "address": lane.address,
                 "tone": tone,
@@ -218,8 +219,8 @@ class Bench:
             for lane, tone in tones.items()
         ]
 
-    def _results(self, lane: Visit) -> dict[str, Any]:
-        """What can be made of a lane, and what has been made on this bench."""
+    def _results(self, lane: Lane) -> dict[str, Any]:
+        """What can be made of a lane, and what has been made on this desk."""
         kinds = OF_PICTURES if is_flat(lane.seat.session.effective) else OF_SPLATS
         return {
             "lane": lane.seat.id,
@@ -227,7 +228,7 @@ class Bench:
             "items": [_item(self.id, result) for result in self.shelf.list()],
         }
 
-    def _preview(self, lane: Visit, seen: LensPictures | None) -> str:
+    def _preview(self, lane: Lane, seen: LensPictures | None) -> str:
         """All views of the step that the lens shows; of the last one while it shows none."""
         frame = lane.seat.session.latest.get()
         if frame is None:
@@ -236,7 +237,7 @@ class Bench:
             return panels.preview(seen.renders, seen.views, frame.step, self.row)
         return panels.preview(frame.preview, frame.views, frame.step, self.row)
 
-    def _charts(self, lane: Visit) -> str:
+    def _charts(self, lane: Lane) -> str:
         """The lane in focus first, then the others."""
         frame = lane.seat.session.latest.get()
         with self._lock:
@@ -245,7 +246,7 @@ class Bench:
         order = sorted(tones, key=lambda each: (each is not lane, tones[each]))
         curves = [(tones[each], each.curves) for each in order]
         rows = [
-            panels.LaneRow(
+            charts.LaneRow(
                 tone,
                 LETTERS[tone],
                 each.settings.loss.title,
@@ -256,16 +257,16 @@ class Bench:
             for each, tone in tones.items()
         ]
         scene = frame.stats if frame is not None else {}
-        return panels.lanes_table(rows) + panels.charts(curves, lane.marks, scene, lane.figures)
+        return charts.lanes_table(rows) + charts.charts(curves, lane.marks, scene, lane.figures)
 
 
 def _item(token: str, result: Result) -> dict[str, Any]:
     """A line of the shelf."""
     if result.phase == "working":
-        left = f", {panels.duration(result.seconds_left)} left" if result.seconds_left is not None else ""
+        left = f", {duration(result.seconds_left)} left" if result.seconds_left is not None else ""
         said = f"{100 * result.share:.0f} %{left}"
     elif result.phase == "done":
-        said = panels.size(result.size)
+        said = size(result.size)
     else:
         said = result.message or result.phase
     return {
@@ -286,13 +287,13 @@ def _comparison(seen: Comparison | None) -> str:
     return panels.no_comparison() if seen is None else panels.comparison(seen)
 
 
-def _live(lane: Visit) -> dict[str, Any]:
+def _live(lane: Lane) -> dict[str, Any]:
     """Which formula of which loss holds, and the values of its symbols that only a step can tell, by the symbol's
     name."""
     frame, s = lane.seat.session.latest.get(), lane.settings
     stats = frame.stats if frame is not None else {}
     found = {"t": stats.get("t"), "w(t)": stats.get("weight"), "noise": stats.get("rms_noise")}
-    found |= {symbol: stats.get(f"rms_{name}") for symbol, name in panels.PREDICTIONS.items()}
-    values = {symbol: panels.short(value) for symbol, value in found.items() if value is not None}
+    found |= {term.written: stats.get(f"rms_{term.name}") for term in s.loss.terms}
+    values = {symbol: short(value) for symbol, value in found.items() if value is not None}
     now = s.loss.formula_at(s.progress(lane.step))
     return {"loss": s.active, "formula": s.loss.formulas.index(now), "values": values}

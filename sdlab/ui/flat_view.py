@@ -28,18 +28,18 @@ import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from sdlab.experiments.playground import HELD
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
 from sdlab.pictures import grid
-from sdlab.plane import REACH, shares
+from sdlab.plane import HELD, REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings
-from sdlab.types import FlatFrame, Frame
-from sdlab.viewport.proxy import capped_body, same_origin
+from sdlab.types import FlatFrame, Frame, Term
+from sdlab.ui.formulas import formula, letters
+from sdlab.web import capped_body, same_origin
 
 STATIC = Path(__file__).parent / "static"
 FILES = {"flat.js": "text/javascript", "flat.css": "text/css"}
@@ -123,9 +123,9 @@ class FlatViews:
             kept.settings, kept.about = settings, {**about, "about": _digest(about)}
         return kept.about
 
-    def _said(self, s: Settings, asked: Settings, formula: str) -> dict[str, Any]:
-        """Of the settings in force, `s`, and of those `asked` for, which the start is among from a drag on; `formula`
-        is the loss's at this step."""
+    def _said(self, s: Settings, asked: Settings, text: str) -> dict[str, Any]:
+        """Of the settings in force, `s`, and of those `asked` for, which the start is among from a drag on; `text`
+        is the loss's formula at this step."""
         start = None
         if s.scene.kind in START:
             knobs = [asked.knob(path) for path in START[s.scene.kind]]
@@ -135,8 +135,12 @@ class FlatViews:
                 "locked": any(k.path in self._locked for k in knobs),
             }
         return {
-            "loss": {"kind": s.active, "title": s.loss.title, "formula": formula},
-            "guidance": getattr(s.loss, "cfg", None),
+            "loss": {
+                "kind": s.active,
+                "title": s.loss.title,
+                "formula": formula(text),
+                "colours": {term.written: term.colour for term in s.loss.terms},
+            },
             "prompt": s.prompt.text,
             "ground": _digest([repr(s.prior), s.prompt.text]),
             "planned": s.planned_end,
@@ -221,12 +225,25 @@ def _plane(header: dict[str, Any], session: Session, frame: Frame, flat: FlatFra
     header |= {
         "kind": "plane",
         "run": flat.run,
+        "terms": [_drawn(term) for term in flat.legend],
         "unit": UNIT,
         "fit": fit if fit is None or np.isfinite(fit).all() else None,
         "held": [round(share, 3) for share in held],
         "reached": sum(share >= HELD for share in held),
     }
     return pack(header, arrays)
+
+
+def _drawn(term: Term) -> dict[str, Any]:
+    """How the page lists and draws a term of the loss; `sign` turns a prediction of noise into a pull."""
+    return {
+        "name": term.name,
+        "symbol": letters(term.symbol),
+        "text": term.pull,
+        "sign": 1 if term.subtracted else -1,
+        "colour": term.colour,
+        "broad": term.broad,
+    }
 
 
 def _held(session: Session, points: np.ndarray) -> list[float]:
@@ -266,8 +283,8 @@ def sheet_of(pictures: np.ndarray) -> bytes:
 @functools.lru_cache(maxsize=64)
 def true_saturation(prompt: str) -> float | None:
     """How saturated the toybox's true pictures of a prompt are, None when it names no object or no colour."""
-    from sdlab.experiments.six import asked_for
     from sdlab.toybox import figures, judge
+    from sdlab.toybox.asked import asked_for
 
     try:
         name, colour = asked_for(prompt)

@@ -15,49 +15,16 @@ from typing import Any
 from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
-from sdlab.ui.panels import formula, prose, symbols_of
+from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.uploads import UPLOADS, most_bytes
+from sdlab.ui.wording import CHOICES, label_of
 
 MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
 LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
 SLIDER_NOTCHES = 400  # about so many values on a linear slider
 
-BIG = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")  # the losses that the lab is about; the others are folded away
 SHOWN_KNOBS = 4  # of a loss, those that change at once; the rest is folded away
 TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
-LABELS = {
-    "cfg": "CFG",
-    "sds_cfg": "CFG of the SDS stage",
-    "inversion_cfg": "CFG of the inversion",
-    "inversion_eta": "Noise in the inversion",
-    "dca_cutoff": "DCA cut-off",
-    "fovy": "Field of view",
-    "lam": "Lambda",
-    "lessons": "Lessons per step",
-    "every": "Learns every",
-    "lr": "Learning rate",
-    "start": "Schedules begin at step",
-    "perp_neg": "Perp-Neg",
-    "rescale": "CFG rescale",
-    "pos": "Prompt",
-    "pos_end": "Prompt, in the end",
-    "neg": "Negative prompt",
-    "neg_end": "Negative prompt, in the end",
-    "null": "Empty prompt",
-    "null_end": "Empty prompt, in the end",
-    "noise_end": "Noise, in the end",
-    "negative": "Negative prompt",
-    "p_null": "Share without camera",
-    "rank": "Rank of the LoRA",
-    "leg_steps": "Steps of each leg",
-    "source": "Source prompt",
-    "source_cfg": "CFG under the source",
-    "target": "Target prompt",
-    "target_cfg": "CFG under the target",
-    "warm_up": "Warm-up",
-}
-CHOICES = {"lora": "LoRA", "sds": "SDS"}
-SYMBOLS = ("t", "w", "s", "k")  # words that stay small at the beginning of a label
 KEPT_ELSEWHERE = ("active", "prompt.text")  # they have controls of their own, above the groups
 WORDINGS = {"target": "prompt.target", "source": "prompt.source", "neg": "prompt.negative"}  # knob of a role's text
 LONG_TEXT = 100  # characters; what may be longer is typed into several lines
@@ -152,15 +119,6 @@ def _notch(k: Knob) -> float:
     return power * max(m for m in (1, 2, 5) if m * power <= rough * 1.0001)
 
 
-def label_of(path: str) -> str:
-    """What a knob is called on the page: `camera.distance_min` is "Distance min"."""
-    name = path.rpartition(".")[2].removeprefix("lr_")
-    if name in LABELS:
-        return LABELS[name]
-    words = name.replace("_", " ")
-    return words if words.partition(" ")[0] in SYMBOLS else words[:1].upper() + words[1:]
-
-
 # ---- the whole form --------------------------------------------------------------------------------------
 
 
@@ -218,9 +176,9 @@ def _losses(settings: Settings, locked: Collection[str]) -> str:
 
 
 def loss_toggle(settings: Settings) -> str:
-    """A button for each loss: the big ones first, the others in a fold that says which of them is in force."""
+    """A button for each loss: those with a place first, the others in a fold that says which of them is active."""
     losses = settings.losses
-    big = [name for name in BIG if name in losses]
+    big = sorted((name for name in losses if losses[name].place), key=lambda name: losses[name].place)
     others = [name for name in losses if name not in big]
     if not big:
         big, others = others, []

@@ -17,7 +17,6 @@ from sdlab.live.messages import (
     Command,
     Event,
     Failed,
-    Loaded,
     Noted,
     Patch,
     Rejected,
@@ -27,10 +26,12 @@ from sdlab.live.messages import (
 )
 from sdlab.settings import Settings
 from sdlab.ui import critic
+from sdlab.ui.charts import PLOTS, Curve, Mark
 from sdlab.ui.flat_view import is_flat
-from sdlab.ui.form import label_of, wordings_of
-from sdlab.ui.panels import PLOTS, Curve, Mark, Message, Tone, status
+from sdlab.ui.form import wordings_of
+from sdlab.ui.panels import Message, Tone, status
 from sdlab.ui.uploads import UPLOADS
+from sdlab.ui.wording import label_of
 from sdlab.viewport.splat_view import SplatView
 
 MAX_MARKS = 60
@@ -49,7 +50,7 @@ class Look(NamedTuple):
     stale: frozenset[str]  # paths of controls that show something else than what is in force
 
 
-class Visit:
+class Lane:
     """Shared by the handlers of one page, which run in several threads."""
 
     def __init__(self, seat: Seat, view: SplatView, preset: str | None) -> None:
@@ -241,9 +242,6 @@ class Visit:
                 self._message = Message("warning", text)
             case Failed(_, reason):
                 self._message = Message("error", reason)
-            case Loaded():
-                self._forget_curves()
-                stale |= set(self.settings.knobs())
             case Went(step) | Branched(step):
                 for curve in self.curves.values():
                     curve.cut(step)

@@ -1,4 +1,4 @@
-"""What is new on a page's bench, below /news, named by the bench's unguessable token."""
+"""What is new on a page's desk, below /news, named by the desk's unguessable token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from sdlab.viewport.proxy import same_origin
+from sdlab.web import same_origin
 
 
 def routes(poll: Callable[[str, str], dict[str, Any]]) -> APIRouter:

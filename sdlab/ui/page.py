@@ -1,12 +1,12 @@
 """The page: its layout, and handlers that only send commands or read what is there.
 
-Every visitor has a bench (`sdlab.ui.desk`) with a seat for each lane; the browser holds nothing but the bench's token.
+Every visitor has a desk (`sdlab.ui.desk`) with a seat for each lane; the browser holds nothing but the desk's token.
 A handler takes milliseconds; what a session answers is picked up by the page, which asks twice a second.
 
 The parts that Gradio has no component for (the stage, the timeline, the lens's slider, the form, results) are `gr.HTML`
 with a script of ours (sdlab/ui/static/page.js). They say what a person did as {"do": verb, ...} in an `input` event.
 
-What changes while a run goes on are the panels (`Bench.news`), which the page asks for by a route of ours and fills in
+What changes while a run goes on are the panels (`Desk.news`), which the page asks for by a route of ours and fills in
 itself: Gradio takes 40 ms on the server and as many in the browser for an event with a dozen outputs. Its own
 components (the run buttons, the prompt) change seldom; that they are due comes with the panels, and they are then
 fetched by an event.
@@ -31,10 +31,11 @@ from sdlab.export.writers import Material
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Compare, Goto, Pause, Phase, Reset, Resume
 from sdlab.settings import Settings
-from sdlab.ui.desk import MOST_LANES, TABS, Bench
+from sdlab.ui.charts import no_charts
+from sdlab.ui.desk import MOST_LANES, TABS, Desk
 from sdlab.ui.form import form_html, form_state
-from sdlab.ui.lane import WAITS_FOR_READY, Visit
-from sdlab.ui.panels import no_charts, no_comparison, no_lens, no_preview, no_session
+from sdlab.ui.lane import WAITS_FOR_READY, Lane
+from sdlab.ui.panels import no_comparison, no_lens, no_preview, no_session
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import UPLOADS, Bringing
 from sdlab.viewport.splat_view import Viewports
@@ -81,7 +82,7 @@ def theme() -> gr.themes.Base:
 
 
 class Page:
-    """Builds the Blocks and keeps the benches."""
+    """Builds the Blocks and keeps the desks."""
 
     def __init__(
         self, manager: Manager, viewports: Viewports, settings: Settings, preset: str | None, locked: Collection[str]
@@ -93,8 +94,8 @@ class Page:
         self._locked = frozenset(locked)
         self._presets = [name for name in catalogue.preset_names() if self._is_open(catalogue.preset(name))]
         self._lock = threading.Lock()
-        self._benches: dict[str, Bench] = {}  # by token
-        self.shelves = Shelves()  # by token of a bench
+        self._desks: dict[str, Desk] = {}  # by token
+        self.shelves = Shelves()  # by token of a desk
 
     def _is_open(self, wanted: Settings) -> bool:
         """Whether a visitor may have these settings: with another prior than the server's they would get round the
@@ -126,68 +127,68 @@ class Page:
             changes.append(("scene.start", usual.knob("scene.start").value))
         return wanted.patch_all(changes)
 
-    # ---- seats and benches -------------------------------------------------------------------------------
+    # ---- seats and desks -------------------------------------------------------------------------------
 
-    def _lane(self, seat: Seat, preset: str | None, dark: bool) -> Visit:
+    def _lane(self, seat: Seat, preset: str | None, dark: bool) -> Lane:
         """A lane for a seat just opened; OSError when the machine has no socket left for its view."""
         try:
             view = self._viewports.open(seat, dark)
         except OSError:
             self._manager.close(seat.id)
             raise
-        visit = Visit(seat, view, preset)
-        seat.on_close.append(lambda: self._forget(visit))
-        return visit
+        lane = Lane(seat, view, preset)
+        seat.on_close.append(lambda: self._forget(lane))
+        return lane
 
-    def _open(self, page: str, settings: Settings, preset: str | None, dark: bool) -> Bench:
-        """A bench for a page in place of the one it had; RuntimeError when all seats are taken."""
+    def _open(self, page: str, settings: Settings, preset: str | None, dark: bool) -> Desk:
+        """A desk for a page in place of the one it had; RuntimeError when all seats are taken."""
         previous = self._of_page(page)
         if previous is not None:
             self._close(previous)
-        bench = Bench(self._lane(self._manager.open(settings), preset, dark), page)
+        desk = Desk(self._lane(self._manager.open(settings), preset, dark), page)
         try:
-            bench.shelf = self.shelves.open(bench.id)
+            desk.shelf = self.shelves.open(desk.id)
         except OSError:
-            self._close(bench)
+            self._close(desk)
             raise
         with self._lock:
-            self._benches[bench.id] = bench
-        for lane in bench.lanes:  # for a page that was closed before it came to tick
+            self._desks[desk.id] = desk
+        for lane in desk.lanes:  # for a page that was closed before it came to tick
             self._manager.leave(lane.seat.id, at_least=ARRIVING)
-        return bench
+        return desk
 
-    def _close(self, bench: Bench) -> None:
-        for lane in bench.lanes:
+    def _close(self, desk: Desk) -> None:
+        for lane in desk.lanes:
             self._manager.close(lane.seat.id)
 
-    def _forget(self, lane: Visit) -> None:
-        """A seat has ended: its lane goes, and with the last lane the bench."""
+    def _forget(self, lane: Lane) -> None:
+        """A seat has ended: its lane goes, and with the last lane the desk."""
         with self._lock:
-            bench = next((b for b in self._benches.values() if lane in b.lanes), None)
-        if bench is not None and not bench.remove(lane):
-            self._drop(bench)
+            desk = next((b for b in self._desks.values() if lane in b.lanes), None)
+        if desk is not None and not desk.remove(lane):
+            self._drop(desk)
 
-    def _drop(self, bench: Bench) -> None:
+    def _drop(self, desk: Desk) -> None:
         """It has no lane any more."""
-        self.shelves.close(bench.id)
-        bench.uploads.close()
+        self.shelves.close(desk.id)
+        desk.uploads.close()
         with self._lock:
-            self._benches.pop(bench.id, None)
+            self._desks.pop(desk.id, None)
 
-    def _of_page(self, page: str) -> Bench | None:
-        """The bench that a page shows."""
+    def _of_page(self, page: str) -> Desk | None:
+        """The desk that a page shows."""
         with self._lock:
-            return next((bench for bench in self._benches.values() if bench.page == page), None)
+            return next((desk for desk in self._desks.values() if desk.page == page), None)
 
-    def _find(self, token: str, ticking: bool = False) -> Bench | None:
-        """The bench; a sign of life, unless the page was closed and this is its last request, however late."""
+    def _find(self, token: str, ticking: bool = False) -> Desk | None:
+        """The desk; a sign of life, unless the page was closed and this is its last request, however late."""
         with self._lock:
-            bench = self._benches.get(token)
-        if bench is None or not bench.is_there(ticking):
-            return bench
-        for lane in bench.lanes:
+            desk = self._desks.get(token)
+        if desk is None or not desk.is_there(ticking):
+            return desk
+        for lane in desk.lanes:
             self._manager.get(lane.seat.id)
-        return bench
+        return desk
 
     # ---- layout and wiring -------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class Page:
             token = gr.Textbox(visible="hidden", elem_id="token")
             look = _scripted("title", "sdlTheme(element, props, trigger)", _title_bar(self._manager.device), False)
             kept = gr.Textbox(visible=False)
-            with gr.Row(elem_id="bench"):
+            with gr.Row(elem_id="desk"):
                 with gr.Column(elem_id="view"):
                     stage = _scripted("stage", "sdlStage(element, trigger)", _STAGE)
                     with gr.Column(elem_id="progress", elem_classes=["card"]):
@@ -263,52 +264,52 @@ class Page:
     def _arrive(self, dark: bool, kept: str, request: gr.Request) -> list[Any]:
         """A page was loaded: it finds its runs again if there are any."""
         with self._lock:
-            bench = self._benches.get(kept or "")
-        if bench is None:
-            return self._take_bench(request, self._settings, self._preset, dark)
-        bench.come_back(request.session_hash or "")
-        self._find(bench.id)
-        for lane in bench.lanes:
+            desk = self._desks.get(kept or "")
+        if desk is None:
+            return self._take_desk(request, self._settings, self._preset, dark)
+        desk.come_back(request.session_hash or "")
+        self._find(desk.id)
+        for lane in desk.lanes:
             lane.view.set_dark(bool(dark))
-        return list(_whole(bench))
+        return list(_whole(desk))
 
     def _start_again(self, dark: bool, request: gr.Request) -> list[Any]:
-        return self._take_bench(request, self._settings, self._preset, dark)
+        return self._take_desk(request, self._settings, self._preset, dark)
 
-    def _take_bench(self, request: gr.Request, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
+    def _take_desk(self, request: gr.Request, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
         try:
-            bench = self._open(request.session_hash or "", settings, preset, bool(dark))
+            desk = self._open(request.session_hash or "", settings, preset, bool(dark))
         except (RuntimeError, OSError) as e:
             return _without_session("No free seat", str(e), "Try again")
-        return list(_whole(bench))
+        return list(_whole(desk))
 
     def poll(self, token: str, page: str) -> dict[str, Any]:
-        """What is new on a bench, for the page that shows it: `panels`, and whether Gradio's own components are to be
+        """What is new on a desk, for the page that shows it: `panels`, and whether Gradio's own components are to be
         refreshed, too. `page` is its own name, as it was told with the token."""
         own = self._of_page(page)
-        bench = self._find(token, ticking=True) if own is not None and own.id == token else None
-        if bench is None:
+        desk = self._find(token, ticking=True) if own is not None and own.id == token else None
+        if desk is None:
             return {"refresh": True}  # which will tell what has become of it
-        with bench.telling:
-            panels = _news(bench)
-            return {"number": next(_numbers), "panels": panels, "refresh": bool(bench.due)}
+        with desk.telling:
+            panels = _news(desk)
+            return {"number": next(_numbers), "panels": panels, "refresh": bool(desk.due)}
 
     def bringing(self, token: str) -> Bringing | None:
-        """Where what is brought to a bench from now on goes: to the lane that has the focus now."""
-        bench = self._find(token)
-        if bench is None:
+        """Where what is brought to a desk from now on goes: to the lane that has the focus now."""
+        desk = self._find(token)
+        if desk is None:
             return None
-        lane = bench.focus
-        return Bringing(bench.uploads, lambda knob, name, raw: self._bring(bench, lane, knob, name, raw))
+        lane = desk.focus
+        return Bringing(desk.uploads, lambda knob, name, raw: self._bring(desk, lane, knob, name, raw))
 
-    def _bring(self, bench: Bench, lane: Visit, knob: str, name: str, raw: bytes) -> None:
+    def _bring(self, desk: Desk, lane: Lane, knob: str, name: str, raw: bytes) -> None:
         """Let a run start from a file: at once if it has not begun, else after a reset. ValueError when it is of no
         use, RuntimeError when the run has ended."""
         if knob not in lane.settings.knobs():
             raise ValueError(f"this run does not start from a file of this kind: it has no {knob}")
-        in_use = {Path(path) for other in bench.lanes for path in other.files()}
-        path = bench.uploads.keep(knob, name, raw, in_use)
-        if lane not in bench.lanes:
+        in_use = {Path(path) for other in desk.lanes for path in other.files()}
+        path = desk.uploads.keep(knob, name, raw, in_use)
+        if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
         lane.start_from(knob, path)
 
@@ -319,71 +320,71 @@ class Page:
         if not token:  # another request has just been answered with the end of its session
             return gr.skip()
         if own is not None and own.id != token:
-            return gr.skip()  # the page has just been given another bench, and asks with its old one
+            return gr.skip()  # the page has just been given another desk, and asks with its old one
         with self._lock:
-            known = token in self._benches
+            known = token in self._desks
         if own is None and known:
             text = "This session is open in another tab, to which this one was copied."
             return _without_session("Open in another tab", text, "New session")
-        bench = self._find(token)
-        if bench is None:
+        desk = self._find(token)
+        if desk is None:
             text = "This session is over: nobody was here for a while, or the server was restarted."
             return _without_session("Session ended", text, "New session")
-        with bench.telling:
-            return list(Answer(**_due(bench)))
+        with desk.telling:
+            return list(Answer(**_due(desk)))
 
     def _leave(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
-        bench = self._of_page(request.session_hash or "")  # none if it was loaded anew, which may be told first
-        if bench is not None:
-            bench.leave()
-            for lane in bench.lanes:
+        desk = self._of_page(request.session_hash or "")  # none if it was loaded anew, which may be told first
+        if desk is not None:
+            desk.leave()
+            for lane in desk.lanes:
                 self._manager.leave(lane.seat.id)
 
     # ---- handlers: what a person does --------------------------------------------------------------------
 
     def _press_start(self, token: str, prompt: str) -> None:
-        if (bench := self._find(token)) is not None:
-            loading = bench.focus.seat.session.status.phase in ("loading", "compiling")
-            bench.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
+        if (desk := self._find(token)) is not None:
+            loading = desk.focus.seat.session.status.phase in ("loading", "compiling")
+            desk.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
 
     def _press_pause(self, token: str) -> None:
-        if (bench := self._find(token)) is not None:
-            bench.send(Pause())
+        if (desk := self._find(token)) is not None:
+            desk.send(Pause())
 
     def _press_step(self, token: str, prompt: str) -> None:
-        if (bench := self._find(token)) is not None:
-            bench.send(Advance(1), prompt=prompt)
+        if (desk := self._find(token)) is not None:
+            desk.send(Advance(1), prompt=prompt)
 
     def _press_reset(self, token: str, prompt: str) -> None:
-        if (bench := self._find(token)) is not None:
-            bench.send(Pause(), Reset(), prompt=prompt)
+        if (desk := self._find(token)) is not None:
+            desk.send(Pause(), Reset(), prompt=prompt)
 
     def _press_compare(self, token: str) -> None:
-        if (bench := self._find(token)) is not None:
-            bench.focus.send(Compare())
+        if (desk := self._find(token)) is not None:
+            desk.focus.send(Compare())
 
     def _change_look(self, token: str, dark: bool) -> None:
-        if (bench := self._find(token)) is not None:
-            for lane in bench.lanes:
+        if (desk := self._find(token)) is not None:
+            for lane in desk.lanes:
                 lane.view.set_dark(bool(dark))
 
     def _change_prompt(self, token: str, text: str) -> None:
-        if (bench := self._find(token)) is not None:
-            bench.focus.send(prompt=text)
+        if (desk := self._find(token)) is not None:
+            desk.focus.send(prompt=text)
 
     def _change_knob(self, token: str, event: gr.EventData) -> None:
         change = event._data if isinstance(event._data, dict) else {}
         path, number = str(change.get("knob")), _whole_number(change.get("number"))
-        if (bench := self._find(token)) is not None and path not in self._locked:
-            bench.focus.change(path, change.get("value"), number)
+        if (desk := self._find(token)) is not None and path not in self._locked:
+            desk.focus.change(path, change.get("value"), number)
 
     def _pick_preset(self, token: str, dark: bool, event: gr.EventData) -> Any:
         asked = event._data if isinstance(event._data, dict) else {}
-        bench = self._find(token)
-        if bench is None:
+        desk = self._find(token)
+        if desk is None:
             return gr.skip()
-        lane = bench.focus
+        lane = desk.focus
         now = lane.settings
         if "settings" in asked:
             name = None
@@ -401,10 +402,10 @@ class Page:
             if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed, in the same language
                 wanted = wanted.patch("prompt.text", now.prompt.text)
         if _starts_anew(wanted, now):
-            return self._replace(bench, lane, wanted, name, bool(dark))
+            return self._replace(desk, lane, wanted, name, bool(dark))
         lane.pick(name, wanted)
         panels = {"form": form_state(wanted, name)}
-        return list(Answer(prompt=wanted.prompt.text, news=_told(bench.id, bench.page, panels)))
+        return list(Answer(prompt=wanted.prompt.text, news=_told(desk.id, desk.page, panels)))
 
     def _settings_of(self, text: str, name: str) -> Settings:
         """Settings that somebody brings as the text of the file `name`; ValueError says what is wrong with them."""
@@ -415,49 +416,49 @@ class Page:
             raise ValueError(f"{name}: it is for another prior, and this server's cannot be changed")
         return self._for_visitors(wanted)
 
-    def _replace(self, bench: Bench, lane: Visit, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
+    def _replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None, dark: bool) -> list[Any]:
         """Another run in the place of a lane, whose seat is given back first: it may be the last one free."""
-        tone = bench.take_out(lane)
+        tone = desk.take_out(lane)
         self._manager.close(lane.seat.id)
         try:
             other = self._lane(self._manager.open(settings), preset, dark)
-            bench.put_in(other, tone)
+            desk.put_in(other, tone)
             self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
         except (RuntimeError, OSError) as e:
-            if bench.lanes:
-                bench.look_at(bench.lanes[0])
-                bench.focus.say("error", str(e))
-                return list(_whole(bench))
-            self._drop(bench)
+            if desk.lanes:
+                desk.look_at(desk.lanes[0])
+                desk.focus.say("error", str(e))
+                return list(_whole(desk))
+            self._drop(desk)
             return _without_session("No free seat", str(e), "Try again")
-        return list(_whole(bench))
+        return list(_whole(desk))
 
     def _act(self, token: str, dark: bool, event: gr.EventData) -> Any:
         """What one of the page's own parts asks for; what it does not know it does not do."""
-        bench = self._find(token)
-        if bench is None:
+        desk = self._find(token)
+        if desk is None:
             return gr.skip()
         asked = event._data if isinstance(event._data, dict) else {}
-        lane = bench.lane(str(asked["lane"])) if asked.get("lane") is not None else bench.focus
+        lane = desk.lane(str(asked["lane"])) if asked.get("lane") is not None else desk.focus
         if lane is None:
             return gr.skip()  # it has been closed: a second press of its button must not act on another
         match asked.get("do"):
             case "front":
                 lane.view.look_from_front()
             case "focus":
-                bench.look_at(lane)
-                return list(_whole(bench))
+                desk.look_at(lane)
+                return list(_whole(desk))
             case "branch":
-                return self._branch(bench, lane, bool(dark))
-            case "close" if len(bench.lanes) > 1:
+                return self._branch(desk, lane, bool(dark))
+            case "close" if len(desk.lanes) > 1:
                 self._manager.close(lane.seat.id)
-                return list(_whole(bench))
+                return list(_whole(desk))
             case "keep":
-                bench.look_at(lane)
-                for other in bench.lanes:
+                desk.look_at(lane)
+                for other in desk.lanes:
                     if other is not lane:
                         self._manager.close(other.seat.id)
-                return list(_whole(bench))
+                return list(_whole(desk))
             case "goto":
                 lane.send(Goto(_whole_number(asked.get("step"))))
             case "replay":
@@ -465,48 +466,48 @@ class Page:
             case "live":
                 lane.view.replay(())
             case "tab" if asked.get("tab") in TABS:
-                bench.turn_to(asked["tab"])
+                desk.turn_to(asked["tab"])
             case "view":
-                bench.choose_view(_whole_number(asked.get("row")))
+                desk.choose_view(_whole_number(asked.get("row")))
             case "probe":
                 t = asked.get("t")
-                bench.ask_at(None if t is None else _whole_number(t))
+                desk.ask_at(None if t is None else _whole_number(t))
             case "make":
-                _make(bench, lane, str(asked.get("kind")))
+                _make(desk, lane, str(asked.get("kind")))
             case "cancel":
-                bench.shelf.cancel(str(asked.get("id")))
+                desk.shelf.cancel(str(asked.get("id")))
         return gr.skip()
 
-    def _branch(self, bench: Bench, lane: Visit, dark: bool) -> Any:
+    def _branch(self, desk: Desk, lane: Lane, dark: bool) -> Any:
         """Another lane that goes on from where this one is."""
         try:
-            if len(bench.lanes) >= MOST_LANES:
+            if len(desk.lanes) >= MOST_LANES:
                 raise ValueError(f"{MOST_LANES} lanes are there already: close one first")
             seat = self._manager.branch(lane.seat.id)
             other = self._lane(seat, lane.preset, dark)
             other.view.begin_like(lane.view)
-            self._add(bench, other)
+            self._add(desk, other)
         except (RuntimeError, ValueError, OSError) as e:
             lane.say("error", str(e))
             return gr.skip()
-        return list(_whole(bench))
+        return list(_whole(desk))
 
-    def _add(self, bench: Bench, lane: Visit) -> None:
-        """Put a lane just opened on a bench; without room its seat ends, and ValueError."""
+    def _add(self, desk: Desk, lane: Lane) -> None:
+        """Put a lane just opened on a desk; without room its seat ends, and ValueError."""
         try:
-            bench.add(lane)
+            desk.add(lane)
         except ValueError:  # somebody was quicker
             self._manager.close(lane.seat.id)
             raise
         self._manager.leave(lane.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
 
 
-def _make(bench: Bench, lane: Visit, kind: str) -> None:
+def _make(desk: Desk, lane: Lane, kind: str) -> None:
     """Have a file made of what a lane has now. The session copies it between two steps, the shelf does the rest."""
 
     def put(answer: Future[Material]) -> None:
         try:
-            bench.shelf.start(kind, answer.result())
+            desk.shelf.start(kind, answer.result())
         except Exception as e:  # in the session's thread: whatever it is, the run goes on
             lane.say("error", str(e))
 
@@ -553,16 +554,16 @@ def _told(token: str, page: str, panels: dict[str, Any]) -> dict[str, Any]:
     return {"token": token, "page": page, "number": next(_numbers), "panels": panels}
 
 
-def _whole(bench: Bench) -> Answer:
-    """Everything, for a page that shows nothing of this bench yet, or another lane of it."""
-    with bench.telling:
-        bench.forget_what_was_shown()
-        panels = _nothing() | _news(bench)
-        settings = bench.focus.settings
-        panels["form"] = form_state(settings, bench.focus.preset)
-        bench.due["prompt"] = settings.prompt.text
-        told = _told(bench.id, bench.page, panels)
-        return Answer(token=bench.id, again=gr.update(visible=False), news=told, **_due(bench))
+def _whole(desk: Desk) -> Answer:
+    """Everything, for a page that shows nothing of this desk yet, or another lane of it."""
+    with desk.telling:
+        desk.forget_what_was_shown()
+        panels = _nothing() | _news(desk)
+        settings = desk.focus.settings
+        panels["form"] = form_state(settings, desk.focus.preset)
+        desk.due["prompt"] = settings.prompt.text
+        told = _told(desk.id, desk.page, panels)
+        return Answer(token=desk.id, again=gr.update(visible=False), news=told, **_due(desk))
 
 
 def _nothing() -> dict[str, str]:
@@ -570,25 +571,25 @@ def _nothing() -> dict[str, str]:
     return {"preview": no_preview(), "lens": no_lens(), "charts": no_charts(), "versus": no_comparison()}
 
 
-def _news(bench: Bench) -> dict[str, Any]:
-    """The panels of a bench in which there is something new; what else is due it notes there."""
-    look, panels = bench.news()
-    lane = bench.focus
+def _news(desk: Desk) -> dict[str, Any]:
+    """The panels of a desk in which there is something new; what else is due it notes there."""
+    look, panels = desk.news()
+    lane = desk.focus
     if look.status is not None:
         panels["status"] = look.status
     if (phases := panels.pop("phases", None)) is not None:
-        bench.due |= {name: gr.update(interactive=can) for name, can in _pressable(phases).items()}
+        desk.due |= {name: gr.update(interactive=can) for name, can in _pressable(phases).items()}
     if look.stale:
         settings = lane.settings
         panels["form"] = form_state(settings, lane.preset, look.stale)
         if "prompt.text" in look.stale:
-            bench.due |= {"prompt": settings.prompt.text}
+            desk.due |= {"prompt": settings.prompt.text}
     return panels
 
 
-def _due(bench: Bench) -> dict[str, Any]:
+def _due(desk: Desk) -> dict[str, Any]:
     """What Gradio's own components are to become, by name; they are not due any more."""
-    found, bench.due = bench.due, {}
+    found, desk.due = desk.due, {}
     return found
 
 
@@ -615,7 +616,7 @@ def _scripted(name: str, script: str, body: str, value: Any = "") -> gr.HTML:
 
 
 def _panel(name: str, body: str = "") -> None:
-    """A part of the page that shows what `Bench.news` has under this name."""
+    """A part of the page that shows what `Desk.news` has under this name."""
     _scripted(name, f"sdlPanel(element, {name!r})", f"<div data-panel>{body}</div>")
 
 

@@ -10,8 +10,7 @@ import base64
 import html
 import io
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,13 +18,11 @@ from PIL import Image
 
 from sdlab.lens import Comparison, LensPictures
 from sdlab.live.messages import Phase
+from sdlab.ui.formulas import prose
+from sdlab.ui.wording import NOT_YET, PHASE_WORDS, WARMING_UP, duration, number, sentence
 
-CHART_POINTS = 200
 MAX_PREVIEW = 16
 EXACT_PIXELS = 64  # larger pictures are sent as JPEG
-NOT_YET = "\N{EN DASH}"  # in place of a figure that is not known
-KEPT_POINTS = 2000  # of a curve before neighbours are merged
-CHART_WIDTH, CHART_HEIGHT = 200.0, 60.0  # of the SVG's own coordinates, with room for the line's width
 
 Tone = Literal["info", "warning", "error"]
 
@@ -38,171 +35,7 @@ class Message(NamedTuple):
     until: float = math.inf
 
 
-class Mark(NamedTuple):
-    """A change of settings on the time axis."""
-
-    step: int
-    text: str
-
-
-# ---- curves ----------------------------------------------------------------------------------------------
-
-
-class Curve:
-    """A figure over steps, kept in bounded memory: when full, neighbours are merged into their mean."""
-
-    def __init__(self) -> None:
-        self._points: list[tuple[float, float]] = []
-        self._per_point = 1
-        self._pending: list[tuple[float, float]] = []
-
-    def add(self, step: int, value: float) -> None:
-        """Non-finite values leave a gap."""
-        if not math.isfinite(value):
-            return
-        self._pending.append((float(step), value))
-        if len(self._pending) < self._per_point:
-            return
-        self._points.append(_mean(self._pending))
-        self._pending = []
-        if len(self._points) >= KEPT_POINTS:
-            self._points = _merged(self._points, 2)
-            self._per_point *= 2
-
-    def points(self, n: int = CHART_POINTS) -> list[tuple[float, float]]:
-        """At most `n` (step, value), each the mean of a stretch of the curve."""
-        pending = self._pending  # another thread may put a new one in its place
-        points = [*self._points, _mean(pending)] if pending else self._points
-        return _merged(points, math.ceil(len(points) / n)) if len(points) > n else list(points)
-
-    def cut(self, step: int) -> None:
-        """Forget what came after `step`: the run has gone back to there."""
-        self._points = [point for point in self._points if point[0] <= step]
-        self._pending = [point for point in self._pending if point[0] <= step]
-
-    def last(self) -> float | None:
-        points = self._pending or self._points
-        return points[-1][1] if points else None
-
-
-def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return sum(p[0] for p in points) / len(points), sum(p[1] for p in points) / len(points)
-
-
-def _merged(points: Sequence[tuple[float, float]], n: int) -> list[tuple[float, float]]:
-    return [_mean(points[i : i + n]) for i in range(0, len(points), n)]
-
-
-class Plot(NamedTuple):
-    """A chart: the first of `keys` that a step's figures hold is what it shows."""
-
-    name: str
-    title: str
-    note: str
-    keys: tuple[str, ...]
-    log: bool = False
-
-    def value(self, figures: Mapping[str, float]) -> float | None:
-        return next((figures[key] for key in self.keys if key in figures), None)
-
-
-PLOTS = (
-    Plot("gradient", "Gradient RMS", "root mean square of w(t) residual", ("grad_rms",), log=True),
-    Plot("rate", "Steps per second", "smoothed", ("steps_per_s",)),
-    Plot(
-        "correlation",
-        "Control variate",
-        "correlation of the guided prediction with what the loss sets against it: near 1, little noise is left",
-        ("control_correlation",),
-    ),
-    Plot(
-        "auxiliary",
-        "Error of its own network",
-        "mean square error of the network that the loss trains, against the noise",
-        ("psi_error", "operator_error", "psi_null_error"),
-        log=True,
-    ),
-    Plot("gaussians", "Gaussians", "how many make up the scene", ("n_gaussians",)),
-    Plot(
-        "judge",
-        "Judge",
-        "chance that the pictures show what the prompt asks for, as the toybox's judge reads them",
-        ("judge",),
-    ),
-)
-
-
-class Line(NamedTuple):
-    """A curve in a chart; `tone` 0 to 3 is the colour of its lane."""
-
-    curve: Curve
-    tone: int = 0
-
-
-def chart(
-    title: str, lines: Sequence[Line], marks: Sequence[Mark], log: bool = False, name: str = "", note: str = ""
-) -> str:
-    """One figure over steps, a line for each lane, and a line where settings changed; `log` for a logarithmic value
-    axis. The number at its head is that of the first lane."""
-    curves = [(line.tone, [(s, v) for s, v in line.curve.points() if not log or v > 0]) for line in lines]
-    last = lines[0].curve.last() if lines else None
-    now = number(last) if last is not None else NOT_YET
-    head = (
-        f'<figcaption title="{html.escape(note)}"><span>{html.escape(title)}</span>'
-        f'<b data-figure="{name}">{now}</b></figcaption>'
-    )
-    curves = [(tone, points) for tone, points in curves if len(points) > 1]
-    if not curves:
-        return f'<figure class="chart">{head}<div class="plot empty"><span>no steps yet</span></div></figure>'
-    heights = [math.log10(v) if log else v for _, points in curves for _, v in points]
-    low, high = min(heights), max(heights)
-    if not log:
-        low = min(low, 0.0)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
-    first, end = min(points[0][0] for _, points in curves), max(points[-1][0] for _, points in curves)
-
-    def x(step: float) -> float:
-        return CHART_WIDTH * (step - first) / max(end - first, 1.0)  # after jumps all may be of one step
-
-    def y(value: float) -> float:
-        height = math.log10(value) if log else value
-        return CHART_HEIGHT - 2.0 - (CHART_HEIGHT - 4.0) * (height - low) / (high - low)
-
-    drawn = "".join(
-        f'<polyline class="line tone-{tone}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
-        for tone, points in curves
-    )
-    ticks = "".join(
-        f'<g><title>{html.escape(m.text)}</title><line class="mark" x1="{x(m.step):.1f}" x2="{x(m.step):.1f}" y1="0"'
-        f' y2="{CHART_HEIGHT}"/></g>'
-        for m in marks
-        if first <= m.step <= end
-    )
-    top, bottom = (10**high, 10**low) if log else (high, low)
-    return (
-        f'<figure class="chart">{head}<div class="plot">'
-        f'<svg viewBox="0 0 {CHART_WIDTH:g} {CHART_HEIGHT:g}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{html.escape(title)} over steps">{ticks}{drawn}</svg>'
-        f'<span class="top">{number(top)}</span><span class="bottom">{number(bottom)}</span></div>'
-        f'<div class="axis"><span>step {math.floor(first)}</span><span>{math.ceil(end)}</span></div></figure>'
-    )
-
-
 # ---- status ----------------------------------------------------------------------------------------------
-
-PHASE_WORDS: dict[Phase, str] = {
-    "loading": "Loading",
-    "compiling": "Compiling",
-    "ready": "Ready",
-    "running": "Running",
-    "paused": "Paused",
-    "saving": "Saving",
-    "exporting": "Exporting",
-    "failed": "Failed",
-    "ended": "Ended",
-}
-WARMING_UP = "Warming up"
 
 
 def status(phase: Phase, text: str, step: int, steps: int, rate: float, message: Message | None) -> str:
@@ -221,7 +54,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
     if waits:
         said = f"{said}; the scene waits"
     tone, line = (message.tone, message.text) if message is not None else ("info", said)
-    busy = " busy" if phase in ("loading", "compiling", "saving", "exporting") else " waits" if waits else ""
+    busy = " busy" if phase in ("loading", "compiling") else " waits" if waits else ""
     role = "alert" if tone == "error" else "status"
     return (
         f'<div class="status {phase}" data-phase="{phase}" data-step="{step}">'
@@ -261,49 +94,6 @@ def preview(pictures: np.ndarray, views: Sequence[str], step: int, row: int = 0)
 def no_preview() -> str:
     """Where the pictures will be."""
     return '<div class="strip"><h3>What the loss sees</h3><div class="pictures"><i></i><i></i></div></div>'
-
-
-def charts(
-    lanes: Sequence[tuple[int, Mapping[str, Curve]]],
-    marks: Sequence[Mark],
-    scene: Mapping[str, float],
-    stats: Mapping[str, float],
-) -> str:
-    """The charts, with the curves of every lane by name beside its tone, and the numbers below them; `scene` from the
-    last frame and `stats` of the last step of the lane in focus, the first, empty before its first step. Those that no
-    lane has anything for are left out, but for the first two."""
-    known = bool(stats)
-    rows = [
-        *_scene_rows(scene),
-        ("Skipped steps", f"{stats.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
-        ("Inside the prior", f"{100 * stats['prior_share']:.0f} %" if known else NOT_YET, "share of all steps' time"),
-        ("Noise level t", number(stats["t"]) if known else NOT_YET, "timestep, 0 to 999, mean over the last views"),
-        ("Time", duration(stats["seconds"]) if known else NOT_YET, "spent in steps, pauses not counted"),
-    ]
-    drawn = ""
-    for i, plot in enumerate(PLOTS):
-        lines = [Line(curves[plot.name], tone) for tone, curves in lanes]
-        if i < 2 or any(line.curve.last() is not None for line in lines):
-            drawn += chart(plot.title, lines, marks, plot.log, plot.name, plot.note)
-    return f'<div class="charts">{drawn}</div>{figures(rows)}'
-
-
-def _scene_rows(scene: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """What a frame says of the scene."""
-    if "n_gaussians" in scene:
-        return [("Gaussians", f"{scene['n_gaussians']:,.0f}".replace(",", " "), "how many make up the scene now")]
-    if "std_x" not in scene:
-        return []
-    mean, std = (f"{number(scene[f'{name}_x'])}, {number(scene[f'{name}_y'])}" for name in ("mean", "std"))
-    return [
-        ("Mean", mean, "of the Gaussian that is fitted, to the east and to the north"),
-        ("Standard deviation", std, "of the Gaussian that is fitted, to the east and to the north"),
-    ]
-
-
-def no_charts() -> str:
-    """The charts before there is anything to draw."""
-    return charts([], [], {}, {})
 
 
 def lens(seen: LensPictures) -> str:
@@ -380,40 +170,6 @@ def _cosine(value: float, pair: str) -> str:
     return f'<td class="cosine" title="{html.escape(pair)}" style="{style}">{value:.2f}</td>'
 
 
-class LaneRow(NamedTuple):
-    """What the table of lanes says of one."""
-
-    tone: int
-    letter: str
-    loss: str
-    prompt: str
-    step: int
-    figures: Mapping[str, float]
-
-
-def lanes_table(rows: Sequence[LaneRow]) -> str:
-    """The figures of several lanes under each other; "" for one alone."""
-    if len(rows) < 2:
-        return ""
-    shown = [plot for plot in PLOTS if any(plot.value(row.figures) is not None for row in rows)]
-    head = "".join(f"<th>{html.escape(plot.title)}</th>" for plot in shown)
-    body = ""
-    for row in rows:
-        values = [plot.value(row.figures) for plot in shown]
-        cells = "".join(f"<td>{number(v) if v is not None else NOT_YET}</td>" for v in values)
-        seconds = row.figures.get("seconds")
-        body += (
-            f'<tr><th><i class="chip tone-{row.tone}">{row.letter}</i></th><td>{html.escape(row.loss)}</td>'
-            f"<td>{html.escape(row.prompt)}</td><td>{row.step}</td>"
-            f"<td>{duration(seconds) if seconds else NOT_YET}</td>{cells}</tr>"
-        )
-    return (
-        '<table class="lanes"><thead><tr><th></th><th>Loss</th><th>Prompt</th><th>Step</th><th>Time</th>'
-        f"{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
-
-
 def data_uri(picture: np.ndarray) -> str:
     """A picture [H, W, 3] uint8 as an address that holds it; a small one as it is, to the pixel."""
     file = io.BytesIO()
@@ -422,165 +178,3 @@ def data_uri(picture: np.ndarray) -> str:
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def figures(rows: Sequence[tuple[str, str, str]]) -> str:
-    """(name, value, explanation) as a row of numbers."""
-    cells = "".join(
-        f'<div title="{html.escape(note)}"><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
-        for name, value, note in rows
-    )
-    return f'<dl class="figures">{cells}</dl>'
-
-
-GREEK = {"eps": "epsilon", "lam": "lambda"} | {
-    name: name
-    for name in (
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "eta",
-        "kappa",
-        "lambda",
-        "mu",
-        "phi",
-        "psi",
-        "sigma",
-        "tau",
-        "theta",
-    )
-}
-
-
-# a symbol with its index, and what it is asked about: eps_psi(camera)
-SYMBOL = re.compile(r"(?<![&;])\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b(\([^()]*\))?")
-VALUED = ("eps", "w", "M")  # functions: their parentheses are a part of the symbol
-# what the formulas call a prediction -> its name in `Guidance.preds`
-PREDICTIONS = {
-    "eps_c": "pos",
-    "eps_u": "uncond",
-    "eps_n": "neg",
-    "eps_psi(camera)": "psi",
-    "eps_psi(none)": "psi_null",
-    "eps(target prompt)": "target",
-    "eps(source prompt)": "source",
-    "eps(inverted)": "pos",
-    "eps(minority)": "minority",
-    "kappa": "inversion",
-    "M(eps_c)": "operator",
-}
-
-
-def formula(text: str) -> str:
-    """A formula in plain letters with Greek ones and subscripts: eps_u becomes ε with an index u. Each term is a span
-    that belongs in one line; each symbol carries its name, so that its value can be shown below it."""
-    return " ".join(f"<span>{_symbols(html.escape(term, quote=False), named=True)}</span>" for term in terms(text))
-
-
-def symbols_of(text: str) -> list[str]:
-    """The names of the symbols in a formula in plain letters."""
-    return [_name(m) for m in SYMBOL.finditer(text) if _is_symbol(m)]
-
-
-def _name(m: re.Match[str]) -> str:
-    return m[0] if m[1] in VALUED else m[0].removesuffix(m[3] or "")
-
-
-def _is_symbol(m: re.Match[str]) -> bool:
-    return m[1] in GREEK or len(m[1]) == 1 or m[1] == "noise"
-
-
-def terms(text: str) -> list[str]:
-    """A formula cut before each + and - that is in no parentheses: there it may go on in another line."""
-    found = [""]
-    for word in text.split(" "):
-        if word in ("+", "-") and found[-1].count("(") == found[-1].count(")"):
-            found.append(word)
-        else:
-            found[-1] = f"{found[-1]} {word}" if found[-1] else word
-    return found
-
-
-def _symbols(escaped: str, named: bool = False) -> str:
-    """Words that name a symbol as that, with their index; a minus as long as a plus. With `named` each is a span that
-    carries its name."""
-
-    def letter(base: str, index: str | None) -> str:
-        shown = f"<i>{_greek(base)}</i>" if base in GREEK or len(base) == 1 else base
-        return shown + (f"<sub>{_greek(index)}</sub>" if index else "")
-
-    def word(m: re.Match[str]) -> str:
-        about = m[3] or ""
-        inside = (
-            f"({SYMBOL.sub(word, about[1:-1]) if m[1] in VALUED else _symbols(about[1:-1], named)})" if about else ""
-        )
-        if named and _is_symbol(m):
-            name = html.escape(html.unescape(_name(m)), quote=True)
-            own = inside if m[1] in VALUED else ""
-            rest = "" if own else inside
-            return f'<span class="symbol" data-symbol="{name}">{letter(m[1], m[2])}{own}</span>{rest}'
-        return letter(m[1], m[2]) + inside
-
-    shown = SYMBOL.sub(word, escaped)
-    return re.sub(r"(?<!\S)- ", "&minus; ", shown)
-
-
-def _greek(name: str) -> str:
-    return f"&{GREEK[name]};" if name in GREEK else name
-
-
-def prose(text: str) -> str:
-    """A sentence about a formula, escaped; psi and eps_c in it look as they do there."""
-
-    def symbol(m: re.Match[str]) -> str:
-        return _symbols(m[0])
-
-    names = "|".join(sorted(GREEK, key=len, reverse=True))
-    return re.sub(rf"\b(?:{names})(?:_[a-z])?\b", symbol, html.escape(sentence(text)))
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where that is short."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else NOT_YET
-    size = abs(value)
-    if size >= 1e5 or size < 1e-3:
-        mantissa, _, exponent = f"{value:.1e}".partition("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
-
-
-def short(value: float) -> str:
-    """Two digits: what fits below a letter."""
-    if not math.isfinite(value):
-        return NOT_YET
-    return (
-        f"{value:.0f}"
-        if abs(value) >= 9.95
-        else f"{value:.1f}"
-        if abs(value) >= 0.995
-        else f"{value:.2g}".replace("0.", ".", 1)
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 40 s, 3 min 5 s, 2 h 10 min."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60} s"
-    return f"{s // 3600} h {s % 3600 // 60} min"
-
-
-def size(n: int) -> str:
-    """Bytes in words: 640 kB, 1.2 MB."""
-    return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{max(round(n / 1e3), 1)} kB"
-
-
-def sentence(text: str) -> str:
-    """With a capital, unless it begins with a symbol or the path of a knob."""
-    first = text.partition(" ")[0].strip(",:;")
-    is_symbol = (len(first) == 1 and first != "a") or any(c in first for c in "._(")
-    return text if is_symbol else text[:1].upper() + text[1:]

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
 from PIL import Image
 
 from sdlab.errors import first_line
@@ -34,6 +36,7 @@ from sdlab.pictures import grid
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
+from sdlab.web import same_origin
 
 MOST = 24  # files that a shelf keeps
 MOST_BYTES = 400_000_000
@@ -121,13 +124,6 @@ FORMATS: Mapping[str, Format] = {
 
 OF_SPLATS = ("ply", "splat", "glb", "mp4", "html", "toml")  # in the order in which people should see them
 OF_PICTURES = ("png", "toml")
-
-
-def kinds_for(material: Material) -> tuple[str, ...]:
-    """The formats that a material has something for."""
-    if material.splats is not None:
-        return OF_SPLATS
-    return OF_PICTURES if material.pictures is not None else ("toml",)
 
 
 class Result(NamedTuple):
@@ -356,3 +352,26 @@ class Shelves:
     def close_all(self) -> None:
         for token in list(self._shelves):
             self.close(token)
+
+
+# ---- downloads -------------------------------------------------------------------------------------------
+
+
+def routes(shelves: Shelves) -> APIRouter:
+    """Routes below /results. A file is always sent to be saved, never to be shown in place: the recording runs
+    scripts, which have no business on this page."""
+    router = APIRouter()
+
+    @router.get("/results/{token}/{result_id}", include_in_schema=False)
+    def download(token: str, result_id: str, request: Request) -> Response:
+        if not same_origin(request.headers):
+            return Response("a result is sent only to the page it belongs to", 403)
+        shelf = shelves.get(token)
+        found = shelf.file(result_id) if shelf is not None else None
+        if found is None or not found[0].is_file():
+            return Response("there is no such result, or its session has ended", 404)
+        path, result = found
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
+        return FileResponse(path, filename=result.name, media_type=FORMATS[result.kind].media_type, headers=headers)
+
+    return router

@@ -17,36 +17,15 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from gradio.routes import App
-from starlette.datastructures import MutableHeaders
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
-from sdlab.ui import flat_view, news_route, results_route, uploads
+from sdlab.ui import flat_view, news_route, results, uploads
 from sdlab.ui.page import STATIC, Page, theme
 from sdlab.viewport.proxy import routes
 from sdlab.viewport.splat_view import Viewports
-
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
-HUB = "https://huggingface.co https://*.hf.space"  # a Space shows its page in a frame of the Hub's
-
-
-class SecurityHeaders:
-    """Adds `HEADERS` to every HTTP answer. Plain ASGI, because Starlette's own base class buffers event streams."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+from sdlab.web import SecurityHeaders, embedders
 
 
 def build(
@@ -74,12 +53,12 @@ def build(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(SecurityHeaders)
     # before the page is mounted at /, which would answer for every address
-    embedders = f"'self' {HUB}" if on_space else "'self'"
-    app.include_router(routes(viewports, embedders))
-    app.include_router(results_route.routes(page.shelves))
+    framed_by = embedders(on_space)
+    app.include_router(routes(viewports, framed_by))
+    app.include_router(results.routes(page.shelves))
     app.include_router(news_route.routes(page.poll))
     app.include_router(uploads.routes(page.bringing, bool(locked)))
-    app.include_router(flat_view.routes(flat_view.FlatViews(manager, locked), embedders))
+    app.include_router(flat_view.routes(flat_view.FlatViews(manager, locked), framed_by))
     gr.mount_gradio_app(
         app,
         page.build(),

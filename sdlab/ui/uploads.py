@@ -1,7 +1,7 @@
 """Files that people bring: a mesh, points or Gaussians for a run to start from, or a picture; below /uploads.
 
 A file is known by its content: whatever it is called, it is read as the run would read it before it is kept. It is kept
-in a folder of the page's own, which goes with its bench, and is never sent to anybody.
+in a folder of the page's own, which goes with its desk, and is never sent to anybody.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from starlette.requests import ClientDisconnect
 
 from sdlab import pictures
 from sdlab.starts import clouds
-from sdlab.viewport.proxy import capped_body, same_origin
+from sdlab.web import capped_body, same_origin
 
-MOST_KEPT = 8  # files of a bench
+MOST_KEPT = 8  # files of a desk
 PATIENCE = 600.0  # seconds that a file may take to come
 FOR_VISITORS = 20_000_000  # bytes of one file where others than the server's owner bring it
 NAME = 60  # characters of a name that are kept
@@ -62,7 +62,7 @@ def most_bytes(knob: str, for_visitors: bool) -> int:
 
 
 class Uploads:
-    """The files that were brought to one bench. May be used from any thread."""
+    """The files that were brought to one desk. May be used from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,7 +74,7 @@ class Uploads:
 
     def keep(self, knob: str, name: str, raw: bytes, in_use: Collection[Path] = ()) -> Path:
         """Where the file now lies; of too many the oldest goes that is not `in_use`. ValueError, which begins with
-        `name`, when it is nothing for this knob; RuntimeError when the bench is gone."""
+        `name`, when it is nothing for this knob; RuntimeError when the desk is gone."""
         with _one_at_a_time:
             UPLOADS[knob].check(raw, _shown(name))
         with self._lock:
@@ -113,7 +113,7 @@ class Bringing(NamedTuple):
 
 
 def routes(find: Callable[[str], Bringing | None], for_visitors: bool) -> APIRouter:
-    """Routes below /uploads; `find` answers for a bench's token."""
+    """Routes below /uploads; `find` answers for a desk's token."""
     router = APIRouter()
 
     @router.post("/uploads/{token}/{knob}", include_in_schema=False)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import viser
 import websockets
@@ -21,6 +19,7 @@ from fastapi.responses import HTMLResponse
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from sdlab.viewport.splat_view import Viewports
+from sdlab.web import same_origin
 
 STATIC = Path(__file__).parent / "static"
 UNKNOWN_VIEW = 4404
@@ -46,31 +45,6 @@ def client_html() -> str:
     html = (Path(inspect.getfile(viser)).parent / "client" / "build" / "index.html").read_text(encoding="utf-8")
     draw = f"<script>{(STATIC / 'view.js').read_text(encoding='utf-8')}</script>"
     return html.replace("<head>", f"<head>{RECONNECT}{draw}{STYLE}{NOTICE}", 1)
-
-
-def same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from a page of this server, or from no page at all (a client that is no browser).
-
-    Behind a reverse proxy the public name is in X-Forwarded-Host, which a page in a browser cannot set.
-    """
-    origin = headers.get("origin")
-    if origin is None:
-        return True
-    host = urlsplit(origin).netloc.lower()
-    forwarded = headers.get("x-forwarded-host", "").split(",")[0].strip().lower()
-    return host != "" and host in (headers.get("host", "").lower(), forwarded)
-
-
-async def capped_body(request: Request, most: int) -> bytes | None:
-    """What is sent; None when it is more than `most` bytes, which are then not kept."""
-    if int(request.headers.get("content-length") or 0) > most:
-        return None
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            return None
-    return bytes(body)
 
 
 def routes(views: Viewports, embedders: str = "'self'") -> APIRouter:

@@ -15,33 +15,7 @@ const FARTHEST = 5; // how far from the middle the plane is shown at most
 const REACHED = 0.01; // share of the points from which a place counts as reached (sdlab/experiments/playground.py)
 const HIGH = 1.25; // times as saturated as true pictures: that is much
 
-// A prediction of noise pulls away from the noise that it sees (-1); what a loss takes away pulls the other way (+1).
-const TERMS = {
-  pos: ["\u03b5", "c", "towards what the prompt says", -1, "pos"],
-  uncond: ["\u03b5", "u", "towards anything likely", -1, "uncond"],
-  neg: ["\u03b5", "n", "towards the negative prompt", -1, "neg"],
-  guided: ["\u03b5\u0302", "", "guided", -1, "guided"],
-  target: ["\u03b5", "tgt", "towards the target prompt", -1, "pos"],
-  source: ["\u03b5", "src", "away from the source prompt", 1, "neg"],
-  ref: ["\u03b5", "ref", "away from the reference", 1, "neg"],
-  noise: ["\u03b5", "", "minus the noise that was added", 1, "noise"],
-  psi: ["\u03c8", "c", "minus the own score, by camera", 1, "psi"],
-  psi_null: ["\u03c8", "", "minus the own score, of all", 1, "psi_null"],
-  minority: ["\u03b5\u0302", "\u2212", "minus an unlikely sample's", 1, "minority"],
-  inversion: ["\u03ba", "", "minus the noise by inversion", 1, "noise"],
-  interval: ["\u03b5", "s", "minus that at a smaller t", 1, "minority"],
-  operator: ["M", "", "minus the noise that M hears", 1, "noise"],
-  residual: ["\u0394", "", "the step: all together", -1, "residual"],
-};
-const FORMULA = [ // wording in a loss's formula -> term
-  ["eps(target prompt)", "target"], ["eps(source prompt)", "source"], ["eps(z; prompt)", "pos"],
-  ["eps(reference; its prompt)", "ref"], ["eps(inverted)", "pos"], ["eps(minority)", "minority"],
-  ["eps_psi(camera)", "psi"], ["eps_psi(none)", "psi_null"], ["M(eps_c)", "operator"], ["eps_c", "pos"], ["eps_u", "uncond"],
-  ["eps_n", "neg"], ["kappa", "inversion"], ["noise", "noise"],
-];
-
 const $ = (id) => document.getElementById(id);
-const term = (name) => TERMS[name] ?? [name, "", name, -1, "other"];
 const dark = () => document.documentElement.classList.contains("dark");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -146,7 +120,7 @@ async function show(message) {
   $("card").hidden = false;
   setText($("loss"), frame.loss.title);
   setText($("step"), `step ${frame.step}`);
-  showFormula(frame.loss.formula);
+  showFormula(frame.loss);
   Object.assign(document.body.dataset, { kind: frame.kind, step: frame.step });
   if (flat) plane.showReadings();
   redraw();
@@ -154,26 +128,14 @@ async function show(message) {
 
 let formulaShown = "";
 
-function showFormula(formula) {
+function showFormula({ formula, colours }) { // typeset by the server, which escapes it
   if (formula === formulaShown) return;
   formulaShown = formula;
-  const node = $("formula");
-  node.replaceChildren();
-  for (let rest = formula; rest; ) {
-    const hit = FORMULA.find(([words]) => rest.startsWith(words));
-    if (hit) {
-      const [symbol, below, , , tone] = term(hit[1]);
-      const b = make("b", node, "", symbol);
-      b.style.color = `var(--${tone})`;
-      if (below) make("sub", b, "", below);
-      rest = rest.slice(hit[0].length);
-      continue;
-    }
-    const at = Math.min(...FORMULA.map(([words]) => rest.indexOf(words)).filter((i) => i > 0), rest.length);
-    const greek = (s) => s.replace(/\blambda_t\b/g, "\u03bb\u209c").replace(/\blam\b/g, "\u03bb").replace(/\balpha\b/g, "\u03b1")
-      .replace(/\bsigma\b/g, "\u03c3").replace(/\bpsi\b/g, "\u03c8").replace(/\bgamma\b/g, "\u03b3").replace(/ - /g, " \u2212 ");
-    node.append(greek(rest.slice(0, at)));
-    rest = rest.slice(at);
+  $("formula").innerHTML = formula;
+  for (const symbol of $("formula").querySelectorAll("[data-symbol]")) {
+    const tone = colours[symbol.dataset.symbol];
+    if (tone) symbol.style.color = `var(--${tone})`;
+    symbol.classList.toggle("term", Boolean(tone));
   }
 }
 
@@ -323,18 +285,12 @@ const plane = {
 
   point() { return Math.min(this.hovered ?? this.chosen, ways.n - 1); },
 
-  vector(name) { // of the point that is looked at, in units of noise, as a pull
+  // A prediction of noise pulls away from the noise that it sees (sign -1); what a loss subtracts pulls the other way.
+  vector({ name, sign }) { // of the chosen point, in units of noise, as a pull
     const array = frame.arrays[`term ${name}`];
     const i = this.point();
     if (!array || i >= array.shape[0]) return null;
-    const sign = term(name)[3];
     return [sign * array.data[2 * i], sign * array.data[2 * i + 1]];
-  },
-
-  names() {
-    const order = Object.keys(TERMS);
-    return Object.keys(frame.arrays).filter((k) => k.startsWith("term ")).map((k) => k.slice(5))
-      .sort((a, b) => order.indexOf(a) - order.indexOf(b));
   },
 
   showReadings() {
@@ -362,15 +318,13 @@ const plane = {
   },
 
   showLegend() {
-    const names = this.names();
     const legend = $("legend");
-    const key = names.join() + frame.guidance;
+    const key = JSON.stringify(frame.terms);
     if (legend.dataset.key === key) return;
     legend.dataset.key = key;
     legend.replaceChildren();
-    $("terms").classList.toggle("empty", !names.length);
-    for (const name of names) {
-      const [symbol, below, words, , tone] = term(name);
+    $("terms").classList.toggle("empty", !frame.terms.length);
+    for (const { name, symbol: [symbol, below], text, colour: tone } of frame.terms) {
       const button = make("button", legend, name);
       button.type = "button";
       button.dataset.term = name;
@@ -380,7 +334,6 @@ const plane = {
       svg("path", swatch, { d: "M0 5H15M14 1L21 5L14 9Z" });
       const em = make("em", button, "", symbol);
       if (below) make("sub", em, "", below);
-      const text = name === "guided" ? `guided: s = ${frame.guidance}` : words;
       make("span", button, "", text);
       button.title = `${text}; click to show or hide it`;
       button.addEventListener("click", () => {
@@ -389,7 +342,7 @@ const plane = {
         redraw();
       });
     }
-    if (!names.length) make("span", legend, "none", "Press Start to see them.");
+    if (!frame.terms.length) make("span", legend, "none", "Press Start to see them.");
   },
 
   draw(seconds) {
@@ -613,17 +566,17 @@ const plane = {
   },
 
   drawArrows(pen, view, index, seconds) { // whether they still move
-    const shown = this.names().filter((name) => !this.off.has(name)).sort((a, b) => (b === "uncond") - (a === "uncond"));
+    const shown = frame.terms.filter(({ name }) => !this.off.has(name)).sort((a, b) => b.broad - a.broad);
     let moving = false, longest = 0;
     const share = still.matches ? 1 : 1 - Math.exp(-seconds / 0.07);
-    for (const name of this.names()) {
-      const to = this.vector(name);
+    for (const term of frame.terms) {
+      const { name } = term, to = this.vector(term);
       if (!to) { this.arrows.delete(name); continue; }
       const at = this.arrows.get(name) ?? to;
       const next = [0, 1].map((c) => at[c] + share * (to[c] - at[c]));
       moving ||= Math.hypot(to[0] - next[0], to[1] - next[1]) > 0.01;
       this.arrows.set(name, next);
-      if (shown.includes(name)) longest = Math.max(longest, Math.hypot(...to));
+      if (shown.includes(term)) longest = Math.max(longest, Math.hypot(...to));
     }
     // the scale grows at once with the longest arrow and shrinks slowly, in steps, so that lengths can be compared
     this.longest = Math.max(longest, this.longest * Math.exp(-seconds / 6), 1e-3);
@@ -633,12 +586,10 @@ const plane = {
     const tip = (v) => [from[0] + v[0] * unit, from[1] - v[1] * unit];
     this.drawSum(pen, shown, from, tip);
     const labels = [];
-    for (const name of shown) {
+    for (const { name, symbol: [symbol, below], colour: tone, broad } of shown) {
       const v = this.arrows.get(name);
       if (!v) continue;
-      const [symbol, below, , , tone] = term(name);
-      // those that often point the same way lie on each other, the upper one thinner
-      arrow(pen, from, tip(v), colour(tone), { residual: 3.4, uncond: 5.4 }[name] ?? 2.4);
+      arrow(pen, from, tip(v), colour(tone), broad ? 5.4 : name === "residual" ? 3.4 : 2.4);
       labels.push([symbol, below, tip(v), colour(tone)]);
     }
     writeLabels(pen, from, labels);
@@ -647,10 +598,10 @@ const plane = {
 
   drawSum(pen, shown, from, tip) { // where two terms make up the step, the sides of their parallelogram
     const step = this.arrows.get("residual");
-    if (!step || !shown.includes("residual")) return;
-    const pull = this.arrows.get("guided") ?? this.arrows.get("pos");
-    const rivals = shown.filter((name) => term(name)[3] > 0);
-    const rival = rivals.length === 1 && this.arrows.get(rivals[0]);
+    if (!step || !shown.some(({ name }) => name === "residual")) return;
+    const pull = this.arrows.get("guided") ?? this.arrows.get(frame.terms[0].name);
+    const rivals = shown.filter(({ sign }) => sign > 0);
+    const rival = rivals.length === 1 && this.arrows.get(rivals[0].name);
     if (!pull || !rival) return;
     const off = Math.hypot(pull[0] + rival[0] - step[0], pull[1] + rival[1] - step[1]);
     if (off > 0.03 * this.longest) return;

@@ -9,7 +9,7 @@ const SEND_EVERY = 120; // ms while a slider is dragged
 
 const ASK_EVERY = 500, GIVE_UP = 30000; // ms
 const sdlParts = new Map(); // name -> what shows a value of it
-let sdlShown = {}; // the bench that is shown: its token, and what this page is called
+let sdlShown = {}; // the desk that is shown: its token, and what this page is called
 const sdlSaid = new Map(); // name -> [number, value] that were said last: answers may overtake each other
 
 function sdlPart(name, show) {
@@ -298,7 +298,7 @@ function sdlStage(element, trigger) {
   const stage = element.querySelector(".stage");
   const lanes = new Map(); // by seat
   const say = (what, lane) => trigger("input", { do: what, lane });
-  let bench; // whose runs are shown
+  let desk; // whose runs are shown
 
   const resting = new Set(); // buttons that a second press would make another lane with, until the first lane is there
   const rest = (button) => {
@@ -357,13 +357,13 @@ function sdlStage(element, trigger) {
       node.dataset.flat = lane.address.startsWith("flat/");
     }
     stage.dataset.lanes = wanted.length;
-    if (!wanted.length || wanted[0].bench === bench) return;
-    if (bench) { // a new one on an old page: it does not know yet what is looked at here
+    if (!wanted.length || wanted[0].desk === desk) return;
+    if (desk) { // a new one on an old page: it does not know yet what is looked at here
       trigger("input", { do: "tab", tab: document.getElementById("readings").dataset.tab ?? "lens" });
       document.querySelector("#scrub [data-live]:not(:disabled)")?.click();
     }
-    bench = wanted[0].bench;
-    sdlKeep("sdlab-bench", bench);
+    desk = wanted[0].desk;
+    sdlKeep("sdlab-desk", desk);
   });
 }
 
@@ -530,16 +530,16 @@ document.addEventListener("keydown", sdlKeys);
 // A button that was clicked with a pointer gives the keys back: the space bar would press it again.
 document.addEventListener("click", (event) => { if (event.detail > 0) event.target.closest?.("button")?.blur(); });
 
-// ---- what a tab remembers: its bench, so that a page loaded anew finds its runs; and how it is to look ------------
+// ---- what a tab remembers: its desk, so that a page loaded anew finds its runs; and how it is to look ------------
 
 function sdlKeep(key, value) {
   try { sessionStorage.setItem(key, value); } catch { /* storage may be forbidden in a frame */ }
 }
 
 function sdlRestore() {
-  let bench = "";
-  try { bench = sessionStorage.getItem("sdlab-bench") ?? ""; } catch { /* as above */ }
-  return [sdlRestoreTheme(), bench];
+  let desk = "";
+  try { desk = sessionStorage.getItem("sdlab-desk") ?? ""; } catch { /* as above */ }
+  return [sdlRestoreTheme(), desk];
 }
 
 // ---- light and dark: the system's choice until somebody presses the button -------------------------------

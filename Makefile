@@ -1,0 +1,24 @@
+# make check before a commit, make test before a merge. Uses .venv where there is one, else the python on PATH.
+PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python)
+
+.PHONY: check test lint types format serve
+
+check: lint types  ## lint, types and the fast tests: under two minutes on two cores
+	$(PYTHON) -m pytest -q -m "not slow"
+
+test:  ## every test but the nightly ones
+	$(PYTHON) -m pytest -q
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+serve:
+	$(PYTHON) app.py

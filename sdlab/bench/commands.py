@@ -1,0 +1,100 @@
+"""Subcommands of `python -m sdlab bench` that measure speed. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sdlab.arguments import add_device, claim, positive
+from sdlab.options import choose_device, settings_for
+
+# name -> (module, help) of benchmarks that print a table and write one JSON file
+BENCHES = {
+    "raster": ("sdlab.bench.raster", "the CPU rasteriser against plain torch"),
+    "step": ("sdlab.bench.step", "one live step against its network evaluations alone"),
+    "network": ("sdlab.bench.network", "networks of several sizes on each engine"),
+    "losses": ("sdlab.bench.losses", "one step of every loss relative to SDS, on each engine"),
+    "sessions": (
+        "sdlab.bench.sessions",
+        "1, 2, 4 and 8 sessions that share a prior, taking turns or batching their forward passes",
+    ),
+    "gpu": (
+        "sdlab.bench.gpu",
+        "every loss, rasterisers and sessions at the size of Stable Diffusion, with random weights",
+    ),
+}
+
+
+def add_subcommands(commands: argparse._SubParsersAction) -> None:
+    """Add the subcommands. `call` of the parsed arguments runs the chosen one and returns the exit code."""
+    for what in BENCHES:
+        _add_bench(commands, what)
+    _add_page(commands)
+
+
+def _add_bench(commands: argparse._SubParsersAction, what: str) -> None:
+    module, text = BENCHES[what]
+    p = commands.add_parser(what, help=text)
+    p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file to write (default: bench-{what}.json)")
+    p.add_argument("--quick", action="store_true", help="fewer repetitions")
+    if what in ("step", "losses", "sessions"):
+        p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
+    if what in ("sessions", "gpu"):
+        add_device(p)
+    if what == "gpu":
+        p.add_argument(
+            "--size",
+            default="sd-2.1-base",
+            help="sd-2.1-base, or tiny to try the command on any machine (default %(default)s)",
+        )
+    p.set_defaults(call=_bench, module=module)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    out = args.out or Path(f"bench-{args.what}.json")
+    more: dict[str, Any] = {"name": args.preset} if "preset" in args else {}
+    if "device" in args:
+        more["device"] = choose_device(args.device)
+    if "size" in args:
+        more["size"] = args.size
+    import_module(args.module).run(out, quick=args.quick, **more)
+    print(f"written to {out}")
+    return 0
+
+
+def _add_page(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "page", help="time to first image, cost of an open page, and four lanes, with a server and a real browser"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out") / "page",
+        metavar="DIR",
+        help="folder for the results (default %(default)s)",
+    )
+    p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
+    p.add_argument("--seconds", type=positive, metavar="N", help="duration of the part with four lanes (default 600)")
+    p.add_argument("--quick", action="store_true", help="one round of short turns, and four lanes for 20 seconds")
+    add_device(p)
+    p.set_defaults(call=_page)
+
+
+def _page(args: argparse.Namespace) -> int:
+    from sdlab.bench import page
+
+    claim(args.out)
+    s, device = settings_for(args.preset, args.set), choose_device(args.device)
+
+    from sdlab.settings import preset_names
+    from sdlab.ui.server import build, server
+
+    name = args.preset if args.preset in preset_names() else None
+    size = page.QUICK if args.quick else page.Size()
+    size = size._replace(lanes=float(args.seconds or size.lanes))
+    page.run_page(s, args.preset, device, lambda m, first: server(build(m, first, name), port=0), size, args.out)
+    print(f"written to {args.out}")
+    return 0

@@ -1,0 +1,200 @@
+"""Building a run: the prior, what is compiled for it, the scene, the auxiliaries.
+
+Each function of `Builder` returns a new `Run` and leaves the given one usable, whatever is raised; `put_back` is the
+exception.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from sdlab.live.messages import Phase
+from sdlab.live.moments import Moment
+from sdlab.live.state import Run, Trace, moment_of, restore_counts
+from sdlab.live.timeline import Timeline
+from sdlab.losses import Distillation
+from sdlab.optim import SceneOptimiser
+from sdlab.priors import PriorConfig
+from sdlab.prompts import PromptBank, PromptSettings
+from sdlab.rng import StepRng
+from sdlab.scenes import AnyScene, SceneConfig
+from sdlab.settings import Settings
+from sdlab.step import BUILD_STEP, Reference, State
+from sdlab.types import PERP_ROLES, Prior
+
+LoadPrior = Callable[[PriorConfig, torch.device, Callable[[str], None]], Prior]
+
+
+def load_prior(config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
+    """Load a prior without sharing it; a manager passes a pool instead."""
+    return config.load(device, progress)
+
+
+def compile_for(s: Settings, prior: Prior, device: torch.device) -> None:
+    """Compile what the first step under `s` needs: the rasteriser, and the network at its batch sizes."""
+    s.scene.prepare(device)
+    prior.prepare(batches_of(s))
+
+
+def batches_of(s: Settings) -> set[int]:
+    """Return the batch sizes of the prior's network under `s`; it is compiled for each."""
+    perp = {1 + len(PERP_ROLES)} if s.perp_neg else set()
+    return {s.scene.batch(s.camera) * roles for roles in perp.union(s.loss.calls())}
+
+
+class Builder:
+    """Builds runs on `device`. `load` loads priors; `say` is told what takes long, as phase and text."""
+
+    def __init__(self, device: torch.device, load: LoadPrior, say: Callable[[Phase, str], None]) -> None:
+        self.device = device
+        self._load = load
+        self._say = say
+
+    def _loading(self, text: str) -> None:
+        self._say("loading", text)
+
+    # ---- runs --------------------------------------------------------------------------------------------
+
+    def with_prior(self, run: Run, s: Settings) -> Run:
+        """Return `run` with the prior of `s`, compiled for the batches of `s`. ValueError if its scene does not fit."""
+        self._loading("loading the prior")
+        prior = self._load(s.prior, self.device, self._loading)
+        if run.state is not None:
+            run.state.scene.must_fit(prior)
+        self._compile(s, prior)
+        return dataclasses.replace(run, prior=prior, bank=PromptBank(prior))
+
+    def started(self, run: Run, text: str) -> Run:
+        """Return `run` with a fresh scene and a new timeline, whose first entry is `text`."""
+        run = dataclasses.replace(self._with_scene(run, run.begun.scene), timeline=Timeline())
+        run.timeline.note(0, "start", text)
+        run.timeline.keep(moment_of(run))
+        return run
+
+    def adopted(self, run: Run, new: Settings) -> tuple[Run, frozenset[str]]:
+        """Return `run` with the settings `new`, and the paths of the changed knobs that wait for a reset.
+
+        A knob that is not handled here is read at the next step.
+        """
+        changed = dict(run.settings.differences(new))
+        knobs = new.knobs()
+        restart = frozenset(path for path in changed if knobs[path].apply == "restart")
+        other_prior = new.prior != run.settings.prior
+        adopted = run.following(new)
+        if other_prior:
+            adopted = self.with_prior(adopted, new)
+        elif adopted.prior is not None and batches_of(run.settings) != batches_of(new):
+            self._compile(new, adopted.prior)
+        if run.state is None:
+            adopted = adopted.following(new, new)
+            return (self.started(adopted, "started") if other_prior else adopted), frozenset()
+        if restart and run.state.step == 0:  # nothing would be lost
+            return self.started(adopted.following(new, new), "started"), frozenset()
+        kept = run.state.aux if not other_prior else {}  # auxiliaries belong to their prior
+        keys = run.state.aux_keys if not other_prior else {}
+        state = dataclasses.replace(run.state, aux=dict(kept), aux_keys=dict(keys))
+        adopted = dataclasses.replace(adopted, state=state)
+        try:
+            self._adopt_aux(adopted)
+            self._adopt_reference(state, adopted.effective.loss, run.settings.prompt)
+            state.scene.adopt(new.scene)
+        except Exception:
+            self._park(run)
+            raise
+        return adopted, restart
+
+    def resumed(self, run: Run, moment: Moment) -> Run:
+        """Return a run that continues from `moment`, of `run` or of another; its timeline is that of `run`."""
+        resumed = dataclasses.replace(run.following(moment.settings, moment.begun), state=None)
+        if resumed.prior is None or moment.settings.prior != run.settings.prior:
+            resumed = self.with_prior(resumed, moment.settings)
+        return self.put_back(self._with_scene(resumed, moment.begun.scene.bare()), moment)
+
+    def put_back(self, run: Run, moment: Moment) -> Run:
+        """Return `run` with settings and state as in `moment`. Its state is changed in place, since a copy might not
+        fit into memory; its scene must be of the same kind."""
+        run = run.following(moment.settings, moment.begun)
+        state, s, prior, _ = run.inputs()
+        parts = moment.parts
+        state.scene.adopt(moment.settings.scene)
+        state.scene.load_state_dict(parts["scene"])
+        state.optim.load_state_dict(parts["optim"])
+        saved = parts.get("aux", {})
+        for name in state.aux.keys() - saved.keys():
+            if name != s.loss.aux_name():
+                del state.aux[name], state.aux_keys[name]
+        for name, aux in saved.items():
+            key = tuple(aux["key"])
+            for loss in s.losses.values():
+                if (loss.aux_name(), loss.aux_key()) == (name, key):
+                    self._need_aux(state, loss, s, prior)
+                    state.aux[name].load_state_dict(aux["model"])
+                    break
+        self._adopt_aux(run)
+        state.reference = _reference_of(parts.get("reference", {}), state.scene)
+        state.step = moment.step
+        restore_counts(state, parts["session"])
+        return run
+
+    # ---- parts -------------------------------------------------------------------------------------------
+
+    def _compile(self, s: Settings, prior: Prior) -> None:
+        self._say("compiling", "compiling the prior's network and the rasteriser for this machine")
+        compile_for(s, prior, self.device)
+
+    def _with_scene(self, run: Run, config: SceneConfig) -> Run:
+        """Return `run` with a fresh scene of `config`, and an optimiser, under the settings as of the last reset."""
+        assert run.prior is not None
+        s = run.begun
+        self._loading("building the scene")
+        rng = StepRng(s.seed, BUILD_STEP)
+        scene = config.build(rng, self.device, run.prior, s.prompt.text, self._loading)
+        state = State(scene, SceneOptimiser(scene.params, s.optim))
+        run = dataclasses.replace(run, state=state, trace=Trace(), undo=None)
+        self._adopt_aux(run)
+        self._adopt_reference(state, run.effective.loss, run.effective.prompt)
+        return run
+
+    def _adopt_aux(self, run: Run) -> None:
+        """Give the active loss its auxiliary model, rebuilt if it was made with other knobs, and park the others."""
+        state, s, prior, _ = run.inputs()
+        self._need_aux(state, s.loss, s, prior)
+        self._park(run)
+
+    def _park(self, run: Run) -> None:
+        """Move the active loss's auxiliary to the device, and the others into the computer's memory."""
+        state, s, _, _ = run.inputs()
+        for name, aux in state.aux.items():
+            aux.to(self.device if name == s.loss.aux_name() else torch.device("cpu"))
+
+    def _need_aux(self, state: State, loss: Distillation, s: Settings, prior: Prior) -> None:
+        """Build the auxiliary of `loss`, unless one made with the same knobs exists."""
+        name, key = loss.aux_name(), loss.aux_key()
+        if state.aux_keys.get(name) == key:
+            return
+        if loss.warm_up_steps():  # then building it may take seconds
+            self._loading(f"{loss.title}: making its own network")
+        aux = loss.init_aux(prior, StepRng(s.seed, BUILD_STEP))
+        state.aux.pop(name, None)
+        state.aux_keys[name] = key
+        if aux is not None:
+            state.aux[name] = aux
+
+    def _adopt_reference(self, state: State, loss: Distillation, prompt: PromptSettings) -> None:
+        """Freeze scene and prompt for a loss that compares with them, unless that was done with the same knobs."""
+        if loss.needs_reference and (state.reference is None or state.reference.key != loss.aux_key()):
+            state.reference = Reference(copy.deepcopy(state.scene), prompt, loss.aux_key())
+
+
+def _reference_of(parts: Mapping[str, Any], like: AnyScene) -> Reference | None:
+    """Return the reference that a moment holds, with a scene of the kind of `like`."""
+    if not parts:
+        return None
+    scene = copy.deepcopy(like)
+    scene.load_state_dict(parts["scene"])
+    return Reference(scene, PromptSettings(**parts["prompt"]), tuple(parts["key"]))

@@ -1,0 +1,252 @@
+"""Charts of a run over its steps, as inline SVG stretched to its box, and the table that compares lanes."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sdlab.settings import losses
+from sdlab.ui.wording import NOT_YET, duration, number
+
+CHART_POINTS = 200
+KEPT_POINTS = 2000  # of a curve before neighbours are merged
+CHART_WIDTH, CHART_HEIGHT = 200.0, 60.0  # of the SVG's own coordinates, with room for the line's width
+
+
+class Mark(NamedTuple):
+    """A change of settings on the time axis."""
+
+    step: int
+    text: str
+
+
+# ---- curves ----------------------------------------------------------------------------------------------
+
+
+class Curve:
+    """A figure over steps, kept in bounded memory: when full, neighbours are merged into their mean."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, float]] = []
+        self._per_point = 1
+        self._pending: list[tuple[float, float]] = []
+
+    def add(self, step: int, value: float) -> None:
+        """Non-finite values leave a gap."""
+        if not math.isfinite(value):
+            return
+        self._pending.append((float(step), value))
+        if len(self._pending) < self._per_point:
+            return
+        self._points.append(_mean(self._pending))
+        self._pending = []
+        if len(self._points) >= KEPT_POINTS:
+            self._points = _merged(self._points, 2)
+            self._per_point *= 2
+
+    def points(self, n: int = CHART_POINTS) -> list[tuple[float, float]]:
+        """At most `n` (step, value), each the mean of a stretch of the curve."""
+        pending = self._pending  # another thread may put a new one in its place
+        points = [*self._points, _mean(pending)] if pending else self._points
+        return _merged(points, math.ceil(len(points) / n)) if len(points) > n else list(points)
+
+    def cut(self, step: int) -> None:
+        """Forget what came after `step`: the run has gone back to there."""
+        self._points = [point for point in self._points if point[0] <= step]
+        self._pending = [point for point in self._pending if point[0] <= step]
+
+    def last(self) -> float | None:
+        points = self._pending or self._points
+        return points[-1][1] if points else None
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum(p[0] for p in points) / len(points), sum(p[1] for p in points) / len(points)
+
+
+def _merged(points: Sequence[tuple[float, float]], n: int) -> list[tuple[float, float]]:
+    return [_mean(points[i : i + n]) for i in range(0, len(points), n)]
+
+
+class Plot(NamedTuple):
+    """A chart: the first of `keys` that a step's figures hold is what it shows."""
+
+    name: str
+    title: str
+    note: str
+    keys: tuple[str, ...]
+    log: bool = False
+
+    def value(self, figures: Mapping[str, float]) -> float | None:
+        return next((figures[key] for key in self.keys if key in figures), None)
+
+
+PLOTS = (
+    Plot("gradient", "Gradient RMS", "root mean square of w(t) residual", ("grad_rms",), log=True),
+    Plot("rate", "Steps per second", "smoothed", ("steps_per_s",)),
+    Plot(
+        "correlation",
+        "Control variate",
+        "correlation of the guided prediction with what the loss sets against it: near 1, little noise is left",
+        ("control_correlation",),
+    ),
+    Plot(
+        "auxiliary",
+        "Error of its own network",
+        "mean square error of the network that the loss trains, against the noise",
+        tuple(dict.fromkeys(key for loss in losses().values() for key in loss.aux_errors)),
+        log=True,
+    ),
+    Plot("gaussians", "Gaussians", "how many make up the scene", ("n_gaussians",)),
+    Plot(
+        "judge",
+        "Judge",
+        "chance that the pictures show what the prompt asks for, as the toybox's judge reads them",
+        ("judge",),
+    ),
+)
+
+
+class Line(NamedTuple):
+    """A curve in a chart; `tone` 0 to 3 is the colour of its lane."""
+
+    curve: Curve
+    tone: int = 0
+
+
+def chart(
+    title: str, lines: Sequence[Line], marks: Sequence[Mark], log: bool = False, name: str = "", note: str = ""
+) -> str:
+    """One figure over steps, a line for each lane, and a line where settings changed; `log` for a logarithmic value
+    axis. The number at its head is that of the first lane."""
+    curves = [(line.tone, [(s, v) for s, v in line.curve.points() if not log or v > 0]) for line in lines]
+    last = lines[0].curve.last() if lines else None
+    now = number(last) if last is not None else NOT_YET
+    head = (
+        f'<figcaption title="{html.escape(note)}"><span>{html.escape(title)}</span>'
+        f'<b data-figure="{name}">{now}</b></figcaption>'
+    )
+    curves = [(tone, points) for tone, points in curves if len(points) > 1]
+    if not curves:
+        return f'<figure class="chart">{head}<div class="plot empty"><span>no steps yet</span></div></figure>'
+    heights = [math.log10(v) if log else v for _, points in curves for _, v in points]
+    low, high = min(heights), max(heights)
+    if not log:
+        low = min(low, 0.0)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    first, end = min(points[0][0] for _, points in curves), max(points[-1][0] for _, points in curves)
+
+    def x(step: float) -> float:
+        return CHART_WIDTH * (step - first) / max(end - first, 1.0)  # after jumps all may be of one step
+
+    def y(value: float) -> float:
+        height = math.log10(value) if log else value
+        return CHART_HEIGHT - 2.0 - (CHART_HEIGHT - 4.0) * (height - low) / (high - low)
+
+    drawn = "".join(
+        f'<polyline class="line tone-{tone}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
+        for tone, points in curves
+    )
+    ticks = "".join(
+        f'<g><title>{html.escape(m.text)}</title><line class="mark" x1="{x(m.step):.1f}" x2="{x(m.step):.1f}" y1="0"'
+        f' y2="{CHART_HEIGHT}"/></g>'
+        for m in marks
+        if first <= m.step <= end
+    )
+    top, bottom = (10**high, 10**low) if log else (high, low)
+    return (
+        f'<figure class="chart">{head}<div class="plot">'
+        f'<svg viewBox="0 0 {CHART_WIDTH:g} {CHART_HEIGHT:g}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{html.escape(title)} over steps">{ticks}{drawn}</svg>'
+        f'<span class="top">{number(top)}</span><span class="bottom">{number(bottom)}</span></div>'
+        f'<div class="axis"><span>step {math.floor(first)}</span><span>{math.ceil(end)}</span></div></figure>'
+    )
+
+
+def charts(
+    lanes: Sequence[tuple[int, Mapping[str, Curve]]],
+    marks: Sequence[Mark],
+    scene: Mapping[str, float],
+    stats: Mapping[str, float],
+) -> str:
+    """The charts, with the curves of every lane by name beside its tone, and the numbers below them; `scene` from the
+    last frame and `stats` of the last step of the lane in focus, the first, empty before its first step. Those that no
+    lane has anything for are left out, but for the first two."""
+    known = bool(stats)
+    rows = [
+        *_scene_rows(scene),
+        ("Skipped steps", f"{stats.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
+        ("Inside the prior", f"{100 * stats['prior_share']:.0f} %" if known else NOT_YET, "share of all steps' time"),
+        ("Noise level t", number(stats["t"]) if known else NOT_YET, "timestep, 0 to 999, mean over the last views"),
+        ("Time", duration(stats["seconds"]) if known else NOT_YET, "spent in steps, pauses not counted"),
+    ]
+    drawn = ""
+    for i, plot in enumerate(PLOTS):
+        lines = [Line(curves[plot.name], tone) for tone, curves in lanes]
+        if i < 2 or any(line.curve.last() is not None for line in lines):
+            drawn += chart(plot.title, lines, marks, plot.log, plot.name, plot.note)
+    return f'<div class="charts">{drawn}</div>{figures(rows)}'
+
+
+def _scene_rows(scene: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """What a frame says of the scene."""
+    if "n_gaussians" in scene:
+        return [("Gaussians", f"{scene['n_gaussians']:,.0f}".replace(",", " "), "how many make up the scene now")]
+    if "std_x" not in scene:
+        return []
+    mean, std = (f"{number(scene[f'{name}_x'])}, {number(scene[f'{name}_y'])}" for name in ("mean", "std"))
+    return [
+        ("Mean", mean, "of the Gaussian that is fitted, to the east and to the north"),
+        ("Standard deviation", std, "of the Gaussian that is fitted, to the east and to the north"),
+    ]
+
+
+def no_charts() -> str:
+    """The charts before there is anything to draw."""
+    return charts([], [], {}, {})
+
+
+def figures(rows: Sequence[tuple[str, str, str]]) -> str:
+    """(name, value, explanation) as a row of numbers."""
+    cells = "".join(
+        f'<div title="{html.escape(note)}"><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
+        for name, value, note in rows
+    )
+    return f'<dl class="figures">{cells}</dl>'
+
+
+class LaneRow(NamedTuple):
+    """What the table of lanes says of one."""
+
+    tone: int
+    letter: str
+    loss: str
+    prompt: str
+    step: int
+    figures: Mapping[str, float]
+
+
+def lanes_table(rows: Sequence[LaneRow]) -> str:
+    """The figures of several lanes under each other; "" for one alone."""
+    if len(rows) < 2:
+        return ""
+    shown = [plot for plot in PLOTS if any(plot.value(row.figures) is not None for row in rows)]
+    head = "".join(f"<th>{html.escape(plot.title)}</th>" for plot in shown)
+    body = ""
+    for row in rows:
+        values = [plot.value(row.figures) for plot in shown]
+        cells = "".join(f"<td>{number(v) if v is not None else NOT_YET}</td>" for v in values)
+        seconds = row.figures.get("seconds")
+        body += (
+            f'<tr><th><i class="chip tone-{row.tone}">{row.letter}</i></th><td>{html.escape(row.loss)}</td>'
+            f"<td>{html.escape(row.prompt)}</td><td>{row.step}</td>"
+            f"<td>{duration(seconds) if seconds else NOT_YET}</td>{cells}</tr>"
+        )
+    return (
+        '<table class="lanes"><thead><tr><th></th><th>Loss</th><th>Prompt</th><th>Step</th><th>Time</th>'
+        f"{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )

@@ -1,0 +1,107 @@
+"""Words for people: the names of knobs, choices and phases, and numbers and durations as text."""
+
+from __future__ import annotations
+
+import math
+
+from sdlab.live.messages import Phase
+
+NOT_YET = "\N{EN DASH}"  # shown in place of an unknown number
+LABELS = {
+    "cfg": "CFG",
+    "sds_cfg": "CFG of the SDS stage",
+    "inversion_cfg": "CFG of the inversion",
+    "inversion_eta": "Noise in the inversion",
+    "dca_cutoff": "DCA cut-off",
+    "fovy": "Field of view",
+    "lam": "Lambda",
+    "lessons": "Lessons per step",
+    "every": "Learns every",
+    "lr": "Learning rate",
+    "start": "Schedules begin at step",
+    "perp_neg": "Perp-Neg",
+    "rescale": "CFG rescale",
+    "pos": "Prompt",
+    "pos_end": "Prompt, in the end",
+    "neg": "Negative prompt",
+    "neg_end": "Negative prompt, in the end",
+    "null": "Empty prompt",
+    "null_end": "Empty prompt, in the end",
+    "noise_end": "Noise, in the end",
+    "negative": "Negative prompt",
+    "p_null": "Share without camera",
+    "rank": "Rank of the LoRA",
+    "leg_steps": "Steps of each leg",
+    "source": "Source prompt",
+    "source_cfg": "CFG under the source",
+    "target": "Target prompt",
+    "target_cfg": "CFG under the target",
+    "warm_up": "Warm-up",
+}
+CHOICES = {"lora": "LoRA", "sds": "SDS"}
+SYMBOLS = ("t", "w", "s", "k")  # words that stay small at the beginning of a label
+PHASE_WORDS: dict[Phase, str] = {
+    "loading": "Loading",
+    "compiling": "Compiling",
+    "ready": "Ready",
+    "running": "Running",
+    "paused": "Paused",
+    "failed": "Failed",
+    "ended": "Ended",
+}
+WARMING_UP = "Warming up"
+
+
+def label_of(path: str) -> str:
+    """What a knob is called on the page: `camera.distance_min` is "Distance min"."""
+    name = path.rpartition(".")[2].removeprefix("lr_")
+    if name in LABELS:
+        return LABELS[name]
+    words = name.replace("_", " ")
+    return words if words.partition(" ")[0] in SYMBOLS else words[:1].upper() + words[1:]
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where that is short."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else NOT_YET
+    size = abs(value)
+    if size >= 1e5 or size < 1e-3:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+
+
+def short(value: float) -> str:
+    """Two digits: what fits below a letter."""
+    if not math.isfinite(value):
+        return NOT_YET
+    return (
+        f"{value:.0f}"
+        if abs(value) >= 9.95
+        else f"{value:.1f}"
+        if abs(value) >= 0.995
+        else f"{value:.2g}".replace("0.", ".", 1)
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 s, 3 min 5 s, 2 h 10 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60} s"
+    return f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def size(n: int) -> str:
+    """Bytes in words: 640 kB, 1.2 MB."""
+    return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{max(round(n / 1e3), 1)} kB"
+
+
+def sentence(text: str) -> str:
+    """With a capital, unless it begins with a symbol or the path of a knob."""
+    first = text.partition(" ")[0].strip(",:;")
+    is_symbol = (len(first) == 1 and first != "a") or any(c in first for c in "._(")
+    return text if is_symbol else text[:1].upper() + text[1:]
