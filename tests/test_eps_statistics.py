@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdlab.experiments import eps_statistics as figure10
-from sdlab.experiments.eps_statistics import Known, centred, draws, stats_at, pearson, puccetti, readable, vectors
+from sdlab.experiments.eps_statistics import Known, centred, draws, pearson, puccetti, readable, stats_at, vectors
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.rng import StepRng
 from sdlab.toybox.figures import caption_of
