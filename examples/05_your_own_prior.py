@@ -15,7 +15,7 @@ DISC = (torch.linspace(-1, 1, SIZE)[:, None] ** 2 + torch.linspace(-1, 1, SIZE) 
 
 
 class Discs:
-    name, engine_name, torch_threads = "discs", "exact", 1
+    name, commit, engine_name, engine_note, torch_threads = "discs", "", "exact", "", 1
     shape, image_size, device = (3, SIZE, SIZE), SIZE, torch.device("cpu")
 
     def embed(self, text: str) -> Cond:
