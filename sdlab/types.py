@@ -152,7 +152,7 @@ class Term:
     pull: str  # where its arrow points in the plane
     _: KW_ONLY
     subtracted: bool = False  # whether the residual holds it with a minus sign, which turns its arrow around
-    colour: str = "cyan"  # of its arrow: a variable of ui/static/flat.css
+    colour: str = "cyan"  # of its arrow: a variable of ui/static/flat/flat.css
     broad: bool = False  # its arrow lies beneath the others, broad: it often points the same way as another
     formula: str = ""  # how the loss's formulas write it, if not as `symbol`
     noisy: str = "with the noise that the loss found for it"  # the z_t it was asked at, if not the step's own

@@ -150,6 +150,12 @@ class Score(FittedNet):
 class FixedScores:
     """A psi that does not learn."""
 
+    fitted: int
+
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """As `Score.ask`."""
+        raise NotImplementedError
+
     def learn(self, x: Noised, model: BoundPrior, *how: float) -> None:
         """Nothing to learn."""
 
@@ -215,6 +221,9 @@ def camera_vectors(cams: Cameras) -> Tensor:
     return torch.linalg.inv(cams.viewmats).flatten(1)
 
 
+Psi = Score | FixedScores
+
+
 def square_error(eps: Tensor, noise: Tensor) -> Tensor:
     """The mean over everything; 0-d."""
     return (eps - noise).square().mean()
@@ -253,7 +262,7 @@ class TrainsScore:
             return 2, 0
         return 2 + self.answers(), self.lessons
 
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+    def fit(self, x: Noised, model: BoundPrior, aux: Psi, guidance: Guidance) -> None:
         aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every)
 
 

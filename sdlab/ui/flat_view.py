@@ -41,8 +41,8 @@ from sdlab.types import FlatFrame, Frame, Term
 from sdlab.ui.formulas import formula, letters
 from sdlab.web import capped_body, same_origin
 
-STATIC = Path(__file__).parent / "static"
-FILES = {"flat.js": "text/javascript", "flat.css": "text/css"}
+STATIC = Path(__file__).parent / "static" / "flat"
+FILES = {"flat.css": "text/css"} | {path.name: "text/javascript" for path in STATIC.glob("*.js")}  # all that is served
 START = {"points": ("scene.start_x", "scene.start_y"), "gaussian": ("scene.mean_x", "scene.mean_y")}
 FAR = 1e6  # numbers beyond it are no places; nearer ones are brought into the knob's range
 MOST_BYTES = 1000  # of the body that moves the start
