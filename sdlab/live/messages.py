@@ -136,7 +136,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something that people should know of the run: that it does not start as it should, or is drawn more slowly."""
+    """Something the user should know: the scene does not start as requested, or a slower rasteriser draws it."""
 
     step: int
     text: str

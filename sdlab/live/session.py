@@ -37,6 +37,7 @@ from sdlab.live.messages import (
     Event,
     Failed,
     Goto,
+    Noted,
     Patch,
     Pause,
     Phase,
@@ -113,6 +114,7 @@ class Session:
         self._over = False  # no longer serving the inbox
         self._until: int | None = None  # of the present run()
         self._error: Exception | None = None  # the failure that stopped the run; None once it runs again
+        self._warned = False  # of a fallback
         self._published_at = 0.0
         self._warm_up_shown = 0.0
 
@@ -375,6 +377,7 @@ class Session:
                 raise
             self._fail(e)
             return
+        self._warn_of_fallback()
         held, self._origin, self._held = self._held, None, []
         self.running, self.steps_left = fork.running, fork.steps_left
         self._settle()
@@ -483,6 +486,16 @@ class Session:
         """Take up `run`, whose scene is fresh."""
         self._switch(run)
         self._film()
+        self._warn_of_fallback()
+        if self.state.scene.note:
+            self._say(Noted(0, self.state.scene.note))
+
+    def _warn_of_fallback(self) -> None:
+        """Say once why the scene is drawn more slowly than it could be, if it is."""
+        fallback = "" if self._warned else self._run.begun.scene.fallback(self.device)
+        if fallback:
+            self._warned = True
+            self._say(Noted(self._run.step, fallback))
 
     def _switch(self, run: Run, event: Event | None = None) -> None:
         """Take up `run`, whose scene is another one, and say `event`."""
