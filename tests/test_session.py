@@ -355,7 +355,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(quick, tmp_path, fl
     else:
         checkpoint.save(tmp_path, 4, {"scene": {"means": torch.zeros(1, 3)}}, {"settings.toml": ""})
     session = finished(quick, 2)
-    with pytest.raises(ValueError, match="n_init" if flaw == "settings" else "does not fit"):
+    with pytest.raises(ValueError, match="n_init" if flaw == "settings" else "cannot be restored"):
         session.restore(tmp_path)
     assert session.settings == session.effective == quick
     assert session.timeline.steps() == (0,)
@@ -447,15 +447,15 @@ def test_a_start_that_is_not_the_one_asked_for_is_noted_each_time(quick):
 
 def test_a_slow_rasteriser_is_noted_once_in_each_session(quick, monkeypatch):
     monkeypatch.setattr(splats, "backend_for", lambda device: Choice("tiled", "numba is not installed"))
-    session = Session(quick)
-    session.prepare()
+    session = finished(quick, 1)
     session.do(Reset())
+    session.run(until=2)
     assert events(session, Noted) == [Noted(0, "numba is not installed")]
     origin = Future()
     origin.set_result(session.fork())
     branch = Session(quick, origin=origin)
-    branch.run(until=1)
-    assert events(branch, Noted) == [Noted(0, "numba is not installed")]
+    branch.run(until=3)
+    assert events(branch, Noted) == [Noted(2, "numba is not installed")]
 
 
 def test_a_run_without_surprises_is_not_noted(quick):
@@ -554,7 +554,8 @@ def test_schedules_can_be_restarted(quick):
     session.listen(lambda event: session.send(Stop()) if getattr(event, "phase", "") == "paused" else None)
     session.run()
     assert session.state.step == 40
-    assert [e.text for e in events(session, Status)][-2:] == ["finished the planned 20 steps; Start goes on", "ended"]
+    texts = [e.text for e in events(session, Status)]
+    assert texts[-2:] == ["finished the planned 20 steps; press Start to continue", "ended"]
 
 
 @pytest.mark.parametrize(
