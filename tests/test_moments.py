@@ -176,7 +176,7 @@ def test_running_and_paused_go_over_to_the_branch(quick):
     assert child.state.step == 5
 
 
-# ---- when there is nothing to branch off ------------------------------------------------------------------
+# ---- when there is nothing to branch from ------------------------------------------------------------------
 
 
 def test_one_who_asks_an_ended_run_is_told(quick):
@@ -196,9 +196,9 @@ def test_a_branch_of_nothing_says_why_and_answers(quick):
 
     tries: list[str] = []
     child.listen(listen)
-    origin.set_exception(RuntimeError("there is nothing to branch off: the run has ended"))
+    origin.set_exception(RuntimeError("there is nothing to branch from: the run has ended"))
     child.run(start=False)
-    assert tries == ["RuntimeError: there is nothing to branch off: the run has ended"] * 2
+    assert tries == ["RuntimeError: there is nothing to branch from: the run has ended"] * 2
     assert child.status.phase == "ended"
 
 
@@ -206,7 +206,7 @@ def test_a_run_that_failed_before_it_had_a_scene_cannot_be_branched(tmp_path):
     parent = Session(preset("toybox").patch("prior.path", str(tmp_path / "nothing")))
     parent.listen(lambda event: parent.send(Stop()) if isinstance(event, Failed) else None)
     parent.run()
-    with pytest.raises(RuntimeError, match="nothing to branch off"):
+    with pytest.raises(RuntimeError, match="nothing to branch from"):
         parent.branch()
 
 
