@@ -1,4 +1,4 @@
-"""Branches: a run that goes on from the exact state of another, in another session."""
+"""Branches: a run that continues from the exact state of another, in another session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = [
 
 
 def ran(settings: Settings, steps: int, *changes: tuple[str, object], **more: object) -> Session:
-    """A session after `steps` steps, with `changes` made a few steps before."""
+    """Return a session after `steps` steps, with `changes` made five steps before."""
     session = Session(settings, **more)
     session.run(until=steps - 5)
     if changes:
@@ -55,7 +55,7 @@ TIMES = ("/session/seconds", "/session/prior_seconds")
 
 
 def assert_same(a: Session, b: Session) -> None:
-    """In everything that the next step depends on."""
+    """Compare everything that the next step depends on."""
     mine, theirs = leaves(a.moment().parts), leaves(b.moment().parts)
     assert mine.keys() == theirs.keys()
     differ = [
@@ -74,7 +74,7 @@ def events(session: Session, kind: type) -> list:
 
 @pytest.mark.parametrize("loss", ["sds", "vsd", "vdm", "dds"])
 def test_a_branch_left_unchanged_equals_its_parent_bit_for_bit(quick, loss):
-    """Fifty steps on, with density control, and with networks that learn along."""
+    """After fifty more steps, with density control and auxiliary networks."""
     parent = ran(quick.patch_all([*SHORT, ("active", loss)]), 30, ("optim.lr_means", 0.004))
     parts = parent.moment().parts
     assert set(parts["aux"]) == {"vsd": {"score"}, "vdm": {"vdm"}}.get(loss, set())

@@ -64,7 +64,7 @@ def events(session, kind):
 
 
 def fail(message):
-    """A stand-in for any function, which raises RuntimeError."""
+    """Return a function that raises RuntimeError whatever its arguments."""
 
     def raises(*arguments):
         raise RuntimeError(message)
@@ -88,7 +88,7 @@ class Live:
         until(lambda: condition(self.session), seconds, say=lambda: self.session.status)
 
     def advance(self, n):
-        """Take n steps and wait for them."""
+        """Take `n` steps and wait for them."""
         goal = self.session.state.step + n
         self.send(Advance(n))
         self.wait(lambda s: s.state.step == goal and s.status.phase == "paused")
@@ -235,7 +235,7 @@ def test_a_headless_run_whose_step_fails_raises_and_keeps_its_state(quick, monke
 
 
 def test_a_headless_run_whose_prompt_cannot_be_read_raises_and_keeps_its_state(quick, monkeypatch):
-    """The first view from behind comes after some steps."""
+    """The first view from behind is drawn after a few steps."""
     original = MixtureScores.embed
 
     def embed(self, text):
@@ -535,7 +535,7 @@ def test_rates_ramp_up_after_a_toggle(quick):
 
 
 def test_schedules_can_be_restarted(quick):
-    """From the step given on the run goes as if it began there, for as many steps as planned."""
+    """From the given step, the run behaves as if it started there, for the planned number of steps."""
     s = quick.patch_all([("steps", 20), ("schedule.kind", "linear"), ("scene.densify_every", 0)])
     session = Session(s)
     session.prepare()

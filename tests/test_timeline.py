@@ -1,4 +1,4 @@
-"""The timeline: what is kept of a run and for how long, jumps back and forth, the film."""
+"""The timeline: which moments are kept, jumps back and forth, the film."""
 
 from __future__ import annotations
 
