@@ -14,14 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# What visitors of a server that others reach may not change. Each set of the prior's knobs is a prior of its own in the
-# pool, its path could name any folder or model, and so could those of the scene.
-KEPT = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
-LOCKED = (*(f"prior.{name}" for name in KEPT), "scene.picture", "scene.file", "scene.shap_e")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; on a Space of the Hugging Face Hub the server is reachable from outside by default."""
+    """Return the parser; on a Hugging Face Space the server is public by default."""
     on_space = "SPACE_ID" in os.environ
     p = argparse.ArgumentParser(prog="app.py", description="Watch score distillation shape a 3D object, live.")
     p.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1", help="address to listen on")
@@ -42,12 +38,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until interrupted. Returns 2 after one line on stderr when an argument cannot be used."""
+    """Serve until interrupted; return 2 after one line on stderr when an argument is invalid."""
     args = parser().parse_args(argv)
     try:
         if args.max_sessions < 1:
             raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
-        listener = bind(args.host, args.port)  # before anything slow is imported
+        listener = bind(args.host, args.port)  # before the slow imports
         app = build(args)
     except (ValueError, OSError) as e:
         print(f"app.py: {e}", file=sys.stderr)
@@ -57,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def bind(host: str, port: str) -> socket.socket:
-    """The listening socket; ValueError names --port or --host and what to do."""
+    """Return the listening socket; ValueError names --port or --host and a remedy."""
     if not port.isdigit() or int(port) > 65535:
         raise ValueError(f"--port {port}: a number from 0 to 65535 is needed")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    if os.name == "posix":  # a port just left by another server may be taken over; on Windows this would share it
+    if os.name == "posix":  # take over a port that another server just left; on Windows this would share it
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, int(port)))
@@ -69,13 +65,13 @@ def bind(host: str, port: str) -> socket.socket:
     except OSError as e:
         listener.close()
         if isinstance(e, socket.gaierror):
-            raise ValueError(f"--host {host}: there is no such address; 127.0.0.1 is this machine") from e
+            raise ValueError(f"--host {host}: unknown address; 127.0.0.1 is this machine") from e
         raise ValueError(f"--port {port} on {host}: {e.strerror or e}; choose another with --port, or --port 0") from e
     return listener
 
 
 def build(args: argparse.Namespace) -> Any:
-    """The application; ValueError when the preset, the prior or the device is not to be had."""
+    """Return the application; ValueError for an unknown preset, prior or device."""
     from sdlab.options import choose_device, settings_for
 
     settings = settings_for(args.preset, [], prior__path=args.prior)
@@ -84,27 +80,21 @@ def build(args: argparse.Namespace) -> Any:
     from sdlab.live.manager import Manager
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
+    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
 
     local = args.host in LOOPBACK
     named = args.preset if args.preset in preset_names() and args.prior is None else None
-    settings, locked = (settings, ()) if local else for_visitors(settings)
-    idle = 3600.0 if local else 600.0
+    settings, locked = (settings, ()) if local else public(settings)
+    idle = OWNER_IDLE if local else VISITOR_IDLE
     manager = Manager(device, args.max_sessions, args.grace, idle, batching=args.batch_sessions)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
 
 
-def for_visitors(settings: Any) -> tuple[Any, tuple[str, ...]]:
-    """What visitors of a server that others reach begin with, and the knobs that they may not change."""
-    if settings.scene.kind == "splats" and not settings.scene.start.startswith("shap-e"):
-        settings = settings.patch("scene.shap_e", "")  # gigabytes that no visitor shall have the server download
-    return settings, LOCKED
-
-
 def say_rasteriser(device: Any) -> None:
-    """Say which rasteriser a graphics card gets, and why if it is not gsplat; beside the start, for it may have to be
-    compiled."""
+    """Print which rasteriser a GPU gets, and why if it is not gsplat. Runs in a thread, because it may have to
+    compile."""
     from sdlab.raster import backend_for
 
     rasteriser = backend_for(device)
@@ -115,7 +105,8 @@ def say_rasteriser(device: Any) -> None:
 
 
 def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
-    """Run until interrupted; says the address once the page can be opened, and opens it where there is a screen."""
+    """Serve until interrupted; print the address once the page is ready, and open it in a browser if there is a
+    screen."""
     from sdlab.ui.server import server as page_server
 
     server = page_server(app)
@@ -127,17 +118,17 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
             if server.should_exit:
                 return
             time.sleep(0.05)
-        print(f"Score Distillation Lab is at {url} (Ctrl+C ends it)", flush=True)
+        print(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)", flush=True)
         if args.host in LOOPBACK and not args.no_browser and has_screen():
             webbrowser.open(url)
 
     threading.Thread(target=announce, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on after it has ended well
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(sockets=[listener])
 
 
 def has_screen() -> bool:
-    """Whether a browser window could be shown here."""
+    """Return whether this machine can show a browser window."""
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
@@ -145,4 +136,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a thread that still compiles in the background would abort when Python is taken down around it
+    os._exit(code)  # a thread that still compiles in the background would abort during Python's own shutdown

@@ -7,9 +7,9 @@ os.environ["SDLAB_CACHE"] = tempfile.mkdtemp(prefix="sdlab-test-cache-")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from jaxtyping import install_import_hook
+import typecheck
 
-install_import_hook("sdlab", "typecheck.check")
+typecheck.install()
 
 import pytest  # noqa: E402  (the hook must be in place before anything imports sdlab)
 import torch  # noqa: E402

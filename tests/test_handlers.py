@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from waiting import until
 
-import app
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Advance, Reset
+from sdlab.live.messages import Advance, Patch, Reset
 from sdlab.settings import Settings, default_settings, preset, to_toml
-from sdlab.ui.desk import MOST_LANES, Desk
-from sdlab.ui.page import Answer, Page
+from sdlab.ui.answers import MAX_BODY, routes
+from sdlab.ui.desk import Desk
+from sdlab.ui.page import Page
+from sdlab.ui.visitors import MAX_LANES, Visitors, public
 from sdlab.viewport.splat_view import SplatView, Viewports
 
 
@@ -46,27 +48,23 @@ class Browser:
 
     def __init__(self, page: Page, name: str, kept: str = "") -> None:
         self.page, self.name = page, name
-        self.first = Answer(*page._arrive(False, kept, self.request))
-        self.token = self.first.token
-
-    @property
-    def request(self) -> gr.Request:
-        return gr.Request(session_hash=self.name)
+        self.token = page.arrive(name, kept)["token"]
 
     @property
     def desk(self) -> Desk:
         return self.page._desks[self.token]
 
-    def act(self, **asked: Any) -> Any:
-        return self.page._act(self.token, False, gr.EventData(None, asked))
+    def act(self, **asked: Any) -> None:
+        self.page.act(self.token, asked)
 
-    def tick(self) -> tuple[dict[str, Any], Any]:
-        """What a poll brings, and what is fetched after it."""
-        news = self.page.poll(self.token, self.name)
-        return news, self.page._refresh(self.token, self.request) if news["refresh"] else gr.skip()
+    def poll(self) -> dict[str, Any]:
+        return self.page.poll(self.token, self.name)
+
+    def panels(self) -> dict[str, Any]:
+        return self.poll()["panels"]
 
     def leave(self) -> None:
-        self.page._leave(self.request)
+        self.page.leave(self.name)
 
 
 def settings() -> Settings:
@@ -75,14 +73,14 @@ def settings() -> Settings:
 
 @pytest.fixture
 def manager() -> Iterator[Manager]:
-    manager = Manager(max_sessions=MOST_LANES + 2)
+    manager = Manager(max_sessions=MAX_LANES + 2)
     yield manager
     manager.shutdown()
 
 
 @pytest.fixture
 def page(manager: Manager) -> Page:
-    return Page(manager, Views(), settings(), "mixture", ())
+    return Page(manager, Views(), Visitors(settings()), "mixture")
 
 
 @pytest.fixture
@@ -112,7 +110,7 @@ def test_a_second_press_on_a_lane_that_has_gone_does_nothing_to_the_others(brows
 
 
 def test_lanes_asked_for_at_once_leave_no_seat_behind(browser: Browser, page: Page, manager: Manager):
-    branched(browser, MOST_LANES - 1)
+    branched(browser, MAX_LANES - 1)
     both = threading.Barrier(2)
     page._viewports.opening = both.wait  # pyright: ignore[reportAttributeAccessIssue]
     first = browser.desk.lanes[0].seat.id
@@ -121,8 +119,8 @@ def test_lanes_asked_for_at_once_leave_no_seat_behind(browser: Browser, page: Pa
         press.start()
     for press in pressed:
         press.join(60)
-    assert len(browser.desk.lanes) == MOST_LANES
-    assert manager.count() == MOST_LANES
+    assert len(browser.desk.lanes) == MAX_LANES
+    assert manager.count() == MAX_LANES
 
 
 def test_a_lane_asked_for_by_a_page_that_is_closed_meanwhile_ends_with_it(browser: Browser, manager: Manager):
@@ -138,9 +136,9 @@ def test_what_is_new_may_be_asked_for_while_a_lane_is_put_in_the_place_of_anothe
     desk = browser.desk
     lane = desk.focus
     tone = desk.take_out(lane)
-    browser.tick()
+    browser.poll()
     desk.turn_to("charts")
-    browser.tick()
+    browser.poll()
     desk.put_in(lane, tone)
     assert desk.lanes == [lane]
 
@@ -153,9 +151,9 @@ def test_a_preset_without_a_seat_leaves_the_other_lanes(browser: Browser, page: 
         raise OSError("no socket is left")
 
     page._viewports.opening = refuse  # pyright: ignore[reportAttributeAccessIssue]
-    page._replace(desk, desk.focus, settings(), "mixture", False)
+    page.replace(desk, desk.focus, settings(), "mixture")
     assert [lane.seat.id for lane in desk.lanes] == [one]
-    assert "No socket is left" in (desk.focus.look().status or "") + str(desk.focus._last)
+    assert "No socket is left" in desk.focus.read().status
     assert not manager.exists(two)
     assert page._desks
 
@@ -163,53 +161,97 @@ def test_a_preset_without_a_seat_leaves_the_other_lanes(browser: Browser, page: 
 def test_a_tab_that_is_copied_has_the_run_and_the_first_says_so(browser: Browser, page: Page):
     copy = Browser(page, "copy", browser.token)
     assert copy.token == browser.token
-    told = Answer(*browser.tick()[1])
-    assert told.token == told.news["token"] == ""
-    assert "another tab" in told.news["panels"]["status"]
+    told = browser.poll()
+    assert told["token"] == ""
+    assert "another tab" in told["panels"]["status"]
     browser.leave()
-    assert copy.desk.is_there(ticking=False), "the other tab does not take the run with it"
+    assert copy.desk.is_there(polling=False), "the other tab does not take the run with it"
 
 
 def test_a_page_whose_connection_failed_once_still_frees_its_seat_when_it_is_closed(browser: Browser, manager: Manager):
     seat = browser.desk.focus.seat
     browser.leave()
     assert seat.ends_at is not None
-    browser.tick()
-    browser.tick()
+    browser.poll()
+    browser.poll()
     assert seat.ends_at is None, "it lives"
     browser.leave()
     assert seat.ends_at is not None
 
 
-def test_buttons_and_prompt_come_when_they_are_due_and_once(browser: Browser):
+def test_buttons_and_prompt_come_when_they_change_and_once(browser: Browser):
     ready(browser)
-    browser.tick()
-    browser.page._press_step(browser.token, "a red bear")
+    can = browser.panels()["controls"]["can"]
+    assert can == {"start": True, "pause": False, "step": True, "reset": True}
+    browser.act(do="step", prompt="a red bear")
     until(lambda: browser.desk.focus.seat.session.status.phase == "paused")
-    browser.desk.focus.patch([("prompt.text", "a blue bear")])
-    browser.desk.focus._shown.clear()  # as if it had been changed elsewhere
+    browser.desk.focus.seat.session.send(Patch.one("prompt.text", "a blue bear"))  # changed elsewhere
     until(lambda: browser.desk.focus.settings.prompt.text == "a blue bear")
-    news, rest = browser.tick()
-    assert {"stage", "status", "timeline"} <= set(news["panels"])
-    due = Answer(*rest)
-    assert due.prompt == "a blue bear"
-    assert [due.start["interactive"], due.pause["interactive"], due.step["interactive"]] == [True, False, True]
-    assert due.token == due.news == gr.skip()
-    assert browser.tick()[0]["refresh"] is False
+    told: dict[str, Any] = {}
+    until(lambda: told.update(browser.panels()) or "prompt" in told)
+    assert {"stage", "status", "timeline"} <= set(told)
+    assert told["prompt"] == "a blue bear"
+    assert told.get("controls", {"can": can})["can"] == can, "paused: the same buttons make sense"
+    assert not {"controls", "prompt"} & set(browser.panels())
+    browser.act(do="start", prompt="a blue bear")
+    until(lambda: told.update(browser.panels()) or told.get("controls", {"can": can})["can"] != can)
+    assert told["controls"]["can"] == {"start": False, "pause": True, "step": False, "reset": True}
 
 
-def test_what_is_told_later_has_a_higher_number(browser: Browser):
-    first = browser.first.news["number"]
-    polled = browser.tick()[0]["number"]
-    whole = Answer(*browser.act(do="focus", lane=browser.desk.focus.seat.id)).news
-    assert first < polled < whole["number"]
-    assert {"stage", "status", "timeline", "preview", "lens", "charts", "versus", "form"} <= set(whole["panels"])
+def test_a_lane_in_focus_is_told_as_a_whole(browser: Browser):
+    ready(browser)
+    browser.poll()
+    browser.act(do="focus", lane=browser.desk.focus.seat.id)
+    whole = {"stage", "status", "timeline", "preview", "lens", "charts", "versus", "form", "prompt", "controls"}
+    assert whole <= set(browser.panels())
 
 
-@pytest.mark.parametrize("asks", [("", ""), ("no such token", "page"), ("no such token", "")])
-def test_a_poll_for_nothing_that_is_there_brings_nothing(browser: Browser, asks: tuple[str, str]):
-    assert browser.page.poll(*asks) == {"refresh": True}
-    assert browser.page.poll(browser.token, "other page") == {"refresh": True}
+def test_a_page_is_told_why_it_has_no_desk(browser: Browser, page: Page, manager: Manager):
+    """And gets one when there is a seat again."""
+    assert page.poll(browser.token, "other page")["token"] == ""
+    for asks in (("no such token", "other page"), ("no such token", ""), ("", "")):
+        told = page.poll(*asks)
+        assert told["token"] == ""
+        assert told["panels"]["stage"] == []
+        assert "Session ended" in told["panels"]["status"]
+    assert page.poll("an older token", browser.name) == {}, "it has just been given another desk"
+    others = [manager.open(settings()) for _ in range(manager.max_sessions - manager.count())]
+    told = page.arrive("late")
+    assert (told["token"], told["page"]) == ("", "late")
+    assert "No free seat" in told["panels"]["status"]
+    assert told["panels"]["controls"] == {
+        "can": dict.fromkeys(("start", "pause", "step", "reset"), False),
+        "again": "Try again",
+    }
+    manager.close(others[0].id)
+    assert page.arrive("late")["token"]
+
+
+def test_acts_are_taken_in_order_and_from_the_page_itself_only(browser: Browser, page: Page):
+    app = FastAPI()
+    app.include_router(routes(page))
+    client = TestClient(app)
+    ready(browser)
+    acts = [{"do": "knob", "knob": "seed", "value": n} for n in (3, 5)]
+
+    def post(acts: Any, token: str = browser.token, **headers: str) -> int:
+        return client.post(f"/do/{token}", json=acts, headers=headers).status_code
+
+    assert post(acts) == 204
+    until(lambda: browser.desk.focus.settings.seed == 5)
+    assert post(acts, token="guess") == 404
+    assert post(acts, Origin="https://evil.example") == 403
+    assert post({"do": "settings", "settings": "x" * MAX_BODY}) == 413
+    assert client.post(f"/do/{browser.token}", content="seed = 7").status_code == 415
+    nothing = {"content-type": "application/json"}
+    assert client.post(f"/do/{browser.token}", content="[" * 100_000, headers=nothing).status_code == 422
+    assert client.get(f"/news/{browser.token}", params={"page": "page"}).json()["panels"]
+    assert client.get("/news/guess", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert client.post("/desk", json={}, headers={"Origin": "https://evil.example"}).status_code == 403
+    new = client.post("/desk", params={"page": "page"}, json={"dark": True}).json()
+    assert new["token"] != browser.token
+    assert page._desks[new["token"]].dark
+    assert post(acts) == 404, "the page has another desk now"
 
 
 def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: Browser, page: Page):
@@ -228,12 +270,22 @@ def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: B
     assert browser.desk.tab == "lens"
 
 
-@pytest.mark.parametrize("said", [None, [], "close", 3, {"do": []}, {"do": "goto", "step": float("inf")}, {"lane": {}}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        "close",
+        3,
+        [3],
+        {"do": []},
+        {"do": "goto", "step": float("inf")},
+        {"do": "tab", "tab": []},
+        {"lane": {}},
+    ],
+)
 def test_whatever_json_a_page_sends_is_no_error(browser: Browser, page: Page, said: Any):
-    event = gr.EventData(None, said)
-    page._act(browser.token, False, event)
-    page._change_knob(browser.token, event)
-    page._pick_preset(browser.token, False, event)
+    page.act(browser.token, said)
     assert browser.desk.lanes
 
 
@@ -257,14 +309,14 @@ def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(br
     until(lambda: lane.step == 1)
     bring(browser, "scene.file", "two.ply", LINE.replace(b"vertex 3", b"vertex 2")[: -len(b"0 0 1\n")])
     said: dict[str, Any] = {}
-    until(lambda: said.update(browser.tick()[0]["panels"]) or "File: in force at the next reset" in said["status"])
+    until(lambda: said.update(browser.panels()) or "File: applied at the next reset" in said["status"])
     assert gaussians(browser) == 3
     assert said["form"]["values"]["scene.file"].endswith("2-two.ply")
     lane.send(Reset())
     until(lambda: gaussians(browser) == 2)
     kept = Path(lane.settings.knob("scene.file").value)
     assert kept.is_file()
-    page._close(browser.desk)
+    page.close(*browser.desk.lanes)
     until(lambda: not kept.exists())
 
 
@@ -278,18 +330,18 @@ def test_a_file_for_another_kind_of_scene_or_a_session_that_ended_is_refused(bro
     browser.act(do="close", lane=browser.desk.focus.seat.id)
     with pytest.raises(RuntimeError, match="the run that this file is for has ended"):
         bringing.receive("scene.file", "line.ply", LINE)
-    page._close(browser.desk)
+    page.close(*browser.desk.lanes)
     assert page.bringing(browser.token) is None
     with pytest.raises(RuntimeError, match="the session of this file has ended"):
         bringing.receive("scene.file", "line.ply", LINE)
 
 
 def test_visitors_bring_files_where_the_path_is_locked(manager: Manager):
-    page = Page(manager, Views(), settings(), "mixture", ("scene.file",))
+    page = Page(manager, Views(), Visitors(settings(), ("scene.file",)), "mixture")
     browser = Browser(page, "page")
     ready(browser)
-    page._change_knob(browser.token, gr.EventData(None, {"knob": "scene.file", "value": "/etc/passwd", "number": 1}))
-    page._change_knob(browser.token, gr.EventData(None, {"knob": "seed", "value": 9, "number": 1}))
+    browser.act(do="knob", knob="scene.file", value="/etc/passwd")
+    browser.act(do="knob", knob="seed", value=9)
     until(lambda: browser.desk.focus.settings.seed == 9)
     assert browser.desk.focus.settings.knob("scene.file").value == ""
     bring(browser, "scene.file", "line.ply", LINE)
@@ -302,17 +354,20 @@ def bring(browser: Browser, knob: str, name: str, raw: bytes) -> None:
     bringing.receive(knob, name, raw)
 
 
-def opened(browser: Browser, text: str, name: str = "own.toml") -> Any:
-    return browser.page._pick_preset(browser.token, False, gr.EventData(None, {"settings": text, "name": name}))
+def opened(browser: Browser, text: str, name: str = "own.toml") -> None:
+    browser.act(do="settings", settings=text, name=name)
 
 
 def test_settings_that_were_saved_are_opened(browser: Browser):
     ready(browser)
     saved = settings().patch_all([("active", "csd"), ("prompt.text", "north"), ("losses.sds.cfg", 2.5)])
-    answer = Answer(*opened(browser, to_toml(saved)))
-    assert answer.prompt == "north"
-    assert answer.news["panels"]["form"]["preset"] is None
+    browser.poll()
+    opened(browser, to_toml(saved))
     until(lambda: browser.desk.focus.settings == saved)
+    told: dict[str, Any] = {}
+    until(lambda: told.update(browser.panels()) or told.get("prompt") == "north")
+    assert told["preset"] is None
+    assert told["form"]["values"].items() >= {"active": "csd", "prompt.text": "north"}.items()
     kept = browser.desk.focus
     flat = preset("playground")
     opened(browser, to_toml(flat))
@@ -322,7 +377,7 @@ def test_settings_that_were_saved_are_opened(browser: Browser):
 
 def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
     """Neither that of a knob that this server's own settings do not have."""
-    browser = Browser(Page(manager, Views(), settings(), "mixture", ("scene.file", "scene.picture")), "page")
+    browser = Browser(Page(manager, Views(), Visitors(settings(), ("scene.file", "scene.picture")), "mixture"), "page")
     ready(browser)
     opened(browser, 'seed = 9\n[prior]\nkind = "mixture"\n[scene]\nstart = "file"\nfile = "/etc/passwd"')
     until(lambda: browser.desk.focus.settings.seed == 9)
@@ -335,18 +390,13 @@ def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
 
 
 @pytest.mark.parametrize("own", ["toybox", "mixture", "playground", "toybox-2d"])
-def test_a_public_server_offers_every_preset_of_its_prior_and_those_without_one(manager: Manager, own: str):
+def test_a_public_server_offers_every_preset_of_its_prior_and_those_without_one(own: str):
     """Whatever kind its own settings are of, and never a download."""
-    page = Page(manager, Views(), *_public(preset(own)))
-    assert {"mixture", "playground", "toybox", "toybox-2d"} <= set(page._presets)
-    assert "dreammapping" not in page._presets, "it wants Stable Diffusion"
+    visitors = Visitors(*public(preset(own)))
+    assert {"mixture", "playground", "toybox", "toybox-2d"} <= set(visitors.presets)
+    assert "dreammapping" not in visitors.presets, "it wants Stable Diffusion"
     asked = preset("toybox").patch_all([("scene.start", "shap-e")])
-    assert page._for_visitors(asked).knob("scene.shap_e").value == ""
-
-
-def _public(s: Settings) -> tuple[Settings, None, tuple[str, ...]]:
-    shown, locked = app.for_visitors(s)
-    return shown, None, locked
+    assert visitors.fit(asked).knob("scene.shap_e").value == ""
 
 
 @pytest.mark.parametrize(
@@ -365,9 +415,9 @@ def _public(s: Settings) -> tuple[Settings, None, tuple[str, ...]]:
     ],
 )
 def test_settings_that_are_none_are_refused_and_nothing_changes(manager: Manager, text: str, said: str):
-    browser = Browser(Page(manager, Views(), settings(), "mixture", ("prior.path", "prior.kind")), "page")
+    browser = Browser(Page(manager, Views(), Visitors(settings(), ("prior.path", "prior.kind")), "mixture"), "page")
     ready(browser)
     before = browser.desk.focus.settings
     opened(browser, text)
-    assert said in browser.tick()[0]["panels"]["status"]
+    assert said in browser.panels()["status"]
     assert browser.desk.focus.settings == before

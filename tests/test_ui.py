@@ -14,7 +14,20 @@ import pytest
 
 from sdlab.knobs import knob, knobs_of
 from sdlab.live.manager import Seat
-from sdlab.live.messages import Advance, Applied, Event, Failed, Patch, Rejected, Resume, Skipped, Status, Stepped, Went
+from sdlab.live.messages import (
+    Advance,
+    Applied,
+    Event,
+    Failed,
+    Noted,
+    Patch,
+    Rejected,
+    Resume,
+    Skipped,
+    Status,
+    Stepped,
+    Went,
+)
 from sdlab.live.session import Session
 from sdlab.losses import Distillation
 from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
@@ -22,12 +35,12 @@ from sdlab.toybox import judge
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui import critic
 from sdlab.ui.charts import Curve, Line, Mark, chart
-from sdlab.ui.desk import MOST_LANES, Desk
+from sdlab.ui.desk import Desk
 from sdlab.ui.form import control, form_html, form_state, symbol_of
 from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Lane
-from sdlab.ui.page import _pressable
 from sdlab.ui.panels import Message, preview, status
+from sdlab.ui.visitors import MAX_LANES
 from sdlab.ui.wording import duration, label_of, number, sentence, short, size
 from sdlab.viewport.splat_view import SplatView
 
@@ -146,11 +159,11 @@ def test_a_linear_slider_has_round_steps_and_enough_of_them(lo: float, hi: float
 
 def test_the_form_shows_what_is_in_force():
     s = settings()
-    state = form_state(s, "mixture")
+    state = form_state(s)
     assert state["values"] == {path: k.value for path, k in s.knobs().items()}
     assert state["owners"] == ["prior/mixture", "scene/splats", "losses.sds"]
-    assert form_state(s.patch("active", "odd"), None)["owners"][-1] == "losses.odd"
-    assert form_state(s, None, {"camera.views"})["values"] == {"camera.views": s.camera.views}
+    assert form_state(s.patch("active", "odd"))["owners"][-1] == "losses.odd"
+    assert form_state(s, {"camera.views"})["values"] == {"camera.views": s.camera.views}
     assert "losses.odd" in Parsed(form_html(s, [])).all("data-owner")
     assert "Odd &lt;loss&gt;" in form_html(s, [])
 
@@ -213,18 +226,18 @@ def driven() -> Driven:
     return Driven()
 
 
-def test_a_late_tick_of_a_closed_page_is_no_sign_of_life(driven: Driven):
+def test_a_late_poll_of_a_closed_page_is_no_sign_of_life(driven: Driven):
     desk = Desk(driven.lane)
-    assert desk.is_there(ticking=True)
+    assert desk.is_there(polling=True)
     desk.leave()
-    assert not desk.is_there(ticking=False)
-    assert not desk.is_there(ticking=True)  # it was under way
-    assert not desk.is_there(ticking=False)
-    assert desk.is_there(ticking=True)  # nobody sends a second one but a page that lives
-    assert desk.is_there(ticking=False)
+    assert not desk.is_there(polling=False)
+    assert not desk.is_there(polling=True)  # it was under way
+    assert not desk.is_there(polling=False)
+    assert desk.is_there(polling=True)  # nobody sends a second one but a page that lives
+    assert desk.is_there(polling=False)
     desk.leave()
     desk.come_back()
-    assert desk.is_there(ticking=False), "the page was loaded anew"
+    assert desk.is_there(polling=False), "the page was loaded anew"
 
 
 def stepped(step: int, rms: float = 0.1) -> Stepped:
@@ -232,10 +245,9 @@ def stepped(step: int, rms: float = 0.1) -> Stepped:
     return Stepped.of(step, **stats)
 
 
-def test_a_change_is_sent_once_and_one_that_was_overtaken_not_at_all(driven: Driven):
-    driven.lane.change("camera.views", 3, 2)
-    driven.lane.change("camera.views", 2, 1)
-    driven.lane.change("camera.fovy", 50.0, 3)
+def test_each_change_is_sent_once(driven: Driven):
+    driven.lane.change("camera.views", 3)
+    driven.lane.change("camera.fovy", 50.0)
     assert driven.sent() == [Patch.one("camera.views", 3), Patch.one("camera.fovy", 50.0)]
 
 
@@ -248,33 +260,33 @@ def test_the_prompt_goes_before_the_command_and_only_if_it_is_new(driven: Driven
 
 def test_a_refused_value_is_put_right_but_not_while_newer_ones_are_under_way(driven: Driven):
     v = driven.lane
-    v.change("camera.views", 99, 1)
+    v.change("camera.views", 99)
     driven.say(Rejected(0, "camera.views", 99, "too many"))
-    look = v.look()
+    look = v.read()
     assert look.stale == {"camera.views"}
     assert look.status is not None
     assert "Too many" in look.status
 
-    v.change("camera.views", 98, 2)
-    v.change("camera.views", 3, 3)
+    v.change("camera.views", 98)
+    v.change("camera.views", 3)
     driven.say(Rejected(0, "camera.views", 98, "too many"))
-    assert not v.look().stale
+    assert not v.read().stale
     driven.session.settings = driven.session.settings.patch("camera.views", 3)
     driven.say(Applied(0, "camera.views", 3))
-    look = v.look()
+    look = v.read()
     assert not look.stale
     assert "Too many" not in (look.status or ""), "the next change ends the message"
 
 
 def test_a_change_that_was_rolled_back_is_put_right(driven: Driven):
     before = driven.session.settings
-    driven.lane.change("camera.views", 3, 1)
+    driven.lane.change("camera.views", 3)
     driven.session.settings = before.patch("camera.views", 3)
     driven.say(Applied(0, "camera.views", 3))
-    assert not driven.lane.look().stale
+    assert not driven.lane.read().stale
     driven.session.settings = before
     driven.say(Rejected(1, "camera.views", 3, "rolled back"))
-    assert driven.lane.look().stale == {"camera.views"}
+    assert driven.lane.read().stale == {"camera.views"}
 
 
 def test_a_refused_preset_is_not_the_one_shown(driven: Driven):
@@ -284,7 +296,7 @@ def test_a_refused_preset_is_not_the_one_shown(driven: Driven):
     (patch,) = driven.sent()
     assert dict(patch.changes) == {"camera.views": 4, "optim.lr_means": 0.1}
     driven.say(*(Rejected(0, path, value, "no") for path, value in patch.changes))
-    assert driven.lane.look().stale == {"camera.views", "optim.lr_means"}
+    assert driven.lane.read().stale == {"camera.views", "optim.lr_means"}
     assert driven.lane.preset == "mixture"
 
 
@@ -293,57 +305,80 @@ def test_a_value_refused_later_has_nothing_to_do_with_the_preset(driven: Driven)
     v.pick("other", driven.session.settings.patch("camera.views", 4))
     driven.session.settings = driven.session.settings.patch("camera.views", 4)
     driven.say(Applied(0, "camera.views", 4))
-    v.change("camera.views", 99, 1)
+    v.change("camera.views", 99)
     driven.say(Rejected(0, "camera.views", 99, "too many"))
-    assert v.look().stale == {"camera.views"}
+    assert v.read().stale == {"camera.views"}
     assert v.preset == "other"
 
 
 def test_a_control_follows_what_is_changed_elsewhere(driven: Driven):
     v = driven.lane
-    v.change("camera.views", 3, 1)
+    v.change("camera.views", 3)
     for views, stale in ((3, set()), (4, {"camera.views"}), (5, {"camera.views"})):
         driven.session.settings = driven.session.settings.patch("camera.views", views)
         driven.say(Applied(0, "camera.views", views))
-        assert v.look().stale == stale
+        assert v.read().stale == stale
 
 
 def test_messages_name_what_waits_and_what_went_wrong(driven: Driven):
     v = driven.lane
     driven.say(Applied(3, "scene.n_init", 5, "later"), Applied(3, "camera.views", 3), Applied(3, "seed", 1, "later"))
-    assert "N init, Seed: in force at the next reset" in (v.look().status or "")
+    assert "N init, Seed: applied at the next reset" in (v.read().status or "")
     driven.say(Applied(3, "prompt.text", "a zorb", "the model does not know: zorb"))
-    assert "The model does not know: zorb" in (v.look().status or "")
+    assert "The model does not know: zorb" in (v.read().status or "")
     driven.say(Skipped(4, "gradient of means"))
-    assert "The update of step 4 was left out: not finite, gradient of means" in (v.look().status or "")
+    assert "The update of step 4 was skipped: not finite, gradient of means" in (v.read().status or "")
     driven.say(Failed(4, "out of memory"))
-    assert 'class="say error"' in (v.look().status or "")
+    assert 'class="say error"' in (v.read().status or "")
 
 
 def charts_of(desk: Desk) -> str:
-    return desk.news()[1].get("charts", "")
+    return desk.news().get("charts", "")
+
+
+ALWAYS = {"status", "controls", "stage", "timeline", "live", "preset", "form", "prompt"}  # whatever the tab
+BELOW = {"preview", "lens", "charts", "versus"}
 
 
 def test_only_news_is_sent(driven: Driven):
     desk = Desk(driven.lane)
     driven.frame(0)
-    look, news = desk.news()
-    assert look.status
-    assert set(news) == {"phases", "stage", "timeline", "preview", "lens", "live"}
-    look, news = desk.news()
-    assert (look.status, news) == (None, {})
+    news = desk.news()
+    assert set(news) == ALWAYS | BELOW
+    assert "no steps yet" in news["charts"]
+    assert desk.news() == {}
     desk.turn_to("charts")
     assert "1 234" in charts_of(desk)
     assert not charts_of(desk)
     driven.say(stepped(1), stepped(2))
     driven.frame(2)
-    later = charts_of(desk)
-    assert "polyline" in later
-    assert "80 %" in later
-    desk.forget_what_was_shown()
-    look, news = desk.news()
-    assert look.status
-    assert set(news) == {"phases", "stage", "timeline", "charts", "live"}
+    later = desk.news()
+    assert set(later) == {"status", "stage", "timeline", "charts"}
+    assert "polyline" in later["charts"]
+    assert "80 %" in later["charts"]
+    desk.forget()
+    again = desk.news()
+    assert set(again) == ALWAYS | BELOW
+    assert "polyline" in again["charts"]
+
+
+def test_a_control_that_shows_something_else_is_told(driven: Driven):
+    desk = Desk(driven.lane)
+    desk.news()
+    driven.session.settings = driven.session.settings.patch_all([("camera.views", 3), ("prompt.text", "a blue car")])
+    driven.say(Applied(0, "camera.views", 3), Applied(0, "prompt.text", "a blue car"))
+    news = desk.news()
+    assert news["form"]["values"] == {"camera.views": 3, "prompt.text": "a blue car"}
+    assert news["prompt"] == "a blue car"
+    assert desk.news() == {}
+
+
+def test_what_a_session_notes_is_shown_on_the_status_line(driven: Driven):
+    desk = Desk(driven.lane)
+    desk.news()
+    driven.say(Noted(0, "the run starts as a ball: Shap-E is not installed"))
+    assert "The run starts as a ball: Shap-E is not installed" in desk.news()["status"]
+    assert 'class="say warning"' in driven.lane.read().status
 
 
 def test_a_reset_empties_the_charts(driven: Driven):
@@ -360,13 +395,13 @@ def test_a_reset_empties_the_charts(driven: Driven):
 
 def test_a_jump_back_cuts_the_charts(driven: Driven):
     driven.say(*(stepped(n) for n in range(1, 10)), Applied(4, "camera.views", 3), Applied(8, "camera.views", 2))
-    driven.lane.look()
+    driven.lane.read()
     driven.say(Went(5))
-    assert driven.lane.look().stale == set(driven.lane.settings.knobs()), "the settings are those of then"
+    assert driven.lane.read().stale == set(driven.lane.settings.knobs()), "the settings are those of then"
     assert driven.lane.curves["gradient"].points()[-1][0] == 5
     assert [mark.step for mark in driven.lane.marks] == [4]
     driven.say(stepped(6))
-    driven.lane.look()
+    driven.lane.read()
     assert [step for step, _ in driven.lane.curves["gradient"].points()] == [1, 2, 3, 4, 5, 6]
 
 
@@ -391,23 +426,23 @@ def test_buttons_follow_all_lanes():
     desk.add(second.lane)
     first.session.status = Status(3, "running", "running")
     second.session.status = Status(9, "paused", "paused")
-    assert _pressable(desk.news()[1]["phases"]) == {"start": True, "pause": True, "step": True, "reset": True}
+    assert desk.news()["controls"]["can"] == {"start": True, "pause": True, "step": True, "reset": True}
     second.session.status = Status(9, "running", "running")
-    assert _pressable(desk.news()[1]["phases"]) == {"start": False, "pause": True, "step": False, "reset": True}
-    assert "phases" not in desk.news()[1]
+    assert desk.news()["controls"]["can"] == {"start": False, "pause": True, "step": False, "reset": True}
+    assert "controls" not in desk.news()
 
 
 def test_lanes_keep_their_letters_and_the_last_one_ends_the_desk():
-    driven = [Driven() for _ in range(MOST_LANES + 1)]
+    driven = [Driven() for _ in range(MAX_LANES + 1)]
     desk = Desk(driven[0].lane)
-    for lane in driven[1:MOST_LANES]:
+    for lane in driven[1:MAX_LANES]:
         desk.add(lane.lane)
-    with pytest.raises(ValueError, match="4 lanes are there already"):
+    with pytest.raises(ValueError, match="there are 4 lanes already"):
         desk.add(driven[-1].lane)
 
     def letters() -> str:
-        desk.forget_what_was_shown()
-        return "".join(lane["letter"] for lane in desk.news()[1]["stage"])
+        desk.forget()
+        return "".join(lane["letter"] for lane in desk.news()["stage"])
 
     assert letters() == "ABCD"
     desk.look_at(driven[1].lane)
@@ -632,67 +667,66 @@ def test_a_loss_holds_the_texts_that_it_alone_asks_for():
     sections = {text.partition('"')[0]: text for text in form.split('<section data-owner="')[1:]}
     assert 'data-path="prompt.source"' in sections["losses.sbp"]
     assert "<textarea" in sections["losses.sbp"]
-    assert "learns anew" in sections["losses.vsd"]
-    assert "learns anew" not in sections["losses.sds"]
+    assert "retrains" in sections["losses.vsd"]
+    assert "retrains" not in sections["losses.sds"]
     assert ">LoRA</option>" in sections["losses.esd"]
 
 
 def test_another_loss_brings_its_own_knobs_into_the_form(driven: Driven):
-    driven.lane.change("active", "sds", 1)
+    driven.lane.change("active", "sds")
     driven.say(Applied(0, "active", "sds"))
-    assert driven.lane.look().stale == {"active", "losses.sds.cfg"}
+    assert driven.lane.read().stale == {"active", "losses.sds.cfg"}
     driven.session.settings = driven.session.settings.patch("active", "sbp")
     driven.say(Applied(0, "active", "sbp"))
-    assert {"active", "losses.sbp.w", "prompt.source", "prompt.target"} <= driven.lane.look().stale
+    assert {"active", "losses.sbp.w", "prompt.source", "prompt.target"} <= driven.lane.read().stale
     driven.session.settings = driven.session.settings.patch("active", "sds")
     driven.say(Rejected(1, "active", "sbp", "rolled back"))
-    assert driven.lane.look().stale == {"active", "losses.sds.cfg"}
+    assert driven.lane.read().stale == {"active", "losses.sds.cfg"}
 
 
 def test_the_note_that_a_start_waits_goes_when_it_runs(driven: Driven):
     driven.lane.send(Resume(), note=WAITS_FOR_READY)
     driven.session.status = Status(0, "compiling", "compiling")
-    assert "as soon as everything is ready" in (driven.lane.look().status or "")
+    assert "as soon as everything is ready" in (driven.lane.read().status or "")
     driven.session.status = Status(0, "running", "running")
-    assert "as soon as everything is ready" not in (driven.lane.look().status or "")
+    assert "as soon as everything is ready" not in (driven.lane.read().status or "")
 
 
 def test_a_refusal_names_the_knob_as_the_page_does_and_is_not_said_for_ever(driven: Driven, monkeypatch):
     reason = "camera.views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
     driven.say(Rejected(0, "camera.views", 99, reason))
     said = "Views = 99: must be a number from 1 to 16 (not camera.viewpoints)"
-    assert said in (driven.lane.look().status or "")
-    driven.lane.forget_what_was_shown()
-    assert said in (driven.lane.look().status or ""), "it was just said"
+    assert said in (driven.lane.read().status or "")
+    assert said in (driven.lane.read().status or ""), "it was just said"
     later = time.monotonic() + REFUSED_FOR
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert said not in (driven.lane.look().status or said)
+    assert said not in (driven.lane.read().status or said)
     driven.say(Failed(0, "out of memory"))
     monkeypatch.setattr(time, "monotonic", lambda: later + 10 * REFUSED_FOR)
-    assert "out of memory" in (driven.lane.look().status or "").lower(), "that has to be dealt with"
+    assert "out of memory" in (driven.lane.read().status or "").lower(), "that has to be dealt with"
 
 
 def test_a_change_while_the_run_waits_says_how_to_see_it(driven: Driven):
-    driven.session.status = Status(4, "paused", "finished the planned 4 steps; Start goes on")
+    driven.session.status = Status(4, "paused", "finished the planned 4 steps; press Start to continue")
     driven.say(Applied(4, "camera.views", 3))
-    assert "Changed; press Start" in (driven.lane.look().status or "")
+    assert "Changed; press Start" in (driven.lane.read().status or "")
     driven.session.status = Status(4, "running", "running")
-    assert "press Start" not in (driven.lane.look().status or "press Start")
+    assert "press Start" not in (driven.lane.read().status or "press Start")
     driven.say(Applied(5, "camera.views", 4))
-    assert "press Start" not in (driven.lane.look().status or "")
+    assert "press Start" not in (driven.lane.read().status or "")
     driven.session.status = Status(0, "ready", "ready: press Start")
     driven.say(Applied(0, "camera.views", 3))
-    assert "Changed" not in (driven.lane.look().status or "Changed")
+    assert "Changed" not in (driven.lane.read().status or "Changed")
 
 
 def test_another_prompt_in_the_middle_says_that_the_object_stays(driven: Driven):
     driven.session.status = Status(9, "running", "running")
     driven.session.settings = driven.session.settings.patch("prompt.text", "a bear")
     driven.say(Applied(9, "prompt.text", "a bear"))
-    assert "Reset begins anew" in (driven.lane.look().status or "")
+    assert "Reset starts over" in (driven.lane.read().status or "")
     driven.session.status = Status(0, "running", "running")
     driven.say(Applied(0, "prompt.text", "a cat"))
-    assert "Reset begins anew" not in (driven.lane.look().status or "Reset begins anew")
+    assert "Reset starts over" not in (driven.lane.read().status or "Reset starts over")
 
 
 @pytest.mark.parametrize(
@@ -705,14 +739,14 @@ def test_how_far_it_is(step: int, said: str):
 def test_an_empty_prompt_is_noticed(driven: Driven):
     driven.session.settings = driven.session.settings.patch("prompt.text", " ")
     driven.say(Applied(0, "prompt.text", " "))
-    assert "nothing in particular is asked for" in (driven.lane.look().status or "")
+    assert "nothing in particular is asked for" in (driven.lane.read().status or "")
     driven.session.settings = driven.session.settings.patch("prompt.text", "a bear")
     driven.say(Applied(0, "prompt.text", "a bear"))
-    assert "nothing in particular" not in (driven.lane.look().status or "")
+    assert "nothing in particular" not in (driven.lane.read().status or "")
 
 
 def test_a_replay_is_named(driven: Driven):
     driven.lane.view._film_at = 40
-    assert "Replaying how it grew: step 40" in (driven.lane.look().status or "")
+    assert "Replaying the run: step 40" in (driven.lane.read().status or "")
     driven.lane.view._film_at = None
-    assert "Replaying" not in (driven.lane.look().status or "")
+    assert "Replaying" not in (driven.lane.read().status or "")

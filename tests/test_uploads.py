@@ -18,8 +18,9 @@ from PIL import Image
 
 from sdlab import pictures
 from sdlab.starts import clouds
-from sdlab.ui import uploads
-from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, most_bytes, routes
+from sdlab.ui import uploads, visitors
+from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, routes
+from sdlab.ui.visitors import max_bytes
 
 BOX = trimesh.creation.box().export(file_type="glb")
 POINTS = (
@@ -42,7 +43,9 @@ class Site:
         self.in_use: list[Path] = []
         app = FastAPI()
         own = Bringing(self.uploads, self.bring)
-        app.include_router(routes(lambda token: own if token == "own" else None, for_visitors))
+        app.include_router(
+            routes(lambda token: own if token == "own" else None, lambda knob: max_bytes(knob, for_visitors))
+        )
         self.client = TestClient(app)
 
     def bring(self, knob: str, name: str, raw: bytes) -> None:
@@ -173,12 +176,12 @@ def test_only_the_page_itself_may_bring_and_only_for_knobs_that_take_a_file(site
 
 
 def test_files_are_capped_more_tightly_for_visitors(monkeypatch):
-    monkeypatch.setattr(uploads, "FOR_VISITORS", 1000)
+    monkeypatch.setattr(visitors, "MAX_UPLOAD", 1000)
     site = Site(for_visitors=True)
     assert site.post(b"v" * 1001) == (413, "'box.glb' is too large: 1,000 bytes are allowed")
     assert site.post(iter([b"v" * 600] * 2))[0] == 413, "also where nobody says how much will come"
     assert site.post(POINTS + b"0\n")[0] == 204
-    assert most_bytes("scene.file", for_visitors=False) == UPLOADS["scene.file"].most == clouds.MAX_BYTES
+    assert max_bytes("scene.file", locked=False) == UPLOADS["scene.file"].most == clouds.MAX_BYTES
     site.uploads.close()
 
 
@@ -194,7 +197,7 @@ def test_one_file_at_a_time(site: Site, monkeypatch):
     first = threading.Thread(target=lambda: answers.append(site.post(BOX)))
     first.start()
     assert reading.wait(30)
-    assert site.post(BOX) == (409, "another file is on its way: wait for it")
+    assert site.post(BOX) == (409, "another upload is in progress: wait for it")
     go_on.set()
     first.join(30)
     assert answers == [(204, "")]

@@ -25,7 +25,8 @@ from sdlab.live.manager import Manager, Seat
 from sdlab.live.session import Session
 from sdlab.settings import default_settings, preset
 from sdlab.types import Frame, SplatSnapshot
-from sdlab.viewport.proxy import client_html, routes
+from sdlab.viewport.client import client_html
+from sdlab.viewport.proxy import routes
 from sdlab.viewport.splat_view import FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, LocalServer, SplatView, Viewports, floor_lines
 from sdlab.web import same_origin
 
@@ -59,9 +60,19 @@ def listeners() -> list:
 # ---- the view --------------------------------------------------------------------------------------------
 
 
+class Watched(SplatView):
+    """A view that knows what it showed last."""
+
+    shown_step: int | None = None
+
+    def show(self, frame: Frame) -> None:
+        super().show(frame)
+        self.shown_step = frame.step
+
+
 @pytest.fixture
-def view() -> Iterator[SplatView]:
-    made = SplatView(Latest())
+def view() -> Iterator[Watched]:
+    made = Watched(Latest())
     yield made
     made.close()
     assert made.join(5)
@@ -86,7 +97,7 @@ def test_no_public_tunnel_can_be_asked_for(monkeypatch: pytest.MonkeyPatch):
     assert v.join(5)
 
 
-def test_new_frames_are_shown_and_may_change_their_size(view: SplatView):
+def test_new_frames_are_shown_and_may_change_their_size(view: Watched):
     for step, n in ((1, 50), (2, 80), (3, 20)):
         view._latest.set(frame(step, n))
         until(lambda step=step: view.shown_step == step)
@@ -94,7 +105,7 @@ def test_new_frames_are_shown_and_may_change_their_size(view: SplatView):
         assert len(view._splats.centers) == n
 
 
-def test_pictures_take_the_place_of_gaussians_and_go_again(view: SplatView):
+def test_pictures_take_the_place_of_gaussians_and_go_again(view: Watched):
     view._latest.set(frame(1))
     until(lambda: view.shown_step == 1)
     view._latest.set(frame(2)._replace(scene=None))
@@ -108,7 +119,7 @@ def test_pictures_take_the_place_of_gaussians_and_go_again(view: SplatView):
     assert view._picture is None
 
 
-def test_frames_come_at_a_rate_that_a_browser_can_use(view: SplatView):
+def test_frames_come_at_a_rate_that_a_browser_can_use(view: Watched):
     shown = set()
     begun = time.monotonic()
     step = 0
@@ -120,7 +131,7 @@ def test_frames_come_at_a_rate_that_a_browser_can_use(view: SplatView):
     assert 3 <= len(shown) <= 13
 
 
-def test_a_film_is_shown_in_place_of_the_present_until_it_ends(view: SplatView, monkeypatch: pytest.MonkeyPatch):
+def test_a_film_is_shown_in_place_of_the_present_until_it_ends(view: Watched, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sdlab.viewport.splat_view.FILM_SHOT", 0.3)
     monkeypatch.setattr("sdlab.viewport.splat_view.FILM_END", 0.3)
     view._latest.set(frame(9, 70))
@@ -281,7 +292,7 @@ def test_the_stream_is_refused_to_wrong_tokens_and_foreign_pages(port: int, open
 def test_the_stream_passes_version_and_splats(port: int, open_view: SplatView, slash: str):
     with dial(port, "an-open-view", slash, origin=f"http://127.0.0.1:{port}") as client:
         assert client.subprotocol == VERSION
-        until(lambda: open_view.shown_step == 1)
+        assert receives(client, frame(1).scene.means[0].tobytes())
         for step, n in ((1, 50), (2, 4000)):
             sent = frame(step, n)
             open_view._latest.set(sent)

@@ -1,11 +1,12 @@
 """Simulates a page open on another machine: its calls, its requests for news, and a view that receives all splats but
 draws none.
 
-    python distant.py ADDRESS ARRIVE ACT TAB
+    python distant.py ADDRESS ARRIVE TAB
 
 opens a page at ADDRESS (with a trailing slash), switches to TAB, prints the seat id, and runs until its standard input
-closes. ARRIVE and ACT are Gradio's numbers of these handlers. It is a separate program that imports very little, so
-that it does not slow down what is measured. At the end it prints its number of requests for news and the MB received.
+closes. ARRIVE is Gradio's number of the handler for a page that was loaded. It is a separate program that imports very
+little, so that it does not slow down what is measured. At the end it prints its number of requests for news and the MB
+received.
 """
 
 from __future__ import annotations
@@ -23,32 +24,31 @@ from websockets import Subprotocol
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-ASK_EVERY = 0.5  # seconds, as in sdlab/ui/static/page.js
+ASK_EVERY = 0.5  # seconds, as in sdlab/ui/static/page/news.js
 
 
 class Visitor:
     """A page that stays open until the program ends."""
 
-    def __init__(self, address: str, arrive: int, act: int, tab: str) -> None:
+    def __init__(self, address: str, arrive: int, tab: str) -> None:
         self._address = address
         self._page = secrets.token_hex(8)
         self.requests, self.bytes = 0, 0
-        answer = self._call(arrive, [False, ""])[-1]
-        self._token = answer["token"]
-        self.seat = answer["panels"]["stage"][0]["token"]
-        self._call(act, [self._token, False], {"do": "tab", "tab": tab})
+        body = {"data": [False, ""], "fn_index": arrive, "session_hash": self._page}
+        self._token = json.loads(self._fetch("gradio_api/run/predict", body))["data"][0]["token"]
+        self.seat = self._news()["panels"]["stage"][0]["token"]
+        self._fetch(f"do/{self._token}", [{"do": "tab", "tab": tab}])
 
-    def _call(self, handler: int, data: list[Any], event: dict[str, Any] | None = None) -> list[Any]:
-        """Call one of Gradio's handlers and return its outputs."""
-        body = {"data": data, "event_data": event, "fn_index": handler, "session_hash": self._page}
-        return self._fetch("gradio_api/run/predict", json.dumps(body).encode())["data"]
+    def _news(self) -> dict[str, Any]:
+        return json.loads(self._fetch(f"news/{self._token}?page={self._page}"))
 
-    def _fetch(self, path: str, body: bytes | None = None) -> dict[str, Any]:
-        request = urllib.request.Request(self._address + path, body, {"Content-Type": "application/json"})
+    def _fetch(self, path: str, body: Any = None) -> bytes:
+        raw = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._address + path, raw, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:
             content = response.read()
         self.bytes += len(content)
-        return json.loads(content)
+        return content
 
     def watch(self) -> None:
         """Receive everything sent to the 3D view."""
@@ -66,13 +66,13 @@ class Visitor:
         end = time.monotonic()
         while not stop.wait(max(end - time.monotonic(), 0.0)):
             end = time.monotonic() + ASK_EVERY
-            self._fetch(f"news/{self._token}?page={self._page}")
+            self._news()
             self.requests += 1
 
 
-def main(address: str, arrive: str, act: str, tab: str) -> None:
+def main(address: str, arrive: str, tab: str) -> None:
     """Run as described at the top of the file."""
-    visitor, stop = Visitor(address, int(arrive), int(act), tab), threading.Event()
+    visitor, stop = Visitor(address, int(arrive), tab), threading.Event()
     for work in (visitor.watch, lambda: visitor.ask(stop)):
         threading.Thread(target=work, daemon=True).start()
     print(visitor.seat, flush=True)

@@ -346,8 +346,8 @@ def lanes(browser: Browser, site: Site, size: Size, bar: tqdm) -> dict[str, Any]
         own = tab.own_times()
     equal = sum(steps.values()) / len(steps)
     by_handler: dict[str, list[float]] = defaultdict(list)
-    for number, ms in site.calls:
-        by_handler[site.handlers.get(number, f"handler {number}")].append(ms)
+    for name, ms in site.calls:
+        by_handler[name].append(ms)
     return {
         "seconds": round(taken, 1),
         "steps": steps,

@@ -43,13 +43,14 @@ SOFTWARE_GL = ("--no-sandbox", "--enable-unsafe-swiftshader")
 WINDOW = {"width": 1280, "height": 800}
 PATIENCE = 300.0  # time limit of every wait, in seconds: a machine may be busy or have to compile
 LOOK_EVERY = 0.05  # seconds
-CALL = "/gradio_api/run/"  # part of the path of every call of a handler
+CALL = "/gradio_api/run/"  # part of the path of every call of one of Gradio's handlers
 NEWS = "/news/"  # part of the path of every request for news
-POLL = -1  # stands for these requests among Gradio's numbers of handlers
+DO = "/do/"  # part of the path of every request that carries acts of the user
+OURS = (CALL, NEWS, DO)
 # durations of calls as measured by the browser, from sending to the last byte of the response, in ms
 OWN_TIMES = (
     "if (window === window.top) { window.callsOfPage = []; new PerformanceObserver((list) => {"
-    f"for (const e of list.getEntries()) if (e.name.includes('{CALL}') || e.name.includes('{NEWS}'))"
+    f"for (const e of list.getEntries()) if ({json.dumps(OURS)}.some((part) => e.name.includes(part)))"
     " window.callsOfPage.push(e.duration);"
     "}).observe({ type: 'resource', buffered: true }); }"
 )
@@ -237,18 +238,15 @@ class MeteredManager(Manager):
 
 
 class Calls:
-    """ASGI middleware that times every call of a handler and every request for news.
+    """ASGI middleware that times every request of the page from its arrival to the end of the response, including the
+    wait for a thread."""
 
-    Times run from the arrival of the request to the end of the response, and include Gradio's own work and the wait for
-    a thread.
-    """
-
-    def __init__(self, app: ASGIApp, kept: list[tuple[int, float]]) -> None:
+    def __init__(self, app: ASGIApp, kept: list[tuple[str, float]]) -> None:
         self._app = app
-        self._kept = kept  # (Gradio's number of the handler, ms)
+        self._kept = kept  # (what was asked, ms)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith((CALL, NEWS)):
+        if scope["type"] != "http" or not scope["path"].startswith(OURS):
             await self._app(scope, receive, send)
             return
         body = b""
@@ -263,11 +261,16 @@ class Calls:
         async def watch_end(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                ms = 1e3 * (time.perf_counter() - started)
-                number = POLL if scope["path"].startswith(NEWS) else int(json.loads(body)["fn_index"])
-                self._kept.append((number, ms))
+                self._kept.append((_asked_for(scope["path"], body), 1e3 * (time.perf_counter() - started)))
 
         await self._app(scope, keep_body, watch_end)
+
+
+def _asked_for(path: str, body: bytes) -> str:
+    """Return the name of a request: "poll", the verb of the first act, or "arrive", Gradio's only handler."""
+    if path.startswith(NEWS):
+        return "poll"
+    return json.loads(body)[0]["do"] if path.startswith(DO) else "arrive"
 
 
 class Site:
@@ -275,7 +278,7 @@ class Site:
 
     def __init__(self, serve: Serve, settings: Settings, device: torch.device, seats: int) -> None:
         self.manager = MeteredManager(device, seats)
-        self.calls: list[tuple[int, float]] = []
+        self.calls: list[tuple[str, float]] = []
         self._server = serve(self.manager, settings)
         self._app: Any = self._server.config.app
         self._app.add_middleware(Calls, kept=self.calls)
@@ -301,8 +304,7 @@ class Site:
     @contextlib.contextmanager
     def visited_remotely(self, tab: str) -> Iterator[str]:
         """Open a page on a simulated other machine that shows `tab`; yields its seat. See `sdlab.bench.distant`."""
-        numbers = {name: str(number) for number, name in self.handlers.items()}
-        command = [sys.executable, distant.__file__, self.address, numbers["arrive"], numbers["act"], tab]
+        command = [sys.executable, distant.__file__, self.address, str(self._arrive), tab]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
             try:
                 seat = program.stdout.readline().strip() if program.stdout else ""
@@ -313,11 +315,11 @@ class Site:
                 program.communicate()  # closes its input, which ends it
 
     @functools.cached_property
-    def handlers(self) -> dict[int, str]:
-        """Names of the handlers by Gradio's numbers."""
+    def _arrive(self) -> int:
+        """Gradio's number of the handler that is called when a page is loaded."""
         pages = [route.app for route in self._app.routes if isinstance(route, Mount)]
         fns = next(blocks.fns for page in pages if (blocks := getattr(page, "blocks", None)) is not None)
-        return {POLL: "poll"} | {number: fn.fn.__name__.strip("_") for number, fn in fns.items() if fn.fn is not None}
+        return next(number for number, fn in fns.items() if fn.fn is not None and fn.fn.__name__ == "arrive")
 
 
 # ---- resources -------------------------------------------------------------------------------------------

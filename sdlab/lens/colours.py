@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sdlab.lens.numbers import SILENT
-from sdlab.pictures import to_uint8
+from sdlab.pictures import resize, to_uint8
 from sdlab.plane import draw_plane
 from sdlab.settings import Settings
 from sdlab.types import Prior
@@ -91,19 +90,11 @@ def push_colours(grad: Tensor, prior: Prior) -> Tensor:
     return prior.decode(push) if is_pixels(prior) else false_colours(push)
 
 
-def of_size(rgb: Tensor, size: int, mode: str = "bilinear") -> Tensor:
-    if tuple(rgb.shape[-2:]) == (size, size):
-        return rgb
-    if mode == "nearest":
-        return F.interpolate(rgb, (size, size), mode="nearest")
-    return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False, antialias=True)
-
-
 def shown(rgb: Tensor) -> np.ndarray:
     """Resize rgb [K, 3, S, S] to uint8 [K, s, s, 3] with LEAST <= s <= MOST, or slightly more."""
     size = rgb.shape[-1]
     if size > MOST:
-        rgb = of_size(rgb.float(), MOST)
+        rgb = resize(rgb.float(), (MOST, MOST))
     pictures = to_uint8(rgb)
     times = -(-LEAST // pictures.shape[1])
     return pictures.repeat(times, 1).repeat(times, 2)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sdlab.lens.ask import Ground, ask, ground_of
-from sdlab.lens.colours import arrow, decodable, is_plane, no_pictures, of_size, push_colours, shown, ways
+from sdlab.lens.colours import arrow, decodable, is_plane, no_pictures, push_colours, shown, ways
 from sdlab.lens.numbers import cosines
+from sdlab.pictures import resize
 from sdlab.prompts import PromptBank, views_of
 from sdlab.schedule import weight
 from sdlab.settings import Settings
@@ -82,7 +83,7 @@ def comparison_steps(
             renders = ways(ground.x.z0, ground.x.z0, s, prior)[None]
         elif not reason:
             rgb = prior.decode(decodable(ground.x.z0, prior)) if ground.rgb is None else ground.rgb
-            renders = shown(of_size(rgb, prior.image_size))
+            renders = shown(resize(rgb, (prior.image_size, prior.image_size)))
     rows: list[_Row] = []
     for name in names:
         share_cores(prior)
@@ -119,7 +120,7 @@ def _pushes(grad: Tensor, x: Noised, s: Settings, prior: Prior) -> np.ndarray:
     """Draw the negative of a gradient [B, C, H, W], uint8 [P, s, s, 3]."""
     if is_plane(prior):
         return ways(x.z0, x.z0 + arrow(-grad), s, prior)[None]
-    return shown(of_size(push_colours(grad, prior), prior.image_size, "nearest"))
+    return shown(resize(push_colours(grad, prior), (prior.image_size, prior.image_size), smooth=False))
 
 
 def _compared(

@@ -20,14 +20,13 @@ from sdlab.lens.colours import (
     is_pixels,
     is_plane,
     no_pictures,
-    of_size,
     round_up,
     shown,
     ways,
 )
 from sdlab.lens.numbers import SILENT, Place, places
 from sdlab.losses import Distillation
-from sdlab.pictures import to_uint8
+from sdlab.pictures import resize, to_uint8
 from sdlab.prompts import PromptBank, views_of
 from sdlab.schedule import weight
 from sdlab.settings import Settings
@@ -153,7 +152,7 @@ def _drawn(
 
     w = float(weight(s.schedule, x.alpha, x.sigma)[row])
     size = prior.image_size
-    rows = [decoded[: len(items)], *(of_size(p.to(decoded), size, "nearest") for p in (heat, push))]
+    rows = [decoded[: len(items)], *(resize(p.to(decoded), (size, size), smooth=False) for p in (heat, push))]
     words = [
         *((item.label, item.caption) for item in items),
         ("residual", f"in units of eps, root mean square {rms:.2g}: {meaning}"),
@@ -164,7 +163,7 @@ def _drawn(
         ),
     ]
     if rgb is not None:
-        rows.insert(0, of_size(rgb[one].to(decoded), size))
+        rows.insert(0, resize(rgb[one].to(decoded), (size, size)))
         words.insert(0, ("render", f"the scene as the loss sees it, {view}"))
     labels, captions = zip(*words, strict=True)
     pictures = shown(torch.cat(rows))

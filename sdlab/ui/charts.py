@@ -11,8 +11,8 @@ from sdlab.settings import losses
 from sdlab.ui.wording import NOT_YET, duration, number
 
 CHART_POINTS = 200
-KEPT_POINTS = 2000  # of a curve before neighbours are merged
-CHART_WIDTH, CHART_HEIGHT = 200.0, 60.0  # of the SVG's own coordinates, with room for the line's width
+KEPT_POINTS = 2000  # per curve before neighbours are merged
+CHART_WIDTH, CHART_HEIGHT = 200.0, 60.0  # in the SVG's own coordinates
 
 
 class Mark(NamedTuple):
@@ -26,7 +26,7 @@ class Mark(NamedTuple):
 
 
 class Curve:
-    """A figure over steps, kept in bounded memory: when full, neighbours are merged into their mean."""
+    """A statistic over steps in bounded memory: a full curve merges neighbours into their mean."""
 
     def __init__(self) -> None:
         self._points: list[tuple[float, float]] = []
@@ -34,7 +34,7 @@ class Curve:
         self._pending: list[tuple[float, float]] = []
 
     def add(self, step: int, value: float) -> None:
-        """Non-finite values leave a gap."""
+        """Add a value; a non-finite one leaves a gap."""
         if not math.isfinite(value):
             return
         self._pending.append((float(step), value))
@@ -47,13 +47,13 @@ class Curve:
             self._per_point *= 2
 
     def points(self, n: int = CHART_POINTS) -> list[tuple[float, float]]:
-        """At most `n` (step, value), each the mean of a stretch of the curve."""
-        pending = self._pending  # another thread may put a new one in its place
+        """Return at most `n` (step, value), each the mean of a stretch of the curve."""
+        pending = self._pending  # read once: another thread may replace it
         points = [*self._points, _mean(pending)] if pending else self._points
         return _merged(points, math.ceil(len(points) / n)) if len(points) > n else list(points)
 
     def cut(self, step: int) -> None:
-        """Forget what came after `step`: the run has gone back to there."""
+        """Forget everything after `step`: the run has gone back there."""
         self._points = [point for point in self._points if point[0] <= step]
         self._pending = [point for point in self._pending if point[0] <= step]
 
@@ -71,7 +71,7 @@ def _merged(points: Sequence[tuple[float, float]], n: int) -> list[tuple[float, 
 
 
 class Plot(NamedTuple):
-    """A chart: the first of `keys` that a step's figures hold is what it shows."""
+    """A chart of one statistic: the first of `keys` that a step reports."""
 
     name: str
     title: str
@@ -79,8 +79,8 @@ class Plot(NamedTuple):
     keys: tuple[str, ...]
     log: bool = False
 
-    def value(self, figures: Mapping[str, float]) -> float | None:
-        return next((figures[key] for key in self.keys if key in figures), None)
+    def value(self, stats: Mapping[str, float]) -> float | None:
+        return next((stats[key] for key in self.keys if key in stats), None)
 
 
 PLOTS = (
@@ -89,28 +89,28 @@ PLOTS = (
     Plot(
         "correlation",
         "Control variate",
-        "correlation of the guided prediction with what the loss sets against it: near 1, little noise is left",
+        "correlation of the guided prediction with the control variate: near 1, little noise is left",
         ("control_correlation",),
     ),
     Plot(
         "auxiliary",
-        "Error of its own network",
-        "mean square error of the network that the loss trains, against the noise",
+        "Auxiliary error",
+        "mean squared error of the network that the loss trains, against the noise",
         tuple(dict.fromkeys(key for loss in losses().values() for key in loss.aux_errors)),
         log=True,
     ),
-    Plot("gaussians", "Gaussians", "how many make up the scene", ("n_gaussians",)),
+    Plot("gaussians", "Gaussians", "number of Gaussians in the scene", ("n_gaussians",)),
     Plot(
         "judge",
         "Judge",
-        "chance that the pictures show what the prompt asks for, as the toybox's judge reads them",
+        "probability that the images show what the prompt asks for, according to the toybox's judge",
         ("judge",),
     ),
 )
 
 
 class Line(NamedTuple):
-    """A curve in a chart; `tone` 0 to 3 is the colour of its lane."""
+    """A curve in a chart; `tone` 0 to 3 is its lane's colour."""
 
     curve: Curve
     tone: int = 0
@@ -119,8 +119,8 @@ class Line(NamedTuple):
 def chart(
     title: str, lines: Sequence[Line], marks: Sequence[Mark], log: bool = False, name: str = "", note: str = ""
 ) -> str:
-    """One figure over steps, a line for each lane, and a line where settings changed; `log` for a logarithmic value
-    axis. The number at its head is that of the first lane."""
+    """Return one chart over steps: a line per lane, and a vertical line at each change of settings. `log` makes the
+    value axis logarithmic. The number in the heading is the first lane's."""
     curves = [(line.tone, [(s, v) for s, v in line.curve.points() if not log or v > 0]) for line in lines]
     last = lines[0].curve.last() if lines else None
     now = number(last) if last is not None else NOT_YET
@@ -140,7 +140,7 @@ def chart(
     first, end = min(points[0][0] for _, points in curves), max(points[-1][0] for _, points in curves)
 
     def x(step: float) -> float:
-        return CHART_WIDTH * (step - first) / max(end - first, 1.0)  # after jumps all may be of one step
+        return CHART_WIDTH * (step - first) / max(end - first, 1.0)  # after jumps all points may lie at one step
 
     def y(value: float) -> float:
         height = math.log10(value) if log else value
@@ -172,16 +172,24 @@ def charts(
     scene: Mapping[str, float],
     stats: Mapping[str, float],
 ) -> str:
-    """The charts, with the curves of every lane by name beside its tone, and the numbers below them; `scene` from the
-    last frame and `stats` of the last step of the lane in focus, the first, empty before its first step. Those that no
-    lane has anything for are left out, but for the first two."""
+    """Return the charts and the numbers below them. `lanes` holds each lane's tone and curves by name, the lane in
+    focus first; `scene` are the statistics of its last frame, `stats` those of its last step, empty before the first.
+    A chart without data in any lane is left out, except for the first two."""
     known = bool(stats)
     rows = [
         *_scene_rows(scene),
-        ("Skipped steps", f"{stats.get('skipped', 0):.0f}", "updates left out because a gradient was not finite"),
-        ("Inside the prior", f"{100 * stats['prior_share']:.0f} %" if known else NOT_YET, "share of all steps' time"),
-        ("Noise level t", number(stats["t"]) if known else NOT_YET, "timestep, 0 to 999, mean over the last views"),
-        ("Time", duration(stats["seconds"]) if known else NOT_YET, "spent in steps, pauses not counted"),
+        ("Skipped steps", f"{stats.get('skipped', 0):.0f}", "updates skipped because a gradient was not finite"),
+        (
+            "Time in the prior",
+            f"{100 * stats['prior_share']:.0f} %" if known else NOT_YET,
+            "share of all steps",
+        ),
+        (
+            "Noise level t",
+            number(stats["t"]) if known else NOT_YET,
+            "timestep, 0 to 999, mean over the views",
+        ),
+        ("Time", duration(stats["seconds"]) if known else NOT_YET, "spent in steps, without pauses"),
     ]
     drawn = ""
     for i, plot in enumerate(PLOTS):
@@ -192,25 +200,25 @@ def charts(
 
 
 def _scene_rows(scene: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """What a frame says of the scene."""
+    """Return the rows about the scene from a frame's statistics."""
     if "n_gaussians" in scene:
-        return [("Gaussians", f"{scene['n_gaussians']:,.0f}".replace(",", " "), "how many make up the scene now")]
+        return [("Gaussians", f"{scene['n_gaussians']:,.0f}".replace(",", " "), "number of Gaussians in the scene now")]
     if "std_x" not in scene:
         return []
     mean, std = (f"{number(scene[f'{name}_x'])}, {number(scene[f'{name}_y'])}" for name in ("mean", "std"))
     return [
-        ("Mean", mean, "of the Gaussian that is fitted, to the east and to the north"),
-        ("Standard deviation", std, "of the Gaussian that is fitted, to the east and to the north"),
+        ("Mean", mean, "of the fitted Gaussian, towards east and north"),
+        ("Standard deviation", std, "of the fitted Gaussian, towards east and north"),
     ]
 
 
 def no_charts() -> str:
-    """The charts before there is anything to draw."""
+    """Return the charts before there is anything to draw."""
     return charts([], [], {}, {})
 
 
 def figures(rows: Sequence[tuple[str, str, str]]) -> str:
-    """(name, value, explanation) as a row of numbers."""
+    """Return (name, value, explanation) as a row of numbers."""
     cells = "".join(
         f'<div title="{html.escape(note)}"><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
         for name, value, note in rows
@@ -219,27 +227,27 @@ def figures(rows: Sequence[tuple[str, str, str]]) -> str:
 
 
 class LaneRow(NamedTuple):
-    """What the table of lanes says of one."""
+    """One row of the table that compares lanes."""
 
     tone: int
     letter: str
     loss: str
     prompt: str
     step: int
-    figures: Mapping[str, float]
+    stats: Mapping[str, float]
 
 
 def lanes_table(rows: Sequence[LaneRow]) -> str:
-    """The figures of several lanes under each other; "" for one alone."""
+    """Return a table of the lanes' statistics; "" for a single lane."""
     if len(rows) < 2:
         return ""
-    shown = [plot for plot in PLOTS if any(plot.value(row.figures) is not None for row in rows)]
+    shown = [plot for plot in PLOTS if any(plot.value(row.stats) is not None for row in rows)]
     head = "".join(f"<th>{html.escape(plot.title)}</th>" for plot in shown)
     body = ""
     for row in rows:
-        values = [plot.value(row.figures) for plot in shown]
+        values = [plot.value(row.stats) for plot in shown]
         cells = "".join(f"<td>{number(v) if v is not None else NOT_YET}</td>" for v in values)
-        seconds = row.figures.get("seconds")
+        seconds = row.stats.get("seconds")
         body += (
             f'<tr><th><i class="chip tone-{row.tone}">{row.letter}</i></th><td>{html.escape(row.loss)}</td>'
             f"<td>{html.escape(row.prompt)}</td><td>{row.step}</td>"

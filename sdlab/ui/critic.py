@@ -1,6 +1,6 @@
-"""The toybox's judge beside a live run: does the picture show what the prompt asks for?
+"""The toybox's judge for a live run: do the images show what the prompt asks for?
 
-It knows the objects and colours of the toybox, so that it says nothing of other priors and of prompts without one.
+It knows only the toybox's objects and colours, so it does not judge other priors or prompts without such an object.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _judge() -> judge.Classifier:
 
 
 def is_competent(session: Session) -> bool:
-    """Whether the run's prior is the toybox."""
+    """Return whether the run's prior is the toybox."""
     try:
         return session.prior.name == "toybox"
     except RuntimeError:
@@ -33,8 +33,8 @@ def is_competent(session: Session) -> bool:
 
 
 def chance(pictures: np.ndarray, prompt: str) -> float | None:
-    """The mean chance that uint8 [B, H, W, 3] show the object that `prompt` names, and in the colour that it names;
-    None where it names no object that the judge knows. Takes some 10 ms."""
+    """Return the mean probability that images, uint8 [B, H, W, 3], show the object that `prompt` names, in the colour
+    that it names; None when the judge knows no such object. Takes about 10 ms."""
     try:
         name, colour = asked_for(prompt)
     except ValueError:

@@ -1,49 +1,50 @@
-"""One page: one to four lanes, each a run of its own, of which one has the focus.
+"""The desk of one page: one to four lanes, each with its own run, one of them in focus.
 
-The run buttons act on all lanes, knobs and the prompt on the lane in focus, and the panels show that one; the charts
-lay the lanes over each other. The browser holds nothing but the desk's token, with which a page that is loaded anew
-finds its runs again.
+The run buttons act on all lanes, knobs and the prompt on the lane in focus. The panels show the lane in focus, and its
+charts overlay those of all lanes. The browser holds only the desk's token, with which a reloaded page finds its runs.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sdlab.lens import Comparison, LensPictures
-from sdlab.live.messages import Command
+from sdlab.live.messages import Command, Phase
 from sdlab.ui import charts, panels
 from sdlab.ui.flat_view import is_flat
-from sdlab.ui.lane import Lane, Look
+from sdlab.ui.form import form_state
+from sdlab.ui.lane import Lane
 from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
+from sdlab.ui.visitors import MAX_LANES
 from sdlab.ui.wording import duration, short, size
 
-MOST_LANES = 4
 LETTERS = "ABCD"
 TABS = ("lens", "charts", "versus", "results")
 
 
 class Desk:
-    """Shared by the handlers of one page, which run in several threads."""
+    """Shared by the requests of one page, which run in several threads."""
 
-    shelf: Shelf  # of the files made here
+    shelf: Shelf  # files made from its lanes
 
-    def __init__(self, first: Lane, page: str = "") -> None:
+    def __init__(self, first: Lane, page: str = "", dark: bool = False) -> None:
         self.id = secrets.token_urlsafe(16)
-        self.page = page  # the one that shows it (Gradio's session hash): each piece of news is told once
+        self.page = page  # the page that shows it (Gradio's session hash): news is told once
+        self.dark = dark  # theme of the page, also for views still to be opened
         self.tab = TABS[0]
-        self.uploads = Uploads()  # what was brought for its lanes to start from
-        self.row = 0  # the view that the lens looks at
-        self.t: int | None = None  # the timestep that it asks about, None for that of each step
+        self.uploads = Uploads()
+        self.row = 0  # the lens shows this view
+        self.t: int | None = None  # the lens asks at this timestep, None for each step's own
         self._lock = threading.Lock()
-        self._tones = {first: 0}  # of each lane, in order of appearance
+        self._tones = {first: 0}  # colour of each lane, in order of appearance
         self._focus = first
-        self._late_ticks: int | None = None  # that may still come from a page that was closed; None: it is there
-        self._shown: dict[str, Any] = {}  # what the page was last given, by panel
-        self.due: dict[str, Any] = {}  # what Gradio's own components are to become, by name
-        self.telling = threading.Lock()  # of whoever reads what is new: each piece is told once, and in order
+        self._late_polls: int | None = None  # polls that a closed page may still send; None while the page is open
+        self._shown: dict[str, Any] = {}  # panel -> key of what the page was last told
+        self._telling = threading.Lock()  # news is told once and in order
         self._watch()
 
     # ---- lanes -------------------------------------------------------------------------------------------
@@ -58,26 +59,26 @@ class Desk:
         return self._focus
 
     def lane(self, seat_id: str) -> Lane | None:
-        """The lane of a seat."""
+        """Return the lane of a seat."""
         return next((lane for lane in self.lanes if lane.seat.id == seat_id), None)
 
     def add(self, lane: Lane) -> None:
-        """A lane beside the others. ValueError when there are four; the caller then closes its seat."""
+        """Add a lane. ValueError when there is no room; the caller then closes its seat."""
         with self._lock:
-            if len(self._tones) >= MOST_LANES:
-                raise ValueError(f"{MOST_LANES} lanes are there already: close one first")
-            self._tones[lane] = min(set(range(MOST_LANES)) - set(self._tones.values()))
+            if len(self._tones) >= MAX_LANES:
+                raise ValueError(f"there are {MAX_LANES} lanes already: close one first")
+            self._tones[lane] = min(set(range(MAX_LANES)) - set(self._tones.values()))
         self._link()
         self.look_at(lane)
 
     def _link(self) -> None:
-        """Whoever turns one view turns all."""
+        """Make the cameras of all views move together."""
         views = [lane.view for lane in self.lanes]
         for view in views:
             view.link(views)
 
     def remove(self, lane: Lane) -> bool:
-        """Take a lane away; False when none is left."""
+        """Remove a lane; return False when none is left."""
         with self._lock:
             self._tones.pop(lane, None)
             left = list(self._tones)
@@ -87,12 +88,12 @@ class Desk:
         return bool(left)
 
     def take_out(self, lane: Lane) -> int:
-        """Take a lane away for another that comes in its place; the tone of that place."""
+        """Remove a lane that another will replace; return its tone for `put_in`."""
         with self._lock:
             return self._tones.pop(lane)
 
     def put_in(self, lane: Lane, tone: int) -> None:
-        """Put a lane where one was taken out."""
+        """Put a lane where another was taken out."""
         with self._lock:
             self._tones[lane] = tone
             self._tones = dict(sorted(self._tones.items(), key=lambda entry: entry[1]))
@@ -104,104 +105,136 @@ class Desk:
         self._focus.seat.session.watch_lens(False)
         self._focus = lane
         self._watch()
-        self.forget_what_was_shown()
+        self.forget()
 
     def turn_to(self, tab: str) -> None:
-        """Show another of `TABS` below the scene."""
+        """Show one of `TABS` below the scene."""
         self.tab = tab
         self._watch()
-        for panel in ("lens", "charts", "versus"):
-            self._shown.pop(panel, None)
+        self.forget("lens", "charts", "versus")
 
     def _watch(self) -> None:
         self._focus.seat.session.watch_lens(self.tab == "lens", self.row, self.t)
 
     def choose_view(self, row: int) -> None:
-        """The lens looks at another of the step's views."""
+        """Let the lens show another of the step's views."""
         self.row = row
-        self._shown.pop("preview", None)
         self._watch()
+        self.forget("preview")
 
     def ask_at(self, t: int | None) -> None:
-        """The lens asks about another timestep, for whichever lane has the focus; None for that of each step."""
+        """Let the lens ask at another timestep, whichever lane has the focus; None for each step's own."""
         self.t = t
         self._watch()
 
-    def forget_what_was_shown(self) -> None:
-        """The page was loaded anew or shows another lane: everything is news to it."""
-        self._shown.clear()
+    def set_dark(self, dark: bool) -> None:
+        """Follow the theme of the page."""
+        self.dark = dark
         for lane in self.lanes:
-            lane.forget_what_was_shown()
+            lane.view.set_dark(dark)
+
+    def forget(self, *names: str) -> None:
+        """Tell these panels again, or all of them without a name: the page was reloaded or shows another lane."""
+        for name in names or tuple(self._shown):
+            self._shown.pop(name, None)
 
     # ---- presence ----------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """The page's connection has ended: it was closed, or the network failed for a moment."""
+        """The page's connection has ended: the page was closed, or the network failed for a moment."""
         with self._lock:
-            self._late_ticks = 1
+            self._late_polls = 1
 
     def come_back(self, page: str = "") -> None:
-        """The page was loaded anew, and begins with the first tab and the lens as it was."""
+        """The page was reloaded; it begins with the first tab and the lens at each step's own timestep."""
         self.page = page
         with self._lock:
-            self._late_ticks = None
+            self._late_polls = None
         self.tab, self.t = TABS[0], None
         self._watch()
-        self.forget_what_was_shown()
+        self.forget()
 
-    def is_there(self, ticking: bool) -> bool:
-        """Whether a request says that the page is still there. A page has one tick under way at a time, so after its
-        connection has ended the first may be a late one; the second says that it lives."""
+    def is_there(self, polling: bool) -> bool:
+        """Return whether a request proves that the page is still open. A page has one poll under way at a time, so the
+        first poll after its connection ended may be a late one; the second proves that it is open."""
         with self._lock:
-            if self._late_ticks is not None and ticking:
-                self._late_ticks = self._late_ticks - 1 if self._late_ticks > 0 else None
-            return self._late_ticks is None
+            if self._late_polls is not None and polling:
+                self._late_polls = self._late_polls - 1 if self._late_polls > 0 else None
+            return self._late_polls is None
 
     # ---- from the page to the sessions -------------------------------------------------------------------
 
     def send(self, *commands: Command, note: str = "", prompt: str | None = None) -> None:
-        """Hand commands to all lanes, after the prompt as it is typed now, which is that of the lane in focus."""
+        """Send commands to all lanes; the prompt as it is typed now goes first, to the lane in focus only."""
         for lane in self.lanes:
-            own = lane is self._focus
-            lane.send(*commands, note=note, prompt=prompt if own else None)
+            lane.send(*commands, note=note, prompt=prompt if lane is self._focus else None)
 
     # ---- from the sessions to the page -------------------------------------------------------------------
 
-    def news(self) -> tuple[Look, dict[str, Any]]:
-        """What is new in the lane in focus, and the panels that have changed. Called by one tick at a time."""
-        lane = self._focus  # as of now: it may move on, or be taken out, while this is read
-        looks = {each: each.look() for each in dict.fromkeys((lane, *self.lanes))}
-        session = lane.seat.session
-        found: dict[str, Any] = {}
-        phases = frozenset(each.seat.session.status.phase for each in looks)
-        values = {"phases": phases, "stage": self._stage(), "timeline": lane.history(), "live": _live(lane)}
-        if self.tab == "results":
-            values["results"] = self._results(lane)
-        for panel, value in values.items():
-            self._put(found, panel, value, lambda value=value: value)
-        frame = session.latest.version, lane.seat.id, self.row
-        if self.tab == "lens":
-            seen, version = session.lens.get(), (session.lens.version, lane.seat.id)
-            beside = (version, self.row) if seen is not None and len(seen.renders) else frame
-            self._put(found, "preview", beside, lambda: self._preview(lane, seen))
-            self._put(found, "lens", version, lambda: _lens(seen))
-        elif self.tab == "charts":
-            for each in looks:
-                each.ask_the_judge()
-            versions = tuple((each.seat.id, each.version) for each in looks)
-            self._put(found, "charts", (versions, frame[0] if not lane.figures else 0), lambda: self._charts(lane))
-        elif self.tab == "versus":
-            version = (session.comparison.version, lane.seat.id)
-            self._put(found, "versus", version, lambda: _comparison(session.comparison.get()))
-        return looks[lane], found
+    def news(self) -> dict[str, Any]:
+        """Return the panels that changed since the last call, by name."""
+        with self._telling:
+            return self._news()
 
-    def _put(self, found: dict[str, Any], panel: str, key: Any, content: Any) -> None:
-        if self._shown.get(panel) != key:
+    def _news(self) -> dict[str, Any]:
+        lane = self._focus  # read once: another request may move the focus or take the lane out
+        read = {each: each.read() for each in dict.fromkeys((lane, *self.lanes))}
+        told: dict[str, Any] = {} if self._shown else nothing()
+        phases = frozenset(each.seat.session.status.phase for each in read)
+        self._put(told, "status", read[lane].status)
+        self._put(told, "controls", {"can": pressable(phases), "again": ""})
+        self._put(told, "stage", self._stage())
+        self._put(told, "timeline", lane.history())
+        self._put(told, "live", _live(lane))
+        self._put(told, "preset", lane.preset)
+        self._put_form(told, lane, read[lane].stale)
+        match self.tab:
+            case "lens":
+                self._put_lens(told, lane)
+            case "charts":
+                self._put_charts(told, lane, list(read))
+            case "versus":
+                comparison = lane.seat.session.comparison
+                self._put(told, "versus", (comparison.version, lane.seat.id), lambda: _comparison(comparison.get()))
+            case "results":
+                self._put(told, "results", self._results(lane))
+        return told
+
+    def _put(self, told: dict[str, Any], panel: str, key: Any, content: Callable[[], Any] | None = None) -> None:
+        """Tell a panel if its `key` changed: its `content`, or the key itself."""
+        if panel not in self._shown or self._shown[panel] != key:
             self._shown[panel] = key
-            found[panel] = content()
+            told[panel] = key if content is None else content()
+
+    def _put_form(self, told: dict[str, Any], lane: Lane, stale: Collection[str]) -> None:
+        """Tell all controls of a lane once, then only those that show something else than the settings."""
+        settings = lane.settings
+        if "form" not in self._shown:
+            self._shown["form"] = None
+            told["form"] = form_state(settings)
+            told["prompt"] = settings.prompt.text
+        elif stale:
+            told["form"] = form_state(settings, stale)
+            if "prompt.text" in stale:
+                told["prompt"] = settings.prompt.text
+
+    def _put_lens(self, told: dict[str, Any], lane: Lane) -> None:
+        session = lane.seat.session
+        seen, version = session.lens.get(), (session.lens.version, lane.seat.id)
+        frame = session.latest.version, lane.seat.id, self.row
+        beside = (version, self.row) if seen is not None and len(seen.renders) else frame
+        self._put(told, "preview", beside, lambda: self._preview(lane, seen))
+        self._put(told, "lens", version, lambda: panels.no_lens() if seen is None else panels.lens(seen))
+
+    def _put_charts(self, told: dict[str, Any], lane: Lane, lanes: list[Lane]) -> None:
+        for each in lanes:
+            each.ask_the_judge()
+        versions = tuple((each.seat.id, each.version) for each in lanes)
+        frame = lane.seat.session.latest.version if not lane.stats else 0
+        self._put(told, "charts", (versions, frame), lambda: self._charts(lane))
 
     def _stage(self) -> list[dict[str, Any]]:
-        """What the stage shows of each lane."""
+        """Return what the stage shows of each lane."""
         with self._lock:
             tones = dict(self._tones)
         return [
@@ -220,7 +253,7 @@ class Desk:
         ]
 
     def _results(self, lane: Lane) -> dict[str, Any]:
-        """What can be made of a lane, and what has been made on this desk."""
+        """Return the formats that a lane offers and the files made on this desk."""
         kinds = OF_PICTURES if is_flat(lane.seat.session.effective) else OF_SPLATS
         return {
             "lane": lane.seat.id,
@@ -229,7 +262,7 @@ class Desk:
         }
 
     def _preview(self, lane: Lane, seen: LensPictures | None) -> str:
-        """All views of the step that the lens shows; of the last one while it shows none."""
+        """All views of the step that the lens shows, or of the last frame while it shows none."""
         frame = lane.seat.session.latest.get()
         if frame is None:
             return panels.no_preview()
@@ -238,11 +271,11 @@ class Desk:
         return panels.preview(frame.preview, frame.views, frame.step, self.row)
 
     def _charts(self, lane: Lane) -> str:
-        """The lane in focus first, then the others."""
+        """Charts and table: the lane in focus first, then the others."""
         frame = lane.seat.session.latest.get()
         with self._lock:
             tones = dict(self._tones)
-        tones.setdefault(lane, 0)  # it has just been taken out for another
+        tones.setdefault(lane, 0)  # it was just taken out for another
         order = sorted(tones, key=lambda each: (each is not lane, tones[each]))
         curves = [(tones[each], each.curves) for each in order]
         rows = [
@@ -252,16 +285,34 @@ class Desk:
                 each.settings.loss.title,
                 each.settings.prompt.text,
                 each.step,
-                each.figures if each.judged is None else {**each.figures, "judge": each.judged},
+                each.stats if each.judged is None else {**each.stats, "judge": each.judged},
             )
             for each, tone in tones.items()
         ]
         scene = frame.stats if frame is not None else {}
-        return charts.lanes_table(rows) + charts.charts(curves, lane.marks, scene, lane.figures)
+        return charts.lanes_table(rows) + charts.charts(curves, lane.marks, scene, lane.stats)
+
+
+def nothing() -> dict[str, Any]:
+    """Return the panels below the scene while there is nothing to show in them."""
+    return {
+        "preview": panels.no_preview(),
+        "lens": panels.no_lens(),
+        "charts": charts.no_charts(),
+        "versus": panels.no_comparison(),
+    }
+
+
+def pressable(phases: Collection[Phase]) -> dict[str, bool]:
+    """Return which run buttons make sense while the lanes are in these phases. Start may be pressed while a lane is
+    still loading."""
+    runs = "running" in phases
+    idle = not frozenset(phases).isdisjoint(("ready", "paused", "failed"))
+    return {"start": set(phases) != {"running"}, "pause": runs, "step": idle, "reset": idle or runs}
 
 
 def _item(token: str, result: Result) -> dict[str, Any]:
-    """A line of the shelf."""
+    """Return one line of the list of results."""
     if result.phase == "working":
         left = f", {duration(result.seconds_left)} left" if result.seconds_left is not None else ""
         said = f"{100 * result.share:.0f} %{left}"
@@ -279,17 +330,12 @@ def _item(token: str, result: Result) -> dict[str, Any]:
     }
 
 
-def _lens(seen: LensPictures | None) -> str:
-    return panels.no_lens() if seen is None else panels.lens(seen)
-
-
 def _comparison(seen: Comparison | None) -> str:
     return panels.no_comparison() if seen is None else panels.comparison(seen)
 
 
 def _live(lane: Lane) -> dict[str, Any]:
-    """Which formula of which loss holds, and the values of its symbols that only a step can tell, by the symbol's
-    name."""
+    """Return which formula of the active loss holds, and the symbols whose values only a step can tell."""
     frame, s = lane.seat.session.latest.get(), lane.settings
     stats = frame.stats if frame is not None else {}
     found = {"t": stats.get("t"), "w(t)": stats.get("weight"), "noise": stats.get("rms_noise")}

@@ -1,8 +1,8 @@
-"""Settings to a form: one function turns any knob into a control, whatever loss, scene or prior it belongs to.
+"""Settings as a form: one function turns any knob of any loss, scene or prior into a control.
 
-The form is one `gr.HTML` component (a page of a hundred Gradio inputs would be slow to load and to update); its
-behaviour is in static/page.js. A control shows the knob's value, a slider where the range is closed, and the help. It
-speaks when the person is done (sliders while they are dragged), never per key.
+The form is one `gr.HTML` component, because a hundred Gradio inputs would be slow to load and to update; its behaviour
+is in static/page/form.js and knob.js. A control shows the knob's value, a slider where the range is closed, and the
+help text. It sends a value when the user is done (a slider while it is dragged), never per key.
 """
 
 from __future__ import annotations
@@ -16,28 +16,33 @@ from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
 from sdlab.settings import Settings, about, priors, scenes
 from sdlab.ui.formulas import formula, prose, symbols_of
-from sdlab.ui.uploads import UPLOADS, most_bytes
+from sdlab.ui.uploads import UPLOADS
+from sdlab.ui.visitors import max_bytes
 from sdlab.ui.wording import CHOICES, label_of
 
-MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, are only typed
-LOG_RANGE = 2000  # whole numbers over a wider range get a logarithmic slider
-SLIDER_NOTCHES = 400  # about so many values on a linear slider
+MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, have no slider
+LOG_RANGE = 2000  # integers with a wider range get a logarithmic slider
+SLIDER_NOTCHES = 400  # approximate number of values on a linear slider
 
-SHOWN_KNOBS = 4  # of a loss, those that change at once; the rest is folded away
+SHOWN_KNOBS = 4  # per loss, of those that take effect at once; the rest is in a fold
 TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
-KEPT_ELSEWHERE = ("active", "prompt.text")  # they have controls of their own, above the groups
-WORDINGS = {"target": "prompt.target", "source": "prompt.source", "neg": "prompt.negative"}  # knob of a role's text
-LONG_TEXT = 100  # characters; what may be longer is typed into several lines
+KEPT_ELSEWHERE = ("active", "prompt.text")  # have controls of their own above the groups
+WORDINGS = {
+    "target": "prompt.target",
+    "source": "prompt.source",
+    "neg": "prompt.negative",
+}  # role -> knob
+LONG_TEXT = 100  # characters; longer texts get several lines
 NOTES = {"live": "", "rebuild": "", "restart": "at the next reset"}
-LEARNS_ANEW = "learns anew"  # of a knob with which a loss's own network is another one
+RETRAINS = "retrains"  # a change of this knob rebuilds the network that the loss trains
 
 
 # ---- one knob --------------------------------------------------------------------------------------------
 
 
 def control(k: Knob, owner: str, locked: bool = False, symbol: str = "") -> str:
-    """The control of one knob as HTML. `owner` tells apart knobs of one path, such as those of two priors; a locked
-    control shows its value and cannot be changed; `symbol` is what it is called in the formula of its loss."""
+    """Return the control of one knob as HTML. `owner` distinguishes knobs with the same path, such as those of two
+    priors; a locked control is disabled; `symbol` is the knob's name in its loss's formula."""
     kind = _kind(k)
     name = f"knob-{owner or 'run'}-{k.path.rpartition('.')[2]}".replace(".", "-").replace("/", "-")
     label = html.escape(label_of(k.path))
@@ -57,7 +62,7 @@ def control(k: Knob, owner: str, locked: bool = False, symbol: str = "") -> str:
     else:
         field = f'<input {field} type="number" step="any" autocomplete="off">'
     scale = f'<input type="range" min="0" max="1000" step="1" aria-label="{label}, slider"{off}>'
-    note = LEARNS_ANEW if k.apply == "rebuild" and k.path.startswith("losses.") else NOTES[k.apply]
+    note = RETRAINS if k.apply == "rebuild" and k.path.startswith("losses.") else NOTES[k.apply]
     tag = f'<span class="knob-tag">{note}</span>' if note else ""
     if k.path == "schedule.start" and not locked:
         field = f'<button type="button" data-now>now</button>{field}'
@@ -66,20 +71,20 @@ def control(k: Knob, owner: str, locked: bool = False, symbol: str = "") -> str:
         of = f' data-of="{html.escape(symbol)}" title="{html.escape(symbol)} in the formula above"'
     help_text = prose(k.help)
     if locked:
-        help_text += " Fixed on this server" + (", but for a file of yours." if k.path in UPLOADS else ".")
+        help_text += " Fixed on this server" + ("; you can upload a file." if k.path in UPLOADS else ".")
     return (
         f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}{of}>'
         f'<div class="knob-head"><label for="{name}">{label}</label>{tag}{field}</div>'
-        f'{scale if _has_slider(k) else ""}{_bring(k.path, locked)}<p id="{name}-help">{help_text}</p></div>'
+        f'{scale if _has_slider(k) else ""}{_upload(k.path, locked)}<p id="{name}-help">{help_text}</p></div>'
     )
 
 
-def _bring(path: str, locked: bool) -> str:
-    """Where a knob is the path of a file: a button for a file of one's own."""
+def _upload(path: str, locked: bool) -> str:
+    """Return an upload button for a knob that is the path of a file, otherwise ""."""
     if path not in UPLOADS:
         return ""
     return (
-        f'<div class="bring" data-bring="{most_bytes(path, locked)}"><button type="button">Upload a file</button>'
+        f'<div class="upload" data-upload="{max_bytes(path, locked)}"><button type="button">Upload a file</button>'
         f'<input type="file" accept="{UPLOADS[path].suffixes}" hidden><output></output></div>'
     )
 
@@ -91,7 +96,7 @@ def _kind(k: Knob) -> str:
 
 
 def _range(k: Knob) -> str:
-    """What the slider needs to know, as attributes."""
+    """Return the attributes that the slider needs."""
     if not _has_slider(k):
         return ""
     return f' data-lo="{k.lo}" data-hi="{k.hi}" data-step="{_notch(k):g}"{" data-log" if _is_log(k) else ""}'
@@ -111,7 +116,7 @@ def _is_log(k: Knob) -> bool:
 
 
 def _notch(k: Knob) -> float:
-    """A round number: the step of a linear slider."""
+    """Return the step of a linear slider, a round number."""
     if k.type is int:
         return 1.0
     rough = _width(k) / SLIDER_NOTCHES
@@ -123,8 +128,8 @@ def _notch(k: Knob) -> float:
 
 
 def form_html(settings: Settings, presets: Sequence[str], locked: Collection[str] = ()) -> str:
-    """Losses, preset picker and groups of knobs: all losses, priors and scenes there are, of which those in force
-    are shown. `locked` are paths that cannot be changed here."""
+    """Return the form: losses, preset picker and groups of knobs. It holds all losses, priors and scenes; the page
+    shows the active ones. Knobs at `locked` paths are disabled."""
     return (
         f'<div class="card">{_losses(settings, locked)}</div>'
         f'<div class="card">{_picker(presets)}</div>'
@@ -132,13 +137,12 @@ def form_html(settings: Settings, presets: Sequence[str], locked: Collection[str
     )
 
 
-def form_state(settings: Settings, preset: str | None, paths: Collection[str] | None = None) -> Any:
-    """What the form is to show: all of `settings`, or with `paths` only these."""
+def form_state(settings: Settings, paths: Collection[str] | None = None) -> dict[str, Any]:
+    """Return what the form shows: all of `settings`, or only the knobs at `paths`."""
     knobs = settings.knobs()
     return {
         "values": {path: k.value for path, k in knobs.items() if paths is None or path in paths},
         "owners": [_owner(settings, p) for p in ("prior", "scene")] + [f"losses.{settings.active}"],
-        "preset": preset,
     }
 
 
@@ -147,7 +151,7 @@ def _owner(settings: Settings, prefix: str) -> str:
 
 
 def _picker(presets: Sequence[str]) -> str:
-    options = ['<option value="" hidden data-about="Settings of your own.">Own settings</option>']
+    options = ['<option value="" hidden data-about="Settings from a file.">Your settings</option>']
     for name in presets:
         note = about(name)
         options.append(
@@ -157,13 +161,13 @@ def _picker(presets: Sequence[str]) -> str:
     return (
         '<div class="preset"><label for="preset">Preset</label>'
         f'<select id="preset" data-preset>{"".join(options)}</select>'
-        '<button type="button" data-open title="Settings that were saved here, a TOML file">Open</button>'
+        '<button type="button" data-open title="Open a settings file (TOML) saved from this page">Open</button>'
         '<input type="file" accept=".toml" data-settings hidden><p data-about-preset></p></div>'
     )
 
 
 def _losses(settings: Settings, locked: Collection[str]) -> str:
-    """Which loss is in force, what it is, and its knobs, among them the texts that it alone asks for."""
+    """Return the choice of the loss, and a card for each: description, formula, the texts it uses, its knobs."""
     knobs = settings.knobs()
     cards = ""
     for name, loss in settings.losses.items():
@@ -176,7 +180,7 @@ def _losses(settings: Settings, locked: Collection[str]) -> str:
 
 
 def loss_toggle(settings: Settings) -> str:
-    """A button for each loss: those with a place first, the others in a fold that says which of them is active."""
+    """Return a button for each loss: those with a place first, the others in a fold that names the active one."""
     losses = settings.losses
     big = sorted((name for name in losses if losses[name].place), key=lambda name: losses[name].place)
     others = [name for name in losses if name not in big]
@@ -199,15 +203,15 @@ def _buttons(losses: Mapping[str, Distillation], names: Sequence[str]) -> str:
 
 
 def _knobs_of_loss(loss: Distillation, owner: str, locked: Collection[str]) -> str:
-    """The few that change at once, the others in a fold: how its own network is made and learns, and what is seldom
-    touched."""
+    """Return a loss's knobs: the first few that take effect at once, the others in a fold (how its network is built and
+    trained, and rarely used ones)."""
     found = list(knobs_of(loss, ""))
     first_rebuild = next((i for i, k in enumerate(found) if k.apply == "rebuild"), len(found))
     n = min(first_rebuild, SHOWN_KNOBS)
     shown, folded = ("".join(_of_loss(loss, k, owner, locked) for k in some) for some in (found[:n], found[n:]))
     if not folded:
         return shown
-    title = f"More of {html.escape(loss.title)}"
+    title = f"More {html.escape(loss.title)} settings"
     return f'{shown}<details class="more" data-group="{owner}"><summary>{title}</summary>{folded}</details>'
 
 
@@ -217,8 +221,8 @@ def _of_loss(loss: Distillation, k: Knob, owner: str, locked: Collection[str]) -
 
 
 def symbol_of(k: Knob, loss: Distillation) -> str:
-    """What a knob is called in the formula of its loss; "" where it is not there. It has the symbol's name, or its help
-    begins with it: "s, the guidance scale"."""
+    """Return a knob's symbol in its loss's formula, or "". The symbol is the knob's name or the first word of its help
+    text: "s, the guidance scale"."""
     known = {symbol for text in loss.formulas for symbol in symbols_of(text)}
     first = k.help.replace(",", " ").partition(" ")[0]
     name = k.path.rpartition(".")[2]
@@ -226,7 +230,7 @@ def symbol_of(k: Knob, loss: Distillation) -> str:
 
 
 def loss_card(loss: Distillation) -> str:
-    """What it does, its formulas, of which the page shows the one that holds, what to watch, where it is from."""
+    """Return what a loss does, its formulas (the page shows the one that applies), what to look for, and its source."""
     does = (loss.__doc__ or "").strip().partition("\n")[0]
     formulas = "".join(
         f'<p class="formula"{" hidden" if n else ""}>{formula(text)}</p>' for n, text in enumerate(loss.formulas)
@@ -239,12 +243,12 @@ def loss_card(loss: Distillation) -> str:
 
 
 def wordings_of(loss: Distillation) -> list[str]:
-    """Paths of the texts, other than the prompt, that a loss asks the prior about."""
+    """Return the paths of the texts, other than the prompt, with which a loss queries the prior."""
     return [WORDINGS[role] for role in loss.roles if role in WORDINGS]
 
 
 def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
-    """A fold for each group of settings but the losses."""
+    """Return a fold for each group of settings except the losses."""
     folds = []
     with_a_loss = {path for loss in settings.losses.values() for path in wordings_of(loss)}
     for prefix, group in settings.groups().items():
@@ -267,7 +271,7 @@ def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
 
 
 def _rates(group: Any, locked: Collection[str]) -> str:
-    """Learning rates of the scene in force, and what all scenes share."""
+    """Return the learning rates of each scene, and the knobs that all scenes share."""
     knobs = knobs_of(group, "optim")
     owned = {f"optim.lr_{name}": f"scene/{kind}" for kind, cls in scenes().items() for name in cls.parameters}
     body = "".join(

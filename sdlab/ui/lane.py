@@ -1,5 +1,4 @@
-"""One lane of a page: its seat, what was read from its session, what the form shows, and what changed since the last
-look."""
+"""One lane of a page: its seat, the curves read from its session, and what its controls wait for."""
 
 from __future__ import annotations
 
@@ -37,21 +36,21 @@ from sdlab.viewport.splat_view import SplatView
 MAX_MARKS = 60
 JUDGED_EVERY = 2.0  # seconds
 WAITS_FOR_READY = "starts as soon as everything is ready"
-GOES_ON = "changed; press Start, and the run goes on with it"
-OTHER_PROMPT = "what is there turns into what is asked for now; Reset begins anew"
-REFUSED_FOR = 30.0  # seconds for which a refusal is said
-PATH = re.compile(r"[a-z]\w*(?:\.\w+)+")  # of a knob, in a text
+GOES_ON = "changed; press Start to continue with it"
+OTHER_PROMPT = "the object turns into what the new prompt asks for; Reset starts over"
+REFUSED_FOR = 30.0  # seconds for which a refusal stays on the status line
+PATH = re.compile(r"[a-z]\w*(?:\.\w+)+")  # the path of a knob in a text
 
 
-class Look(NamedTuple):
-    """What a page needs to show now; None for what is as it was at the last look."""
+class News(NamedTuple):
+    """What one read of a session brought."""
 
-    status: str | None
-    stale: frozenset[str]  # paths of controls that show something else than what is in force
+    status: str  # HTML of the status line
+    stale: frozenset[str]  # paths of knobs whose controls show something else than the settings
 
 
 class Lane:
-    """Shared by the handlers of one page, which run in several threads."""
+    """Shared by the requests of one page, which run in several threads."""
 
     def __init__(self, seat: Seat, view: SplatView, preset: str | None) -> None:
         self.seat = seat
@@ -59,10 +58,8 @@ class Lane:
         self.preset = preset  # the one last picked
         self._lock = threading.Lock()
         self._next_event = 0
-        self._last: dict[str, str] = {}  # what the page was last given, by panel
-        self._shown: dict[str, Any] = {}  # path -> value that a control was given by a person
-        self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # preset before the last, paths changed
-        self._numbers: dict[str, int] = {}  # path -> number of the last change that a person made
+        self._asked: dict[str, Any] = {}  # path -> value that a control asked for, until the session answers
+        self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # previous preset, paths it changed
         self._message: Message | None = None
         seat.session.in_detail = True
         self._judged_step, self._judged_at = 0, 0.0
@@ -71,34 +68,29 @@ class Lane:
     def _forget_curves(self) -> None:
         self.curves = {plot.name: Curve() for plot in PLOTS}
         self.marks: list[Mark] = []
-        self.figures: dict[str, float] = {}  # of the last step
-        self.judged: float | None = None  # the last that the judge has said, None if it knows no such object
+        self.stats: dict[str, float] = {}  # of the last step
+        self.judged: float | None = None  # the judge's last answer, None where it does not know the object
         self._last_step = 0
         self.version = getattr(self, "version", 0) + 1  # of what the charts show
 
-    def forget_what_was_shown(self) -> None:
-        """The page was loaded anew, or another lane had the focus: it shows nothing of this one."""
-        with self._lock:
-            self._last, self._numbers = {}, {}
-
     @property
     def settings(self) -> Settings:
-        """As asked for, knobs that wait for a reset included."""
+        """The settings as asked for, including knobs that wait for a reset."""
         return self.seat.session.settings
 
     @property
     def step(self) -> int:
-        """Of the last frame."""
+        """The step of the last frame."""
         frame = self.seat.session.latest.get()
         return frame.step if frame is not None else 0
 
     @property
     def address(self) -> str:
-        """Where the scene is to be seen; relative, so that it holds behind any reverse proxy."""
+        """The address of the scene's view; relative, so that it holds behind any reverse proxy."""
         return f"{'flat' if is_flat(self.seat.session.effective) else 'viewport'}/{self.seat.id}/"
 
     def history(self) -> dict[str, Any]:
-        """What the timeline shows."""
+        """Return what the timeline shows."""
         session = self.seat.session
         return {
             "lane": self.seat.id,
@@ -113,8 +105,7 @@ class Lane:
     # ---- from the page to the session --------------------------------------------------------------------
 
     def send(self, *commands: Command, note: str = "", prompt: str | None = None) -> None:
-        """Hand commands over, after the prompt as it is typed now. What was said before is thereby answered; `note`
-        is said instead."""
+        """Send commands, after the prompt as it is typed now; `note` replaces the message on the status line."""
         retyped = prompt is not None and prompt != self.settings.prompt.text
         if not commands and not retyped:
             return
@@ -125,47 +116,48 @@ class Lane:
         for command in commands:
             self.seat.session.send(command)
 
-    def change(self, path: str, value: Any, number: int) -> None:
-        """One control was moved; changes are numbered by the browser, and one that was overtaken is dropped."""
+    def change(self, path: str, value: Any) -> None:
+        """Ask for one knob to change: its control was moved."""
         with self._lock:
-            if number <= self._numbers.get(path, 0):
-                return
-            self._numbers[path] = number
-            self._picked = (self._picked[0], self._picked[1] - {path})  # no longer what the preset has made of it
+            self._picked = (self._picked[0], self._picked[1] - {path})  # no longer the preset's value
         self.patch([(path, value)])
 
     def patch(self, changes: Iterable[tuple[str, Any]]) -> None:
-        """Ask for changes as one transaction, and remember what the controls show."""
+        """Ask for changes that the controls show already, as one transaction."""
         changes = tuple(changes)
         if not changes:
             return
         with self._lock:
-            self._shown.update(changes)
+            self._asked.update(changes)
         self.seat.session.send(Patch(changes))
 
     def start_from(self, knob: str, path: Path) -> None:
-        """Start from the file at `path`: at once where no step was taken, else from the next reset on."""
-        with self._lock:  # no longer what the preset has made of it
+        """Start from the file at `path`: at once before the first step, otherwise from the next reset on."""
+        with self._lock:  # no longer the preset's values
             self._picked = (self._picked[0], self._picked[1] - {"scene.start", knob})
         self.seat.session.send(Patch((("scene.start", UPLOADS[knob].start), (knob, str(path)))))
 
     def files(self) -> list[str]:
-        """The paths from which the run has started or will."""
+        """Return the paths of the files that the run started from or will start from."""
         each = (self.seat.session.settings, self.seat.session.effective)
         return [s.knob(path).value for s in each for path in UPLOADS if path in s.knobs()]
 
     def pick(self, preset: str | None, settings: Settings) -> None:
-        """Ask for everything in which a preset, or settings of one's own (None), differ from what is in force."""
-        changes = self.settings.differences(settings)
+        """Ask for all knobs in which a preset, or a settings file (None), differs from the present settings. The
+        controls follow when the session answers."""
+        changes = tuple(self.settings.differences(settings))
         with self._lock:
             self._picked = (self.preset, frozenset(path for path, _ in changes))
             self.preset = preset
-        self.patch(changes)
+            for path, _ in changes:
+                self._asked.pop(path, None)
+        if changes:
+            self.seat.session.send(Patch(changes))
 
     # ---- from the session to the page --------------------------------------------------------------------
 
-    def look(self) -> Look:
-        """Read what is new. Called by one tick at a time."""
+    def read(self) -> News:
+        """Read the session's new events. Called by one thread at a time."""
         with self._lock:
             events, self._next_event = self.seat.session.events.since(self._next_event)
             stale: set[str] = set()
@@ -181,18 +173,15 @@ class Lane:
             frame = self.seat.session.latest.get()
             if frame is not None and frame.step == 0 and self._last_step > 0:
                 self._forget_curves()
-            return Look(
-                self._if_new("status", self._status()),
-                frozenset(stale),
-            )
+            return News(self._status(), frozenset(stale))
 
     def say(self, tone: Tone, text: str) -> None:
-        """Something for the status line, until the next change."""
+        """Show a message on the status line until the next change."""
         with self._lock:
             self._message = Message(tone, text)
 
     def ask_the_judge(self) -> None:
-        """Add what the judge makes of the last pictures to the curves, at most every `JUDGED_EVERY` seconds."""
+        """Add the judge's reading of the last pictures to the curves, at most every `JUDGED_EVERY` seconds."""
         frame = self.seat.session.latest.get()
         now = time.monotonic()
         if frame is None or frame.step == self._judged_step or now < self._judged_at + JUDGED_EVERY:
@@ -208,19 +197,13 @@ class Lane:
                 self.judged = chance
                 self.version += 1
 
-    def _if_new(self, panel: str, content: str) -> str | None:
-        if self._last.get(panel) == content:
-            return None
-        self._last[panel] = content
-        return content
-
     def _take(self, event: Event, stale: set[str], waiting: list[str]) -> None:
         match event:
             case Stepped(step, stats):
                 if step <= self._last_step:
                     self._forget_curves()  # a reset
                 self._last_step = step
-                self.figures = stats
+                self.stats = stats
                 for plot in PLOTS:
                     if (value := plot.value(stats)) is not None:
                         self.curves[plot.name].add(step, value)
@@ -237,7 +220,7 @@ class Lane:
                     self.preset = self._picked[0]
                 self._message = Message("error", self._in_words(reason), time.monotonic() + REFUSED_FOR)
             case Skipped(step, what):
-                self._message = Message("warning", f"the update of step {step} was left out: not finite, {what}")
+                self._message = Message("warning", f"the update of step {step} was skipped: not finite, {what}")
             case Noted(_, text):
                 self._message = Message("warning", text)
             case Failed(_, reason):
@@ -251,7 +234,7 @@ class Lane:
                 stale |= set(self.settings.knobs())
 
     def _knobs_of_loss(self, path: str) -> set[str]:
-        """With another loss in force, or back in force, the form must turn to its knobs and fill them."""
+        """Return the knobs of the active loss when `path` is the choice of the loss: the form must turn to them."""
         if path != "active":
             return set()
         s = self.settings
@@ -259,7 +242,7 @@ class Lane:
         return {path, *own, *wordings_of(s.loss)}
 
     def _applied(self, step: int, path: str, note: str, waiting: list[str]) -> Message | None:
-        """What is worth saying about a change that was taken; `waiting` collects those that wait for a reset."""
+        """Return the message about an applied change, if any; `waiting` collects knobs that wait for a reset."""
         if path == "prompt.text" and not self.settings.prompt.text.strip():
             return Message("warning", "the prompt is empty: nothing in particular is asked for")
         knob = self.settings.knobs().get(path)
@@ -268,25 +251,25 @@ class Lane:
         elif note:
             return Message("warning", note)
         if waiting:
-            return Message("info", f"{', '.join(waiting)}: in force at the next reset")
+            return Message("info", f"{', '.join(waiting)}: applied at the next reset")
         if step > 0 and self.seat.session.status.phase == "paused":
             return Message("info", GOES_ON)
         return Message("info", OTHER_PROMPT) if step > 0 and path == "prompt.text" else None
 
     def _in_words(self, reason: str) -> str:
-        """`reason` with the names that knobs have on the page."""
+        """Return `reason` with the paths of knobs replaced by their labels on the page."""
         knobs = self.settings.knobs()
         return PATH.sub(lambda found: label_of(found[0]) if found[0] in knobs else found[0], reason)
 
     def _settle(self, path: str, value: Any, stale: set[str]) -> None:
-        """The session has answered for one knob: is the control still right? While the answer is to an older value
-        than the control shows (a slider being dragged), a later answer is under way."""
-        if path not in self._shown:  # changed elsewhere: the start of a flat scene is dragged in its view
+        """Compare the session's answer for one knob with its control. An answer to an older value than the control
+        shows (a slider being dragged) is ignored: a newer answer will follow."""
+        if path not in self._asked:  # not changed by a control: a preset, or the start dragged in a flat view
             stale.add(path)
             return
-        if self._shown[path] != value:
+        if self._asked[path] != value:
             return
-        del self._shown[path]
+        del self._asked[path]
         knob = self.settings.knobs().get(path)
         if knob is not None and knob.value != value:
             stale.add(path)
@@ -305,9 +288,9 @@ class Lane:
         replayed = self.view.replayed
         return status(
             now.phase,
-            now.text if replayed is None else f"Replaying how it grew: step {replayed}",
+            now.text if replayed is None else f"Replaying the run: step {replayed}",
             step,
             session.settings.planned_end,
-            self.figures.get("steps_per_s", 0.0),
+            self.stats.get("steps_per_s", 0.0),
             self._message,
         )

@@ -1,7 +1,7 @@
-"""What a session says, as HTML: pure functions from figures to markup.
+"""A session's state as HTML: pure functions from values to markup.
 
-Every text that a person typed goes through `html.escape`. Charts are inline SVG stretched to their box, pictures are
-data URIs, so that a page that is open for hours leaves no files behind.
+All text typed by users goes through `html.escape`. Images are data URIs, so a page that is open for hours leaves no
+files behind.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sdlab.ui.formulas import prose
 from sdlab.ui.wording import NOT_YET, PHASE_WORDS, WARMING_UP, duration, number, sentence
 
 MAX_PREVIEW = 16
-EXACT_PIXELS = 64  # larger pictures are sent as JPEG
+EXACT_PIXELS = 64  # larger images are sent as JPEG
 
 Tone = Literal["info", "warning", "error"]
 
 
 class Message(NamedTuple):
-    """Something the status line says until the next change, or a time (monotonic)."""
+    """A text on the status line, shown until the next change or a time (monotonic)."""
 
     tone: Tone
     text: str
@@ -39,9 +39,9 @@ class Message(NamedTuple):
 
 
 def status(phase: Phase, text: str, step: int, steps: int, rate: float, message: Message | None) -> str:
-    """The line that says what is happening; `rate` in steps per second, 0 when unknown.
+    """Return the status line; `rate` in steps per second, 0 when unknown.
 
-    A run that says more than that it is running takes no steps meanwhile: a network of the loss warms up.
+    A running session whose text says more than "running" takes no steps: a network of the loss is warming up.
     """
     facts = [f"step <b>{step}</b> {f'of {steps}' if step <= steps else f'({steps} were planned)'}"]
     waits = phase == "running" and text != phase
@@ -50,7 +50,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
         if step < steps:
             facts.append(f"{duration((steps - step) / rate)} left")
     word = WARMING_UP if waits else PHASE_WORDS[phase]
-    said = text if text.lower() != word.lower() else "the scene follows the prior; change anything while it runs"
+    said = text if text.lower() != word.lower() else "anything can be changed while it runs"
     if waits:
         said = f"{said}; the scene waits"
     tone, line = (message.tone, message.text) if message is not None else ("info", said)
@@ -66,7 +66,7 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
 
 
 def no_session(title: str, text: str) -> str:
-    """The status line of a page without a session."""
+    """Return the status line of a page without a session."""
     return (
         f'<div class="status ended" data-phase="none"><div class="status-head"><span class="dot"></span>'
         f"<strong>{html.escape(title)}</strong></div>"
@@ -74,12 +74,12 @@ def no_session(title: str, text: str) -> str:
     )
 
 
-# ---- pictures, figures, words ----------------------------------------------------------------------------
+# ---- images, losses compared ----------------------------------------------------------------------------
 
 
 def preview(pictures: np.ndarray, views: Sequence[str], step: int, row: int = 0) -> str:
-    """What the loss saw: [B, H, W, 3] uint8 with a view word each; of many pictures the first. `row` is the one that
-    the lens looks at."""
+    """Return the images that the loss saw, uint8 [B, H, W, 3], each with its view word; at most `MAX_PREVIEW`. The lens
+    shows image `row`."""
     pictures, views = pictures[:MAX_PREVIEW], views[:MAX_PREVIEW]
     cells = "".join(
         f'<figure data-row="{i}"{" class=chosen" if i == row and len(pictures) > 1 else ""}>'
@@ -92,12 +92,12 @@ def preview(pictures: np.ndarray, views: Sequence[str], step: int, row: int = 0)
 
 
 def no_preview() -> str:
-    """Where the pictures will be."""
+    """Return the preview before there is an image."""
     return '<div class="strip"><h3>What the loss sees</h3><div class="pictures"><i></i><i></i></div></div>'
 
 
 def lens(seen: LensPictures) -> str:
-    """The pictures of one view of one step, each with its name and what it is."""
+    """Return the images of one view of one step, each with its name and explanation."""
     if seen.reason:
         return f'<p class="none">{html.escape(sentence(seen.reason))}</p>'
     cells = "".join(
@@ -110,25 +110,25 @@ def lens(seen: LensPictures) -> str:
     )
     view = f"{html.escape(seen.view)}, " if seen.view else ""
     note = f" {html.escape(sentence(seen.note))}." if seen.note else ""
-    heat = f"colours of the residual end at &plusmn;{number(seen.scale)}"
+    heat = f"residual colours saturate at &plusmn;{number(seen.scale)}"
     return f'<div class="strip lens"><div class="pictures">{cells}</div><p>{view}{facts}; {heat}.{note}</p></div>'
 
 
 def no_lens() -> str:
-    """The lens before there is anything to see."""
-    return '<p class="none">With the next step: what the loss sees, and what it makes of it.</p>'
+    """Return the lens before there is anything to see."""
+    return '<p class="none">With the next step, this shows what the loss sees and what it computes from it.</p>'
 
 
 def no_comparison() -> str:
-    """Before anybody has asked."""
+    """Return the comparison before it was asked for."""
     return (
-        '<p class="none">The gradients of all losses for these very pictures, at the same t and noise, and how far '
-        "they agree. It takes some seconds; the run goes on.</p>"
+        '<p class="none">Compares the gradients of all losses for the same images, at the same t and noise. This '
+        "takes a few seconds; the run continues.</p>"
     )
 
 
 def comparison(c: Comparison) -> str:
-    """How far the losses disagree at one state: their pushes as pictures, and the cosines between them."""
+    """Return how far the losses disagree at one state: their gradients as images, and the cosines between them."""
     rows = ""
     for i, title in enumerate(c.titles):
         cells = "".join(_cosine(c.cosines[i, j], f"{title}, {c.titles[j]}") for j in range(len(c.titles)))
@@ -144,11 +144,11 @@ def comparison(c: Comparison) -> str:
         f"<li><b>{html.escape(t)}</b>: {html.escape(n)}</li>" for t, n in zip(c.titles, c.notes, strict=True) if n
     )
     t = ", ".join(str(x) for x in c.t[:4])
-    done = "" if c.done == len(c.titles) else f" {c.done} of {len(c.titles)} losses have answered."
+    done = "" if c.done == len(c.titles) else f" {c.done} of {len(c.titles)} losses are done."
     return (
-        f'<div class="versus"><p>Where each loss would push these very pictures, at t = {t} and with the same '
-        "noise; grey stays. To the right the cosine between any two: 1 agrees, 0 has nothing to do with it, "
-        f"&minus;1 opposes.{done}</p>"
+        f'<div class="versus"><p>How each loss would change the same images at t = {t} with the same noise; grey '
+        "means no change. On the right, the cosine between any two losses: 1 means they agree, 0 unrelated, "
+        f"&minus;1 opposed.{done}</p>"
         f"<table><thead><tr><th></th>{views}<th>RMS</th><th>NFE</th>{names}</tr></thead><tbody>{rows}</tbody></table>"
         f"{f'<ul>{notes}</ul>' if notes else ''}</div>"
     )
@@ -157,11 +157,11 @@ def comparison(c: Comparison) -> str:
 def _push(c: Comparison, loss: int, view: int) -> str:
     if c.reason or loss >= c.done or not math.isfinite(float(c.rms[loss])):
         return ""
-    return f'<img src="{data_uri(c.pictures[loss, view])}" alt="push of {html.escape(c.titles[loss])}">'
+    return f'<img src="{data_uri(c.pictures[loss, view])}" alt="gradient of {html.escape(c.titles[loss])}">'
 
 
 def _cosine(value: float, pair: str) -> str:
-    """A cell whose colour says how far two losses agree."""
+    """Return a table cell whose colour shows how far two losses agree."""
     if not math.isfinite(value):
         return f'<td class="cosine" title="{html.escape(pair)}">{NOT_YET}</td>'
     hue = "var(--agree)" if value >= 0 else "var(--oppose)"
@@ -171,7 +171,7 @@ def _cosine(value: float, pair: str) -> str:
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """A picture [H, W, 3] uint8 as an address that holds it; a small one as it is, to the pixel."""
+    """Return an image, uint8 [H, W, 3], as a data URI; a small one without loss."""
     file = io.BytesIO()
     if max(picture.shape[:2]) <= EXACT_PIXELS:
         Image.fromarray(picture).save(file, "PNG")

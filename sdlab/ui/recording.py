@@ -1,6 +1,6 @@
-"""The growth of a scene as one HTML file that needs no server and no network: viser's client with a recording in it.
+"""The replay of a run as one HTML file that needs no server and no network: viser's client with a recording in it.
 
-It shows what the page's own view shows, from where that begins, and plays in a loop; the camera stays free.
+It shows the same as the page's own view, from the same initial camera, and plays in a loop; the camera can be moved.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import numpy as np
 
 from sdlab.export.writers import Film, Tally, finite, unwatched
 from sdlab.types import SplatSnapshot
-from sdlab.viewport.proxy import NOTICE
+from sdlab.viewport.client import CORNERS, NOTICE
 from sdlab.viewport.splat_view import EYE, FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, FOVY, floor_lines, muted, start_server
 
-MAX_BYTES = 12_000_000  # of the file
-CLIENT_BYTES = 900_000  # of viser's client, which is in it
-BYTES_PER_SPLAT = 32 * 4 / 3  # in base64; packing is not counted on
-MIN_FRAMES = 12  # what is left of the film before Gaussians are left out
+MAX_BYTES = 12_000_000  # of the file, approximately
+CLIENT_BYTES = 900_000  # of viser's client, which the file contains
+BYTES_PER_SPLAT = 32 * 4 / 3  # in base64, without compression
+MIN_FRAMES = 12  # frames that are kept before Gaussians are dropped
 MAX_FRAMES = 60
-SECONDS = 8.0  # of growth, whatever its number of frames
-REST = 2.0  # seconds for which the last frame stays
+SECONDS = 8.0  # duration of a replay, whatever its number of frames
+REST = 2.0  # seconds of the last frame
 
-# Splats are sorted by a worker that viser makes of a blob. In a page from a file, whose origin is "null", Chromium lets
-# no blob be a module, and they would be drawn in any order; a data address may be one.
+# A worker that viser creates from a blob sorts the splats. In a page opened from a file, whose origin is "null",
+# Chromium refuses a blob as a module, and splats would be drawn in arbitrary order; a data URL is accepted.
 SORTING = """<script>
 if (location.protocol === "file:") {
   const PlainBlob = Blob, address = URL.createObjectURL, scripts = new WeakMap();
@@ -43,15 +43,14 @@ if (location.protocol === "file:") {
 
 
 def write_recording(path: Path, film: Film, title: str, dark: bool = False, progress: Tally = unwatched) -> int:
-    """One HTML of at most about `MAX_BYTES` that plays `film`; returns how many of its frames are in it.
+    """Write an HTML file of about `MAX_BYTES` at most that plays `film`; return the number of its frames.
 
-    Where it would become too large, frames are left out evenly, then the smallest and most transparent Gaussians.
-    `title` is shown as plain text. Raises ValueError for a film without Gaussians, OSError when the file cannot be
-    written.
+    To fit, frames are dropped evenly, then the smallest and most transparent Gaussians. `title` is shown as plain text.
+    Raises ValueError for a film without Gaussians, OSError when the file cannot be written.
     """
     frames, most = thinned([(step, finite(snapshot)) for step, snapshot in film])
     if not frames:
-        raise ValueError("there is nothing to play: no step of this run has been recorded yet")
+        raise ValueError("there is nothing to replay: no step of this run has been recorded yet")
     server = start_server()
     try:
         scene = server.scene
@@ -75,15 +74,15 @@ def write_recording(path: Path, film: Film, title: str, dark: bool = False, prog
         with muted():
             server.stop()
     progress(len(frames), len(frames) + 1)
-    head = f"<head><title>{html.escape(title)}</title>{NOTICE}{SORTING}"
+    head = f"<head><title>{html.escape(title)}</title>{NOTICE}{CORNERS}{SORTING}"
     path.write_text(document.replace("<head>", head, 1), encoding="utf-8")
     progress(len(frames) + 1, len(frames) + 1)
     return len(frames)
 
 
 def thinned(film: list[tuple[int, SplatSnapshot]]) -> tuple[list[tuple[int, SplatSnapshot]], int]:
-    """As much of a film as `MAX_BYTES` have room for, first and last frame included: the frames, and how many
-    Gaussians each may show at most."""
+    """Return the frames of a film that fit into `MAX_BYTES`, including the first and the last, and the limit of
+    Gaussians per frame."""
     film = [frame for frame in film if len(frame[1].means) > 0]
     if not film:
         return [], 0
@@ -95,7 +94,7 @@ def thinned(film: list[tuple[int, SplatSnapshot]]) -> tuple[list[tuple[int, Spla
 
 
 def _heaviest(s: SplatSnapshot, most: int) -> SplatSnapshot:
-    """The `most` largest and most opaque, in their order."""
+    """Return the `most` largest and most opaque Gaussians, in their order."""
     if len(s.means) <= most:
         return s
     weights = s.opacities[:, 0] * np.sqrt(np.maximum(np.linalg.det(s.covariances), 0))
@@ -104,16 +103,16 @@ def _heaviest(s: SplatSnapshot, most: int) -> SplatSnapshot:
 
 
 def _filled(s: SplatSnapshot, count: int) -> SplatSnapshot:
-    """With unseen Gaussians to make up `count`: when their number changes, viser's client draws none but one of them
-    until it has sorted them anew. They take no room once packed."""
+    """Pad with invisible Gaussians to `count`: when their number changes, viser's client draws only one of them until
+    it has sorted them again. They take almost no space when compressed."""
     more = count - len(s.means)
-    unseen = SplatSnapshot(
+    padding = SplatSnapshot(
         np.zeros((more, 3), np.float32),
         np.tile(1e-6 * np.eye(3, dtype=np.float32), (more, 1, 1)),
         np.zeros((more, 3), np.float32),
         np.zeros((more, 1), np.float32),
     )
-    return SplatSnapshot(*(np.concatenate(parts) for parts in zip(s, unseen, strict=True)))
+    return SplatSnapshot(*(np.concatenate(parts) for parts in zip(s, padding, strict=True)))
 
 
 def _caption(step: int) -> str:

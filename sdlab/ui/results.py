@@ -1,7 +1,7 @@
-"""Files to take home: what each format holds, and the shelf on which a seat's files are made and kept.
+"""Results: the file formats, the shelf on which a desk's files are made and kept, and downloads below /results.
 
-A shelf works beside the run: from a `Material`, which nobody changes, in a thread of its own that rests as long as it
-works. Shelves of one server take turns. Nothing that fails here reaches the run.
+A shelf works beside the run, from a `Material` that no one modifies, in a thread of its own that rests for as long as
+it works. The shelves of a server take turns. A failure here never reaches the run.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from sdlab.pictures import grid
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
+from sdlab.ui.wording import TITLE
 from sdlab.web import same_origin
 
-MOST = 24  # files that a shelf keeps
+MOST = 24  # files per shelf
 MOST_BYTES = 400_000_000
-MOST_WAITING = 8  # jobs, each of which holds a copy of the scene
+MOST_WAITING = 8  # jobs; each holds a copy of the scene
 LONGEST_REST = 0.05  # seconds
-TURN = 0.1  # seconds between looks at whether a job that waits for its turn is still wanted
-TITLE = "Score Distillation Lab"
+TURN = 0.1  # seconds between checks whether a waiting job was cancelled
 
 Phase = Literal["waiting", "working", "done", "cancelled", "failed"]
 
 
 class Cancelled(Exception):
-    """The work is no longer wanted."""
+    """The job was cancelled."""
 
 
 class Format(NamedTuple):
-    """A kind of file. `write(path, material, progress)` raises ValueError when the material has nothing for it."""
+    """A file format. `write(path, material, progress)` raises ValueError when the material does not suffice for it."""
 
     suffix: str
     media_type: str
@@ -63,19 +63,19 @@ class Format(NamedTuple):
 
 
 def _settings(path: Path, m: Material, progress: Tally) -> None:
-    path.write_text(f"# {TITLE}: the settings in force at step {m.step}\n{to_toml(m.settings)}", encoding="utf-8")
+    path.write_text(f"# {TITLE}: the settings at step {m.step}\n{to_toml(m.settings)}", encoding="utf-8")
 
 
 def _pictures(path: Path, m: Material, progress: Tally) -> None:
     if m.pictures is None or len(m.pictures) == 0:
-        raise ValueError("this run has no pictures: its scene is seen from all sides, take the turntable")
+        raise ValueError("this run has no images: its scene is 3D, use the turntable instead")
     Image.fromarray(grid(m.pictures)).save(path)
 
 
 def _splats(m: Material) -> RawSplats:
     splats = finite(m.splats) if m.splats is not None else None
     if splats is None or len(splats.means) == 0:
-        raise ValueError("this run has no Gaussians: only its settings and its pictures can be taken")
+        raise ValueError("this run has no Gaussians: only its settings and its images can be saved")
     return splats
 
 
@@ -86,20 +86,20 @@ def _recording(path: Path, m: Material, progress: Tally) -> None:
 
 FORMATS: Mapping[str, Format] = {
     "toml": Format(".toml", "application/toml", "Settings", "Everything that determines the run, as text.", _settings),
-    "png": Format(".png", "image/png", "Pictures", "The pictures as they are now.", _pictures),
+    "png": Format(".png", "image/png", "Images", "The images as they are now.", _pictures),
     "ply": Format(
         ".ply",
         "application/octet-stream",
         "Gaussians, PLY",
-        "The layout of the 3DGS release, which most editors of Gaussians read. z is up, the front faces +x: viewers "
-        "that take y to be down need a turn.",
+        "The layout of the 3DGS release, which most Gaussian editors read. z is up, the front faces +x; viewers "
+        "with y down show it rotated.",
         lambda path, m, progress: write_ply(path, _splats(m)),
     ),
     "splat": Format(
         ".splat",
         "application/octet-stream",
         "Gaussians, .splat",
-        "32 bytes a Gaussian, for viewers on the web. z is up, the front faces +x.",
+        "32 bytes per Gaussian, for web viewers. z is up, the front faces +x.",
         lambda path, m, progress: write_splat(path, _splats(m)),
     ),
     "glb": Format(
@@ -109,34 +109,34 @@ FORMATS: Mapping[str, Format] = {
         ".mp4",
         "video/mp4",
         "Turntable, MP4",
-        f"Once around in {FILM_FRAMES} pictures, {FILM_FRAMES / FILM_RATE:g} seconds.",
+        f"One turn around the object: {FILM_FRAMES} frames, {FILM_FRAMES / FILM_RATE:g} seconds.",
         lambda path, m, progress: write_turntable(path, _splats(m), m.settings.camera, progress=progress),
     ),
     "html": Format(
         ".html",
         "text/html",
-        "Growth, HTML",
-        "How the object grew, to be played and looked at from all sides in a browser, without a network.",
+        "Replay, HTML",
+        "The whole run as a 3D replay in one file that plays in a browser, without a network.",
         _recording,
     ),
 }
 
 
-OF_SPLATS = ("ply", "splat", "glb", "mp4", "html", "toml")  # in the order in which people should see them
+OF_SPLATS = ("ply", "splat", "glb", "mp4", "html", "toml")  # in the order of the page
 OF_PICTURES = ("png", "toml")
 
 
 class Result(NamedTuple):
-    """One file, made or to be made, as it stands."""
+    """The present state of one file, finished or not."""
 
     id: str  # unguessable
     kind: str  # a key of `FORMATS`
-    name: str  # to be saved under
+    name: str  # of the file
     step: int
     phase: Phase
-    share: float  # of the work that is done, in [0, 1]
-    seconds_left: float | None  # None while nothing is known
-    size: int  # bytes, 0 until it is there
+    share: float  # of the work done, in [0, 1]
+    seconds_left: float | None  # None while unknown
+    size: int  # bytes, 0 until finished
     message: str  # why it failed
 
 
@@ -146,7 +146,7 @@ class _Job:
     kind: str
     name: str
     step: int
-    material: Material | None  # until it is over
+    material: Material | None  # until the job is over
     phase: Phase = "waiting"
     share: float = 0.0
     began: float = 0.0
@@ -156,8 +156,7 @@ class _Job:
 
 
 class Shelf:
-    """The files of one seat. `gate` is shared by shelves that take turns. All methods may be called from any thread
-    and return at once."""
+    """The files of one desk. Shelves with the same `gate` take turns. Methods are thread-safe and return at once."""
 
     def __init__(self, gate: threading.Semaphore | None = None) -> None:
         self._gate = gate or threading.Semaphore()
@@ -169,16 +168,16 @@ class Shelf:
         self._folder = tempfile.TemporaryDirectory(prefix="sdlab-results-", ignore_cleanup_errors=True)
 
     def start(self, kind: str, material: Material) -> str:
-        """Have a file made; its id. ValueError for a kind that there is not, RuntimeError when too many are waiting or
-        the shelf is closed."""
+        """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
+        shelf is closed."""
         if kind not in FORMATS:
-            raise ValueError(f"there is no format {kind!r}; there are {', '.join(FORMATS)}")
+            raise ValueError(f"there is no format {kind!r}; the formats are {', '.join(FORMATS)}")
         job = _Job(secrets.token_urlsafe(16), kind, material.name + FORMATS[kind].suffix, material.step, material)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the session of these results has ended")
             if len(self._queue) >= MOST_WAITING:
-                raise RuntimeError(f"{MOST_WAITING} files are waiting to be made already; wait for one, or cancel one")
+                raise RuntimeError(f"{MOST_WAITING} files are waiting already; wait for one to finish, or cancel one")
             self._jobs[job.id] = job
             self._queue.append(job)
             if self._worker is None:
@@ -187,42 +186,42 @@ class Shelf:
         return job.id
 
     def cancel(self, result_id: str) -> bool:
-        """Give up a file that is not there yet; False when there is nothing to give up."""
+        """Cancel an unfinished file; return False when there is nothing to cancel."""
         with self._lock:
             job = self._jobs.get(result_id)
             if job is None or job.phase not in ("waiting", "working"):
                 return False
-            self._give_up(job)
+            self._cancel(job)
         return True
 
     def list(self) -> list[Result]:
-        """All results, newest first."""
+        """Return all results, newest first."""
         with self._lock:
-            return [self._told(job) for job in reversed(self._jobs.values())]
+            return [self._state(job) for job in reversed(self._jobs.values())]
 
     def file(self, result_id: str) -> tuple[Path, Result] | None:
-        """Where a finished file lies; None for what is not there."""
+        """Return the path and state of a finished file, or None."""
         with self._lock:
             job = self._jobs.get(result_id)
             if job is None or job.phase != "done":
                 return None
-            return self._path(job), self._told(job)
+            return self._path(job), self._state(job)
 
     def close(self) -> None:
-        """Give up what is not there yet and remove everything. Returns at once; a file that is being made goes as soon
-        as its writer looks up."""
+        """Cancel unfinished files and delete all others. Returns at once; a file being written is deleted when its
+        writer next reports progress."""
         with self._lock:
             self._closed = True
             for job in self._jobs.values():
                 if job.phase in ("waiting", "working"):
-                    self._give_up(job)
+                    self._cancel(job)
             self._jobs.clear()
             working = self._worker is not None
         if not working:
             self._folder.cleanup()
 
     def join(self, timeout: float) -> bool:
-        """Wait until nothing is left to do; False when `timeout` seconds pass first."""
+        """Wait until all jobs are done; return False after `timeout` seconds."""
         worker = self._worker
         if worker is not None:
             worker.join(timeout)
@@ -230,13 +229,13 @@ class Shelf:
 
     # ---- under the lock ----------------------------------------------------------------------------------
 
-    def _give_up(self, job: _Job) -> None:
+    def _cancel(self, job: _Job) -> None:
         job.unwanted.set()
         if job in self._queue:
             self._queue.remove(job)
             job.phase, job.material = "cancelled", None
 
-    def _told(self, job: _Job) -> Result:
+    def _state(self, job: _Job) -> Result:
         left = None
         if job.phase == "working" and job.share > 0:
             left = (time.monotonic() - job.began) * (1 - job.share) / job.share
@@ -246,7 +245,7 @@ class Shelf:
         return Path(self._folder.name) / f"{job.id}{FORMATS[job.kind].suffix}"
 
     def _make_room(self) -> None:
-        """Let the oldest go that are over, until the rest is not too much; the newest file stays."""
+        """Drop the oldest finished jobs until the limits hold; the newest stays."""
         over = [job for job in self._jobs.values() if job.phase not in ("waiting", "working")]
         while len(over) > 1 and (len(over) > MOST or sum(job.size for job in over) > MOST_BYTES):
             job = over.pop(0)
@@ -274,7 +273,7 @@ class Shelf:
 
     def _make(self, job: _Job) -> None:
         with self._lock:
-            if job not in self._queue:  # given up while it waited for its turn
+            if job not in self._queue:  # cancelled while it waited for its turn
                 return
             self._queue.remove(job)
             job.phase, job.began = "working", time.monotonic()
@@ -292,7 +291,7 @@ class Shelf:
                 job.phase, job.share = "done", 1.0
         except Cancelled:
             job.phase = "cancelled"
-        except Exception as e:  # whatever it is, the run goes on, and the visitor is told
+        except Exception as e:  # whatever it is, the run goes on, and the user is told
             job.message = _reason(e)
             job.phase = "failed"
         with self._lock, contextlib.suppress(OSError):
@@ -301,8 +300,8 @@ class Shelf:
             self._make_room()
 
     def _watch(self, job: _Job) -> Tally:
-        """Says how far the work is, ends it when it is unwanted, and rests as long as it has worked: the processor
-        is the run's."""
+        """Return a progress callback that records the share done, raises `Cancelled` for a cancelled job, and rests for
+        as long as the job has worked: the CPU belongs to the run."""
         looked = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -324,7 +323,7 @@ def _reason(error: Exception) -> str:
 
 
 class Shelves:
-    """The shelves of a server by token, that of a seat under the seat's id; they make one file at a time."""
+    """The shelves of a server by token of a desk; together they make one file at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -332,7 +331,7 @@ class Shelves:
         self._shelves: dict[str, Shelf] = {}
 
     def open(self, token: str) -> Shelf:
-        """The shelf of a token, a new one if need be."""
+        """Return the shelf of a token, creating it if needed."""
         with self._lock:
             if token not in self._shelves:
                 self._shelves[token] = Shelf(self._gate)
@@ -343,7 +342,7 @@ class Shelves:
             return self._shelves.get(token)
 
     def close(self, token: str) -> None:
-        """Remove a shelf with all its files; to be called when the seat ends."""
+        """Remove a shelf with all its files, when its desk ends."""
         with self._lock:
             shelf = self._shelves.pop(token, None)
         if shelf is not None:
@@ -358,14 +357,14 @@ class Shelves:
 
 
 def routes(shelves: Shelves) -> APIRouter:
-    """Routes below /results. A file is always sent to be saved, never to be shown in place: the recording runs
-    scripts, which have no business on this page."""
+    """Return the routes below /results. Files are always sent as attachments: a replay contains scripts, which must not
+    run on this page's origin."""
     router = APIRouter()
 
     @router.get("/results/{token}/{result_id}", include_in_schema=False)
     def download(token: str, result_id: str, request: Request) -> Response:
         if not same_origin(request.headers):
-            return Response("a result is sent only to the page it belongs to", 403)
+            return Response("results are sent only to the page they belong to", 403)
         shelf = shelves.get(token)
         found = shelf.file(result_id) if shelf is not None else None
         if found is None or not found[0].is_file():

@@ -1,4 +1,4 @@
-"""One FastAPI application: the page at /, the views below /viewport and /flat, on one port."""
+"""One FastAPI application on one port: the page at /, its routes, and the views below /viewport and /flat."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import socket
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-# Gradio reads these: nothing is reported to anybody, and what visitors do is not kept in their browsers.
+# Gradio reads these: no telemetry, and no history of runs in the visitors' browsers.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import FileResponse
 from gradio.routes import App
 from starlette.routing import Mount
 
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
-from sdlab.ui import flat_view, news_route, results, uploads
-from sdlab.ui.page import STATIC, Page, theme
-from sdlab.viewport.proxy import routes
+from sdlab.ui import answers, flat_view, layout, results, uploads
+from sdlab.ui.page import Page
+from sdlab.ui.visitors import Visitors, max_bytes
+from sdlab.viewport import proxy
 from sdlab.viewport.splat_view import Viewports
 from sdlab.web import SecurityHeaders, embedders
 
@@ -35,13 +37,14 @@ def build(
     locked: Collection[str] = (),
     on_space: bool = False,
 ) -> FastAPI:
-    """The application. Visitors begin with `settings`, which is `preset` or a variation of it.
+    """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
-    `locked` are paths of knobs that visitors may not change: on a server that others reach, the prior's path, with
-    which they could have it load any folder or download any model. The manager's sessions end with the application.
+    Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. The manager's sessions end with the
+    application.
     """
     viewports = Viewports()
-    page = Page(manager, viewports, settings, preset, locked)
+    visitors = Visitors(settings, locked)
+    page = Page(manager, viewports, visitors, preset)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,20 +55,30 @@ def build(
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(SecurityHeaders)
-    # before the page is mounted at /, which would answer for every address
     framed_by = embedders(on_space)
-    app.include_router(routes(viewports, framed_by))
-    app.include_router(results.routes(page.shelves))
-    app.include_router(news_route.routes(page.poll))
-    app.include_router(uploads.routes(page.bringing, bool(locked)))
-    app.include_router(flat_view.routes(flat_view.FlatViews(manager, locked), framed_by))
+    for router in (  # before the page, which is mounted at / and would answer for every address
+        proxy.routes(viewports, framed_by),
+        flat_view.routes(flat_view.FlatViews(manager, visitors.locked), framed_by),
+        answers.routes(page),
+        results.routes(page.shelves),
+        uploads.routes(page.bringing, lambda knob: max_bytes(knob, bool(visitors.locked))),
+        modules(),
+    ):
+        app.include_router(router)
+
+    def arrive(dark: bool, token: str, request: gr.Request) -> dict[str, Any]:
+        return page.arrive(request.session_hash or "", token or "", bool(dark))
+
+    def leave(request: gr.Request) -> None:
+        page.leave(request.session_hash or "")
+
     gr.mount_gradio_app(
         app,
-        page.build(),
+        layout.blocks(visitors, preset, manager.device, arrive, leave),
         path="/",
-        theme=theme(),
-        css=(STATIC / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(STATIC / 'page.js').read_text(encoding='utf-8')}</script>",
+        theme=layout.theme(),
+        css=(layout.STATIC / "page.css").read_text(encoding="utf-8"),
+        head=layout.head(),
         footer_links=[],
         ssr_mode=False,  # its front server forwards no WebSockets
         mcp_server=False,
@@ -78,9 +91,22 @@ def build(
     return app
 
 
+def modules() -> APIRouter:
+    """Return the route of the page's JavaScript modules, below /page."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/page/{name}")
+    def module(name: str) -> Response:
+        if name not in layout.MODULES:
+            return Response("there is no such file", 404)
+        return FileResponse(layout.MODULES[name], media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+
+    return router
+
+
 class PageServer(uvicorn.Server):
-    """Serves what `build` made. Every open page keeps an event stream, which Gradio ends only when told to; without
-    that, the server would wait for them and then complain about each."""
+    """Serves the application of `build`. Every open page holds an event stream, which Gradio ends only when told to;
+    otherwise a shutdown would wait for the streams and then log an error for each."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for route in getattr(self.config.app, "routes", []):
@@ -90,11 +116,11 @@ class PageServer(uvicorn.Server):
 
 
 def server(app: FastAPI, **options: Any) -> PageServer:
-    """A server for `app`, to be `run`; `options` are uvicorn's."""
+    """Return a server for `app`, to be started with `run`; `options` are uvicorn's."""
     config = uvicorn.Config(
         app,
         log_level="warning",
-        ws_per_message_deflate=False,  # splats do not shrink, and it doubles the work
+        ws_per_message_deflate=False,  # splats do not compress, and trying doubles the work
         ws_max_size=64 << 20,
         timeout_graceful_shutdown=3,
         **options,

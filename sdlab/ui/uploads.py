@@ -1,7 +1,7 @@
-"""Files that people bring: a mesh, points or Gaussians for a run to start from, or a picture; below /uploads.
+"""Uploads below /uploads: a mesh, points, Gaussians or an image for a run to start from.
 
-A file is known by its content: whatever it is called, it is read as the run would read it before it is kept. It is kept
-in a folder of the page's own, which goes with its desk, and is never sent to anybody.
+A file's content decides, not its name: it is read as the run would read it before it is kept. It is kept in a folder of
+the desk, which is removed with the desk, and is never sent to a browser.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ from sdlab import pictures
 from sdlab.starts import clouds
 from sdlab.web import capped_body, same_origin
 
-MOST_KEPT = 8  # files of a desk
-PATIENCE = 600.0  # seconds that a file may take to come
-FOR_VISITORS = 20_000_000  # bytes of one file where others than the server's owner bring it
-NAME = 60  # characters of a name that are kept
-_one_at_a_time = threading.Lock()  # of files being read, each of which may take many times its size in memory
+MOST_KEPT = 8  # files per desk
+PATIENCE = 600.0  # seconds that an upload may take
+NAME = 60  # characters of a file name that are kept
+_one_at_a_time = threading.Lock()  # reading a file may take many times its size in memory
 
 
 class Upload(NamedTuple):
-    """What may be brought for a knob: `check(raw, name)` raises ValueError that begins with the name; `start` is what
-    scene.start must be for the file to be used."""
+    """The files that a knob takes: `check(raw, name)` raises a ValueError that begins with the name; `start` is the
+    value of scene.start with which a run uses the file."""
 
     start: str
-    suffixes: str  # of files that a browser offers first
+    suffixes: str  # that the browser's file dialog offers
     most: int  # bytes
     check: Callable[[bytes, str], object]
 
 
-UPLOADS = {  # by the knob that is to hold the file's path
+UPLOADS = {  # by the knob that holds the file's path
     "scene.file": Upload(
         "file",
         ".glb,.obj,.stl,.ply",
@@ -56,25 +55,20 @@ UPLOADS = {  # by the knob that is to hold the file's path
 }
 
 
-def most_bytes(knob: str, for_visitors: bool) -> int:
-    """How large a file for this knob may be."""
-    return min(UPLOADS[knob].most, FOR_VISITORS) if for_visitors else UPLOADS[knob].most
-
-
 class Uploads:
-    """The files that were brought to one desk. May be used from any thread."""
+    """The files uploaded to one desk. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory | None = None  # made for the first file
+        self._folder: tempfile.TemporaryDirectory | None = None  # created for the first file
         self._kept: list[Path] = []
         self._count = 0
         self._closed = False
-        self.arriving = threading.Lock()  # held while a file comes: one after the other
+        self.arriving = threading.Lock()  # held during an upload: one at a time
 
     def keep(self, knob: str, name: str, raw: bytes, in_use: Collection[Path] = ()) -> Path:
-        """Where the file now lies; of too many the oldest goes that is not `in_use`. ValueError, which begins with
-        `name`, when it is nothing for this knob; RuntimeError when the desk is gone."""
+        """Keep a file and return its path; beyond `MOST_KEPT`, the oldest file that is not `in_use` is deleted. Raises
+        a ValueError that begins with `name` when the knob cannot use the file, RuntimeError when the desk is gone."""
         with _one_at_a_time:
             UPLOADS[knob].check(raw, _shown(name))
         with self._lock:
@@ -92,7 +86,7 @@ class Uploads:
             return path
 
     def close(self) -> None:
-        """Remove everything."""
+        """Delete all files."""
         with self._lock:
             self._closed = True
             if self._folder is not None:
@@ -100,50 +94,50 @@ class Uploads:
 
 
 def _shown(name: str) -> str:
-    """A name as it may stand in a message."""
+    """Return a file name as messages show it."""
     return repr(name if len(name) <= NAME else f"...{name[-NAME:]}")
 
 
 class Bringing(NamedTuple):
-    """Where a file goes: `receive(knob, name, raw)` raises ValueError or RuntimeError for what is of no use, whose text
-    is for people."""
+    """Where an upload goes: `receive(knob, name, raw)` raises ValueError or RuntimeError, with a text for the user, for
+    a file that cannot be used."""
 
     uploads: Uploads
     receive: Callable[[str, str, bytes], object]
 
 
-def routes(find: Callable[[str], Bringing | None], for_visitors: bool) -> APIRouter:
-    """Routes below /uploads; `find` answers for a desk's token."""
+def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], int]) -> APIRouter:
+    """Return the routes below /uploads; `find` looks up a desk's token, `max_bytes` the size limit of a knob's file."""
     router = APIRouter()
 
     @router.post("/uploads/{token}/{knob}", include_in_schema=False)
     async def upload(token: str, knob: str, request: Request, name: str = "file") -> Response:
         if not same_origin(request.headers):
-            return Response("a file is taken only from the page it is for", 403)
+            return Response("uploads are accepted only from the page they are for", 403)
         bringing = find(token)
         if bringing is None:
             return Response("this session has ended", 404)
         if knob not in UPLOADS:
             return Response(f"{knob!r} takes no file: allowed are {', '.join(UPLOADS)}", 404)
         if not bringing.uploads.arriving.acquire(blocking=False):
-            return Response("another file is on its way: wait for it", 409)
+            return Response("another upload is in progress: wait for it", 409)
         try:
-            most = most_bytes(knob, for_visitors)
+            most = max_bytes(knob)
             async with asyncio.timeout(PATIENCE):
                 raw = await capped_body(request, most)
             if raw is None:
                 return Response(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
             await run_in_threadpool(bringing.receive, knob, name, raw)
         except TimeoutError:
-            return Response(f"{_shown(name)} did not come within {PATIENCE:.0f} s: try again", 408)
-        except ClientDisconnect:  # changed their mind
+            return Response(f"{_shown(name)} was not uploaded within {PATIENCE:.0f} s: try again", 408)
+        except ClientDisconnect:  # the user cancelled
             return Response(status_code=400)
         except (ValueError, RuntimeError) as e:
             return Response(str(e), 422)
         except MemoryError:
-            return Response(f"{_shown(name)} takes more memory than there is", 422)
+            return Response(f"{_shown(name)} needs more memory than there is", 422)
         except OSError as e:
-            return Response(f"{_shown(name)} could not be kept: {e.strerror or e}", 507)
+            return Response(f"{_shown(name)} could not be saved: {e.strerror or e}", 507)
         finally:
             bringing.uploads.arriving.release()
         return Response(status_code=204)

@@ -6,40 +6,41 @@ import math
 
 from sdlab.live.messages import Phase
 
+TITLE = "Score Distillation Lab"
 NOT_YET = "\N{EN DASH}"  # shown in place of an unknown number
 LABELS = {
     "cfg": "CFG",
-    "sds_cfg": "CFG of the SDS stage",
-    "inversion_cfg": "CFG of the inversion",
-    "inversion_eta": "Noise in the inversion",
+    "sds_cfg": "SDS-stage CFG",
+    "inversion_cfg": "Inversion CFG",
+    "inversion_eta": "Inversion noise",
     "dca_cutoff": "DCA cut-off",
     "fovy": "Field of view",
     "lam": "Lambda",
     "lessons": "Lessons per step",
     "every": "Learns every",
     "lr": "Learning rate",
-    "start": "Schedules begin at step",
+    "start": "Schedules start at step",
     "perp_neg": "Perp-Neg",
     "rescale": "CFG rescale",
     "pos": "Prompt",
-    "pos_end": "Prompt, in the end",
+    "pos_end": "Prompt at the end",
     "neg": "Negative prompt",
-    "neg_end": "Negative prompt, in the end",
+    "neg_end": "Negative prompt at the end",
     "null": "Empty prompt",
-    "null_end": "Empty prompt, in the end",
-    "noise_end": "Noise, in the end",
+    "null_end": "Empty prompt at the end",
+    "noise_end": "Noise at the end",
     "negative": "Negative prompt",
     "p_null": "Share without camera",
-    "rank": "Rank of the LoRA",
-    "leg_steps": "Steps of each leg",
+    "rank": "LoRA rank",
+    "leg_steps": "Steps per leg",
     "source": "Source prompt",
-    "source_cfg": "CFG under the source",
+    "source_cfg": "Source CFG",
     "target": "Target prompt",
-    "target_cfg": "CFG under the target",
+    "target_cfg": "Target CFG",
     "warm_up": "Warm-up",
 }
 CHOICES = {"lora": "LoRA", "sds": "SDS"}
-SYMBOLS = ("t", "w", "s", "k")  # words that stay small at the beginning of a label
+SYMBOLS = ("t", "w", "s", "k")  # not capitalised at the beginning of a label
 PHASE_WORDS: dict[Phase, str] = {
     "loading": "Loading",
     "compiling": "Compiling",
@@ -53,7 +54,7 @@ WARMING_UP = "Warming up"
 
 
 def label_of(path: str) -> str:
-    """What a knob is called on the page: `camera.distance_min` is "Distance min"."""
+    """Return a knob's label on the page: `camera.distance_min` is "Distance min"."""
     name = path.rpartition(".")[2].removeprefix("lr_")
     if name in LABELS:
         return LABELS[name]
@@ -62,7 +63,7 @@ def label_of(path: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where that is short."""
+    """Return three significant digits, without an exponent where that is short."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else NOT_YET
     size = abs(value)
@@ -73,7 +74,7 @@ def number(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Two digits: what fits below a letter."""
+    """Return two digits, which fit below a letter."""
     if not math.isfinite(value):
         return NOT_YET
     return (
@@ -86,7 +87,7 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 40 s, 3 min 5 s, 2 h 10 min."""
+    """Return seconds as text: 40 s, 3 min 5 s, 2 h 10 min."""
     s = round(seconds)
     if s < 60:
         return f"{s} s"
@@ -96,12 +97,12 @@ def duration(seconds: float) -> str:
 
 
 def size(n: int) -> str:
-    """Bytes in words: 640 kB, 1.2 MB."""
+    """Return bytes as text: 640 kB, 1.2 MB."""
     return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{max(round(n / 1e3), 1)} kB"
 
 
 def sentence(text: str) -> str:
-    """With a capital, unless it begins with a symbol or the path of a knob."""
+    """Capitalise a text, unless it begins with a symbol or the path of a knob."""
     first = text.partition(" ")[0].strip(",:;")
     is_symbol = (len(first) == 1 and first != "a") or any(c in first for c in "._(")
     return text if is_symbol else text[:1].upper() + text[1:]

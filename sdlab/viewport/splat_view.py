@@ -1,7 +1,7 @@
-"""A viser server per seat that shows the session's latest splats, or its pictures where there is nothing else.
+"""A viser server per seat that shows the session's latest splats, or the images of a scene without any.
 
-World and angles as in `sdlab.types`: +z up, the object's front towards +x, about one unit in radius. Pictures hang in
-the plane x = 0, to be looked at from the front.
+World and angles as in `sdlab.types`: +z up, the object's front towards +x, about one unit in radius. Images hang in
+the plane x = 0 and face the front.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from sdlab.live.manager import Seat
 from sdlab.pictures import grid
 from sdlab.types import Frame, SplatSnapshot
 
-UPDATE_EVERY = 0.1  # seconds; a browser draws no more splats than that on a small machine
-WAIT = 0.5  # seconds between looks at whether the view was closed
+UPDATE_EVERY = 0.1  # seconds; a browser on a small machine draws splats no more often
+WAIT = 0.5  # seconds between checks for a closed view
 EYE = (3.6, 0.9, 1.1)  # in front of the object, slightly from its left and above
 EYE_OF_PICTURES = (3.6, 0.0, 0.0)
 FOVY = math.radians(40.0)
-PICTURE = 2.4  # height of what hangs there, in world units
-TOWARDS_X = (0.5, -0.5, -0.5, 0.5)  # wxyz: turns viser's pictures, whose rows run along +y, so that they run down
-SHARP = 512  # pixels; smaller pictures are enlarged to about that, so that the browser does not smear them
-FLOOR = -1.15  # height of the floor: below the box in which Gaussians are kept
+PICTURE = 2.4  # height of an image in world units
+TOWARDS_X = (0.5, -0.5, -0.5, 0.5)  # wxyz: turns viser's images, whose rows run along +y, so that the rows run down
+SHARP = 512  # pixels; smaller images are enlarged to about this size, so that the browser does not blur them
+FLOOR = -1.15  # height of the floor, below the box that bounds the Gaussians
 FLOOR_RADIUS = 2.2
 FLOOR_CELL = 0.4
-ECHO = 0.4  # seconds in which a browser still reports moves that it was told to make
-FILM_SECONDS, FILM_SHOT = 8.0, 0.2  # of a film, and of one of its shots at most
-FILM_END = 1.2  # seconds for which the last shot stays
-FLOOR_COLOUR = {False: (226, 226, 230), True: (44, 44, 50)}  # by whether the page is dark
+ECHO = 0.4  # seconds for which a browser still reports camera moves that the server made
+FILM_SECONDS, FILM_SHOT = 8.0, 0.2  # of a film; upper limit for one shot
+FILM_END = 1.2  # seconds of the last shot
+FLOOR_COLOUR = {False: (226, 226, 230), True: (44, 44, 50)}  # by theme: dark or not
 
 
-Film = tuple[tuple[int, SplatSnapshot | np.ndarray], ...]  # (step, Gaussians, or what a flat scene shows)
+Film = tuple[tuple[int, SplatSnapshot | np.ndarray], ...]  # (step, Gaussians or the images of a flat scene)
 
 
 class LocalServer(viser.ViserServer):
-    """A viser server that never opens a public tunnel: by default any client may ask for one."""
+    """A viser server that never opens a public tunnel; by default any client may request one."""
 
     def request_share_url(self, verbose: bool = True) -> str | None:
         return None
@@ -54,7 +54,7 @@ _muting = threading.Lock()
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """viser prints when a server starts or stops, even when told not to; one line per visitor is too much."""
+    """Silence viser, which prints a line whenever a server starts or stops, even with verbose=False."""
     console = rich.get_console()
     with _muting:
         quiet, console.quiet = console.quiet, True
@@ -65,13 +65,13 @@ def muted() -> Iterator[None]:
 
 
 def start_server() -> LocalServer:
-    """A server on a free port of the loop-back interface."""
+    """Start a server on a free port of the loopback interface."""
     with muted():
         return LocalServer(host="127.0.0.1", port=0, verbose=False)
 
 
 def floor_lines() -> np.ndarray:
-    """A round net below the object: segments [N, 2, 3]."""
+    """Return a round grid below the object as line segments [N, 2, 3]."""
     at = np.arange(-FLOOR_RADIUS + FLOOR_CELL / 2, FLOOR_RADIUS, FLOOR_CELL)
     half = np.sqrt(FLOOR_RADIUS**2 - at**2)
     z = np.full_like(at, FLOOR)
@@ -81,21 +81,20 @@ def floor_lines() -> np.ndarray:
 
 
 class SplatView:
-    """Shows what `latest` holds until `close`; its one thread only reads frames, which are copies."""
+    """Shows the frames in `latest` until `close`. Its only thread reads frames, which are copies."""
 
     def __init__(self, latest: Latest[Frame], dark: bool = False) -> None:
         self._latest = latest
         self._closed = threading.Event()
-        self.shown_step: int | None = None  # of the frame last sent to the browser
         self._server = start_server()
         self.port: int = self._server.get_port()
         self._splats: viser.GaussianSplatHandle | None = None
         self._picture: viser.ImageHandle | None = None
         self._dark = dark
-        self._peers: tuple[SplatView, ...] = ()  # views whose cameras move with this one's
-        self._told = -math.inf  # when this view's cameras were last moved from here
+        self._peers: tuple[SplatView, ...] = ()  # views whose cameras follow this one
+        self._told = -math.inf  # time when the server last moved this view's cameras
         self._film: Film = ()
-        self._film_at: int | None = None  # the shot of the film that is shown
+        self._film_at: int | None = None  # step of the film's shot that is shown
         self._film_changed = False
         self._set_up_scene(dark)
         self._server.on_client_connect(self._watch)
@@ -119,7 +118,7 @@ class SplatView:
         self._lay_floor()
 
     def _lay_floor(self) -> None:
-        """Below an object; pictures need none."""
+        """Draw the floor below an object; images have none."""
         # lines, because viser draws its own grid over Gaussians that are in front of it
         self._server.scene.add_line_segments(
             "/floor",
@@ -131,7 +130,7 @@ class SplatView:
         )
 
     def look_from_front(self) -> None:
-        """Take every browser's camera back to where it began."""
+        """Move the camera of every browser back to its initial position."""
         for client in self._server.get_clients().values():
             with client.atomic():
                 client.camera.position = EYE if self._picture is None else EYE_OF_PICTURES
@@ -141,14 +140,14 @@ class SplatView:
     # ---- cameras that move together ----------------------------------------------------------------------
 
     def link(self, peers: Iterable[SplatView]) -> None:
-        """Whoever turns this view turns `peers` as well, from now on; those say the same of their own."""
+        """Let the cameras of `peers` follow this view from now on; each peer is linked in the same way."""
         self._peers = tuple(peer for peer in peers if peer is not self)
 
     def begin_like(self, other: SplatView) -> None:
-        """Look from where the other view is looked at now."""
+        """Start with the present camera of another view."""
         for client in other._server.get_clients().values():
             camera = client.camera
-            with contextlib.suppress(AssertionError):  # a browser that has not said yet where its camera is
+            with contextlib.suppress(AssertionError):  # a browser that has not reported its camera yet
                 self._server.initial_camera.position = tuple(camera.position)
                 self._server.initial_camera.look_at = tuple(camera.look_at)
 
@@ -156,8 +155,7 @@ class SplatView:
         client.camera.on_update(self._moved)
 
     def _moved(self, camera: Any) -> None:
-        """A browser's `camera` (viser's handle) is somewhere else: by a person's hand, unless it has just been moved
-        from here."""
+        """Pass a camera move (viser's handle) on to the peers, unless it echoes a move that the server made."""
         if time.monotonic() - self._told > ECHO:
             for peer in self._peers:
                 peer._move_to(camera)
@@ -172,20 +170,20 @@ class SplatView:
                 client.camera.look_at = camera.look_at
                 client.camera.up_direction = camera.up_direction
 
-    # ---- how it grew -------------------------------------------------------------------------------------
+    # ---- replay -------------------------------------------------------------------------------------
 
     @property
     def replayed(self) -> int | None:
-        """The step that is shown of a film, None while the present is."""
+        """The step of the film that is shown, None outside a replay."""
         return self._film_at
 
     def replay(self, film: Film) -> None:
-        """Show a film, (step, scene or pictures) in order, in place of the present; an empty one ends it. The present
-        comes back a moment after its end."""
+        """Play a film of (step, scene or images) in place of the present, which returns a moment after the end of the
+        film. An empty film ends a replay."""
         self._film_changed, self._film = True, film
 
     def _play(self) -> None:
-        """All of the film, unless the view closes or is told to show another."""
+        """Play the film until its end, until the view closes or until another film comes."""
         self._film_changed = False
         film = self._film
         pause = min(FILM_SECONDS / max(len(film), 1), FILM_SHOT)
@@ -203,11 +201,11 @@ class SplatView:
         self._film_at = None
 
     def close(self) -> None:
-        """Returns at once; the thread stops the server within `WAIT` seconds, which disconnects the browsers."""
+        """Close the view without waiting; its thread stops the server, and so disconnects browsers, within `WAIT` s."""
         self._closed.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end of a closed view; False when `timeout` seconds pass first."""
+        """Wait until a closed view has ended; return False after `timeout` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -217,20 +215,20 @@ class SplatView:
             while not self._closed.is_set():
                 if self._film_changed:
                     self._play()
-                    version = -1  # the present again, new or not
+                    version = -1  # show the present again even if it has not changed
                 if not self._latest.wait(version, WAIT if version >= 0 else 0.0):
                     continue
-                version = self._latest.version  # read before the frame: one that comes in between is shown next time
+                version = self._latest.version  # read before the frame: a frame in between is shown next time
                 frame = self._latest.get()
                 if frame is not None:
-                    self._show(frame)
-                    self.shown_step = frame.step
+                    self.show(frame)
                 self._closed.wait(UPDATE_EVERY)
         finally:
             with muted():
                 self._server.stop()
 
-    def _show(self, frame: Frame) -> None:
+    def show(self, frame: Frame) -> None:
+        """Send a frame to the browsers; called by the view's own thread."""
         scene = frame.scene
         if scene is None:
             if self._splats is not None:
@@ -254,7 +252,7 @@ class SplatView:
             self._splats.set_gaussians(scene.means, scene.covariances, scene.rgbs, scene.opacities)
 
     def _hang(self, picture: np.ndarray) -> None:
-        """Show a picture, uint8 [H, W, 3], where the object would stand."""
+        """Show an image, uint8 [H, W, 3], in place of the object."""
         height, width, _ = picture.shape
         size = {"render_width": PICTURE * width / height, "render_height": PICTURE}
         if self._picture is not None:
@@ -272,14 +270,14 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
 
 
 class Viewports:
-    """The open views by token; a seat's id is the token of its view."""
+    """The open views by token, which is the id of the seat."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._views: dict[str, SplatView] = {}
 
     def open(self, seat: Seat, dark: bool = False) -> SplatView:
-        """A view of the seat's session; it closes with the seat."""
+        """Open a view of the seat's session; it closes with the seat."""
         view = SplatView(seat.session.latest, dark)
         with self._lock:
             self._views[seat.id] = view

@@ -1,28 +1,28 @@
-// Inside a view, before viser's client: how often it draws.
+// Runs inside a view before viser's client and limits how often it draws.
 //
-// The client draws as often as the screen can, new or not. Whoever draws by software, or distils on the same graphics
-// processor, pays for every picture with steps. So it is drawn when there is something new (a message of one of the
-// client's workers, which hold its connection and sort its splats) or a hand is on it; and while no hand is, pictures
-// take at most a quarter of the time of what draws them.
+// The client draws at the screen's refresh rate, whether anything changed or not. With software rendering, or when the
+// same GPU runs the distillation, every picture costs training steps. So the view draws only when something is new (a
+// message from one of the client's workers, which hold the connection and sort the splats) or while the user moves it;
+// otherwise drawing takes at most a quarter of the renderer's time.
 (() => {
-  const SELDOM = 100; // ms between two pictures of what changes by itself; splats come no more often
-  const REST = 3; // times what a picture takes
-  const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same while nothing changes, for what no message tells of
-  const AWAKE = 1500; // ms that a hand is felt
-  const FIRST = 10; // pictures at the beginning, as fast as they go
-  const NEWS = 3; // pictures until something new is seen: it is taken in with one, and handed on with the next
-  const TELL = 200, LOOK = 4; // ms between two words to the other views, and two looks whether a picture is done
+  const SELDOM = 100; // ms between pictures while only the run changes them; splats arrive no more often
+  const REST = 3; // pause, in multiples of the time that a picture takes
+  const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same in a still view, for changes that come without a message
+  const AWAKE = 1500; // ms for which the user counts as active after an input
+  const FIRST = 10; // pictures at the start are drawn at full rate
+  const NEWS = 3; // pictures until something new is visible: one takes it in, the next shows it
+  const TELL = 200, LOOK = 4; // ms between messages to the other views, and between checks whether a picture is done
   const root = document.documentElement;
 
   const native = window.requestAnimationFrame.bind(window), cancel = window.cancelAnimationFrame.bind(window);
-  let touched = 0, told = 0; // when
-  let owed = NEWS; // pictures
-  let drawn = 0, fence = null; // the last picture: when, and what tells its end
-  let count = 0, took = 0, before = 0; // pictures; how long the last two took, of which one may have compiled something
+  let touched = 0, told = 0; // times
+  let owed = NEWS; // pictures still to draw for news
+  let drawn = 0, fence = null; // time of the last picture, and the fence that signals its end
+  let count = 0, took = 0, before = 0; // pictures; duration of the last two, one of which may include compiling
   let gl = null;
 
-  // ---- what is to be drawn for ----
-  const others = new BroadcastChannel("sdlab-views"); // of one page: they turn together
+  // ---- reasons to draw ----
+  const others = new BroadcastChannel("sdlab-views"); // of the same page: their cameras move together
   others.onmessage = () => { touched = performance.now(); hurry(); };
   for (const kind of ["pointerdown", "pointermove", "wheel", "keydown", "touchmove", "resize"])
     addEventListener(kind, () => {
@@ -37,14 +37,14 @@
     }
   };
 
-  // ---- what draws ----
+  // ---- the renderer ----
   const getContext = HTMLCanvasElement.prototype.getContext;
   HTMLCanvasElement.prototype.getContext = function (kind, ...options) {
     const context = getContext.call(this, kind, ...options);
     if (context && kind === "webgl2" && this.isConnected) gl = context;
     return context;
   };
-  const busy = () => { // whether the last picture is still being drawn
+  const busy = () => { // is the last picture still being drawn?
     if (!fence) return false;
     const now = performance.now();
     if (gl.getSyncParameter(fence, gl.SYNC_STATUS) !== gl.SIGNALED && now - drawn < STILL && !gl.isContextLost()) return true;
@@ -54,7 +54,7 @@
     return false;
   };
 
-  // ---- the client's requests ----
+  // ---- the client's animation frames ----
   const waiting = new Map(); // number -> callback
   let last = 0, timer = 0, frame = 0, drawing = false;
   const rest = () => {

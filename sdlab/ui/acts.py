@@ -1,0 +1,153 @@
+"""What a user does on the page: each act is JSON of the form {"do": verb, ...} and takes milliseconds.
+
+The browser is not trusted: unknown verbs, wrong types and closed lanes are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from sdlab import settings as catalogue
+from sdlab.export.writers import Material
+from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
+from sdlab.settings import Settings
+from sdlab.ui.desk import TABS, Desk
+from sdlab.ui.lane import WAITS_FOR_READY, Lane
+
+if TYPE_CHECKING:
+    from sdlab.ui.page import Page
+
+
+def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
+    """Perform one act on a desk. An act that names a lane which has closed does nothing: a second press of its button
+    must not act on another lane."""
+    lane = desk.lane(str(act["lane"])) if act.get("lane") is not None else desk.focus
+    if lane is None:
+        return
+    _run(desk, act)
+    _set(page, desk, act)
+    _arrange(page, desk, lane, act)
+    _show(desk, lane, act)
+
+
+def _run(desk: Desk, act: Mapping[str, Any]) -> None:
+    """The run buttons. They come with the prompt as it is typed now."""
+    typed = act.get("prompt")
+    prompt = typed if isinstance(typed, str) else None
+    match act.get("do"):
+        case "start":
+            loading = desk.focus.seat.session.status.phase in ("loading", "compiling")
+            desk.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
+        case "pause":
+            desk.send(Pause())
+        case "step":
+            desk.send(Advance(1), prompt=prompt)
+        case "reset":
+            desk.send(Pause(), Reset(), prompt=prompt)
+        case "compare":
+            desk.focus.send(Compare())
+
+
+def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
+    """Settings and the theme."""
+    match act:
+        case {"do": "prompt", "text": str(text)}:
+            desk.focus.send(prompt=text)
+        case {"do": "knob", "knob": str(path), "value": value} if path not in page.visitors.locked:
+            desk.focus.change(path, value)
+        case {"do": "preset", "preset": str(name)} if name in page.visitors.presets:
+            _pick_preset(page, desk, name)
+        case {"do": "settings", "settings": str(text), "name": str(name)}:
+            try:
+                wanted = page.visitors.read(text, name)
+            except ValueError as e:
+                desk.focus.say("error", str(e))
+                return
+            _pick(page, desk, None, wanted)
+        case {"do": "look", "dark": bool(dark)}:
+            desk.set_dark(dark)
+
+
+def _pick_preset(page: Page, desk: Desk, name: str) -> None:
+    wanted, now = page.visitors.fit(catalogue.preset(name)), desk.focus.settings
+    has_own_prompt = wanted.prompt.text != Settings().prompt.text
+    if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed: the prior knows its words
+        wanted = wanted.patch("prompt.text", now.prompt.text)
+    _pick(page, desk, name, wanted)
+
+
+def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings) -> None:
+    lane = desk.focus
+    if _needs_new_run(wanted, lane.settings):
+        page.replace(desk, lane, wanted, preset)
+    else:
+        lane.pick(preset, wanted)
+
+
+def _needs_new_run(wanted: Settings, now: Settings) -> bool:
+    """Return whether the present run cannot turn into the wanted one. Points and pictures always start a new run: they
+    are over in seconds, and such presets are about where the run starts."""
+    if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
+        return True
+    return wanted.scene.kind != Settings().scene.kind and (wanted.scene, wanted.prior) != (now.scene, now.prior)
+
+
+def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
+    """Lanes."""
+    match act.get("do"):
+        case "focus":
+            desk.look_at(lane)
+        case "branch":
+            page.branch(desk, lane)
+        case "close" if len(desk.lanes) > 1:
+            page.close(lane)
+        case "keep":
+            desk.look_at(lane)
+            for other in desk.lanes:
+                if other is not lane:
+                    page.close(other)
+
+
+def _show(desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
+    """Views, the timeline, the tabs and results."""
+    match act:
+        case {"do": "front"}:
+            lane.view.look_from_front()
+        case {"do": "goto", "step": step}:
+            lane.send(Goto(_whole(step)))
+        case {"do": "replay"}:
+            lane.view.replay(lane.seat.session.timeline.film())
+        case {"do": "live"}:
+            lane.view.replay(())
+        case {"do": "tab", "tab": str(tab)} if tab in TABS:
+            desk.turn_to(tab)
+        case {"do": "view", "row": row}:
+            desk.choose_view(_whole(row))
+        case {"do": "probe", "t": t}:
+            desk.ask_at(None if t is None else _whole(t))
+        case {"do": "make", "kind": kind}:
+            _make(desk, lane, str(kind))
+        case {"do": "cancel", "id": result}:
+            desk.shelf.cancel(str(result))
+
+
+def _make(desk: Desk, lane: Lane, kind: str) -> None:
+    """Make a file of what a lane has now: the session copies it between two steps, the shelf does the rest."""
+
+    def put(answer: Future[Material]) -> None:
+        try:
+            desk.shelf.start(kind, answer.result())
+        except Exception as e:  # in the session's thread: whatever it is, the run goes on
+            lane.say("error", str(e))
+
+    lane.seat.session.material().add_done_callback(put)
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number, 0 for anything else."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0

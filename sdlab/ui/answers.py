@@ -1,0 +1,105 @@
+"""What a page is told by routes of ours: GET /news/TOKEN for what changed, POST /do/TOKEN for what the user does.
+
+Tokens are those of desks, unguessable and the only key; a browser on a foreign page is refused by its Origin. A page
+without a desk posts to /desk to get one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from sdlab.ui.desk import nothing
+from sdlab.ui.panels import no_session
+from sdlab.web import capped_body, same_origin
+
+if TYPE_CHECKING:
+    from sdlab.ui.page import Page
+
+MAX_BODY = 1_000_000  # bytes of what one request may ask for; a settings file is the largest part
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+# ---- pages without a desk --------------------------------------------------------------------------------
+
+
+def no_seat(reason: str, page: str) -> dict[str, Any]:
+    """Return what a page is told for which there is no free seat."""
+    return _without_desk(page, "No free seat", reason, "Try again")
+
+
+def session_over(page: str) -> dict[str, Any]:
+    """Return what a page is told whose desk is gone."""
+    text = "This session ended: nobody used it for a while, or the server was restarted."
+    return _without_desk(page, "Session ended", text, "New session")
+
+
+def another_tab(page: str) -> dict[str, Any]:
+    """Return what a page is told whose desk another tab shows now."""
+    text = "This session continues in another tab, a copy of this one."
+    return _without_desk(page, "Open in another tab", text, "New session")
+
+
+def _without_desk(page: str, title: str, text: str, button: str) -> dict[str, Any]:
+    can = dict.fromkeys(("start", "pause", "step", "reset"), False)
+    panels = {
+        **nothing(),
+        "status": no_session(title, text),
+        "controls": {"can": can, "again": button},
+        "stage": [],
+        "timeline": {},
+        "results": {},
+    }
+    return {"token": "", "page": page, "panels": panels}
+
+
+# ---- routes ----------------------------------------------------------------------------------------------
+
+
+def routes(pages: Page) -> APIRouter:
+    """Return the routes below /news, /do and /desk."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/news/{token}")
+    def news(token: str, request: Request, page: str = "") -> Response:
+        if not same_origin(request.headers):
+            return Response("news is sent only to the page it belongs to", 403)
+        return JSONResponse(pages.poll(token, page), headers=NO_STORE)
+
+    @router.post("/do/{token}")
+    async def do(token: str, request: Request) -> Response:
+        said = await _said(request)
+        if isinstance(said, Response):
+            return said
+        if not await run_in_threadpool(pages.act, token, said):
+            return Response("this session has ended", 404)
+        return Response(status_code=204)
+
+    @router.post("/desk")
+    async def desk(request: Request, page: str = "") -> Response:
+        said = await _said(request)
+        if isinstance(said, Response):
+            return said
+        dark = isinstance(said, dict) and said.get("dark") is True
+        return JSONResponse(await run_in_threadpool(pages.arrive, page, "", dark), headers=NO_STORE)
+
+    return router
+
+
+async def _said(request: Request) -> Any:
+    """Return the JSON in the body of a request, or the response that refuses it."""
+    if not same_origin(request.headers):
+        return Response("acts are taken only from the page they are for", 403)
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        return Response("acts are sent as application/json", 415)
+    body = await capped_body(request, MAX_BODY)
+    if body is None:
+        return Response(f"this is too large: {MAX_BODY:,} bytes are allowed", 413)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return Response("acts are sent as JSON", 422)

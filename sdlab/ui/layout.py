@@ -1,0 +1,179 @@
+"""The layout of the page: Gradio's blocks as the frame, parts of our own inside it.
+
+Gradio gives the page its theme and reports when it is loaded and closed. Each part is a `gr.HTML` whose body is
+rendered once and brought to life by a module in static/page/; parts show the news and post what the user does. An event
+of Gradio's own would take 40 ms on the server and as long in the browser.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from gradio.themes.utils import fonts
+
+from sdlab.ui.charts import no_charts
+from sdlab.ui.desk import TABS
+from sdlab.ui.form import form_html, form_state
+from sdlab.ui.panels import no_comparison, no_lens, no_preview
+from sdlab.ui.visitors import Visitors
+from sdlab.ui.wording import TITLE
+
+STATIC = Path(__file__).parent / "static"
+MODULES = {path.name: path for path in sorted((STATIC / "page").glob("*.js"))}
+
+HANDLER = {  # of Gradio's events: they take milliseconds, so they neither queue nor show a spinner
+    "queue": False,
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+    "api_visibility": "private",
+}
+
+
+def theme() -> gr.themes.Base:
+    """Neutral greys and one accent; system fonts, so that the browser fetches none."""
+    sans = [fonts.Font(f) for f in ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")]
+    mono = [fonts.Font(f) for f in ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")]
+    return gr.themes.Base(
+        primary_hue="indigo", neutral_hue="zinc", radius_size="md", text_size="md", font=sans, font_mono=mono
+    ).set(
+        body_background_fill="#f4f4f6",
+        body_text_color_subdued="#63636e",
+        body_text_color_subdued_dark="#9d9da8",
+        body_background_fill_dark="#0e0e10",
+        background_fill_primary_dark="#18181b",
+        background_fill_secondary_dark="#131316",
+        block_background_fill_dark="#18181b",
+        block_border_width="0px",
+        block_shadow="none",
+        border_color_primary="#e2e2e7",
+        border_color_primary_dark="#2c2c32",
+        input_background_fill_dark="#101012",
+        button_secondary_background_fill="#ffffff",
+        button_secondary_background_fill_dark="#232328",
+        button_secondary_border_color="#d6d6dc",
+        button_secondary_border_color_dark="#34343b",
+    )
+
+
+def head() -> str:
+    """HTML for the page's head: the browser fetches all modules at once instead of one import after another."""
+    return "".join(f'<link rel="modulepreload" href="page/{name}">' for name in MODULES)
+
+
+def blocks(
+    visitors: Visitors,
+    preset: str | None,
+    device: torch.device,
+    arrive: Callable[..., dict[str, Any]],
+    leave: Callable[..., None],
+) -> gr.Blocks:
+    """Return the page; to be mounted with `theme`, `head` and page.css. `arrive(dark, token, request)` and
+    `leave(request)` are called when it is loaded and when it is closed."""
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        dark, token = gr.Checkbox(visible=False), gr.Textbox(visible=False)  # known to the browser when it arrives
+        _part("title", "theme.js", _title_bar(device))
+        with gr.Row(elem_id="desk"):
+            with gr.Column(elem_id="view"):
+                _part("stage", "stage.js", _STAGE)
+                with gr.Column(elem_id="progress", elem_classes=["card"]):
+                    _panel("status")
+                    _part("timeline", "timeline.js", _TIMELINE)
+            with gr.Column(elem_id="side"):
+                with gr.Column(elem_classes=["card"]):
+                    _part("controls", "controls.js", _controls(visitors.settings.prompt.text))
+                form = form_html(visitors.settings, visitors.presets, visitors.locked)
+                _part("form", "form.js", form, {**form_state(visitors.settings), "preset": preset})
+            with gr.Column(elem_id="readings", elem_classes=["card"]):
+                _part("tabs", "tabs.js", _TABS)
+                with gr.Row(elem_id="lens-panel"):
+                    _panel("preview", no_preview())
+                    _panel("lens", no_lens())
+                    _part("scrub", "scrub.js", _SCRUB)
+                _panel("charts", no_charts())
+                with gr.Column(elem_id="versus-panel"):
+                    _part("comparing", "comparing.js", _COMPARING)
+                    _panel("versus", no_comparison())
+                _part("results", "results.js", _RESULTS)
+        news = _part("news", "news.js", "", {})
+        page.load(arrive, [dark, token], news, js=f"async () => (await {_module('memory.js')}).restored()", **HANDLER)
+        page.unload(leave)
+    page.queue(max_size=64, api_open=False)
+    return page
+
+
+# ---- parts -----------------------------------------------------------------------------------------------
+
+
+def _module(name: str) -> str:
+    """A JavaScript expression that imports a module; scripts of Gradio's parts have no address to be relative to."""
+    return f"import(new URL('page/{name}', document.baseURI))"
+
+
+def _part(name: str, module: str, body: str, value: Any = "") -> gr.HTML:
+    """A part of the page that a module brings to life."""
+    script = f"{_module(module)}.then((module) => module.mount(element, props, watch))"
+    return gr.HTML(value, html_template="${body}", js_on_load=script, body=body, apply_default_css=False, elem_id=name)
+
+
+def _panel(name: str, body: str = "") -> None:
+    """A part of the page that shows the HTML told under its name."""
+    _part(name, "panel.js", f'<div data-panel="{name}">{body}</div>')
+
+
+def _controls(prompt: str) -> str:
+    buttons = "".join(
+        f'<button type="button" id="{name}"{kind} disabled title="{title}"{keys}>{label}</button>'
+        for name, label, kind, title, keys in (
+            ("start", "Start", ' class="primary"', "Run (Space)", ' aria-keyshortcuts="Space"'),
+            ("pause", "Pause", "", "Pause (Space)", ' aria-keyshortcuts="Space"'),
+            ("step", "Step", "", "Take one step (.)", ' aria-keyshortcuts="."'),
+            ("reset", "Reset", "", "Start over from step 0", ""),
+        )
+    )
+    return (
+        '<div id="prompt"><label for="prompt-text">Prompt</label>'
+        '<textarea id="prompt-text" rows="1" spellcheck="false" autocomplete="off" '
+        f'placeholder="What to make, for example: a red bear">{html.escape(prompt)}</textarea></div>'
+        f'<div id="run-buttons">{buttons}</div>'
+        '<button type="button" id="again" class="primary" hidden></button>'
+    )
+
+
+_STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>'
+_TIMELINE = (
+    '<div class="timeline"><button type="button" data-replay title="Replay the run">&#9655;</button>'
+    '<div class="track"><i class="done"></i><span class="ticks"></span><b class="now"></b></div></div>'
+)
+_PANELS = ("lens-panel", "charts", "versus-panel", "results")  # shown by the tabs
+_TABS = (
+    '<nav role="tablist">'
+    + "".join(
+        f'<button type="button" role="tab" data-tab="{name}" aria-controls="{panel}" '
+        f'aria-selected="{str(name == TABS[0]).lower()}">{title}</button>'
+        for name, panel, title in zip(TABS, _PANELS, ("Lens", "Charts", "Compare losses", "Results"), strict=True)
+    )
+    + "</nav>"
+)
+_SCRUB = (
+    '<div class="scrub"><label for="probe-t">Timestep t of the lens</label>'
+    '<input id="probe-t" type="range" min="0" max="999" value="500"><output>as in each step</output>'
+    '<button type="button" data-live disabled>Follow the run</button></div>'
+)
+_COMPARING = '<button type="button" id="compare" class="primary">Compare all losses at this step</button>'
+_RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
+
+
+def _title_bar(device: torch.device) -> str:
+    where = {"cpu": "on the CPU", "cuda": "on the GPU"}.get(device.type, f"on {device}")
+    return (
+        f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
+        f'<span class="sub">running {html.escape(where)}</span>'
+        '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
+        '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'
+        '<span class="sun">&#9728;</span><span class="moon">&#9790;</span></button></header>'
+    )

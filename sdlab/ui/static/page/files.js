@@ -1,0 +1,38 @@
+// @ts-check
+// Buttons that let the user choose a file.
+
+import { uploadAddress } from "./news.js";
+
+/** @param {HTMLButtonElement} button @param {HTMLInputElement} input its hidden input @param {(file: File) => void} take */
+export function chooseFile(button, input, take) {
+  button.addEventListener("click", () => input.click());
+  input.addEventListener("change", () => {
+    const file = input.files?.[0];
+    input.value = ""; // the same file may be chosen again
+    if (file) take(file);
+  });
+}
+
+/** Uploads a file for the knob at `path`. @param {HTMLElement} node @param {string} path */
+export function mountUpload(node, path) {
+  const button = /** @type {HTMLButtonElement} */ (node.querySelector("button"));
+  const output = /** @type {HTMLOutputElement} */ (node.querySelector("output"));
+  /** @param {string} text */
+  const say = (text) => { output.textContent = text; };
+  /** @param {string} text */
+  const done = (text) => { button.disabled = false; say(text); };
+  chooseFile(button, /** @type {HTMLInputElement} */ (node.querySelector("input")), (file) => {
+    const most = Number(node.dataset.upload);
+    /** @param {number} n */
+    const bytes = (n) => n.toLocaleString("en");
+    if (file.size > most) return say(`${file.name} has ${bytes(file.size)} bytes; at most ${bytes(most)} are allowed`);
+    button.disabled = true;
+    const request = new XMLHttpRequest(); // fetch does not report progress
+    request.upload.onprogress = ({ loaded, total }) => say(`${file.name}: ${Math.round((100 * loaded) / total)} %`);
+    request.upload.onload = () => say(`Reading ${file.name}`);
+    request.onload = () => done(request.status === 204 ? `${file.name} is uploaded` : request.responseText);
+    request.onerror = () => done("The connection failed: try again");
+    request.open("POST", `${uploadAddress(path)}?name=${encodeURIComponent(file.name)}`);
+    request.send(file);
+  });
+}

@@ -1,0 +1,34 @@
+// @ts-check
+// What the browser remembers: per tab the desk, so that a reloaded page finds its runs; in general the look of the page.
+
+const DESK = "sdlab-desk", THEME = "sdlab-theme", LARGE = "sdlab-large";
+
+/** @param {Storage} storage @param {string} key @param {string} value */
+function keep(storage, key, value) {
+  try { storage.setItem(key, value); } catch { /* storage may be forbidden in a frame */ }
+}
+
+/** @param {() => Storage} storage @param {string} key @returns {string | null} */
+function recall(storage, key) {
+  try { return storage().getItem(key); } catch { return null; }
+}
+
+/** @param {string} token */
+export const keepDesk = (token) => keep(sessionStorage, DESK, token);
+/** @param {boolean} dark */
+export const keepTheme = (dark) => keep(localStorage, THEME, dark ? "dark" : "light");
+/** @param {boolean} large */
+export const keepLarge = (large) => keep(localStorage, LARGE, large ? "yes" : "no");
+export const wasLarge = () => recall(() => localStorage, LARGE) === "yes";
+
+export const isDark = () => document.body.classList.contains("dark");
+
+/** Apply the theme that was chosen; without a choice the system's stays. */
+export function restoreTheme() {
+  const kept = recall(() => localStorage, THEME);
+  if (kept !== null) document.body.classList.toggle("dark", kept === "dark");
+  return isDark();
+}
+
+/** What the server wants to know when the page arrives: whether it is dark, and its desk. */
+export const restored = () => [restoreTheme(), recall(() => sessionStorage, DESK) ?? ""];

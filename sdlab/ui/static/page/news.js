@@ -1,0 +1,121 @@
+// @ts-check
+// The page's line to the server: it polls GET news/TOKEN for the panels that changed, and posts what the user does to
+// do/TOKEN. Requests of a kind follow one another, so that none overtakes another.
+
+/** @typedef {{ do: string, [key: string]: any }} Act */
+/** @typedef {{ token?: string, page?: string, panels?: Record<string, any> }} Answer */
+
+const POLL_EVERY = 500, TIMEOUT = 30000; // ms
+const REPLACED = ["knob", "probe", "prompt", "look"]; // acts of which only the last counts while they wait
+
+/** @type {Map<string, (value: any) => void>} */
+const parts = new Map();
+/** @type {Map<string, any>} */
+const early = new Map(); // told before the part was there
+const shown = { token: "", page: "" }; // the desk that is shown, and what the server calls this page
+
+/** Show a panel's value whenever it is told. @param {string} name @param {(value: any) => void} show */
+export function part(name, show) {
+  parts.set(name, show);
+  if (early.has(name)) show(early.get(name));
+  early.delete(name);
+}
+
+/** The address of an upload to this desk. @param {string} path */
+export const uploadAddress = (path) => `uploads/${shown.token}/${path}`;
+
+/** @param {Answer} answer */
+function hear({ token, page, panels }) {
+  if (page !== undefined) shown.page = page;
+  if (token !== undefined) shown.token = token;
+  for (const [name, value] of Object.entries(panels ?? {})) {
+    const show = parts.get(name);
+    if (show) show(value);
+    else early.set(name, value);
+  }
+}
+
+// ---- polling -----------------------------------------------------------------------------------------------------
+
+let polling = false, again = false;
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let timer;
+
+async function poll() {
+  if (polling) { again = true; return; } // the answer under way may not know yet what the user just did
+  clearTimeout(timer);
+  [polling, again] = [true, false];
+  const { token, page } = shown, next = performance.now() + POLL_EVERY;
+  try {
+    const how = { cache: /** @type {RequestCache} */ ("no-store"), signal: AbortSignal.timeout(TIMEOUT) };
+    const answer = token && await fetch(`news/${token}?page=${encodeURIComponent(page)}`, how);
+    const news = answer && answer.ok && await answer.json();
+    if (news && token === shown.token) hear(news);
+  } catch { /* the network fails now and then: the next poll may come through */ }
+  polling = false;
+  if (again) poll();
+  else timer = setTimeout(poll, Math.max(next - performance.now(), POLL_EVERY / 5));
+}
+
+// ---- acting ------------------------------------------------------------------------------------------------------
+
+/** @type {Act[]} */
+const outbox = [];
+let posting = false;
+
+/** Tell the server what the user did. @param {Act} act */
+export function act(act) {
+  const last = outbox.at(-1);
+  if (last && last.do === act.do && last.knob === act.knob && REPLACED.includes(act.do)) outbox.pop();
+  outbox.push(act);
+  if (!posting) flush();
+}
+
+async function flush() {
+  posting = true;
+  while (outbox.length) {
+    const acts = outbox.splice(0);
+    if (!shown.token) continue;
+    const answer = await post(`do/${shown.token}`, acts);
+    if (answer && !answer.ok && answer.status !== 404) fail(await answer.text()); // 404: the next poll says why
+  }
+  posting = false;
+  poll();
+}
+
+/** Ask for a desk in place of the one that has ended. @param {boolean} dark */
+export async function newDesk(dark) {
+  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark });
+  if (answer?.ok) hear(await answer.json());
+  poll();
+}
+
+/** @param {string} address @param {any} body @returns {Promise<Response | undefined>} */
+async function post(address, body) {
+  const headers = { "Content-Type": "application/json" };
+  try {
+    return await fetch(address, { method: "POST", headers, body: JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT) });
+  } catch {
+    fail("The connection failed: try again");
+    return undefined;
+  }
+}
+
+/** Say on the status line why something was not done. @param {string} text */
+function fail(text) {
+  const line = document.querySelector("#status .say");
+  if (!line) return;
+  line.className = "say error";
+  line.textContent = text;
+}
+
+/** @param {HTMLElement} _ @param {{ value: Answer }} props @param {(name: string, changed: () => void) => void} watch */
+export function mount(_, props, watch) {
+  const arrive = () => {
+    if (props.value?.page === undefined) return;
+    hear(props.value);
+    poll();
+  };
+  watch("value", arrive);
+  arrive();
+}

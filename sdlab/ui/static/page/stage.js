@@ -1,0 +1,110 @@
+// @ts-check
+// The stage: one to four lanes, each with a view in a frame of its own.
+
+import { act, part } from "./news.js";
+import { listen } from "./keys.js";
+import { isDark, keepDesk } from "./memory.js";
+
+const REST = 5000; // ms after which a press that was refused may be repeated
+
+/** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean }} Lane */
+
+/** @param {HTMLElement} element */
+export function mount(element) {
+  const stage = /** @type {HTMLElement} */ (element.querySelector(".stage"));
+  /** @type {Map<string, HTMLElement>} */
+  const nodes = new Map(); // by the lane's token
+  /** @type {Set<HTMLButtonElement>} */
+  const resting = new Set(); // a second press would add another lane before the first one is there
+  let desk = "";
+
+  /** @param {HTMLButtonElement} button */
+  const wake = (button) => { button.disabled = false; resting.delete(button); };
+  /** @param {HTMLButtonElement} button @param {string} lane */
+  const press = (button, lane) => {
+    const verb = button.dataset.do ?? "";
+    if (verb === "focus" && button.closest(".lane")?.classList.contains("focus")) return;
+    if (verb === "branch") {
+      button.disabled = true;
+      resting.add(button);
+      setTimeout(() => wake(button), REST);
+    }
+    act({ do: verb, lane });
+  };
+
+  part("stage", (/** @type {Lane[]} */ lanes) => {
+    for (const [token, node] of nodes) {
+      if (lanes.some((lane) => lane.token === token)) continue;
+      node.remove();
+      nodes.delete(token);
+    }
+    for (const lane of lanes) {
+      let node = nodes.get(lane.token);
+      if (!node) {
+        node = laneNode((button) => press(button, lane.token));
+        stage.append(node);
+        nodes.set(lane.token, node);
+        resting.forEach(wake);
+      }
+      showLane(node, lane);
+    }
+    stage.dataset.lanes = String(lanes.length);
+    if (!lanes.length || lanes[0].desk === desk) return;
+    if (desk) tellWhatIsShown(); // a new desk on an old page
+    desk = lanes[0].desk;
+    keepDesk(desk);
+  });
+}
+
+/** @param {(button: HTMLButtonElement) => void} press */
+function laneNode(press) {
+  const node = document.createElement("figure");
+  node.className = "lane";
+  node.innerHTML =
+    '<figcaption><button type="button" class="name" data-do="focus"><i class="chip"></i><b></b><span></span></button>' +
+    '<button type="button" data-do="keep" title="Keep this lane and close the others">keep</button>' +
+    '<button type="button" data-do="close" title="Close this lane" aria-label="Close this lane">&times;</button></figcaption>' +
+    '<div class="tools"><button type="button" data-do="branch" title="Add a lane that continues from this step">' +
+    'Branch here</button><button type="button" data-do="front">Front view</button></div>';
+  const frame = document.createElement("iframe");
+  frame.addEventListener("load", () => {
+    tell(frame);
+    try { if (frame.contentWindow) listen(frame.contentWindow); } catch { /* a frame that is not ours */ }
+  });
+  node.insertBefore(frame, node.querySelector(".tools"));
+  node.addEventListener("click", (event) => {
+    const button = /** @type {HTMLButtonElement | null} */ (/** @type {Element} */ (event.target).closest("[data-do]"));
+    if (button) press(button);
+  });
+  return node;
+}
+
+/** @param {HTMLElement} node @param {Lane} lane */
+function showLane(node, lane) {
+  const frame = /** @type {HTMLIFrameElement} */ (node.querySelector("iframe"));
+  if (frame.getAttribute("src") !== lane.address) frame.setAttribute("src", lane.address);
+  frame.title = `view of the scene, lane ${lane.letter}, ${lane.loss}`;
+  node.style.order = String(lane.tone);
+  node.classList.toggle("focus", lane.focus);
+  node.dataset.flat = String(lane.address.startsWith("flat/"));
+  const [chip, name, state] = [".chip", ".name b", ".name span"].map((selector) => /** @type {HTMLElement} */ (node.querySelector(selector)));
+  chip.className = `chip tone-${lane.tone}`;
+  chip.textContent = lane.letter;
+  name.textContent = lane.loss;
+  state.textContent = `step ${lane.step}${lane.phase === "running" ? "" : `, ${lane.phase}`}`;
+}
+
+/** Tell a new desk which tab is open, and take the lens back to each step's own timestep. */
+function tellWhatIsShown() {
+  act({ do: "tab", tab: document.getElementById("readings")?.dataset.tab ?? "lens" });
+  /** @type {HTMLElement | null} */ (document.querySelector("#scrub [data-live]:not(:disabled)"))?.click();
+}
+
+/** Views that are pages of ours follow the theme; viser is told by the server. @param {HTMLIFrameElement} frame */
+function tell(frame) {
+  frame.contentWindow?.postMessage({ dark: isDark() }, location.origin);
+}
+
+export function tellViews() {
+  for (const frame of document.querySelectorAll(".lane iframe")) tell(/** @type {HTMLIFrameElement} */ (frame));
+}

@@ -1,0 +1,25 @@
+// @ts-check
+// The title bar: large text, and light or dark. The system's theme is followed until the user chooses one.
+
+import { act } from "./news.js";
+import { isDark, keepLarge, keepTheme, restoreTheme, wasLarge } from "./memory.js";
+import { tellViews } from "./stage.js";
+
+/** @param {HTMLElement} element */
+export function mount(element) {
+  const root = document.documentElement;
+  root.classList.toggle("large", wasLarge());
+  element.querySelector("[data-large]")?.addEventListener("click", () => keepLarge(root.classList.toggle("large")));
+  const tell = () => {
+    tellViews();
+    act({ do: "look", dark: isDark() });
+  };
+  element.querySelector("[data-theme]")?.addEventListener("click", () => {
+    keepTheme(document.body.classList.toggle("dark"));
+    tell();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTimeout(() => { // after Gradio's own
+    restoreTheme();
+    tell();
+  }));
+}

@@ -1,0 +1,85 @@
+"""The policy for visitors: what a public server locks, which settings and files it accepts, how long seats last.
+
+Settings belong to the server's owner. On a server that only its owner reaches nothing is locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sdlab import settings as catalogue
+from sdlab.settings import Settings
+from sdlab.ui.uploads import UPLOADS
+
+# Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
+# of the scene.
+PRIOR = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
+LOCKED = (*(f"prior.{name}" for name in PRIOR), "scene.picture", "scene.file", "scene.shap_e")
+# locked knobs that the server's own settings, being of another kind, do not have: visitors trigger no download
+DEFAULTS = {"scene.shap_e": ""}
+
+MAX_LANES = 4  # per page
+MAX_UPLOAD = 20_000_000  # bytes of one uploaded file
+MAX_SETTINGS = 20_000  # characters of a settings file
+OWNER_IDLE, VISITOR_IDLE = 3600.0, 600.0  # seconds without a sign of life after which a seat ends
+ARRIVING = 60.0  # seconds within which a page must first ask for news to keep its new seat
+
+
+def public(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """Return the settings that visitors of a public server start with, and the knobs that are locked for them."""
+    if settings.scene.kind == "splats" and not settings.scene.start.startswith("shap-e"):
+        settings = settings.patch("scene.shap_e", "")  # visitors must not make the server download gigabytes
+    return settings, LOCKED
+
+
+def max_bytes(knob: str, locked: bool) -> int:
+    """Return the size limit of a file for `knob`; lower where visitors upload it because the path is locked."""
+    return min(UPLOADS[knob].most, MAX_UPLOAD) if locked else UPLOADS[knob].most
+
+
+class Visitors:
+    """The policy of one server: its own settings and the knobs that its visitors cannot change."""
+
+    def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
+        self.settings = settings
+        self.locked = frozenset(locked)
+        self.presets = [name for name in catalogue.preset_names() if self.allows(catalogue.preset(name))]
+
+    def allows(self, wanted: Settings) -> bool:
+        """Return whether a visitor may run these settings; another prior would bypass the lock on the prior's path."""
+        theirs = wanted.knobs()
+        return all(theirs[path].value == value for path, value in self._fixed(wanted) if path.startswith("prior."))
+
+    def fit(self, wanted: Settings) -> Settings:
+        """Return `wanted` with all locked knobs as on this server; without its file a run starts in the default way."""
+        changes, knobs = self._fixed(wanted), wanted.knobs()
+        lost = [path for path, value in changes if path in UPLOADS and knobs[path].value != value]
+        if any(knobs["scene.start"].value == UPLOADS[path].start for path in lost):
+            default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
+            changes.append(("scene.start", default.knob("scene.start").value))
+        return wanted.patch_all(changes)
+
+    def read(self, text: str, name: str) -> Settings:
+        """Return the settings in the text of a visitor's file; ValueError says what is wrong with the file `name`."""
+        if len(text) > MAX_SETTINGS:
+            raise ValueError(f"{name} has {len(text):,} characters; settings have at most {MAX_SETTINGS:,}")
+        wanted = catalogue.from_toml(text, name)
+        if not self.allows(wanted):
+            raise ValueError(f"{name}: it is for another prior, and this server's prior cannot be changed")
+        return self.fit(wanted)
+
+    def _fixed(self, wanted: Settings) -> list[tuple[str, Any]]:
+        """Return the locked knobs that `wanted` has, with their values: those of the server's own settings, or the
+        defaults where its scene or prior is of another kind."""
+        default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
+        sources = {
+            group: self.settings if getattr(self.settings, group).kind == getattr(wanted, group).kind else default
+            for group in ("prior", "scene")
+        }
+        fixed = []
+        for path in self.locked.intersection(wanted.knobs()):
+            source = sources.get(path.partition(".")[0], self.settings)
+            value = source.knob(path).value
+            fixed.append((path, DEFAULTS.get(path, value) if source is default else value))
+        return fixed
