@@ -85,7 +85,7 @@ def address(manager: Manager) -> Iterator[str]:
 class Tab:
     """A visitor's tab and the seat it was given; `view` False leaves the 3D view out, which is slow to draw."""
 
-    def __init__(self, browser, manager: Manager, address: str, ready: bool, view: bool, **context) -> None:
+    def __init__(self, browser, manager: Manager, address: str, view: bool, **context) -> None:
         self.context = browser.new_context(viewport={"width": 960, "height": 640}, **context)
         self.page = self.context.new_page()
         if not view:
@@ -97,8 +97,6 @@ class Tab:
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.manager = manager
         self.page.goto(address)
-        if ready:
-            self.wait_for_phase("ready")
 
     def hear(self, message) -> None:
         """Errors; but for the last request of a view whose seat has just ended, and a file that was refused."""
@@ -128,8 +126,9 @@ class Tab:
     def events(self) -> list[Event]:
         return self.session.events.since(0)[0]
 
-    def wait_for_phase(self, *phases: str) -> None:
-        self.page.wait_for_selector(", ".join(f'#status [data-phase="{p}"]' for p in phases))
+    def wait_for_phase(self, *phases: str, seconds: float = LONG) -> None:
+        selector = ", ".join(f'#status [data-phase="{p}"]' for p in phases)
+        self.page.wait_for_selector(selector, timeout=1000 * seconds)
 
     def wait_for_step(self, step: int, seconds: float = LONG) -> None:
         until(lambda: self.step >= step, seconds)
@@ -157,8 +156,11 @@ def open_tab(browser, manager: Manager, address: str) -> Iterator[Callable[..., 
     tabs = []
 
     def open_one(ready: bool = True, view: bool = False, **options) -> Tab:
-        tabs.append(Tab(browser, manager, address, ready, view, **options))
-        return tabs[-1]
+        tab = Tab(browser, manager, address, view, **options)
+        tabs.append(tab)
+        if ready:
+            tab.wait_for_phase("ready", seconds=COMPILING)
+        return tab
 
     yield open_one
     for tab in tabs:
@@ -498,7 +500,7 @@ def visitor_of(browser, wanted: Settings, view: bool = True) -> Iterator[Tab]:
     thread.start()
     until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
-    tab = Tab(browser, manager, f"http://127.0.0.1:{port}/", ready=False, view=view)
+    tab = Tab(browser, manager, f"http://127.0.0.1:{port}/", view=view)
     try:
         yield tab
     finally:
