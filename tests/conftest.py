@@ -1,9 +1,15 @@
 """Runs before any test module: shapes and types of sdlab are checked at run time under pytest only."""
 
 import os
+import sys
 import tempfile
 
 os.environ["SDLAB_CACHE"] = tempfile.mkdtemp(prefix="sdlab-test-cache-")
+# Most tests are small and need one core each; threads that wait for each other cost more than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiling torch, diffusers, transformers and gradio from source takes 15 s in every process.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
