@@ -1,4 +1,4 @@
-"""How threads meet: the latest value, a log of events, and a fair turnstile."""
+"""Communication between threads: the latest value, a log of events, and a fair turnstile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Latest(Generic[T]):
-    """One writer, many readers; a new value replaces the old one."""
+    """A value with one writer and many readers; a new value replaces the old one."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -24,7 +24,7 @@ class Latest(Generic[T]):
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Take the value away, which is news, too."""
+        """Remove the value, which also counts as a new version."""
         with self._changed:
             if self._value is None:
                 return
@@ -36,18 +36,18 @@ class Latest(Generic[T]):
         return self._value
 
     def wait(self, version: int, timeout: float | None = None) -> bool:
-        """Block until a value newer than `version` is there; False when `timeout` seconds pass first."""
+        """Block until there is a version newer than `version`; return False if `timeout` seconds pass first."""
         with self._changed:
             return self._changed.wait_for(lambda: self.version > version, timeout)
 
 
 class EventLog(Generic[T]):
-    """A bounded history; readers remember how far they have read by its running number."""
+    """A bounded history. Events are numbered; each reader remembers the number to continue from."""
 
     def __init__(self, capacity: int = 5000) -> None:
         self._lock = threading.Lock()
         self._events: deque[T] = deque(maxlen=capacity)
-        self._end = 0  # the number that the next event will get
+        self._end = 0  # number of the next event
 
     def append(self, event: T) -> None:
         with self._lock:
@@ -55,7 +55,7 @@ class EventLog(Generic[T]):
             self._end += 1
 
     def since(self, number: int = 0) -> tuple[list[T], int]:
-        """Events from running number `number` on that are still held, and the number to ask with next time."""
+        """Return the events from `number` on that are still held, and the number to pass next time."""
         with self._lock:
             first = self._end - len(self._events)
             skip = max(number - first, 0)
@@ -63,10 +63,9 @@ class EventLog(Generic[T]):
 
 
 class Turnstile:
-    """A lock that is served in the order of arrival.
+    """A lock that is granted in the order of arrival, so that the sessions on one device take turns step by step.
 
-    `threading.Lock` lets the thread that just released it take it again while others starve; here n sessions on
-    one device take turns step by step.
+    With `threading.Lock`, the thread that just released the lock can take it again while others starve.
     """
 
     def __init__(self) -> None:

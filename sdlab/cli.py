@@ -135,7 +135,7 @@ def _add_size(p: argparse.ArgumentParser) -> None:
         "--size",
         type=turntable_pixels,
         default=256,
-        help="width and height of a turntable view, in pixels (default %(default)s)",
+        help="side of a turntable view in pixels, 16 to 2048 (default %(default)s)",
     )
 
 

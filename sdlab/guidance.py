@@ -1,12 +1,12 @@
-"""Classifier-free guidance and its kin: how a prediction with the prompt and one without become one.
+"""Classifier-free guidance and its variants: combine a prediction with the prompt and one without.
 
     cfg        eps_u + s (eps_c - eps_u), form A (Ho and Salimans 2021); DreamFusion's form B(s) is A(s + 1)
-    rescaled   its contrast brought back to that of eps_c (Lin et al. 2023, "Common diffusion noise schedules")
-    perp_neg   each view is also drawn away from the words of other views (Armandpour et al. 2023), but only along what
-               is perpendicular to its own
+    rescaled   its contrast rescaled to that of eps_c (Lin et al. 2023, "Common diffusion noise schedules")
+    perp_neg   each view is also pushed away from the words of other views (Armandpour et al. 2023), but only
+               perpendicular to its own direction
 
-Losses with plain CFG between the prompt and the empty one call `guide`, which does what the settings ask for: SDS, VSD,
-ESD, ASD, VDM, JSD, SDI and the first stage of SBP. The others combine predictions in ways of their own.
+Losses with plain CFG between the prompt and the empty prompt call `guide`, which applies the settings: SDS, VSD, ESD,
+ASD, VDM, JSD, SDI and the first stage of SBP. The others combine predictions in their own way.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from sdlab.types import PERP_ROLES, BoundPrior
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """What is done to the guidance of losses with plain CFG."""
+    """Modifications of plain CFG."""
 
     rescale: float = knob(
         0.0,
         0.0,
         1.0,
-        "share of CFG's contrast that is brought back to the prompt's (paper: 0.7); not in NFSD, CSD, DDS, ISM, SBP",
+        "how far CFG's contrast is rescaled to the prompt's (paper: 0.7); not in NFSD, CSD, DDS, ISM, SBP",
     )
     perp_neg: bool = knob(
         False,
-        help="Perp-Neg: draw each view away from the words of the others; needs view words, twice the evaluations; not "
-        "in NFSD, CSD, DDS, ISM, SBP",
+        help="Perp-Neg: push each view away from the words of the others; needs view words, twice the evaluations; "
+        "not in NFSD, CSD, DDS, ISM, SBP",
     )
 
 
 def cfg(uncond: Tensor, pos: Tensor, scale: float) -> Tensor:
-    """eps_u + s (eps_c - eps_u), any shape."""
+    """Return eps_u + s (eps_c - eps_u), any shape."""
     return uncond + scale * (pos - uncond)
 
 
 def guide(model: BoundPrior, z_t: Tensor, t: Tensor, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """The guided prediction [B, C, H, W] at z_t, and the predictions that it was made of: "pos" and "uncond"."""
+    """Return the guided prediction [B, C, H, W] at z_t, and its parts "pos" and "uncond" by name."""
     if model.perp_weights is None:
         eps_c, eps_u = model.eps(z_t, t, "pos", "uncond")
         hat = cfg(eps_u, eps_c, scale)
@@ -57,15 +57,15 @@ def guide(model: BoundPrior, z_t: Tensor, t: Tensor, scale: float) -> tuple[Tens
 
 
 def rescaled(hat: Tensor, eps_c: Tensor, share: float) -> Tensor:
-    """`hat` with the standard deviation of `eps_c`, picture by picture, mixed with itself by `share` (eq. 15, 16)."""
+    """Rescale each image of `hat` to the standard deviation of `eps_c`, blended by `share` (eq. 15, 16)."""
     own, wanted = (x.flatten(1).std(1).view(-1, 1, 1, 1) for x in (hat, eps_c))
     return share * hat * (wanted / own.clamp_min(1e-12)) + (1 - share) * hat
 
 
 def perp_neg(own: Tensor, others: list[Tensor], weights: Tensor) -> Tensor:
-    """own + sum_i w_i (other_i without its part along own); all [B, C, H, W], weights [B, n] at most 0.
+    """Return own + sum_i w_i (other_i minus its projection on own), image by image.
 
-    Every picture is projected by itself.
+    All [B, C, H, W]; weights [B, n] are at most 0.
     """
     total = own
     flat = own.flatten(1)
@@ -77,10 +77,11 @@ def perp_neg(own: Tensor, others: list[Tensor], weights: Tensor) -> Tensor:
 
 
 def perp_neg_weights(azimuth: float, overhead: bool) -> tuple[float, tuple[float, float]]:
-    """How much of the nearer of the two words to take, r in [0, 1], and the weights of the two to avoid.
+    """Return the share r in [0, 1] of the first of two view words, and the weights of two words to avoid.
 
     azimuth in degrees, 0 at the front. In the front half the view is r front + (1 - r) side and avoids (front, side);
-    in the back half r side + (1 - r) back, avoiding (side, front): threestudio's numbers. From overhead it avoids none.
+    in the back half it is r side + (1 - r) back and avoids (side, front): threestudio's numbers. From overhead it
+    avoids none.
     """
     from_front = degrees_from_front(azimuth)
     if overhead:
@@ -93,5 +94,5 @@ def perp_neg_weights(azimuth: float, overhead: bool) -> tuple[float, tuple[float
 
 
 def _decaying(a: float, c: float, r: float) -> float:
-    """-(a exp(-r / 2) + c), not above 0."""
+    """Return -(a exp(-r / 2) + c), at most 0."""
     return min(-(a * math.exp(-0.5 * r) + c), 0.0)

@@ -21,10 +21,15 @@ def to_uint8(rgb: Tensor) -> np.ndarray:
     return (rgb.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images [B, C, H, W] to `size` (height, width), bilinear with antialiasing; differentiable."""
+def resize(rgb: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
+    """Resize images [B, C, H, W] to `size` (height, width); differentiable.
+
+    Bilinear with antialiasing, or nearest neighbour if not `smooth`.
+    """
     if tuple(rgb.shape[-2:]) == tuple(size):
         return rgb
+    if not smooth:
+        return F.interpolate(rgb, size, mode="nearest")
     return F.interpolate(rgb, size, mode="bilinear", align_corners=False, antialias=True)
 
 

@@ -1,4 +1,4 @@
-"""When a step looks: how timesteps are drawn, and the weight w(t) of a residual.
+"""How timesteps are drawn, and the weight w(t) of a residual.
 
 All schedules are fractions of the planned run, so that they mean the same for 400 steps and for 25 000.
 """
@@ -16,27 +16,29 @@ from sdlab.rng import StepRng
 from sdlab.types import N_TIMESTEPS
 
 KINDS = ("uniform", "linear", "two-stage", "shrinking", "double", "hifa", "dreamtime")
-DREAMTIME = ((800, 300), (500, 100))  # mean and std of the upper and of the lower half bell, of 1000 timesteps
+DREAMTIME = ((800, 300), (500, 100))  # mean and std of the upper and the lower half bell, of 1000 timesteps
 
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Which noise levels the prior is asked about, and how much each counts."""
+    """The noise levels at which the prior is asked, and their weights."""
 
     kind: str = knob(
         "uniform",
         help=(
-            "drawn at random: uniform; two-stage (t_max drops to t_end at `switch`); shrinking (it falls there "
-            "evenly, ISM); double (t_min falls from t_max as well, MVDream). One falling t: linear, hifa, dreamtime"
+            "drawn at random: uniform; two-stage (t_max drops to t_end at `switch`); shrinking (t_max falls to t_end "
+            "by then, ISM); double (t_min falls from t_max as well, MVDream). One falling t: linear, hifa, dreamtime"
         ),
         choices=KINDS,
     )
-    t_min: float = knob(0.02, 0.0, 0.999, "least noise, as a fraction of all timesteps")
-    t_max: float = knob(0.98, 0.001, 1.0, "most noise, as a fraction of all timesteps")
-    t_end: float = knob(0.5, 0.001, 1.0, "t_max at the end of the run (linear) or from the switch on")
-    per_view: bool = knob(True, help="draw t for each view; off draws one for all views of a step, as VDM's paper does")
-    start: int = knob(0, 0, 2**31 - 1, "step at which all schedules begin; the present one restarts them")
-    switch: float = knob(0.4, 0.0, 1.0, "fraction of the run after which the range of t is the last one")
+    t_min: float = knob(0.02, 0.0, 0.999, "lowest noise level, as a fraction of all timesteps")
+    t_max: float = knob(0.98, 0.001, 1.0, "highest noise level, as a fraction of all timesteps")
+    t_end: float = knob(0.5, 0.001, 1.0, "t_max at the end of the run (linear) or after the switch")
+    per_view: bool = knob(
+        True, help="draw t for each view; off draws one t for all views of a step, as VDM's paper does"
+    )
+    start: int = knob(0, 0, 2**31 - 1, "step at which all schedules begin; the current step restarts them")
+    switch: float = knob(0.4, 0.0, 1.0, "fraction of the run after which the range of t stays fixed")
     weight: str = knob(
         "1-alphabar",
         help="w(t): 1-alphabar (DreamFusion), uniform (1), fantasia3d (sqrt(alphabar) (1-alphabar)), sigma/alpha (ISM)",
@@ -52,13 +54,13 @@ class ScheduleSettings:
 
 
 def sample_t(s: ScheduleSettings, rng: StepRng, n: int, progress: float) -> Tensor:
-    """Integer timesteps [n] in 0..999 for a step at `progress` in [0, 1] of the planned run.
+    """Return integer timesteps [n] in 0..999 for a step at `progress` in [0, 1] of the planned run.
 
-    linear     t_max to t_end, the same t for every view (DreamGaussian, SDI)
-    hifa       t_max - (t_max - t_min) sqrt(progress), likewise (Zhu and Zhuang 2023)
-    dreamtime  likewise, spending the run on timesteps in proportion to a weight (Huang et al. 2023; see `dreamtime`)
+    linear     from t_max to t_end, the same t for every view (DreamGaussian, SDI)
+    hifa       t_max - (t_max - t_min) sqrt(progress), the same t for every view (Zhu and Zhuang 2023)
+    dreamtime  time spent in proportion to a weight of t, the same t for every view (Huang et al. 2023; see `dreamtime`)
 
-    The others draw one for each view, or one for all, uniformly from `range_at`.
+    The others draw one t for each view, or one for all, uniformly from `range_at`.
     """
     progress = min(max(progress, 0.0), 1.0)
     if s.kind == "linear":
@@ -75,26 +77,26 @@ def sample_t(s: ScheduleSettings, rng: StepRng, n: int, progress: float) -> Tens
 
 
 def range_at(s: ScheduleSettings, progress: float) -> tuple[float, float]:
-    """Least and greatest t, as fractions, of the kinds that draw it.
+    """Return the lowest and the highest t, as fractions, of the kinds that draw it.
 
-    two-stage  t_max, from the switch on t_end (ProlificDreamer)
-    shrinking  t_max falls evenly to t_end until the switch (LucidDreamer's ISM)
-    double     so it does, and t_min falls from t_max to its value (MVDream)
+    two-stage  t_max before the switch, t_end after it (ProlificDreamer)
+    shrinking  t_max falls linearly to t_end until the switch (LucidDreamer's ISM)
+    double     as shrinking, while t_min falls from t_max to its value (MVDream)
     """
-    way = min(progress / s.switch, 1.0) if s.switch > 0 else 1.0
+    part = min(progress / s.switch, 1.0) if s.switch > 0 else 1.0
     t_min, t_max = s.t_min, s.t_max
     if s.kind == "two-stage" and progress >= s.switch:
         t_max = s.t_end
     if s.kind in ("shrinking", "double"):
-        t_max = s.t_max + way * (s.t_end - s.t_max)
+        t_max = s.t_max + part * (s.t_end - s.t_max)
     if s.kind == "double":
-        t_min = s.t_max + way * (s.t_min - s.t_max)
+        t_min = s.t_max + part * (s.t_min - s.t_max)
     return min(t_min, t_max), t_max
 
 
 @functools.lru_cache(maxsize=8)
 def _shares_above(t_min: float, t_max: float) -> Tensor:
-    """How much of the run DreamTime spends at timesteps of at least t, for t in 0 .. 999 [1000]; float64."""
+    """Return the fraction of the run that DreamTime spends at timesteps >= t, for t in 0 .. 999 [1000]; float64."""
     t = torch.arange(N_TIMESTEPS, dtype=torch.float64)
     (high, high_std), (low, low_std) = DREAMTIME
     w = torch.ones_like(t)
@@ -106,10 +108,10 @@ def _shares_above(t_min: float, t_max: float) -> Tensor:
 
 
 def dreamtime(t_min: float, t_max: float, progress: float) -> int:
-    """The greatest timestep t with sum_(t' >= t) p(t') >= progress, as "DreamTime" has it (Huang et al. 2023).
+    """Return the greatest timestep t with sum_(t' >= t) p(t') >= progress ("DreamTime", Huang et al. 2023).
 
-    p is proportional to 1 between 500 and 800, to exp(-(t - 800)^2 / (2 300^2)) above, exp(-(t - 500)^2 / (2 100^2))
-    below, and to 0 outside of t_min .. t_max, given as fractions.
+    p is proportional to 1 between 500 and 800, to exp(-(t - 800)^2 / (2 300^2)) above, to
+    exp(-(t - 500)^2 / (2 100^2)) below, and to 0 outside t_min .. t_max, given as fractions.
     """
     reached = (_shares_above(t_min, t_max) >= max(progress, 1e-9)).nonzero()
     return int(reached[-1]) if len(reached) else int(_to_timestep(torch.tensor(t_min)))
@@ -120,7 +122,7 @@ def _to_timestep(fraction: Tensor) -> Tensor:
 
 
 def weight(s: ScheduleSettings, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """w(t) with the shape of `alpha`; alphabar = alpha^2."""
+    """Return w(t) in the shape of `alpha`; alphabar = alpha^2."""
     if s.weight == "1-alphabar":
         return sigma**2
     if s.weight == "fantasia3d":

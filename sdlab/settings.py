@@ -133,7 +133,9 @@ class Settings:
 
     def knob(self, path: str) -> Knob:
         """Return one knob; ValueError with suggestions if the path is unknown."""
-        knobs = self.knobs()
+        return self._knob(self.knobs(), path)
+
+    def _knob(self, knobs: dict[str, Knob], path: str) -> Knob:
         if path not in knobs:
             own = f"losses.{self.active}."
             same_name = sorted(
@@ -156,11 +158,12 @@ class Settings:
         Each group is rebuilt once, so that a pair such as camera.distance_min and distance_max can change together even
         if changing one alone would be invalid.
         """
+        knobs = self.knobs()
         by_prefix: dict[str, dict[str, Any]] = {}
         for path, value in changes:
             if path in ("prior.kind", "scene.kind"):
                 raise ValueError(f"{path} cannot be changed: choose another preset instead")
-            checked = check(self.knob(path), value)
+            checked = check(self._knob(knobs, path), value)
             prefix, _, name = path.rpartition(".")
             by_prefix.setdefault(prefix, {})[name] = checked
         new = self

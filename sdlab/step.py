@@ -95,18 +95,18 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     scene, loss = state.scene, s.loss
 
     # cameras -> rgb -> z, differentiable
-    cams, render, z = look(scene, s, prior, rng, watch)
+    cams, render, z = take_views(scene, s, prior, rng, watch)
 
     # schedule -> t, noise -> z_t, detached; drawn on the CPU, so that all devices see the same values
-    x = noised(z.detach(), s, rng, prior, progress)
+    x = add_noise(z.detach(), s, rng, prior, progress)
     reference = state.reference if loss.needs_reference else None
     if reference is not None:
         with torch.no_grad():
-            x = x._replace(ref=look(reference.scene, s, prior, rng, watch).z)
+            x = x._replace(ref=take_views(reference.scene, s, prior, rng, watch).z)
 
     # z_t, prompts -> eps -> residual
     aux = state.aux.get(loss.aux_name())
-    model = bound(prior, s, prompts, cams, rng, progress, reference)
+    model = bind_prior(prior, s, prompts, cams, rng, progress, reference)
     with torch.no_grad():
         guidance = loss.gradient(x, model, aux)
         pull = rescale_and_clip(weight(s.schedule, x.alpha, x.sigma) * guidance.residual, s.optim)
@@ -167,7 +167,7 @@ def share_cores(prior: Prior) -> None:
         torch.set_num_threads(prior.torch_threads)
 
 
-class Look(NamedTuple):
+class Views(NamedTuple):
     """The scene at one step: z [B, C, H, W] in the prior's space, and the render it was encoded from."""
 
     cams: Cameras
@@ -175,18 +175,18 @@ class Look(NamedTuple):
     z: Tensor
 
 
-def look(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwatch) -> Look:
+def take_views(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwatch) -> Views:
     """Render the scene with this step's cameras and encode it; scenes in the prior's space need neither."""
     if isinstance(scene, FlatScene):
         z = scene.latents(rng)
         watch.lap("render")
-        return Look(scene.cams, None, z)
+        return Views(scene.cams, None, z)
     cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
     render = scene.render(cams, sample_background(s.camera, rng))
     watch.lap("render")
     z = prior.encode(render.rgb)
     watch.lap("encode")
-    return Look(cams, render, z)
+    return Views(cams, render, z)
 
 
 def _note_regime(state: State, regime: str) -> None:
@@ -213,9 +213,9 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int
     scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
     rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), s.progress(state.step)
     with torch.no_grad():
-        cams, _, z = look(scene, s, prior, rng, Stopwatch())
-        x = noised(z, s, rng, prior, progress)
-        model = bound(prior, s, prompts, cams, rng, progress)
+        cams, _, z = take_views(scene, s, prior, rng, Stopwatch())
+        x = add_noise(z, s, rng, prior, progress)
+        model = bind_prior(prior, s, prompts, cams, rng, progress)
         asks = loss.fits_guidance or aux.fitted == 0  # always at first, so that errors surface at once
         guidance = loss.gradient(x, model, aux) if asks else Guidance(torch.zeros_like(z))
     loss.fit(x, model, aux, guidance)
@@ -237,7 +237,7 @@ def rescale_and_clip(grad: Tensor, s: OptimSettings) -> Tensor:
     return grad
 
 
-def bound(
+def bind_prior(
     prior: Prior,
     s: Settings,
     prompts: PromptBank,
@@ -255,7 +255,7 @@ def bound(
     return BoundPrior(prior, conds, cams, rng, progress, s.guidance.rescale, weights)
 
 
-def noised(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:
+def add_noise(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:
     """Draw this step's t and noise for z0 [B, C, H, W]."""
     t = sample_t(s.schedule, rng, z0.shape[0], progress).to(z0.device)
     noise = rng.randn("noise", z0)

@@ -117,7 +117,7 @@ class Noised(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Where the prior was asked for a prediction."""
+    """The input at which a prediction was evaluated."""
 
     z_t: Float[Tensor, "B C H W"]
     t: Int[Tensor, " B"]
@@ -140,26 +140,26 @@ class Guidance(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """How a prediction is named and drawn. A loss lists its terms; the lens, the page and the plane learn them there.
+    """How a prediction is named and drawn. Each loss lists its terms; the lens, the page and the plane read them.
 
-    Symbols are in plain letters, as in formulas: "eps_c", "psi"; a trailing ^ on the letter is a hat.
+    Symbols are plain text, as in formulas: "eps_c", "psi"; a ^ after a letter puts a hat on it.
     """
 
     name: str  # its key in `Guidance.preds`
-    symbol: str  # beside its arrow in the plane
-    title: str  # of its x0-hat in the lens
-    caption: str  # what that x0-hat is
+    symbol: str  # label of its arrow in the plane
+    title: str  # title of its x0-hat in the lens
+    caption: str  # explains that x0-hat
     pull: str  # where its arrow points in the plane
     _: KW_ONLY
-    subtracted: bool = False  # whether the residual holds it with a minus sign, which turns its arrow around
-    colour: str = "cyan"  # of its arrow: a variable of ui/static/flat.css
-    broad: bool = False  # its arrow lies beneath the others, broad: it often points the same way as another
-    formula: str = ""  # how the loss's formulas write it, if not as `symbol`
-    noisy: str = "with the noise that the loss found for it"  # the z_t it was asked at, if not the step's own
+    subtracted: bool = False  # it has a minus sign in the residual, so its arrow is reversed
+    colour: str = "cyan"  # of its arrow; a variable in ui/static/flat/flat.css
+    broad: bool = False  # its arrow is drawn wide, below the others, because it often coincides with another
+    formula: str = ""  # its spelling in the loss's formulas, if not `symbol`
+    noisy: str = "with the noise that the loss found for it"  # describes z_t in its caption, if not the step's own
 
     @property
     def written(self) -> str:
-        """Its spelling in the loss's formulas."""
+        """The spelling in the loss's formulas."""
         return self.formula or self.symbol
 
 
@@ -336,7 +336,7 @@ class FlatFrame(NamedTuple):
     way: np.ndarray  # [T, B, 2], the points' latest positions, the current ones last
     t: np.ndarray  # [B] int, empty before the first step
     terms: Mapping[str, np.ndarray]  # [B, 2] each, in units of eps: predictions by name, "noise", "guided", "residual"
-    legend: tuple[Term, ...] = ()  # of the terms, in the order in which they are listed
+    legend: tuple[Term, ...] = ()  # the loss's terms, in display order
 
 
 class Frame(NamedTuple):

@@ -1,18 +1,32 @@
 """Runs before any test module: shapes and types of sdlab are checked at run time under pytest only."""
 
 import os
+import sys
 import tempfile
 
+import typecheck
+
 os.environ["SDLAB_CACHE"] = tempfile.mkdtemp(prefix="sdlab-test-cache-")
+# Most tests are small and need one core each; threads that wait for each other cost more than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiling torch, diffusers, transformers and gradio from source takes 15 s in every process.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from jaxtyping import install_import_hook
-
-install_import_hook("sdlab", "typecheck.check")
+typecheck.install()
 
 import pytest  # noqa: E402  (the hook must be in place before anything imports sdlab)
 import torch  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a browser or a night is slow."""
+    for item in items:
+        if item.get_closest_marker("browser") or item.get_closest_marker("nightly"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True, scope="module")

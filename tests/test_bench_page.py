@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 
 import numpy as np
@@ -18,7 +17,7 @@ TINY = ["--preset", "mixture", "--set", "scene.n_init=60", "--set", "scene.max_g
 
 
 @pytest.mark.browser
-@pytest.mark.skipif("SDLAB_SLOW" not in os.environ, reason="takes two minutes: set SDLAB_SLOW=1")
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("with_browser")
 def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):

@@ -1,11 +1,16 @@
 """Checkpoints: complete or absent, and readable without trusting them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from sdlab.live import checkpoint
+from sdlab.live.diary import changes_in
+from sdlab.live.messages import Patch
+from sdlab.live.session import Session
+from sdlab.settings import from_toml, preset
 
 
 @pytest.fixture
@@ -83,3 +88,51 @@ def test_pickles_are_not_read(tmp_path, parts):
     torch.save({"scene": 1}, folder / "tensors.safetensors")
     with pytest.raises(ValueError, match="broken"):
         checkpoint.load(tmp_path)
+
+
+# ---- a run of version 0.1.0: SDS, from step 6 on DDS, from step 9 on VDM -------------------------------------------
+
+OLD = Path(__file__).parent / "data" / "run_of_0_1"
+
+
+def leaves(node, path=""):
+    if not isinstance(node, dict):
+        return {path: node}
+    return {p: leaf for key, value in node.items() for p, leaf in leaves(value, f"{path}/{key}").items()}
+
+
+def test_a_checkpoint_of_0_1_restores_every_part_and_steps_on():
+    session = Session(preset("mixture"))
+    session.prepare()
+    session.restore(OLD / "checkpoint")
+    step, parts, texts = checkpoint.load(OLD / "checkpoint")
+    saved, restored = leaves(parts), leaves(session.moment().parts)
+    assert saved.keys() == restored.keys()
+    for path, value in saved.items():
+        same = torch.equal(value, restored[path]) if isinstance(value, torch.Tensor) else value == restored[path]
+        assert same, path
+    assert session.settings == from_toml(texts["settings.toml"], "old settings")
+    assert session.settings.active == "vdm"
+    assert session.state.step == step == 12
+    assert session.state.aux["vdm"].fitted == 5
+    assert session.state.reference.prompt.text == "a red ball"
+    session.run(until=20)
+    assert (session.state.step, session.state.aux["vdm"].fitted, session.state.skipped) == (20, 13, 0)
+    session.do(Patch.one("active", "dds"))
+    session.run(until=22)
+    assert session.state.reference.prompt.text == "a red ball", "kept, since it was frozen with the same knobs"
+
+
+def test_a_run_of_0_1_replays_from_its_settings_and_diary():
+    settings = from_toml((OLD / "settings.toml").read_text(), "old settings")
+    changes, last = changes_in(OLD / "metrics.jsonl")
+    assert (settings.active, settings.prompt.text, settings.losses["sds"].cfg) == ("sds", "a red ball", 20.0)
+    assert changes == [(6, [("active", "dds"), ("prompt.text", "a blue ball")]), (9, [("active", "vdm")])]
+    assert last == 12
+    session = Session(settings)
+    for step, at_once in changes:
+        session.plan(step, Patch(tuple(at_once)))
+    session.run(until=last)
+    saved = checkpoint.load(OLD / "checkpoint")[1]["scene"]
+    for name, tensor in session.state.scene.state_dict().items():  # bit for bit only on the machine of the run
+        torch.testing.assert_close(tensor, saved[name], rtol=1e-2, atol=1e-2)

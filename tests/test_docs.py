@@ -31,7 +31,7 @@ def test_links_lead_somewhere(page):
 def test_the_readme_is_short_and_has_the_line_that_ci_runs():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.encode()) <= 7000
-    assert re.search(r"```bash\n(?:.*\n)*?\.venv/bin/python -m pytest", text)
+    assert re.search(r"^\.venv/bin/python -m pytest", text, re.MULTILINE)
 
 
 def test_python_blocks_compile_and_import_what_there_is():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdlab.experiments import eps_statistics as figure10
-from sdlab.experiments.eps_statistics import Known, centred, draws, measured, pearson, puccetti, readable, vectors
+from sdlab.experiments.eps_statistics import Known, centred, draws, pearson, puccetti, readable, stats_at, vectors
 from sdlab.priors.mixture import Mixture, MixturePrior, MixtureScores
 from sdlab.rng import StepRng
 from sdlab.toybox.figures import caption_of
@@ -33,7 +33,7 @@ def test_of_a_gaussian_all_figures_have_closed_forms(std, shape):
     for t in (20, 300, 700, 999):
         alpha, sigma = (float(x) for x in known.prior.marginal(torch.tensor([t])))
         share = sigma**2 / ((alpha * std) ** 2 + sigma**2)
-        found = measured(known, t)
+        found = stats_at(known, t)
         assert found["variance"] == pytest.approx(share, rel=0.08)
         assert found["pearson"] == pytest.approx(share**0.5, abs=0.03)
         assert found["puccetti"] == pytest.approx(share**0.5, abs=0.03)
@@ -42,7 +42,7 @@ def test_of_a_gaussian_all_figures_have_closed_forms(std, shape):
 @pytest.mark.parametrize("name", ["mixture, pictures", "mixture, plane"])
 def test_correlation_and_variance_are_near_1_at_the_end_and_fall_with_t(name):
     known = figure10.PRIORS[name](True)
-    rows = [measured(known, t) for t in (999, 500, 300, 10)]
+    rows = [stats_at(known, t) for t in (999, 500, 300, 10)]
     assert all(rows[0][key] > 0.97 for key in ("puccetti", "pearson"))
     assert rows[0]["variance"] == pytest.approx(1.0, abs=0.06)
     for key in rows[0]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -326,7 +325,7 @@ def test_a_small_network_learns_the_plane(eight):
         assert torch.corrcoef(torch.stack([exact.flatten(), found.flatten()]))[0, 1] > 0.98
 
 
-@pytest.mark.skipif("SDLAB_SLOW" not in os.environ, reason="takes more than a minute: set SDLAB_SLOW=1")
+@pytest.mark.nightly
 def test_the_entropy_gives_a_fit_its_width():
     """Reverse KL with the score of q itself makes q cover the target; with the samples' own scores q shrinks."""
     base = plane("playground-gaussian").patch_all([("steps", 1200), ("scene.n", 96)])
@@ -349,7 +348,7 @@ def test_a_session_can_be_stopped_while_points_move():
 # ---- the toy experiment ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("SDLAB_SLOW" not in os.environ, reason="takes more than a minute: set SDLAB_SLOW=1")
+@pytest.mark.nightly
 def test_the_toy_experiment(tmp_path, monkeypatch, capsys):
     from sdlab.experiments import playground
     from sdlab.priors import plane_network

@@ -24,6 +24,7 @@ from sdlab.scenes.image import Images
 from sdlab.settings import Settings, preset
 from sdlab.toybox import figures
 from sdlab.ui.flat_view import (
+    FILES,
     HISTORY,
     LOSSLESS,
     MOST_BYTES,
@@ -326,12 +327,15 @@ def test_who_may_see_it(address: str, opened: Callable[[Settings], Seat]):
     assert "http" not in page.text.replace("https://", "x").replace("http-equiv", "x"), "no foreign addresses"
 
 
-@pytest.mark.parametrize("file", ["flat.js", "flat.css"])
+@pytest.mark.parametrize("file", FILES)
 def test_its_files_need_no_token_and_no_other_is_given(address: str, file: str):
-    assert httpx.get(f"{address}/flat/{file}").status_code == 200
+    answer = httpx.get(f"{address}/flat/{file}")
+    assert answer.status_code == 200
+    kind = "text/css" if file.endswith(".css") else "text/javascript"  # a module of another type is not run
+    assert answer.headers["content-type"].split(";")[0] == kind
     for other in ("page.css", "..%2fapp.py", "flat.html"):
         assert httpx.get(f"{address}/flat/{other}").status_code == 404
-    text = httpx.get(f"{address}/flat/{file}").text.replace("http://www.w3.org/2000/svg", "")
+    text = answer.text.replace("http://www.w3.org/2000/svg", "")
     assert "//" not in text.replace("// ", "").replace("//\n", "") or "http" not in text
 
 
@@ -461,7 +465,7 @@ def look(browser, address: str, opened: Callable[[Settings], Seat]) -> Iterator[
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(f"{address}/flat/{seat.id}/{query}")
         page.wait_for_selector("body[data-step]")
-        wait(page, "document.body.dataset.kind === 'pictures' || ground !== null")
+        wait(page, "document.body.dataset.kind === 'pictures' || latest.ground !== null")
         return seat, page
 
     yield open_one
@@ -470,9 +474,17 @@ def look(browser, address: str, opened: Callable[[Settings], Seat]) -> Iterator[
     assert not errors
 
 
+def inside(page, expression: str):
+    """Evaluate an expression with what the view's modules export."""
+    return page.evaluate(
+        "Promise.all(['flat', 'dom', 'layers'].map((name) => import(`/flat/${name}.js`)))"
+        f".then(([{{ latest, plane }}, {{ $ }}, {{ placed }}]) => ({expression}))"
+    )
+
+
 def wait(page, condition: str) -> None:
     """Until the expression is true; Playwright's own way is one that the page's policy forbids."""
-    until(lambda: page.evaluate(condition))
+    until(lambda: inside(page, condition))
 
 
 def shot(page, selector: str = "#stage") -> np.ndarray:
@@ -481,7 +493,7 @@ def shot(page, selector: str = "#stage") -> np.ndarray:
 
 def settled(page) -> np.ndarray:
     """The view when nothing moves any more."""
-    wait(page, "new Promise((yes) => setTimeout(() => yes(!due), 150))")
+    wait(page, "new Promise((yes) => setTimeout(() => yes(!latest.drawing), 150))")
     return shot(page)
 
 
@@ -526,17 +538,17 @@ def test_arrows_can_be_left_out_one_by_one(look: Callable):
 @pytest.mark.browser
 def test_the_start_is_dragged(look: Callable):
     seat, page = look(plane())
-    at = page.evaluate("plane.place(plane.view($('plane')), plane.startAt())")
-    to = page.evaluate("plane.place(plane.view($('plane')), [0.5, 0.5])")
+    at = inside(page, "placed(plane.view(), plane.startAt(latest.frame))")
+    to = inside(page, "placed(plane.view(), [0.5, 0.5])")
     page.mouse.move(*at)
-    assert page.evaluate("$('plane').style.cursor") == "grab"
+    assert inside(page, "$('plane').style.cursor") == "grab"
     page.mouse.down()
     page.mouse.move(*to, steps=4)
     assert seat.session.settings.scene.start_x == -1, "not before it is let go"
     page.mouse.up()
     until(lambda: abs(seat.session.settings.scene.start_x - 0.5) < 0.01)
     assert abs(seat.session.settings.scene.start_y - 0.5) < 0.01
-    wait(page, "Math.abs(frame.start.at[0] - 0.5) < 0.01 && Math.abs(ways.rows.at(-1)[0] - 0.5) < 0.01")
+    wait(page, "Math.abs(latest.frame.start.at[0] - 0.5) < 0.01 && Math.abs(plane.paths.rows.at(-1)[0] - 0.5) < 0.01")
 
 
 @pytest.mark.browser
@@ -556,14 +568,16 @@ def test_another_point_is_looked_at_by_touch(look: Callable):
     page.wait_for_selector("body[data-step='2']")
     settled(page)
     # the point that lies farthest from where the ring could be meant
-    point, at = page.evaluate(
-        """() => {
-          const view = plane.view($("plane")), row = ways.rows.at(-1), [x, y] = plane.place(view, plane.startAt());
-          return [...Array(ways.n).keys()].slice(1)
-            .map((p) => [p, plane.place(view, [row[2 * p], row[2 * p + 1]])])
+    point, at = inside(
+        page,
+        """(() => {
+          const view = plane.view(), row = plane.paths.rows.at(-1);
+          const [x, y] = placed(view, plane.startAt(latest.frame));
+          return [...Array(plane.paths.n).keys()].slice(1)
+            .map((p) => [p, placed(view, [row[2 * p], row[2 * p + 1]])])
             .filter(([, at]) => at[0] > 5 && at[0] < 395 && at[1] > 5 && at[1] < 250)
             .sort(([, a], [, b]) => Math.hypot(b[0] - x, b[1] - y) - Math.hypot(a[0] - x, a[1] - y))[0];
-        }"""
+        })()""",
     )
     page.touchscreen.tap(*at)
     wait(page, f"plane.chosen === {point}")
@@ -605,9 +619,10 @@ def test_everything_has_room(look: Callable, size: tuple[int, int]):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
     def fits() -> bool:  # once the view has stepped back far enough
-        left, top, unit, right, bottom = page.evaluate(
-            "() => { const v = plane.view($('plane')), c = $('card').getBoundingClientRect();"
-            " return [v.x, v.y, v.unit, c.left > 100 ? c.left : innerWidth, c.left > 100 ? innerHeight : c.top]; }"
+        left, top, unit, right, bottom = inside(
+            page,
+            "(() => { const v = plane.view(), c = $('card').getBoundingClientRect();"
+            " return [v.x, v.y, v.unit, c.left > 100 ? c.left : innerWidth, c.left > 100 ? innerHeight : c.top]; })()",
         )
         far = (1 + 3 * 0.2) * unit  # of the outermost place
         return min(left, top) > far and left + far < right and top + far < bottom

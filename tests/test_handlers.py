@@ -1,6 +1,7 @@
 """The page's handlers, called as Gradio calls them, with real sessions and no browser: what people do twice, too late,
 or in two tabs at once."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,13 @@ class Browser:
 
 def settings() -> Settings:
     return default_settings("mixture").patch_all([("scene.n_init", 20), ("camera.resolution", 16)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def presets_are_read_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdlab.settings.preset", functools.cache(preset))
+        yield
 
 
 @pytest.fixture

@@ -373,7 +373,7 @@ def test_points_are_drawn_all_together():
     assert seen.labels == ("points", "noisy", "x0: prompt", "x0: no prompt", "one-step target", "push")
     assert seen.pictures.shape == (6, MOST, MOST, 3)
     assert seen.t == int(session.report.x.t[9])
-    assert "t of its own" in seen.note
+    assert "its own t" in seen.note
     assert not lens.probe(*parts(session), t=500).note
     report = session.report
     still = dataclasses.replace(report, guidance=report.guidance._replace(residual=torch.zeros_like(report.x.z0)))

@@ -16,7 +16,7 @@ from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import ROLES, PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.settings import Settings
-from sdlab.step import noised
+from sdlab.step import add_noise
 from sdlab.types import BoundPrior, Cond
 
 LOSSES = settings.losses()
@@ -29,7 +29,7 @@ def setting():
     cams = sample_cameras(CameraSettings(views=3), rng, 8)
     z0 = torch.randn(3, 3, 8, 8, generator=rng("z0"))
     ref = torch.randn(z0.shape, generator=rng("reference"))
-    return prior, cams, noised(z0, Settings(), rng, prior, 0.5)._replace(ref=ref)
+    return prior, cams, add_noise(z0, Settings(), rng, prior, 0.5)._replace(ref=ref)
 
 
 def test_there_are_losses():
@@ -197,7 +197,7 @@ def test_what_the_network_predicts_natively_does_not_matter(name, kind, eps_mode
     twin.trainable = eps_model.trainable  # an auxiliary of the one network
     cams = sample_cameras(CameraSettings(views=3), rng, 8)
     z0, ref = torch.randn(2, 3, *eps_model.shape, generator=rng("z0"))
-    x = noised(z0, Settings(), rng, eps_model, 0.5)._replace(ref=ref)
+    x = add_noise(z0, Settings(), rng, eps_model, 0.5)._replace(ref=ref)
     residuals = []
     for prior in (eps_model, twin):
         conds = PromptBank(prior).bind(PromptSettings(source="a blue {prompt}"), loss.roles, cams)

@@ -1,4 +1,4 @@
-"""Seats, time-outs, the shared pool of priors."""
+"""Seats, timeouts, the shared pool of priors."""
 
 import platform
 import threading
@@ -49,7 +49,7 @@ def ready(seat):
 
 
 def test_four_lanes_with_other_losses_get_the_same_number_of_steps(quick):
-    """Also while the lessons of a network that warms up count as turns."""
+    """A warm-up step counts as a turn."""
     manager = Manager(max_sessions=4)
     long = quick.patch_all([("steps", 100_000), ("losses.vdm.operator", "linear"), ("losses.vsd.network", "copy")])
     long = long.patch_all([("losses.vdm.warm_up", 8), ("losses.vsd.warm_up", 0)])
@@ -94,7 +94,7 @@ def test_a_branch_goes_on_from_where_its_parent_is(manager, quick):
 
 
 def test_a_branch_never_waits_for_a_parent_that_is_busy(quick):
-    """It is there at once, holds what it is told, and follows when the parent has said where it is."""
+    """It opens at once, holds its commands, and starts when the parent has handed over its state."""
     free = threading.Event()
     manager = Manager(max_sessions=2)
     load = manager.pool.get

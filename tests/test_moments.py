@@ -1,4 +1,4 @@
-"""Branches: a run that goes on from the exact state of another, in another session."""
+"""Branches: a run that continues from the exact state of another, in another session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = [
 
 
 def ran(settings: Settings, steps: int, *changes: tuple[str, object], **more: object) -> Session:
-    """A session after `steps` steps, with `changes` made a few steps before."""
+    """Return a session after `steps` steps, with `changes` made five steps before."""
     session = Session(settings, **more)
     session.run(until=steps - 5)
     if changes:
@@ -55,7 +55,7 @@ TIMES = ("/session/seconds", "/session/prior_seconds")
 
 
 def assert_same(a: Session, b: Session) -> None:
-    """In everything that the next step depends on."""
+    """Compare everything that the next step depends on."""
     mine, theirs = leaves(a.moment().parts), leaves(b.moment().parts)
     assert mine.keys() == theirs.keys()
     differ = [
@@ -74,7 +74,7 @@ def events(session: Session, kind: type) -> list:
 
 @pytest.mark.parametrize("loss", ["sds", "vsd", "vdm", "dds"])
 def test_a_branch_left_unchanged_equals_its_parent_bit_for_bit(quick, loss):
-    """Fifty steps on, with density control, and with networks that learn along."""
+    """After fifty more steps, with density control and auxiliary networks."""
     parent = ran(quick.patch_all([*SHORT, ("active", loss)]), 30, ("optim.lr_means", 0.004))
     parts = parent.moment().parts
     assert set(parts["aux"]) == {"vsd": {"score"}, "vdm": {"vdm"}}.get(loss, set())
@@ -176,7 +176,7 @@ def test_running_and_paused_go_over_to_the_branch(quick):
     assert child.state.step == 5
 
 
-# ---- when there is nothing to branch off ------------------------------------------------------------------
+# ---- when there is nothing to branch from ------------------------------------------------------------------
 
 
 def test_one_who_asks_an_ended_run_is_told(quick):
@@ -196,9 +196,9 @@ def test_a_branch_of_nothing_says_why_and_answers(quick):
 
     tries: list[str] = []
     child.listen(listen)
-    origin.set_exception(RuntimeError("there is nothing to branch off: the run has ended"))
+    origin.set_exception(RuntimeError("there is nothing to branch from: the run has ended"))
     child.run(start=False)
-    assert tries == ["RuntimeError: there is nothing to branch off: the run has ended"] * 2
+    assert tries == ["RuntimeError: there is nothing to branch from: the run has ended"] * 2
     assert child.status.phase == "ended"
 
 
@@ -206,7 +206,7 @@ def test_a_run_that_failed_before_it_had_a_scene_cannot_be_branched(tmp_path):
     parent = Session(preset("toybox").patch("prior.path", str(tmp_path / "nothing")))
     parent.listen(lambda event: parent.send(Stop()) if isinstance(event, Failed) else None)
     parent.run()
-    with pytest.raises(RuntimeError, match="nothing to branch off"):
+    with pytest.raises(RuntimeError, match="nothing to branch from"):
         parent.branch()
 
 

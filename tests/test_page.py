@@ -442,9 +442,9 @@ def test_a_tab_closed_at_once_frees_its_seat(
 ):
     monkeypatch.setattr("sdlab.ui.page.ARRIVING", 2.0)
     monkeypatch.setattr("sdlab.ui.page.Page.leave", lambda pages, page: None)  # as when it had no connection yet
-    tab = open_tab(ready=False)
+    monkeypatch.setattr("sdlab.ui.page.Page.poll", lambda pages, token, page: {})  # no poll is a sign of life
+    open_tab(ready=False)
     until(lambda: manager.count() == 1)
-    tab.page.evaluate("void (window.fetch = () => new Promise(() => {}))")  # not one tick comes through
     until(lambda: manager.count() == 0, 20)
 
 
@@ -619,7 +619,7 @@ def app(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "said"),
     [
         (("--preset", "toybx"), "did you mean toybox?"),
-        (("--device", "mars"), "--device mars: allowed are auto, cpu, cuda and one of several as cuda:1"),
+        (("--device", "mars"), "--device mars: expected auto, cpu, cuda, or cuda:N such as cuda:1"),
         (("--port", "ninety"), "--port ninety: a number from 0 to 65535 is needed"),
         (("--max-sessions", "0"), "--max-sessions 0: at least 1 is needed"),
     ],
@@ -666,6 +666,7 @@ def test_the_playground_is_picked_and_shows_where_the_points_go(open_tab: Callab
     until(lambda: tab.token != first)
     assert tab.page.get_attribute(".lane.focus iframe", "src").startswith("flat/")
     assert tab.page.input_value("#prompt textarea, #prompt input") == "north west"
+    tab.wait_for_phase("ready")
     until(lambda: tab.session.state.scene.way.shape == (1, 100, 2))
     before = tab.view().astype(float)
     tab.page.click("#start")
@@ -682,6 +683,7 @@ def test_the_playground_is_picked_and_shows_where_the_points_go(open_tab: Callab
     second = tab.token
     tab.page.select_option("#preset", "playground-esd")  # the points start elsewhere: a new run
     until(lambda: tab.token != second)
+    tab.wait_for_phase("ready")
     until(lambda: tab.session.state.scene.way.shape == (1, 32, 2))
 
 

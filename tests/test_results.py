@@ -259,7 +259,7 @@ def test_a_large_growth_stays_within_its_size(tmp_path):
 
 
 def test_a_film_without_gaussians_cannot_be_played(tmp_path):
-    with pytest.raises(ValueError, match="nothing to play"):
+    with pytest.raises(ValueError, match="nothing to replay"):
         write_recording(tmp_path / "x.html", ((0, snapshot(0)),), "empty")
 
 
@@ -486,7 +486,7 @@ def test_too_many_waiting_and_unknown_formats_are_refused(shelf, monkeypatch):
         shelf.start("toml", material())
     with pytest.raises(RuntimeError, match="waiting"):
         shelf.start("toml", material())
-    with pytest.raises(ValueError, match="there are toml"):
+    with pytest.raises(ValueError, match="the formats are toml"):
         shelf.start("exe", material())
     slow.steps.release(10)
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sdlab.live.messages import (
     Ended,
     Failed,
     Goto,
+    Noted,
     Patch,
     Pause,
     Rejected,
@@ -29,6 +31,8 @@ from sdlab.live.messages import (
 from sdlab.live.session import Session
 from sdlab.live.state import with_begun
 from sdlab.priors.mixture import MixtureScores
+from sdlab.raster import Choice
+from sdlab.scenes import splats
 from sdlab.scenes.splats import SplatScene
 
 
@@ -60,7 +64,7 @@ def events(session, kind):
 
 
 def fail(message):
-    """A stand-in for any function, which raises RuntimeError."""
+    """Return a function that raises RuntimeError whatever its arguments."""
 
     def raises(*arguments):
         raise RuntimeError(message)
@@ -84,7 +88,7 @@ class Live:
         until(lambda: condition(self.session), seconds, say=lambda: self.session.status)
 
     def advance(self, n):
-        """Take n steps and wait for them."""
+        """Take `n` steps and wait for them."""
         goal = self.session.state.step + n
         self.send(Advance(n))
         self.wait(lambda s: s.state.step == goal and s.status.phase == "paused")
@@ -231,7 +235,7 @@ def test_a_headless_run_whose_step_fails_raises_and_keeps_its_state(quick, monke
 
 
 def test_a_headless_run_whose_prompt_cannot_be_read_raises_and_keeps_its_state(quick, monkeypatch):
-    """The first view from behind comes after some steps."""
+    """The first view from behind is drawn after a few steps."""
     original = MixtureScores.embed
 
     def embed(self, text):
@@ -351,7 +355,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(quick, tmp_path, fl
     else:
         checkpoint.save(tmp_path, 4, {"scene": {"means": torch.zeros(1, 3)}}, {"settings.toml": ""})
     session = finished(quick, 2)
-    with pytest.raises(ValueError, match="n_init" if flaw == "settings" else "does not fit"):
+    with pytest.raises(ValueError, match="n_init" if flaw == "settings" else "cannot be restored"):
         session.restore(tmp_path)
     assert session.settings == session.effective == quick
     assert session.timeline.steps() == (0,)
@@ -429,6 +433,35 @@ def test_with_begun_holds_back_only_what_waits(quick):
     assert (held.seed, held.scene.n_init, held.losses["sds"].cfg) == (0, 60, 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:starting from a ball")
+def test_a_start_that_is_not_the_one_asked_for_is_noted_each_time(quick):
+    session = Session(quick.patch_all([("scene.start", "shap-e or ball"), ("scene.shap_e", "")]))
+    session.prepare()
+    session.do(Reset())
+    texts = [e.text for e in events(session, Noted)]
+    assert texts == [session.state.scene.note] * 2
+    assert "scene.shap_e is empty" in texts[0]
+    session.do(Patch.one("scene.start", "ball"))
+    assert len(events(session, Noted)) == 2
+
+
+def test_a_slow_rasteriser_is_noted_once_in_each_session(quick, monkeypatch):
+    monkeypatch.setattr(splats, "backend_for", lambda device: Choice("tiled", "numba is not installed"))
+    session = finished(quick, 1)
+    session.do(Reset())
+    session.run(until=2)
+    assert events(session, Noted) == [Noted(0, "numba is not installed")]
+    origin = Future()
+    origin.set_result(session.fork())
+    branch = Session(quick, origin=origin)
+    branch.run(until=3)
+    assert events(branch, Noted) == [Noted(2, "numba is not installed")]
+
+
+def test_a_run_without_surprises_is_not_noted(quick):
+    assert events(finished(quick, 1), Noted) == []
+
+
 # ---- losses that train a network of their own
 
 
@@ -502,7 +535,7 @@ def test_rates_ramp_up_after_a_toggle(quick):
 
 
 def test_schedules_can_be_restarted(quick):
-    """From the step given on the run goes as if it began there, for as many steps as planned."""
+    """From the given step, the run behaves as if it started there, for the planned number of steps."""
     s = quick.patch_all([("steps", 20), ("schedule.kind", "linear"), ("scene.densify_every", 0)])
     session = Session(s)
     session.prepare()
@@ -521,7 +554,8 @@ def test_schedules_can_be_restarted(quick):
     session.listen(lambda event: session.send(Stop()) if getattr(event, "phase", "") == "paused" else None)
     session.run()
     assert session.state.step == 40
-    assert [e.text for e in events(session, Status)][-2:] == ["finished the planned 20 steps; Start goes on", "ended"]
+    texts = [e.text for e in events(session, Status)]
+    assert texts[-2:] == ["finished the planned 20 steps; press Start to continue", "ended"]
 
 
 @pytest.mark.parametrize(

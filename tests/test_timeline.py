@@ -1,4 +1,4 @@
-"""The timeline: what is kept of a run and for how long, jumps back and forth, the film."""
+"""The timeline: which moments are kept, jumps back and forth, the film."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_a_jump_to_nothing_kept_names_what_is(long, tmp_path):
     session.do(Goto(30))
     (refused,) = events(session, Rejected)
     assert (refused.path, refused.value) == ("goto", "30")
-    assert "the steps that are kept: 60" in refused.reason
+    assert "kept steps: 60" in refused.reason
     assert session.state.step == 65
     assert happened(session) == [(60, "load", None), (60, "losses.sds.cfg", 3.0)]
 

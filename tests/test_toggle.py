@@ -1,4 +1,4 @@
-"""The toggle: all six losses in one run, what it leaves of the scene, and the networks that wait for their return."""
+"""Changing the loss mid-run: its effect on the scene, and the auxiliary networks that are kept for later."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def prepared(settings: Settings) -> Session:
 
 
 def go(session: Session, steps: int, *changes: tuple[str, object]) -> None:
-    """Make `changes` as one patch, then take `steps` steps."""
+    """Apply `changes` as one patch, then take `steps` steps."""
     if changes:
         session.do(Patch(tuple(changes)))
     session.run(until=session.state.step + steps)
 
 
 def tensors(session: Session) -> dict[str, torch.Tensor]:
-    """All that a later step depends on: scene, moments, and every network with its moments."""
+    """Return everything a later step depends on: scene, optimiser, and each auxiliary with its optimiser."""
     flat: dict[str, torch.Tensor] = {}
 
     def collect(node: object, path: str) -> None:
@@ -90,7 +90,7 @@ def run(*arguments: object) -> int:
 
 
 def round_trip(out: Path, which: str, every: int, last: int, *more: str) -> list[dict]:
-    """The diary of a run through all losses, `every` steps each and `last` at the end; checked, then run again."""
+    """Run through all losses, `every` steps each and `last` at the end, check, and replay; return the diary."""
     changes = [f"{path}={value}" for path, value in SHORT] + list(more)
     sets = [x for change in changes for x in ("--set", change)]
     steps = every * (len(ROUND) - 1) + last
@@ -145,8 +145,8 @@ def test_a_headless_run_says_calmly_that_a_network_warms_up(tmp_path, capsys):
 
 
 class Moved:
-    """A session listener that measures how much each step changes a turntable of four views: `steps`, the RMS of
-    the difference of pictures in [0, 1]."""
+    """A session listener that measures the change of a turntable of four views by each step: `steps`, the RMS
+    difference of images in [0, 1]."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -185,7 +185,7 @@ def test_no_toggle_blows_up_the_scene(short):
 
 @pytest.fixture(scope="module")
 def settled(tmp_path_factory) -> tuple[Path, float]:
-    """The checkpoint of an SDS run at step 100, and how much the strongest of its last 50 steps moved the picture."""
+    """Return the checkpoint of an SDS run at step 100, and the largest image change by one of its last 50 steps."""
     begin = [("scene.n_init", 60), ("scene.max_gaussians", 90), ("steps", 1000)]
     session = Session(preset("mixture").patch_all([*begin, *SHORT, *STEADY]))
     moved = Moved(session).steps
@@ -196,7 +196,7 @@ def settled(tmp_path_factory) -> tuple[Path, float]:
 
 
 def toggled(folder: Path, loss: str, steps: int, ramp: int = 50, forget: bool = True) -> list[float]:
-    """How much each of the first `steps` steps after a toggle moves the picture."""
+    """Return the image change by each of the first `steps` steps after a toggle."""
     session = Session(preset("mixture"))
     session.prepare()
     session.restore(folder)
@@ -211,16 +211,16 @@ def toggled(folder: Path, loss: str, steps: int, ramp: int = 50, forget: bool = 
 
 @pytest.mark.parametrize("loss", ROUND[1:-1])
 def test_without_the_ramp_a_toggle_is_a_jolt(settled, loss):
-    """The strongest of the ten steps after a toggle against what went before. Adam's first steps are of full length
-    whatever the gradient is: measured over three seeds 0.2 to 0.3 with the ramp, 1.8 to 2.7 without."""
+    """The largest change by one of the ten steps after a toggle, over the largest before. Adam's first steps have full
+    length whatever the gradient: measured over three seeds 0.2 to 0.3 with the ramp, 1.8 to 2.7 without."""
     folder, before = settled
     assert max(toggled(folder, loss, 10)) < 0.6 * before
     assert max(toggled(folder, loss, 10, ramp=0)) > 1.2 * before
 
 
 def test_a_weaker_loss_is_not_held_back_by_the_moments_of_a_stronger_one(settled):
-    """SBP's gradients are some ten times smaller than those of SDS. Divided by the root of what SDS left in Adam's
-    second moment they would move the scene a third as far in 50 steps."""
+    """SBP's gradients are about ten times smaller than those of SDS. Divided by the root of Adam's second moment from
+    SDS, they would move the scene a third as far in 50 steps."""
     folder, _ = settled
     assert sum(toggled(folder, "sbp", 50)) > 2 * sum(toggled(folder, "sbp", 50, forget=False))
 
@@ -349,7 +349,7 @@ def test_a_psi_that_cannot_be_made_is_refused_and_the_run_goes_on(short, monkeyp
 
 
 def test_a_network_without_attention_is_named_with_the_way_out(tmp_path):
-    """LoRA is on the attentions: where there is none, the message says what to choose instead."""
+    """LoRA adapts attention layers: where there are none, the message says what to choose instead."""
     folder = pixel_model(tmp_path / "model")
     config = json.loads((folder / "unet/config.json").read_text())
     assert "CrossAttnDownBlock2D" in config["down_block_types"]
@@ -373,7 +373,7 @@ def small_model(folder: Path) -> Settings:
 
 
 def test_a_run_that_begins_with_a_loss_without_psi_says_why_each_time(short, monkeypatch):
-    """A page that opens with VSD on a prior for which psi cannot be made."""
+    """A page that opens with VSD on a prior without a trainable psi."""
     monkeypatch.setattr(MixtureScores, "trainable", no_memory)
     session = Session(short.patch("active", "vsd"))
     for command in (Resume(), Patch.one("active", "sds"), Advance(2), Stop()):
@@ -404,7 +404,7 @@ def test_a_toggle_whose_first_step_fails_leaves_nothing_behind(short, monkeypatc
 
 
 def test_a_prior_whose_first_step_fails_gives_back_the_psi_of_the_old_one(tmp_path, monkeypatch):
-    """A LoRA stands on its prior's own weights: loaded into one that was made from another prior it is another psi."""
+    """A LoRA adapts its prior's weights: on top of another prior, the same LoRA is a different psi."""
     here, elsewhere = (pixel_model(tmp_path / str(seed), seed=seed) for seed in (0, 1))
     clean, session = (prepared(small_model(here).patch("active", "vsd")) for _ in range(2))
     go(clean, 8)
@@ -419,7 +419,7 @@ def test_a_prior_whose_first_step_fails_gives_back_the_psi_of_the_old_one(tmp_pa
 
 
 def test_dds_edits_from_the_scene_and_prompt_it_was_chosen_with(short, tmp_path):
-    """Its reference is frozen at the toggle, outlives other losses and a checkpoint, and can be frozen anew."""
+    """Its reference is frozen at the toggle, survives other losses and a checkpoint, and can be frozen again."""
     whole = prepared(short)
     go(whole, 6)
     go(whole, 2, ("active", "dds"), ("prompt.text", "a blue car"))
@@ -455,7 +455,7 @@ def test_a_dds_whose_first_step_fails_leaves_no_reference(short, monkeypatch):
 
 
 def test_the_two_stages_of_sbp_are_toggled_like_losses(short, tmp_path):
-    """And a run resumed right at the switch knows that it has just passed from one to the other."""
+    """A run resumed right at the switch knows that the stage has just changed."""
     settings = short.patch_all([("active", "sbp"), ("losses.sbp.stage", "two-stage"), ("losses.sbp.switch", 0.5)])
     settings = settings.patch("steps", 20)
     whole, part = prepared(settings), prepared(settings)
@@ -473,7 +473,7 @@ def test_the_two_stages_of_sbp_are_toggled_like_losses(short, tmp_path):
 
 
 def test_a_replay_leaves_out_what_was_rolled_back(tmp_path):
-    """What broke the step once, such as a lack of memory, need not do so again."""
+    """The cause, such as a lack of memory, may be gone in the replay."""
     diary = tmp_path / "metrics.jsonl"
     recorder = Recorder(diary)
     for event in (

@@ -707,7 +707,7 @@ def test_a_refusal_names_the_knob_as_the_page_does_and_is_not_said_for_ever(driv
 
 
 def test_a_change_while_the_run_waits_says_how_to_see_it(driven: Driven):
-    driven.session.status = Status(4, "paused", "finished the planned 4 steps; Start goes on")
+    driven.session.status = Status(4, "paused", "finished the planned 4 steps; press Start to continue")
     driven.say(Applied(4, "camera.views", 3))
     assert "Changed; press Start" in (driven.lane.read().status or "")
     driven.session.status = Status(4, "running", "running")

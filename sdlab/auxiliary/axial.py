@@ -1,10 +1,10 @@
-"""x + DW(k x 1)(x) + DW(1 x k)(x) as one compiled kernel each way, for processors.
+"""x + DW(k x 1)(x) + DW(1 x k)(x) as one compiled CPU kernel forward and one backward.
 
-On maps of a few thousand numbers a depth-wise convolution of torch spends its time on everything but the arithmetic:
-two of them and their backward take some five times as long as these loops.
+On maps of a few thousand numbers torch's depth-wise convolution is all overhead: two of them with their backward take
+about five times as long as these loops.
 
-Layout   float32, channels last: x [B, H, W, C]; taps [k, C] of the column (`down`) and of the row (`across`), which lie
-         `dilation` places apart; outside of the picture is 0. The inner loops run over channels, which vectorises.
+Layout   float32, channels last: x [B, H, W, C]; taps [k, C] of the column (`down`) and the row (`across`), `dilation`
+         pixels apart; zero outside the image. The inner loops run over channels, which vectorises.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def forward_kernel(x, down, across, bias, dilation):
 
 @kernel
 def backward_kernel(x, g_y, down, across, dilation):
-    """The gradients of x, down, across and bias, given that of y."""
+    """Return the gradients of x, down, across and bias, given that of y."""
     batch, height, width, channels = x.shape
     taps = down.shape[0]
     reach = taps // 2 * dilation
@@ -96,13 +96,13 @@ class _Axial(torch.autograd.Function):
 
 
 def axial(x: Tensor, down: Tensor, across: Tensor, down_bias: Tensor, across_bias: Tensor, dilation: int) -> Tensor:
-    """x [B, C, H, W] -> the same shape, channels last; down [C, 1, k, 1], across [C, 1, 1, k], k odd; float32 on the
-    CPU. Differentiable once in all tensors."""
+    """Apply to x [B, C, H, W], channels last; down [C, 1, k, 1], across [C, 1, 1, k], k odd; float32 on the CPU.
+    Differentiable once in all tensors."""
     return _Axial.apply(x, down, across, down_bias, across_bias, dilation)
 
 
 def _places(x: Tensor) -> np.ndarray:
-    """[B, C, H, W] -> [B, H, W, C], a view where the memory is laid out so."""
+    """[B, C, H, W] -> [B, H, W, C], a view if the memory is laid out that way."""
     return np.ascontiguousarray(x.detach().permute(0, 2, 3, 1).numpy())
 
 

@@ -1,6 +1,6 @@
-"""An auxiliary network with its optimiser: what a loss trains beside the scene.
+"""An auxiliary network with its optimiser, which a loss trains beside the scene.
 
-Its state is tensors and plain values by the names of the parameters, so that a checkpoint can hold it.
+Its state is tensors and plain values by parameter name, so that a checkpoint can hold it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sdlab.rng import StepRng
 
 
 def initialised(make: Callable[[], nn.Module], rng: StepRng, stream: str) -> nn.Module:
-    """`make()` with torch's own random initialisation drawn from `rng(stream)`; nobody else's draws are touched."""
+    """Call `make()` with torch's random initialisation drawn from `rng(stream)`, leaving the global generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng(stream).initial_seed())
         return make()
 
 
 class FittedNet:
-    """`net`, an Adam of its trainable parameters, and how many steps it has taken (`fitted`)."""
+    """`net`, an AdamW of its trainable parameters, and the number of steps taken (`fitted`)."""
 
     def __init__(
         self, net: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
@@ -37,16 +37,17 @@ class FittedNet:
         )
 
     def descend(self, loss: Tensor, lr: float) -> None:
-        """One step of the optimiser at rate `lr`; a loss that is not finite is passed over."""
+        """Take one step of the optimiser at rate `lr`; skip it if the loss is not finite."""
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
         self._step(loss.detach(), lr)
 
     def descend_in_two(self, one: Callable[[], Tensor], other: Callable[[], Tensor], lr: float) -> None:
-        """As `descend`, of the sum of two losses that are worked out and differentiated beside each other.
+        """Take the step of `descend` for the sum of two losses, computed and differentiated in parallel.
 
-        Each in one thread, and added in this order, so that the same comes out whoever else uses the processor. torch's
-        own threads split every small operation instead, and where two runs use them they wait for each other.
+        Each runs in one thread, and they are added in this order, so that the result does not depend on the load of the
+        processor. torch's own threads would split every small operation instead, and those of two runs would wait for
+        each other.
         """
         if self._beside is None:
             self._beside = ThreadPoolExecutor(1, "sdlab-lesson", torch.set_num_threads, (1,))
@@ -59,7 +60,7 @@ class FittedNet:
         more, added = coming.result()
         for p, *found in zip(self._named.values(), grads, added, strict=True):
             for grad in (g for g in found if g is not None):
-                if p.grad is None:  # in the memory format of the weight: the fused optimiser goes by address
+                if p.grad is None:  # in the weight's memory format: the fused optimiser goes by address
                     p.grad = torch.empty_like(p).copy_(grad)
                 else:
                     p.grad += grad
@@ -73,14 +74,14 @@ class FittedNet:
     def _step(self, loss: Tensor, lr: float) -> None:
         for group in self._adam.param_groups:
             group["lr"] = lr
-        # what torch.amp tells a fused optimiser: it decides on the device, where a look at the loss would wait for it
+        # as torch.amp does: the optimiser decides on the device, without a synchronisation to read the loss
         self._adam.found_inf = (~torch.isfinite(loss)).float()  # pyright: ignore[reportAttributeAccessIssue]
         self._adam.step()
         self.fitted += 1
 
     def to(self, device: torch.device) -> None:
-        """Move what is trained and the optimiser's moments. The rest of the network may be the prior's own tensors,
-        which stay where they are."""
+        """Move the trained parameters and the optimiser's moments. The rest of the network may be the prior's own
+        tensors, which stay where they are."""
         for p in self._named.values():
             p.data = p.data.to(device)
         for state in self._adam.state.values():
@@ -89,7 +90,7 @@ class FittedNet:
                     state[key] = value.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"fitted", "net": name -> tensor, "adam": name -> moments}, of what is trained; copies."""
+        """Return {"fitted", "net": name -> tensor, "adam": name -> moments} of the trained parameters; copies."""
         return {
             "fitted": self.fitted,
             "net": {name: p.detach().clone() for name, p in self._named.items()},
@@ -101,7 +102,7 @@ class FittedNet:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """ValueError when it is the state of another network."""
+        """Restore a state. ValueError if it belongs to another network."""
         shapes = {name: tuple(p.shape) for name, p in self._named.items()}
         given = {name: tuple(value.shape) for name, value in state["net"].items()}
         if shapes != given:
@@ -113,7 +114,7 @@ class FittedNet:
                 p.copy_(state["net"][name])
         for name, moments in state["adam"].items():
             p = self._named[name]
-            # in the memory format of the weight: the fused optimiser goes through both by address
+            # in the weight's memory format: the fused optimiser walks both by address
             self._adam.state[p] = {
                 k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.clone() for k, v in moments.items()
             }

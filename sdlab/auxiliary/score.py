@@ -1,15 +1,15 @@
-"""The score of the rendered pictures, learnt beside the scene: what VSD, ESD and their kin set against the prior's.
+"""The renders' own score, trained beside the scene; VSD, ESD and ASD subtract it from the prior's.
 
-psi starts as the prior and is trained on what is rendered (Wang et al. 2023, ProlificDreamer, eq. 9), with the camera
-c or, in a share p_null of the pictures, without it (ESD, Algorithm 1):
+psi starts as the prior and is trained on the renders (Wang et al. 2023, ProlificDreamer, eq. 9), given the camera c or,
+for a fraction p_null of the renders, without it (ESD, Algorithm 1):
 
     min_psi E || eps_psi(alpha z0 + sigma noise, t, y, c or none) - noise ||^2
 
-with a timestep from 0 .. 999 and noise of its own, as in the released code, and in the units of the network's native
-prediction. y is the prompt without a view word: where the picture was taken from is what c says.
+with its own timestep from 0 .. 999 and its own noise, as in the released code, and in the units of the network's native
+prediction. y is the prompt without a view word, since c already gives the viewpoint.
 
-The camera is the 4 x 4 matrix from camera to world, its translation in units of the scene's radius, which is 1 in our
-world; "none" is sixteen zeros.
+The camera is the 4 x 4 matrix from camera to world, its translation in units of the scene's radius, which is 1 here;
+"none" is sixteen zeros.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PSI = Term(
     "psi_c",
     "psi, camera",
     "the estimate of psi, trained on the renders, given this camera",
-    "minus the renders' own score, given the camera",
+    "minus the renders' score, by camera",
     subtracted=True,
     colour="teal",
     formula="eps_psi(camera)",
@@ -56,12 +56,12 @@ PSI_NULL = Term(
     "psi",
     "psi, no camera",
     "the estimate of psi, not given the camera",
-    "minus the renders' own score over all cameras",
+    "minus the renders' score, over all",
     subtracted=True,
     colour="lime",
     formula="eps_psi(none)",
 )
-AUX_NAME = "score"  # losses that train psi in the same way go on with each other's
+AUX_NAME = "score"  # shared by the losses that train psi in the same way
 
 
 class Score(FittedNet):
@@ -72,8 +72,8 @@ class Score(FittedNet):
         super().__init__(self._psi, lr, betas=(0.9, 0.99), weight_decay=0.01)
 
     def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
-        """eps_psi of x.z_t with the camera (True) or without, one [B, C, H, W] for each of `cameras`, without
-        gradient."""
+        """Return eps_psi at x.z_t with the camera (True) or without it, one [B, C, H, W] per entry of `cameras`,
+        without gradient."""
         model.nfe += len(cameras)
         seen = _cameras_of(x.z0, model)
         batches = [_Batch(x.z_t, x.t, seen if with_camera else torch.zeros_like(seen)) for with_camera in cameras]
@@ -90,11 +90,12 @@ class Score(FittedNet):
         every: int = 1,
         gamma: float = 0.0,
     ) -> None:
-        """`lessons` steps of the optimiser on the rendered pictures x.z0; a coin for each picture hides its camera.
-        With `every` above 1 only every so many-th step of the scene is one in which psi learns, and then from as many
-        noises to each picture: a large batch costs far less than as many small ones. `gamma` adds that much of the
-        distance to the prior's own prediction (ASD)."""
-        if model.rng.step > 0 and model.rng.step % every:  # steps below 0 are those of its warm-up
+        """Take `lessons` training steps on the renders x.z0, hiding each render's camera with probability `p_null`.
+
+        With `every` = n above 1, psi trains only in every n-th step of the scene, and then on n noises per render: one
+        large batch costs far less than n small ones. `gamma` weights the distance to the prior's own prediction (ASD).
+        """
+        if model.rng.step > 0 and model.rng.step % every:  # steps below 0 belong to the warm-up
             return
         seen = _cameras_of(x.z0, model)
         for k in range(lessons):
@@ -105,18 +106,18 @@ class Score(FittedNet):
     def _lesson(
         self, z0: Tensor, draws: Sequence[tuple[_Batch, Tensor, Tensor | None]], cond: Cond, lr: float, gamma: float
     ) -> None:
-        """One step of the optimiser on what was drawn of the pictures z0."""
+        """Take one training step on the draws from the renders z0."""
         batches, noises, rivals = zip(*draws, strict=True)
         z_t, t, camera = _joined(batches)
         z0, noise = z0.repeat(len(draws), 1, 1, 1), torch.cat(noises)
         rival = None if gamma == 0.0 else torch.cat(rivals)
 
         def error(rows: slice) -> Tensor:
-            """What some of the pictures add to the loss."""
+            """Return the share of some rows in the training loss."""
             out = self._psi.predict(z_t[rows], t[rows], cond_rows(cond, rows), camera[rows])
             other = None if rival is None else rival[rows]
             errors = self._psi.errors(out, z0[rows], noise[rows], t[rows], other, gamma)
-            # a sum over places, so that half-precision gradients do not vanish; Adam does not mind the factor
+            # a sum over entries, so that half-precision gradients do not vanish; Adam is invariant to the factor
             return errors.sum() / len(z0) * z0[0].numel()
 
         half = len(z0) // 2
@@ -130,8 +131,8 @@ class Score(FittedNet):
     def _draw(
         x: Noised, model: BoundPrior, seen: Tensor, i: int, p_null: float, gamma: float
     ) -> tuple[_Batch, Tensor, Tensor | None]:
-        """What psi is shown of x.z0, whose cameras are `seen`, the noise in it, and what the prior says of it if
-        `gamma` asks for that."""
+        """Draw a training batch from the renders x.z0 with cameras `seen`. Return it, its noise, and the prior's
+        prediction if `gamma` needs it."""
         t = torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {i}")).to(x.z0.device)
         noise = model.rng.randn(f"score noise {i}", x.z0)
         kept = torch.rand(x.z0.shape[:1], generator=model.rng(f"score camera {i}")) >= p_null
@@ -141,14 +142,20 @@ class Score(FittedNet):
         return batch, noise, model.eps(z_t, t, "pos")[0] if gamma != 0.0 else None
 
     def _predict(self, batches: Sequence[_Batch], model: BoundPrior) -> list[Tensor]:
-        """psi's native answers to each of `batches`, in one forward."""
+        """Return psi's native prediction for each of `batches`, in one forward pass."""
         z_t, t, camera = _joined(batches)
         cond = cat_conds([model.conds[ROLE]] * len(batches))
         return list(self._psi.predict(z_t, t, cond, camera).chunk(len(batches)))
 
 
 class FixedScores:
-    """A psi that does not learn."""
+    """A psi that is not trained."""
+
+    fitted: int
+
+    def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
+        """As `Score.ask`."""
+        raise NotImplementedError
 
     def learn(self, x: Noised, model: BoundPrior, *how: float) -> None:
         """Nothing to learn."""
@@ -164,7 +171,7 @@ class FixedScores:
 
 
 class UntrainedScores(FixedScores):
-    """psi before its first lesson, when it answers as the prior does, with a camera or without; nothing is built."""
+    """psi before its first training step, when it equals the prior, with a camera or without; nothing is built."""
 
     fitted = 0
 
@@ -176,10 +183,10 @@ class UntrainedScores(FixedScores):
 
 
 class ExactScores(FixedScores):
-    """psi of a perfect student for whom this step's pictures are all there is: with its camera each of x.z0 is a point,
-    without they are a mixture of points. Many particles of few dimensions are needed for that to say something."""
+    """Closed-form psi: the exact score of this step's renders. Given its camera, each of x.z0 is a point; without, they
+    are a mixture of points. Meaningful for many particles of few dimensions only."""
 
-    fitted = sys.maxsize  # nothing to learn, so that no warm-up is waited for
+    fitted = sys.maxsize  # nothing to train, so no warm-up
 
     def ask(self, x: Noised, model: BoundPrior, cameras: Sequence[bool]) -> list[Tensor]:
         """As `Score.ask`."""
@@ -190,8 +197,11 @@ class ExactScores(FixedScores):
         return [own if with_camera else together for with_camera in cameras]
 
 
+Psi = Score | FixedScores
+
+
 class _Batch(NamedTuple):
-    """What psi is shown."""
+    """Inputs of psi."""
 
     z_t: Tensor
     t: Tensor
@@ -199,29 +209,29 @@ class _Batch(NamedTuple):
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:
-    """One batch of all."""
+    """Concatenate into one batch."""
     return _Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
 def _cameras_of(z: Tensor, model: BoundPrior) -> Tensor:
-    """[B, 16] in the type of z; zeros, which mean none, where there are no cameras."""
+    """Return camera vectors [B, 16] in the type of z; zeros, for none, where there are no cameras."""
     if model.cams is None:
         return torch.zeros(z.shape[0], CAMERA_WIDTH, dtype=z.dtype, device=z.device)
     return camera_vectors(model.cams).to(z)
 
 
 def camera_vectors(cams: Cameras) -> Tensor:
-    """[B, 16]: the matrices from camera to world, row by row, translation in units of the scene's radius."""
+    """Return the matrices from camera to world, row by row [B, 16], translations in units of the scene's radius."""
     return torch.linalg.inv(cams.viewmats).flatten(1)
 
 
 def square_error(eps: Tensor, noise: Tensor) -> Tensor:
-    """The mean over everything; 0-d."""
+    """Return the mean square error over all entries; 0-d."""
     return (eps - noise).square().mean()
 
 
 class TrainsScore:
-    """What losses that train psi have in common, beside the knobs below."""
+    """A loss that trains psi. Its knobs are below; a subclass declares them after its own, in the order of the form."""
 
     fits_guidance: ClassVar[bool] = False
 
@@ -233,7 +243,7 @@ class TrainsScore:
     every: int
 
     def aux_key(self) -> tuple:
-        """What a psi that is to be gone on with must have been made with; a copy has no rank."""
+        """Knobs that must match for an existing psi to be reused; a copy has no rank."""
         return self.network, self.rank if self.network == "lora" else 0
 
     def init_aux(self, prior: Prior, rng: StepRng) -> Score | ExactScores:
@@ -245,7 +255,7 @@ class TrainsScore:
         return ExactScores() if self.network == EXACT else UntrainedScores()
 
     def answers(self) -> int:
-        """How many predictions of psi the gradient asks for."""
+        """Number of predictions of psi in `gradient`."""
         return 1
 
     def evaluations(self) -> tuple[int, int]:
@@ -253,18 +263,18 @@ class TrainsScore:
             return 2, 0
         return 2 + self.answers(), self.lessons
 
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+    def fit(self, x: Noised, model: BoundPrior, aux: Psi, guidance: Guidance) -> None:
         aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every)
 
 
-# ---- the knobs that these losses share --------------------------------------------------------------------------
+# ---- knobs shared by the losses that train psi -----------------------------------------------------------------
 
 
 def network_knob() -> Any:
     return knob(
         "lora",
         help="how psi is made: LoRA on the prior's attention (paper); a copy of all its weights, for small priors; "
-        "exact: not learnt, this step's pictures are all there is (2-D playground)",
+        "exact: not trained, the closed-form score of this step's renders (2-D playground)",
         apply="rebuild",
         choices=NETWORKS,
     )
@@ -279,16 +289,16 @@ def lr_knob() -> Any:
 
 
 def p_null_knob() -> Any:
-    return knob(0.1, 0.0, 1.0, "share of the pictures that psi learns without their camera (released code: 0.1)")
+    return knob(0.1, 0.0, 1.0, "fraction of the renders that psi learns without their camera (released code: 0.1)")
 
 
 def lessons_knob() -> Any:
-    return knob(1, 1, 16, "steps of psi's optimiser for each step of the scene (paper: 1)")
+    return knob(1, 1, 16, "training steps of psi per step of the scene (paper: 1)")
 
 
 def every_knob() -> Any:
-    return knob(1, 1, 16, "psi learns in every so many-th step, then from as many noises to each picture (paper: 1)")
+    return knob(1, 1, 16, "train psi only every n-th step, then on n noises per render (paper: 1)")
 
 
 def warm_up_knob() -> Any:
-    return knob(100, 0, 2000, "steps in which psi alone learns, when it is new")
+    return knob(100, 0, 2000, "training steps of a new psi before the scene moves")

@@ -2,12 +2,12 @@
 the network that DreamMapping's operator is made of.
 
 A U-Net whose convolutions are axial and depth-wise: y = x + DW(7 x 1)(x) + DW(1 x 7)(x), then batch norm (the skip
-connection), a 1 x 1 convolution to twice the width, 2 x 2 max pooling and GELU. Its bottleneck looks at three
-dilations; the decoder mirrors the encoder. As published it has five levels, 16 to 512 wide, and takes pictures whose
-sides are multiples of 32: 879 252 parameters for 4 x 64 x 64 latents. Smaller spaces get fewer levels, as many as
-leave at least 2 x 2 places in the bottleneck, for its batch norm has nothing to go by in a single place.
+connection), a 1 x 1 convolution to twice the width, 2 x 2 max pooling and GELU. The bottleneck uses three dilations;
+the decoder mirrors the encoder. As published it has five levels, 16 to 512 wide, and takes images whose sides are
+multiples of 32: 879 252 parameters for 4 x 64 x 64 latents. Smaller spaces get fewer levels, so that the bottleneck
+keeps at least 2 x 2 pixels: a single pixel has no statistics for its batch norm.
 
-Batch norm always uses the statistics of the batch: the operator is trained on what it is applied to.
+Batch norm always uses the batch's statistics, because the operator is trained on the very batch it is applied to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BASE, LEVELS = 16, 5
 
 
 def levels_for(height: int, width: int) -> int:
-    """How often the sides can be halved, at most 5 times, down to 2 or more. ValueError if not once."""
+    """Return how often the sides can be halved, at most 5 times, down to 2 or more. ValueError if not even once."""
     n = 0
     while n < LEVELS and all(side % 2 ** (n + 1) == 0 and side // 2 ** (n + 1) >= 2 for side in (height, width)):
         n += 1
@@ -34,7 +34,7 @@ def batch_norm(width: int) -> nn.BatchNorm2d:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution; on a processor as the matrix product that it is, whose backward is the faster one."""
+    """A 1 x 1 convolution; on the CPU as a matrix product, whose backward is faster."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__(width, out, 1)
@@ -57,7 +57,7 @@ class Axial(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.dtype != torch.float32:
             return x + self.down(x) + self.across(x)
-        from sdlab.auxiliary.axial import axial  # numba takes its time to be imported
+        from sdlab.auxiliary.axial import axial  # numba is slow to import
 
         down, across = self.down, self.across
         assert down.bias is not None
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.widen = Pointwise(width, 2 * width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The skip connection [B, W, H, W'] and what goes on, [B, 2 W, H / 2, W' / 2]."""
+        """Return the skip connection [B, W, H, W'] and the input of the next level [B, 2 W, H / 2, W' / 2]."""
         skip = self.norm(self.mix(x))
         return skip, F.gelu(F.max_pool2d(self.widen(skip), 2))
 
@@ -93,7 +93,7 @@ class Bottleneck(nn.Module):
 
 class Decoder(nn.Module):
     def __init__(self, width: int) -> None:
-        """From twice `width` and a skip connection of `width` to `width`."""
+        """Map 2 `width` channels and a skip connection of `width` to `width`."""
         super().__init__()
         self.narrow, self.norm = Pointwise(3 * width, width), batch_norm(width)
         self.mix, self.point = Axial(width, 7), Pointwise(width, width)
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
 
 
 class ULite(nn.Module):
-    """[B, C, H, W] -> the same."""
+    """[B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()

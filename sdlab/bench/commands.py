@@ -77,7 +77,7 @@ def _add_page(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
-    p.add_argument("--seconds", type=positive, metavar="N", help="duration of the part with four lanes (default 600)")
+    p.add_argument("--seconds", type=positive, metavar="N", help="seconds for the part with four lanes (default 600)")
     p.add_argument("--quick", action="store_true", help="one round of short turns, and four lanes for 20 seconds")
     add_device(p)
     p.set_defaults(call=_page)

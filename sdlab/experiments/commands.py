@@ -231,7 +231,7 @@ def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
     p.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
     )
-    p.add_argument("--seconds", type=positive, help=f"time per run (default {seconds}; with --steps: no limit)")
+    p.add_argument("--seconds", type=positive, help=f"seconds per run (default {seconds}; with --steps: no limit)")
     p.add_argument("--steps", type=positive, help="steps per run (default: as many as fit into --seconds)")
     p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
     add_device(p)

@@ -35,7 +35,7 @@ from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
 from sdlab.schedule import weight
 from sdlab.settings import Settings
-from sdlab.step import noised
+from sdlab.step import add_noise
 from sdlab.types import BoundPrior
 
 VIEWS = 32
@@ -113,7 +113,7 @@ def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int)
     for number in range(steps):
         rng = StepRng(seed, number)
         model = BoundPrior(prior, conds, cams, rng, number / steps)
-        x = noised(views.detach().clone(), s, rng, prior, number / steps)
+        x = add_noise(views.detach().clone(), s, rng, prior, number / steps)
         guidance = loss.gradient(x, model, aux)
         views.grad = weight(s.schedule, x.alpha, x.sigma) * guidance.residual
         for group in adam.param_groups:
@@ -124,7 +124,7 @@ def spread(prior: MixtureScores, lam: float, exact: bool, steps: int, seed: int)
     for number in range(DRAWS):
         rng = StepRng(seed, steps + number)
         model = BoundPrior(prior, conds, cams, rng)
-        x = noised(views.detach(), s, rng, prior, 1.0)
+        x = add_noise(views.detach(), s, rng, prior, 1.0)
         learnt = _difference(aux.ask(x, model, (True, False)))
         truth = _difference(ExactScores().ask(x, model, (True, False)))
         projected, exact_norm = projected + float((learnt * truth).sum()), exact_norm + float(truth.square().sum())

@@ -15,7 +15,7 @@ from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene
 from sdlab.settings import Settings
-from sdlab.step import BUILD_STEP, Reference, State, Stopwatch, bound, look, noised
+from sdlab.step import BUILD_STEP, Reference, State, Stopwatch, add_noise, bind_prior, take_views
 from sdlab.types import PERP_ROLES, BoundPrior, Cameras, Guidance, Noised, Prior
 
 
@@ -63,8 +63,8 @@ def ground_of(state: State, s: Settings, prior: Prior, step: int, t: int | None 
     rng, progress = StepRng(s.seed, step), s.progress(step)
     # a scene in the prior's space may remember its last samples
     scene = copy.deepcopy(state.scene) if isinstance(state.scene, FlatScene) else state.scene
-    cams, render, z = look(scene, s, prior, rng, Stopwatch())
-    x = noised(z, s, rng, prior, progress)
+    cams, render, z = take_views(scene, s, prior, rng, Stopwatch())
+    x = add_noise(z, s, rng, prior, progress)
     if t is not None:
         levels = torch.full_like(x.t, t)
         alpha, sigma = prior.marginal(levels)
@@ -84,8 +84,10 @@ def ask(name: str, ground: Ground, state: State, s: Settings, prior: Prior, prom
             reference = Reference(state.scene, s.prompt, loss.aux_key())
             notes.append("compares with the scene as it is now: zero")
         else:
-            x = x._replace(ref=look(reference.scene, s, prior, ground.rng, Stopwatch()).z)
-    model = PaddedPrior(bound(prior, own, prompts, ground.cams, ground.rng, ground.progress, reference), _widths(s))
+            x = x._replace(ref=take_views(reference.scene, s, prior, ground.rng, Stopwatch()).z)
+    model = PaddedPrior(
+        bind_prior(prior, own, prompts, ground.cams, ground.rng, ground.progress, reference), _widths(s)
+    )
     aux = _auxiliary(loss, state, prior, s)
     if aux is not None and (aux.fitted == 0 or aux.fitted < loss.warm_up_steps()):
         learnt = f"has learnt {aux.fitted} of {loss.warm_up_steps()} steps" if aux.fitted else "is not trained yet"

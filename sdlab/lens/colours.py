@@ -1,56 +1,55 @@
 """Tensors to pictures: pushes, heat maps, latents and points of the plane.
 
-Colours of a push, w(t) residual with its sign turned: grey stays as it is, what is coloured is pushed towards that
-colour. Latents have no colours; there each channel is given one, and the picture is nothing but a pattern. Points of
-the plane are drawn where they are, all of a step together, with a line to where they would go.
+A push is -w(t) residual: grey stays as it is, other places are pushed towards their colour. Latents have no colours;
+each channel is given one, and the picture is only a pattern. Points of the plane are drawn where they are, all of a
+step together, with a line to where they would go.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sdlab.lens.numbers import SILENT
-from sdlab.pictures import to_uint8
+from sdlab.pictures import resize, to_uint8
 from sdlab.plane import draw_plane
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
-LEAST, MOST = 128, 256  # pixels of a picture: smaller ones are enlarged by a whole factor, larger ones reduced
+LEAST, MOST = 128, 256  # pixels of a picture: smaller ones are enlarged by an integer factor, larger ones reduced
 WIDTHS = 3.0  # a push is drawn from -3 to 3 times its root mean square
-LATENT_REACH = 6.0  # latents beyond it are cut before they are decoded: a VAE in half precision would overflow
-FAR = 10.0  # a point of the plane is drawn no farther away
-ARROW = 0.3  # how long a push of the plane's points is drawn, in their root mean square
+LATENT_REACH = 6.0  # latents are clipped to it before decoding: a VAE in half precision would overflow
+FAR = 10.0  # coordinates of the plane are clipped to it
+ARROW = 0.3  # root mean square of the pushes as drawn on the plane
 
 
 def is_pixels(prior: Prior) -> bool:
-    """Whether the prior's space is made of pixels, or of blocks of them, so that decoding is linear."""
+    """Return whether the prior's space is pixels, or blocks of pixels, so that decoding is linear."""
     channels, height, width = prior.shape
     block = prior.image_size // max(height, width)
     return channels == 3 * block**2 and block * max(height, width) == prior.image_size
 
 
 def is_plane(prior: Prior) -> bool:
-    """Whether events are points of the plane."""
+    """Return whether the prior's space is the plane."""
     return tuple(prior.shape) == (2, 1, 1)
 
 
 def no_pictures(prior: Prior) -> str:
-    """Why events of this prior cannot be seen, "" if they can."""
+    """Return why this prior's space cannot be shown, "" if it can."""
     if prior.shape[0] != 3 and prior.name == "mixture" and not is_plane(prior):
         return f"events of {prior.shape[0]} channels are not pictures: prior.channels = 3 makes them so"
     return ""
 
 
 def arrow(push: Tensor) -> Tensor:
-    """A push of the plane's points [B, 2, 1, 1] as long as it is drawn."""
+    """Scale a push of the plane's points [B, 2, 1, 1] to the length at which it is drawn."""
     return push * (ARROW / push.square().mean().sqrt().clamp_min(SILENT))
 
 
 def ways(start: Tensor, end: Tensor, s: Settings, prior: Prior) -> np.ndarray:
-    """Points of the plane [B, 2, 1, 1] with the straight way to `end`: uint8 [s, s, 3]."""
+    """Draw points of the plane [B, 2, 1, 1], with straight lines to `end`: uint8 [s, s, 3]."""
     way = torch.stack([start, end.clamp(-FAR, FAR)]).flatten(2).float().cpu().numpy()
     return _reduced(draw_plane(prior, prior.embed(s.prompt.text), way))
 
@@ -60,7 +59,7 @@ def decodable(z: Tensor, prior: Prior) -> Tensor:
 
 
 def round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, ..., so that colours keep their meaning from step to step; 1 for what is not above 0."""
+    """Round up to 1, 2, 5, 10, ..., so that colours keep their meaning from step to step; 1 if not above 0."""
     if not np.isfinite(value) or value <= 0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(value))
@@ -77,7 +76,7 @@ def heat_map(values: Tensor, colours: str) -> Tensor:
 
 
 def false_colours(z: Tensor) -> Tensor:
-    """[B, C, H, W] -> rgb [B, 3, H, W], grey for 0: each channel has a colour of its own, spread by three cosines."""
+    """[B, C, H, W] -> rgb [B, 3, H, W], grey for 0: each channel has its own colour, spread by three cosines."""
     channels = z.shape[1]
     waves = torch.tensor([1, channels // 2, channels - 1], device=z.device)
     at = (torch.arange(channels, device=z.device) + 0.5) / channels
@@ -86,29 +85,21 @@ def false_colours(z: Tensor) -> Tensor:
 
 
 def push_colours(grad: Tensor, prior: Prior) -> Tensor:
-    """A gradient [B, C, H, W] with its sign turned as rgb [B, 3, h, w], each in units of its own root mean square."""
+    """Draw the negative of a gradient [B, C, H, W] as rgb [B, 3, h, w], each in units of its root mean square."""
     push = -grad / (WIDTHS * grad.square().mean((1, 2, 3), keepdim=True).sqrt()).clamp_min(SILENT)
     return prior.decode(push) if is_pixels(prior) else false_colours(push)
 
 
-def of_size(rgb: Tensor, size: int, mode: str = "bilinear") -> Tensor:
-    if tuple(rgb.shape[-2:]) == (size, size):
-        return rgb
-    if mode == "nearest":
-        return F.interpolate(rgb, (size, size), mode="nearest")
-    return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False, antialias=True)
-
-
 def shown(rgb: Tensor) -> np.ndarray:
-    """rgb [K, 3, S, S] -> uint8 [K, s, s, 3] with LEAST <= s <= MOST, or a little more."""
+    """Resize rgb [K, 3, S, S] to uint8 [K, s, s, 3] with LEAST <= s <= MOST, or slightly more."""
     size = rgb.shape[-1]
     if size > MOST:
-        rgb = of_size(rgb.float(), MOST)
+        rgb = resize(rgb.float(), (MOST, MOST))
     pictures = to_uint8(rgb)
     times = -(-LEAST // pictures.shape[1])
     return pictures.repeat(times, 1).repeat(times, 2)
 
 
 def _reduced(picture: np.ndarray) -> np.ndarray:
-    """uint8 [S, S, 3], of at most MOST pixels."""
+    """Resize uint8 [S, S, 3] to at most MOST pixels."""
     return shown(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255)[0]

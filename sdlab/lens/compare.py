@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sdlab.lens.ask import Ground, ask, ground_of
-from sdlab.lens.colours import arrow, decodable, is_plane, no_pictures, of_size, push_colours, shown, ways
+from sdlab.lens.colours import arrow, decodable, is_plane, no_pictures, push_colours, shown, ways
 from sdlab.lens.numbers import cosines
+from sdlab.pictures import resize
 from sdlab.prompts import PromptBank, views_of
 from sdlab.schedule import weight
 from sdlab.settings import Settings
@@ -22,28 +23,29 @@ from sdlab.types import Noised, Prior
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The gradients w(t) residual of L losses at one state, cameras, t and noise, before they are scaled or clipped.
-    A loss that could not answer, or that is still to come, has NaN. Points of the plane are B views in one
-    picture."""
+    """The gradients w(t) residual of L losses at one state, cameras, t and noise, before scaling and clipping.
+
+    A loss that failed, or has not answered yet, has NaN. Points of the plane are B views in one picture.
+    """
 
     losses: tuple[str, ...]  # by kind, L
     titles: tuple[str, ...]
-    notes: tuple[str, ...]  # what one has to know of each, "" for nothing
-    done: int  # of the L losses
+    notes: tuple[str, ...]  # for the reader, "" for none
+    done: int  # losses that have answered
     t: tuple[int, ...]  # of each of the B views
-    views: tuple[str, ...]  # what each of the P pictures is called, for cameras their view words
+    views: tuple[str, ...]  # names of the P pictures; for cameras their view words
     renders: np.ndarray  # uint8 [P, S, S, 3]
     pictures: np.ndarray  # uint8 [L, P, S, S, 3], each from -3 to 3 times its own root mean square
     rms: np.ndarray  # [L], over all views
     cosines: np.ndarray  # [L, L], over all views together
-    nfe: tuple[int, ...]  # evaluations of networks for each view
+    nfe: tuple[int, ...]  # network evaluations per view
     seconds: tuple[float, ...]
-    reason: str = ""  # why there are no pictures, which the figures do not need
+    reason: str = ""  # why there are no pictures; the numbers do not need any
 
 
 @dataclass
 class _Row:
-    """What one loss answered: its gradient [B, C, H, W] in float64 on the CPU, None where it could not."""
+    """The answer of one loss: its gradient [B, C, H, W] in float64 on the CPU, None if it failed."""
 
     note: str = ""
     grad: Tensor | None = None
@@ -60,17 +62,17 @@ def comparison_steps(
     names: Sequence[str] | None = None,
     step: int | None = None,
 ) -> Iterator[Comparison]:
-    """The gradients of the losses `names` (None: of all), each with its own knobs, for the scene as it is now and the
-    cameras, t and noise of step number `step` (None: of the next).
+    """Compare the gradients of the losses `names` (None: all), each with its own knobs, for the scene as it is now and
+    the cameras, t and noise of step number `step` (None: the next).
 
-    Looks at the scene first, then asks one loss for each item: what has been found so far, the last one is whole. The
-    run may go on in between; the scene stays what it was, only a psi that is learning meanwhile has learnt more. To be
-    given up when the prior or the scene is another one. A loss that raises is listed with its reason; ValueError for a
-    name that is none of a loss.
+    Render the scene first, then ask one loss per item and yield all answers so far; the last item is complete. The run
+    may continue in between: the scene stays as rendered, but a psi in training will have moved on. Abandon the iterator
+    when the prior or the scene is replaced. A loss that raises is listed with the reason; ValueError for an unknown
+    name.
     """
     names = tuple(s.losses) if names is None else tuple(names)
     for name in names:
-        s.patch("active", name)  # ValueError for one that there is not
+        s.patch("active", name)  # ValueError for an unknown name
     share_cores(prior)
     with torch.no_grad():
         ground = ground_of(state, s, prior, state.step if step is None else step)
@@ -81,7 +83,7 @@ def comparison_steps(
             renders = ways(ground.x.z0, ground.x.z0, s, prior)[None]
         elif not reason:
             rgb = prior.decode(decodable(ground.x.z0, prior)) if ground.rgb is None else ground.rgb
-            renders = shown(of_size(rgb, prior.image_size))
+            renders = shown(resize(rgb, (prior.image_size, prior.image_size)))
     rows: list[_Row] = []
     for name in names:
         share_cores(prior)
@@ -115,16 +117,16 @@ def _row(
 
 
 def _pushes(grad: Tensor, x: Noised, s: Settings, prior: Prior) -> np.ndarray:
-    """A gradient [B, C, H, W] with its sign turned as pictures, uint8 [P, s, s, 3]."""
+    """Draw the negative of a gradient [B, C, H, W], uint8 [P, s, s, 3]."""
     if is_plane(prior):
         return ways(x.z0, x.z0 + arrow(-grad), s, prior)[None]
-    return shown(of_size(push_colours(grad, prior), prior.image_size, "nearest"))
+    return shown(resize(push_colours(grad, prior), (prior.image_size, prior.image_size), smooth=False))
 
 
 def _compared(
     names: tuple[str, ...], rows: list[_Row], ground: Ground, s: Settings, renders: np.ndarray | None, reason: str
 ) -> Comparison:
-    """What is known after the losses of `rows`, the first of `names`."""
+    """Collect the answers `rows` of the first losses in `names`."""
     n, b = len(names), len(ground.x.z0)
     blank = np.zeros((b, 1, 1, 3), np.uint8) if renders is None else np.full_like(renders, 128)
     rows = rows + [_Row() for _ in range(n - len(rows))]

@@ -20,41 +20,40 @@ from sdlab.lens.colours import (
     is_pixels,
     is_plane,
     no_pictures,
-    of_size,
     round_up,
     shown,
     ways,
 )
 from sdlab.lens.numbers import SILENT, Place, places
 from sdlab.losses import Distillation
-from sdlab.pictures import to_uint8
+from sdlab.pictures import resize, to_uint8
 from sdlab.prompts import PromptBank, views_of
 from sdlab.schedule import weight
 from sdlab.settings import Settings
 from sdlab.step import Report, State, share_cores
 from sdlab.types import N_TIMESTEPS, Cameras, Guidance, Noised, Prior
 
-WIDE = 20.0  # the same for a residual that is decoded to be measured: nothing is cut off
+WIDE = 20.0  # the same for the residual of the heat map, wide enough that nothing is clipped
 
 
 @dataclass(frozen=True, eq=False)
 class LensPictures:
-    """One view of one step, or all points of the plane. Without pictures `reason` says why there are none."""
+    """One view of one step, or all points of the plane. If there are no pictures, `reason` says why."""
 
     labels: tuple[str, ...] = ()
-    captions: tuple[str, ...] = ()  # a sentence or two each, for people
+    captions: tuple[str, ...] = ()  # a sentence or two each
     pictures: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))  # [K, S, S, 3]
     loss: str = ""
     view: str = ""  # its view word, "" without cameras
-    t: int = 0  # of this view or point, as are the next three
+    t: int = 0  # of this view or point, like the next three
     alpha: float = 1.0
     sigma: float = 0.0
     weight: float = 0.0  # w(t)
-    scale: float = 0.0  # of the heat map: its colours end at plus and minus this, in units of eps; 0 without one
+    scale: float = 0.0  # of the heat map, in units of eps: its colours end at plus and minus this; 0 without one
     rms: float = 0.0  # of w(t) residual in this view
-    note: str = ""  # what one has to know to read it
+    note: str = ""  # for the reader
     reason: str = ""
-    renders: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))  # of all B views [B, S, S, 3]
+    renders: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))  # all B views [B, S, S, 3]
     views: tuple[str, ...] = ()  # their view words
 
 
@@ -104,7 +103,7 @@ def _seen(
 
 
 class Item(NamedTuple):
-    """A picture to come: z [1, C, H, W]."""
+    """A picture to be decoded: z [1, C, H, W]."""
 
     label: str
     caption: str
@@ -145,26 +144,26 @@ def _drawn(
         brightness = wide * (2 * decoded[-2].mean(0) - 1)
         scale = round_up(2.5 * float(brightness.square().mean().sqrt()))
         heat, push = heat_map(brightness / scale, "RdBu_r"), decoded[-1:]
-        meaning = f"red: to become brighter, blue: darker; the colours end at {scale:g}"
+        meaning = f"red: should become brighter, blue: darker; the colours end at {scale:g}"
     else:
         scale = round_up(2 * rms)
         heat, push = heat_map((residual / scale).square().mean((0, 1)).sqrt(), "magma"), false_colours(push)
-        meaning = f"how strong it is at each place; the colours end at {scale:g}"
+        meaning = f"its strength at each place; the colours end at {scale:g}"
 
     w = float(weight(s.schedule, x.alpha, x.sigma)[row])
     size = prior.image_size
-    rows = [decoded[: len(items)], *(of_size(p.to(decoded), size, "nearest") for p in (heat, push))]
+    rows = [decoded[: len(items)], *(resize(p.to(decoded), (size, size), smooth=False) for p in (heat, push))]
     words = [
         *((item.label, item.caption) for item in items),
         ("residual", f"in units of eps, root mean square {rms:.2g}: {meaning}"),
         (
             "push",
-            f"-w(t) residual, w = {w:.2g}, root mean square {w * rms:.2g}: what is added to the picture, in colours "
+            f"-w(t) residual, w = {w:.2g}, root mean square {w * rms:.2g}: the change of the image, in colours "
             f"from -{WIDTHS:g} to {WIDTHS:g} times that",
         ),
     ]
     if rgb is not None:
-        rows.insert(0, of_size(rgb[one].to(decoded), size))
+        rows.insert(0, resize(rgb[one].to(decoded), (size, size)))
         words.insert(0, ("render", f"the scene as the loss sees it, {view}"))
     labels, captions = zip(*words, strict=True)
     pictures = shown(torch.cat(rows))
@@ -173,7 +172,7 @@ def _drawn(
 
 
 def _drawn_on_plane(x: Noised, guidance: Guidance, s: Settings, prior: Prior, row: int, note: str) -> LensPictures:
-    """All points together; t and what follows from it are those of point `row`."""
+    """Draw all points together; t, alpha, sigma and w are those of point `row`."""
     every = slice(None)
     asked_at = places(x, guidance, prior)
     w = weight(s.schedule, x.alpha, x.sigma)
@@ -190,14 +189,14 @@ def _drawn_on_plane(x: Noised, guidance: Guidance, s: Settings, prior: Prior, ro
         Item(
             "push",
             f"-w(t) residual, root mean square {float(push.square().mean().sqrt()):.2g}: where the points are pushed, "
-            "drawn at one length for all losses",
+            "drawn at the same length for every loss",
             x.z0 + arrow(push),
         ),
     ]
     pictures = np.stack([ways(x.z0, item.z, s, prior) for item in items])
     if bool((x.t != x.t[row]).any()):
         note = "; ".join(
-            n for n in (note, f"every point has a t of its own; t, alpha, sigma and w are of no. {row}") if n
+            n for n in (note, f"every point has its own t; t, alpha, sigma and w are those of no. {row}") if n
         )
     labels, captions = zip(*((item.label, item.caption) for item in items), strict=True)
     alpha, sigma, own, rms = (float(v[row]) for v in (x.alpha, x.sigma, w, push.square().mean((1, 2, 3)).sqrt()))
@@ -205,7 +204,7 @@ def _drawn_on_plane(x: Noised, guidance: Guidance, s: Settings, prior: Prior, ro
 
 
 def _noisy(x: Noised, asked_at: dict[str, Place], loss: Distillation, one: slice) -> Iterator[Item]:
-    """What the prior was asked about, each of it once."""
+    """Yield each noised image that the prior was asked about, once."""
     drawn: list[Tensor] = []
     for name, place in asked_at.items():
         if any(torch.equal(place.z_t, z) for z in drawn):
@@ -214,14 +213,14 @@ def _noisy(x: Noised, asked_at: dict[str, Place], loss: Distillation, one: slice
         t = f"{low}" if low == high else f"{low} to {high}"
         what = "with this step's noise" if torch.equal(place.z_t, x.z_t) else loss.term(name).noisy
         label = f"noisy, {loss.term(name).title}" if drawn else "noisy"
-        yield Item(label, f"z_t, {what}: what the prior is asked about at t = {t}", place.z_t[one])
+        yield Item(label, f"z_t, {what}: the prior's input at t = {t}", place.z_t[one])
         drawn.append(place.z_t)
 
 
 def _guesses(
     x: Noised, guidance: Guidance, asked_at: dict[str, Place], loss: Distillation, one: slice
 ) -> Iterator[Item]:
-    """x0-hat of every prediction of which it is known where it was asked."""
+    """Yield x0-hat of every prediction."""
     for name, place in asked_at.items():
         x0 = ((place.z_t - place.sigma * guidance.preds[name]) / place.alpha)[one]
         term = loss.term(name)

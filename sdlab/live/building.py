@@ -178,7 +178,7 @@ class Builder:
         if state.aux_keys.get(name) == key:
             return
         if loss.warm_up_steps():  # then building it may take seconds
-            self._loading(f"{loss.title}: making its own network")
+            self._loading(f"{loss.title}: building its own network")
         aux = loss.init_aux(prior, StepRng(s.seed, BUILD_STEP))
         state.aux.pop(name, None)
         state.aux_keys[name] = key

@@ -1,7 +1,7 @@
-"""Named parts <-> a folder. Safetensors and JSON only, so that a file from a stranger cannot run code.
+"""Save named parts to a folder and load them. Safetensors and JSON only, so that a foreign file cannot run code.
 
-A checkpoint folder holds one sub-folder per saved step, the newest two; each appears under its final name only when
-it is complete (written beside, flushed, renamed), so that a kill at any moment leaves a good one.
+A checkpoint folder holds one sub-folder per saved step, the newest two. Each is written under another name, flushed
+and renamed once it is complete, so that a process killed at any time leaves a valid one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Parts = Mapping[str, Mapping[str, Any]]
 
 
 def save(folder: Path, step: int, parts: Parts, texts: Mapping[str, str]) -> Path:
-    """Write `parts` (nested dicts of tensors and JSON values) and `texts` (file name -> content) as of `step`.
+    """Write `parts` (nested dicts of tensors and JSON values) and `texts` (file name -> content) of step `step`.
 
-    Returns the new sub-folder. Raises OSError when the folder cannot be written.
+    Return the new sub-folder. OSError if the folder cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     values = _split(parts, "", tensors)
@@ -51,9 +51,9 @@ def save(folder: Path, step: int, parts: Parts, texts: Mapping[str, str]) -> Pat
 
 
 def load(folder: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """(step, parts, texts) of the newest checkpoint in `folder` that can be read.
+    """Return (step, parts, texts) of the newest readable checkpoint in `folder`.
 
-    Raises ValueError that says what is wrong with the newest one when none can.
+    ValueError that says what is wrong with the newest one if none can be read.
     """
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder at {folder}")
@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
 
 
 def _split(node: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Move the tensors of a nested dict into `tensors` by slash-joined key; the rest must be JSON values."""
+    """Move the tensors of a nested dict into `tensors`, keyed by path; return the rest, which must be JSON values."""
     rest: dict[str, Any] = {}
     for key, value in node.items():
         path = f"{prefix}/{key}" if prefix else key
@@ -111,7 +111,7 @@ def _join(node: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -
 
 
 def _flush(path: Path) -> None:
-    """Ask the disk to have it before the rename makes it visible (folders cannot be flushed on Windows)."""
+    """Flush a file or folder to disk, before a rename makes it visible (Windows cannot flush folders)."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A run's diary on disk: `metrics.jsonl`, one line per step and one per change, in the order in which they happened."""
+"""The diary of a run on disk: `metrics.jsonl`, one line per step and per change, in order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sdlab.live.messages import Applied, Event, Failed, Rejected, Skipped, Stepp
 
 
 class Recorder:
-    """A session listener that appends to `path`; lines of steps after `keep_until` are dropped first (a resumed run
-    repeats them)."""
+    """A session listener that writes to `path`. Without `keep_until` it starts a new file; with it, it appends, after
+    dropping the lines of later steps, which a resumed run repeats."""
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
         self._path = path
@@ -46,10 +46,10 @@ class Recorder:
 
 
 def changes_in(path: Path) -> tuple[list[tuple[int, list[tuple[str, object]]]], int]:
-    """What was changed when, and the last step, as a diary says: ([(step, [(knob, value), ...]), ...], steps).
+    """Return the changes in a diary and its last step: ([(step, [(knob, value), ...]), ...], last step).
 
-    Changes that followed each other at one step count as one; one that was rolled back, because its first step
-    failed, is left out. ValueError when there is no such diary or no step in it.
+    Consecutive changes at one step count as one. A change that was rolled back because its first step failed is left
+    out. ValueError if there is no diary at `path` or no step in it.
     """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -60,7 +60,7 @@ def changes_in(path: Path) -> tuple[list[tuple[int, list[tuple[str, object]]]], 
                     changes.append((int(line["step"]), []))
                 changes[-1][1].append((line["path"], line["value"]))
             elif line.get("event") == "rejected" and changes and changes[-1][0] == line["step"]:
-                with contextlib.suppress(ValueError):  # most were refused before they were applied
+                with contextlib.suppress(ValueError):  # a change that was refused was never applied
                     changes[-1][1].remove((line["path"], line["value"]))
         changes = [(step, at_once) for step, at_once in changes if at_once]
         last = max(int(line["step"]) for line in lines)
@@ -82,5 +82,5 @@ def _truncate(path: Path, last_step: int) -> None:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line)
         except (ValueError, KeyError):
-            continue  # a line cut short by a kill
+            continue  # a line cut short when the process was killed
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

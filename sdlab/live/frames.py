@@ -24,8 +24,8 @@ from sdlab.schedule import weight
 from sdlab.step import STAGES, Report
 from sdlab.types import FlatFrame, Frame, Term
 
-KEPT_ROWS = 40_000  # rows [x, y] of the ways in one frame, so that it stays small however many points there are
-LATELY = 400  # steps of the ways in one frame at most
+KEPT_ROWS = 40_000  # most rows [x, y] of the paths in one frame, which bounds its size for any number of points
+LATELY = 400  # most steps of the paths in one frame
 
 _count = itertools.count(1)
 _numbers: WeakKeyDictionary[FlatScene, int] = WeakKeyDictionary()  # of the scenes there are
@@ -66,7 +66,7 @@ def stats_of(run: Run, report: Report, in_detail: bool) -> dict[str, float]:
 
 
 def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> FlatFrame | None:
-    """What there is to draw of `scene` after the step of `report`, taken with `loss`; None unless it is points."""
+    """Return the points of `scene` and the terms of `loss` in the step of `report`; None without points."""
     if isinstance(scene, PointScene):
         way = scene.lately(min(LATELY, KEPT_ROWS // scene.config.n))
     elif isinstance(scene, GaussianScene):
@@ -82,10 +82,10 @@ def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> Fl
 
 
 def _terms(report: Report, loss: Distillation) -> dict[Term, Tensor]:
-    """What the loss combined, as the legend lists it: predictions, the guided one, what is subtracted, the sum."""
+    """Return the terms of the loss in the order of the legend: predictions, guided, subtracted, residual."""
     preds, scale = report.guidance.preds, loss.guidance_scale()
     found = {term: preds[term.name] for term in loss.terms if term.name in preds}
-    found |= {loss.term(name): eps for name, eps in preds.items()}  # with those that the loss does not describe
+    found |= {loss.term(name): eps for name, eps in preds.items()}  # including those that the loss does not describe
     terms = {term: eps for term, eps in found.items() if not term.subtracted}
     if {"pos", "uncond"} <= preds.keys() and scale not in (None, 1):
         terms[replace(GUIDED, pull=f"guided: s = {scale:g}")] = cfg(preds["uncond"], preds["pos"], scale)
@@ -97,5 +97,5 @@ def _terms(report: Report, loss: Distillation) -> dict[Term, Tensor]:
 
 
 def _points(events: Tensor) -> np.ndarray:
-    """[B, 2, 1, 1] -> [B, 2] in float32."""
+    """Convert [B, 2, 1, 1] to float32 [B, 2]."""
     return events.detach().flatten(1).float().cpu().numpy()

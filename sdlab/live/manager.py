@@ -1,4 +1,4 @@
-"""Many sessions in one process: ids, time-outs, one pool of priors, one turnstile per device."""
+"""Several sessions in one process: ids, timeouts, one pool of priors, one turnstile per device."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from sdlab.settings import Settings
 from sdlab.types import Prior
 
 MOST_PRIORS = 8
-SWEEP_EVERY = 1.0  # seconds between looks for sessions that are over
-TRIM_EVERY = 30.0  # seconds after which freed memory is given back
+SWEEP_EVERY = 1.0  # seconds between checks for sessions that are over
+TRIM_EVERY = 30.0  # seconds between returns of freed memory to the system
 
 
 class PriorPool:
-    """Each prior is loaded once per process and device, whoever asks first; the others wait for that load. With
-    `batching` those who use it share its forwards. Of more than `MOST_PRIORS` those asked for longest ago are
-    forgotten; a run keeps its own."""
+    """Loads each prior once per process and device; concurrent requests wait for the first load. With `batching`, its
+    users share forward passes. The pool keeps the `MOST_PRIORS` requested last; a run keeps its own."""
 
     def __init__(self, batching: bool = False) -> None:
         self._batching = batching
@@ -39,7 +38,7 @@ class PriorPool:
         self._loaded: dict[tuple[PriorConfig, str], Prior] = {}
 
     def get(self, config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
-        """The prior, loaded if need be; errors of loading reach the caller and are not remembered."""
+        """Return the prior, loading it if necessary. Errors of loading are raised and not cached."""
         key = (config, str(device))
         with self._lock:
             gate = self._loading.setdefault(key, threading.Lock())
@@ -50,7 +49,7 @@ class PriorPool:
                 prior = config.load(device, progress)
                 found = cast(Prior, BatchingPrior(prior)) if self._batching else prior
             with self._lock:
-                self._loaded[key] = found  # the last one asked for
+                self._loaded[key] = found  # requested last
                 while len(self._loaded) > MOST_PRIORS:
                     oldest = next(iter(self._loaded))
                     del self._loaded[oldest]
@@ -60,20 +59,20 @@ class PriorPool:
 
 @dataclass
 class Seat:
-    """A running session and who looks at it. `id` is unguessable and serves as the token of its viewport."""
+    """A running session with its thread. `id` is unguessable and serves as the token of its viewport."""
 
     id: str
     session: Session
     thread: threading.Thread
     last_seen: float = field(default_factory=time.monotonic)
-    ends_at: float | None = None  # when nobody comes back to a page that was closed
+    ends_at: float | None = None  # end of the grace period, once the page was closed
     on_close: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Manager:
-    """Opens, finds and ends sessions. They take turns step by step, or with `batching` share the prior's forwards
-    (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was closed (a refresh comes back
-    within), or after `idle` seconds without a sign of life."""
+    """Opens, finds and ends sessions. They take turns step by step, or with `batching` share the prior's forward passes
+    (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was closed, so that a reload finds it again,
+    or after `idle` seconds without a sign of life."""
 
     def __init__(
         self,
@@ -88,15 +87,15 @@ class Manager:
         self.grace = grace
         self.idle = idle
         self.pool = PriorPool(batching)
-        self.turnstile = None if batching else Turnstile()  # steps must overlap for their forwards to meet
+        self.turnstile = None if batching else Turnstile()  # batching needs steps that overlap
         self._lock = threading.Lock()
         self._seats: dict[str, Seat] = {}
         self._closing = threading.Event()
         threading.Thread(target=self._sweep, name="sdlab-sweeper", daemon=True).start()
 
     def preload(self, settings: Settings) -> None:
-        """Load and compile in the background what the first visitor will need. Errors wait for the session that
-        needs it and can say them."""
+        """Load and compile for the first user in the background. Errors are left to the session that needs the prior
+        and can report them."""
 
         def work() -> None:
             with contextlib.suppress(Exception):
@@ -105,31 +104,31 @@ class Manager:
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
 
     def open(self, settings: Settings) -> Seat:
-        """A new session in its own thread, waiting for Resume. RuntimeError when all seats are taken."""
+        """Start a new session in its own thread, waiting for Resume. RuntimeError when all seats are taken."""
         return self._seat(Session(settings, self.device, self.pool.get, self.turnstile))
 
     def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
-        """A new seat whose session goes on from the exact state of another, running or paused as that is, with
-        `changes` as its first patch. It never waits: the new session says that it is loading until the other, between
-        two steps, has said where it is, and Failed if that cannot be had.
+        """Open a seat whose session continues from the exact state of another, running or paused like that one, with
+        `changes` as its first patch.
 
-        RuntimeError when all seats are taken or the other run has ended or failed, ValueError for changes that are not
-        allowed.
+        Never waits: the new session is loading until the other one hands over its state between two steps, and failed
+        if that does not happen. RuntimeError when all seats are taken or the other run has ended or failed, ValueError
+        for changes that are not allowed.
         """
         parent, changes = self.get(seat_id), tuple(changes)
         if parent is None:
-            raise RuntimeError("there is nothing to branch off: the run has ended")
+            raise RuntimeError("there is nothing to branch from: the run has ended")
         settings = parent.session.settings
         settings.patch_all(changes)
         with self._lock:
-            self._must_have_room()  # before the other session is asked for a copy
+            self._must_have_room()  # before requesting a copy from the other session
         session = Session(settings, self.device, self.pool.get, self.turnstile, parent.session.branch())
         if changes:
             session.send(Patch(changes))
         return self._seat(session)
 
     def _seat(self, session: Session) -> Seat:
-        """A seat for `session`, which begins in its own thread."""
+        """Start `session` in its own thread and return its seat."""
         thread = threading.Thread(target=session.run, kwargs={"start": False}, name="sdlab-session", daemon=True)
         with self._lock:
             self._must_have_room()
@@ -139,7 +138,7 @@ class Manager:
         return seat
 
     def _must_have_room(self) -> None:
-        """Under the lock."""
+        """Raise RuntimeError when all seats are taken. The caller holds the lock."""
         if len(self._seats) >= self.max_sessions:
             raise RuntimeError(
                 f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
@@ -147,7 +146,7 @@ class Manager:
             )
 
     def get(self, seat_id: str) -> Seat | None:
-        """The seat, or None when it has ended; a sign of life."""
+        """Return the seat, or None if it has ended. Counts as a sign of life."""
         with self._lock:
             seat = self._seats.get(seat_id)
         if seat is not None:
@@ -156,12 +155,12 @@ class Manager:
         return seat
 
     def exists(self, seat_id: str) -> bool:
-        """Whether the seat is there; no sign of life."""
+        """Return whether the seat exists. Does not count as a sign of life."""
         with self._lock:
             return seat_id in self._seats
 
     def leave(self, seat_id: str, at_least: float = 0.0) -> None:
-        """Nobody is there: the grace period begins, of `at_least` so many seconds."""
+        """Start the grace period of a seat whose page was closed, of at least `at_least` seconds."""
         with self._lock:
             seat = self._seats.get(seat_id)
         if seat is not None:
@@ -175,7 +174,7 @@ class Manager:
             return
         seat.session.send(Stop())
         for callback in seat.on_close:
-            with contextlib.suppress(Exception):  # one viewer that fails to close must not keep the others open
+            with contextlib.suppress(Exception):  # a callback that fails must not skip the others
                 callback()
 
     def count(self) -> int:
@@ -183,7 +182,7 @@ class Manager:
             return len(self._seats)
 
     def shutdown(self, timeout: float = 5.0) -> None:
-        """End all sessions and wait for their threads."""
+        """End all sessions and wait for their threads, `timeout` seconds each."""
         self._closing.set()
         with self._lock:
             seats = list(self._seats.values())
@@ -200,7 +199,7 @@ class Manager:
                 over = [s.id for s in self._seats.values() if self._is_over(s, now)]
             for seat_id in over:
                 self.close(seat_id)
-            if now >= trimmed + TRIM_EVERY:  # sessions that ended, shots of films that were thinned
+            if now >= trimmed + TRIM_EVERY:  # of sessions that ended, of films that were thinned
                 trimmed = now
                 give_back()
 

@@ -1,4 +1,4 @@
-"""The closed union of what may be said to a session (commands) and what it says back (events).
+"""The messages of a session: commands to it and events from it.
 
 All are frozen and picklable. Commands may be sent from any thread; each takes effect before the next step.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Patch:
-    """Change settings as one transaction: all of `changes` (path, value) are taken, or none."""
+    """Change settings as one transaction: all of `changes`, (path, value) each, are adopted, or none."""
 
     changes: tuple[tuple[str, Any], ...]
 
@@ -26,36 +26,36 @@ class Patch:
 
 @dataclass(frozen=True)
 class Pause:
-    """Stop stepping; the session keeps answering commands."""
+    """Stop stepping; the session still carries out commands."""
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Step on (also the first start)."""
+    """Start stepping, for the first time or again."""
 
 
 @dataclass(frozen=True)
 class Advance:
-    """Take `n` steps, then pause; several add up."""
+    """Take `n` steps, then pause; several commands add up."""
 
     n: int = 1
 
 
 @dataclass(frozen=True)
 class Reset:
-    """Build the scene anew from the present settings, back to step 0."""
+    """Rebuild the scene from the present settings and return to step 0."""
 
 
 @dataclass(frozen=True)
 class Goto:
-    """Jump to the newest moment of the timeline at or before `step`, with the settings of then, and pause there."""
+    """Jump to the last moment on the timeline at or before `step`, with its settings, and pause there."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Hold the gradients of all losses at the present state against each other; the run goes on meanwhile."""
+    """Compare the gradients of all losses at the present state, while the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ Phase = Literal["loading", "compiling", "ready", "running", "paused", "failed", 
 
 @dataclass(frozen=True)
 class Status:
-    """What the session is doing now, for the status line."""
+    """What the session is doing, for the status line."""
 
     step: int
     phase: Phase
@@ -81,8 +81,8 @@ class Status:
 
 @dataclass(frozen=True)
 class Applied:
-    """A change of settings is in force from `step` on; `note` says so when it waits for a reset, or names the words
-    of a prompt that the prior does not know."""
+    """A change of settings applies from `step` on. `note` says if it waits for a reset instead, or which words of a
+    prompt the prior does not know."""
 
     step: int
     path: str
@@ -92,7 +92,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A command was refused or rolled back; the run goes on as before."""
+    """A command was refused or rolled back; the run continues as before."""
 
     step: int
     path: str
@@ -102,8 +102,8 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Figures of one step. They lie packed, with names that many steps share: a log holds thousands of steps, and as
-    dicts would take four times as much memory and more."""
+    """Statistics of one step, packed, with names shared between steps: a log holds thousands of steps, which as dicts
+    would take more than four times the memory."""
 
     step: int
     names: tuple[str, ...]
@@ -122,7 +122,7 @@ class Stepped:
 
 @functools.lru_cache(256)
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The first tuple that was equal to `names`."""
+    """Return the first tuple that was equal to `names`, so that equal ones share memory."""
     return names
 
 
@@ -136,7 +136,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something that people should know of the run: that it does not start as it should, or is drawn more slowly."""
+    """Something the user should know: the scene does not start as requested, or a slower rasteriser draws it."""
 
     step: int
     text: str
@@ -144,21 +144,21 @@ class Noted:
 
 @dataclass(frozen=True)
 class Went:
-    """A jump on the timeline has led to `step`; the settings are those of then."""
+    """The run has jumped to `step` on its timeline and has the settings it had there."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Branched:
-    """This session goes on from `step` of another, with its settings."""
+    """This session continues from `step` of another, with its settings."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The session cannot go on stepping (it keeps its state and answers commands)."""
+    """The session has stopped stepping because of an error; it keeps its state and carries out commands."""
 
     step: int
     reason: str

@@ -1,7 +1,7 @@
-"""A moment of a run: all that it needs to go on from there bit for bit, in the computer's memory.
+"""A moment of a run: everything needed to continue from there bit for bit, in the computer's memory.
 
-A checkpoint is a moment on disk; the way back from a failed patch, a jump on the timeline and a branch start from one.
-Nobody changes a moment, so that threads and moments may share tensors.
+A checkpoint is a moment on disk. Rolling back a failed patch, jumping on the timeline and branching start from a
+moment. Moments never change, so threads and moments may share their tensors.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sdlab.settings import Settings
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """A run when `step` steps were done. `parts` are nested dicts of tensors and JSON values, as in a checkpoint."""
+    """A run after `step` steps. `parts` are nested dicts of tensors and JSON values, as in a checkpoint."""
 
     step: int
-    settings: Settings  # as asked for, knobs that wait for a reset included
+    settings: Settings  # as requested, including knobs that wait for a reset
     begun: Settings  # as of the last reset
     parts: Mapping[str, Any]
 
 
 def held(parts: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`parts`, whose tensors are copies already, on the CPU; a tensor that is as in `like` is replaced by that one, so
-    that what has not changed from one moment to the next takes memory once."""
+    """Return `parts`, whose tensors are copies already, on the CPU. A tensor equal to that in `like` is replaced by it,
+    so that whatever stays the same between two moments takes memory once."""
     kept: dict[str, Any] = {}
     for key, value in parts.items():
         known = like.get(key) if like is not None else None
@@ -47,7 +47,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def bytes_of(moments: Iterable[Moment]) -> int:
-    """What the tensors of `moments` take together, shared ones counted once."""
+    """Return the bytes of the tensors of `moments`, counting shared ones once."""
     return sum({id(t): t.nbytes for moment in moments for t in _tensors(moment.parts)}.values())
 
 

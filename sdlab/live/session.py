@@ -37,6 +37,7 @@ from sdlab.live.messages import (
     Event,
     Failed,
     Goto,
+    Noted,
     Patch,
     Pause,
     Phase,
@@ -113,6 +114,7 @@ class Session:
         self._over = False  # no longer serving the inbox
         self._until: int | None = None  # of the present run()
         self._error: Exception | None = None  # the failure that stopped the run; None once it runs again
+        self._warned = False  # of a fallback
         self._published_at = 0.0
         self._warm_up_shown = 0.0
 
@@ -154,7 +156,7 @@ class Session:
         """Request the exact state of this run, as the `origin` of another session; never blocks. It costs this run one
         copy of its state between two steps. RuntimeError, raised or as the result, when there is no state."""
         if self._run.state is None and self._error is not None:
-            raise RuntimeError(f"there is nothing to branch off: {self._failure}")
+            raise RuntimeError(f"there is nothing to branch from: {self._failure}")
         return self._ask(self._forked)
 
     def material(self) -> Future[Material]:
@@ -249,7 +251,7 @@ class Session:
     def prepare(self) -> None:
         """Load the prior, compile, and build the scene, as far as that is not done; or wait for `origin`."""
         if self._origin is not None:
-            self._set_status("loading", "waiting for the run that this one branches off")
+            self._set_status("loading", "waiting for the state of the parent run")
             self._origin.add_done_callback(lambda _: self._inbox.put(self._begin))
             return
         if self._run.prior is None:
@@ -309,7 +311,7 @@ class Session:
         try:
             run = dataclasses.replace(self._builder.resumed(self._run, moment), timeline=Timeline())
         except Exception as e:
-            raise ValueError(f"the checkpoint in {folder} does not fit: {reason(e)}") from e
+            raise ValueError(f"the checkpoint in {folder} cannot be restored: {reason(e)}") from e
         run.timeline.note(number, "load", f"loaded a checkpoint of step {number}")
         run.timeline.keep(moment)
         self._switch(run)
@@ -349,9 +351,9 @@ class Session:
     def _forked(self) -> Fork:
         """Return the present for a branch; RuntimeError when there is none."""
         if self._over:
-            raise RuntimeError("there is nothing to branch off: the run has ended")
+            raise RuntimeError("there is nothing to branch from: the run has ended")
         if self._run.state is None:
-            raise RuntimeError(f"there is nothing to branch off: {self._failure or self.status.text}")
+            raise RuntimeError(f"there is nothing to branch from: {self._failure or self.status.text}")
         return self.fork()
 
     def _exportable(self) -> Material:
@@ -375,6 +377,7 @@ class Session:
                 raise
             self._fail(e)
             return
+        self._warn_of_fallback()
         held, self._origin, self._held = self._held, None, []
         self.running, self.steps_left = fork.running, fork.steps_left
         self._settle()
@@ -483,6 +486,16 @@ class Session:
         """Take up `run`, whose scene is fresh."""
         self._switch(run)
         self._film()
+        self._warn_of_fallback()
+        if self.state.scene.note:
+            self._say(Noted(0, self.state.scene.note))
+
+    def _warn_of_fallback(self) -> None:
+        """Say once why the scene is drawn more slowly than it could be, if it is."""
+        fallback = "" if self._warned else self._run.begun.scene.fallback(self.device)
+        if fallback:
+            self._warned = True
+            self._say(Noted(self._run.step, fallback))
 
     def _switch(self, run: Run, event: Event | None = None) -> None:
         """Take up `run`, whose scene is another one, and say `event`."""
@@ -571,7 +584,7 @@ class Session:
                 self.steps_left = None
                 return f"paused at step {number}"
         if number == self.settings.planned_end and self._until is None:
-            return f"finished the planned {self.settings.steps} steps; Start goes on"
+            return f"finished the planned {self.settings.steps} steps; press Start to continue"
         return ""
 
     def _recover(self, error: Exception) -> None:

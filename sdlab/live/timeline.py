@@ -1,9 +1,9 @@
-"""The history of a run: what was changed when, moments to go back to, and a film of how the object grew.
+"""The history of a run: changes, moments to jump back to, and a film of the object's growth.
 
-Written by the thread that owns the run. Anybody may read it at any time: readers get tuples that never change.
+The thread that owns the run writes it. Other threads may read it at any time: they get tuples that never change.
 
-After a jump back, what came later stays until the run goes on from there; then it is cut off, and the jump is noted in
-its place.
+After a jump back, the later history stays until the run continues from there; then it is cut off, and an entry for the
+jump takes its place.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sdlab.types import SplatSnapshot
 
 MOMENT_EVERY = 50  # steps
 MOST_MOMENTS = 20
-MOMENT_BYTES = 256 * 2**20  # a network that learns along, with its optimiser, may take 100 MB; a scene takes 1 MB
-FILM_EVERY = 4  # steps at first; twice as many whenever the film is full
+MOMENT_BYTES = 256 * 2**20  # an auxiliary network with its optimiser may take 100 MB; a scene takes 1 MB
+FILM_EVERY = 4  # steps at first; doubled whenever the film is full
 MOST_SHOTS = 120
 FILM_BYTES = 32 * 2**20
 MOST_ENTRIES = 1000
 
-Shot = SplatSnapshot | np.ndarray  # Gaussians; or what a flat scene shows, uint8 [B, H, W, 3]
+Shot = SplatSnapshot | np.ndarray  # Gaussians, or the images of a flat scene, uint8 [B, H, W, 3]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What happened when `step` steps were done. `path` and `value` are those of a change; numbers count up."""
+    """An event after `step` steps. `path` and `value` belong to a change; `number` counts up."""
 
     number: int
     step: int
@@ -43,15 +43,15 @@ class Entry:
 
 
 class _Mark(NamedTuple):
-    """A moment kept, and the number of the first entry after it."""
+    """A kept moment, and the number of the first entry after it."""
 
     moment: Moment
     number: int
 
 
 class Timeline:
-    """See the head of the file. Moments take at most `budget` bytes, the film at most `film_budget` (but for one
-    shot)."""
+    """A history, see the top of this file. Moments take at most `budget` bytes, the film at most `film_budget`, except
+    that it always keeps one shot."""
 
     def __init__(self, budget: int = MOMENT_BYTES, film_budget: int = FILM_BYTES) -> None:
         self.budget = budget
@@ -61,32 +61,32 @@ class Timeline:
         self._film: tuple[tuple[int, Shot], ...] = ()
         self._film_every = FILM_EVERY
         self._number = 0  # of the next entry
-        self._offered = 0  # the step of the last moment that was offered, kept or not
-        self._rewound: tuple[_Mark, int] | None = None  # where a jump has gone, and the step that it left
+        self._offered = 0  # step of the last moment passed to `keep`, whether kept or not
+        self._rewound: tuple[_Mark, int] | None = None  # target of a jump, and the step it left
 
     # ---- for any thread ----------------------------------------------------------------------------------
 
     def steps(self) -> tuple[int, ...]:
-        """The steps at which moments are kept, in order."""
+        """Return the steps with a kept moment, in order."""
         return tuple(mark.moment.step for mark in self._marks)
 
     def entries(self) -> tuple[Entry, ...]:
-        """What happened, in order; the newest `MOST_ENTRIES`."""
+        """Return the newest `MOST_ENTRIES` entries, in order."""
         return self._entries
 
     def film(self) -> tuple[tuple[int, Shot], ...]:
-        """(step, what there was to see) at even intervals over the run, at most `MOST_SHOTS`."""
+        """Return (step, shot) at even intervals over the run, at most `MOST_SHOTS`."""
         return self._film
 
     # ---- for the owner: what happens ---------------------------------------------------------------------
 
     @property
     def number(self) -> int:
-        """Of the next entry."""
+        """Number of the next entry."""
         return self._number
 
     def note(self, step: int, kind: Any, text: str, path: str = "", value: Any = None) -> None:
-        """Add an entry. Another change of one knob at the same step replaces the one before."""
+        """Add an entry. A second change of one knob at the same step replaces the first."""
         entry = Entry(self._number, step, kind, text, path, value)
         self._number += 1
         kept = self._entries
@@ -95,24 +95,24 @@ class Timeline:
         self._entries = (*kept, entry)[-MOST_ENTRIES:]
 
     def forget(self, number: int) -> None:
-        """Take back the entries from `number` on: changes that were rolled back."""
+        """Remove the entries from `number` on: changes that were rolled back."""
         self._entries = tuple(entry for entry in self._entries if entry.number < number)
 
     # ---- for the owner: moments --------------------------------------------------------------------------
 
     @property
     def newest(self) -> Moment | None:
-        """The last moment kept."""
+        """The last kept moment."""
         return self._marks[-1].moment if self._marks else None
 
     def moment_due(self, step: int) -> bool:
-        """Whether it is time for a moment: every `MOMENT_EVERY` steps, more rarely where only few fit."""
+        """Return whether a moment is due: every `MOMENT_EVERY` steps, less often where only a few fit."""
         span = step - (self._marks[0].moment.step if self._marks else 0)
         return step - self._offered >= max(MOMENT_EVERY, span / (4 * max(len(self._marks), 1)))
 
     def keep(self, moment: Moment) -> None:
-        """Keep a moment of the present unless there is one of its step; others make room, so that those that stay are
-        spread over the run."""
+        """Keep a moment of the present, unless there is one of this step. Others are dropped to make room, so that the
+        remaining ones are spread over the run."""
         self._offered = moment.step
         if not self._marks or self._marks[-1].moment.step != moment.step:
             self._marks = _thinned((*self._marks, _Mark(moment, self._number)), self.budget)
@@ -120,20 +120,20 @@ class Timeline:
     # ---- for the owner: jumps ----------------------------------------------------------------------------
 
     def at(self, step: int) -> Moment:
-        """The newest moment at or before `step`; ValueError that names the steps that are kept when there is none."""
+        """Return the last moment at or before `step`. ValueError with the kept steps when there is none."""
         before = [mark.moment for mark in self._marks if mark.moment.step <= step]
         if not before:
             kept = ", ".join(str(number) for number in self.steps()) or "none"
-            raise ValueError(f"nothing is kept at or before step {step}; the steps that are kept: {kept}")
+            raise ValueError(f"no moment is kept at or before step {step}; kept steps: {kept}")
         return before[-1]
 
     def rewind(self, moment: Moment, present: int) -> None:
-        """The run has jumped from step `present` to `moment`, one that is kept."""
+        """Record that the run has jumped from step `present` to the kept `moment`."""
         mark = next(mark for mark in self._marks if mark.moment is moment)
         self._rewound = mark, self._rewound[1] if self._rewound is not None else present
 
     def go_on(self) -> None:
-        """The run goes on from the present: if that is where a jump went, cut off what came after."""
+        """Record that the run continues from the present: after a jump, cut off the later history."""
         if self._rewound is None:
             return
         (mark, left), self._rewound = self._rewound, None
@@ -146,7 +146,7 @@ class Timeline:
             self.note(step, "jump", f"went back from step {left}")
 
     def branched(self, moment: Moment) -> Timeline:
-        """The history of a branch taken at `moment`, the present; moments and shots are shared."""
+        """Return the history of a branch at `moment`, the present; it shares moments and shots with this one."""
         other = copy.copy(self)
         other.go_on()
         other.note(moment.step, "branch", f"branched off at step {moment.step}")
@@ -157,11 +157,11 @@ class Timeline:
     # ---- for the owner: the film -------------------------------------------------------------------------
 
     def shot_due(self, step: int) -> bool:
-        """Whether the film lacks a shot."""
+        """Return whether a shot is due."""
         return not self._film or step - self._film[-1][0] >= self._film_every
 
     def show(self, step: int, shot: Shot) -> None:
-        """Add a shot to the film; when it is full, every second one goes."""
+        """Add a shot to the film; when the film is full, drop every second one."""
         film = (*self._film, (step, shot))
         while len(film) > 1 and (len(film) > MOST_SHOTS or sum(_size(x) for _, x in film) > self.film_budget):
             film = film[::2]
@@ -170,7 +170,7 @@ class Timeline:
 
 
 def bytes_held(timelines: Iterable[Timeline]) -> int:
-    """What histories take together; moments and shots that they share are counted once."""
+    """Return the bytes that histories take together, counting shared moments and shots once."""
     every = list(timelines)
     moments = {id(mark.moment): mark.moment for timeline in every for mark in timeline._marks}
     shots = {id(shot): _size(shot) for timeline in every for _, shot in timeline.film()}
@@ -178,8 +178,8 @@ def bytes_held(timelines: Iterable[Timeline]) -> int:
 
 
 def _thinned(marks: Sequence[_Mark], budget: int) -> tuple[_Mark, ...]:
-    """Without the moments whose neighbours are nearest to each other, older ones first, until the rest fits. The first
-    and the newest go last, the newest before the first."""
+    """Drop moments until the rest fits: first those whose neighbours are closest to each other, older ones first; then
+    the newest, and the first one last."""
     kept = list(marks)
     while len(kept) > MOST_MOMENTS or (kept and bytes_of(mark.moment for mark in kept) > budget):
         inner = range(1, len(kept) - 1)
@@ -188,8 +188,8 @@ def _thinned(marks: Sequence[_Mark], budget: int) -> tuple[_Mark, ...]:
 
 
 def _gap_without(marks: Sequence[_Mark], i: int) -> int:
-    """Steps between the neighbours of one moment. Those of the last but one count twice: the newest moves on, so that
-    another would never be left behind for good."""
+    """Return the steps between the neighbours of moment `i`. The second-newest counts double; otherwise each new moment
+    would evict its predecessor."""
     gap = marks[i + 1].moment.step - marks[i - 1].moment.step
     return 2 * gap if i == len(marks) - 2 else gap
 

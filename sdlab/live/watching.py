@@ -41,7 +41,7 @@ class Watching:
             with self._turnstile:
                 seen = self._seen(run, self.row)
         except Exception as e:  # a look must not end a run
-            seen = LensPictures(loss=run.effective.active, reason=f"the lens sees nothing: {reason(e)}")
+            seen = LensPictures(loss=run.effective.active, reason=f"nothing to show: {reason(e)}")
         if seen is not None:
             self.lens.set(seen)
         took = time.perf_counter() - started

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -60,8 +60,8 @@ NOISE = Term(
     "noise",
     "eps",
     "noise",
-    "the noise that was added",
-    "minus the noise that was added",
+    "the added noise",
+    "minus the added noise",
     subtracted=True,
     colour="amber",
     formula="noise",
@@ -70,9 +70,12 @@ GUIDED = Term("guided", "eps^", "guided", "the guided prediction", "guided", col
 RESIDUAL = Term("residual", "\u0394", "residual", "the residual", "the step: all together", colour="strong")
 
 
+A = TypeVar("A", bound=Aux | None)
+
+
 @dataclass(frozen=True)
-class Distillation(ABC):
-    """Abstract or final, never in between."""
+class Distillation(ABC, Generic[A]):
+    """A loss, abstract or final, never in between. `A` is the auxiliary that it trains; None for a loss without one."""
 
     kind: ClassVar[str]  # its name in settings, presets and on the page
     title: ClassVar[str]
@@ -95,7 +98,7 @@ class Distillation(ABC):
     aux_errors: ClassVar[tuple[str, ...]] = ()  # the stats that hold its auxiliary's error
 
     @abstractmethod
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: A) -> Guidance:
         """The residual [B, C, H, W] in eps units, before w(t); d loss / d z0 = w(t) * residual. `aux` is what
         `init_aux` made."""
 
@@ -107,16 +110,16 @@ class Distillation(ABC):
         """Network evaluations per view, the prior's and the auxiliary's, of `gradient` and of `fit`."""
         return sum(self.calls()), 0
 
-    def init_aux(self, prior: Prior, rng: StepRng) -> Aux | None:
+    def init_aux(self, prior: Prior, rng: StepRng) -> A | None:
         """The auxiliary model that this loss trains beside the scene, if any, on the prior's device; its
         initialisation is drawn from `rng`. ValueError when there is none for this prior."""
         return None
 
-    def untrained_aux(self, prior: Prior, rng: StepRng) -> Any:
+    def untrained_aux(self, prior: Prior, rng: StepRng) -> A | None:
         """A new auxiliary for a single look: one that answers as that of `init_aux`, if possible without its cost."""
         return self.init_aux(prior, rng)
 
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+    def fit(self, x: Noised, model: BoundPrior, aux: A, guidance: Guidance) -> None:
         """One step of the auxiliary's own optimiser, after `gradient` answered `guidance` for the same batch."""
         return
 

@@ -1,17 +1,17 @@
 """Adversarial score distillation (Wei et al., "When score distillation meets GAN", 2024).
 
-VSD whose psi is the discriminator of a GAN: it learns the renders' score and, with gamma < 0, to be unlike the prior's:
+VSD whose psi is the discriminator of a GAN: it learns the renders' score and, with gamma < 0, to differ from the prior:
 
     min_psi || eps_psi - noise ||^2 + gamma || eps_psi - eps_c ||^2
 
-which has a minimum for |gamma| < 1 only, (noise + gamma eps_c) / (1 + gamma): so much of the exact scores that stand in
-for psi in the playground. The gradient of the scene is that of VSD.
+The minimum, (noise + gamma eps_c) / (1 + gamma), exists for |gamma| < 1 only. In the playground the exact scores are
+mixed accordingly. The scene's gradient is that of VSD.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
@@ -21,23 +21,21 @@ from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
-class ASD(score.TrainsScore, Distillation):
-    """VSD whose second network also learns to be unlike the prior, as a discriminator would."""
+class ASD(score.TrainsScore, Distillation[score.Psi]):
+    """VSD whose second network also learns to differ from the prior, like a discriminator."""
 
     kind: ClassVar[str] = "asd"
     title: ClassVar[str] = "ASD"
     paper: ClassVar[str] = "Adversarial Score Distillation: When score distillation meets GAN, Wei et al., 2024"
     formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - eps_psi(camera) ],  psi against the prior by gamma"
-    look_for: ClassVar[str] = (
-        "as VSD at gamma 0; with a negative gamma psi pushes harder away from what the scene shows"
-    )
+    look_for: ClassVar[str] = "VSD at gamma 0; with a negative gamma psi pushes harder away from the current renders"
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
     terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, score.PSI)
     control: ClassVar[tuple[str, ...]] = ("psi",)
     aux_errors: ClassVar[tuple[str, ...]] = ("psi_error",)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
-    gamma: float = knob(-0.75, -0.99, 0.99, "how much psi is drawn to the prior; negative: repelled (paper: -0.75)")
+    gamma: float = knob(-0.75, -0.99, 0.99, "pull of psi towards the prior; negative: pushed away (paper: -0.75)")
     network: str = score.network_knob()
     rank: int = score.rank_knob()
     lr: float = score.lr_knob()
@@ -53,7 +51,7 @@ class ASD(score.TrainsScore, Distillation):
         asked, learnt = super().evaluations()
         return asked, 2 * learnt  # each lesson asks the prior as well
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: score.Psi) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
         if self.network == score.EXACT:
@@ -64,5 +62,5 @@ class ASD(score.TrainsScore, Distillation):
         }
         return Guidance(hat - psi, {**preds, "psi": psi}, stats)
 
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+    def fit(self, x: Noised, model: BoundPrior, aux: score.Psi, guidance: Guidance) -> None:
         aux.learn(x, model, self.lr, self.p_null, self.lessons, self.every, self.gamma)

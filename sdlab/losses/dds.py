@@ -1,18 +1,18 @@
-"""Delta denoising score (Hertz et al., "Delta denoising score", 2023): an edit instead of a creation.
+"""Delta denoising score (Hertz et al., "Delta denoising score", 2023): editing instead of creating.
 
-SDS blurs because its gradient is not zero where the picture fits the prompt. DDS subtracts what it would be for a
-reference that fits a prompt of its own, with the same t and noise:
+SDS blurs because its gradient is not zero for an image that matches the prompt. DDS subtracts the gradient for a
+reference that matches its own prompt, at the same t and noise:
 
     residual = eps^(z_t; prompt) - eps^(z_t^ref; reference's prompt),    eps^ = eps_u + s (eps_c - eps_u)
 
-The reference is the scene and the prompt at the moment when this loss is chosen, frozen, and seen by the same camera.
-Nothing moves until the prompt says something else.
+The reference is the scene and the prompt at the moment this loss is chosen, frozen, and rendered by the same camera.
+Nothing moves until the prompt changes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import cfg
 from sdlab.knobs import knob
@@ -33,15 +33,15 @@ REF = Term(
 
 
 @dataclass(frozen=True)
-class DDS(Distillation):
-    """Edits the scene from the prompt that it was made with to the one you type now."""
+class DDS(Distillation[None]):
+    """Edits the scene from the prompt it was made with to the prompt you type now."""
 
     kind: ClassVar[str] = "dds"
     title: ClassVar[str] = "DDS"
     paper: ClassVar[str] = "Delta Denoising Score, Hertz et al., 2023"
     formula: ClassVar[str] = "w(t) [ eps(z; prompt) - eps(reference; its prompt) ]"
     look_for: ClassVar[str] = (
-        "choose it when the object is there, then change the prompt: what both prompts share stays as it is"
+        "choose it once the object is there, then change the prompt: what both prompts share stays as it is"
     )
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", "ref")
     needs_reference: ClassVar[bool] = True
@@ -51,13 +51,13 @@ class DDS(Distillation):
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale of both (paper: 7.5)")
     reference: int = knob(
-        0, 0, 1_000_000, "another number freezes the scene and prompt anew, as they are now", apply="rebuild"
+        0, 0, 1_000_000, "another number freezes the scene and prompt again, as they are now", apply="rebuild"
     )
 
     def calls(self) -> tuple[int, ...]:
         return (2, 2)
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         assert x.ref is not None, "the step renders the reference of a loss that needs one"
         eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
         z_ref = x.alpha * x.ref + x.sigma * x.noise

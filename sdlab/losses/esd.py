@@ -1,19 +1,19 @@
 """Entropic score distillation (Wang et al., "Taming mode collapse in score distillation for text-to-3D", 2024).
 
-VSD rewards each view for being likely, and the likeliest view of most things is the front: hence several fronts. ESD
-adds lambda times the entropy of all views together. Its gradient needs psi both with and without the camera,
-Algorithm 1:
+VSD rewards each view for being likely, and the likeliest view of most objects is the front: hence multiple fronts. ESD
+adds lambda times the entropy of all views together. Its gradient needs psi both with the camera and without it
+(Algorithm 1):
 
     residual = eps_u + s (eps_c - eps_u) - lambda eps_psi(z_t; none) - (1 - lambda) eps_psi(z_t; c)
 
-lambda = 0 is VSD, lambda = 1 knows no camera at all. psi is that of VSD (`sdlab.auxiliary.score`). The released code is
-threestudio's VSD with a guidance of 1 - lambda = 0.5 between psi's two answers.
+lambda = 0 is VSD; lambda = 1 ignores the camera. psi is trained as in VSD (`sdlab.auxiliary.score`). The released code
+is threestudio's VSD with guidance of 1 - lambda = 0.5 between psi's two predictions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
@@ -23,8 +23,8 @@ from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
-class ESD(score.TrainsScore, Distillation):
-    """VSD plus the entropy of the views: they should not all show the same side."""
+class ESD(score.TrainsScore, Distillation[score.Psi]):
+    """VSD plus the entropy of the views, so that they do not all show the same side."""
 
     kind: ClassVar[str] = "esd"
     title: ClassVar[str] = "ESD"
@@ -33,7 +33,7 @@ class ESD(score.TrainsScore, Distillation):
     )
     formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - lam eps_psi(none) - (1 - lam) eps_psi(camera) ]"
     look_for: ClassVar[str] = (
-        "fewer fronts than VSD without view words (paper); lam 0 is VSD, at 1 psi knows no camera and shapes are smooth"
+        "fewer fronts than VSD without view words (paper); lam 0 is VSD; at 1 psi ignores the camera, shapes are smooth"
     )
     place: ClassVar[int] = 3
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
@@ -57,9 +57,9 @@ class ESD(score.TrainsScore, Distillation):
     def aux_name(self) -> str:
         return score.AUX_NAME
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: score.Psi) -> Guidance:
         residual, preds = guide(model, x.z_t, x.t, self.cfg)
-        stats = {"prior_error": score.square_error(preds["pos"], x.noise)}  # what psi has to beat
+        stats = {"prior_error": score.square_error(preds["pos"], x.noise)}  # psi should be below it
         shares = self._shares()
         answers = aux.ask(x, model, [name == "psi" for name in shares])
         for (name, share), psi in zip(shares.items(), answers, strict=True):
@@ -72,5 +72,5 @@ class ESD(score.TrainsScore, Distillation):
         return len(self._shares())
 
     def _shares(self) -> dict[str, float]:
-        """Weights of psi with the camera and without, of those above 0."""
+        """Weights of psi with the camera and without it, if above 0."""
         return {name: share for name, share in (("psi", 1 - self.lam), ("psi_null", self.lam)) if share > 0}

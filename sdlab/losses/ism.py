@@ -1,19 +1,19 @@
 """Interval score matching (Liang et al., "LucidDreamer", 2023).
 
-The picture is inverted to a level s without a prompt, and one more step of `interval` to t, so that both noisy pictures
-lie on one deterministic way; their predictions are compared:
+The image is inverted to a level s without a prompt and then by one more step of `interval` to t, so that both noisy
+images lie on one deterministic path. Their predictions are compared:
 
     residual = eps_n + s_cfg (eps_c - eps_n) at z_t  -  eps_u at z_s
 
-The null of the guidance is the negative prompt, as in the released code. The interval falls from 100 to 80 over the
-run's first part. The released code's weight is 0.1 sigma / alpha (schedule.weight). It takes strides of 200 timesteps
-to s; here their number is fixed, so that every view can have a t of its own at the same cost.
+Guidance starts from the negative prompt, as in the released code. The interval falls from 100 to 80 over the first part
+of the run. The released code's weight is 0.1 sigma / alpha (schedule.weight). It inverts to s in strides of 200
+timesteps; here the number of strides is fixed, so that every view can have its own t at the same cost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import cfg
 from sdlab.inversion import ddim, invert
@@ -35,8 +35,8 @@ INTERVAL = Term(
 
 
 @dataclass(frozen=True)
-class ISM(Distillation):
-    """Compares predictions at two levels of one deterministic way, in place of one noise with another."""
+class ISM(Distillation[None]):
+    """Compares predictions at two noise levels of one deterministic path, instead of one noise with another."""
 
     kind: ClassVar[str] = "ism"
     title: ClassVar[str] = "ISM"
@@ -52,17 +52,17 @@ class ISM(Distillation):
     guidance_knob: ClassVar[str] = ""
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
-    interval: int = knob(100, 0, 500, "timesteps between the two levels at first (released code: 100)")
-    interval_end: int = knob(80, 0, 500, "and after the first part of the run (released code: 80)")
-    first_part: float = knob(0.3, 0.0, 1.0, "fraction of the run over which it changes (released code: 1500 of 5000)")
+    interval: int = knob(100, 0, 500, "timesteps between the two levels at the start (released code: 100)")
+    interval_end: int = knob(80, 0, 500, "the same after the first part of the run (released code: 80)")
+    first_part: float = knob(0.3, 0.0, 1.0, "fraction of the run in which it changes (released code: 1500 of 5000)")
     inversion_steps: int = knob(3, 1, 20, "steps of the inversion to the lower level (paper: one per 200 timesteps)")
 
     def calls(self) -> tuple[int, ...]:
         return (1,) * (self.inversion_steps + 1) + (2,)
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
-        way = min(model.progress / self.first_part, 1.0) if self.first_part > 0 else 1.0
-        interval = round(self.interval + way * (self.interval_end - self.interval))
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
+        part = min(model.progress / self.first_part, 1.0) if self.first_part > 0 else 1.0
+        interval = round(self.interval + part * (self.interval_end - self.interval))
         s = (x.t - interval).clamp_min(0)
         z_s = invert(model, x.z0, s, self.inversion_steps, roles=("uncond",))
         (eps_s,) = model.eps(z_s, s, "uncond")

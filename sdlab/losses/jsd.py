@@ -1,16 +1,16 @@
 """Jensen-Shannon distillation (Do and Hua, "Text-to-3D generation using Jensen-Shannon score distillation", 2025).
 
-1. z is inverted along the prior's flow to z^_t, so that its noise is its own (`sdlab.inversion`).
-2. A minority sample z-_t is made from it: x0-hat of z^_t, with fresh noise. It shows the prompt less well.
-3. The gradient, their eq. 12, is what guidance says of the one and not of the other:
+1. Invert z along the prior's flow to z^_t, so that its noise is its own (`sdlab.inversion`).
+2. Make a minority sample z-_t from it: x0-hat of z^_t, with fresh noise. It matches the prompt less well.
+3. The gradient (eq. 12) is the difference of the guided predictions for the two:
 
     residual = alpha / sigma (eps^(z^_t) - eps^(z-_t)),    eps^ = eps_u + s (eps_c - eps_u)
 
-The second term is a control variate: it follows the first, which makes the difference small and calm.
+The second term is a control variate: it correlates with the first, so that the difference has little variance.
 
-The released code does something else, here the form "code". With kappa the noise that the inversion found,
-z^_t = alpha z + sigma kappa, and noise that of the minority sample, it descends both |z - x0-hat(z^_t)|^2 and k times
-|z - x0-hat(z-_t)|^2, in which the second prediction has the other sign and the weight is the inverse:
+The released code differs; here it is the form "code". With kappa the noise found by inversion, z^_t = alpha z + sigma
+kappa, and noise the fresh noise of the minority sample, it minimises both |z - x0-hat(z^_t)|^2 and k times
+|z - x0-hat(z-_t)|^2. There the second prediction has the opposite sign and the weight is the inverse:
 
     residual = sigma / alpha [ (1 + k) (eps^(z^_t) - kappa) + k (eps^(z-_t) - noise) ]
 """
@@ -18,7 +18,7 @@ z^_t = alpha z + sigma kappa, and noise that of the minority sample, it descends
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -43,8 +43,8 @@ CODE = "w(t) sigma/alpha [ (1 + k) (eps(inverted) - kappa) + k (eps(minority) - 
 
 
 @dataclass(frozen=True)
-class JSD(Distillation):
-    """A bounded divergence: asks the prior about a likely and an unlikely version of the same picture."""
+class JSD(Distillation[None]):
+    """A bounded divergence: compares a likely and an unlikely version of the same image."""
 
     kind: ClassVar[str] = "jsd"
     title: ClassVar[str] = "JSD"
@@ -53,7 +53,7 @@ class JSD(Distillation):
     other_formulas: ClassVar[tuple[str, ...]] = (CODE,)
     look_for: ClassVar[str] = (
         "both eps are guided by s; calm colours, different objects from different seeds (paper); "
-        "slow, since each step inverts the picture first"
+        "slow, because each step inverts the image first"
     )
     place: ClassVar[int] = 6
     terms: ClassVar[tuple[Term, ...]] = (replace(POS, formula="eps(inverted)"), UNCOND, MINORITY)
@@ -62,10 +62,10 @@ class JSD(Distillation):
     cfg: float = knob(13.5, 0.0, 200.0, "s, the guidance scale (paper: 13.5)")
     inversion_steps: int = knob(10, 1, 50, "steps of the inversion, one or two network evaluations each (paper: 10)")
     inversion_cfg: float = knob(
-        1.0, -50.0, 50.0, "guidance of the inversion; 1 is the prompt alone (released code: -13.5)"
+        1.0, -50.0, 50.0, "guidance of the inversion; 1 uses the prompt alone (released code: -13.5)"
     )
-    form: str = knob("paper", help="paper: eq. 12; code: what the released code descends", choices=("paper", "code"))
-    k: float = knob(1.0, 0.0, 10.0, "weight of the minority sample in the form 'code'")
+    form: str = knob("paper", help="paper: eq. 12; code: the gradient of the released code", choices=("paper", "code"))
+    k: float = knob(1.0, 0.0, 10.0, "weight of the minority sample in form 'code'")
     inversion_eta: float = knob(0.0, 0.0, 1.0, "fresh noise in the inversion, as DDIM's eta (released code: 0.3)")
 
     def calls(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class JSD(Distillation):
     def formula_at(self, progress: float) -> str:
         return CODE if self.form == "code" else self.formula
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         z_hat = invert(model, x.z0, x.t, self.inversion_steps, self.inversion_cfg, self.inversion_eta)
         hat, preds = guide(model, z_hat, x.t, self.cfg)
         # the paper denoises with the prompt alone, the code with guidance
@@ -92,5 +92,5 @@ class JSD(Distillation):
 
     def one_step_target(self, x: Noised, residual: Tensor) -> Tensor:
         if self.form == "code":
-            return x.z0 - residual  # which holds sigma / alpha already
-        return x.z0 - (x.sigma / x.alpha) ** 2 * residual  # which holds alpha / sigma
+            return x.z0 - residual  # already contains sigma / alpha
+        return x.z0 - (x.sigma / x.alpha) ** 2 * residual  # already contains alpha / sigma

@@ -1,17 +1,16 @@
 """Noise-free score distillation (Katzir et al., "Noise-free score distillation", 2023).
 
-What SDS subtracts is the noise that was added, because the prediction contains it; NFSD takes the prediction apart and
-leaves the noise out:
+SDS subtracts the added noise because the prediction contains it. NFSD splits the prediction and leaves the noise out:
 
     residual = delta_D + s (eps_c - eps_u)
-    delta_D  = eps_u            at little noise (t < 200), where the noise is nearly removed from it
-             = eps_u - eps_n    else: what is not noise in eps_u, found with a prompt that names what is out of domain
+    delta_D  = eps_u            at low noise (t < 200), where eps_u contains almost no noise
+             = eps_u - eps_n    otherwise: eps_u without its noise, found with a prompt for out-of-domain images
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -21,8 +20,8 @@ from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
-class NFSD(Distillation):
-    """SDS without its noise: the negative prompt says what does not belong to pictures."""
+class NFSD(Distillation[None]):
+    """SDS without its noise term: the negative prompt names what images should not look like."""
 
     kind: ClassVar[str] = "nfsd"
     title: ClassVar[str] = "NFSD"
@@ -34,9 +33,9 @@ class NFSD(Distillation):
     guidance_knob: ClassVar[str] = ""
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
-    little_noise: int = knob(200, 0, 1000, "timestep below which eps_u itself is taken (paper: 200)")
+    little_noise: int = knob(200, 0, 1000, "timestep below which delta_D is eps_u itself (paper: 200)")
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         eps_c, eps_u, eps_n = model.eps(x.z_t, x.t, "pos", "uncond", "neg")
         domain = torch.where(x.t.view(-1, 1, 1, 1) < self.little_noise, eps_u, eps_u - eps_n)
         preds = {"pos": eps_c, "uncond": eps_u, "neg": eps_n}

@@ -2,38 +2,38 @@
 distillation", UCB/EECS-2024-177; McAllister et al., "Rethinking score distillation as a bridge between image
 distributions", 2024).
 
-Stage 1 is SDS. Stage 2, the bridge, moves the picture from what it looks like to what it should look like, both said
+Stage 1 is SDS. Stage 2, the bridge, moves the image from what it looks like to what it should look like, both described
 in words (eq. 3.5):
 
     residual = w (eps(z_t; target) - eps(z_t; source))
 
-with one z_t, no guidance and no noise term. The source prompt describes the present picture's flaws; without it the
-two scores would say how to get from nothing to the prompt, which is CSD.
+with one z_t, no guidance and no noise term. The source prompt describes the flaws of the current image; with an empty
+source prompt this would be CSD.
 
-The bridge has no restoring term: nothing holds the picture where the prior finds it likely, and an optimiser such as
-Adam, which does not mind a factor, follows it as far as it is let. The form "restoring" is not the paper's. It is the
-guidance of SDS with the source prompt in place of the empty one, and keeps the noise:
+The bridge has no restoring term: nothing keeps the image where the prior finds it likely, and an optimiser such as
+Adam, which is invariant to scale, follows the gradient without limit. The form "restoring" is ours, not the paper's:
+the guidance of SDS with the source prompt in place of the empty one, including the noise:
 
     residual = eps(z_t; source) + w (eps(z_t; target) - eps(z_t; source)) - noise
 
-The form "full", experimental, is the bridge itself (section 4.1), of which eq. 3.5 takes one step of each half: z is
-carried up the source prompt's flow to t, and from there down the target's to psi. Its ends are psi_src and psi_tgt, and
-the thesis writes w (psi_tgt - psi_src) (eq. 3.4): a displacement, which one follows; what one descends is its negative.
-Here psi_src is z, whence the way up began. (Eq. 3.4 noises z at random and decodes twice; section 4.1 inverts.) As eps
-it is the difference of the two noises that lead straight from an end to z^_t = alpha z + sigma kappa_src = alpha psi +
-sigma kappa_tgt,
+The form "full" (experimental) is the bridge itself (section 4.1), of which eq. 3.5 takes one step of each half: carry z
+up the source prompt's flow to t, and from there down the target's flow to psi. The ends are psi_src and psi_tgt, and
+the thesis writes w (psi_tgt - psi_src) (eq. 3.4): a displacement to follow; its negative is the direction to descend.
+Here psi_src is z, where the path began. (Eq. 3.4 noises z at random and decodes twice; section 4.1 inverts.) In eps
+units it is the difference of the two noises that lead straight from an end to z^_t = alpha z + sigma kappa_src =
+alpha psi + sigma kappa_tgt,
 
     residual = w (kappa_tgt - kappa_src) = w alpha / sigma (z - psi),
 
-which for one step is eq. 3.5 but that the source is asked at z. The noise that was drawn has no part in it. With equal
-prompts the error of the two inversions is left. Thesis: in 2D after the single-step form, FID 55.65 against VSD's
+which for one step equals eq. 3.5 except that the source is asked at z. The drawn noise plays no part. With equal
+prompts only the error of the two inversions remains. Thesis: in 2D, after the single-step form, FID 55.65 against VSD's
 59.22; in 3D it adds artefacts. It states neither steps nor guidance.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import cfg, guide
 from sdlab.inversion import decode, flow_roles, invert
@@ -47,8 +47,8 @@ FULL = "w(t) w [ eps(target prompt) - eps(source prompt) ],  each along its flow
 
 
 @dataclass(frozen=True)
-class SBP(Distillation):
-    """From the picture as it is, described in words, to the picture as it should be."""
+class SBP(Distillation[None]):
+    """Moves the image from a description of its flaws to a description of what it should be."""
 
     kind: ClassVar[str] = "sbp"
     title: ClassVar[str] = "SBP"
@@ -56,8 +56,8 @@ class SBP(Distillation):
     formula: ClassVar[str] = "w(t) w [ eps(target prompt) - eps(source prompt) ]"
     other_formulas: ClassVar[tuple[str, ...]] = (STAGE_1, RESTORING, FULL)
     look_for: ClassVar[str] = (
-        "flaws named in the source prompt should go, without the over-saturation of a large CFG; from a bare start it "
-        "spoils the shape, so let SDS come first"
+        "flaws named in the source prompt should vanish, without the over-saturation of a large CFG; from scratch it "
+        "spoils the shape, so run SDS first"
     )
     place: ClassVar[int] = 5
     roles: ClassVar[tuple[str, ...]] = ("target", "source", "pos", "uncond")
@@ -76,17 +76,17 @@ class SBP(Distillation):
     form: str = knob(
         "paper",
         help="paper: the bridge alone; restoring: ours, eps(source) + w (...) - noise, which cannot run away; "
-        "full: experimental, for pictures: the bridge in many steps",
+        "full: experimental, for images: the bridge in many steps",
         choices=("paper", "restoring", "full"),
     )
     leg_steps: int = knob(10, 1, 50, "full: steps of each leg, source up and target down, one or two evaluations each")
-    source_cfg: float = knob(1.0, -50.0, 50.0, "full: guidance of the leg up; 1 is the source prompt alone")
-    target_cfg: float = knob(1.0, -50.0, 50.0, "full: guidance of the leg down; 1 is the target prompt alone")
-    switch: float = knob(0.5, 0.0, 1.0, "fraction of the run after which two-stage turns to the bridge (paper: 0.8)")
+    source_cfg: float = knob(1.0, -50.0, 50.0, "full: guidance of the leg up; 1 uses the source prompt alone")
+    target_cfg: float = knob(1.0, -50.0, 50.0, "full: guidance of the leg down; 1 uses the target prompt alone")
+    switch: float = knob(0.5, 0.0, 1.0, "fraction of the run after which two-stage switches to the bridge (paper: 0.8)")
     sds_cfg: float = knob(7.5, 0.0, 200.0, "s of stage 1 (paper: 40 in 2D, 100 in 3D)")
 
     def calls(self) -> tuple[int, ...]:
-        """Of two stages, those of the second."""
+        """The passes of a step; for two stages, those of the second."""
         if self.form != "full" or self.stage == "sds":
             return (2,)
         up, down = self._legs()
@@ -102,7 +102,7 @@ class SBP(Distillation):
             return STAGE_1
         return {"paper": self.formula, "restoring": RESTORING, "full": FULL}[self.form]
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         if self.stage_at(model.progress) == "sds":
             hat, preds = guide(model, x.z_t, x.t, self.sds_cfg)
             return Guidance(hat - x.noise, preds)
@@ -124,5 +124,5 @@ class SBP(Distillation):
         return Guidance(self.w * (target - source), preds, stats, dict.fromkeys(preds, Asked(z_hat, x.t)))
 
     def _legs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The roles of a step up and of a step down."""
+        """Return the roles of a step up and of a step down."""
         return flow_roles(self.source_cfg, "source"), flow_roles(self.target_cfg, "target")

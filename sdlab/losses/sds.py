@@ -6,7 +6,7 @@ residual = eps_hat - noise, with eps_hat = eps_u + s (eps_c - eps_u) (form A).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.guidance import guide
 from sdlab.knobs import knob
@@ -15,8 +15,8 @@ from sdlab.types import BoundPrior, Guidance, Noised
 
 
 @dataclass(frozen=True)
-class SDS(Distillation):
-    """Pulls every noised picture towards what the prior would rather see; needs a large CFG to be decided."""
+class SDS(Distillation[None]):
+    """Pulls every noised image towards what the prior finds more likely; needs a large CFG to settle on one object."""
 
     kind: ClassVar[str] = "sds"
     title: ClassVar[str] = "SDS"
@@ -27,8 +27,8 @@ class SDS(Distillation):
     )
     place: ClassVar[int] = 1
 
-    cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: how much the prompt counts against 'any picture'")
+    cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale: weight of the prompt against 'any image'")
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         return Guidance(hat - x.noise, preds)

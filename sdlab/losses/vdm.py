@@ -1,23 +1,23 @@
 """Variational Distribution Mapping with Distribution Coefficient Annealing (Cai et al., DreamMapping, 2024).
 
-The rendered pictures are taken for degraded ones of the prior. A small network M learns the degradation from the
-prior's own prediction e = eps(z_t; prompt), without guidance, eq. 17,
+The renders are modelled as degraded images of the prior. A small network M learns the degradation from the prior's own
+prediction e = eps(z_t; prompt), without guidance (eq. 17),
 
     min_psi || M_psi(e) - noise ||^2
 
-and stands for the rendered pictures' score, eq. 19 with guidance of s (the paper's 7.5 is form B, here 8.5):
+and stands in for the renders' score (eq. 19), with guidance s (the paper's 7.5 is form B, which is 8.5 here):
 
     residual = eps_u + s (e - eps_u) - lambda_t M(e)
 
-No gradient passes the prior's network, and a step needs no more of it than one of SDS. With a perfect M and lambda = 1
-this is SDS. DCA, eq. 18: lambda_t = 1 above the cut-off and 1 - alphabar_t at and below it, for there e says little
-about the noise. M sees neither t nor the camera.
+No gradient flows through the prior's network, and a step evaluates it no more often than SDS does. With a perfect M and
+lambda = 1 this is SDS. DCA (eq. 18): lambda_t is 1 above the cut-off and 1 - alphabar_t at and below it, where e says
+little about the noise. M sees neither t nor the camera.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ OPERATORS = ("u-lite", "linear", "u-lite with noise")
 
 
 class Elementwise(nn.Module):
-    """The paper's linear operator: a trainable factor for every place of the prediction."""
+    """The paper's linear operator: one trainable factor per entry of the prediction."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Elementwise(nn.Module):
 
 
 class Dense(nn.Module):
-    """What U-Lite comes to for an event without neighbouring places, such as a point: two hidden layers."""
+    """Stands in for U-Lite where there are no neighbouring pixels, as for points: two hidden layers."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Dense(nn.Module):
 
 
 class WithNoise(nn.Module):
-    """`net` plus the paper's trainable observation noise, one number for every place."""
+    """`net` plus the paper's trainable observation noise, one number per entry."""
 
     def __init__(self, net: nn.Module, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class WithNoise(nn.Module):
 
 
 class Operator(FittedNet):
-    """M with its Adam. What it answered last is kept with its graph: the step that follows learns from it."""
+    """M with its optimiser. It keeps its last prediction with the graph, for the training step that follows."""
 
     def __init__(self, net: nn.Module, lr: float) -> None:
         super().__init__(net, lr)
@@ -97,7 +97,7 @@ class Operator(FittedNet):
         return answer.detach().to(e)
 
     def learn(self, e: Tensor, noise: Tensor, lr: float) -> None:
-        """One step down || M(e) - noise ||^2, the mean over all places."""
+        """Take one step on || M(e) - noise ||^2, the mean over all entries."""
         if self._answer is None or self._asked is not e:
             self(e)
         assert self._answer is not None
@@ -106,13 +106,13 @@ class Operator(FittedNet):
 
 
 def dca(t: Tensor, alpha: Tensor, cutoff: int) -> Tensor:
-    """lambda_t, eq. 18, with the shape of `alpha`: 1 where t > cutoff, else 1 - alphabar_t; t is [B]."""
+    """Return lambda_t (eq. 18) in the shape of `alpha`: 1 where t > cutoff, else 1 - alphabar_t; t is [B]."""
     return torch.where(t.view(-1, 1, 1, 1) > cutoff, torch.ones_like(alpha), 1 - alpha**2)
 
 
 @dataclass(frozen=True)
-class VDM(Distillation):
-    """A small network learns what the renders' noise looks like to the prior, and takes the place of the noise."""
+class VDM(Distillation[Operator]):
+    """A small network learns how the prior perceives the renders' noise, and replaces the noise."""
 
     kind: ClassVar[str] = "vdm"
     title: ClassVar[str] = "VDM + DCA"
@@ -122,8 +122,8 @@ class VDM(Distillation):
     )
     formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - lambda_t M(eps_c) ]"
     look_for: ClassVar[str] = (
-        "M learns to tell the noise from eps_c; more detail than SDS (paper); "
-        "a low cut-off over-saturates, a high one is smooth"
+        "M learns to predict the noise from eps_c; more detail than SDS (paper); "
+        "a low cut-off over-saturates, a high one smooths"
     )
     place: ClassVar[int] = 4
     terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, OPERATOR)
@@ -131,15 +131,15 @@ class VDM(Distillation):
     aux_errors: ClassVar[tuple[str, ...]] = ("operator_error",)
 
     cfg: float = knob(8.5, 0.0, 200.0, "s, the guidance scale in form A (paper: 7.5 in form B, which is 8.5)")
-    dca_cutoff: int = knob(300, 0, 999, "timestep up to which M counts less, with 1 - alphabar (paper: 300)")
+    dca_cutoff: int = knob(300, 0, 999, "timestep up to which M is weighted by 1 - alphabar (paper: 300)")
     operator: str = knob(
         "u-lite",
-        help="the network M; the others are the paper's ablation: a factor for each place, U-Lite plus learnt noise",
+        help="the network M; from the paper's ablation: one factor per entry, or U-Lite plus learnt noise",
         apply="rebuild",
         choices=OPERATORS,
     )
     lr: float = knob(0.01, 0.0, 1.0, "learning rate of M (paper: 0.01)", log=True)
-    warm_up: int = knob(50, 0, 2000, "steps in which M alone learns, when it is new")
+    warm_up: int = knob(50, 0, 2000, "training steps of a new M before the scene moves")
 
     def init_aux(self, prior: Prior, rng: StepRng) -> Operator:
         def make() -> nn.Module:
@@ -152,7 +152,7 @@ class VDM(Distillation):
         operator.to(prior.device)
         return operator
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: Operator) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         eps_c = preds["pos"]
         mapped = aux(eps_c)
@@ -160,9 +160,9 @@ class VDM(Distillation):
         residual = hat - lam * mapped
         stats = {
             "operator_error": (mapped - x.noise).square().mean(),
-            "prior_error": (eps_c - x.noise).square().mean(),  # what M has to beat
+            "prior_error": (eps_c - x.noise).square().mean(),  # M should be below it
         }
         return Guidance(residual, {**preds, "operator": mapped}, stats)
 
-    def fit(self, x: Noised, model: BoundPrior, aux: Any, guidance: Guidance) -> None:
+    def fit(self, x: Noised, model: BoundPrior, aux: Operator, guidance: Guidance) -> None:
         aux.learn(guidance.preds["pos"], x.noise, self.lr)

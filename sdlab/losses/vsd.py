@@ -1,17 +1,17 @@
 """Variational score distillation (Wang et al., "ProlificDreamer", 2023).
 
-SDS sets the noise itself against the prior's prediction; VSD sets the score of the pictures that this scene shows from
-the camera c, which a fine-tuned prior psi learns as the run goes on (`sdlab.auxiliary.score`), eq. 9:
+SDS subtracts the noise itself from the prior's prediction; VSD subtracts the score of this scene's renders from camera
+c. A fine-tuned prior psi learns that score during the run (`sdlab.auxiliary.score`), eq. 9:
 
     residual = eps_u + s (eps_c - eps_u) - eps_psi(z_t; c)
 
-At first psi is the prior, and the residual (s - 1) (eps_c - eps_u): guidance alone. The paper's s is 7.5.
+Initially psi is the prior and the residual is (s - 1) (eps_c - eps_u): guidance alone. The paper's s is 7.5.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sdlab.auxiliary import score
 from sdlab.guidance import guide
@@ -21,8 +21,8 @@ from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
-class VSD(score.TrainsScore, Distillation):
-    """A second network learns the renders' own score, view by view, and takes the place of the noise."""
+class VSD(score.TrainsScore, Distillation[score.Psi]):
+    """A second network learns the renders' own score, given the camera, and replaces the noise."""
 
     kind: ClassVar[str] = "vsd"
     title: ClassVar[str] = "VSD"
@@ -32,8 +32,8 @@ class VSD(score.TrainsScore, Distillation):
     )
     formula: ClassVar[str] = "w(t) [ eps_u + s (eps_c - eps_u) - eps_psi(camera) ]"
     look_for: ClassVar[str] = (
-        "sharp detail and natural colours at an ordinary CFG; slower, since psi is trained in every step; "
-        "does nothing against several fronts"
+        "sharp detail and natural colours at an ordinary CFG; slower, because psi is trained in every step; "
+        "does nothing against multiple fronts"
     )
     place: ClassVar[int] = 2
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond", score.ROLE)
@@ -56,11 +56,11 @@ class VSD(score.TrainsScore, Distillation):
     def aux_name(self) -> str:
         return score.AUX_NAME
 
-    def gradient(self, x: Noised, model: BoundPrior, aux: Any) -> Guidance:
+    def gradient(self, x: Noised, model: BoundPrior, aux: score.Psi) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)
         (psi,) = aux.ask(x, model, (True,))
         stats = {
             "psi_error": score.square_error(psi, x.noise),
-            "prior_error": score.square_error(preds["pos"], x.noise),  # what psi has to beat
+            "prior_error": score.square_error(preds["pos"], x.noise),  # psi should be below it
         }
         return Guidance(hat - psi, {**preds, "psi": psi}, stats)

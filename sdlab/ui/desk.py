@@ -180,7 +180,7 @@ class Desk:
         lane = self._focus  # read once: another request may move the focus or take the lane out
         read = {each: each.read() for each in dict.fromkeys((lane, *self.lanes))}
         told: dict[str, Any] = {} if self._shown else nothing()
-        phases: frozenset[Phase] = frozenset(each.seat.session.status.phase for each in read)
+        phases: set[Phase] = {each.seat.session.status.phase for each in read}
         self._put(told, "status", read[lane].status)
         self._put(told, "controls", {"can": pressable(phases), "again": ""})
         self._put(told, "stage", self._stage())

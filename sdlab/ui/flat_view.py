@@ -1,12 +1,11 @@
-"""The view of a flat scene: a page of our own that draws the plane, or pictures, from numbers, below /flat/{token}/.
+"""The view of a flat scene: a page below /flat/{token}/ that draws the plane, or images, from numbers.
 
-The token is that of the seat, unguessable and the only key; a browser on a foreign page is refused by its Origin. What
-is sent:
-  now      the latest frame, when it or what it stands in is newer than what the page has (204 otherwise): a message of
-           arrays, see `pack`
-  ground   what does not change from step to step: the components of the plane's mixtures and the noise schedule, from
-           which the page draws the density at any noise level; or how saturated true pictures are
-  start    where the run starts from now on: it is reset there
+The token is the seat's: unguessable, and the only key. A browser on another site is refused by its Origin. Routes:
+  now      the latest frame, if it or its settings are newer than the page's (204 otherwise), as arrays: see `pack`
+  ground   what stays the same from step to step: the components of the plane's mixtures and the noise schedule, from
+           which the page draws the density at any noise level; or the saturation of true images
+  start    moves the start of the run, and resets it there
+The page's code is in static/flat/, in modules; formulas and symbols come typeset from here.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from fastapi.concurrency import run_in_threadpool
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
+from sdlab.losses import NOISE
 from sdlab.pictures import grid
 from sdlab.plane import HELD, REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
@@ -41,26 +41,28 @@ from sdlab.types import FlatFrame, Frame, Term
 from sdlab.ui.formulas import formula, letters
 from sdlab.web import capped_body, same_origin
 
-STATIC = Path(__file__).parent / "static"
-FILES = {"flat.js": "text/javascript", "flat.css": "text/css"}
+STATIC = Path(__file__).parent / "static" / "flat"
+FILES = {"flat.css": "text/css"} | {
+    path.name: "text/javascript" for path in STATIC.glob("*.js")
+}  # nothing else is served
 START = {"points": ("scene.start_x", "scene.start_y"), "gaussian": ("scene.mean_x", "scene.mean_y")}
-FAR = 1e6  # numbers beyond it are no places; nearer ones are brought into the knob's range
-MOST_BYTES = 1000  # of the body that moves the start
-UNIT = 4096  # places are sent as whole numbers of which so many are 1
-MOST_ROWS = 64  # steps of the ways in one message; of more, some are left out
-HISTORY = 400  # moments of which the saturation is kept; of more, every other one is forgotten
-LOSSLESS = 128  # pixels; larger pictures are sent as JPEG
-TRUE_PICTURES = 16  # drawn to see how saturated they are
+FAR = 1e6  # larger coordinates are refused; smaller ones are clipped to the knob's range
+MOST_BYTES = 1000  # of a request that moves the start
+UNIT = 4096  # coordinates are sent as integers, in units of 1 / UNIT
+MOST_ROWS = 64  # steps of the paths in one message; longer stretches are thinned out
+HISTORY = 400  # steps whose saturation is kept; beyond that, every other one is dropped
+LOSSLESS = 128  # pixels; larger images are sent as JPEG
+TRUE_PICTURES = 16  # drawn to measure their saturation
 
 
 def is_flat(settings: Settings) -> bool:
-    """Whether a run of these settings is shown at flat/{token}/ rather than viewport/{token}/."""
+    """Return whether a run of these settings is shown at flat/{token}/ rather than viewport/{token}/."""
     return isinstance(settings.scene, (Points, GaussianFit, Images))
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """One message: the header's length (uint32), the header as JSON, filled up to a multiple of 8 bytes, then the
-    arrays, each too. `header["arrays"]`: name -> [type, shape, offset behind the header]. Little-endian."""
+    """Pack one message: the header's length (uint32), the header as JSON, then the arrays, each part padded to a
+    multiple of 8 bytes. `header["arrays"]`: name -> [type, shape, offset after the header]. Little-endian."""
     places, parts, end = {}, [], 0
     for name, array in arrays.items():
         raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
@@ -74,18 +76,18 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
 
 @dataclass
 class _Kept:
-    """What is remembered of a session between two looks; several pages may look at it at once."""
+    """State kept for a session between requests; several pages may view it at once."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    settings: tuple[Settings, Settings, str] | None = None  # that `about` is true of
+    settings: tuple[Settings, Settings, str] | None = None  # which `about` describes
     about: dict[str, Any] = field(default_factory=dict)
-    version: int = -1  # of the frame that `sheet` shows
+    version: int = -1  # of the frame in `sheet`
     sheet: bytes = b""
-    saturations: list[tuple[float, ...]] = field(default_factory=list)  # (step, one for each picture)
+    saturations: list[tuple[float, ...]] = field(default_factory=list)  # (step, one per image)
 
 
 class FlatViews:
-    """Messages about the sessions of `manager`; `locked` are paths of knobs that visitors may not change."""
+    """Messages about the sessions of `manager`; visitors may not change the knobs at the paths `locked`."""
 
     def __init__(self, manager: Manager, locked: Collection[str] = ()) -> None:
         self._manager = manager
@@ -93,14 +95,14 @@ class FlatViews:
         self._kept: WeakKeyDictionary[Session, _Kept] = WeakKeyDictionary()
 
     def session(self, token: str) -> Session | None:
-        """That of the seat, or None when it has ended; no sign of life, so that a view does not outlive its page."""
+        """Return the seat's session, or None if it has ended. This does not keep the seat alive: its page does."""
         seat = self._manager._seats.get(token)
         return seat.session if seat is not None else None
 
     def now(self, session: Session, since: str = "", run: int = 0, row: int = -1) -> bytes | None:
-        """The latest frame, None when `since` names it or there is none. Of the ways, what comes after `row` of `run`;
-        of saturations, what comes after step `row`."""
-        number = session.latest.version  # before the frame, which is then at least as new
+        """Return the latest frame, or None if `since` names it or there is none. It holds the paths after `row` of
+        `run`, or the saturations after step `row`."""
+        number = session.latest.version  # read before the frame, which is then at least as new
         frame = session.latest.get()
         if frame is None or frame.scene is not None:
             return None
@@ -114,8 +116,8 @@ class FlatViews:
         return self._pictures(header, session, frame, number, row)
 
     def _about(self, session: Session, step: int) -> dict[str, Any]:
-        """What a message says of the settings; a change of it is news, too. Worked out once for each settings, since
-        every thread waits for Python while this one has it."""
+        """Return what a message says of the settings, whose change counts as news, too. Cached per settings, because
+        it holds the interpreter lock."""
         kept, s = self._kept.setdefault(session, _Kept()), session.effective
         settings = s, session.settings, s.loss.formula_at(s.progress(step))
         if kept.settings is None or any(a is not b for a, b in zip(kept.settings, settings, strict=True)):
@@ -124,8 +126,8 @@ class FlatViews:
         return kept.about
 
     def _said(self, s: Settings, asked: Settings, text: str) -> dict[str, Any]:
-        """Of the settings in force, `s`, and of those `asked` for, which the start is among from a drag on; `text`
-        is the loss's formula at this step."""
+        """Describe the effective settings `s` and, from a drag on, the start of those `asked` for; `text` is the loss's
+        formula at this step."""
         start = None
         if s.scene.kind in START:
             knobs = [asked.knob(path) for path in START[s.scene.kind]]
@@ -139,7 +141,7 @@ class FlatViews:
                 "kind": s.active,
                 "title": s.loss.title,
                 "formula": formula(text),
-                "colours": {term.written: term.colour for term in s.loss.terms},
+                "colours": {term.written: term.colour for term in (*s.loss.terms, NOISE)},
             },
             "prompt": s.prompt.text,
             "ground": _digest([repr(s.prior), s.prompt.text]),
@@ -154,7 +156,7 @@ class FlatViews:
                 kept.version, kept.sheet = number, sheet_of(frame.preview)
                 seen = kept.saturations
                 while seen and (seen[-1][0] >= frame.step or len(seen[-1]) != 1 + len(frame.preview)):
-                    seen.pop()  # the run was reset, or has gone back
+                    seen.pop()  # the run was reset or went back
                 seen.append((frame.step, *saturation_of(frame.preview)))
                 if len(seen) > HISTORY:
                     del seen[1:-1:2]
@@ -162,7 +164,7 @@ class FlatViews:
             sheet = kept.sheet
         count, height, width, _ = frame.preview.shape
         if row >= frame.step:
-            row = -1  # of another run
+            row = -1  # it belongs to another run
         arrays = {
             "sheet": np.frombuffer(sheet, np.uint8),
             "saturations": saturations[saturations[:, 0] > row],
@@ -170,7 +172,7 @@ class FlatViews:
         return pack({**header, "kind": "pictures", "count": count, "size": [height, width], "after": row}, arrays)
 
     def ground(self, session: Session) -> bytes | None:
-        """See the head of the file; None before there is a prior."""
+        """Return the message of the route "ground"; None before there is a prior."""
         s = session.effective
         header = {"ground": _digest([repr(s.prior), s.prompt.text])}
         try:
@@ -189,11 +191,11 @@ class FlatViews:
         return pack({**header, "kind": "plane", "reach": REACH, "names": list(prior.names)}, arrays)
 
     def move_start(self, session: Session, x: float, y: float) -> tuple[float, float]:
-        """Reset the run to start from there, or as near as the knobs allow: that place. It goes on if it was running,
-        and also if it had come to its end. ValueError for a scene without a start or when it is locked."""
+        """Reset the run to start at x, y, or as near as the knobs allow; return that place. A run that was running, or
+        had reached its end, continues. ValueError for a scene without a start, PermissionError if it is locked."""
         s = session.settings
         if s.scene.kind not in START:
-            raise ValueError(f"scene.kind = {s.scene.kind}: only points and a Gaussian have a start to be moved")
+            raise ValueError(f"scene.kind = {s.scene.kind}: only points and a Gaussian have a start to move")
         paths = START[s.scene.kind]
         if locked := self._locked.intersection(paths):
             raise PermissionError(f"{', '.join(sorted(locked))}: this server does not let visitors change it")
@@ -209,7 +211,7 @@ class FlatViews:
 
 
 def _plane(header: dict[str, Any], session: Session, frame: Frame, flat: FlatFrame, run: int, row: int) -> bytes:
-    first = frame.step - len(flat.way) + 1  # the number of the first row, which is the step after which it was so
+    first = frame.step - len(flat.way) + 1  # the step of the first row
     rows = np.arange(first, frame.step + 1)
     if run == flat.run and row <= frame.step:
         rows = rows[rows > row]
@@ -235,7 +237,7 @@ def _plane(header: dict[str, Any], session: Session, frame: Frame, flat: FlatFra
 
 
 def _drawn(term: Term) -> dict[str, Any]:
-    """How the page lists and draws a term of the loss; `sign` turns a prediction of noise into a pull."""
+    """Describe how the page lists and draws a term of the loss; `sign` turns a prediction of noise into a pull."""
     return {
         "name": term.name,
         "symbol": letters(term.symbol),
@@ -247,7 +249,7 @@ def _drawn(term: Term) -> dict[str, Any]:
 
 
 def _held(session: Session, points: np.ndarray) -> list[float]:
-    """Which share of the points lies in each place that the prompt asks for."""
+    """Return the share of the points in each place that the prompt asks for."""
     prior: Any = session.prior
     if not hasattr(prior, "mixture"):
         return []
@@ -265,14 +267,14 @@ def _digest(what: Any) -> str:
 
 
 def saturation_of(pictures: np.ndarray) -> list[float]:
-    """Mean distance of the largest from the smallest of R, G, B, as in `sdlab.toybox.figures`: uint8 [M, H, W, 3] ->
-    M figures in [0, 1]."""
+    """Return the mean distance between the largest and the smallest of R, G, B, as in `sdlab.toybox.figures`: uint8
+    [M, H, W, 3] -> M numbers in [0, 1]."""
     distance = pictures.max(-1) - pictures.min(-1)
     return [round(float(share), 4) for share in distance.mean((1, 2)) / 255]
 
 
 def sheet_of(pictures: np.ndarray) -> bytes:
-    """uint8 [M, H, W, 3] as one PNG (or JPEG, if they are large) in rows of ceil(sqrt(M)), without gaps."""
+    """Encode uint8 [M, H, W, 3] as one PNG (JPEG if they are large), in rows of ceil(sqrt(M)) without gaps."""
     from PIL import Image
 
     out, small = BytesIO(), max(pictures.shape[1:3]) <= LOSSLESS
@@ -282,7 +284,7 @@ def sheet_of(pictures: np.ndarray) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def true_saturation(prompt: str) -> float | None:
-    """How saturated the toybox's true pictures of a prompt are, None when it names no object or no colour."""
+    """Return the saturation of the toybox's true images of a prompt, None if it names no object or no colour."""
     from sdlab.toybox import figures, judge
     from sdlab.toybox.asked import asked_for
 
@@ -300,7 +302,7 @@ def true_saturation(prompt: str) -> float | None:
 
 
 def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
-    """Routes below /flat; `embedders` is the value of frame-ancestors: who may show a view in a frame."""
+    """Return the routes below /flat; `embedders`, the value of frame-ancestors, says who may embed a view."""
     router = APIRouter(include_in_schema=False)
     policy = f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors {embedders}"
 

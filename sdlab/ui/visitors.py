@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sdlab import settings as catalogue
+from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui.uploads import UPLOADS
 
@@ -28,7 +29,7 @@ ARRIVING = 60.0  # seconds within which a page must first ask for news to keep i
 
 def public(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
     """Return the settings that visitors of a public server start with, and the knobs that are locked for them."""
-    if settings.scene.kind == "splats" and not settings.knob("scene.start").value.startswith("shap-e"):
+    if isinstance(settings.scene, Splats) and not settings.scene.start.startswith("shap-e"):
         settings = settings.patch("scene.shap_e", "")  # visitors must not make the server download gigabytes
     return settings, LOCKED
 

@@ -104,5 +104,5 @@ def size(n: int) -> str:
 def sentence(text: str) -> str:
     """Capitalise a text, unless it begins with a symbol or the path of a knob."""
     first = text.partition(" ")[0].strip(",:;")
-    is_symbol = (len(first) == 1 and first != "a") or any(c in first for c in "._(")
+    is_symbol = (len(first) == 1 and first != "a") or any(c in "._(" or c.isdigit() for c in first)
     return text if is_symbol else text[:1].upper() + text[1:]
