@@ -1,12 +1,40 @@
 """Runs before any test module: shapes and types of sdlab are checked at run time under pytest only."""
 
+import contextlib
+import hashlib
 import os
+import shutil
 import sys
-import tempfile
+import time
+from pathlib import Path
 
+import platformdirs
 import typecheck
 
-os.environ["SDLAB_CACHE"] = tempfile.mkdtemp(prefix="sdlab-test-cache-")
+KEPT_DAYS = 7
+
+
+def keep_what_is_compiled() -> None:
+    """Keep compiled networks and kernels between runs, for all workers, in the user's folder for caches.
+
+    Networks are converted again once the code that converts them has changed. Each worker has kernels of its own, since
+    numba numbers the files of a kernel's signatures without a lock.
+    """
+    folder = platformdirs.user_cache_path("sdlab-tests", appauthor=False)
+    sources = sorted((Path(__file__).parents[1] / "sdlab" / "priors").glob("*.py"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:12]
+    networks, kernels = folder / code, folder / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    for used in (networks, kernels):
+        used.mkdir(parents=True, exist_ok=True)
+        os.utime(used)
+    for old in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another worker has removed it
+            if time.time() - old.stat().st_mtime > KEPT_DAYS * 24 * 3600:
+                shutil.rmtree(old, ignore_errors=True)
+    os.environ["SDLAB_CACHE"], os.environ["NUMBA_CACHE_DIR"] = str(networks), str(kernels)
+
+
+keep_what_is_compiled()
 # Most tests are small and need one core each; threads that wait for each other cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Compiling torch, diffusers, transformers and gradio from source takes 15 s in every process.
@@ -14,7 +42,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
 typecheck.install()
 
 import pytest  # noqa: E402  (the hook must be in place before anything imports sdlab)

@@ -23,6 +23,7 @@ def short(monkeypatch):
     monkeypatch.setattr(gpu, "entries", lambda s: [e for e in entries(s) if e.loss in few])
 
 
+@pytest.mark.slow
 def test_every_part_is_measured(tmp_path, capsys):
     out = tmp_path / "gpu.json"
     assert cli.main(["bench", "gpu", "--size", "tiny", "--device", "cpu", "--quick", "--out", str(out)]) == 0

@@ -33,6 +33,7 @@ def test_every_loss_is_found_with_every_network_sds_first():
         assert of["copy"].loss.warm_up == bench.WARM_UP, "the warm-up is not measured"
 
 
+@pytest.mark.slow
 def test_the_report_has_every_loss_with_its_evaluations_and_stages(short, tmp_path, monkeypatch, capsys):
     base = preset("mixture").patch_all([("scene.n_init", 40), ("scene.densify_every", 1)])
     monkeypatch.setattr(bench, "preset", lambda name: base)
@@ -57,6 +58,7 @@ def test_the_report_has_every_loss_with_its_evaluations_and_stages(short, tmp_pa
     assert by_label["vsd (copy)"]["fastest"]["stages_ms"]["auxiliary"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 def test_both_engines_run_and_each_prior_is_loaded_once(short, tmp_path, monkeypatch, capsys):
     base = Settings().patch_all(

@@ -16,6 +16,7 @@ def short(monkeypatch):
     monkeypatch.setattr(bench, "COUNTS", (1, 3))
 
 
+@pytest.mark.slow
 def test_both_ways_are_measured_for_each_count(tmp_path, capsys):
     assert cli.main(["bench", "sessions", "--quick", "--preset", "mixture", "--out", str(tmp_path / "b.json")]) == 0
     result = json.loads((tmp_path / "b.json").read_text())

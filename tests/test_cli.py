@@ -92,6 +92,7 @@ def test_the_turntable_has_eight_views_and_the_film_its_frames(done):
     assert abs(film[0].astype(float) - views[0]).mean() < 12  # the first frame is the front, up to compression
 
 
+@pytest.mark.slow
 def test_resume_goes_on_and_equals_the_longer_run(done, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     common = ["--set", "prompt.text=a red bear", *SMALL, "--seed", 4]
@@ -108,6 +109,7 @@ def test_resume_goes_on_and_equals_the_longer_run(done, tmp_path):
     assert json.loads((whole / "result.json").read_text())["preset"] == "mixture"
 
 
+@pytest.mark.slow
 def test_kill_9_at_a_random_step_then_resume_equals_the_uninterrupted_run(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = 150
@@ -164,6 +166,7 @@ def test_a_prior_that_is_not_there_leaves_no_half_run(tmp_path, capsys):
     assert list((tmp_path / "a").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_results(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "sdlab", "run", "mixture", *SMALL, "--steps", "100000", "--out", str(tmp_path / "o")],
@@ -250,6 +253,7 @@ def test_a_settings_file_can_be_run_in_place_of_a_preset(done, tmp_path):
 TOGGLES = [("active=vdm", 8), ("active=sbp", 16), ("active=jsd", 22), ("losses.jsd.cfg=2", 22), ("active=sds", 26)]
 
 
+@pytest.mark.slow
 def test_a_run_with_toggles_replays_bit_for_bit_and_resumes_with_its_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(headless, "CHECKPOINT_EVERY", 0)
     monkeypatch.setattr(checkpoint, "KEPT", 100)

@@ -35,6 +35,7 @@ def test_exact_scores_are_those_of_the_views():
     torch.testing.assert_close(all_of_them, truth, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lambda_raises_the_entropy_of_the_views():
     outcomes = [spread(four_gaussians(), lam, True, 300, seed=0) for lam in (0.0, 0.5, 1.0)]
     assert [o.apart for o in outcomes] == [1.0] * 3, "exact scores are the reference"

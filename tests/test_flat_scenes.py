@@ -302,6 +302,7 @@ def test_shares_count_what_is_near():
     assert shares(means, stds, ends) == [0.25, 0.5]
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_the_plane(eight):
     said = []
     learnt = TrainedPlane(eight, said.append, epochs=150)

@@ -139,6 +139,7 @@ def test_only_points_have_numbers_of_their_own():
     assert session.latest.get().flat.way.shape == (1, 256, 2)
 
 
+@pytest.mark.slow
 def test_many_points_carry_less_of_their_ways():
     session = ran(plane("playground", ("scene.n", 2000)), 25)
     assert session.latest.get().flat.way.shape == (21, 2000, 2)

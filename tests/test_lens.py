@@ -78,6 +78,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 # ---- a step -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ALL)
 def test_a_probe_at_the_steps_own_t_shows_what_the_step_then_sees(small, loss):
     s = small.patch("active", loss)
@@ -219,6 +220,7 @@ def test_of_a_scene_that_is_gone_nothing_is_shown(small):
 # ---- nothing changes --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sds", "vsd", "asd", "vdm", "dds", "jsd"])
 def test_a_run_goes_on_as_if_nobody_had_looked(small, loss):
     s = small.patch("active", loss)
@@ -442,6 +444,7 @@ def test_false_colours_tell_channels_apart():
         assert torch.equal(false_colours(torch.zeros(1, channels, 2, 2)), torch.full((1, 3, 2, 2), 0.5))
 
 
+@pytest.mark.slow
 def test_the_embedded_prior(small):
     s = preset("toybox").patch_all([("scene.n_init", 200), *SHORT, ("losses.sdi.inversion_steps", 2)])
     seen, alone = begun(s, 2), begun(s, 2)

@@ -48,6 +48,7 @@ def ready(seat):
     return seat
 
 
+@pytest.mark.slow
 def test_four_lanes_with_other_losses_get_the_same_number_of_steps(quick):
     """A warm-up step counts as a turn."""
     manager = Manager(max_sessions=4)

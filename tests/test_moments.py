@@ -72,6 +72,7 @@ def events(session: Session, kind: type) -> list:
     return [e for e in session.events.since()[0] if isinstance(e, kind)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sds", "vsd", "vdm", "dds"])
 def test_a_branch_left_unchanged_equals_its_parent_bit_for_bit(quick, loss):
     """After fifty more steps, with density control and auxiliary networks."""
@@ -89,6 +90,7 @@ def test_a_branch_left_unchanged_equals_its_parent_bit_for_bit(quick, loss):
     assert not torch.equal(parent.state.scene.params["means"], child.state.scene.params["means"])
 
 
+@pytest.mark.slow
 @needs_toybox
 def test_a_branch_on_the_embedded_prior_equals_its_parent(tmp_path):
     settings = preset("toybox").patch_all([*SHORT, ("scene.n_init", 300), ("steps", 100)])
@@ -126,6 +128,7 @@ def test_a_branch_keeps_what_waits_for_a_reset(quick):
     assert_same(parent, child)
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_parked_network_and_of_flat_scenes(quick):
     parent = ran(quick.patch_all([*SHORT, ("active", "vsd")]), 12, ("active", "sds"))
     points = ran(preset("playground").patch("steps", 100), 12)

@@ -26,6 +26,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_table_and_json(tiny, tmp_path, capsys):
     threads = torch.get_num_threads()
     result = bench.run(tmp_path / "b.json", quick=True)

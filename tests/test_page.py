@@ -615,6 +615,7 @@ def app(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -645,6 +646,7 @@ def test_a_port_in_use_ends_with_one_line_and_code_2():
     assert time.monotonic() - begun < 2, "it is told before anything heavy is imported"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent in another way there")
 def test_the_app_says_where_it_is_and_ends_quietly_when_interrupted():
     command = [sys.executable, "app.py", "--no-browser", "--port", "0", "--preset", "mixture"]
@@ -659,6 +661,7 @@ def test_the_app_says_where_it_is_and_ends_quietly_when_interrupted():
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_the_playground_is_picked_and_shows_where_the_points_go(open_tab: Callable[..., Tab]):
     tab = open_tab(view=True)
     first = tab.token
@@ -1071,6 +1074,7 @@ def test_presets_are_all_on_the_page(address: str):
         assert f'value=\\"{name}\\"' in body
 
 
+@pytest.mark.slow
 def test_a_locked_prior_is_not_got_round_with_a_preset():
     open_to_all = Visitors(preset("elsewhere"))
     assert set(open_to_all.presets) == set(preset_names())

@@ -162,6 +162,7 @@ def latent(tmp_path_factory):
     return latent_model(tmp_path_factory.mktemp("latent") / "model", prediction_type="epsilon")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:starting from a ball")
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_papers_preset_steps_on_a_latent_model(name, latent):

@@ -90,6 +90,7 @@ def test_the_configuration_is_a_value():
     assert hash(config) == hash(DiffusersPrior(path="somewhere"))
 
 
+@pytest.mark.slow
 def test_importing_the_family_imports_no_model_library():
     code = (
         "import sys, sdlab.priors.diffusers, sdlab.priors.mixture, sdlab.priors.choice;"
@@ -714,6 +715,7 @@ def test_half_precision_needs_a_gpu(pixel):
 # ---- torch.compile ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_compiled_network_agrees_with_the_plain_one(pixel, monkeypatch):
     """The graph is traced as on a GPU, but not compiled, since the machine may lack a compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

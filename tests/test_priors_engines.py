@@ -136,6 +136,7 @@ def test_late_timesteps_differ_in_bf16(folder, cache):
         assert ((model.eps(*asked) - expected).norm() / expected.norm()).item() < 2e-2
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("modulated", [False, True])
 def test_a_network_on_blocks_of_pixels_that_predicts_v_agrees_with_torch(modulated, tmp_path, monkeypatch):
@@ -242,6 +243,7 @@ def off(psi: Score, model: DiffusersModel, n: int) -> float:
     return ((answers(psi, model, n) - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize(
     ("how", "precision", "modulated"), [("copy", "fp32", False), ("copy", "auto", True), ("lora", "fp32", True)]
@@ -268,6 +270,7 @@ def test_openvino_evaluates_a_network_in_training(how, precision, modulated, tmp
     assert off(psi, model, 4) < allowed
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_two_networks_in_training_do_not_share_weights(folder, cache):
     model = load(folder)
@@ -277,6 +280,7 @@ def test_two_networks_in_training_do_not_share_weights(folder, cache):
         assert off(psi, model, 2) < 1e-4
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("how", ["copy", "lora"])
 def test_a_network_in_training_is_converted_once(how, folder, cache, monkeypatch):
@@ -330,6 +334,7 @@ def test_the_second_start_converts_and_compiles_nothing(folder, cache, never_con
     assert len(files(cache)) == len(before) + 1
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b[:500] + b"?" + b[501:]])
 def test_damaged_files_are_rewritten(folder, cache, quick_convert, damage):

@@ -126,6 +126,7 @@ def test_an_sdxl_is_refused_by_name(tmp_path):
 # ---- every loss on each -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model")  # cuts prompts off: its tokens are letters
 @pytest.mark.parametrize("loss", losses())
 @pytest.mark.parametrize("name", MAKERS)
@@ -163,6 +164,7 @@ class AsV:
         """Do nothing."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model")
 @pytest.mark.parametrize("loss", losses())
 def test_twins_that_predict_eps_and_v_take_the_same_step(loss, folders, models):
@@ -185,6 +187,7 @@ def test_twins_that_predict_eps_and_v_take_the_same_step(loss, folders, models):
 # ---- LoRA on the real modules -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd-1.5", "deepfloyd-if"])
 def test_sessions_with_loras_of_their_own_share_the_prior_and_nothing_else(name, models):
     model = models[name]

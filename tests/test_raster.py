@@ -518,6 +518,7 @@ def test_rasteriser_for_and_backends():
         BACKENDS["optix"]
 
 
+@pytest.mark.slow
 def test_choosing_a_back_end_does_not_load_the_others():
     code = "import sys, sdlab.raster as r; r.rasteriser_for('cpu'); print({'gsplat', 'numba'} & sys.modules.keys())"
     assert _python(code) == "{'numba'}"
@@ -579,6 +580,7 @@ def test_gsplat_adapter_converts_layouts_both_ways(monkeypatch: pytest.MonkeyPat
     assert torch.allclose(render.info.means2d_grad, truth.info.means2d_grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_kernels_work_where_no_cache_can_be_written():
     """A read-only installation used without a home folder: numba then refuses to cache."""
     code = (

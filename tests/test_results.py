@@ -531,6 +531,7 @@ def test_shelves_of_a_server_make_one_file_at_a_time(monkeypatch):
     assert shelves.get("mine") is None
 
 
+@pytest.mark.slow
 def test_a_run_steps_on_while_files_are_made(quick, shelf):
     session = Session(quick.patch("steps", 100_000))
     session.prepare()

@@ -201,6 +201,7 @@ def test_between_two_gaussians_the_bridge_is_the_way_from_the_one_to_the_other(p
     assert moved[:, 1].abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_points_go_from_west_to_east_and_nothing_stops_them_there():
     start = [("scene.n", 20), ("scene.start_x", -1.0), ("scene.start_y", 0.0), ("steps", 120)]
     bridge = [("active", "sbp"), ("losses.sbp.form", "full"), ("prompt.source", "west"), ("prompt.target", "east")]

@@ -80,6 +80,7 @@ def test_noises_of_one_lesson_are_those_of_as_many_lessons(prior, monkeypatch):
     torch.testing.assert_close(shown[3], torch.stack(shown[:3]).mean(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p_null", [0.0, 0.25, 1.0])
 def test_a_share_of_the_pictures_hides_its_camera(prior, monkeypatch, p_null):
     psi, model, shown = taught(prior, 0), bound(prior), []
@@ -96,6 +97,7 @@ def test_a_share_of_the_pictures_hides_its_camera(prior, monkeypatch, p_null):
     assert hidden.double().mean() == pytest.approx(p_null, abs=0.08 if 0 < p_null < 1 else 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "n"), [("copy", 4), ("copy", 3), ("lora", 4), ("copy", 1)])
 def test_two_halves_of_a_lesson_learnt_beside_each_other_are_the_lesson(how, n, tmp_path, monkeypatch):
     prior, threads = network(tmp_path), set()
@@ -297,6 +299,7 @@ def test_lora_is_on_every_attention(tmp_path):
     assert adapted == layers
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not cpu_has_bf16(), reason="this processor does not compute in bf16")
 @pytest.mark.parametrize("how", ["lora", "copy"])
 @pytest.mark.parametrize("few", [0, attention.FEW_TOKENS])
@@ -348,6 +351,7 @@ def test_parking_a_lora_leaves_the_shared_weights_where_they_are(tmp_path):
         assert {p.device.type for p in psi.net.parameters() if p.requires_grad} == {device}
 
 
+@pytest.mark.slow
 def test_psi_learns_the_score_of_the_views():
     """Four views as particles. With the camera the truth is the noise itself; without it, the diffused mixture of the
     four. 1200 lessons must halve both errors at timesteps from 200 on; measured are factors of 3.7 and 2.5

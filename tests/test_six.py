@@ -48,6 +48,7 @@ def found(folder, name="six"):
 # ---- six -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_losses_draw_the_same_and_are_judged_and_drawn(judge, tmp_path, capsys):
     assert run("six", *TINY, *STEPS, "--only", "sds,vsd:warm_up=2,jsd", "--seed", 4, "--out", tmp_path) == 0
     result = found(tmp_path)
@@ -174,6 +175,7 @@ def test_steps_that_take_too_long_are_stopped_with_a_note(judge, tmp_path):
     assert row["note"] == f"stopped after 1 s at step {row['steps']} of 1000000"
 
 
+@pytest.mark.slow
 def test_seconds_that_the_warm_up_uses_up_are_told(judge, tmp_path, capsys):
     assert run("six", *TINY, "--only", "sds,vsd:warm_up=2000", "--seconds", 1, "--out", tmp_path) == 0
     row = found(tmp_path)["rows"][1]
@@ -184,6 +186,7 @@ def test_seconds_that_the_warm_up_uses_up_are_told(judge, tmp_path, capsys):
     assert "against" not in capsys.readouterr().out, "there is nothing to compare"
 
 
+@pytest.mark.slow
 def test_a_tuned_preset_is_taken_and_what_it_changes_on_purpose_is_named(judge, tmp_path, monkeypatch, capsys):
     presets = tmp_path / "presets"
     presets.mkdir()
@@ -347,6 +350,7 @@ def test_a_fingerprint_tells_cameras_timesteps_and_noise_apart(quick):
 # ---- janus ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fronts_are_counted_without_view_words_for_every_variant(judge, tmp_path, capsys):
     arguments = ["--objects", "bear,duck", "--seeds", 2, "--variants", "sds,sbp:w=2", "--seed", 5]
     assert run("janus-losses", *TINY, *STEPS, *arguments, "--out", tmp_path) == 0

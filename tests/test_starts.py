@@ -356,6 +356,7 @@ def shap_e_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.shap_e(tmp_path_factory.mktemp("shap-e"))
 
 
+@pytest.mark.slow
 def test_shap_e_makes_a_cloud_that_its_seed_determines(shap_e_folder: Path) -> None:
     def scene(seed: int) -> torch.Tensor:
         s = Splats(start="shap-e", shap_e=str(shap_e_folder), shap_e_steps=2, n_init=300)
@@ -368,6 +369,7 @@ def test_shap_e_makes_a_cloud_that_its_seed_determines(shap_e_folder: Path) -> N
     assert not torch.equal(one, scene(1))
 
 
+@pytest.mark.slow
 def test_shap_e_says_how_far_it_is_and_keeps_what_it_has_made(shap_e_folder: Path, monkeypatch: Any) -> None:
     from sdlab.starts import shap_e
 

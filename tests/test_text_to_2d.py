@@ -173,6 +173,7 @@ def test_real_images_show_what_the_captions_say():
 # ---- the command ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path, monkeypatch, capsys):
     draws, starts = {}, {}
     real = table31.step
@@ -278,6 +279,7 @@ def test_one_picture_alone_is_the_sessions_own(prior, tiny):
     assert torch.equal(made.rgb, session.prior.decode(session.state.scene.params["latents"].detach()))
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_rows_that_are_finished(tiny, tmp_path, monkeypatch, capsys):
     real = table31.step
 

@@ -190,6 +190,7 @@ def test_flat_scenes_are_filmed_as_they_are_published():
     assert {(shot.dtype, shot.ndim) for _, shot in film} == {(np.dtype(np.uint8), 4)}
 
 
+@pytest.mark.slow
 def test_one_can_jump_back_and_go_on_as_before(long):
     session, whole = session_of(long), session_of(long)
     go(session, 70)
@@ -205,6 +206,7 @@ def test_one_can_jump_back_and_go_on_as_before(long):
     assert session.state.aux == {}
 
 
+@pytest.mark.slow
 def test_a_jump_over_a_change_takes_its_networks_along(long):
     session, whole = session_of(long), session_of(long)
     for run in (session, whole):

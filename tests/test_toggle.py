@@ -111,6 +111,7 @@ def round_trip(out: Path, which: str, every: int, last: int, *more: str) -> list
     return [x for x in lines if "event" not in x]
 
 
+@pytest.mark.slow
 def test_a_round_through_all_losses_is_finite_stays_within_the_cap_and_replays(tmp_path):
     small = ("scene.n_init=60", "scene.max_gaussians=70", "scene.densify_every=10", "scene.densify_until=1")
     steps = round_trip(tmp_path, "mixture", EVERY, DENSIFY_PAUSE + 60, *small)
@@ -122,6 +123,7 @@ def test_a_round_through_all_losses_is_finite_stays_within_the_cap_and_replays(t
     assert counts[len(steps)] > counts[last_toggle], "and comes back"
 
 
+@pytest.mark.slow
 @needs_toybox
 def test_a_round_through_all_losses_on_the_embedded_prior(tmp_path):
     cap = "scene.max_gaussians=2540"
@@ -130,6 +132,7 @@ def test_a_round_through_all_losses_on_the_embedded_prior(tmp_path):
     assert all(0 < x["grad_rms"] < float("inf") for x in steps)
 
 
+@pytest.mark.slow
 def test_a_headless_run_says_calmly_that_a_network_warms_up(tmp_path, capsys):
     sets = [x for path, value in SHORT for x in ("--set", f"{path}={value}")]
     more = ["--set", "losses.vsd.warm_up=150", "--set", "active=vsd", "--steps", 4, "--size", 48]
@@ -170,6 +173,7 @@ class Moved:
 STEADY = [("optim.decay", 1.0), ("scene.densify_every", 0)]  # so that before and after can be compared
 
 
+@pytest.mark.slow
 def test_no_toggle_blows_up_the_scene(short):
     """The largest change by one step in the 50 steps after each toggle is at most twice that in the 50 before.
     Measured over three seeds: 0.3 to 1.5 times; 0.3 to 1.2 on the toybox."""
@@ -209,6 +213,7 @@ def toggled(folder: Path, loss: str, steps: int, ramp: int = 50, forget: bool = 
     return moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ROUND[1:-1])
 def test_without_the_ramp_a_toggle_is_a_jolt(settled, loss):
     """The largest change by one of the ten steps after a toggle, over the largest before. Adam's first steps have full
@@ -218,6 +223,7 @@ def test_without_the_ramp_a_toggle_is_a_jolt(settled, loss):
     assert max(toggled(folder, loss, 10, ramp=0)) > 1.2 * before
 
 
+@pytest.mark.slow
 def test_a_weaker_loss_is_not_held_back_by_the_moments_of_a_stronger_one(settled):
     """SBP's gradients are about ten times smaller than those of SDS. Divided by the root of Adam's second moment from
     SDS, they would move the scene a third as far in 50 steps."""
@@ -276,6 +282,7 @@ def test_the_rank_of_a_lora_means_nothing_to_a_copy(short):
     assert session.state.aux["score"] is psi
 
 
+@pytest.mark.slow
 def test_a_run_restored_while_psi_is_parked_equals_the_uninterrupted_one(short, tmp_path):
     toggles = {4: "vsd", 10: "vdm", 18: "vsd"}
 
@@ -301,6 +308,7 @@ def test_a_run_restored_while_psi_is_parked_equals_the_uninterrupted_one(short, 
     assert any(path.startswith("/aux/score/model/adam") for path in tensors(rest))
 
 
+@pytest.mark.slow
 def test_a_run_restored_while_openvino_speaks_for_psi_equals_the_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
     settings = small_model(pixel_model(tmp_path / "model")).patch_all(
@@ -403,6 +411,7 @@ def test_a_toggle_whose_first_step_fails_leaves_nothing_behind(short, monkeypatc
     assert session.state.toggled == clean.state.toggled, "rates and density control, too, are as before"
 
 
+@pytest.mark.slow
 def test_a_prior_whose_first_step_fails_gives_back_the_psi_of_the_old_one(tmp_path, monkeypatch):
     """A LoRA adapts its prior's weights: on top of another prior, the same LoRA is a different psi."""
     here, elsewhere = (pixel_model(tmp_path / str(seed), seed=seed) for seed in (0, 1))

@@ -46,6 +46,7 @@ def test_margin_leaves_out_the_edges_of_every_band() -> None:
     assert judge.view_of(0.0, 65.0, 10.0) == OVERHEAD
 
 
+@pytest.mark.slow
 def test_series_is_uncorrupted_and_shows_every_colour_and_view_of_every_object() -> None:
     shots = [judge.own_shot(i) for i in range(4000)]
     assert not any(s.facts.corruptions for s in shots)
@@ -86,6 +87,7 @@ def trained() -> judge.Classifier:
     return trainer.classifier.requires_grad_(False).eval()
 
 
+@pytest.mark.slow
 def test_classifier_reads_pictures_it_has_not_seen(trained: judge.Classifier) -> None:
     rgb, truths = judge.true_pictures(judge.HELD_OUT, 300)
     shares = judge.score(truths, judge.read(trained, rgb))
@@ -287,6 +289,7 @@ def found() -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 def test_held_out_captions_are_counted_word_by_word(found: dict[str, Any]) -> None:
     facts = figures.held_out_facts()
     n, bears = len(facts), sum(f.object == "bear" for f in facts)
@@ -368,6 +371,7 @@ def test_train_judge_writes_a_judge_and_says_what_it_reaches(
     assert judge.load(tmp_path).facts["training"]["pictures"] == 40
 
 
+@pytest.mark.slow
 def test_judge_measures_any_toybox_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save(model.build(model.Shape(channels=(16, 32), text_width=32, text_layers=1)), tmp_path)
     out = tmp_path / "deep" / "figures.json"

@@ -59,6 +59,7 @@ def looks(colour: str) -> np.ndarray:
     return rgb.reshape(len(OBJECTS), len(VIEWS), *rgb.shape[1:])
 
 
+@pytest.mark.slow
 def test_every_object_and_pair_fits_into_the_picture_from_all_sides() -> None:
     angles = [(azimuth, elevation) for azimuth in (0.0, 130.0, 250.0) for elevation in (-20.0, 15.0, 80.0)]
     for name in OBJECTS:

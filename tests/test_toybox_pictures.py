@@ -429,6 +429,7 @@ def test_picture_depends_on_seed_and_index_alone() -> None:
     assert not np.array_equal(pool.rgb[:10], pictures.make_pool(4, 10).rgb)
 
 
+@pytest.mark.slow
 def test_processes_render_what_one_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "CHUNK", 8)
     heard: list[int] = []

@@ -122,6 +122,7 @@ def pool() -> pictures.Pool:
     return pictures.make_pool(0, 64)
 
 
+@pytest.mark.slow
 def test_loss_falls_on_a_tiny_net(pool: pictures.Pool) -> None:
     trainer = train.Trainer(train.Plan(samples=8 * 240, batch=8, lr=3e-3, reading=0, shape=TINY), pool, CPU)
     losses = [float(trainer.train_step()) for _ in range(100)]
@@ -186,6 +187,7 @@ def test_batch_is_captioned_noised_and_mirrored_as_said(pool: pictures.Pool) -> 
     assert mirrored / 768 > 0.3
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     plan = train.Plan(samples=120, batch=8, pictures=48, reading=0, shape=TINY)  # 15 steps
     whole = train.train(tmp_path / "whole", tmp_path, plan)
@@ -201,6 +203,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     assert [line["samples"] for line in log] == [120]
 
 
+@pytest.mark.slow
 def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
     plan = train.Plan(samples=128, batch=8, pictures=48, reading=0, shape=TINY)  # 16 steps, decay from step 12
     train.train(tmp_path / "run", tmp_path, plan)
@@ -232,6 +235,7 @@ def test_predicting_v_and_eps_train_the_same_mean(pool: pictures.Pool) -> None:
         assert float(trainer.train_step()) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_text_encoder_learns_to_read_before_the_first_picture(tmp_path: Path) -> None:
     box = model.build(replace(TINY, text_width=64))
     shares: list[float] = []
@@ -307,6 +311,7 @@ def test_samples_are_reproducible_and_follow_the_prompt_not_the_company(saved: P
     assert np.abs(alone - sample.sample(prior, ["a red bear"], scale=7.5, steps=3, seed=2)).mean() > 0.05
 
 
+@pytest.mark.slow
 def test_commands(saved: Path, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -133,6 +133,7 @@ def test_a_natural_colour_alone_goes_without_saying() -> None:
     assert leaves_out["purple"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "standard"),
     [
