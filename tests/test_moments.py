@@ -96,8 +96,8 @@ def test_a_branch_on_the_embedded_prior_equals_its_parent(tmp_path):
     settings = preset("toybox").patch_all([*SHORT, ("scene.n_init", 300), ("steps", 100)])
     parent = ran(settings, 10, ("active", "vsd"))
     child = child_of(parent, load=lambda *_: parent.prior)
-    parent.run(until=60)
-    child.run(until=60)
+    parent.run(until=30)
+    child.run(until=30)
     assert child.state.aux["score"].fitted > parent.settings.losses["vsd"].warm_up
     assert_same(parent, child)
 

@@ -7,6 +7,8 @@ import os
 import re
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -352,11 +354,15 @@ def test_front_of_an_object_faces_the_front_camera() -> None:
 
 
 @pytest.fixture(scope="module")
-def shap_e_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.shap_e(tmp_path_factory.mktemp("shap-e"))
+def shap_e_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny model whose meshes are extracted from 32^3 signed distances; 128^3 would take seconds each."""
+    from diffusers.pipelines.shap_e.renderer import ShapERenderer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShapERenderer, "decode_to_mesh", partialmethod(ShapERenderer.decode_to_mesh, grid_size=32))
+        yield tiny_models.shap_e(tmp_path_factory.mktemp("shap-e"))
 
 
-@pytest.mark.slow
 def test_shap_e_makes_a_cloud_that_its_seed_determines(shap_e_folder: Path) -> None:
     def scene(seed: int) -> torch.Tensor:
         s = Splats(start="shap-e", shap_e=str(shap_e_folder), shap_e_steps=2, n_init=300)
@@ -369,7 +375,6 @@ def test_shap_e_makes_a_cloud_that_its_seed_determines(shap_e_folder: Path) -> N
     assert not torch.equal(one, scene(1))
 
 
-@pytest.mark.slow
 def test_shap_e_says_how_far_it_is_and_keeps_what_it_has_made(shap_e_folder: Path, monkeypatch: Any) -> None:
     from sdlab.starts import shap_e
 

@@ -127,7 +127,7 @@ def test_a_round_through_all_losses_is_finite_stays_within_the_cap_and_replays(t
 @needs_toybox
 def test_a_round_through_all_losses_on_the_embedded_prior(tmp_path):
     cap = "scene.max_gaussians=2540"
-    steps = round_trip(tmp_path, "toybox", 8, 8, cap)
+    steps = round_trip(tmp_path, "toybox", 4, 4, cap)
     assert max(x["n_gaussians"] for x in steps) <= 2540
     assert all(0 < x["grad_rms"] < float("inf") for x in steps)
 

@@ -114,6 +114,7 @@ def test_shipped_judge_reads_true_pictures() -> None:
     assert shares["view"].value > 0.96
 
 
+@pytest.mark.slow
 def test_saved_judge_is_small_and_reads_the_same(trained: judge.Classifier, tmp_path: Path) -> None:
     trained.facts = {"accuracy": {"object": [1, 2]}}
     judge.save(trained, tmp_path)
@@ -127,6 +128,7 @@ def test_saved_judge_is_small_and_reads_the_same(trained: judge.Classifier, tmp_
     assert sum(p.numel() for p in full.parameters()) < 1.5e6
 
 
+@pytest.mark.slow
 def test_folder_without_a_judge_or_of_another_world_is_refused(trained: judge.Classifier, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train-judge"):
         judge.load(tmp_path)
@@ -175,6 +177,7 @@ def test_read_answers_every_question_and_leaves_out_what_has_no_answer() -> None
     assert found == [plain, pair, tree._replace(view="")]
 
 
+@pytest.mark.slow
 def test_any_size_is_read(trained: judge.Classifier) -> None:
     rgb, _ = judge.true_pictures(judge.HELD_OUT, 100)
     enlarged = torch.nn.functional.interpolate(rgb.float() / 255, (judge.SIZE,) * 2, mode="bilinear", antialias=True)
