@@ -126,6 +126,7 @@ def failed(seats) -> list[Failed]:
     return [e for seat in seats for e in seat.session.events.since()[0] if isinstance(e, Failed)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", [False, True])
 def test_sessions_of_a_batching_server_run_side_by_side(quick, batching):
     manager = Manager(max_sessions=3, batching=batching)

@@ -130,6 +130,7 @@ def test_hifa_falls_as_the_root():
     assert [int(sample_t(s, StepRng(0, 0), 1, p)) for p in (0, 0.25, 1)] == [980, 500, 20]
 
 
+@pytest.mark.slow
 def test_dreamtime_spends_the_run_by_its_weight():
     """Compare with the definition, solved by hand: steps at t proportional to W(t), from the top down."""
     n = 20_000

@@ -52,6 +52,7 @@ def test_with_a_learnt_psi_views_move_too(lam):
     assert -0.2 < outcome.apart < 0.5, "after 30 training passes psi hardly knows its cameras"
 
 
+@pytest.mark.slow
 def test_table_json_and_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(entropy, "LAMBDAS", (0.0, 0.5, 1.0))
     monkeypatch.setattr(entropy, "spread", lambda *a: spread(a[0], a[1], a[2], 5, a[4]))

@@ -22,6 +22,7 @@ def test_a_preset_is_run_and_exported(tmp_path, capsys):
     assert "scene.ply" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_loss_and_prompt_change_mid_run(tmp_path, capsys):
     session = run("02", tmp_path)
     assert (session.settings.active, session.settings.prompt.text) == ("sds", "a blue bear")
@@ -46,6 +47,7 @@ def test_the_lens_is_saved(tmp_path, capsys):
     assert "cosines with" in out
 
 
+@pytest.mark.slow
 def test_a_prior_of_ones_own_teaches_its_colour(tmp_path):
     session = run("05", tmp_path, steps=150)
     assert session.prior.name == "discs"

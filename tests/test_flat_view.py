@@ -302,6 +302,7 @@ def test_saturation_in_its_own_words():
     assert saturation_of(np.concatenate([red, grey])) == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_true_pictures_are_known_for_an_object_with_a_colour():
     assert true_saturation("something else entirely") is None
     assert true_saturation("a bear") is None

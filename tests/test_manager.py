@@ -183,6 +183,7 @@ def test_an_idle_seat_ends(quick):
     manager.shutdown()
 
 
+@pytest.mark.slow
 def test_freed_memory_is_given_back_now_and_then(monkeypatch):
     given: list[float] = []
     monkeypatch.setattr(manager_module, "TRIM_EVERY", 1.5)

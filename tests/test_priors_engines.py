@@ -107,6 +107,7 @@ def files(cache: Path) -> list[Path]:
 # ---- the same answers -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("batch", [2, 4])
 def test_openvino_in_float32_agrees_with_torch(folder, cache, batch):

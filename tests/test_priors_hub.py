@@ -149,6 +149,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub, revision, commit):
     assert load(revision=revision).commit == commit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", ["", "dev", SECOND])
 @pytest.mark.parametrize("how", ["gone", "offline", "down", "removed"])
 def test_a_model_that_was_downloaded_is_used_without_the_hub(hub, how, revision, monkeypatch):

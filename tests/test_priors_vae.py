@@ -161,6 +161,7 @@ def test_low_memory_gives_the_same_result_with_less_kept(folder):
     assert torch.equal(low.embed("a red bear").hidden, plain.embed("a red bear").hidden)
 
 
+@pytest.mark.slow
 def test_the_precision_of_the_vae_is_a_knob(folder, monkeypatch):
     from sdlab.priors import choice
 

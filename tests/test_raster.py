@@ -223,6 +223,7 @@ def broad() -> Case:
     return Case(scene, cameras(7, 6, views=2, distance=4.0), torch.rand(2, 3, generator=rng))
 
 
+@pytest.mark.slow
 def test_oracle_agrees_with_finite_differences():
     case = broad()
 

@@ -147,6 +147,7 @@ def splat_transform() -> list[str]:
     return command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "write"), [(".ply", write_ply), (".splat", write_splat)])
 def test_an_independent_reader_finds_the_same_gaussians(suffix, write, splat_transform, tmp_path):
     source, table = tmp_path / f"x{suffix}", tmp_path / "x.csv"
@@ -377,6 +378,7 @@ class Slow:
             self.working -= 1
 
 
+@pytest.mark.slow
 def test_every_format_of_splats_is_made_in_order_and_named(shelf):
     given = material()
     ids = [shelf.start(kind, given) for kind in OF_SPLATS]

@@ -203,6 +203,7 @@ def test_asds_lesson_is_the_noise_plus_gamma_of_the_priors_own_answer(prior, mon
     torch.testing.assert_close(shown[0], errors * x.z0[0].numel(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["lora", "copy"])
 @pytest.mark.parametrize("kind", ["mixture", "epsilon", "v_prediction"])
 def test_with_a_new_psi_vsd_is_guidance_alone(kind, how, prior, tmp_path):

@@ -328,6 +328,7 @@ def test_words_say_colours_and_second_objects() -> None:
         object_points("a spoon", 10, numbers())
 
 
+@pytest.mark.slow
 def test_points_lie_on_the_outside_and_are_even() -> None:
     """A mushroom on a box: no points inside, and each part gets points in proportion to its visible area."""
     from sdlab.toybox.objects import table

@@ -160,6 +160,7 @@ def test_batches_are_few_and_equal():
     assert sorted(part.stop - part.start for part in parts) == [11, 12, 12]
 
 
+@pytest.mark.slow
 def test_real_images_show_what_the_captions_say():
     facts = [plain_facts("bear", "red"), plain_facts("car", "blue"), plain_facts("tree", "green")]
     rgb = table31.real_images(facts, 2, 32)

@@ -107,6 +107,7 @@ def test_training_is_determined_by_its_seed() -> None:
     assert losses(0) != losses(1)
 
 
+@pytest.mark.slow
 def test_shipped_judge_reads_true_pictures() -> None:
     shares, _, _ = judge.accuracy(judge.load(), 400)
     assert shares["object"].value > 0.98
@@ -307,6 +308,7 @@ def test_held_out_captions_are_counted_word_by_word(found: dict[str, Any]) -> No
     assert part["by_object"]["bear"]["object"] == Share(bears - 1, bears)
 
 
+@pytest.mark.slow
 def test_pairs_count_only_with_both_objects(found: dict[str, Any]) -> None:
     facts = figures.pair_facts()
     assert len({figures.caption_of(f) for f in facts}) == len(facts) == figures.PAIRS

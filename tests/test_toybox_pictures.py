@@ -162,6 +162,7 @@ def test_hits_and_shades_as_the_definition_of_the_solid_says(kind: int) -> None:
         assert coverage.sum() > 20
 
 
+@pytest.mark.slow
 def test_the_screen_box_of_a_solid_leaves_nothing_out(shots: list[pictures.Shot]) -> None:
     """The images are the same if every solid is tested for every sample."""
     batch = pictures.pack([s._replace(facts=s.facts._replace(corruptions=())) for s in shots[:60]])

@@ -32,6 +32,7 @@ def _one_thread() -> Iterator[None]:
 # ---- network and tokenizer
 
 
+@pytest.mark.slow
 def test_tokenizer_knows_all_caption_words_and_fits_the_longest_prompt() -> None:
     tokenizer = model.build_tokenizer()
     unknown = tokenizer.unk_token_id

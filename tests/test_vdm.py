@@ -110,6 +110,7 @@ def test_gradient_is_equation_19_in_form_b(prior):
     torch.testing.assert_close(residual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_operator_learns_and_resumes_bit_for_bit(prior, kind):
     loss = VDM(operator=kind)
