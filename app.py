@@ -25,12 +25,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--port", default=port, help="port to listen on; 0 takes any free one (default %(default)s)")
     p.add_argument("--preset", default="toybox", help="preset to begin with, or a .toml file")
     p.add_argument("--prior", help="toybox, a folder in the diffusers layout, or owner/name on the Hub")
-    p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda where there is one)")
+    p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if available)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
     p.add_argument(
         "--batch-sessions",
         action="store_true",
-        help="visitors share the network's evaluations, for a GPU with many of them; runs then repeat but for rounding",
+        help="visitors share forward passes, for a GPU with many visitors; runs then repeat only up to rounding",
     )
     p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")

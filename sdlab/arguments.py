@@ -57,7 +57,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def claim(out: Path) -> None:
-    """Check before any work is done that results can be written to the folder `out`. Raises ValueError if not."""
+    """Raise ValueError if results cannot be written to the folder `out`; to be called before any work is done."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"

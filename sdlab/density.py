@@ -81,7 +81,8 @@ class DensityControl:
     """Gradient statistics of one cloud, and the rounds that act on them.
 
     `params` are the scene's, before activation: means [N, 3]; quats [N, 4]; log_scales [N, 3] (exp); opacity_logits [N]
-    (sigmoid); more, with a row per Gaussian, are carried along. The optimiser replaces entries of this dict in place.
+    (sigmoid); further parameters with a row per Gaussian are carried along. The optimiser replaces entries of this dict
+    in place.
     """
 
     pull: Tensor  # [N], sum over views of |d loss / d screen position|
@@ -98,7 +99,7 @@ class DensityControl:
         self.seen = torch.zeros(means.shape[0], device=means.device)
 
     def observe(self, info: ScreenInfo, half_width: float) -> None:
-        """Add the screen-space gradients of one backward pass; `half_width` of the image in pixels."""
+        """Add the screen-space gradients of one backward pass; `half_width` is half the image width in pixels."""
         if info.means2d_grad is None:
             return
         # 3DGS measures the gradient of the sum over views in units of half the image width; our loss is the mean
@@ -106,7 +107,7 @@ class DensityControl:
         self.seen += (info.radii > 0).sum(0)
 
     def update(self, c: DensityKnobs, progress: float, step: int, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """Do what is due at `step`, at `progress` in [0, 1] of the run; return counts of what changed.
+        """Run the rounds due at `step`, at `progress` in [0, 1] of the run; return counts of what changed.
 
         Every `densify_every` steps a round of growth; every `opacity_reset_every` steps a reset of all opacities, until
         growth ends; with mcmc, noise at every step. Positions may leave the scene's box.
@@ -172,8 +173,8 @@ class DensityControl:
         p["means"].add_(strength * noise_gate(p["opacity_logits"].sigmoid())[:, None] * along)
 
     def _relocate_and_add(self, c: DensityKnobs, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """Turn transparent Gaussians, and those added, into copies of opaque ones, which share their opacity
-        (3DGS-MCMC, sections 3.3 and 3.4)."""
+        """Replace transparent Gaussians by copies of opaque ones and add further copies; an original and its copies
+        share its opacity (3DGS-MCMC, sections 3.3 and 3.4)."""
         p = self.params
         opacity = p["opacity_logits"].sigmoid()
         n, dead = len(opacity), opacity < c.prune_opacity

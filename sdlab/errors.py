@@ -1,4 +1,4 @@
-"""Error messages for users: one-line quotes of other errors, advice when memory runs out; and freed memory returned."""
+"""Error messages for users, with advice when memory runs out; and the return of freed memory to the system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 def reason(error: BaseException) -> str:
     """Return the message of `error`, preceded by its type unless it is a ValueError or OSError.
 
-    Ours of these types are sentences for users; any other type is a bug or comes from a library, and its name helps.
+    Our own errors of these two types are written for users; any other is a bug or a library's, and its type helps.
     """
     text = str(error) or type(error).__name__
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
@@ -23,7 +23,7 @@ def reason(error: BaseException) -> str:
 def first_line(error: BaseException, width: int = 300) -> str:
     """Return the first line of the message of `error` (its type if empty), at most `width` characters.
 
-    For quoting a library's error, which may go on with a trace, within one line of ours.
+    For quoting a library's error, which may continue with a trace, in a one-line message.
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
 
@@ -67,9 +67,9 @@ def _free_memory(device: torch.device) -> str:
 
 
 def give_back() -> bool:
-    """Return freed memory, which glibc's allocator (usual on Linux) would keep for this process, to the system.
+    """Return freed memory to the system; glibc's allocator (usual on Linux) would keep it for this process.
 
-    Returns whether there was any.
+    Return whether there was any.
     """
     return bool(_trim()(0))
 

@@ -1,7 +1,7 @@
 """Classifier-free guidance and its variants: combine a prediction with the prompt and one without.
 
     cfg        eps_u + s (eps_c - eps_u), form A (Ho and Salimans 2021); DreamFusion's form B(s) is A(s + 1)
-    rescaled   its contrast rescaled to that of eps_c (Lin et al. 2023, "Common diffusion noise schedules")
+    rescaled   cfg with its contrast rescaled to that of eps_c (Lin et al. 2023, "Common diffusion noise schedules")
     perp_neg   each view is also pushed away from the words of other views (Armandpour et al. 2023), but only
                perpendicular to its own direction
 
@@ -80,8 +80,8 @@ def perp_neg_weights(azimuth: float, overhead: bool) -> tuple[float, tuple[float
     """Return the share r in [0, 1] of the first of two view words, and the weights of two words to avoid.
 
     azimuth in degrees, 0 at the front. In the front half the view is r front + (1 - r) side and avoids (front, side);
-    in the back half it is r side + (1 - r) back and avoids (side, front): threestudio's numbers. From overhead it
-    avoids none.
+    in the back half it is r side + (1 - r) back and avoids (side, front). From overhead, both weights are 0. The
+    numbers are threestudio's.
     """
     from_front = degrees_from_front(azimuth)
     if overhead:

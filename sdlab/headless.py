@@ -99,7 +99,7 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 
 def _earlier(out: Path, key: str, default: Any) -> Any:
-    """Read from run.json what the run in `out` was started with."""
+    """Return one entry of run.json, which records how the run in `out` was started; `default` if there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         return json.loads((out / "run.json").read_text(encoding="utf-8"))[key]
     return default
@@ -196,7 +196,7 @@ class _Console:
                 self._session.send(Stop())
 
     def _describe(self, phase: str, text: str) -> None:
-        """Show what the session does before the bar. A warm-up reports many times a second and takes no steps."""
+        """Show the session's activity in front of the bar. A warm-up reports many times a second and takes no steps."""
         before, self._shown = self._shown, text if phase == "running" else phase
         self.bar.set_description_str(self._shown, refresh=False)
         if (self._shown == phase) != (before == phase) or time.monotonic() - self._shown_at > self.bar.mininterval:

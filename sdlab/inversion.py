@@ -12,8 +12,8 @@ from sdlab.types import BoundPrior
 
 
 def flow_roles(scale: float, role: str = "pos") -> tuple[str, ...]:
-    """Return the roles that one step along the flow of `role` asks for: with scale 1, without guidance, `role`
-    alone."""
+    """Return the roles that one step along the flow of `role` evaluates: `role` alone with scale 1, which means no
+    guidance."""
     return (role,) if scale == 1.0 else (role, "uncond")
 
 

@@ -27,7 +27,7 @@ def n_processors() -> int:
 
 
 def n_cores() -> int:
-    """Return how many physical cores this process may use: at most `n_processors` and OMP_NUM_THREADS."""
+    """Return how many physical cores this process may use, capped by `n_processors` and OMP_NUM_THREADS."""
     import psutil
 
     limits = [psutil.cpu_count(logical=False) or 1, n_processors()]
@@ -37,7 +37,7 @@ def n_cores() -> int:
 
 
 def cache_folder() -> Path:
-    """Return the project's cache folder: $SDLAB_CACHE, or the one in the user's cache folder."""
+    """Return the project's cache folder: $SDLAB_CACHE, or `sdlab` in the user's cache folder."""
     return Path(os.environ.get("SDLAB_CACHE") or platformdirs.user_cache_dir("sdlab", appauthor=False))
 
 

@@ -101,7 +101,7 @@ class SceneOptimiser:
         return next(float(group["lr"]) for group in self._adam.param_groups if group["name"] == name)
 
     def forget(self) -> None:
-        """Reset Adam's moments and step counts, which belong to gradients of another scale."""
+        """Reset Adam's moments and step counts, because the scale of the gradients has changed."""
         self._adam.state.clear()
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sdlab.types import Cond, Prior
 
 SIZE = 512  # pixels of a live image
 REACH = 1.8  # the plane is shown from -REACH to REACH
-HELD = 0.01  # share of the points from which a mode counts as reached
+HELD = 0.01  # a mode counts as reached with at least this fraction of the points
 GROUND = np.array([250, 250, 252], np.float32)
 HILL = np.array([120, 158, 214], np.float32)
 FAR_HILL = np.array([226, 228, 234], np.float32)  # modes outside the prompt
@@ -123,8 +123,8 @@ def plot_on(axes: Any, prior: Prior, cond: Cond, way: np.ndarray) -> None:
 
 
 def shares(means: Tensor, stds: Tensor, ends: Tensor, within: float = 3.0) -> list[float]:
-    """Return, for each of `means` [K, 2], the fraction of `ends` [B, 2] nearest to it and within `within` of its
-    standard deviations; the fractions sum to less than 1 if some ends reach no mean."""
+    """Return, for each of `means` [K, 2], the fraction of `ends` [B, 2] that are nearest to this mean and at most
+    `within` of its standard deviations away; the fractions sum to less than 1 if some ends reach no mean."""
     distance = (ends.double()[:, None] - means.double()[None]).norm(dim=-1)
     nearest = distance.argmin(1)
     close = distance.gather(1, nearest[:, None])[:, 0] <= within * stds.double()[nearest]

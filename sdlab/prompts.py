@@ -109,7 +109,7 @@ class PromptBank:
     def perp_neg(self, s: PromptSettings, cams: Cameras) -> tuple[dict[str, Cond], Tensor]:
         """Return the conditioning of `PERP_ROLES` for the B views of `cams`, and the weights [B, 2] of the negatives.
 
-        The positive one interpolates between the prompts of two views.
+        The first role, "perp pos", interpolates between the prompts of two views.
         """
         bound: dict[str, list[Cond]] = {role: [] for role in PERP_ROLES}
         weights = []

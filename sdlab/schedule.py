@@ -21,7 +21,7 @@ DREAMTIME = ((800, 300), (500, 100))  # mean and std of the upper and the lower 
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """The noise levels at which the prior is asked, and their weights."""
+    """The noise levels at which the prior is evaluated, and their weights."""
 
     kind: str = knob(
         "uniform",
@@ -60,7 +60,7 @@ def sample_t(s: ScheduleSettings, rng: StepRng, n: int, progress: float) -> Tens
     hifa       t_max - (t_max - t_min) sqrt(progress), the same t for every view (Zhu and Zhuang 2023)
     dreamtime  time spent in proportion to a weight of t, the same t for every view (Huang et al. 2023; see `dreamtime`)
 
-    The others draw one t for each view, or one for all, uniformly from `range_at`.
+    The other kinds draw t uniformly from `range_at`, one for each view or one for all.
     """
     progress = min(max(progress, 0.0), 1.0)
     if s.kind == "linear":
@@ -77,11 +77,11 @@ def sample_t(s: ScheduleSettings, rng: StepRng, n: int, progress: float) -> Tens
 
 
 def range_at(s: ScheduleSettings, progress: float) -> tuple[float, float]:
-    """Return the lowest and the highest t, as fractions, of the kinds that draw it.
+    """Return the lowest and the highest t, as fractions, for the kinds that draw t at random.
 
     two-stage  t_max before the switch, t_end after it (ProlificDreamer)
     shrinking  t_max falls linearly to t_end until the switch (LucidDreamer's ISM)
-    double     as shrinking, while t_min falls from t_max to its value (MVDream)
+    double     as shrinking, while the lowest t falls from t_max to t_min (MVDream)
     """
     part = min(progress / s.switch, 1.0) if s.switch > 0 else 1.0
     t_min, t_max = s.t_min, s.t_max

@@ -269,7 +269,7 @@ def _preset_text(name: str) -> str:
 
 
 def preset(name: str) -> Settings:
-    """Load a preset by name; ValueError lists the known ones.
+    """Load a preset by name; ValueError lists the known presets.
 
     `base` in its [about] table names another preset that it builds on.
     """

@@ -102,7 +102,7 @@ class Render(NamedTuple):
 
 
 class Noised(NamedTuple):
-    """The batch that a step shows the prior: z_t = alpha z0 + sigma noise, all detached.
+    """The batch that a step passes to the prior: z_t = alpha z0 + sigma noise, all detached.
 
     `ref` is the reference seen from the same cameras, for losses that need one.
     """
@@ -155,7 +155,7 @@ class Term:
     colour: str = "cyan"  # of its arrow; a variable in ui/static/flat/flat.css
     broad: bool = False  # its arrow is drawn wide, below the others, because it often coincides with another
     formula: str = ""  # its spelling in the loss's formulas, if not `symbol`
-    noisy: str = "with the noise that the loss found for it"  # describes z_t in its caption, if not the step's own
+    noisy: str = "with the noise that the loss found for it"  # describes its z_t in the caption, if not the step's
 
     @property
     def written(self) -> str:
@@ -236,7 +236,7 @@ class Prior(Protocol):
         ...
 
     def prepare(self, batch_sizes: Iterable[int]) -> None:
-        """Do now what the first `eps` of each batch size would have to do (compile); return at once if it is done."""
+        """Compile now what the first `eps` of each batch size would have to compile; return at once if that is done."""
         ...
 
     def trainable(self, how: str, rank: int) -> Any:
@@ -330,7 +330,7 @@ class RawSplats(NamedTuple):
 
 
 class FlatFrame(NamedTuple):
-    """The points of a scene in the plane, and the terms of the loss at each of them in the last step; float32 numpy."""
+    """The points of a scene in the plane, and the terms of the loss at each point in the last step; float32 numpy."""
 
     run: int  # changes when the scene is replaced, so that trails do not continue across a reset
     way: np.ndarray  # [T, B, 2], the points' latest positions, the current ones last

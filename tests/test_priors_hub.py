@@ -165,7 +165,9 @@ def test_a_model_that_was_downloaded_is_used_without_the_hub(hub, how, revision,
         hub.refuse["api"] = DOWN if how == "down" else (404, "RepoNotFound", "Repository not found")
     said: list[str] = []
     assert load(said, revision=revision).commit == commit
-    assert any(text.startswith(f"using the earlier download of {REPO}; the Hub could not be asked (") for text in said)
+    assert any(
+        text.startswith(f"using the earlier download of {REPO}; the Hub could not be reached (") for text in said
+    )
 
 
 def test_a_repository_without_float16_files_says_why_it_is_large(hub, monkeypatch):

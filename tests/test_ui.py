@@ -739,10 +739,10 @@ def test_how_far_it_is(step: int, said: str):
 def test_an_empty_prompt_is_noticed(driven: Driven):
     driven.session.settings = driven.session.settings.patch("prompt.text", " ")
     driven.say(Applied(0, "prompt.text", " "))
-    assert "nothing in particular is asked for" in (driven.lane.read().status or "")
+    assert "the prior has nothing to aim for" in (driven.lane.read().status or "")
     driven.session.settings = driven.session.settings.patch("prompt.text", "a bear")
     driven.say(Applied(0, "prompt.text", "a bear"))
-    assert "nothing in particular" not in (driven.lane.read().status or "")
+    assert "nothing to aim for" not in (driven.lane.read().status or "")
 
 
 def test_a_replay_is_named(driven: Driven):

@@ -1,1 +1,1 @@
-"""What a loss trains beside the scene: score networks, the operator of VDM, and their optimisers."""
+"""The models that losses train alongside the scene: score networks and VDM's operator, with their optimisers."""

@@ -43,7 +43,7 @@ def forward_kernel(x, down, across, bias, dilation):
 
 @kernel
 def backward_kernel(x, g_y, down, across, dilation):
-    """Return the gradients of x, down, across and bias, given that of y."""
+    """Return the gradients of x, down, across and bias, given the gradient of y."""
     batch, height, width, channels = x.shape
     taps = down.shape[0]
     reach = taps // 2 * dilation
@@ -96,13 +96,13 @@ class _Axial(torch.autograd.Function):
 
 
 def axial(x: Tensor, down: Tensor, across: Tensor, down_bias: Tensor, across_bias: Tensor, dilation: int) -> Tensor:
-    """Apply to x [B, C, H, W], channels last; down [C, 1, k, 1], across [C, 1, 1, k], k odd; float32 on the CPU.
-    Differentiable once in all tensors."""
+    """Return the sum above for x [B, C, H, W], channels last; down [C, 1, k, 1], across [C, 1, 1, k], k odd; float32 on
+    the CPU. Differentiable once in all tensors."""
     return _Axial.apply(x, down, across, down_bias, across_bias, dilation)
 
 
 def _places(x: Tensor) -> np.ndarray:
-    """[B, C, H, W] -> [B, H, W, C], a view if the memory is laid out that way."""
+    """Convert [B, C, H, W] to [B, H, W, C], a view if the memory is laid out that way."""
     return np.ascontiguousarray(x.detach().permute(0, 2, 3, 1).numpy())
 
 
@@ -111,5 +111,5 @@ def _map(places: np.ndarray) -> Tensor:
 
 
 def _taps(weight: Tensor) -> np.ndarray:
-    """[C, 1, k, 1] or [C, 1, 1, k] -> [k, C]."""
+    """Convert [C, 1, k, 1] or [C, 1, 1, k] to [k, C]."""
     return np.ascontiguousarray(weight.detach().flatten(1).numpy().T)

@@ -1,4 +1,4 @@
-"""An auxiliary network with its optimiser, which a loss trains beside the scene.
+"""An auxiliary network with its optimiser, which a loss trains alongside the scene.
 
 Its state is tensors and plain values by parameter name, so that a checkpoint can hold it.
 """
@@ -45,9 +45,9 @@ class FittedNet:
     def descend_in_two(self, one: Callable[[], Tensor], other: Callable[[], Tensor], lr: float) -> None:
         """Take the step of `descend` for the sum of two losses, computed and differentiated in parallel.
 
-        Each runs in one thread, and they are added in this order, so that the result does not depend on the load of the
-        processor. torch's own threads would split every small operation instead, and those of two runs would wait for
-        each other.
+        Each runs in one thread, and the gradients are added in this order, so that the result does not depend on the
+        processor's load. torch's own threads would split every small operation instead, and the threads of two runs
+        would wait for each other.
         """
         if self._beside is None:
             self._beside = ThreadPoolExecutor(1, "sdlab-lesson", torch.set_num_threads, (1,))

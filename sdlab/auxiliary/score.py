@@ -1,4 +1,4 @@
-"""The renders' own score, trained beside the scene; VSD, ESD and ASD subtract it from the prior's.
+"""The renders' own score, trained alongside the scene; VSD, ESD and ASD subtract it from the prior's.
 
 psi starts as the prior and is trained on the renders (Wang et al. 2023, ProlificDreamer, eq. 9), given the camera c or,
 for a fraction p_null of the renders, without it (ESD, Algorithm 1):
@@ -183,8 +183,8 @@ class UntrainedScores(FixedScores):
 
 
 class ExactScores(FixedScores):
-    """Closed-form psi: the exact score of this step's renders. Given its camera, each of x.z0 is a point; without, they
-    are a mixture of points. Meaningful for many particles of few dimensions only."""
+    """Closed-form psi: the exact score of this step's renders x.z0. With the camera, each render is a distribution of
+    one point; without, all are one mixture of points. Only meaningful for many particles of few dimensions."""
 
     fitted = sys.maxsize  # nothing to train, so no warm-up
 
@@ -214,7 +214,7 @@ def _joined(batches: Sequence[_Batch]) -> _Batch:
 
 
 def _cameras_of(z: Tensor, model: BoundPrior) -> Tensor:
-    """Return camera vectors [B, 16] in the type of z; zeros, for none, where there are no cameras."""
+    """Return camera vectors [B, 16] with the dtype and device of z; zeros if there are no cameras."""
     if model.cams is None:
         return torch.zeros(z.shape[0], CAMERA_WIDTH, dtype=z.dtype, device=z.device)
     return camera_vectors(model.cams).to(z)
@@ -231,7 +231,7 @@ def square_error(eps: Tensor, noise: Tensor) -> Tensor:
 
 
 class TrainsScore:
-    """A loss that trains psi. Its knobs are below; a subclass declares them after its own, in the order of the form."""
+    """A loss that trains psi. Subclasses declare these knobs, made by the functions below, after their own."""
 
     fits_guidance: ClassVar[bool] = False
 
@@ -255,7 +255,7 @@ class TrainsScore:
         return ExactScores() if self.network == EXACT else UntrainedScores()
 
     def answers(self) -> int:
-        """Number of predictions of psi in `gradient`."""
+        """Return the number of psi's predictions in `gradient`."""
         return 1
 
     def evaluations(self) -> tuple[int, int]:

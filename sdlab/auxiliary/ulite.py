@@ -1,5 +1,5 @@
 """U-Lite (Dinh et al. 2023, "1M parameters are enough? A lightweight CNN-based model for medical image segmentation"),
-the network that DreamMapping's operator is made of.
+the network of DreamMapping's operator.
 
 A U-Net whose convolutions are axial and depth-wise: y = x + DW(7 x 1)(x) + DW(1 x 7)(x), then batch norm (the skip
 connection), a 1 x 1 convolution to twice the width, 2 x 2 max pooling and GELU. The bottleneck uses three dilations;
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
 
 
 class ULite(nn.Module):
-    """[B, C, H, W] -> [B, C, H, W]."""
+    """The whole network, [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ draws none.
     python distant.py ADDRESS ARRIVE TAB
 
 opens a page at ADDRESS (with a trailing slash), switches to TAB, prints the seat id, and runs until its standard input
-closes. ARRIVE is Gradio's number of the handler for a page that was loaded. It is a separate program that imports very
+closes. ARRIVE is Gradio's number for the handler of a loaded page. It is a separate program that imports very
 little, so that it does not slow down what is measured. At the end it prints its number of requests for news and the MB
 received.
 """

@@ -60,7 +60,7 @@ class Lane:
             raise RuntimeError(self._failure)
 
     def steps(self, n: int, uncounted: int = 0) -> float:
-        """Milliseconds per step of `n` more steps, frames included, after `uncounted` others."""
+        """Return the milliseconds per step of `n` more steps, frames included, after `uncounted` others."""
         if uncounted:
             self._run_on(uncounted)
         self._counting = True

@@ -3,7 +3,7 @@
 All registered losses are measured, and a loss whose auxiliary can use several networks is measured with each. Each runs
 with the fastest engine and with the torch engine for the prior's forward passes (an auxiliary always trains in torch).
 All alternate within one process (`sdlab.bench.lanes`). Before each turn of a loss, SDS takes a turn with the same
-engine, which the loss is compared with.
+engine, as the loss's baseline.
 
 Auxiliaries are built and warmed up first, uncounted. Density control is off, so all clouds keep their size. The minimum
 is reported beside the median, since other work on the machine affects it least.
@@ -28,7 +28,7 @@ from sdlab.step import STAGES, step
 BASE = "sds"
 WARM_UP = 4  # uncounted steps, and warm-up steps of an auxiliary; these cost the same from the start
 TURN = 5  # steps per lane and round
-UNCOUNTED = 1  # step before them, since the caches hold another lane's tensors
+UNCOUNTED = 1  # uncounted steps before them, since the caches hold another lane's tensors
 SECONDS, SECONDS_QUICK = 120.0, 20.0  # rounds are repeated for this long, and at least
 ROUNDS_MIN, ROUNDS_MIN_QUICK = 3, 2  # times
 

@@ -1,4 +1,4 @@
-"""The cost of the page for a run, the fairness between lanes, and the time until something is visible.
+"""What an open page costs a run, how evenly lanes share the machine, and the time until something is visible.
 
 Runs a real server in this process, as in app.py, and a real browser on the same machine:
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 SEATS = 4
 LOSSES = ("sds", "vdm", "csd", "sbp")  # of the lanes; the first is the loss of the run that the others branch from
-OTHER_LOSS = "vdm"  # to which a first-sight visitor switches
+OTHER_LOSS = "vdm"  # the loss to which a first-sight visitor switches
 TABS = ("lens", "charts", "versus", "results")
 WARM_UP = 10  # uncounted steps per session
 VISIBLE = 2.0  # mean difference of two images, out of 255, that is clearly visible

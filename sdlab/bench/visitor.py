@@ -316,7 +316,7 @@ class Site:
 
     @functools.cached_property
     def _arrive(self) -> int:
-        """Gradio's number of the handler that is called when a page is loaded."""
+        """Gradio's number for the handler that is called when a page is loaded."""
         pages = [route.app for route in self._app.routes if isinstance(route, Mount)]
         fns = next(blocks.fns for page in pages if (blocks := getattr(page, "blocks", None)) is not None)
         return next(number for number, fn in fns.items() if fn.fn is not None and fn.fn.__name__ == "arrive")

@@ -102,7 +102,7 @@ def _playground(args: argparse.Namespace) -> int:
 
 def _add_table31(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
-        "table31", help="images by every loss and by DDIM: FID, KID, seconds (table 3.1 of the SBP thesis)"
+        "table31", help="images by nine losses and by DDIM: FID, KID, seconds (table 3.1 of the SBP thesis)"
     )
     p.add_argument(
         "--out",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
-    """|mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)) with the unbiased covariances C.
+    """Return |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)) with the unbiased covariances C.
 
     With n <= d the covariance is singular, but the distance is still defined: the trace of the square root is the sum
     of the singular values of C_a^(1/2) C_b^(1/2), which needs no inverse. Raises ValueError for fewer than two rows.

@@ -32,12 +32,12 @@ SCRIPT: dict[int, dict[str, Any]] = {  # step -> changes
     555: {"active": "sds", "prompt.text": "a blue bear", "schedule.start": 555},
 }
 FRAME_STEPS, FRAME_SECONDS, LAST_SECONDS = 15, 0.12, 2.0
-SWAY, SWAY_FRAMES = 65.0, 34  # the camera swings by so many degrees to either side of the front, once in so many frames
+SWAY, SWAY_FRAMES = 65.0, 34  # camera swing: degrees to either side of the front, frames per period
 ELEVATION, DISTANCE, FOVY = 15.0, 3.15, 40.0  # degrees; scene units; degrees
 WIDTH, SIDE, TILE, MARGIN, HEAD = 480, 256, 102, 8, 36  # pixels: of a frame, the render, a lens picture, gaps, caption
 TILES = {"render": "render", "noisy": "noised", "x0": "prior's guess", "push": "update"}  # lens label -> caption
 GROUND, INK, FAINT, ACCENT = (255, 255, 255), (40, 40, 46), (130, 130, 140), (200, 60, 40)
-NEWS_FRAMES = 12  # for which a change is highlighted
+NEWS_FRAMES = 12  # frames for which a change is highlighted
 
 
 def make(out: Path = OUT, script: dict[int, dict[str, Any]] = SCRIPT, steps: int = STEPS) -> int:

@@ -5,12 +5,12 @@ and number of steps. DDIM sampling is included for comparison. The images of a m
 the same captions and with DDIM samples, by distances between the judge's features.
 
 - Captions are pairs of a colour and an object that the prior knows, such as "a red bear". The thesis uses 5000 captions
-  of COCO. FID over this few images only allows comparisons between rows; the row `true`, with other real images of the
+  of COCO. FID over so few images only allows comparisons between rows; the row `true`, with other real images of the
   captions, shows its value for equal distributions. KID has no such bias.
 - A batch holds up to BATCH captions, each with its own text. A loss that trains psi has one psi per batch, conditioned
   on each image's text; in the thesis, every image has its own LoRA.
 - Seconds cover steps and warm-up, divided by the images of the batch, without loading and compiling. Evaluations are
-  those of networks per image; one training pass of psi counts as one.
+  network evaluations per image; one training pass of psi counts as one.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Material:
     settings: Settings  # in effect at that step
     step: int
     splats: RawSplats | None = None
-    film: Film = ()  # (step, scene) in the order of growth
+    film: Film = ()  # (step, scene) in chronological order
     pictures: np.ndarray | None = None  # uint8 [M, H, W, 3], for 2-D scenes
 
     @property
@@ -69,7 +69,7 @@ def material_of(
     film: Sequence[tuple[int, SplatSnapshot | np.ndarray]] = (),
     pictures: np.ndarray | None = None,
 ) -> Material:
-    """Copy what a session has made; call it in the thread that owns `scene`. Takes milliseconds.
+    """Copy everything exportable from a session; call it in the thread that owns `scene`. Takes milliseconds.
 
     `film` holds the snapshots so far (`Timeline.film`), of which those after `step` are dropped; `pictures`, uint8
     [M, H, W, 3], are the current images of a 2-D scene. Neither is copied.

@@ -1,10 +1,10 @@
-"""The lens: what a loss saw in a step, what it would see at another t, and what the other losses would have said.
+"""The lens: what a loss saw in a step, what it would see at another t, and what the other losses would return.
 
-    view      one view of a step, or of the scene at a chosen timestep, as pictures: `views_of_step`, `probe`
+    view      one view of a step, or of the scene at a chosen timestep, as images: `views_of_step`, `probe`
     compare   the gradients of all losses at one state, camera, t and noise: `comparison_steps`
-    numbers   what a step's predictions have in common, for charts: `stats_of`, `sizes_of`
-    ask       puts a question to a loss without touching the run
-    colours   tensors to pictures
+    numbers   statistics of a step's predictions, for charts: `stats_of`, `sizes_of`
+    ask       evaluates a loss without touching the run
+    colours   tensors to images
 
 Looking changes nothing: a run continues bit for bit as it would have otherwise. Call these functions between two
 steps, on the thread that owns the state.

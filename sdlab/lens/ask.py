@@ -1,4 +1,4 @@
-"""Put a question to a loss about the scene as it is, without touching the run."""
+"""Evaluate a loss on the scene as it is, without touching the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdlab.types import PERP_ROLES, BoundPrior, Cameras, Guidance, Noised, Prior
 
 
 class Ground(NamedTuple):
-    """What every loss is shown: the same scene, cameras, t and noise."""
+    """The input of every loss: the same scene, cameras, t and noise."""
 
     x: Noised
     cams: Cameras
@@ -30,7 +30,7 @@ class Ground(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a loss answered, its network evaluations per view, and a note for the reader ("" for none)."""
+    """The result of a loss, its network evaluations per view, and a note for the user ("" for none)."""
 
     guidance: Guidance
     nfe: int
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
 class PaddedPrior(BoundPrior):
     """A `BoundPrior` that splits and pads queries to batch sizes that are already compiled: `widths` roles at a time.
-    Compiling for a new size would stop the run for long."""
+    Compiling for a new size would stall the run."""
 
     def __init__(self, plain: BoundPrior, widths: Sequence[int]) -> None:
         super().__init__(
@@ -73,7 +73,7 @@ def ground_of(state: State, s: Settings, prior: Prior, step: int, t: int | None 
 
 
 def ask(name: str, ground: Ground, state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Answer:
-    """Ask the loss `name`, with its own knobs, for its gradient."""
+    """Evaluate the gradient of the loss `name`, with its own knobs."""
     own = s.patch("active", name)
     loss, notes = own.loss, []
     x, reference = ground.x, None
@@ -107,7 +107,7 @@ def _auxiliary(loss: Distillation, state: State, prior: Prior, s: Settings) -> A
 
 @contextmanager
 def _lent(aux: Any, device: torch.device, back: torch.device) -> Iterator[None]:
-    """Move `aux` to `device` for a while, then `back`, and drop what it remembers of its answers."""
+    """Move `aux` to `device` for the block, then to `back`, and restore its attributes, such as a kept prediction."""
     if aux is None:
         yield
         return
@@ -122,5 +122,5 @@ def _lent(aux: Any, device: torch.device, back: torch.device) -> Iterator[None]:
 
 
 def _widths(s: Settings) -> tuple[int, ...]:
-    """Numbers of roles that the network is compiled for under `s`."""
+    """Return the numbers of roles that the network is compiled for under `s`."""
     return (*s.loss.calls(), *([1 + len(PERP_ROLES)] if s.perp_neg else []))

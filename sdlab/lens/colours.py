@@ -1,8 +1,8 @@
-"""Tensors to pictures: pushes, heat maps, latents and points of the plane.
+"""Tensors to images: pushes, heat maps, latents and points of the plane.
 
-A push is -w(t) residual: grey stays as it is, other places are pushed towards their colour. Latents have no colours;
-each channel is given one, and the picture is only a pattern. Points of the plane are drawn where they are, all of a
-step together, with a line to where they would go.
+A push is -w(t) residual: grey pixels stay as they are, others are pushed towards the colour shown. Latents have no
+colours; each channel is assigned one, and the image is only a pattern. Points of the plane are drawn where they are,
+all points of a step in one image, with a line to where they would go.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sdlab.plane import draw_plane
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
-LEAST, MOST = 128, 256  # pixels of a picture: smaller ones are enlarged by an integer factor, larger ones reduced
+LEAST, MOST = 128, 256  # side of an image in pixels: smaller images are enlarged by an integer factor, others reduced
 WIDTHS = 3.0  # a push is drawn from -3 to 3 times its root mean square
-LATENT_REACH = 6.0  # latents are clipped to it before decoding: a VAE in half precision would overflow
-FAR = 10.0  # coordinates of the plane are clipped to it
+LATENT_REACH = 6.0  # latents are clipped to +-this before decoding: a VAE in half precision would overflow
+FAR = 10.0  # coordinates of the plane are clipped to +-this
 ARROW = 0.3  # root mean square of the pushes as drawn on the plane
 
 
@@ -67,7 +67,7 @@ def round_up(value: float) -> float:
 
 
 def heat_map(values: Tensor, colours: str) -> Tensor:
-    """[H, W] in [-1, 1] for RdBu_r, in [0, 1] for magma -> rgb [1, 3, H, W]."""
+    """Convert [H, W], in [-1, 1] for RdBu_r or in [0, 1] for magma, to rgb [1, 3, H, W]."""
     from matplotlib import colormaps
 
     at = values.float().cpu().nan_to_num().numpy()
@@ -76,7 +76,7 @@ def heat_map(values: Tensor, colours: str) -> Tensor:
 
 
 def false_colours(z: Tensor) -> Tensor:
-    """[B, C, H, W] -> rgb [B, 3, H, W], grey for 0: each channel has its own colour, spread by three cosines."""
+    """Convert [B, C, H, W] to rgb [B, 3, H, W], grey for 0; three cosines give each channel its own colour."""
     channels = z.shape[1]
     waves = torch.tensor([1, channels // 2, channels - 1], device=z.device)
     at = (torch.arange(channels, device=z.device) + 0.5) / channels

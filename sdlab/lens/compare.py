@@ -25,13 +25,13 @@ from sdlab.types import Noised, Prior
 class Comparison:
     """The gradients w(t) residual of L losses at one state, cameras, t and noise, before scaling and clipping.
 
-    A loss that failed, or has not answered yet, has NaN. Points of the plane are B views in one picture.
+    NaN marks a loss that failed or is not evaluated yet. Points of the plane are B views in one picture.
     """
 
     losses: tuple[str, ...]  # by kind, L
     titles: tuple[str, ...]
-    notes: tuple[str, ...]  # for the reader, "" for none
-    done: int  # losses that have answered
+    notes: tuple[str, ...]  # for the user, "" for none
+    done: int  # losses evaluated so far
     t: tuple[int, ...]  # of each of the B views
     views: tuple[str, ...]  # names of the P pictures; for cameras their view words
     renders: np.ndarray  # uint8 [P, S, S, 3]
@@ -45,7 +45,7 @@ class Comparison:
 
 @dataclass
 class _Row:
-    """The answer of one loss: its gradient [B, C, H, W] in float64 on the CPU, None if it failed."""
+    """The result of one loss: its gradient [B, C, H, W] in float64 on the CPU, None if it failed."""
 
     note: str = ""
     grad: Tensor | None = None
@@ -65,10 +65,10 @@ def comparison_steps(
     """Compare the gradients of the losses `names` (None: all), each with its own knobs, for the scene as it is now and
     the cameras, t and noise of step number `step` (None: the next).
 
-    Render the scene first, then ask one loss per item and yield all answers so far; the last item is complete. The run
-    may continue in between: the scene stays as rendered, but a psi in training will have moved on. Abandon the iterator
-    when the prior or the scene is replaced. A loss that raises is listed with the reason; ValueError for an unknown
-    name.
+    Render the scene first, then evaluate one loss per item and yield all results so far; the last item is complete. The
+    run may continue in between: the scene stays as rendered, but a psi in training will have moved on. Abandon the
+    iterator when the prior or the scene is replaced. A loss that raises is listed with the reason; ValueError for an
+    unknown name.
     """
     names = tuple(s.losses) if names is None else tuple(names)
     for name in names:
@@ -126,7 +126,7 @@ def _pushes(grad: Tensor, x: Noised, s: Settings, prior: Prior) -> np.ndarray:
 def _compared(
     names: tuple[str, ...], rows: list[_Row], ground: Ground, s: Settings, renders: np.ndarray | None, reason: str
 ) -> Comparison:
-    """Collect the answers `rows` of the first losses in `names`."""
+    """Collect `rows`, the results of the first losses in `names`."""
     n, b = len(names), len(ground.x.z0)
     blank = np.zeros((b, 1, 1, 3), np.uint8) if renders is None else np.full_like(renders, 128)
     rows = rows + [_Row() for _ in range(n - len(rows))]

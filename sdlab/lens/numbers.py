@@ -1,4 +1,4 @@
-"""Where each prediction was asked, and what a step's predictions say in numbers."""
+"""Where each prediction of a step was evaluated, and statistics of the predictions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SILENT = 1e-9  # a gradient below this root mean square has no direction
 
 
 class Place(NamedTuple):
-    """Where a prediction was asked: z_t [B, C, H, W], t [B] and its alpha, sigma [B, 1, 1, 1]."""
+    """Where a prediction was evaluated: z_t [B, C, H, W], t [B] and its alpha, sigma [B, 1, 1, 1]."""
 
     z_t: Tensor
     t: Tensor
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 def places(x: Noised, guidance: Guidance, prior: Prior) -> dict[str, Place]:
-    """Return where each prediction was asked, so that x0-hat = (z_t - sigma eps) / alpha."""
+    """Return where each prediction was evaluated, so that x0-hat = (z_t - sigma eps) / alpha."""
     found = {}
     for name in guidance.preds:
         if name in guidance.asked:
@@ -36,7 +36,7 @@ def places(x: Noised, guidance: Guidance, prior: Prior) -> dict[str, Place]:
 
 
 def stats_of(report: Report, loss: Distillation) -> dict[str, Tensor]:
-    """Compare the predictions of a step of `loss`; 0-d each and left on the device:
+    """Return statistics that compare the predictions of a step of `loss`; 0-d each and left on the device:
 
     noise_correlation    Pearson's, of the prediction given the prompt and the noise in z_t
     control_correlation  of the same prediction and what the loss subtracts: the noise (SDS), psi, M, the minority
@@ -67,7 +67,7 @@ def sizes_of(report: Report) -> dict[str, Tensor]:
 
 
 def cosines(rows: Tensor) -> Tensor:
-    """[L, D] -> cosines [L, L]; NaN for rows that are zero or not finite."""
+    """Return the cosines [L, L] between rows [L, D]; NaN for rows that are zero or not finite."""
     rms = rows.square().mean(-1, keepdim=True).sqrt()
     unit = torch.where(rms > SILENT, rows / rms, torch.nan) / rows.shape[-1] ** 0.5
     between = (unit @ unit.mT).clamp(-1, 1)

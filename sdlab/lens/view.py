@@ -33,7 +33,7 @@ from sdlab.settings import Settings
 from sdlab.step import Report, State, share_cores
 from sdlab.types import N_TIMESTEPS, Cameras, Guidance, Noised, Prior
 
-WIDE = 20.0  # the same for the residual of the heat map, wide enough that nothing is clipped
+WIDE = 20.0  # the heat map decodes a residual of -20 to 20 times its rms, so wide that nothing is clipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class LensPictures:
     weight: float = 0.0  # w(t)
     scale: float = 0.0  # of the heat map, in units of eps: its colours end at plus and minus this; 0 without one
     rms: float = 0.0  # of w(t) residual in this view
-    note: str = ""  # for the reader
+    note: str = ""  # for the user
     reason: str = ""
     renders: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))  # all B views [B, S, S, 3]
     views: tuple[str, ...] = ()  # their view words
@@ -69,8 +69,8 @@ def views_of_step(report: Report, s: Settings, prior: Prior, row: int = 0) -> Le
 def probe(
     state: State, s: Settings, prior: Prior, prompts: PromptBank, t: int, row: int = 0, step: int | None = None
 ) -> LensPictures:
-    """Show what the active loss makes of the scene as it is at timestep `t` in 0 .. 999, with the cameras and the
-    noise of step number `step` (None: the next). Nothing is trained. ValueError for a t or view that does not
+    """Evaluate the active loss on the scene as it is, at timestep `t` in 0 .. 999, with the cameras and the noise of
+    step number `step` (None: the next), and show it. Nothing is trained. ValueError for a t or view that does not
     exist."""
     if not 0 <= t < N_TIMESTEPS:
         raise ValueError(f"t = {t}: allowed is 0 to {N_TIMESTEPS - 1}")
@@ -204,7 +204,7 @@ def _drawn_on_plane(x: Noised, guidance: Guidance, s: Settings, prior: Prior, ro
 
 
 def _noisy(x: Noised, asked_at: dict[str, Place], loss: Distillation, one: slice) -> Iterator[Item]:
-    """Yield each noised image that the prior was asked about, once."""
+    """Yield each distinct noised input of the prior once."""
     drawn: list[Tensor] = []
     for name, place in asked_at.items():
         if any(torch.equal(place.z_t, z) for z in drawn):

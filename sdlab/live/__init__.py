@@ -1,1 +1,1 @@
-"""A live run: the session that owns the tensors, what is said to it, its history and its checkpoints."""
+"""A live run: the session that owns the tensors, its commands and events, its history and its checkpoints."""

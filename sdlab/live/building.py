@@ -1,6 +1,6 @@
 """Building a run: the prior, what is compiled for it, the scene, the auxiliaries.
 
-Each function of `Builder` returns a new `Run` and leaves the given one usable, whatever is raised; `put_back` is the
+Each method of `Builder` returns a new `Run` and leaves the given one usable, even if it raises; `put_back` is the
 exception.
 """
 
@@ -48,7 +48,7 @@ def batches_of(s: Settings) -> set[int]:
 
 
 class Builder:
-    """Builds runs on `device`. `load` loads priors; `say` is told what takes long, as phase and text."""
+    """Builds runs on `device`. `load` loads priors; `say` is called with phase and text before slow work."""
 
     def __init__(self, device: torch.device, load: LoadPrior, say: Callable[[Phase, str], None]) -> None:
         self.device = device
@@ -109,7 +109,7 @@ class Builder:
         return adopted, restart
 
     def resumed(self, run: Run, moment: Moment) -> Run:
-        """Return a run that continues from `moment`, of `run` or of another; its timeline is that of `run`."""
+        """Return a run that continues from `moment`, of `run` or of another run, with the timeline of `run`."""
         resumed = dataclasses.replace(run.following(moment.settings, moment.begun), state=None)
         if resumed.prior is None or moment.settings.prior != run.settings.prior:
             resumed = self.with_prior(resumed, moment.settings)

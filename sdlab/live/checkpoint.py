@@ -1,7 +1,7 @@
 """Save named parts to a folder and load them. Safetensors and JSON only, so that a foreign file cannot run code.
 
-A checkpoint folder holds one sub-folder per saved step, the newest two. Each is written under another name, flushed
-and renamed once it is complete, so that a process killed at any time leaves a valid one.
+A checkpoint folder holds one sub-folder per saved step, the newest two. Each is written under a temporary name,
+flushed, and renamed once it is complete, so that a killed process leaves no incomplete checkpoint.
 """
 
 from __future__ import annotations

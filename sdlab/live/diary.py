@@ -1,4 +1,8 @@
-"""The diary of a run on disk: `metrics.jsonl`, one line per step and per change, in order."""
+"""The diary of a run on disk: `metrics.jsonl`, one line per event, in order.
+
+Events are steps with their statistics (every step on a CPU, every tenth on a GPU), changes, refusals, skipped updates
+and failures.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from sdlab.live.messages import Applied, Event, Failed, Rejected, Skipped, Stepp
 
 
 class Recorder:
-    """A session listener that writes to `path`. Without `keep_until` it starts a new file; with it, it appends, after
-    dropping the lines of later steps, which a resumed run repeats."""
+    """A session listener that writes to `path`. It starts a new file, unless `keep_until` is given: then it drops the
+    lines of later steps, which a resumed run repeats, and appends."""
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
         self._path = path

@@ -1,7 +1,7 @@
 """Frames: what viewers see of a run after a step, with the statistics of that step.
 
 Points of the plane are also published as numbers, for a page that draws them itself: where they are, and the value of
-each term of the loss at the last step. Images need no more than a frame's preview.
+each term of the loss at the last step. For images, the frame's preview is enough.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sdlab.schedule import weight
 from sdlab.step import STAGES, Report
 from sdlab.types import FlatFrame, Frame, Term
 
-KEPT_ROWS = 40_000  # most rows [x, y] of the paths in one frame, which bounds its size for any number of points
-LATELY = 400  # most steps of the paths in one frame
+KEPT_ROWS = 40_000  # maximum rows [x, y] of the paths in one frame, to bound its size for any number of points
+LATELY = 400  # maximum steps of the paths in one frame
 
 _count = itertools.count(1)
-_numbers: WeakKeyDictionary[FlatScene, int] = WeakKeyDictionary()  # of the scenes there are
+_numbers: WeakKeyDictionary[FlatScene, int] = WeakKeyDictionary()  # by scene, for as long as it exists
 
 
 def frame_of(run: Run, in_detail: bool) -> Frame:

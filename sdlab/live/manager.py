@@ -29,7 +29,7 @@ TRIM_EVERY = 30.0  # seconds between returns of freed memory to the system
 
 class PriorPool:
     """Loads each prior once per process and device; concurrent requests wait for the first load. With `batching`, its
-    users share forward passes. The pool keeps the `MOST_PRIORS` requested last; a run keeps its own."""
+    users share forward passes. The pool keeps the `MOST_PRIORS` most recently requested; a run keeps its own alive."""
 
     def __init__(self, batching: bool = False) -> None:
         self._batching = batching
@@ -108,12 +108,12 @@ class Manager:
         return self._seat(Session(settings, self.device, self.pool.get, self.turnstile))
 
     def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
-        """Open a seat whose session continues from the exact state of another, running or paused like that one, with
-        `changes` as its first patch.
+        """Open a seat whose session continues from the exact state of another, running or paused as its parent is,
+        with `changes` as its first patch.
 
-        Never waits: the new session is loading until the other one hands over its state between two steps, and failed
-        if that does not happen. RuntimeError when all seats are taken or the other run has ended or failed, ValueError
-        for changes that are not allowed.
+        Never waits: the new session's status is "loading" until its parent hands over its state between two steps, and
+        "failed" if that does not happen. RuntimeError when all seats are taken, or the parent has ended or has failed
+        before it had a state; ValueError for changes that are not allowed.
         """
         parent, changes = self.get(seat_id), tuple(changes)
         if parent is None:
@@ -199,7 +199,7 @@ class Manager:
                 over = [s.id for s in self._seats.values() if self._is_over(s, now)]
             for seat_id in over:
                 self.close(seat_id)
-            if now >= trimmed + TRIM_EVERY:  # of sessions that ended, of films that were thinned
+            if now >= trimmed + TRIM_EVERY:  # from sessions that ended and films that were thinned
                 trimmed = now
                 give_back()
 

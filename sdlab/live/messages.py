@@ -43,7 +43,7 @@ class Advance:
 
 @dataclass(frozen=True)
 class Reset:
-    """Rebuild the scene from the present settings and return to step 0."""
+    """Rebuild the scene from the current settings and return to step 0."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Goto:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare the gradients of all losses at the present state, while the run goes on."""
+    """Compare the gradients of all losses at the current state, while the run continues."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ class Moment:
 
 
 def held(parts: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return `parts`, whose tensors are copies already, on the CPU. A tensor equal to that in `like` is replaced by it,
-    so that whatever stays the same between two moments takes memory once."""
+    """Return `parts`, whose tensors are copies already, on the CPU. Equal tensors are taken from `like`, so that what
+    stays the same between two moments takes memory once."""
     kept: dict[str, Any] = {}
     for key, value in parts.items():
         known = like.get(key) if like is not None else None

@@ -4,8 +4,8 @@ One thread, the one that calls `run`, owns every tensor. Other threads send comm
 `latest`, `events` and `status`. A patch is a transaction: if the first step after it raises, the run returns to the
 state and settings before it and says why.
 
-A run is never lost: `timeline` keeps moments of it to jump back to, and `branch` lets another session continue from
-the present state.
+A run is never lost: `timeline` keeps moments to jump back to, and `branch` lets another session continue from the
+current state.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fork:
-    """The present of a run, for another session to continue from."""
+    """The current state of a run, for another session to continue from."""
 
     moment: Moment
     timeline: Timeline
@@ -80,7 +80,7 @@ class Fork:
 class Session:
     """A run that follows commands, see the top of this file. `turnstile` is shared by the sessions of one device.
 
-    With `origin`, the result of `branch` of another session, the run continues from there as soon as that is known;
+    With `origin`, which another session's `branch` returned, the run continues from that state as soon as it is known;
     commands wait until then.
     """
 
@@ -96,7 +96,7 @@ class Session:
         self.latest: Latest[Frame] = Latest()
         self.events: EventLog[Event] = EventLog()
         self.status = Status(0, "loading", "not started yet")
-        self.in_detail = False  # whether statistics include those of a step's predictions; set while somebody looks
+        self.in_detail = False  # whether statistics include those of a step's predictions; set while a page shows them
         self.running = False
         self.steps_left: int | None = None  # until the pause that an Advance asked for
         self._run = Run.of(settings)
@@ -112,7 +112,7 @@ class Session:
         self._planned: dict[int, list[Command]] = {}
         self._stopped = False
         self._over = False  # no longer serving the inbox
-        self._until: int | None = None  # of the present run()
+        self._until: int | None = None  # of the current run()
         self._error: Exception | None = None  # the failure that stopped the run; None once it runs again
         self._warned = False  # of a fallback
         self._published_at = 0.0
@@ -137,7 +137,7 @@ class Session:
 
     @property
     def watched(self) -> tuple[int | None, int | None]:
-        """The view that the lens shows (None: nobody looks) and the timestep it probes (None: each step's own)."""
+        """The view that the lens shows (None: it is closed) and the timestep it probes (None: each step's own)."""
         return self._watching.row, self._watching.t
 
     def send(self, command: Command) -> None:
@@ -145,11 +145,11 @@ class Session:
         self._inbox.put(command)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with every event, in the owner's thread. To be called before `run`."""
+        """Call `listener` with every event, in the owner's thread. Call before `run`."""
         self._listeners.append(listener)
 
     def plan(self, number: int, command: Command) -> None:
-        """Carry out `command` after `number` steps, before the next one. To be called before `run`."""
+        """Carry out `command` after `number` steps, before the next one. Call before `run`."""
         self._planned.setdefault(number, []).append(command)
 
     def branch(self) -> Future[Fork]:
@@ -165,12 +165,12 @@ class Session:
         return self._ask(self._exportable)
 
     def watch_lens(self, on: bool, row: int = 0, t: int | None = None) -> None:
-        """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`; or close it.
-        Never blocks."""
+        """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`; or close the
+        lens. Never blocks."""
         self._inbox.put(lambda: self._watching.watch(self._run, row if on else None, t if on else None))
 
     def _ask(self, question: Callable[[], T]) -> Future[T]:
-        """Have the owner answer between two steps, or right now when it no longer serves its inbox."""
+        """Have the owner answer between two steps, or answer now if the owner no longer serves its inbox."""
         answer: Future[T] = Future()
         self._inbox.put(lambda: _resolve(answer, question))
         if self._over:
@@ -181,7 +181,7 @@ class Session:
 
     @property
     def state(self) -> State:
-        """The present state; RuntimeError before `run` has built it."""
+        """The current state; RuntimeError before `run` has built it."""
         if self._run.state is None:
             raise RuntimeError("the session has no state yet: it is built when run() starts")
         return self._run.state
@@ -249,7 +249,7 @@ class Session:
             self._compare_on()
 
     def prepare(self) -> None:
-        """Load the prior, compile, and build the scene, as far as that is not done; or wait for `origin`."""
+        """Load the prior, compile, and build the scene, unless that is done; or wait for `origin`."""
         if self._origin is not None:
             self._set_status("loading", "waiting for the state of the parent run")
             self._origin.add_done_callback(lambda _: self._inbox.put(self._begin))
@@ -264,7 +264,7 @@ class Session:
         """Carry out `command` now. If it fails, report Rejected; the run continues as before."""
         try:
             self._obey(command)
-        except Exception as e:  # whatever it is, the run goes on
+        except Exception as e:  # whatever it is, the run continues
             target = str(getattr(command, "step", ""))
             self._say(Rejected(self._run.step, type(command).__name__.lower(), target, reason(e)))
             if self._run.state is None and isinstance(command, (Resume, Advance, Reset)):
@@ -273,11 +273,11 @@ class Session:
                 self._settle()
 
     def moment(self) -> Moment:
-        """Return a copy of the present, in full."""
+        """Return a complete copy of the current state."""
         return moment_of(self._run)
 
     def fork(self) -> Fork:
-        """Return the present and its history, for a branch."""
+        """Return the current state and its history, for a branch."""
         moment, undo = self.moment(), self._run.undo
         if undo is not None:  # a bank of prompts belongs to one thread
             undo = dataclasses.replace(undo, bank=PromptBank(undo.prior))
@@ -290,7 +290,7 @@ class Session:
         return self.effective.patch("prior.revision", commit) if commit else self.effective
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint of the present state into `folder`; return its path."""
+        """Write a checkpoint of the current state into `folder`; return its path."""
         return checkpoint.save(folder, self.state.step, self.moment().parts, {"settings.toml": to_toml(self.pinned())})
 
     def export(self, folder: Path, size: int = 256) -> list[Path]:
@@ -301,8 +301,8 @@ class Session:
         return write_results(folder, scene, s.camera, size)
 
     def restore(self, folder: Path) -> None:
-        """Continue from the newest checkpoint in `folder`, with its settings. ValueError when it cannot be used; the
-        session is then as before."""
+        """Continue from the newest checkpoint in `folder`, with its settings. ValueError when it cannot be used, which
+        leaves the session as it was."""
         number, parts, texts = checkpoint.load(folder)
         if "settings.toml" not in texts:
             raise ValueError(f"checkpoint in {folder} has no settings.toml")
@@ -349,7 +349,7 @@ class Session:
                 asked()
 
     def _forked(self) -> Fork:
-        """Return the present for a branch; RuntimeError when there is none."""
+        """Return the current state for a branch; RuntimeError when there is none."""
         if self._over:
             raise RuntimeError("there is nothing to branch from: the run has ended")
         if self._run.state is None:
@@ -357,7 +357,7 @@ class Session:
         return self.fork()
 
     def _exportable(self) -> Material:
-        """Return what can be exported now, also of a run that has ended; RuntimeError when there is nothing."""
+        """Return what can be exported now, even if the run has ended; RuntimeError when there is nothing."""
         if self._run.state is None:
             raise RuntimeError(f"there is nothing to export: {self._failure or self.status.text}")
         frame, state = self.latest.get(), self._run.state
@@ -419,7 +419,7 @@ class Session:
         """Jump on the timeline and pause. The next step or change cuts off what came after."""
         present, timeline = self.state.step, self.timeline
         if all(kept < present for kept in timeline.steps()):
-            timeline.keep(self.moment())  # to return to the present
+            timeline.keep(self.moment())  # to return to the current state
         moment = timeline.at(number)
         self._set_status("loading", f"going to step {moment.step}")
         try:
@@ -467,8 +467,8 @@ class Session:
             self._say(Applied(run.step, path, value, note))
 
     def _keep_undo(self, before: Run, moment: Moment | None, changes: tuple[tuple[str, Any], ...]) -> None:
-        """Remember how to undo a patch that was just adopted. `moment` is the state before it, None to take the present
-        one, where the scene was rebuilt."""
+        """Remember how to undo a patch that was just adopted. `moment` is the state before the patch, or None if the
+        scene was rebuilt: then the current state is taken."""
         run, undo = self._run, self._run.undo
         run.timeline.go_on()
         if undo is None and run.state is not None and before.prior is not None and before.bank is not None:
@@ -483,7 +483,7 @@ class Session:
             self._say(Rejected(self._run.step, path, value, why))
 
     def _start(self, run: Run) -> None:
-        """Take up `run`, whose scene is fresh."""
+        """Switch to `run`, which has a fresh scene."""
         self._switch(run)
         self._film()
         self._warn_of_fallback()
@@ -498,7 +498,7 @@ class Session:
             self._say(Noted(self._run.step, fallback))
 
     def _switch(self, run: Run, event: Event | None = None) -> None:
-        """Take up `run`, whose scene is another one, and say `event`."""
+        """Switch to `run`, which has another scene, and report `event`."""
         frame = frame_of(run, self.in_detail)  # before anything changes: it may fail
         self._run = run
         self._watching.forget()
@@ -534,7 +534,7 @@ class Session:
         except Exception as e:
             if self._until is not None:
                 raise
-            self._fail(e)  # such as a frame that cannot be made: a page's thread must not end without a word
+            self._fail(e)  # such as a frame that cannot be made: a page's thread must not end silently
 
     def _show_warm_up(self) -> None:
         """Report the progress of a warm-up, and its end."""
@@ -554,7 +554,7 @@ class Session:
         return f"its own network warms up, {aux.fitted} of {s.loss.warm_up_steps()} steps"
 
     def _after(self, report: Report, seconds: float) -> None:
-        """Publish, report and keep what a step has done."""
+        """Publish and report a step that was taken; add to the timeline what is due."""
         state = self.state
         self._run.trace.add(report, self.effective, seconds)
         pause = self._due_to_pause()
@@ -617,7 +617,7 @@ class Session:
 
     @property
     def _failure(self) -> str:
-        """Why the run does not go on, or ""."""
+        """Why the run has failed, or ""."""
         return f"failed because {reason(self._error)}" if self._error is not None else ""
 
     def _fail(self, error: Exception) -> None:
@@ -649,14 +649,14 @@ class Session:
         self._say(self.status)
 
     def _publish(self, frame: Frame | None = None) -> None:
-        """Publish `frame`, or one of the present."""
+        """Publish `frame`, or one of the current state."""
         frame = frame or frame_of(self._run, self.in_detail)
         self._published_at = time.monotonic()
         self.latest.set(frame)
         self._watching.look(self._run)
 
     def _film(self) -> None:
-        """Add the present to the timeline's film, if that is due. Images of a flat scene may cost a decoder's forward
+        """Add the current state to the timeline's film, if a shot is due. Images of a flat scene may cost a decoder
         pass: only published ones are used."""
         state, frame = self.state, self.latest.get()
         if not self.timeline.shot_due(state.step):

@@ -1,7 +1,7 @@
 """A run as one value: settings, prior, scene, history.
 
-Every operation on a run except a step returns a new `Run`, so that rolling back means keeping the old one. A step
-changes `Run.state` in place; the way back from a step that fails is a `Moment`.
+Every operation on a run returns a new `Run`, so that rolling back means keeping the old one. The exception is a step,
+which changes `Run.state` in place; a step that fails is undone from a `Moment`, also in place.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Run:
         return self.state.step if self.state is not None else 0
 
     def inputs(self) -> tuple[State, Settings, Prior, PromptBank]:
-        """Return the inputs of a step. RuntimeError before prior and scene are there."""
+        """Return the inputs of a step. RuntimeError before the prior is loaded and the scene is built."""
         if self.prior is None or self.bank is None:
             raise RuntimeError("the session has no prior yet: it is loaded when run() starts")
         if self.state is None:

@@ -111,7 +111,7 @@ class Timeline:
         return step - self._offered >= max(MOMENT_EVERY, span / (4 * max(len(self._marks), 1)))
 
     def keep(self, moment: Moment) -> None:
-        """Keep a moment of the present, unless there is one of this step. Others are dropped to make room, so that the
+        """Keep `moment`, unless the newest one kept is of the same step. Others are dropped to make room, so that the
         remaining ones are spread over the run."""
         self._offered = moment.step
         if not self._marks or self._marks[-1].moment.step != moment.step:
@@ -133,7 +133,7 @@ class Timeline:
         self._rewound = mark, self._rewound[1] if self._rewound is not None else present
 
     def go_on(self) -> None:
-        """Record that the run continues from the present: after a jump, cut off the later history."""
+        """Record that the run continues from its current state: after a jump, cut off the later history."""
         if self._rewound is None:
             return
         (mark, left), self._rewound = self._rewound, None
@@ -146,7 +146,7 @@ class Timeline:
             self.note(step, "jump", f"went back from step {left}")
 
     def branched(self, moment: Moment) -> Timeline:
-        """Return the history of a branch at `moment`, the present; it shares moments and shots with this one."""
+        """Return the history of a branch at `moment`, the current state; it shares moments and shots with this one."""
         other = copy.copy(self)
         other.go_on()
         other.note(moment.step, "branch", f"branched off at step {moment.step}")

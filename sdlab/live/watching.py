@@ -11,7 +11,7 @@ from sdlab.lens import Comparison, LensPictures, comparison_steps, probe, views_
 from sdlab.live.state import Run
 
 LENS_EVERY = 0.3  # seconds
-LENS_SHARE = 20.0  # the lens takes at most this fraction of the time: 1 / 20
+LENS_SHARE = 20.0  # pause between looks, as a multiple of the last look's duration: the lens takes under 1 / 20
 
 
 class Watching:
@@ -28,7 +28,7 @@ class Watching:
         self._comparing: Iterator[Comparison] | None = None
 
     def watch(self, run: Run, row: int | None, t: int | None) -> None:
-        """Point the lens at view `row`, at each step's timestep or at `t`; None closes it."""
+        """Point the lens at view `row`, at each step's timestep or at `t`; a `row` of None closes it."""
         self.row, self.t = row, t
         self.look(run, now=True)
 
@@ -67,7 +67,7 @@ class Watching:
         return self._comparing is not None
 
     def compare(self, run: Run) -> None:
-        """Start comparing the losses at the present state."""
+        """Start comparing the losses at the current state."""
         self._comparing = comparison_steps(*run.inputs())
 
     def compare_on(self) -> None:

@@ -1,8 +1,8 @@
 """The family of score-distillation losses. One file each; the folder is the registry.
 
-A loss is a frozen dataclass whose fields are its knobs and whose verb is `gradient`: given a noised batch, it asks the
-prior for predictions and returns the direction in which the image should not go. What the program needs to know of a
-loss stands on its class: titles, formulas, the terms it combines, what it costs. To add one, add
+A loss is a frozen dataclass whose fields are its knobs. Its main method, `gradient`, takes a noised batch, requests
+predictions from the prior and returns the gradient for the image, which moves against it. The class states all that the
+program needs to know about the loss: titles, formulas, the terms it combines, what it costs. To add a loss, add
 `sdlab/losses/<name>.py` with a final subclass of `Distillation`; nothing else has to be edited (CONTRIBUTING.md).
 """
 
@@ -55,7 +55,7 @@ SOURCE = Term(
     colour="wine",
     formula="eps(source prompt)",
 )
-# of every loss, beside its predictions
+# terms of every loss, besides its predictions
 NOISE = Term(
     "noise",
     "eps",
@@ -75,108 +75,108 @@ A = TypeVar("A", bound=Aux | None)
 
 @dataclass(frozen=True)
 class Distillation(ABC, Generic[A]):
-    """A loss, abstract or final, never in between. `A` is the auxiliary that it trains; None for a loss without one."""
+    """The base of all losses; its subclasses are final. `A` is the auxiliary that the loss trains, None without one."""
 
     kind: ClassVar[str]  # its name in settings, presets and on the page
     title: ClassVar[str]
     paper: ClassVar[str]
-    formula: ClassVar[str]  # as people write it, in the conventions of sdlab.types
+    formula: ClassVar[str]  # as in papers, in the conventions of sdlab.types
     other_formulas: ClassVar[tuple[str, ...]] = ()  # of other forms and stages
     look_for: ClassVar[str]  # what to watch in the image
     place: ClassVar[int] = 0  # among the page's main buttons, from 1; 0 is under "more"
 
-    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond")  # the texts it asks the prior about, see sdlab.prompts
-    needs_reference: ClassVar[bool] = False  # compares with the scene as it was when the loss was chosen
-    fits_guidance: ClassVar[bool] = True  # `fit` reads what `gradient` answered
+    roles: ClassVar[tuple[str, ...]] = ("pos", "uncond")  # the prompts it needs, see sdlab.prompts
+    needs_reference: ClassVar[bool] = False  # compares with the scene as it was when the loss was first chosen
+    fits_guidance: ClassVar[bool] = True  # `fit` reads the result of `gradient`
 
-    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, NEG, TARGET, SOURCE)  # every prediction it may answer
-    # predictions by their part in the residual; of several, the first that a step has
-    conditional: ClassVar[tuple[str, ...]] = ("pos",)  # told the prompt
-    unconditional: ClassVar[tuple[str, ...]] = ("uncond",)  # what that is compared with to see what the prompt adds
+    terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, NEG, TARGET, SOURCE)  # every prediction it may return
+    # predictions by their part in the residual; the first of several that a step has counts
+    conditional: ClassVar[tuple[str, ...]] = ("pos",)  # given the prompt
+    unconditional: ClassVar[tuple[str, ...]] = ("uncond",)  # the baseline that shows what the prompt adds
     control: ClassVar[tuple[str, ...]] = ()  # subtracted in place of the noise
     guidance_knob: ClassVar[str] = "cfg"  # the scale given to `guidance.guide`; "" for a loss that does not call it
     aux_errors: ClassVar[tuple[str, ...]] = ()  # the stats that hold its auxiliary's error
 
     @abstractmethod
     def gradient(self, x: Noised, model: BoundPrior, aux: A) -> Guidance:
-        """The residual [B, C, H, W] in eps units, before w(t); d loss / d z0 = w(t) * residual. `aux` is what
-        `init_aux` made."""
+        """Return the residual [B, C, H, W] in eps units, before w(t): d loss / d z0 = w(t) * residual. `aux` is the
+        auxiliary that `init_aux` made."""
 
     def calls(self) -> tuple[int, ...]:
-        """The prior's forward passes in one step, each as its number of roles."""
+        """Return the number of roles of each of the prior's forward passes in one step, without Perp-Neg."""
         return (len(self.roles),)
 
     def evaluations(self) -> tuple[int, int]:
-        """Network evaluations per view, the prior's and the auxiliary's, of `gradient` and of `fit`."""
+        """Return how often `gradient` and `fit` evaluate a network, the prior or the auxiliary, per view."""
         return sum(self.calls()), 0
 
     def init_aux(self, prior: Prior, rng: StepRng) -> A | None:
-        """The auxiliary model that this loss trains beside the scene, if any, on the prior's device; its
-        initialisation is drawn from `rng`. ValueError when there is none for this prior."""
+        """Return the auxiliary model that this loss trains alongside the scene, on the prior's device, initialised from
+        `rng`; None for a loss without one. ValueError if none can be made for this prior."""
         return None
 
     def untrained_aux(self, prior: Prior, rng: StepRng) -> A | None:
-        """A new auxiliary for a single look: one that answers as that of `init_aux`, if possible without its cost."""
+        """Return an auxiliary for one look: it predicts what a new one of `init_aux` would, if possible at no cost."""
         return self.init_aux(prior, rng)
 
     def fit(self, x: Noised, model: BoundPrior, aux: A, guidance: Guidance) -> None:
-        """One step of the auxiliary's own optimiser, after `gradient` answered `guidance` for the same batch."""
+        """Train the auxiliary with its own optimiser, after `gradient` returned `guidance` for the same batch."""
         return
 
     def one_step_target(self, x: Noised, residual: Tensor) -> Tensor:
-        """Where the residual [B, C, H, W] points, all the way in one step: z0 moved as far as the x0-hat of the
-        residual's two sides lie apart. For SDS and SDI this is x0-hat of the guided prediction."""
+        """Return where the residual [B, C, H, W] leads in one full step: z0, shifted by the difference between the
+        x0-hats of the residual's two sides. For SDS and SDI this is x0-hat of the guided prediction."""
         return x.z0 - x.sigma / x.alpha * residual
 
     def stage_at(self, progress: float) -> str:
-        """What the loss does at `progress` in [0, 1] of the planned run, if that changes: a change of stage is treated
-        as one of loss, for it changes the gradient's scale."""
+        """Return the name of the stage at `progress` in [0, 1] of the planned run, "" for a loss without stages. A
+        change of stage is treated as a change of loss, because it changes the gradient's scale."""
         return ""
 
     @property
     def formulas(self) -> tuple[str, ...]:
-        """All there are, `formula` first."""
+        """All formulas of the loss, `formula` first."""
         return (self.formula, *self.other_formulas)
 
     def formula_at(self, progress: float) -> str:
-        """The one of `formulas` that holds at `progress` in [0, 1] of the planned run."""
+        """Return the formula that applies at `progress` in [0, 1] of the planned run."""
         return self.formula
 
     @classmethod
     def term(cls, name: str) -> Term:
-        """The term of a prediction; one made of its name for a prediction that the loss does not describe."""
+        """Return the term of a prediction; if the loss describes none, one made from the name."""
         return next(
             (t for t in cls.terms if t.name == name), Term(name, name, name, f"with the prediction {name}", name)
         )
 
     def guidance_scale(self) -> float | None:
-        """s of plain classifier-free guidance, None for a loss without it."""
+        """Return s of plain classifier-free guidance, None for a loss without it."""
         return getattr(self, self.guidance_knob, None) if self.guidance_knob else None
 
     def aux_name(self) -> str:
-        """Losses that train their auxiliary in the same way give it one name, and go on with each other's."""
+        """Return the auxiliary's name. Losses that train it in the same way return the same name and share it."""
         return self.kind
 
     def aux_key(self) -> tuple:
-        """The knobs that force the auxiliary to be built anew."""
+        """Return the values of the knobs whose change rebuilds the auxiliary or the reference."""
         return tuple(getattr(self, f.name) for f in fields(self) if f.metadata.get("apply") == "rebuild")
 
     def warm_up_steps(self) -> int:
-        """How many steps a new auxiliary learns before the scene follows it: the knob `warm_up`, if there is one."""
+        """Return how many training steps a new auxiliary takes before the scene moves: the knob `warm_up`, else 0."""
         return int(getattr(self, "warm_up", 0))
 
 
 def first_of(names: tuple[str, ...], preds: Mapping[str, Tensor]) -> str:
-    """The first of `names` that a step has a prediction of; "" if there is none."""
+    """Return the first of `names` that is in `preds`, the predictions of a step; "" if there is none."""
     return next((name for name in names if name in preds), "")
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of two predictions over all entries; 0-d, 0 where one of them is constant."""
+    """Return Pearson's correlation of two predictions over all entries; 0-d, 0 where one of them is constant."""
     return cosine(a - a.mean(), b - b.mean())
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of two predictions as vectors of all entries; 0-d, 0 where one of them is zero."""
+    """Return the cosine of two predictions as vectors of all entries; 0-d, 0 where one of them is zero."""
     a, b = a.float(), b.float()
     return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-20)

@@ -5,7 +5,7 @@ VSD whose psi is the discriminator of a GAN: it learns the renders' score and, w
     min_psi || eps_psi - noise ||^2 + gamma || eps_psi - eps_c ||^2
 
 The minimum, (noise + gamma eps_c) / (1 + gamma), exists for |gamma| < 1 only. In the playground the exact scores are
-mixed accordingly. The scene's gradient is that of VSD.
+mixed accordingly. The scene's gradient is the same as in VSD.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ASD(score.TrainsScore, Distillation[score.Psi]):
 
     def evaluations(self) -> tuple[int, int]:
         asked, learnt = super().evaluations()
-        return asked, 2 * learnt  # each lesson asks the prior as well
+        return asked, 2 * learnt  # each lesson evaluates the prior as well
 
     def gradient(self, x: Noised, model: BoundPrior, aux: score.Psi) -> Guidance:
         hat, preds = guide(model, x.z_t, x.t, self.cfg)

@@ -22,7 +22,7 @@ LARGE = 200.0
 
 @dataclass(frozen=True)
 class CSD(Distillation[None]):
-    """Guidance alone: the direction from the unwanted towards the prompt."""
+    """Guidance alone: the direction from what is unwanted towards the prompt."""
 
     kind: ClassVar[str] = "csd"
     title: ClassVar[str] = "CSD"

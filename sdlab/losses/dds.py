@@ -5,8 +5,8 @@ reference that matches its own prompt, at the same t and noise:
 
     residual = eps^(z_t; prompt) - eps^(z_t^ref; reference's prompt),    eps^ = eps_u + s (eps_c - eps_u)
 
-The reference is the scene and the prompt at the moment this loss is chosen, frozen, and rendered by the same camera.
-Nothing moves until the prompt changes.
+The reference is a frozen copy of the scene and the prompt, made when this loss is first chosen and rendered by the
+same cameras. Nothing moves until the prompt changes.
 """
 
 from __future__ import annotations

@@ -72,5 +72,5 @@ class ESD(score.TrainsScore, Distillation[score.Psi]):
         return len(self._shares())
 
     def _shares(self) -> dict[str, float]:
-        """Weights of psi with the camera and without it, if above 0."""
+        """Return the weights of psi with the camera and without it, omitting a weight of 0."""
         return {name: share for name, share in (("psi", 1 - self.lam), ("psi_null", self.lam)) if share > 0}

@@ -6,8 +6,8 @@ images lie on one deterministic path. Their predictions are compared:
     residual = eps_n + s_cfg (eps_c - eps_n) at z_t  -  eps_u at z_s
 
 Guidance starts from the negative prompt, as in the released code. The interval falls from 100 to 80 over the first part
-of the run. The released code's weight is 0.1 sigma / alpha (schedule.weight). It inverts to s in strides of 200
-timesteps; here the number of strides is fixed, so that every view can have its own t at the same cost.
+of the run. The released code's weight is 0.1 sigma / alpha (schedule.weight has sigma/alpha). It inverts to s in
+strides of 200 timesteps; here the number of strides is fixed, so that every view can have its own t at the same cost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INTERVAL = Term(
 
 @dataclass(frozen=True)
 class ISM(Distillation[None]):
-    """Compares predictions at two noise levels of one deterministic path, instead of one noise with another."""
+    """Compares predictions at two noise levels of one deterministic path."""
 
     kind: ClassVar[str] = "ism"
     title: ClassVar[str] = "ISM"
@@ -53,8 +53,8 @@ class ISM(Distillation[None]):
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     interval: int = knob(100, 0, 500, "timesteps between the two levels at the start (released code: 100)")
-    interval_end: int = knob(80, 0, 500, "the same after the first part of the run (released code: 80)")
-    first_part: float = knob(0.3, 0.0, 1.0, "fraction of the run in which it changes (released code: 1500 of 5000)")
+    interval_end: int = knob(80, 0, 500, "timesteps between them after the first part of the run (released code: 80)")
+    first_part: float = knob(0.3, 0.0, 1.0, "fraction of the run over which that changes (released code: 1500 of 5000)")
     inversion_steps: int = knob(3, 1, 20, "steps of the inversion to the lower level (paper: one per 200 timesteps)")
 
     def calls(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Jensen-Shannon distillation (Do and Hua, "Text-to-3D generation using Jensen-Shannon score distillation", 2025).
 
-1. Invert z along the prior's flow to z^_t, so that its noise is its own (`sdlab.inversion`).
+1. Invert z along the prior's flow to z^_t, so that its noise belongs to the image (`sdlab.inversion`).
 2. Make a minority sample z-_t from it: x0-hat of z^_t, with fresh noise. It matches the prompt less well.
 3. The gradient (eq. 12) is the difference of the guided predictions for the two:
 
@@ -8,7 +8,7 @@
 
 The second term is a control variate: it correlates with the first, so that the difference has little variance.
 
-The released code differs; here it is the form "code". With kappa the noise found by inversion, z^_t = alpha z + sigma
+The released code differs; the form "code" follows it. With kappa the noise found by inversion, z^_t = alpha z + sigma
 kappa, and noise the fresh noise of the minority sample, it minimises both |z - x0-hat(z^_t)|^2 and k times
 |z - x0-hat(z-_t)|^2. There the second prediction has the opposite sign and the weight is the inverse:
 

@@ -25,7 +25,7 @@ alpha psi + sigma kappa_tgt,
 
     residual = w (kappa_tgt - kappa_src) = w alpha / sigma (z - psi),
 
-which for one step equals eq. 3.5 except that the source is asked at z. The drawn noise plays no part. With equal
+which for one step equals eq. 3.5 except that the source is evaluated at z. The drawn noise is not used. With equal
 prompts only the error of the two inversions remains. Thesis: in 2D, after the single-step form, FID 55.65 against VSD's
 59.22; in 3D it adds artefacts. It states neither steps nor guidance.
 """
@@ -75,7 +75,7 @@ class SBP(Distillation[None]):
     )
     form: str = knob(
         "paper",
-        help="paper: the bridge alone; restoring: ours, eps(source) + w (...) - noise, which cannot run away; "
+        help="paper: the bridge alone; restoring: ours, eps(source) + w (...) - noise, which stays bounded; "
         "full: experimental, for images: the bridge in many steps",
         choices=("paper", "restoring", "full"),
     )
@@ -86,7 +86,7 @@ class SBP(Distillation[None]):
     sds_cfg: float = knob(7.5, 0.0, 200.0, "s of stage 1 (paper: 40 in 2D, 100 in 3D)")
 
     def calls(self) -> tuple[int, ...]:
-        """The passes of a step; for two stages, those of the second."""
+        """Return the number of roles of each forward pass in one step; with two stages, in the second."""
         if self.form != "full" or self.stage == "sds":
             return (2,)
         up, down = self._legs()

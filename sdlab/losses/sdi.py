@@ -45,7 +45,7 @@ class SDI(Distillation[None]):
     control: ClassVar[tuple[str, ...]] = ("inversion",)
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
-    inversion_steps: int = knob(10, 1, 50, "steps of the inversion, two network evaluations each (paper: 10)")
+    inversion_steps: int = knob(10, 1, 50, "steps of the inversion, one or two evaluations each (paper: 10)")
     inversion_cfg: float = knob(-7.5, -50.0, 50.0, "guidance of the inversion (paper: -7.5); 1 uses the prompt alone")
     inversion_eta: float = knob(0.3, 0.0, 1.0, "fresh noise in the inversion, as DDIM's eta (released code: 0.3)")
 

@@ -81,7 +81,7 @@ class WithNoise(nn.Module):
 
 
 class Operator(FittedNet):
-    """M with its optimiser. It keeps its last prediction with the graph, for the training step that follows."""
+    """M with its optimiser. It keeps its last prediction and its autograd graph for the training step that follows."""
 
     def __init__(self, net: nn.Module, lr: float) -> None:
         super().__init__(net, lr)
@@ -90,7 +90,7 @@ class Operator(FittedNet):
         self._answer: Tensor | None = None
 
     def __call__(self, e: Tensor) -> Tensor:
-        """M(e) [B, C, H, W], detached."""
+        """Return M(e) [B, C, H, W], detached."""
         with torch.enable_grad():
             answer = self.net(e.float().contiguous(memory_format=torch.channels_last))
         self._asked, self._answer = e, answer

@@ -16,7 +16,7 @@ import torch
 
 from sdlab.types import Prior
 
-Progress = Callable[[str], None]  # is told what is being done, in words
+Progress = Callable[[str], None]  # receives status texts
 
 
 def silent(text: str) -> None:
@@ -33,5 +33,5 @@ class PriorConfig(ABC):
     def load(self, device: torch.device, progress: Progress = silent) -> Prior:
         """Load the prior on `device`, ready for any thread.
 
-        Raises ValueError if a knob is at fault, RuntimeError if files, network or device are.
+        Raises ValueError for an invalid knob, RuntimeError for problems with files, network or device.
         """

@@ -2,8 +2,8 @@
 
 The thread that acquires the network runs all queued requests as one batch, up to a maximum size; requests that arrive
 meanwhile form the next. So a lone session never waits, and n sessions cost less than n times one, as long as one
-session's batch does not saturate the network. The last bits of a prediction may differ from those of a lone session,
-because kernels round in another order at another batch size.
+session's batch does not saturate the network. The last bits of a prediction may differ from a lone session's, because
+kernels round in a different order at a different batch size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from sdlab.channel import Turnstile
 from sdlab.types import Cond, Prior, cat_conds
 
-MAX_BATCH = {"cpu": 8, "cuda": 32}  # images; the time of larger batches only grows in proportion
+MAX_BATCH = {"cpu": 8, "cuda": 32}  # images; beyond this, time only grows in proportion
 
 
 class _Request:

@@ -2,7 +2,7 @@
 
     openvino/<key>/network         the converted network, float32, for any shape; saves about 2 s per start
     openvino/<key>/compiled-...    one compiled network per shape, precision and CPU model; saves about 0.2 s each, or
-                                   5 s for networks that are being trained, whose weights are no part of the file
+                                   5 s for networks in training, whose files contain no trained weights
 
 below `sdlab.machine.cache_folder()`. The key covers the weights, the U-Net's configuration and the libraries' versions.
 
@@ -36,7 +36,7 @@ def network_key(config: Mapping[str, Any], weight_files: Sequence[Path]) -> str:
     for file in sorted(weight_files):
         with file.open("rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
-    shown = {k: v for k, v in config.items() if not k.startswith("_")}  # _name_or_path is where, not what
+    shown = {k: v for k, v in config.items() if not k.startswith("_")}  # _name_or_path is a location, not content
     digest.update(json.dumps(shown, sort_keys=True, default=str).encode())
     for name in ("openvino", "torch", "diffusers"):
         digest.update(f"{name} {version(name)}".encode())

@@ -40,7 +40,7 @@ def resolve_precision(precision: str, device: torch.device, knob: str = "prior.p
 
 
 def resolve_vae_precision(precision: str, network: str, device: torch.device) -> str:
-    """Return the VAE's precision; "auto" is fp32 on a CPU, and that of the network on a GPU.
+    """Return the VAE's precision; "auto" is fp32 on a CPU and the network's precision on a GPU.
 
     Raises ValueError as `resolve_precision` does.
     """

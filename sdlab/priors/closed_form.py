@@ -45,7 +45,7 @@ class Background(NamedTuple):
 
 
 class Level(NamedTuple):
-    """N images, or their block means, and the inner products that a likelihood takes."""
+    """N images, or their block means, and the inner products needed by the likelihood."""
 
     x: Tensor  # [N, C P'] X
     holes: Tensor  # [N, P'] T
@@ -90,11 +90,11 @@ class Gallery:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(part.nbytes for part in (self.rgba, *self.coarse, self.xx, self.hx, self.hh))
 
     def to(self, device: torch.device) -> Gallery:
-        """The same gallery on `device`."""
+        """Return the gallery on `device`."""
         coarse = Level(*(part.to(device) for part in self.coarse))
         rest = (part.to(device) for part in (self.xx, self.hx, self.hh))
         return Gallery(self.rgba.to(device), self.background, self.factor, coarse, *rest)
@@ -117,11 +117,11 @@ def posterior_mean(
     spread: float = 0.0,
     candidates: int | None = None,
 ) -> Tensor:
-    """E[x0 | z_t] under a mixture of galleries.
+    """Return E[x0 | z_t] under a mixture of galleries.
 
-    z_t [B, 3, S, S]; alpha, sigma [B] or [B, 1, 1, 1]; weights [B, G], at least 0, the share of each gallery for each
-    row (they need not sum to 1); `spread` is s, the standard deviation around an image. Negative weights count as 0.
-    The answer has the shape and dtype of z_t. ValueError when a row has no gallery.
+    z_t [B, 3, S, S]; alpha, sigma [B] or [B, 1, 1, 1]; weights [B, G], the share of each gallery for each row
+    (negative ones count as 0; they need not sum to 1); `spread` is s, the standard deviation around an image. The
+    result has the shape and dtype of z_t. Raises ValueError if a row has no positive weight.
     """
     dtype = torch.float64 if candidates is None else torch.float32
     alpha, sigma = alpha.reshape(-1).to(dtype), sigma.reshape(-1).to(dtype)
@@ -153,7 +153,7 @@ def posterior_mean(
 
 
 def _exact(gallery: Gallery, q: Query) -> tuple[Tensor, Tensor]:
-    """(log of the sum of p_i, posterior mean [C, P]) of one row over all images, from differences in its dtype."""
+    """Return (log sum_i p_i, posterior mean [C, P]) of one row over all images, directly in the row's dtype."""
     logs, shifts = [], []
     for part in gallery.rgba.split(CHUNK):
         x, holes = unpacked(part, gallery.background, q.z.dtype)
@@ -167,7 +167,7 @@ def _exact(gallery: Gallery, q: Query) -> tuple[Tensor, Tensor]:
 
 
 def _among(gallery: Gallery, q: Query, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_exact`, over the images `chosen` [K] alone, from inner products: one pass over their 8-bit values."""
+    """Return the same as `_exact` for the images `chosen` [K], from inner products: one pass over 8-bit values."""
     background = gallery.background
     raw = gallery.rgba[chosen].flatten(2).to(q.z.dtype)  # [K, 4, P] in 0 .. 255
     sums = q.z.sum(1)
@@ -186,8 +186,10 @@ def _among(gallery: Gallery, q: Query, chosen: Tensor) -> tuple[Tensor, Tensor]:
 def _likelihood(
     squares: Tensor, hole_r: Tensor, hh: Tensor, alpha: Tensor, v: Tensor, background: Background
 ) -> tuple[Tensor, Tensor]:
-    """log p_i [..., N] but for a constant that images of one size share, and E[b - m | i] [..., N, C], from |r|^2
-    [..., N], <T, r> [..., N, C] and <T, T> [N]."""
+    """Return log p_i [..., N], up to a constant shared by images of one size, and E[b - m | i] [..., N, C].
+
+    The inputs are |r|^2 [..., N], <T, r> [..., N, C] and <T, T> [N].
+    """
     k = 4 * alpha**2 * background.std**2
     denominator = v + k * hh
     explained = k * hole_r.square().sum(-1) / denominator
@@ -196,7 +198,7 @@ def _likelihood(
 
 
 def _mean(gallery: Gallery, images: Tensor, posterior: Tensor, shift: Tensor, q: Query) -> Tensor:
-    """sum_i posterior_i E[x0 | i], [C, P], without the part that the spread adds."""
+    """Return sum_i posterior_i E[x0 | i] [C, P], without the correction for the spread."""
     mean = torch.zeros_like(q.z)
     for some, p, moved in zip(images.split(CHUNK), posterior.split(CHUNK), shift.split(CHUNK), strict=True):
         x, holes = unpacked(gallery.rgba[some], gallery.background, q.z.dtype)
@@ -205,14 +207,14 @@ def _mean(gallery: Gallery, images: Tensor, posterior: Tensor, shift: Tensor, q:
 
 
 def unpacked(rgba: Tensor, background: Background, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """uint8 [N, 4, S, S] -> X [N, 3, P] and the uncovered share T [N, P]."""
+    """Convert uint8 [N, 4, S, S] to X [N, 3, P] and the uncovered share T [N, P]."""
     parts = rgba.flatten(2).to(dtype) / 255
     holes = 1 - parts[:, 3]
     return 2 * (parts[:, :3] + background.mean * holes[:, None]) - 1, holes
 
 
 def _products(x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """|X|^2 [N], <T, X> [N, C], <T, T> [N] of X [N, C, P] and T [N, P]."""
+    """Return |X|^2 [N], <T, X> [N, C] and <T, T> [N] for X [N, C, P] and T [N, P]."""
     return x.square().sum((1, 2)), torch.einsum("np,ncp->nc", holes, x), holes.square().sum(1)
 
 
@@ -223,7 +225,7 @@ def _block_means(x: Tensor, holes: Tensor, size: int, factor: int) -> Level:
 
 
 def _ranked(gallery: Gallery, q: Query, candidates: int) -> Tensor:
-    """Indices [R, candidates] of the likeliest images by block means; all of them where there are fewer."""
+    """Return indices [R, min(candidates, N)] of the likeliest images by block means."""
     coarse = gallery.coarse
     z = F.avg_pool2d(q.z, gallery.factor).flatten(2)  # [R, C, P']
     alpha, v = q.alpha[:, None], q.v[:, None] / gallery.factor**2

@@ -94,7 +94,7 @@ class DiffusersPrior(PriorConfig):
         Raises ValueError for a path without such a model, RuntimeError for damaged or unsafe files and for failed
         downloads.
         """
-        # diffusers reads this on its first import; nothing here runs a model's code, and this keeps others from it
+        # read by diffusers on its first import; nothing here runs a model's code, and this stops other callers from it
         os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
         precision, precision_note = resolve_precision(self.precision, device)
         folder, commit = find_model(self.path, self.revision, precision != "fp32", parts.require_support, progress)
@@ -179,7 +179,7 @@ class DiffusersModel:
         return self.engine.torch_threads
 
     def prepare(self, batch_sizes: Iterable[int]) -> None:
-        """Compile for these batch sizes (images times roles) now, so that the first step need not."""
+        """Compile for these batch sizes (images times roles) now, so that the first step does not have to."""
         hidden = self.text.embed("")
         for b in sorted(set(batch_sizes)):
             engine = self.engine

@@ -28,8 +28,8 @@ class EngineFailure(RuntimeError):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Evaluates one frozen network, from any thread; `torch_threads` is the number of threads torch should use beside
-    it."""
+    """Evaluates one frozen network, from any thread; `torch_threads` is the number of threads torch should use
+    alongside."""
 
     name: str
     torch_threads: int

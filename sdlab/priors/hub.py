@@ -85,7 +85,7 @@ def _download(repo: str, revision: str, half: bool, check: Check, progress: Prog
                 f"prior.path = {repo!r}: no such folder, no earlier download of it, and the Hugging Face Hub cannot be "
                 f"reached ({first_line(e)}); check the network, or use 'toybox', which needs none"
             ) from e
-        progress(f"using the earlier download of {repo}; the Hub could not be asked ({first_line(e, 100)})")
+        progress(f"using the earlier download of {repo}; the Hub could not be reached ({first_line(e, 100)})")
         check(folder)
         return Found(folder, folder.name)
 

@@ -115,7 +115,7 @@ def union(mixtures: Sequence[Mixture]) -> Mixture:
 
 @dataclass(frozen=True)
 class MixturePrior(PriorConfig):
-    """A Gaussian mixture for every text, derived from the text itself; needs no network and no files."""
+    """A Gaussian mixture for every text, derived from the text or from places in the plane; needs no downloads."""
 
     kind: ClassVar[str] = "mixture"
 

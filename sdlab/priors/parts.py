@@ -70,7 +70,7 @@ def _unet_config(folder: Path) -> dict[str, Any]:
 
 
 def _require_space(folder: Path, channels: int, out: int) -> None:
-    """Raise ValueError unless a network with so many `channels` works on pixels or on the latents of the VAE there."""
+    """Raise ValueError unless `channels` in and `out` out fit pixels, or the latents of the VAE in `folder`."""
     if out not in (channels, 2 * channels):
         raise ValueError(
             f"{folder / 'unet'}: {channels} input and {out} output channels; the output must have as many channels as "
@@ -217,7 +217,7 @@ def _load_network(place: Path, cls: Any, dtype: torch.dtype, device: torch.devic
 
 
 def _channels_last(network: nn.Module) -> nn.Module:
-    """On a GPU, move the weights to the memory order in which its convolutions are fastest."""
+    """On a GPU, switch the weights to channels-last, the memory format with the fastest convolutions."""
     if next(network.parameters()).device.type == "cuda":
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

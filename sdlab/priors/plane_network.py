@@ -4,7 +4,7 @@ Trained as in the JSD paper (Do and Hua 2025, supplement 4): two layers embed th
 pass through fully connected layers of width 128 with LayerNorm and ReLU; Adam at 1e-3 with cosine decay, batches of
 128, mean squared error of the noise, 1000 epochs. Our choices where the paper says nothing: 1280 sampled points (10
 batches per epoch), four hidden layers, an embedding of width 32, and a learned vector for each place, replaced in a
-tenth of the samples by the one for all places. Training takes seconds and is deterministic given the seed.
+tenth of the samples by the vector for all places. Training takes seconds and is deterministic given the seed.
 """
 
 from __future__ import annotations

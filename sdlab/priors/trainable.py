@@ -50,7 +50,7 @@ class Trainable(nn.Module):
     def learns_in_two(self) -> bool:
         """Return whether training is faster on two halves of a batch in parallel.
 
-        That is so for a large network on a CPU with several processors, of which torch uses only one.
+        That holds for a large network on a CPU with several processors if torch uses only one thread.
         """
         return isinstance(self.network, TrainableUNet) and self.network.on_cpu and torch.get_num_threads() == 1 < CPUS
 
@@ -117,7 +117,7 @@ class CameraEmbedding(nn.Module):
 class TrainableUNet(nn.Module):
     """A trainable version of diffusers' `unet`, either "lora" or "copy" (`how`); draws from torch's global generator.
 
-    `autocast` is the dtype to compute in, None for that of the weights.
+    `autocast` is the dtype to compute in; None means the weights' dtype.
     """
 
     def __init__(self, unet: nn.Module, how: str, rank: int, autocast: torch.dtype | None) -> None:

@@ -3,7 +3,7 @@
     {"groups": {"objects": ["bear", ...], "colours": [...], ...},   shown to the user, group by group
      "names": ["bear", "teddy bear", ...]}                          every name of an object, with synonyms
 
-The file is optional and comes with the model, so it is not trusted: it is plain text within limits, or ignored.
+The file is optional and comes with the model, so it is not trusted: anything but plain text within limits is ignored.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def rasteriser_for(device: torch.device | str) -> Rasterizer:
 def world_covariances(quats: Tensor, scales: Tensor) -> Tensor:
     """Return R S S^T R^T [N, 3, 3] of Gaussians with quaternions [N, 4] of any norm and scales [N, 3].
 
-    Uses the back-end of their device if it is faster at that than torch.
+    Uses the device's back-end if it has an implementation faster than torch's.
     """
     module = importlib.import_module(rasteriser_for(quats.device).__module__)
     return getattr(module, "world_covariances", torch_project.world_covariances)(quats, scales)

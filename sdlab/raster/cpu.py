@@ -3,9 +3,9 @@
 The stages are in `cpu_kernels`; this module checks the inputs, distributes the stages over threads and integrates with
 autograd.
 
-Threads  A plain thread pool: numba's own threading layers are not safe with concurrent callers, and here every session
-         is one. A view's tiles are split into parts by amount of work, never by the number of threads, so results are
-         bitwise identical for any number of threads.
+Threads  A plain thread pool: numba's own threading layers are not safe with concurrent callers, and sessions render
+         concurrently. A view's tiles are split into parts by amount of work, never by the number of threads, so results
+         are bitwise identical for any number of threads.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class _Frame:
         self.T_end = np.empty((self.views, height, width), np.float32)
         self.stops = np.empty((self.views, self.tiles_x * self.tiles_y), np.int32)
         self.prepared: list[Any] = [None] * self.views  # splats, gaussians, starts, ranks of each view
-        self.parts: list[list[int]] = [[]] * self.views  # tile numbers between which each view is cut
+        self.parts: list[list[int]] = [[]] * self.views  # tile numbers at which each view is cut
 
     def _camera(self, view: int) -> tuple[np.ndarray, np.ndarray, np.float32, np.float32]:
         return self.viewmats[view], self.Ks[view], np.float32(self.width), np.float32(self.height)

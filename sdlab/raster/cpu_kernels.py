@@ -6,7 +6,7 @@ triangular, and w = (u, v) = L (x - mu'):
     alpha = min(o exp(-|w|^2 / 2), ALPHA_MAX)
 
 Factoring S'^-1 is for precision: on a diagonal needle the three terms of the quadratic form are thousands of times
-larger than their sum, which single precision loses; u and v do not have this problem.
+larger than their sum, so single precision loses the sum; u and v do not have this problem.
 
 Layout   Everything is float32. Splats are the visible Gaussians of one view in depth order, one row of 16 floats
          (64 bytes, one cache line) each, with the named columns below. Tiles are 8 x 8 pixels in row-major order; tile
@@ -29,7 +29,7 @@ f32 = np.float32
 TILE_SIDE = 8
 TILE_SHIFT = 3  # log2 of the side
 TILE_PIXELS = TILE_SIDE * TILE_SIDE
-CHUNK = 16  # splats blended between checks whether the whole tile is opaque
+CHUNK = 16  # splats blended between checks for a fully opaque tile
 
 NEAR = f32(model.NEAR)
 CLAMP_MARGIN = f32(model.CLAMP_MARGIN)
@@ -86,7 +86,7 @@ def _slope_limits(K, width, height):
 
 @kernel(inline="always")
 def _screen_rows(viewmat, J_xx, J_xz, J_yy, J_yz):
-    """Return the two rows of J W: the derivative of the pixel position by the world position."""
+    """Return the two rows of J W: the derivative of the pixel position with respect to the world position."""
     return (
         J_xx * viewmat[0, 0] + J_xz * viewmat[2, 0],
         J_xx * viewmat[0, 1] + J_xz * viewmat[2, 1],

@@ -1,4 +1,4 @@
-"""The image model that all back-ends share, and its constants: those of gsplat 1.5.3.
+"""The image model that all back-ends share, with the constants of gsplat 1.5.3.
 
 Sources  [EWA]  Zwicker, Pfister, van Baar, Gross, "EWA Volume Splatting", 2001: the local affine approximation J of
                 the projection, and the low-pass filter added to the projected covariance.

@@ -40,7 +40,7 @@ def project(
 ) -> tuple[Float[Tensor, "B N 2"], Float[Tensor, "B N 2 3"], Float[Tensor, "B N"]]:
     """Return means2d (pixels), M (the Gaussian's axes on the screen, pixels) and depths.
 
-    Gaussians behind the near plane are projected from a depth of 1 instead, and must be dropped by their depth.
+    Gaussians behind the near plane are projected from a depth of 1 instead; the caller must drop them by their depth.
     """
     t = torch.einsum("bij,nj->bni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
     t_x, t_y, depths = t.unbind(-1)
@@ -73,7 +73,7 @@ def screen_extents(
     width: int,
     height: int,
 ) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B N 2"], Int[Tensor, "B N"]]:
-    """Return what is drawn [B, N], half-extents [B, N, 2] of the ellipse alpha = 1/255, and radii [B, N], in pixels.
+    """Return drawn [B, N] (bool), half-extents [B, N, 2] of the ellipse alpha = 1/255, and radii [B, N], in pixels.
 
     The radii are defined as in `ScreenInfo`: the larger half-extent, rounded up, 0 where a Gaussian is not drawn.
     """

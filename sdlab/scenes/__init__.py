@@ -63,7 +63,7 @@ class Scene(Protocol):
         ...
 
     def must_fit(self, prior: Prior) -> None:
-        """Raise ValueError if `prior` cannot look at this scene."""
+        """Raise ValueError if `prior` does not fit this scene."""
         ...
 
     def stats(self) -> dict[str, float]:
@@ -95,12 +95,12 @@ class Scene(Protocol):
 
 
 class FlatScene(ABC):
-    """A batch of B events of the prior's own space; owned by one thread."""
+    """A batch of B events in the prior's own space; owned by one thread."""
 
     note = ""
 
     def __init__(self, config: Any, params: dict[str, Tensor], shape: tuple[int, int, int], cams: Cameras) -> None:
-        """Wrap `params`, by name; `shape` is (C, H, W) of an event, `cams` the cameras that losses are told about."""
+        """Wrap `params`, by name; `shape` is (C, H, W) of an event, `cams` the cameras that losses receive."""
         self.config = config
         self.params = {name: Parameter(tensor) for name, tensor in params.items()}
         self.shape = shape
@@ -146,7 +146,7 @@ class FlatScene(ABC):
         return Preview(images, ("",) * len(images))
 
     def snapshot(self) -> None:  # noqa: B027  (no flat scene has Gaussians)
-        """Return None: there are no Gaussians to look at."""
+        """Return None: there are no Gaussians to view."""
 
     def splats(self) -> None:  # noqa: B027
         """Return None: there are no Gaussians to store."""
@@ -196,7 +196,7 @@ class SceneConfig(ABC):
         return ""
 
     def batch(self, camera: CameraSettings) -> int:
-        """Return how many events a step shows to the prior."""
+        """Return how many events a step passes to the prior."""
         return camera.views
 
     def bare(self) -> SceneConfig:

@@ -1,4 +1,4 @@
-"""A Gaussian of the plane, fitted to a prior: ESD's illustration of what the entropy term does.
+"""A Gaussian in the plane, fitted to a prior: ESD's illustration of what the entropy term does.
 
 q = N(mean, diag(std^2)); every step draws `n` samples mean + std xi (Wang et al. 2024, "Taming mode collapse in score
 distillation", its Gaussian example). A loss that only seeks the mode shrinks q to a point; with the score of q itself,

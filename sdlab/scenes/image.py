@@ -2,8 +2,8 @@
 
 The only parameter is `latents` [B, C, H, W]: pixels in [-1, 1] for a pixel prior, the scaled VAE latent otherwise
 (Poole et al. 2022, DreamFusion, section 3; Wang et al. 2023, ProlificDreamer, section 5; McAllister 2024, section 4).
-Images share only prompt and settings: each is a seed of its own, except with a loss that trains its own network, which
-learns from all of them (the particles of ProlificDreamer).
+Images share only prompt and settings: each is an independent seed, except with a loss that trains its own network,
+which learns from all images (the particles of ProlificDreamer).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sdlab.scenes import FlatScene, SceneConfig
 from sdlab.types import Cond, Prior
 
 STARTS = ("noise", "grey", "picture")
-INIT_SPREAD = 0.1  # standard deviation around a common start, so that several images do not stay equal
+INIT_SPREAD = 0.1  # standard deviation around a common start, so that several images do not stay identical
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Images(SceneConfig):
     kind: ClassVar[str] = "image"
     parameters: ClassVar[tuple[str, ...]] = ("latents",)
 
-    n: int = knob(4, 1, 256, "number of images, each a seed of its own", apply="restart")
+    n: int = knob(4, 1, 256, "number of images, each an independent seed", apply="restart")
     start: str = knob(
         "noise",
         help="starting point: noise (as in papers), uniform grey, or an image file",
@@ -89,7 +89,7 @@ class ImageScene(FlatScene):
         return to_uint8(prior.decode(self.params["latents"].detach()))
 
     def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
-        """Write pictures.png, a grid of all images, and each of them as picture-00.png and so on."""
+        """Write pictures.png, a grid of all images, and each image as picture-00.png and so on."""
         from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Points of the plane: a playground for watching a loss, because the prior is known exactly.
+"""Points in the plane: a playground for watching a loss, because the prior is known exactly.
 
-Every point is a seed of its own (Do and Hua 2025, "Text-to-3D generation using Jensen-Shannon score distillation",
+Every point is an independent seed (Do and Hua 2025, "Text-to-3D generation using Jensen-Shannon score distillation",
 section 5.1): all start at one place and follow the loss with their own t and noise. For losses that depend on the
 camera, a point is what one camera sees (Wang et al. 2024, ESD, section 4), so that all points together are one object.
 
@@ -36,7 +36,7 @@ class Points(SceneConfig):
     kind: ClassVar[str] = "points"
     parameters: ClassVar[tuple[str, ...]] = ("points",)
 
-    n: int = knob(100, 1, 2000, "number of points, each a seed of its own", apply="restart")
+    n: int = knob(100, 1, 2000, "number of points, each an independent seed", apply="restart")
     start_x: float = knob(-1.0, -3.0, 3.0, "starting position, x (east)", apply="restart")
     start_y: float = knob(1.0, -3.0, 3.0, "starting position, y (north)", apply="restart")
     spread: float = knob(0.0, 0.0, 2.0, "standard deviation of the starting positions", apply="restart")
@@ -92,7 +92,7 @@ class PointScene(FlatScene):
         return draw_plane(prior, cond, np.stack(way))[None]
 
     def write(self, folder: Path, prior: Prior, cond: Cond) -> list[Path]:
-        """Write trajectories.png: the trails of the first 10, 100 and 1000 points, as far as there are that many."""
+        """Write trajectories.png: trails of the first 10, 100 and 1000 points, if there are more, and of all."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "trajectories.png"
         plot_trails(prior, cond, panels(self.way), file)
@@ -107,7 +107,7 @@ class PointScene(FlatScene):
 
 
 def panels(way: np.ndarray, counts: Sequence[int] = (10, 100, 1000)) -> dict[str, np.ndarray]:
-    """Return the trails [T + 1, B, 2] of the first 10, 100, ... points, by title."""
+    """Return, by title, the trails [T + 1, count, 2] of the first 10, 100, ... points and of all points."""
     n = way.shape[1]
     shown = [count for count in counts if count < n] + [n]
     return {f"{count} {'seed' if count == 1 else 'seeds'}": way[:, :count] for count in shown}

@@ -3,7 +3,7 @@
 Parameters, before activation: means [N, 3]; quats [N, 4]; log_scales [N, 3] (exp); opacity_logits [N] (sigmoid);
 color_logits [N, 3] (sigmoid).
 
-Density control (the knob `density` and its kin) is in `sdlab.density`.
+Density control (the knob `density` and related ones) is in `sdlab.density`.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Splats(SceneConfig):
     def _found(
         self, numbers: np.random.Generator, device: torch.device, prompt: str, progress: Progress
     ) -> Cloud | RawSplats:
-        """Return what the settings say to start from, at any size and position."""
+        """Load or generate the configured start, at any size and position."""
         text = self.start_text or prompt
         if self.start == "object":
             from sdlab.toybox.surface import object_points  # imports numba, which takes half a second
@@ -281,7 +281,7 @@ class SplatScene:
 
     @torch.no_grad()
     def densify(self, progress: float, step: int, optim: RowSurgeon, rng: StepRng) -> dict[str, int]:
-        """Do what density control has due at this step; return counts of what changed."""
+        """Run density control if it is due at this step; return counts of what changed."""
         done = self._density.update(self.config, progress, step, optim, rng)
         self.constrain()
         return done

@@ -70,7 +70,7 @@ def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str =
         raise ValueError(f"{given} is damaged: its parts do not match ({first_line(e, 200)})") from e
     for part in found:
         if not np.isfinite(part).all():
-            raise ValueError(f"{given} contains NaN or infinity, which is not finite: repair or re-export it")
+            raise ValueError(f"{given} contains NaN or infinity: repair or re-export it")
     if up == "y" or (up == "auto" and kind in Y_UP):
         found = _from_y_up(found)
     return found
@@ -85,7 +85,7 @@ def sampled(meshes: list[Any], n: int, rng: np.random.Generator, given: str) -> 
 
     areas = np.array([m.area for m in meshes], float)
     if not np.isfinite(areas).all():
-        raise ValueError(f"{given} contains NaN or infinity, which is not finite: repair or re-export it")
+        raise ValueError(f"{given} contains NaN or infinity: repair or re-export it")
     if areas.sum() <= 0:
         raise ValueError(f"{given} is a mesh without area: all its faces are degenerate")
     points, rgbs = [], []

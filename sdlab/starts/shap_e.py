@@ -84,8 +84,8 @@ def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress:
             ).images[0]
     except ValueError as e:  # raised by the pipeline if its field has no surface
         raise RuntimeError(
-            f"Shap-E made nothing of {prompt!r} ({first_line(e, 100)}): try other words (scene.start_text) or another "
-            "start (scene.start)"
+            f"Shap-E generated no surface for {prompt!r} ({first_line(e, 100)}): try other words (scene.start_text) or "
+            "another start (scene.start)"
         ) from e
     rgb = torch.stack([made.vertex_channels[c] for c in "RGB"], 1).float().clamp(0, 1)
     return trimesh.Trimesh(
@@ -133,7 +133,7 @@ def _pipeline(model: str, device: torch.device, progress: Progress) -> Any:
         raise RuntimeError(
             f"scene.shap_e = {model!r} cannot be loaded ({first_line(e, 200)}). It must be a folder or a reachable "
             "repository of diffusers' ShapEPipeline in safetensors. Convert a pickled one with "
-            f"ShapEPipeline.from_pretrained({model!r}).save_pretrained(FOLDER). A ball, an object or a file do not "
-            "need Shap-E (scene.start)"
+            f"ShapEPipeline.from_pretrained({model!r}).save_pretrained(FOLDER). Starting from a ball, an object or a "
+            "file does not need Shap-E (scene.start)"
         ) from e
     return pipeline.to(device)

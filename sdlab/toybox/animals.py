@@ -1,8 +1,8 @@
 """Toybox objects with a face: animals, person, robot, snowman. Coordinate frame and paints: `sdlab.toybox.solids`.
 
 They differ first in outline (sitting, standing, squatting, upright; ears, trunk, beak, tail), then in fixed markings.
-All of them are mirror-symmetric. No object relies on dark markings alone: some are white or pale, so that they also
-show on a black one. The back of each shows something that the front lacks.
+All of them are mirror-symmetric. No object relies on dark markings alone: some markings are white or pale, so
+that they also show on a black object. The back of each object shows something that the front lacks.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def robot(b: Builder, variant: int) -> None:
 
 
 def person(b: Builder, variant: int) -> None:
-    """Hooded jacket and shoes in the object's colour, which so shows from behind and above too; satchel on the back."""
+    """Hooded jacket and shoes in the object's colour, so that it shows from behind and above; satchel on the back."""
     skin = fixed(0.97, 0.76, 0.6) if variant == 0 else fixed(0.56, 0.36, 0.24)
     trousers, hair = fixed(0.16, 0.2, 0.4), fixed(0.3, 0.16, 0.06) if variant == 0 else BLACK
     b.ball((-0.06, 0, 0.5), (0.38, 0.41, 0.42))

@@ -95,7 +95,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "--channels", type=channel_list, default=(48, 96, 192), help="channels per U-Net level (default 48,96,192)"
     )
     p.add_argument(
-        "--patch", type=whole(1, 8), default=1, help="side in pixels of the blocks that the U-Net sees (default 1)"
+        "--patch", type=whole(1, 8), default=1, help="side in pixels of the blocks that the U-Net works on (default 1)"
     )
     p.add_argument(
         "--predict",
@@ -326,7 +326,9 @@ def run_train_judge(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sdlab.toybox", description="The lab's embedded prior.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sdlab.toybox", description="Train, sample and evaluate the toybox prior."
+    )
     add_subcommands(parser.add_subparsers(required=True, metavar="train | sample | pictures | judge | train-judge"))
     options = parser.parse_args(arguments)
     try:

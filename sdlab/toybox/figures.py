@@ -5,8 +5,8 @@
 `without_view`       fraction of front views when the prompt names no view, next to the fraction in the data
 `descriptors`        effect of each of SBP's ten descriptors on one image statistic, from the same starting noise
 
-Every result on samples is paired with the same measurement on ground-truth images. It bounds what the judge can
-tell, and shows what the word means in the data.
+Every result on samples is paired with the same measurement on ground-truth images, which shows the limit of what the
+judge recognises and what a descriptor means in the data.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def pair_score(asked: Sequence[Truth], answered: Sequence[Truth]) -> dict[str, S
 def without_view(prior: Prior, classifier: Classifier, sampling: Sampling, count: int = 1000) -> dict[str, Any]:
     """Return the fraction of front views when the caption names no view, for samples and for the data.
 
-    Only objects that have a front count.
+    Objects without a front are left out.
     """
     facts = [plain_facts(name, colour) for name in OBJECTS if OBJECTS[name].front for colour in pictures.COLOURS]
     drawn = draw(prior, [caption_of(f) for f in facts], sampling, "without a view word")
@@ -288,7 +288,7 @@ def moved(before: Tensor, after: Tensor) -> Move:
 
 
 def descriptor_facts(count: int) -> list[Facts]:
-    """Return `count` of the held-out captions, evenly spread over their list."""
+    """Return `count` of the held-out facts, evenly spread over their list (repeated if `count` is larger)."""
     known = held_out_facts()
     return [known[i * len(known) // count % len(known)] for i in range(count)]
 

@@ -41,8 +41,8 @@ SIZE = 64  # side of the judge's input in pixels, in training too; smaller image
 JUDGE_SEED = 1_000_003  # seed of its image series, different from any smaller training seed
 HELD_OUT = 10_000_000  # index of the first image that no judge is trained on
 MORE_SECONDS = 0.4  # fraction of single-object training images that get a second object, since pairs are the hardest
-SECOND_WEIGHTS = {"hat": 3.0, "scarf": 5.0, "box": 2.0, "ball": 2.0}  # larger for those that few objects can have
-MARGIN = 10.0  # degrees from the edge of a view's band, for images whose view is asked
+SECOND_WEIGHTS = {"hat": 3.0, "scarf": 5.0, "box": 2.0, "ball": 2.0}  # larger if few objects can have it
+MARGIN = 10.0  # degrees from the edge of a view's band, for images whose view is scored
 SECONDS = ("", "hat", "scarf", "box", "ball")
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "object": tuple(OBJECTS),
@@ -136,7 +136,7 @@ def own_shot(index: int, more_seconds: float = 0.0) -> Shot:
 def shot_of(index: int, facts: Facts) -> Shot:
     """Return a shot of the given facts; everything they leave open is drawn as for any other image.
 
-    The camera lies MARGIN degrees inside the band of the view word. Without a view word it is drawn like that of a
+    The camera lies at least MARGIN degrees inside the band of the view word. Without a view word it is drawn as for a
     training image whose caption names no view.
     """
     rng = np.random.default_rng((JUDGE_SEED, index, 2))
@@ -158,7 +158,10 @@ def shot_of(index: int, facts: Facts) -> Shot:
 
 
 def truth_of(shot: Shot, margin: float = 0.0) -> Truth:
-    """Return the correct reading of a shot; the view is "" unless the camera is `margin` degrees inside its band."""
+    """Return the correct reading of a shot.
+
+    The view is "" if the object has no front or the camera is not `margin` degrees inside a band.
+    """
     facts = shot.facts
     view = view_of(shot.azimuth, shot.elevation, margin) if OBJECTS[facts.object].front else ""
     return Truth(facts.object, facts.colour, view, facts.second, facts.second_colour)
@@ -282,7 +285,7 @@ def load(folder: Path | None = None) -> Classifier:
     except Exception as error:
         raise ValueError(f"the judge in {folder} cannot be read ({type(error).__name__}); retrain it") from error
     if questions != QUESTIONS:
-        raise ValueError(f"the judge in {folder} was trained on other questions than this toybox has; retrain it")
+        raise ValueError(f"the judge in {folder} was trained on questions that differ from this toybox's; retrain it")
     classifier.facts = config
     return classifier.requires_grad_(False).eval()
 
@@ -325,7 +328,7 @@ def features(classifier: Classifier, rgb: Tensor) -> Tensor:
 def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
     """Return the most likely answers for images rgb [n, 3, S, S] of any size, in [0, 1] (uint8: 0 to 255).
 
-    The view is "" if the object read has no front, the second colour if no second object is read.
+    The view is "" if the predicted object has no front; the second colour is "" if no second object is predicted.
     """
     best = {name: p.argmax(1).tolist() for name, p in chances(classifier, rgb).items()}
     found = []

@@ -180,7 +180,7 @@ def save(box: Toybox, folder: Path, parameters: list[Tensor] | None = None) -> N
 
 def copy_in_half(box: Toybox, parameters: list[Tensor] | None) -> Toybox:
     """Return a float16 copy of the networks, with the given parameters or their own."""
-    # drop the local path that it was loaded from
+    # drop the local path that the U-Net was loaded from
     unet = UNet2DConditionModel.from_config({k: v for k, v in box.unet.config.items() if k != "_name_or_path"})
     text_encoder = CLIPTextModel(box.text_encoder.config)
     assert isinstance(unet, UNet2DConditionModel)

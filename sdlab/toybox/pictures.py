@@ -5,7 +5,7 @@ with (seed, index). `describe` draws everything random about it into a `Shot`; `
 World, azimuth and elevation as in `sdlab.types`: +x front, +z up, azimuth 0 in front.
 
 Constants that a live run must match, because its cameras must lie within the data:
-- vertical field of view 40 degrees, distance 2.95: an object of radius 1 then fills the image up to a margin of 5 %;
+- vertical field of view 40 degrees, distance 2.95: a ball of radius 1 then just fits into the image;
 - the distance varies by -7 to +10 %, the aim by about 0.03, so that a slightly small or off-centre scene is in range;
 - elevation -20 to 50 degrees, and 55 to 88 for "overhead view".
 
@@ -104,7 +104,7 @@ class Shot(NamedTuple):
     light: np.ndarray  # [3] unit vector towards the light
     grounds: np.ndarray  # [2, 3]
     slope: np.ndarray  # [2]
-    noise_seed: int  # of the random draws in corruptions and brush strokes
+    noise_seed: int  # seeds the random draws of corruptions and brush strokes
 
 
 def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:

@@ -310,7 +310,9 @@ def lit(nx, ny, nz, dx, dy, dz, light_x, light_y, light_z, ambient, highlight):
 @compiled
 @no_type_check
 def shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners, rgb, coverage):
-    """Average the colours of each pixel's per_side^2 samples; a pixel within one plain ball only shades its centre.
+    """Average the colours of each pixel's per_side^2 samples.
+
+    A pixel that shows only background or one plain ball takes one sample, at its centre.
 
     All arrays are taken out of the batch up front: array views, and calls with them, are reference-counted, which would
     cost more than the shading if done in the loop.

@@ -20,7 +20,7 @@ BALL_BEARING = math.radians(47)  # from +y towards the front; at 0 the ball woul
 
 
 def unit_outlines() -> dict[int, np.ndarray]:
-    """Return surface points [n, 3] per kind of solid; no support direction is underestimated by more than 2 %."""
+    """Return surface points [n, 3] per kind of solid; they underestimate the extent in any direction by at most 2 %."""
     angles = np.arange(24) * (math.pi / 12)
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)
     rim = {z: np.column_stack([circle, np.full(24, z)]) for z in (-1.0, 1.0)}

@@ -1,9 +1,9 @@
 """DDIM samples of a prior, and a grid of images with captions.
 
 The network runs in the prior's own engine, as in a live run. Two details that otherwise look like a bad network:
-- the scaled-linear schedule ends at sqrt(alpha_bar) = 0.068, not at 0, so pure noise is not a sample of z_999: its mean
-  is that of a gray image, and backgrounds come out in odd colours. Sampling therefore starts from a noised white image,
-  which makes no difference for a schedule that ends in pure noise (squaredcos_cap_v2);
+- the scaled-linear schedule ends at sqrt(alpha_bar) = 0.068, not at 0, so pure noise is not a sample of z_999: it has
+  the mean of a gray image, and backgrounds come out in odd colours. Sampling therefore starts from a noised white
+  image, which makes no difference for a schedule that ends in pure noise (squaredcos_cap_v2);
 - a guidance scale of 5 or more pushes x0-hat far out of [-1, 1]. It is clipped, and eps is recomputed from the clipped
   x0-hat (`use_clipped_model_output` in diffusers); otherwise the steps are inconsistent and the image diverges.
 """
@@ -40,7 +40,7 @@ def sample(
     """Sample by deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma = 0): float32 [n, S, S, 3] in [0, 1].
 
     Image i of a call depends only on (seed, i) and its prompt, not on the other prompts, up to the engine's rounding.
-    `scale` is the classifier-free guidance scale in form A; `progress` is called with the number of finished images.
+    `scale` is the guidance scale (form A in `sdlab.guidance`); `progress` is called with the number of finished images.
     """
     batch = min(BATCH, len(prompts))
     prior.prepare([2 * batch])

@@ -40,7 +40,8 @@ def object_points(text: str, n: int, rng: np.random.Generator) -> Cloud:
 
 
 def _named_in(text: str) -> tuple[str, str, str, str]:
-    """Return (object, its colour, second object or "", its colour), each the first that the text names."""
+    """Return (object, its colour, second object or "", its colour): the first objects named, each with the colour word
+    nearest before it."""
     lowered = text.lower()
     name, begin, end = _first(lowered, OBJECT_WORDS)
     if not name:
@@ -49,7 +50,7 @@ def _named_in(text: str) -> tuple[str, str, str, str]:
     second, second_begin, second_end = _first(rest, {s: SECONDS[s] for s in seconds_of(name)})
 
     def colour(at: int, after: int, otherwise: str) -> str:
-        """The last colour word of text[after:at]; `otherwise` where there is none."""
+        """Return the last colour word that starts in text[after:at], or `otherwise` if there is none."""
         found = [
             (match.start(), word) for word, match in _matches(lowered, COLOUR_WORDS) if after <= match.start() < at
         ]

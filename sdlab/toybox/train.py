@@ -329,7 +329,7 @@ def samples_for(minutes: float, plan: Plan, pool: Pool, device: torch.device) ->
 
 
 def load_pool(plan: Plan, data: Path, threads: int, stop: Callable[[], bool] = lambda: False) -> Pool:
-    """Return the images of `plan`, rendered unless `data` holds them. KeyboardInterrupt when `stop()` is True."""
+    """Return the images of `plan`, rendered unless `data` holds them. Raises KeyboardInterrupt if `stop()`."""
     meter = Meter("training images", plan.pictures)
 
     def progress(done: int) -> None:

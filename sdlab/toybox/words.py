@@ -9,7 +9,8 @@
 
 Each table lists the standard wording first, or as the key; the rest are synonyms, which are rarer. PLAIN_SHARE of the
 captions use only standard wordings and add nothing beyond the facts: "a <colour> <object>[, <view word>]" for most
-images. No word has two meanings. Everything a caption says is true of its image, but not everything true is said.
+images. No word has two meanings. Everything a caption says is true of its image, apart from FILLERS and TAILS, but
+not everything true is said.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ COLOURS: dict[str, tuple[str, ...]] = {
     "black": (),
     "turquoise": ("teal", "cyan"),
 }
-# "a tree" implies a green one, so captions of these objects may omit the colour only if it is one of these.
+# "a tree" implies a green one, so captions of these objects may omit the colour only if it is listed here.
 NATURAL: dict[str, tuple[str, ...]] = {
     "bear": ("brown", "black"),
     "cat": ("orange", "gray", "black"),

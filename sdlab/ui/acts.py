@@ -33,7 +33,7 @@ def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
 
 
 def _run(desk: Desk, act: Mapping[str, Any]) -> None:
-    """The run buttons. They come with the prompt as it is typed now."""
+    """Handle the run buttons, whose acts include the prompt as currently typed."""
     typed = act.get("prompt")
     prompt = typed if isinstance(typed, str) else None
     match act.get("do"):
@@ -51,7 +51,7 @@ def _run(desk: Desk, act: Mapping[str, Any]) -> None:
 
 
 def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
-    """Settings and the theme."""
+    """Change settings or the theme."""
     match act:
         case {"do": "prompt", "text": str(text)}:
             desk.focus.send(prompt=text)
@@ -95,7 +95,7 @@ def _needs_new_run(wanted: Settings, now: Settings) -> bool:
 
 
 def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
-    """Lanes."""
+    """Focus, branch or close lanes."""
     match act.get("do"):
         case "focus":
             desk.look_at(lane)
@@ -111,7 +111,7 @@ def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None
 
 
 def _show(desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
-    """Views, the timeline, the tabs and results."""
+    """Control views, the timeline, the tabs and results."""
     match act:
         case {"do": "front"}:
             lane.view.look_from_front()
@@ -134,12 +134,12 @@ def _show(desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
 
 
 def _make(desk: Desk, lane: Lane, kind: str) -> None:
-    """Make a file of what a lane has now: the session copies it between two steps, the shelf does the rest."""
+    """Make a file of a lane's current state: the session copies it between two steps, the shelf does the rest."""
 
     def put(answer: Future[Material]) -> None:
         try:
             desk.shelf.start(kind, answer.result())
-        except Exception as e:  # in the session's thread: whatever it is, the run goes on
+        except Exception as e:  # in the session's thread: any failure: the run continues
             lane.say("error", str(e))
 
     lane.seat.session.material().add_done_callback(put)

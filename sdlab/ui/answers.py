@@ -1,6 +1,6 @@
-"""What a page is told by routes of ours: GET /news/TOKEN for what changed, POST /do/TOKEN for what the user does.
+"""The page's own routes: GET /news/TOKEN returns what changed, POST /do/TOKEN performs what the user does.
 
-Tokens are those of desks, unguessable and the only key; a browser on a foreign page is refused by its Origin. A page
+A token names a desk; it is unguessable and the only key. A browser on a foreign page is refused by its Origin. A page
 without a desk posts to /desk to get one.
 """
 
@@ -20,7 +20,7 @@ from sdlab.web import capped_body, same_origin
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
 
-MAX_BODY = 1_000_000  # bytes of what one request may ask for; a settings file is the largest part
+MAX_BODY = 1_000_000  # bytes of one request; a settings file is the largest part
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -28,18 +28,18 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 def no_seat(reason: str, page: str) -> dict[str, Any]:
-    """Return what a page is told for which there is no free seat."""
+    """Return the answer to a page when no seat is free."""
     return _without_desk(page, "No free seat", reason, "Try again")
 
 
 def session_over(page: str) -> dict[str, Any]:
-    """Return what a page is told whose desk is gone."""
+    """Return the answer to a page whose desk is gone."""
     text = "This session ended: nobody used it for a while, or the server was restarted."
     return _without_desk(page, "Session ended", text, "New session")
 
 
 def another_tab(page: str) -> dict[str, Any]:
-    """Return what a page is told whose desk another tab shows now."""
+    """Return the answer to a page whose desk is now shown by another tab."""
     text = "This session continues in another tab, a copy of this one."
     return _without_desk(page, "Open in another tab", text, "New session")
 
@@ -93,13 +93,13 @@ def routes(pages: Page) -> APIRouter:
 async def _said(request: Request) -> Any:
     """Return the JSON in the body of a request, or the response that refuses it."""
     if not same_origin(request.headers):
-        return Response("acts are taken only from the page they are for", 403)
+        return Response("actions are accepted only from the page they belong to", 403)
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        return Response("acts are sent as application/json", 415)
+        return Response("actions must be application/json", 415)
     body = await capped_body(request, MAX_BODY)
     if body is None:
-        return Response(f"this is too large: {MAX_BODY:,} bytes are allowed", 413)
+        return Response(f"the request is too large: at most {MAX_BODY:,} bytes are allowed", 413)
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        return Response("acts are sent as JSON", 422)
+        return Response("actions must be JSON", 422)

@@ -1,7 +1,8 @@
 """The desk of one page: one to four lanes, each with its own run, one of them in focus.
 
-The run buttons act on all lanes, knobs and the prompt on the lane in focus. The panels show the lane in focus, and its
-charts overlay those of all lanes. The browser holds only the desk's token, with which a reloaded page finds its runs.
+The run buttons act on all lanes, knobs and the prompt on the lane in focus. The panels show the lane in focus, and the
+charts overlay the curves of all lanes. The browser holds only the desk's token, with which a reloaded page finds its
+runs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Desk:
 
     def __init__(self, first: Lane, page: str = "", dark: bool = False) -> None:
         self.id = secrets.token_urlsafe(16)
-        self.page = page  # the page that shows it (Gradio's session hash): news is told once
+        self.page = page  # the page that shows it (Gradio's session hash): each piece of news is sent once
         self.dark = dark  # theme of the page, also for views still to be opened
         self.tab = TABS[0]
         self.uploads = Uploads()
@@ -43,8 +44,8 @@ class Desk:
         self._tones = {first: 0}  # colour of each lane, in order of appearance
         self._focus = first
         self._late_polls: int | None = None  # polls that a closed page may still send; None while the page is open
-        self._shown: dict[str, Any] = {}  # panel -> key of what the page was last told
-        self._telling = threading.Lock()  # news is told once and in order
+        self._shown: dict[str, Any] = {}  # panel -> key of what the page last received
+        self._telling = threading.Lock()  # news is sent once and in order
         self._watch()
 
     # ---- lanes -------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ class Desk:
             lane.view.set_dark(dark)
 
     def forget(self, *names: str) -> None:
-        """Tell these panels again, or all of them without a name: the page was reloaded or shows another lane."""
+        """Send these panels again, or all of them if none is named: the page was reloaded or shows another lane."""
         for name in names or tuple(self._shown):
             self._shown.pop(name, None)
 
@@ -201,13 +202,13 @@ class Desk:
         return told
 
     def _put(self, told: dict[str, Any], panel: str, key: Any, content: Callable[[], Any] | None = None) -> None:
-        """Tell a panel if its `key` changed: its `content`, or the key itself."""
+        """Add a panel to `told` if its `key` changed: its `content`, or the key itself."""
         if panel not in self._shown or self._shown[panel] != key:
             self._shown[panel] = key
             told[panel] = key if content is None else content()
 
     def _put_form(self, told: dict[str, Any], lane: Lane, stale: Collection[str]) -> None:
-        """Tell all controls of a lane once, then only those that show something else than the settings."""
+        """Send all controls of a lane once, then only those that differ from the settings."""
         settings = lane.settings
         if "form" not in self._shown:
             self._shown["form"] = None
@@ -262,7 +263,7 @@ class Desk:
         }
 
     def _preview(self, lane: Lane, seen: LensPictures | None) -> str:
-        """All views of the step that the lens shows, or of the last frame while it shows none."""
+        """Return all views of the step that the lens shows, or of the last frame while the lens shows none."""
         frame = lane.seat.session.latest.get()
         if frame is None:
             return panels.no_preview()
@@ -271,7 +272,7 @@ class Desk:
         return panels.preview(frame.preview, frame.views, frame.step, self.row)
 
     def _charts(self, lane: Lane) -> str:
-        """Charts and table: the lane in focus first, then the others."""
+        """Return charts and table: the lane in focus first, then the others."""
         frame = lane.seat.session.latest.get()
         with self._lock:
             tones = dict(self._tones)
@@ -335,7 +336,7 @@ def _comparison(seen: Comparison | None) -> str:
 
 
 def _live(lane: Lane) -> dict[str, Any]:
-    """Return which formula of the active loss holds, and the symbols whose values only a step can tell."""
+    """Return which formula of the active loss applies, and the values of symbols that only a step determines."""
     frame, s = lane.seat.session.latest.get(), lane.settings
     stats = frame.stats if frame is not None else {}
     found = {"t": stats.get("t"), "w(t)": stats.get("weight"), "noise": stats.get("rms_noise")}

@@ -116,8 +116,8 @@ class FlatViews:
         return self._pictures(header, session, frame, number, row)
 
     def _about(self, session: Session, step: int) -> dict[str, Any]:
-        """Return what a message says of the settings, whose change counts as news, too. Cached per settings, because
-        it holds the interpreter lock."""
+        """Return the part of a message that describes the settings; a change of it is news, too. Cached per settings,
+        because building it holds the interpreter lock."""
         kept, s = self._kept.setdefault(session, _Kept()), session.effective
         settings = s, session.settings, s.loss.formula_at(s.progress(step))
         if kept.settings is None or any(a is not b for a, b in zip(kept.settings, settings, strict=True)):
@@ -126,8 +126,8 @@ class FlatViews:
         return kept.about
 
     def _said(self, s: Settings, asked: Settings, text: str) -> dict[str, Any]:
-        """Describe the effective settings `s` and, from a drag on, the start of those `asked` for; `text` is the loss's
-        formula at this step."""
+        """Describe the effective settings `s`, with the start from the requested settings `asked`, which a drag changes
+        first; `text` is the loss's formula at this step."""
         start = None
         if s.scene.kind in START:
             knobs = [asked.knob(path) for path in START[s.scene.kind]]
@@ -345,10 +345,10 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
         if isinstance(session, Response):
             return session
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            return Response("the start is moved by application/json", 415)
+            return Response("moving the start requires application/json", 415)
         body = await capped_body(request, MOST_BYTES)
         if body is None:
-            return Response(f"at most {MOST_BYTES} bytes are needed to move the start", 413)
+            return Response(f"a request to move the start may have at most {MOST_BYTES} bytes", 413)
         try:
             x, y = _place(body)
             at = views.move_start(session, x, y)
@@ -362,7 +362,7 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
 
 
 def _place(body: bytes) -> tuple[float, float]:
-    """x, y of {"x": ..., "y": ...}; ValueError when it is anything else or not finite."""
+    """Return x and y of {"x": ..., "y": ...}; ValueError for anything else, or if one is not finite."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):

@@ -24,7 +24,7 @@ MAX_SLIDER_RANGE = 1e7  # wider ranges, such as a seed's, have no slider
 LOG_RANGE = 2000  # integers with a wider range get a logarithmic slider
 SLIDER_NOTCHES = 400  # approximate number of values on a linear slider
 
-SHOWN_KNOBS = 4  # per loss, of those that take effect at once; the rest is in a fold
+SHOWN_KNOBS = 4  # always visible, per loss, if they take effect at once; the others are in a fold
 TITLES = {"": "Run", "prompt": "Wording", "optim": "Learning rates"}
 KEPT_ELSEWHERE = ("active", "prompt.text")  # have controls of their own above the groups
 WORDINGS = {
@@ -167,7 +167,7 @@ def _picker(presets: Sequence[str]) -> str:
 
 
 def _losses(settings: Settings, locked: Collection[str]) -> str:
-    """Return the choice of the loss, and a card for each: description, formula, the texts it uses, its knobs."""
+    """Return the buttons that select the loss, and a card for each: description, formula, the texts it uses, knobs."""
     knobs = settings.knobs()
     cards = ""
     for name, loss in settings.losses.items():

@@ -37,7 +37,7 @@ MAX_MARKS = 60
 JUDGED_EVERY = 2.0  # seconds
 WAITS_FOR_READY = "starts as soon as everything is ready"
 GOES_ON = "changed; press Start to continue with it"
-OTHER_PROMPT = "the object turns into what the new prompt asks for; Reset starts over"
+OTHER_PROMPT = "the object changes to match the new prompt; Reset starts over"
 REFUSED_FOR = 30.0  # seconds for which a refusal stays on the status line
 PATH = re.compile(r"[a-z]\w*(?:\.\w+)+")  # the path of a knob in a text
 
@@ -46,7 +46,7 @@ class News(NamedTuple):
     """What one read of a session brought."""
 
     status: str  # HTML of the status line
-    stale: frozenset[str]  # paths of knobs whose controls show something else than the settings
+    stale: frozenset[str]  # paths of knobs whose controls differ from the settings
 
 
 class Lane:
@@ -55,7 +55,7 @@ class Lane:
     def __init__(self, seat: Seat, view: SplatView, preset: str | None) -> None:
         self.seat = seat
         self.view = view
-        self.preset = preset  # the one last picked
+        self.preset = preset  # the last one picked
         self._lock = threading.Lock()
         self._next_event = 0
         self._asked: dict[str, Any] = {}  # path -> value that a control asked for, until the session answers
@@ -75,7 +75,7 @@ class Lane:
 
     @property
     def settings(self) -> Settings:
-        """The settings as asked for, including knobs that wait for a reset."""
+        """The requested settings, including knobs that wait for a reset."""
         return self.seat.session.settings
 
     @property
@@ -123,7 +123,7 @@ class Lane:
         self.patch([(path, value)])
 
     def patch(self, changes: Iterable[tuple[str, Any]]) -> None:
-        """Ask for changes that the controls show already, as one transaction."""
+        """Request changes that the controls already show, as one transaction."""
         changes = tuple(changes)
         if not changes:
             return
@@ -234,7 +234,7 @@ class Lane:
                 stale |= set(self.settings.knobs())
 
     def _knobs_of_loss(self, path: str) -> set[str]:
-        """Return the knobs of the active loss when `path` is the choice of the loss: the form must turn to them."""
+        """Return the knobs of the active loss when `path` is the choice of the loss: the form must then show them."""
         if path != "active":
             return set()
         s = self.settings
@@ -244,7 +244,7 @@ class Lane:
     def _applied(self, step: int, path: str, note: str, waiting: list[str]) -> Message | None:
         """Return the message about an applied change, if any; `waiting` collects knobs that wait for a reset."""
         if path == "prompt.text" and not self.settings.prompt.text.strip():
-            return Message("warning", "the prompt is empty: nothing in particular is asked for")
+            return Message("warning", "the prompt is empty: the prior has nothing to aim for")
         knob = self.settings.knobs().get(path)
         if note and knob is not None and knob.apply == "restart":
             waiting.append(label_of(path))

@@ -1,4 +1,4 @@
-"""The layout of the page: Gradio's blocks as the frame, parts of our own inside it.
+"""The layout of the page: Gradio's blocks as the frame, with our own parts inside.
 
 Gradio gives the page its theme and reports when it is loaded and closed. Each part is a `gr.HTML` whose body is
 rendered once and brought to life by a module in static/page/; parts show the news and post what the user does. An event

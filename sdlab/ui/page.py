@@ -1,7 +1,8 @@
 """The desks of a server's pages: pages arrive, poll, act and leave.
 
 A page is told its desk's token when it arrives, through Gradio's load event; Gradio also reports when it leaves. In
-between it uses routes of ours (`sdlab.ui.answers`): it polls for news twice a second and posts what the user does.
+between, the page uses our own routes (`sdlab.ui.answers`): it polls for news twice a second and posts what the user
+does.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Page:
     # ---- pages come, poll and go -------------------------------------------------------------------------
 
     def arrive(self, page: str, token: str = "", dark: bool = False) -> dict[str, Any]:
-        """Return the desk for a page that was loaded: the one of `token` while it exists, otherwise a new one."""
+        """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none."""
         with self._lock:
             desk = self._desks.get(token)
         if desk is None:
@@ -96,7 +97,7 @@ class Page:
 
     def _bring(self, desk: Desk, lane: Lane, knob: str, name: str, raw: bytes) -> None:
         """Let a run start from a file: at once if it has not started, otherwise after a reset. ValueError when the file
-        is of no use, RuntimeError when the run has ended."""
+        cannot be used, RuntimeError when the run has ended."""
         if knob not in lane.settings.knobs():
             raise ValueError(f"this run does not start from a file of this kind: it has no {knob}")
         in_use = {Path(path) for other in desk.lanes for path in other.files()}
@@ -111,7 +112,7 @@ class Page:
             return next((desk for desk in self._desks.values() if page and desk.page == page), None)
 
     def _find(self, token: str, polling: bool = False) -> Desk | None:
-        """Return a desk and keep its seats alive, unless its page was closed and this is a late request of it."""
+        """Return a desk and keep its seats alive, unless its page was closed and this is one of its late requests."""
         with self._lock:
             desk = self._desks.get(token)
         if desk is None or not desk.is_there(polling):
@@ -151,7 +152,7 @@ class Page:
         return lane
 
     def branch(self, desk: Desk, lane: Lane) -> None:
-        """Add a lane that continues from the present step of another; a refusal goes to the status line."""
+        """Add a lane that continues from the current step of another; a refusal goes to the status line."""
         try:
             if len(desk.lanes) >= MAX_LANES:
                 raise ValueError(f"there are {MAX_LANES} lanes already: close one first")

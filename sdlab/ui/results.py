@@ -53,7 +53,7 @@ class Cancelled(Exception):
 
 
 class Format(NamedTuple):
-    """A file format. `write(path, material, progress)` raises ValueError when the material does not suffice for it."""
+    """A file format. `write(path, material, progress)` raises ValueError when the material is not sufficient."""
 
     suffix: str
     media_type: str
@@ -92,7 +92,7 @@ FORMATS: Mapping[str, Format] = {
         "application/octet-stream",
         "Gaussians, PLY",
         "The layout of the 3DGS release, which most Gaussian editors read. z is up, the front faces +x; viewers "
-        "with y down show it rotated.",
+        "that assume y down show it rotated.",
         lambda path, m, progress: write_ply(path, _splats(m)),
     ),
     "splat": Format(
@@ -291,7 +291,7 @@ class Shelf:
                 job.phase, job.share = "done", 1.0
         except Cancelled:
             job.phase = "cancelled"
-        except Exception as e:  # whatever it is, the run goes on, and the user is told
+        except Exception as e:  # any failure: the run continues, and the user is told
             job.message = _reason(e)
             job.phase = "failed"
         with self._lock, contextlib.suppress(OSError):
@@ -319,7 +319,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"the file could not be written: {error.strerror or first_line(error, 200)}"
-    return f"the file could not be made: {type(error).__name__}: {first_line(error, 200)}"
+    return f"the file could not be created: {type(error).__name__}: {first_line(error, 200)}"
 
 
 class Shelves:

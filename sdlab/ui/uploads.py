@@ -135,7 +135,7 @@ def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], in
         except (ValueError, RuntimeError) as e:
             return Response(str(e), 422)
         except MemoryError:
-            return Response(f"{_shown(name)} needs more memory than there is", 422)
+            return Response(f"{_shown(name)} needs more memory than is available", 422)
         except OSError as e:
             return Response(f"{_shown(name)} could not be saved: {e.strerror or e}", 507)
         finally:

@@ -1,6 +1,6 @@
 """The policy for visitors: what a public server locks, which settings and files it accepts, how long seats last.
 
-Settings belong to the server's owner. On a server that only its owner reaches nothing is locked.
+Settings belong to the server's owner. On a server that only its owner can reach, nothing is locked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words for people: the names of knobs, choices and phases, and numbers and durations as text."""
+"""Display text: the names of knobs, choices and phases, and numbers and durations as text."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 // Runs inside a view before viser's client and limits how often it draws.
 //
 // The client draws at the screen's refresh rate, whether anything changed or not. With software rendering, or when the
-// same GPU runs the distillation, every picture costs training steps. So the view draws only when something is new (a
-// message from one of the client's workers, which hold the connection and sort the splats) or while the user moves it;
-// otherwise drawing takes at most a quarter of the renderer's time.
+// same GPU runs the distillation, every picture costs training steps. So the view draws at full rate only while the
+// user moves it. Otherwise it draws when something is new (a message from one of the client's workers, which hold the
+// connection and sort the splats), and drawing takes at most about a third of the renderer's time.
 (() => {
   const SELDOM = 100; // ms between pictures while only the run changes them; splats arrive no more often
-  const REST = 3; // pause, in multiples of the time that a picture takes
+  const REST = 3; // from the start of a picture to the next, in multiples of the time that one takes
   const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same in a still view, for changes that come without a message
   const AWAKE = 1500; // ms for which the user counts as active after an input
   const FIRST = 10; // pictures at the start are drawn at full rate

@@ -9,7 +9,7 @@ import { Plane } from "./plane.js";
 
 /** @import { Frame, Ground } from "./message.js" */
 
-const SOON = 40, LATE = 400, AWAY = 1000; // ms until the next question: after news, without any, in a hidden page
+const SOON = 40, LATE = 400, AWAY = 1000; // ms until the next request: after news, without any, in a hidden page
 const RECENT = 1000; // ms after the last news in which more is expected
 const FRAME = 30; // ms between drawings, so that a small machine has time for the run itself
 
@@ -29,7 +29,7 @@ let drawnAt = 0;
 
 // ---- what the server says
 
-/** Ask for the latest frame. Return what came of it: "new", "same", "over" or "wrong". */
+/** Ask for the latest frame. Return the outcome: "new", "same", "over" or "wrong". */
 async function ask() {
   const { frame } = latest;
   const row = frame?.kind === "plane" ? plane.paths.last() : frame?.kind === "pictures" ? pictures.course.last() : -1;

@@ -14,11 +14,11 @@ export class Landscape {
   #picture = document.createElement("canvas");
   #key = "";
 
-  /** Draw anew next time. */
+  /** Draw again next time. */
   forget() { this.#key = ""; }
 
   /**
-   * Draw the density at timestep `t`, null for that of the data; coarser while the view zooms.
+   * Draw the density at timestep `t`, null for the data's own density; coarser while the view zooms.
    * @param {CanvasRenderingContext2D} pen
    * @param {View} view
    * @param {PlaneGround} ground

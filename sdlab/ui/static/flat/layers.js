@@ -92,7 +92,7 @@ export function drawNames(pen, view, frame, ground, start) {
 }
 
 /**
- * The name of a place that is asked for: that of the place among all which lies there.
+ * The name of a requested place, looked up by position among all places.
  * @param {PlaneGround} ground
  * @param {number} k
  */

@@ -37,7 +37,7 @@ export class Plane {
     this.replaying = null; // when a replay began
     this.chosen = 0; // the point whose arrows are shown
     /** @type {number | null} */
-    this.hovered = null; // and the one that takes its place while the pointer is on it
+    this.hovered = null; // the point under the pointer, whose arrows are shown instead
     /** @type {Point | null} */
     this.start = null; // while it is dragged or on its way to the server
     this.dragging = false;
@@ -59,7 +59,7 @@ export class Plane {
     this.fit = frame.fit && (this.fit ?? [...frame.fit]);
   }
 
-  /** The point that is looked at. */
+  /** The point whose arrows are shown now. */
   point() { return Math.min(this.hovered ?? this.chosen, this.paths.n - 1); }
 
   /** @param {PlaneFrame} frame */
@@ -164,8 +164,8 @@ export class Plane {
   }
 
   /**
-   * Step back for a start far out and for points that leave, by halves so that the view is calm otherwise. Return
-   * whether it still moves.
+   * Zoom out for a start far out and for points that leave, by half units, so that the view stays calm otherwise.
+   * Return whether it still moves.
    * @param {PlaneFrame} frame
    * @param {PlaneGround | null} ground
    * @param {number} seconds
@@ -188,7 +188,7 @@ export class Plane {
   // ---- pointer and keys
 
   /**
-   * Follow the pointer, the keys and the buttons. `now` tells the latest frame, null while it is none of the plane.
+   * Follow the pointer, the keys and the buttons. `now` returns the latest frame, or null unless it shows the plane.
    * @param {() => { frame: PlaneFrame, ground: PlaneGround | null } | null} now
    */
   listen(now) {

@@ -2,7 +2,7 @@
 // A row of buttons of which one is chosen: the Tab key reaches the chosen one; arrow keys, Home and End choose another.
 
 /**
- * Call it after the listener for clicks was added. Returns what updates the row after a choice by other means.
+ * Call it after adding the click listener. Returns a function that updates the row after a choice by other means.
  * @param {Element} node @param {string} chosen the attribute that is "true" on the chosen button
  */
 export function arrows(node, chosen) {

@@ -8,7 +8,7 @@ export function chooseFile(button, input, take) {
   button.addEventListener("click", () => input.click());
   input.addEventListener("change", () => {
     const file = input.files?.[0];
-    input.value = ""; // the same file may be chosen again
+    input.value = ""; // so that the same file can be chosen again
     if (file) take(file);
   });
 }

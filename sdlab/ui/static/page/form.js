@@ -7,7 +7,7 @@ import { chooseFile } from "./files.js";
 import { mountFormulas } from "./formula.js";
 import { mountKnob } from "./knob.js";
 
-const MAX_SETTINGS = 100000; // bytes; more than the server takes, so that it can say why it refuses a file
+const MAX_SETTINGS = 100000; // bytes; more than the server accepts, so that the server can say why it refuses a file
 
 /** @typedef {{ values: Record<string, any>, owners: string[], preset: string | null }} Shown */
 

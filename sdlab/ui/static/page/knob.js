@@ -69,7 +69,7 @@ export function mountKnob(node) {
   /** @param {any} v */
   const show = (v) => {
     shown = v;
-    if (!typing && waiting === undefined) { // otherwise what is being done here comes next, and wins
+    if (!typing && waiting === undefined) { // otherwise the user's own change follows, and wins
       if (kind === "bool") field.checked = v;
       else field.value = written(v);
       place(v);
@@ -91,7 +91,7 @@ export function mountKnob(node) {
   field.addEventListener("input", () => { typing = true; symbol(); });
   field.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || field.tagName !== "TEXTAREA") return;
-    event.preventDefault(); // a text is one line, however many it takes to show
+    event.preventDefault(); // a text is a single line, even if it wraps
     field.blur();
   });
   field.addEventListener("change", () => {

@@ -23,7 +23,7 @@ export const wasLarge = () => recall(() => localStorage, LARGE) === "yes";
 
 export const isDark = () => document.body.classList.contains("dark");
 
-/** Apply the theme that was chosen; without a choice the system's stays. */
+/** Apply the chosen theme; without a choice, keep the system's. */
 export function restoreTheme() {
   const kept = recall(() => localStorage, THEME);
   if (kept !== null) document.body.classList.toggle("dark", kept === "dark");

@@ -12,7 +12,7 @@ const REPLACED = ["knob", "probe", "prompt", "look"]; // acts of which only the 
 const parts = new Map();
 /** @type {Map<string, any>} */
 const early = new Map(); // told before the part was there
-const shown = { token: "", page: "" }; // the desk that is shown, and what the server calls this page
+const shown = { token: "", page: "" }; // the token of the desk that is shown, and the server's name for this page
 
 /** Show a panel's value whenever it is told. @param {string} name @param {(value: any) => void} show */
 export function part(name, show) {

@@ -1,5 +1,5 @@
 // @ts-check
-// A panel: HTML made by the server, shown as it is told.
+// A panel: HTML made by the server, shown unchanged.
 
 import { part } from "./news.js";
 

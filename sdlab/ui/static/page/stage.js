@@ -5,7 +5,7 @@ import { act, part } from "./news.js";
 import { listen } from "./keys.js";
 import { isDark, keepDesk } from "./memory.js";
 
-const REST = 5000; // ms after which a press that was refused may be repeated
+const REST = 5000; // ms after which a button can be pressed again if its press was refused
 
 /** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean }} Lane */
 

@@ -36,7 +36,7 @@ export function mount(element) {
     );
   };
   replay.addEventListener("click", () => act({ do: (shown.replay ?? null) === null ? "replay" : "live", lane: shown.lane }));
-  track.title = "Dots are moments you can go back to, strokes are changes";
+  track.title = "Dots are moments you can return to; marks are changes";
   show(shown);
   part("timeline", show);
 }
