@@ -26,6 +26,7 @@ def gaussian(std, shape=(3, 8, 8), n=4096):
     return Known(prior, draws(mixture, n).float(), cat_conds([prior.embed("it")] * n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.1, 0.5, 2.0])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 1)])
 def test_of_a_gaussian_all_figures_have_closed_forms(std, shape):

@@ -33,6 +33,7 @@ def test_loss_and_prompt_change_mid_run(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_moves_the_scene(tmp_path):
     session = run("03", tmp_path)
     assert session.settings.loss.title == "Focused"

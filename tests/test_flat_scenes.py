@@ -84,6 +84,7 @@ def test_every_loss_moves_it(kind, loss):
         assert max(moved) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FLAT)
 def test_a_resumed_run_equals_one_in_one_go(kind, tmp_path):
     whole = ran(FLAT[kind])
@@ -114,6 +115,7 @@ def test_frames_hold_pictures_and_no_splats(kind):
     assert "n_gaussians" not in frame.stats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FLAT)
 def test_it_leaves_its_results(kind, tmp_path, capsys):
     file = tmp_path / "settings.toml"
@@ -149,6 +151,7 @@ def test_its_state_must_fit():
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sds_brings_pictures_to_the_mixture():
     s = pictures().patch_all(
         [("steps", 300), ("optim.lr_latents", 0.05), ("losses.sds.cfg", 1.0), ("optim.decay", 0.01)]

@@ -329,6 +329,7 @@ def test_who_may_see_it(address: str, opened: Callable[[Settings], Seat]):
     assert "http" not in page.text.replace("https://", "x").replace("http-equiv", "x"), "no foreign addresses"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_its_files_need_no_token_and_no_other_is_given(address: str, file: str):
     answer = httpx.get(f"{address}/flat/{file}")

@@ -41,6 +41,7 @@ def on_the_flow(model, z0, t, mean, std):
     return a * mean + scale * (z0 - a0 * mean)
 
 
+@pytest.mark.slow
 def test_inversion_follows_the_flow_and_better_with_more_steps(pictures):
     model = model_of(gaussian(0.4, 0.5), gaussian(0.0, 1.0))
     t = torch.tensor([300, 900])

@@ -415,6 +415,7 @@ def test_pictures_are_shown_as_they_are(small):
     assert shown.view == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sds", "sdi"])
 def test_a_vae_decodes_all_pictures_at_once_and_nothing_extreme(small, tmp_path, monkeypatch, loss):
     folder = tiny.latent_model(tmp_path / "m")

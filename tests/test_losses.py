@@ -117,6 +117,7 @@ def test_evaluations_follow_the_knobs(name, knobs, expected, setting):
     assert loss.evaluations() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_auxiliary_resumes_bit_for_bit(name, setting):
     prior, cams, x = setting

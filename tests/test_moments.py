@@ -143,6 +143,7 @@ def test_a_branch_of_a_parked_network_and_of_flat_scenes(quick):
         assert_same(run, child)
 
 
+@pytest.mark.slow
 def test_a_branch_with_another_loss_leaves_its_parent_alone(quick):
     alone = ran(quick.patch_all(SHORT), 40)
     parent = ran(quick.patch_all(SHORT), 20)

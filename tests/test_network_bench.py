@@ -45,6 +45,7 @@ def test_table_and_json(tiny, tmp_path, capsys):
         assert f"{row['parameters']:,}" in table
 
 
+@pytest.mark.slow
 def test_without_openvino_torch_is_measured_and_the_table_says_so(tiny, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "openvino", None)
     openvino.library.cache_clear()

@@ -152,6 +152,7 @@ def test_an_error_of_one_run_ends_the_others_and_keeps_what_is_finished(judge, t
     assert [row["object"] for row in json.loads((tmp_path / "objects.json").read_text())["rows"]] == ["bear"]
 
 
+@pytest.mark.slow
 def test_several_runs_at_a_time_give_the_same_as_one_after_the_other(judge, tmp_path):
     for jobs in (1, 3):
         out = tmp_path / str(jobs)

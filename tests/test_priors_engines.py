@@ -362,6 +362,7 @@ def test_complete_files_of_something_else_are_rewritten(folder, cache, quick_con
     assert relative_error(model, reference, 2) < 1e-4
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_read_only_cache_only_costs_time(folder, quick_convert, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")

@@ -144,6 +144,7 @@ def test_a_model_is_downloaded_once_and_knows_its_commit(hub):
     assert f"{REPO} is already downloaded" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("revision", "commit"), [("dev", SECOND), (SECOND, SECOND), ("", FIRST)])
 def test_a_revision_is_a_branch_or_a_commit(hub, revision, commit):
     assert load(revision=revision).commit == commit

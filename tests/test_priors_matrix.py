@@ -74,6 +74,7 @@ def parameters(session: Session) -> dict[str, torch.Tensor]:
 # ---- loading ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_model_is_loaded_with_its_shape_and_prediction_type(models):
     facts = {name: (m.shape, m.image_size, m.prediction_type) for name, m in models.items()}
     assert facts == {

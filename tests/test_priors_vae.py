@@ -150,6 +150,7 @@ def kept(space: LatentSpace, rgb: torch.Tensor) -> int:
     return sum(held.values())
 
 
+@pytest.mark.slow
 def test_low_memory_gives_the_same_result_with_less_kept(folder):
     plain, low = load(folder), load(folder, low_memory=True)
     rgb = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()

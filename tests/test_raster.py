@@ -153,6 +153,7 @@ def _default_threads() -> Iterator[None]:
 # ---------------------------------------------------------------- against the oracle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", CASES)
 @pytest.mark.parametrize(
     "rasterize",
@@ -552,6 +553,7 @@ def test_projection_equals_gsplats_own():
             assert torch.allclose(inverse[front][:, i, j], conics[front][:, k], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_gsplat_adapter_converts_layouts_both_ways(monkeypatch: pytest.MonkeyPatch):
     """Uses a stand-in with gsplat's signature, layouts and means2d in the graph, so that it runs anywhere."""
     gsplat = pytest.importorskip("gsplat")

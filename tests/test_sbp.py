@@ -161,6 +161,7 @@ def test_one_step_of_the_full_bridge_is_equation_3_5_but_for_where_the_source_is
     torch.testing.assert_close(g.residual, slope * (target - source), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_with_equal_prompts_only_the_error_of_the_inversion_is_left(prior, x):
     """On pictures that the prior knows, whose flow is not too steep for the steps."""
     mixture = prior.mixture(wording(SAME, "source", "front view"))

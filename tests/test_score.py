@@ -127,6 +127,7 @@ def test_two_halves_of_a_lesson_learnt_beside_each_other_are_the_lesson(how, n, 
     assert torch.equal(gradient(True), halves), "bit for bit the same, whichever is done first"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "lora"])
 def test_halves_move_each_weight_as_the_whole_does(how, tmp_path, monkeypatch):
     """The fused optimiser goes through weight and gradient by address: a gradient with the channels last, as
@@ -271,6 +272,7 @@ def test_v_and_eps_twins_agree(tmp_path):
         torch.testing.assert_close(in_v * x.alpha.flatten() ** 2, ours, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["lora", "copy"])
 def test_the_prior_stays_as_it_was(how, tmp_path):
     prior = network(tmp_path)
@@ -325,6 +327,7 @@ def test_gradients_in_bf16_are_those_of_float32_but_for_rounding(few, how, tmp_p
     assert 1e-4 < error < 5e-2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not cpu_has_bf16(), reason="this processor does not compute in bf16")
 def test_only_few_tokens_learn_by_the_plain_formula(tmp_path, monkeypatch):
     """Of many the matrix of scores would fill the memory."""

@@ -347,6 +347,7 @@ def test_a_run_is_saved_restored_and_exported(quick, tmp_path):
     assert same(session, finished(quick, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flaw", ["settings", "scene"])
 def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(quick, tmp_path, flaw):
     folder = finished(quick, 3).save(tmp_path)
@@ -465,6 +466,7 @@ def test_a_run_without_surprises_is_not_noted(quick):
 # ---- losses that train a network of their own
 
 
+@pytest.mark.slow
 def test_an_auxiliary_warms_up_first_and_is_in_the_checkpoint(quick, tmp_path):
     settings = quick.patch_all([("active", "vdm"), ("losses.vdm.warm_up", 7)])
     whole = finished(settings, 12)

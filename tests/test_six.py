@@ -90,6 +90,7 @@ def test_the_six_are_the_papers_and_more_can_be_added(monkeypatch):
     assert labels[2] == ["vdm"]
 
 
+@pytest.mark.slow
 def test_cutoffs_are_runs_of_vdm_that_differ_in_the_cutoff_alone(judge, tmp_path, capsys):
     warm_up = ["--set", "losses.vdm.warm_up=2"]
     assert run("cutoffs", *TINY, *STEPS, *warm_up, "--cutoffs", "0,999", "--seed", 4, "--out", tmp_path) == 0
@@ -106,6 +107,7 @@ def test_cutoffs_are_runs_of_vdm_that_differ_in_the_cutoff_alone(judge, tmp_path
     assert "; an object with one front has 3 of them" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pictures_are_read_and_shown_as_they_are(judge, tmp_path, monkeypatch, capsys):
     presets = tmp_path / "presets"
     presets.mkdir()
@@ -149,6 +151,7 @@ def test_saturation_and_sharpness_are_those_of_the_pictures():
     assert six.image_stats(checks)["sharpness"] > 0.1
 
 
+@pytest.mark.slow
 def test_a_run_fills_its_seconds_and_its_schedules_follow_the_clock(judge, tmp_path, monkeypatch):
     seen = []
     real = variants.step
@@ -169,6 +172,7 @@ def test_a_run_fills_its_seconds_and_its_schedules_follow_the_clock(judge, tmp_p
     assert all(b > a - 0.05 for a, b in itertools.pairwise(seen))
 
 
+@pytest.mark.slow
 def test_steps_that_take_too_long_are_stopped_with_a_note(judge, tmp_path):
     assert run("six", *TINY, "--only", "sds", "--steps", 10**6, "--seconds", 1, "--out", tmp_path) == 0
     (row,) = found(tmp_path)["rows"]
@@ -206,6 +210,7 @@ def test_a_tuned_preset_is_taken_and_what_it_changes_on_purpose_is_named(judge, 
     assert found(tmp_path / "b")["draws"][0]["t"] == "equal"
 
 
+@pytest.mark.slow
 def test_noise_that_differs_without_a_reason_is_an_error_after_the_results(judge, tmp_path, monkeypatch, capsys):
     real, count = variants.draw_of, iter(range(100))
     monkeypatch.setattr(variants, "draw_of", lambda report: real(report)._replace(noise=bytes([next(count)])))
@@ -217,6 +222,7 @@ def test_noise_that_differs_without_a_reason_is_an_error_after_the_results(judge
     assert (tmp_path / "six.png").exists()
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_noted_and_the_others_go_on(judge, tmp_path, monkeypatch):
     real = variants.step
 
@@ -234,6 +240,7 @@ def test_a_step_that_fails_is_noted_and_the_others_go_on(judge, tmp_path, monkey
     ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_what_is_finished(judge, tmp_path, monkeypatch):
     real, begun = variants.run_case, []
 

@@ -128,6 +128,7 @@ def test_features_are_what_the_heads_read_averaged_over_the_places():
 # ---- captions ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_captions_hold_only_words_that_the_prior_knows(prior):
     captions = [caption_of(f) for f in table31.captions_for(prior, 9)]
     assert set(captions) == {

@@ -220,6 +220,7 @@ def test_a_jump_over_a_change_takes_its_networks_along(long):
     assert same(session, whole)
 
 
+@pytest.mark.slow
 def test_what_came_after_stays_until_the_run_goes_on(long):
     session = session_of(long)
     go(session, 60)
@@ -240,6 +241,7 @@ def test_what_came_after_stays_until_the_run_goes_on(long):
     assert session.timeline.film()[-1][0] <= 51
 
 
+@pytest.mark.slow
 def test_coming_back_to_the_end_cuts_nothing_off(long):
     session = session_of(long)
     go(session, 60)

@@ -234,6 +234,7 @@ def test_a_weaker_loss_is_not_held_back_by_the_moments_of_a_stronger_one(settled
 # ---- networks that wait for their return -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_esd_goes_on_with_the_psi_of_vsd(short):
     session = prepared(short.patch("active", "vsd"))
     go(session, 5)
@@ -427,6 +428,7 @@ def test_a_prior_whose_first_step_fails_gives_back_the_psi_of_the_old_one(tmp_pa
     assert_same(session, clean)
 
 
+@pytest.mark.slow
 def test_dds_edits_from_the_scene_and_prompt_it_was_chosen_with(short, tmp_path):
     """Its reference is frozen at the toggle, survives other losses and a checkpoint, and can be frozen again."""
     whole = prepared(short)

@@ -348,6 +348,7 @@ def test_captions_read_as_people_write_them() -> None:
 # ---- descriptors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", DESCRIPTORS)
 def test_each_descriptor_moves_its_statistic_in_the_data(word: str) -> None:
     facts = figures.descriptor_facts(96)

@@ -113,6 +113,7 @@ def test_colour_is_read_from_every_side() -> None:
         assert share.min() > 0.3, (name, share.round(2))
 
 
+@pytest.mark.slow
 def test_second_colour_is_read_from_every_side() -> None:
     for name, second in PAIRS:
         red, green = (

@@ -76,6 +76,7 @@ def one_solid(kind: int, size: float, distance: float) -> raytrace.Batch:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "area"),
     [
@@ -124,6 +125,7 @@ def reference(kind: int, o: np.ndarray, d: np.ndarray) -> tuple[float, np.ndarra
     return float(high), np.array(normal, float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [raytrace.BALL, raytrace.CUBE, raytrace.CYLINDER, raytrace.CONE])
 def test_hits_and_shades_as_the_definition_of_the_solid_says(kind: int) -> None:
     """Rays from all around hit a rotated, squeezed solid: coverage is right, and brightness matches the true normal."""

@@ -217,6 +217,7 @@ def test_finished_run_grows_from_before_its_rate_fell(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_predicting_v_and_eps_train_the_same_mean(pool: pictures.Pool) -> None:
     """If the network outputs zero, the loss is the weighted mean square of the target, for either prediction type."""
     weights = {

@@ -89,6 +89,7 @@ def test_captions_hold_the_vocabulary_and_fillers_and_nothing_else(written: list
     assert len(known - used) < 5  # no word that is never trained
 
 
+@pytest.mark.slow
 def test_captions_say_what_the_picture_shows_and_nothing_else(written: list[tuple[Facts, str]]) -> None:
     unsaid: Counter[str] = Counter()
     for facts, caption in written:
