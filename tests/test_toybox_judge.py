@@ -137,7 +137,7 @@ def test_folder_without_a_judge_or_of_another_world_is_refused(trained: judge.Cl
     config = json.loads((tmp_path / "config.json").read_text())
     config["questions"]["object"][0] = "dragon"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="other questions"):
+    with pytest.raises(ValueError, match="questions that differ"):
         judge.load(tmp_path)
     (tmp_path / "judge.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="cannot be read"):
