@@ -56,6 +56,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (cuda if available; default)")
 
 
+def add_out(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add `--out`, a folder for results, by default out/`name`."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out") / name,
+        metavar="DIR",
+        help="folder for the results (default %(default)s)",
+    )
+
+
 def claim(out: Path) -> None:
     """Raise ValueError if results cannot be written to the folder `out`; to be called before any work is done."""
     try:

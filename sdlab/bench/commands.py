@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sdlab.arguments import add_device, claim, positive
+from sdlab.arguments import add_device, add_out, claim, positive
 from sdlab.options import choose_device, settings_for
 
 # name -> (module, help) of benchmarks that print a table and write one JSON file
@@ -68,13 +68,7 @@ def _add_page(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "page", help="time to first image, cost of an open page, and four lanes, with a server and a real browser"
     )
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out") / "page",
-        metavar="DIR",
-        help="folder for the results (default %(default)s)",
-    )
+    add_out(p, "page")
     p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
     p.add_argument("--seconds", type=positive, metavar="N", help="seconds for the part with four lanes (default 600)")

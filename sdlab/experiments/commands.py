@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdlab.arguments import add_device, claim, listed, positive
+from sdlab.arguments import add_device, add_out, claim, listed, positive
 from sdlab.headless import interruptible
 from sdlab.options import choose_device, refuse_reserved, settings_for
 
@@ -81,13 +81,7 @@ def _plotted(args: argparse.Namespace) -> int:
 
 def _add_playground(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("playground", help="toy experiment of the JSD paper: SDS and JSD in the plane")
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out") / "playground",
-        metavar="DIR",
-        help="folder for the results (default %(default)s)",
-    )
+    add_out(p, "playground")
     p.add_argument("--quick", action="store_true", help="a tenth of the seeds")
     p.set_defaults(call=_playground)
 
@@ -104,13 +98,7 @@ def _add_table31(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "table31", help="images by nine losses and by DDIM: FID, KID, seconds (table 3.1 of the SBP thesis)"
     )
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out") / "table31",
-        metavar="DIR",
-        help="folder for the results (default %(default)s)",
-    )
+    add_out(p, "table31")
     p.add_argument("--captions", type=positive, metavar="N", help="number of captions (default 64)")
     p.add_argument("--steps", type=positive, metavar="N", help="steps per loss (default 60)")
     p.add_argument("--seeds", type=positive, metavar="N", help="images per caption (default 2)")
@@ -220,13 +208,7 @@ def _janus_losses(args: argparse.Namespace) -> int:
 
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
     """Add the options that `bench six`, `bench cutoffs` and `bench janus-losses` share."""
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out") / what,
-        metavar="DIR",
-        help="folder for the results (default %(default)s)",
-    )
+    add_out(p, what)
     p.add_argument("--preset", help="preset of every run (default: toybox-<loss> if it exists, otherwise toybox)")
     p.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
@@ -309,13 +291,7 @@ def _janus(args: argparse.Namespace) -> int:
 
 def _add_distilling(p: argparse.ArgumentParser, what: str) -> None:
     """Add the options that `toybox objects` and `toybox janus` share."""
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out") / what,
-        metavar="DIR",
-        help="folder for the results (default %(default)s)",
-    )
+    add_out(p, what)
     p.add_argument("--preset", default="toybox", help="preset name or path of a settings.toml (default %(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
     p.add_argument("--steps", type=positive, help="steps per run (default: from the preset)")
