@@ -17,7 +17,7 @@ from sdlab.arguments import add_device, positive, turntable_pixels
 from sdlab.bench import commands as bench
 from sdlab.experiments import commands as experiments
 from sdlab.options import choose_device, plan_for, settings_for
-from sdlab.toybox import cli as toybox
+from sdlab.training import cli as toybox
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -329,6 +329,13 @@ class RawSplats(NamedTuple):
     rgbs: np.ndarray  # [N, 3] in [0, 1]
 
 
+class Cloud(NamedTuple):
+    """Coloured points on a surface, float32."""
+
+    points: np.ndarray  # [n, 3]
+    rgbs: np.ndarray  # [n, 3] in [0, 1]
+
+
 class FlatFrame(NamedTuple):
     """The points of a scene in the plane, and the terms of the loss at each point in the last step; float32 numpy."""
 

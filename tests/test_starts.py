@@ -27,12 +27,11 @@ from sdlab.rng import StepRng
 from sdlab.scenes.splats import Splats, SplatScene
 from sdlab.settings import Settings, preset
 from sdlab.starts import clouds
-from sdlab.starts.clouds import Cloud
 from sdlab.starts.shap_e import shap_e_points
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.pictures import COLOURS
 from sdlab.toybox.surface import object_points
-from sdlab.types import RawSplats
+from sdlab.types import Cloud, RawSplats
 
 CPU = torch.device("cpu")
 RED, BLUE = (255, 0, 0, 255), (0, 0, 255, 255)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdlab.toybox import cli, figures, judge, model, pictures, sample
+from sdlab.toybox import figures, judge, model, pictures, sample
 from sdlab.toybox.judge import Share, Truth
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.words import BACK, DESCRIPTORS, FRONT, OVERHEAD, SIDE
+from sdlab.training import cli
 from sdlab.types import Cond
 
 SMALL = (8, 16, 24)  # widths of a classifier that trains in seconds

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from sdlab.priors.diffusers import DiffusersPrior
-from sdlab.toybox import cli, judge, model, pictures, reading, sample, train, words
+from sdlab.toybox import judge, model, pictures, sample, words
+from sdlab.training import cli, reading, train
 
 TINY = model.Shape(channels=(16, 32), patch=2, text_width=32, text_layers=1)
 CPU = torch.device("cpu")

@@ -29,9 +29,9 @@ from sdlab.prompts import PromptBank, PromptSettings, views_of
 from sdlab.raster import backend_for, rasteriser_for, warm_up, world_covariances
 from sdlab.rng import StepRng
 from sdlab.scenes import Preview, SceneConfig
-from sdlab.starts.clouds import UPS, Cloud, fitted, read_cloud, spacing, turned
+from sdlab.starts.clouds import UPS, fitted, read_cloud, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
-from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
+from sdlab.types import Cameras, Cloud, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"
 STARTS = ("ball", "object", "file", "shap-e", EITHER)

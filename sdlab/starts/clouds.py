@@ -11,13 +11,13 @@ import json
 import math
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sdlab.errors import first_line
 from sdlab.knobs import read_file
-from sdlab.types import RawSplats
+from sdlab.types import Cloud, RawSplats
 
 MAX_BYTES = 200_000_000
 # limits on a decoded GLB, counting the copies that its nodes make: mesh elements, and texture pixels
@@ -36,13 +36,6 @@ SPLAT_COLUMNS = (
     *(f"{name}_{i}" for name, count in (("f_dc", 3), ("scale", 3), ("rot", 4)) for i in range(count)),
 )
 PROBES = 2000  # points sampled to estimate the spacing
-
-
-class Cloud(NamedTuple):
-    """Coloured points on a surface, float32."""
-
-    points: np.ndarray  # [n, 3]
-    rgbs: np.ndarray  # [n, 3] in [0, 1]
 
 
 def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str = "auto") -> Cloud | RawSplats:

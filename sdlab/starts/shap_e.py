@@ -19,7 +19,8 @@ from torch import Tensor
 from sdlab.errors import first_line, is_out_of_memory, memory_explained
 from sdlab.priors import Progress, silent
 from sdlab.priors.hub import PROGRESS_EVERY, downloading
-from sdlab.starts.clouds import Cloud, sampled, turned
+from sdlab.starts.clouds import sampled, turned
+from sdlab.types import Cloud
 
 REPOSITORY = "openai/shap-e"
 STEPS, GUIDANCE = 64, 15.0  # defaults of the released text-to-3D configuration

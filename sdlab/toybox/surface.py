@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sdlab.starts.clouds import Cloud
 from sdlab.toybox.objects import OBJECTS, seconds_of, table
 from sdlab.toybox.pictures import COLOURS
 from sdlab.toybox.raytrace import BALL, CONE, CUBE, CYLINDER
@@ -19,6 +18,7 @@ from sdlab.toybox.solids import Table
 from sdlab.toybox.words import COLOURS as COLOUR_WORDS
 from sdlab.toybox.words import NATURAL, SECONDS
 from sdlab.toybox.words import OBJECTS as OBJECT_WORDS
+from sdlab.types import Cloud
 
 INSIDE = 1.0 - 1e-6  # of a unit solid, so that points on its surface do not count as inside
 TRIES = 8  # oversampling factor, since points inside other parts are dropped

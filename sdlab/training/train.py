@@ -1,6 +1,6 @@
 """Training of the toybox prior, resumable from any checkpoint.
 
-Recipe: the text encoder first learns to read captions (`sdlab.toybox.reading`), then trains together with the U-Net.
+Recipe: the text encoder first learns to read captions (`sdlab.training.reading`), then trains together with the U-Net.
 Prediction is v (arXiv 2202.00512) with the weight min(snr + 1, 5) / (snr + 1). In terms of x0 this is min(snr + 1, 5):
 that paper's SNR + 1 weight, capped as in min-SNR (arXiv 2303.09556), so that the noisy end, where the words decide what
 the image shows, counts in full. For eps the weight is min-SNR's own min(snr, 5) / snr. Muon
@@ -42,7 +42,7 @@ from sdlab.rng import StepRng
 from sdlab.toybox import model
 from sdlab.toybox.pictures import DATA_VERSION, Pool, kept_pool
 from sdlab.toybox.progress import Meter
-from sdlab.toybox.reading import learn_to_read
+from sdlab.training.reading import learn_to_read
 
 CHECKPOINT, PLATEAU, LOG, WEIGHTS = "checkpoint.pt", "plateau.pt", "log.json", "toybox"
 SNR_CAP = 5.0
@@ -132,7 +132,7 @@ class Trainer:
                 self._resident = torch.from_numpy(np.asarray(pool.rgb)).to(device)
 
     def learn_to_read(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Train the text encoder alone (`sdlab.toybox.reading`) before the first step; takes about a minute.
+        """Train the text encoder alone (`sdlab.training.reading`) before the first step; takes about a minute.
 
         Raises KeyboardInterrupt if `stop()` returns True, since there is nothing to save yet.
         """

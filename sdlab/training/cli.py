@@ -1,6 +1,6 @@
 """Commands of the toybox: train the prior and its judge, sample, evaluate, show the training images.
 
-`add_subcommands` adds them to any argparse parser: `python -m sdlab.toybox ...` uses it directly, and the project's
+`add_subcommands` adds them to any argparse parser: `python -m sdlab.training ...` uses it directly, and the project's
 command line mounts it under `toybox`. A bad value ends with exit code 2 and one line that names the option.
 """
 
@@ -218,7 +218,7 @@ def run_train(options: argparse.Namespace) -> None:
     import torch
 
     from sdlab.toybox.model import Shape
-    from sdlab.toybox.train import Plan, train
+    from sdlab.training.train import Plan, train
 
     if options.out.is_dir() or not options.resume:  # a missing folder has no run to resume
         claim(options.out)
@@ -327,7 +327,7 @@ def run_train_judge(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m sdlab.toybox", description="Train, sample and evaluate the toybox prior."
+        prog="python -m sdlab.training", description="Train, sample and evaluate the toybox prior."
     )
     add_subcommands(parser.add_subparsers(required=True, metavar="train | sample | pictures | judge | train-judge"))
     options = parser.parse_args(arguments)
