@@ -91,13 +91,11 @@ def must_be_finite(given: str, *arrays: Any) -> None:
         raise ValueError(f"{given} contains NaN or infinity: repair or re-export it")
 
 
-def areas_of(meshes: list[Any], given: str) -> np.ndarray:
-    """Return the area of each mesh; ValueError if together they have none."""
-    areas = np.array([m.area for m in meshes], float)
+def must_have_area(areas: np.ndarray, given: str) -> None:
+    """Raise ValueError if areas are not finite, or there is no area at all."""
     must_be_finite(given, areas)
     if areas.sum() <= 0:
         raise ValueError(f"{given} is a mesh without area: all its faces are degenerate")
-    return areas
 
 
 def fitting(at: np.ndarray, radius: float) -> tuple[np.ndarray, float]:

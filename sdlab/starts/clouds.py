@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sdlab.knobs import read_file
-from sdlab.meshes.read import MAX_BYTES, Parsed, areas_of, fitting, mismatch_explained, must_be_finite, parse
+from sdlab.meshes.read import MAX_BYTES, Parsed, fitting, mismatch_explained, must_be_finite, must_have_area, parse
 from sdlab.types import Cloud, RawSplats
 
 READABLE = "GLB, OBJ, STL and PLY (mesh, points or Gaussians) can be read"
@@ -51,7 +51,8 @@ def sampled(meshes: list[Any], n: int, rng: np.random.Generator, given: str) -> 
     """
     import trimesh
 
-    areas = areas_of(meshes, given)
+    areas = np.array([m.area for m in meshes], float)
+    must_have_area(areas, given)
     points, rgbs = [], []
     for mesh, count in zip(meshes, rng.multinomial(n, areas / areas.sum()).tolist(), strict=True):
         if count > 0:
