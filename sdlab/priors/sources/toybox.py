@@ -54,10 +54,8 @@ class ToyboxSource(Source):
         said, parts = read(text), []
         if said.unknown:
             named = [f"{w!r}{self._suggestion(w)}" for w in said.unknown]
-            verb = "is" if len(named) == 1 else "are"
-            parts.append(
-                f"{', '.join(named)} {verb} not in the toybox and {'has' if verb == 'is' else 'have'} no effect"
-            )
+            verb = "has" if len(named) == 1 else "have"
+            parts.append(f"{', '.join(named)} {verb} no effect: not in the toybox's vocabulary")
         if said.ignored:
             parts.append(f"not shown: {'; '.join(said.ignored)}")
         if text.strip() and said.says_nothing:
@@ -91,8 +89,9 @@ def _stated(said: Reading) -> list[tuple[str, str | tuple[str, ...]]]:
 
 def read_key(key: str) -> Reading:
     """Invert `ToyboxSource.key`."""
-    stated: dict[str, str] = dict(part.split(": ", 1) for part in key.split("; ")) if key else {}
-    flaws = tuple(stated.pop("corruptions", "").split(", ")) if "corruptions" in stated else ()
+    stated = dict(part.split(": ", 1) for part in key.split("; ")) if key else {}
+    named = stated.pop("corruptions", "")
+    flaws = tuple(named.split(", ")) if named else ()
     flawed = stated.pop("flawed", "") != ""
     return Reading(**stated, corruptions=flaws, flawed=flawed)  # pyright: ignore[reportArgumentType]  # the rest is text
 
@@ -130,7 +129,7 @@ def _flaws(rng: np.random.Generator, said: Reading) -> tuple[str, ...]:
     """Draw one to three of the flaws that are named, in random order; of all flaws if only "low quality" is said."""
     named: tuple[str, ...] = said.corruptions or (tuple(words.DESCRIPTORS) if said.flawed else ())
     count = min(len(named), 1 + pictures.pick(rng, FLAW_WEIGHTS))
-    return tuple(named[i] for i in rng.permutation(len(named))[:count])
+    return tuple(named[int(i)] for i in rng.permutation(len(named))[:count])
 
 
 def rendered(shots: list[Shot], size: int) -> UInt8[Tensor, "N 4 size size"]:
