@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdlab.cameras import look_at
 from sdlab.compiled import kernel
 from sdlab.meshes.surface import LEVELS, Mesh
 from sdlab.types import Cameras
@@ -49,21 +48,6 @@ class Scratch(NamedTuple):
     owners: np.ndarray  # [H, W] int32, the face seen, -1 for none
     nearness: np.ndarray  # [H, W] float32, 1 / depth, 0 for none
     weights: np.ndarray  # [H, W, 2] float32, of the face's second and third corner
-
-
-def orbit(
-    azimuth: np.ndarray, elevation: np.ndarray, distance: np.ndarray, aim: np.ndarray, fov: float, size: int
-) -> Cameras:
-    """Return cameras for images of `size` x `size` pixels that look at the points `aim` [B, 3] from around them.
-
-    azimuth, elevation [B] and fov in degrees; distance [B] from the aim in world units.
-    """
-    azimuths, elevations, distances, aims = (
-        torch.from_numpy(np.asarray(x, np.float32)) for x in (azimuth, elevation, distance, aim)
-    )
-    cams = look_at(azimuths, elevations, distances, fov, size, size)
-    cams.viewmats[:, :3, 3] -= (cams.viewmats[:, :3, :3] @ aims[..., None])[..., 0]
-    return cams
 
 
 def render(

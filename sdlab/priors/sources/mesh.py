@@ -1,16 +1,19 @@
 """Images of one object, rendered from all sides from a mesh file.
 
 A prompt chooses the cameras by its view word, as in the toybox: "front view" and the like, with their synonyms, are
-bands of azimuth and elevation (`sdlab.toybox.judge.camera_of`). Descriptors ("blurry", "foggy", ...) spoil the images
-with the toybox's filters. Whatever else a prompt says makes no difference. Field of view and distances are the
-toybox's, which are about those of a run's default cameras.
+bands of azimuth and elevation. Descriptors ("blurry", "foggy", ...) spoil the images
+with the toybox's filters. Whatever else a prompt says makes no difference.
+
+Cameras are those of a run's defaults: same field of view and distances, looking at the origin, and bands of view words
+that meet. The toybox varies distance and aim more, which leaves size and place of the object open, and its bands have
+gaps; either blurs what is distilled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from sdlab.cameras import CameraSettings, look_at
 from sdlab.knobs import read_file
 from sdlab.meshes import draw
 from sdlab.meshes.read import MAX_BYTES
@@ -26,12 +30,16 @@ from sdlab.meshes.surface import RADIUS, mesh_of
 from sdlab.priors.sources import Drawn, Source, as_bytes, unheard
 from sdlab.toybox import judge, pictures, words
 from sdlab.toybox.filters import FILTERS
+from sdlab.toybox.grammar import named_in
 
 VERSION = 1  # raise it when the images of a file change
 CHUNK = 64  # images rendered between two calls of `progress`
+DISTANCES = (CameraSettings().distance_min, CameraSettings().distance_max)
+MARGIN = -5.0  # degrees by which the toybox's bands are widened, so that they meet
 OVERHEAD_SHARE = pictures.VIEW_SHARE * pictures.VIEW_WEIGHTS[words.OVERHEAD]  # of the toybox's images
 LISTED = 5  # words without effect that a remark lists
-GRAMMAR = frozenset({*words.ARTICLES, "of", "and", "with", "in", "on", "at", "by", "to", "is", "very"})
+LONGEST = 30  # characters of a word that a remark shows
+READ = ("view", "corruptions", "flawed", "good", "")  # kinds of phrases that have an effect here, or need none
 
 
 # ---- what a text asks for ---------------------------------------------------------------------------------------
@@ -42,43 +50,24 @@ class Reading(NamedTuple):
 
     view: str  # "" or one of VIEW_WORDS
     flaws: tuple[str, ...]  # descriptors that the images show, in the order of DESCRIPTORS
+    without_effect: tuple[str, ...]  # words that choose nothing here
     structural: tuple[str, ...]  # descriptors that would deform the object
-    others: tuple[str, ...]  # words without effect
-
-
-def _plain(text: str) -> str:
-    """Return the words of a text in lower case, with single spaces and without punctuation."""
-    return " ".join(re.findall(r"\w+(?:'\w+)?", text.lower()))
-
-
-def _wordings(*tables: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return the standard word of every wording in the tables."""
-    return {_plain(wording): key for table in tables for key, others in table.items() for wording in (key, *others)}
-
-
-VIEWS = _wordings(words.VIEW_NAMES, words.VIEW_PHRASES)
-FLAWS = _wordings(words.DESCRIPTORS)
-FLAWED = frozenset(map(_plain, words.FLAWED))
-TRUE_ANYWAY = map(_plain, (*words.QUALITIES, *words.REALISMS, *words.PREFIXES))  # they need no effect and no remark
-PHRASES = re.compile(
-    # alternatives are tried in order, so the longest come first
-    r"\b(?:" + "|".join(sorted({*VIEWS, *FLAWS, *FLAWED, *TRUE_ANYWAY}, key=lambda p: (-len(p), p))) + r")\b"
-)
+    repeated: tuple[str, ...]  # view words after the first
 
 
 def read(text: str) -> Reading:
-    """Read view word and descriptors; of several view words the last counts, since a run appends the camera's."""
-    plain = _plain(text)
-    found = PHRASES.findall(plain)
-    views = [VIEWS[phrase] for phrase in found if phrase in VIEWS]
-    named = {FLAWS[phrase] for phrase in found if phrase in FLAWS}
-    if not named and not FLAWED.isdisjoint(found):
+    """Read view word and descriptors; of several view words the first counts, as in the toybox."""
+    found = list(named_in(text))
+    views = [standard for kind, standard, _ in found if kind == "view"]
+    named = {standard for kind, standard, _ in found if kind == "corruptions"}
+    if not named and any(kind == "flawed" for kind, _, _ in found):
         named = set(FILTERS)  # "low quality" is true of every spoiled image
     return Reading(
-        view=views[-1] if views else "",
+        view=views[0] if views else "",
         flaws=tuple(word for word in words.DESCRIPTORS if word in named and word in FILTERS),
+        without_effect=tuple(dict.fromkeys(given for kind, _, given in found if kind not in READ)),
         structural=tuple(word for word in words.DESCRIPTORS if word in named and word not in FILTERS),
-        others=tuple(dict.fromkeys(word for word in PHRASES.sub(" ", plain).split() if word not in GRAMMAR)),
+        repeated=tuple(dict.fromkeys(view for view in views if view != views[0])),
     )
 
 
@@ -88,7 +77,9 @@ def read(text: str) -> Reading:
 class MeshSource(Source):
     """Renders of the mesh in a file; `mesh` stands in the world as in a scene that starts from the file."""
 
-    def __init__(self, path: Path, knob: str, up: str = "auto", turn: float = 0.0, radius: float = RADIUS) -> None:
+    def __init__(
+        self, path: str | Path, knob: str, up: str = "auto", turn: float = 0.0, radius: float = RADIUS
+    ) -> None:
         """Read a GLB, OBJ, STL or PLY.
 
         `up` is the file's vertical axis, one of `sdlab.meshes.read.UPS`; `turn` rotates the object by degrees,
@@ -96,6 +87,7 @@ class MeshSource(Source):
         naming `knob`, the file and the problem.
         """
         given = f"{knob} = {str(path)!r}"
+        path = Path(path).expanduser()
         raw = read_file(path, MAX_BYTES, given)
         self.mesh = mesh_of(raw, given, up, radius).turned(turn)
         self.name = f"mesh {path.name}"
@@ -109,20 +101,20 @@ class MeshSource(Source):
 
     def remark(self, text: str) -> str:
         """Say which words have no effect; those that name the file need none."""
-        reading = read(text)
-        remarks = []
-        others = [word for word in reading.others if word not in self._named]
+        reading, remarks = read(text), []
+        others = [word for word in reading.without_effect if word not in self._named]
         if others:
-            more = f" and {len(others) - LISTED} more words" if len(others) > LISTED else ""
-            listed = ", ".join(repr(word[:30]) for word in others[:LISTED])
+            more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
+            verb = "has" if len(others) == 1 else "have"
             remarks.append(
-                f"{listed}{more}: no effect, since this gallery shows {self._file} whatever a prompt names; it reads "
-                f"view words ({', '.join(words.VIEW_WORDS)}) and descriptors ({', '.join(FILTERS)})"
+                f"{_quoted(others[:LISTED])}{more} {verb} no effect: this gallery shows {self._file} whatever a prompt "
+                f"names, and reads view words ({', '.join(words.VIEW_WORDS)}) and descriptors ({', '.join(FILTERS)})"
             )
         if reading.structural:
-            listed = ", ".join(map(repr, reading.structural))
-            remarks.append(f"{listed}: no effect, since a mesh cannot be rendered deformed")
-        return "; ".join(remarks)
+            remarks.append(f"not shown: {_quoted(reading.structural)}, because a mesh is not deformed")
+        if reading.repeated:
+            remarks.append(f"not shown: {_quoted(reading.repeated)}, because {reading.view!r} is said already")
+        return ". ".join(remarks)
 
     def draw(
         self, key: str, count: int, size: int, seed: int, progress: Drawn = unheard
@@ -140,15 +132,8 @@ class MeshSource(Source):
 
     def _images(self, rngs: list[np.random.Generator], view: str, flaws: tuple[str, ...], size: int) -> Tensor:
         """Draw one image per generator, [n, 4, size, size] uint8."""
-        angles = [_angles(rng, view) for rng in rngs]
-        cams = draw.orbit(
-            azimuth=np.array([azimuth for azimuth, _ in angles]),
-            elevation=np.array([elevation for _, elevation in angles]),
-            distance=np.array([pictures.DISTANCE * rng.uniform(0.93, 1.1) for rng in rngs]),
-            aim=np.stack([rng.normal(0, 0.03, 3) for rng in rngs]),
-            fov=pictures.FOV_DEGREES,
-            size=size,
-        )
+        places = torch.tensor([(*_angles(rng, view), rng.uniform(*DISTANCES)) for rng in rngs])
+        cams = look_at(places[:, 0], places[:, 1], places[:, 2], pictures.FOV_DEGREES, size, size)
         rgb, coverage = draw.render(self.mesh, cams)
         if flaws:
             for i, rng in enumerate(rngs):
@@ -157,19 +142,18 @@ class MeshSource(Source):
         return as_bytes(rgb, coverage)
 
 
+def _quoted(named: Sequence[str]) -> str:
+    return ", ".join(repr(word[:LONGEST]) for word in named)
+
+
 def _angles(rng: np.random.Generator, view: str) -> tuple[float, float]:
     """Draw (azimuth, elevation) in degrees: within the band of a view word, otherwise from any side.
 
-    Without a view word azimuths are uniform, and elevations as in the toybox's data, with the gap below "overhead view"
-    closed.
+    Without a view word azimuths are uniform, and elevations as in the toybox's data, without its gap.
     """
-    if view:
-        return judge.camera_of(rng, view)
-    if rng.random() < OVERHEAD_SHARE:
-        elevation = rng.uniform(pictures.ELEVATIONS[1], pictures.OVERHEAD_ELEVATIONS[1])
-    else:
-        elevation = pictures.draw_elevation(rng)
-    return rng.uniform(-180, 180), elevation
+    if view or rng.random() < OVERHEAD_SHARE:
+        return judge.camera_of(rng, view or words.OVERHEAD, MARGIN)
+    return rng.uniform(-180, 180), pictures.draw_elevation(rng)
 
 
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
