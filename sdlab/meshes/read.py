@@ -40,7 +40,15 @@ class Parsed(NamedTuple):
         """Return its meshes and point clouds, each where the file places it."""
         import trimesh
 
-        return self.loaded.dump(concatenate=False) if isinstance(self.loaded, trimesh.Scene) else [self.loaded]
+        if not isinstance(self.loaded, trimesh.Scene):
+            return [self.loaded]
+        parts = self.loaded.dump(concatenate=False)
+        for part, node in zip(parts, self.loaded.graph.nodes_geometry, strict=True):
+            if isinstance(part, trimesh.Trimesh) and part.visual.kind == "texture":
+                original = self.loaded.geometry[self.loaded.graph[node][1]].visual.vertex_attributes
+                if "color" in original:  # lost in the copies that `dump` returns
+                    part.visual.vertex_attributes["color"] = original["color"]
+        return parts
 
     def meshes(self, given: str) -> list[Any]:
         """Return the parts that have faces; ValueError if faces refer to missing vertices."""
