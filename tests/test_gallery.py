@@ -385,7 +385,7 @@ def test_it_is_a_prior_and_its_configuration_a_value():
 
 
 @pytest.mark.parametrize(
-    "knobs, message",
+    ("knobs", "message"),
     [
         ({"size": 40}, "prior.size = 40: must be a multiple of 16"),
         ({"source": "folder"}, "prior.path is empty: prior.source = folder needs"),

@@ -10,7 +10,7 @@ from sdlab.toybox.objects import OBJECTS, seconds_of
 
 
 @pytest.mark.parametrize(
-    "text, says",
+    ("text", "says"),
     [
         ("", {}),
         ("a red bear", {"object": "bear", "colour": "red"}),
@@ -49,7 +49,7 @@ def test_a_prompt_is_read_in_standard_words(text, says):
 
 
 @pytest.mark.parametrize(
-    "text, kept, reason",
+    ("text", "kept", "reason"),
     [
         ("a bear and a cat", Reading(object="bear"), "'cat', because there is room for one object"),
         ("a red and blue bear", Reading(object="bear", colour="blue"), "'red', because one noun has one colour"),
