@@ -316,6 +316,22 @@ def test_a_prompt_without_a_known_word_runs_on_and_is_remarked_upon(quick):
     assert "the toybox has bear, cat" in notes[0]
 
 
+def test_a_comparison_draws_the_texts_of_all_losses_outside_its_turn(quick):
+    from sdlab.live.messages import Compare
+
+    session = Session(quick)
+    session.run(until=2)
+    drawn = []
+    session.listen(lambda e: drawn.append(e.text) if getattr(e, "text", "").startswith("drawing") else None)
+    session.do(Compare())
+    assert any("blurry" in text for text in drawn)  # of SBP's source prompt or NFSD's negative prompt
+    drawn.clear()
+    while session._watching.comparing:
+        session._watching.compare_on()
+    assert session.comparison.get() is not None
+    assert not drawn
+
+
 # ---- the toybox as a source ------------------------------------------------------------------------------
 
 
