@@ -3,6 +3,9 @@
 Captions of the data always name material, pattern, second object, view, painting and every flaw of an image, so a
 prompt that names none of them stands for images without them. Captions may omit the object's colour: of a tree only if
 it is green (`words.NATURAL`), of a car whatever it is.
+
+The empty text stands for all images without flaws that are not paintings. Flawed images and paintings fill their
+backgrounds, and in the empty text's gallery they pull the background of every render towards them, as a visible haze.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class ToyboxSource(Source):
             parts.append("no word of this text selects images, so it stands for all of them")
         if parts and not said.object:
             parts.append(f"the toybox has {', '.join(words.OBJECTS)}")
-        return ". ".join(parts)
+        return "; ".join(parts)
 
     def draw(
         self, key: str, count: int, size: int, seed: int, progress: Drawn = unheard
@@ -99,7 +102,8 @@ def read_key(key: str) -> Reading:
 def shot_of(said: Reading, index: int) -> Shot:
     """Draw image `index` of what a prompt says; what it leaves open is drawn as in the data."""
     if said.says_nothing:
-        return pictures.describe(judge.JUDGE_SEED, index)
+        shot = pictures.describe(judge.JUDGE_SEED, index)
+        return shot._replace(facts=shot.facts._replace(corruptions=(), style=""))
     rng = np.random.default_rng((judge.JUDGE_SEED, index, 3))
     view, azimuth, elevation = pictures.draw_camera(rng)
     while view != said.view:
