@@ -42,6 +42,7 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_cutoffs(commands)
     _add_janus_losses(commands)
     _add_gallery_losses(commands)
+    _add_gallery_residuals(commands)
 
 
 def add_distilling(commands: argparse._SubParsersAction) -> None:
@@ -234,6 +235,30 @@ def _gallery_losses(args: argparse.Namespace) -> int:
     runner = Runner(own[0], choose_device(args.device), float(args.seconds))
     todo = bench.entries(names, objects, own)
     return _measured(args, runner, lambda: bench.run_gallery_losses(runner, todo, args.out))
+
+
+def _add_gallery_residuals(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "gallery-residuals",
+        help="residuals of losses at images that already fit the prompt, and the noise of inversions",
+    )
+    p.add_argument("--losses", default="", metavar="LIST", help=VARIANT_HELP)
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of the preset gallery; repeatable"
+    )
+    add_out(p, "gallery-residuals")
+    add_device(p)
+    p.set_defaults(call=_gallery_residuals)
+
+
+def _gallery_residuals(args: argparse.Namespace) -> int:
+    from sdlab.experiments import gallery_residuals as bench
+    from sdlab.experiments.objects import Runner
+
+    s = settings_for("gallery", args.set)
+    losses = bench.variants(listed(args.losses) or bench.LOSSES, s)
+    runner = Runner(s, choose_device(args.device))
+    return _measured(args, runner, lambda: bench.run_residuals(runner, losses, args.out))
 
 
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:

@@ -94,10 +94,10 @@ def run_gallery_losses(runner: Runner, todo: Sequence[Entry], out: Path) -> dict
 
     def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
         rehearse(runner, entry.case.settings)
-        done = next(runner.run([entry.case], lambda outcome: _judged(runner, outcome)), None)
-        if done is None:
+        done = list(runner.run([entry.case], lambda outcome: _judged(runner, outcome)))
+        if not done:
             return None
-        row, strip = done
+        row, strip = done[0]
         return entry, {"loss": entry.loss, "preset": entry.preset, **row}, strip
 
     objects = list(dict.fromkeys(entry.case.object for entry in todo))
