@@ -114,6 +114,7 @@ def test_terms_are_described(name):
         ("asd", {"lessons": 2}, (3, 4)),
         ("asd", {"network": "exact"}, (2, 0)),
         ("sdi", {"inversion_steps": 2, "inversion_cfg": 1.0}, (4, 0)),
+        ("sdi", {"inversion_steps": 2, "inversion_cfg": 0.0}, (4, 0)),
         ("sbp", {"form": "full", "leg_steps": 2}, (4, 0)),
     ],
 )

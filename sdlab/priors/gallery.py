@@ -115,7 +115,7 @@ class GalleryScores:
         self.commit = ""
         self.config = config
         self.source = source
-        self.shape = (3, config.size, config.size)
+        self.shape: tuple[int, int, int] = (3, config.size, config.size)
         self.image_size = config.size
         self.device = device
         self.engine_name = "exact" if config.candidates == 0 else "closed form"
