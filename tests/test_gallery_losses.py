@@ -36,6 +36,11 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(objects, "load_judge", lambda: read)
 
 
+@pytest.fixture
+def judge_only(monkeypatch):
+    monkeypatch.setattr(objects, "load_judge", lambda: None)
+
+
 def run(*arguments):
     return cli.main(["bench", "gallery-losses", *[str(a) for a in arguments]])
 
@@ -104,3 +109,28 @@ def test_bad_input_ends_with_2_and_one_line(arguments, words, tmp_path, capsys):
     assert run("--out", tmp_path / "out", *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
+
+
+def test_residuals_tell_guidance_from_its_absence_and_bounded_scores_from_unbounded(judge_only, tmp_path, capsys):
+    small = ["--set", "prior.size=16", "--set", "prior.images=48", "--set", "prior.null_images=48"]
+    arguments = [
+        "bench",
+        "gallery-residuals",
+        *small,
+        "--losses",
+        "sds:cfg=1,sds:cfg=30",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(arguments) == 0
+    result = json.loads((tmp_path / "out" / "gallery-residuals.json").read_text())
+    shifts = result["displacements"]
+    assert all(a < b for a, b in zip(shifts["sds:cfg=1"], shifts["sds:cfg=30"], strict=True))
+    noise = {(row["spread"], row["inversion_cfg"]): row["rms"] for row in result["inversions"]}
+    assert all(a < b for a, b in zip(noise[0.1, 0.0], noise[0.0, 0.0], strict=True))
+    assert "sds:cfg=30" in capsys.readouterr().out
+
+
+def test_residuals_are_for_losses_of_the_prompt_alone(tmp_path, capsys):
+    assert cli.main(["bench", "gallery-residuals", "--losses", "vsd", "--out", str(tmp_path)]) == 2
+    assert "--losses vsd: only losses of the prompt" in capsys.readouterr().err
