@@ -82,6 +82,13 @@ def test_a_prediction_is_the_posterior_mean_over_images_and_both_backgrounds():
         assert torch.equal(truth.x0(BEAR, z_t, alpha, sigma, sample), expected)
 
 
+@pytest.mark.parametrize("sigma", [0.5, 0.9, 0.97, 0.999])
+def test_few_candidates_are_enough_and_at_much_noise_all_are_taken(sigma):
+    z_t, alpha, sigma = noised(fresh(BEAR, 3), sigma)
+    few, exact = (Truth(16, CPU, images=600, candidates=n).x0(BEAR, z_t, alpha, sigma) for n in (150, None))
+    assert float((alpha / sigma * (few - exact)).abs().max()) < 2e-3
+
+
 def test_a_gallery_knows_its_own_images_and_another_sample_does_not():
     truth = Truth(16, CPU, images=24, candidates=None)
     source = TrainingImages()
@@ -198,5 +205,5 @@ def test_table_json_and_plot(tmp_path, monkeypatch, capsys):
 
 
 def test_a_network_of_other_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="prior.path"):
+    with pytest.raises(ValueError, match=r"prior\.path"):
         bench.run(weights=str(tmp_path / "none"))

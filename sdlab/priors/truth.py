@@ -34,7 +34,8 @@ from sdlab.types import Prior
 BACKGROUNDS = ((0.55, Background(0.975, 0.032)), (0.45, Background(0.5, 0.28)))
 SAMPLES = 2  # galleries of each text, by seed
 IMAGES, NULL_IMAGES = 2048, 4096  # of a gallery: of a text, and of the empty text
-CANDIDATES = 1024  # images evaluated at full size
+CANDIDATES = 1024  # images evaluated at full size: eps changes by less than 0.0002, up to this much noise
+MUCH_NOISE = 0.98  # sigma above which all images count, and all are evaluated
 
 
 class Truth:
@@ -79,8 +80,12 @@ class Truth:
         sample: int = 0,
     ) -> Float[Tensor, "B 3 S S"]:
         """Return E[x0 | z_t, text] under gallery `sample`, 0 or 1; draw it if it is not in memory."""
+        galleries = self._galleries(text, sample)
         shares = torch.tensor([share for share, _ in BACKGROUNDS], device=z_t.device).expand(len(z_t), -1)
-        return posterior_mean(self._galleries(text, sample), shares, z_t, alpha, sigma, candidates=self._candidates)
+        candidates = self._candidates
+        if candidates is not None and bool((sigma > MUCH_NOISE).any()):
+            candidates = len(galleries[0])
+        return posterior_mean(galleries, shares, z_t, alpha, sigma, candidates=candidates)
 
     def _orders(self, text: str, seed: int) -> list[Order]:
         key = self._source.key(text)
