@@ -82,11 +82,15 @@ def test_a_prediction_is_the_posterior_mean_over_images_and_both_backgrounds():
         assert torch.equal(truth.x0(BEAR, z_t, alpha, sigma, sample), expected)
 
 
-@pytest.mark.parametrize("sigma", [0.5, 0.9, 0.97, 0.999])
-def test_few_candidates_are_enough_and_at_much_noise_all_are_taken(sigma):
-    z_t, alpha, sigma = noised(fresh(BEAR, 3), sigma)
-    few, exact = (Truth(16, CPU, images=600, candidates=n).x0(BEAR, z_t, alpha, sigma) for n in (150, None))
-    assert float((alpha / sigma * (few - exact)).abs().max()) < 2e-3
+@pytest.mark.slow
+def test_few_candidates_are_enough_and_at_much_noise_all_are_taken():
+    """At the size of the shipped network: eps is within 0.001 of the sum over all images in float64."""
+    z0 = fresh(BEAR, 2, 32)
+    fast, exact = Truth(32, CPU), Truth(32, CPU, candidates=None)
+    for level in (0.3, 0.7, 0.9, 0.95, 0.979, 0.985, 0.9995):
+        z_t, alpha, sigma = noised(z0, level)
+        off = alpha / sigma * (fast.x0(BEAR, z_t, alpha, sigma) - exact.x0(BEAR, z_t, alpha, sigma))
+        assert float(off.square().mean((1, 2, 3)).sqrt().max()) < 1e-3, level
 
 
 def test_a_gallery_knows_its_own_images_and_another_sample_does_not():

@@ -34,8 +34,8 @@ from sdlab.types import Prior
 BACKGROUNDS = ((0.55, Background(0.975, 0.032)), (0.45, Background(0.5, 0.28)))
 SAMPLES = 2  # galleries of each text, by seed
 IMAGES, NULL_IMAGES = 2048, 4096  # of a gallery: of a text, and of the empty text
-CANDIDATES = 1024  # images evaluated at full size; eps changes by less than 0.001, up to this much noise
-MUCH_NOISE = 0.98  # sigma above which all images count, and all are evaluated
+CANDIDATES = 1024  # images evaluated at full size: eps (its root mean square is 1) is less than 0.001 off up to
+MUCH_NOISE = 0.98  # this sigma, above which all images are evaluated
 
 
 class Truth:
