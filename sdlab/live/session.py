@@ -233,6 +233,7 @@ class Session:
             self._set_status("ended", "ended")
         finally:
             self._over = True
+            self._watching.stop_drawing()
             self._answer_rest()
 
     def _run_on(self) -> None:

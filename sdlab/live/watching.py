@@ -11,6 +11,7 @@ from sdlab.channel import Latest, Turnstile
 from sdlab.errors import reason
 from sdlab.lens import Comparison, LensPictures, comparison_steps, probe, texts_with_truth, views_of_step
 from sdlab.live.state import Run
+from sdlab.priors import PriorConfig
 from sdlab.priors.truth import Truth, truth_of
 from sdlab.settings import Settings
 from sdlab.types import Prior
@@ -67,7 +68,7 @@ class Watching:
             row = min(row, len(report.cams) - 1)
         if self.t is None and followed is not None:
             s = followed
-        truth, note = self._truth(s, prior)
+        truth, note = self._truth(s, run.effective.prior, prior)
         if self.t is not None:
             seen = probe(state, s, prior, bank, self.t, row, max(state.step - 1, 0), truth)
         elif report is not None:
@@ -78,15 +79,15 @@ class Watching:
 
     # ---- the exact predictions ---------------------------------------------------------------------------
 
-    def _truth(self, s: Settings, prior: Prior) -> tuple[Truth | None, str]:
-        """Return the exact predictions if somebody wants to see them, and a note for the user. Have missing images
-        drawn."""
+    def _truth(self, s: Settings, config: PriorConfig, prior: Prior) -> tuple[Truth | None, str]:
+        """Return the exact predictions of `prior`, loaded from `config`, if somebody wants to see them, and a note for
+        the user. Have the images drawn that the texts of `s` lack."""
         if not self.exact:
             return None, ""
         if self._drawing is None or self._drawn_for is not prior:
             self.stop_drawing()
             try:
-                self._drawing, self._drawn_for = Drawing(truth_of(s.prior, prior), self._news), prior
+                self._drawing, self._drawn_for = Drawing(truth_of(config, prior), self._news), prior
             except ValueError as e:
                 return None, str(e)
         return self._drawing.truth, self._drawing.want(texts_with_truth(s))
