@@ -247,5 +247,6 @@ def _guesses(
         yield Item(f"x0: {term.title}", f"x0-hat, {term.caption}; {far:.2g} away from the image", x0)
         if name in exact:
             true = exact[name]
-            caption = f"E[x0 | z_t] over images of {true.text!r}; the eps beside it is {true.error:.0%} off"
+            images = f"images of {true.text!r}" if true.text else "all kinds of images"
+            caption = f"E[x0 | z_t] over {images}; the eps beside it is {true.error:.0%} off"
             yield Item(f"exact: {term.title}", caption, true.x0)
