@@ -272,9 +272,12 @@ def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: B
     browser.act(do="tab", tab="lens")
     until(lambda: session.watched[0] is not None)
     assert session.watched[1] == 20, "the slider stands there still"
+    browser.act(do="exact", on=True)
+    browser.act(do="exact", on="yes")
+    until(lambda: session._watching.exact)
     browser.act(do="tab", tab="results")
     Browser(page, "anew", browser.token)
-    until(lambda: session.watched == (0, None))
+    until(lambda: session.watched == (0, None) and not session._watching.exact)
     assert browser.desk.tab == "lens"
 
 

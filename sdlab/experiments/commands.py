@@ -29,6 +29,10 @@ PLOTTED = {
         "sdlab.experiments.eps_statistics",
         "variance of eps and its correlation with the noise over t (figure 10 of DreamMapping)",
     ),
+    "truth": (
+        "sdlab.experiments.truth",
+        "error of the toybox's network against the closed form over its data, over t, by object and by view word",
+    ),
 }
 
 
@@ -68,12 +72,17 @@ def _add_plotted(commands: argparse._SubParsersAction, what: str) -> None:
     p = commands.add_parser(what, help=text)
     p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file to write (default: bench-{what}.json)")
     p.add_argument("--quick", action="store_true", help="fewer repetitions")
+    if what == "truth":
+        p.add_argument(
+            "--weights", default="toybox", metavar="FOLDER", help="a network trained on the toybox (default: toybox)"
+        )
     p.set_defaults(call=_plotted, module=module)
 
 
 def _plotted(args: argparse.Namespace) -> int:
     out = args.out or Path(f"bench-{args.what}.json")
-    import_module(args.module).run(out, quick=args.quick)
+    more = {"weights": args.weights} if "weights" in args else {}
+    import_module(args.module).run(out, quick=args.quick, **more)
     print(f"written to {out}")
     return 0
 
