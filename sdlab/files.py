@@ -29,6 +29,11 @@ SETTLED = 60.0  # seconds after which a temporary folder must have been locked b
 _SCRATCH = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
 
 
+def why(e: OSError) -> str:
+    """Return what is wrong, without the number and the path that `str` adds."""
+    return e.strerror or str(e)
+
+
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
@@ -64,7 +69,7 @@ def whole(path: Path) -> Iterator[Path]:
         flush(scratch)
         os.replace(scratch, path)
     except OSError as e:
-        raise OSError(e.errno, f"{path} cannot be written ({e.strerror or e})") from e
+        raise OSError(f"{path} cannot be written ({why(e)})") from e
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)

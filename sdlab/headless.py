@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sdlab import machine
 from sdlab.arguments import claimed
 from sdlab.errors import reason
-from sdlab.files import digest, remove, scratch_for, sweep, write_whole
+from sdlab.files import digest, remove, scratch_for, sweep, why, write_whole
 from sdlab.options import is_settings_file, paths_in, planned_end
 from sdlab.progress import progress_bar
 
@@ -278,7 +278,7 @@ class _Keeper:
             try:
                 self._session.save(self._out / CHECKPOINT, {RECORD: self._record})
             except OSError as e:
-                problem = reason(e)
+                problem = why(e)
         self._tried_at = time.monotonic()
         if not problem:
             self._saved = number
@@ -310,7 +310,7 @@ class _Keeper:
                 path.rename(out / path.name)
         except OSError as e:
             kept = "; the run that it contains is untouched" if earlier and _ours(out) == earlier else ""
-            raise OSError(e.errno, f"--out {out} cannot be written ({reason(e)}){kept}") from e
+            raise OSError(f"--out {out} cannot be written ({why(e)}){kept}") from e
         finally:
             remove(new)
         self._recorder = Recorder(out / DIARY)
@@ -349,24 +349,23 @@ def _drive(job: Job) -> Done:
             if passed_over:
                 checkpoint.set_aside(job.out / CHECKPOINT, session.state.step)
                 _say(f"{passed_over}; the run continues from step {session.state.step}")
+        stepping = True
+        if interrupted():  # a library may have swallowed the interrupt
+            raise KeyboardInterrupt
         first = session.state.step
         until = job.until or max(planned_end(session.settings, job.plan, first), first)
         for number, changes in job.plan:
             if number >= first:
                 session.plan(number, Patch(tuple(changes)))
-        console = _Console(session, first, until)
-        keeper = _Keeper(session, job, console.warn)
-        session.listen(keeper)
-        session.listen(console)
-        stepping = True
-        if interrupted():  # a library may have swallowed the interrupt
-            raise KeyboardInterrupt
-        try:
-            session.run(until=until)
-        except Exception as e:
-            console.failure = console.failure or reason(e)
+        with contextlib.closing(_Console(session, first, until)) as console:
+            keeper = _Keeper(session, job, console.warn)
+            session.listen(keeper)
+            session.listen(console)
+            try:
+                session.run(until=until)
+            except Exception as e:
+                console.failure = console.failure or reason(e)
         wall = time.perf_counter() - started
-        console.close()
         if not keeper.begun and session.state.step > 0:  # a GPU reports every tenth step
             keeper.begin()
         if not keeper.begun:  # without a step, it is not worth an earlier run
@@ -402,7 +401,7 @@ def _write_results(session: Session, job: Job, result: dict[str, Any], unsaved: 
             os.replace(new / name, job.out / name)
     except OSError as e:
         rest = unsaved or f"the run is kept, and `resume {job.out}` writes them"
-        raise OSError(f"the results could not be written to {job.out} ({reason(e)}); {rest}") from e
+        raise OSError(f"the results could not be written to {job.out} ({why(e)}); {rest}") from e
     finally:
         remove(new)
 

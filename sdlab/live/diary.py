@@ -12,8 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from sdlab.errors import reason
-from sdlab.files import write_whole
+from sdlab.files import why, write_whole
 from sdlab.live.messages import Applied, Event, Failed, Rejected, Skipped, Stepped
 
 FLUSH_EVERY = 1.0  # seconds
@@ -66,7 +65,7 @@ class Recorder:
                 done += self._file.write(text[done:])
             os.fsync(self._file.fileno())
         except OSError as e:
-            self.problem = reason(e)
+            self.problem = why(e)
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
                 self._file.seek(self._size)
