@@ -158,10 +158,13 @@ def draw_ground(rng: np.random.Generator, style: str) -> tuple[np.ndarray, np.nd
 
 def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
     """Draw none (80 %), or one to three different descriptors in random order."""
-    if rng.random() >= CORRUPTED_SHARE:
-        return ()
+    return () if rng.random() >= CORRUPTED_SHARE else some_of(rng, tuple(DESCRIPTORS))
+
+
+def some_of(rng: np.random.Generator, descriptors: Sequence[str]) -> tuple[str, ...]:
+    """Draw one to three of `descriptors`, as far as there are so many, in random order."""
     count = 1 + pick(rng, (0.6, 0.28, 0.12))
-    return tuple(tuple(DESCRIPTORS)[i] for i in rng.permutation(len(DESCRIPTORS))[:count])
+    return tuple(descriptors[i] for i in rng.permutation(len(descriptors))[:count])
 
 
 @cache
@@ -321,9 +324,13 @@ def finished(x: np.ndarray, shot: Shot) -> np.ndarray:
     rng = np.random.default_rng((shot.noise_seed, 1))
     if shot.facts.style == "painting":
         x = painted(x, rng)
-    for word in shot.facts.corruptions:
-        if word in FILTERS:
-            x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
+    return filtered(x, [word for word in shot.facts.corruptions if word in FILTERS], rng)
+
+
+def filtered(x: np.ndarray, descriptors: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """Return x [S, S, 3] with the filters of `descriptors` applied in order, in [0, 1]."""
+    for word in descriptors:
+        x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
     return x
 
 
