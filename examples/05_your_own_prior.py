@@ -42,6 +42,8 @@ class Discs:
 
     def prepare(self, batch_sizes) -> None: ...
 
+    def prepare_texts(self, texts, progress) -> None: ...
+
     def trainable(self, how: str, rank: int):
         raise ValueError("this prior has no network to train")
 

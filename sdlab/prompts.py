@@ -12,6 +12,7 @@ Roles: pos      the prompt, followed by the view word if view-dependent prompts 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,12 @@ def wording(s: PromptSettings, role: str, view: str) -> str:
     if role in ("target", "source"):
         return getattr(s, role).replace(PROMPT, prompt)
     raise ValueError(f"unknown prompt role {role!r}: must be one of {', '.join(ROLES)}")
+
+
+def texts_of(s: PromptSettings, roles: Iterable[str], perp_neg: bool) -> list[str]:
+    """Return every text that steps with these roles, or Perp-Neg, can request, whatever the cameras."""
+    requested = [*roles, *(("pos",) if perp_neg else ())]
+    return list(dict.fromkeys(wording(s, role, view) for role in requested for view in VIEW_WORDS))
 
 
 class PromptBank:

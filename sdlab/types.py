@@ -19,7 +19,7 @@ Residual   what a loss returns, in units of eps: d loss / d z0 = w(t) * residual
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -233,6 +233,10 @@ class Prior(Protocol):
 
     def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Return the noise prediction [B, C, H, W], whatever the network predicts natively; no gradient."""
+        ...
+
+    def prepare_texts(self, texts: Iterable[str], progress: Callable[[str], None]) -> None:
+        """Do now the slow part of the first `embed` of each text, if there is one; `progress` receives status texts."""
         ...
 
     def prepare(self, batch_sizes: Iterable[int]) -> None:

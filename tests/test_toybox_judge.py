@@ -247,6 +247,9 @@ class Perfect:
         alpha, sigma = self.marginal(t)
         return (z_t - alpha * cond.hidden.view_as(z_t)) / sigma
 
+    def prepare_texts(self, texts: object, progress: object) -> None:
+        """Nothing to prepare."""
+
     def prepare(self, batch_sizes: object) -> None:
         assert isinstance(batch_sizes, list)
         self.batches += batch_sizes

@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlab import machine
 from sdlab.cameras import CameraSettings, look_at, turntable, view_word
 from sdlab.export.writers import render_turntable, stack_strips, write_ply
-from sdlab.live.building import compile_for
+from sdlab.live.building import prepare_for
 from sdlab.live.manager import PriorPool
 from sdlab.live.messages import Event, Failed, Stepped, Stop
 from sdlab.live.session import Session
@@ -162,7 +162,7 @@ class Runner:
         """Load and compile everything before the first run. Raises what loading a prior raises."""
         self.prior = self._pool.get(self.settings.prior, self.device, _print_status)
         _print_status("compiling")
-        compile_for(self.settings, self.prior, self.device)
+        prepare_for(self.settings, self.prior, self.device)
         self.read = load_judge()
 
     def run(self, cases: Sequence[Case], finish: Callable[[Outcome], T]) -> Iterator[T]:

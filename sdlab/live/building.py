@@ -19,8 +19,8 @@ from sdlab.live.state import Run, Trace, moment_of, restore_counts
 from sdlab.live.timeline import Timeline
 from sdlab.losses import Distillation
 from sdlab.optim import SceneOptimiser
-from sdlab.priors import PriorConfig
-from sdlab.prompts import PromptBank, PromptSettings
+from sdlab.priors import PriorConfig, Progress, silent
+from sdlab.prompts import PromptBank, PromptSettings, texts_of
 from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, SceneConfig
 from sdlab.settings import Settings
@@ -35,10 +35,17 @@ def load_prior(config: PriorConfig, device: torch.device, progress: Callable[[st
     return config.load(device, progress)
 
 
-def compile_for(s: Settings, prior: Prior, device: torch.device) -> None:
-    """Compile what the first step under `s` needs: the rasteriser, and the network at its batch sizes."""
+def prepare_for(s: Settings, prior: Prior, device: torch.device, progress: Progress = silent) -> None:
+    """Do the slow work before the first step under `s`: compile the rasteriser, and the network at its batch sizes;
+    read the texts."""
     s.scene.prepare(device)
     prior.prepare(batches_of(s))
+    prior.prepare_texts(read_under(s), progress)
+
+
+def read_under(s: Settings) -> list[str]:
+    """Return the texts that steps under `s` can request."""
+    return texts_of(s.prompt, s.loss.roles, s.perp_neg)
 
 
 def batches_of(s: Settings) -> set[int]:
@@ -66,7 +73,7 @@ class Builder:
         prior = self._load(s.prior, self.device, self._loading)
         if run.state is not None:
             run.state.scene.must_fit(prior)
-        self._compile(s, prior)
+        self._prepare(s, prior)
         return dataclasses.replace(run, prior=prior, bank=PromptBank(prior))
 
     def started(self, run: Run, text: str) -> Run:
@@ -89,7 +96,9 @@ class Builder:
         if other_prior:
             adopted = self.with_prior(adopted, new)
         elif adopted.prior is not None and batches_of(run.settings) != batches_of(new):
-            self._compile(new, adopted.prior)
+            self._prepare(new, adopted.prior)
+        elif adopted.prior is not None and read_under(run.settings) != read_under(new):
+            adopted.prior.prepare_texts(read_under(new), self._loading)
         if run.state is None:
             adopted = adopted.following(new, new)
             return (self.started(adopted, "started") if other_prior else adopted), frozenset()
@@ -113,6 +122,8 @@ class Builder:
         resumed = dataclasses.replace(run.following(moment.settings, moment.begun), state=None)
         if resumed.prior is None or moment.settings.prior != run.settings.prior:
             resumed = self.with_prior(resumed, moment.settings)
+        else:
+            resumed.prior.prepare_texts(read_under(moment.settings), self._loading)
         return self.put_back(self._with_scene(resumed, moment.begun.scene.bare()), moment)
 
     def put_back(self, run: Run, moment: Moment) -> Run:
@@ -143,9 +154,9 @@ class Builder:
 
     # ---- parts -------------------------------------------------------------------------------------------
 
-    def _compile(self, s: Settings, prior: Prior) -> None:
+    def _prepare(self, s: Settings, prior: Prior) -> None:
         self._say("compiling", "compiling the prior's network and the rasteriser for this machine")
-        compile_for(s, prior, self.device)
+        prepare_for(s, prior, self.device, self._loading)
 
     def _with_scene(self, run: Run, config: SceneConfig) -> Run:
         """Return `run` with a fresh scene of `config`, and an optimiser, under the settings as of the last reset."""

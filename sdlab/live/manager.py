@@ -14,7 +14,7 @@ import torch
 
 from sdlab.channel import Turnstile
 from sdlab.errors import give_back
-from sdlab.live.building import compile_for
+from sdlab.live.building import prepare_for
 from sdlab.live.messages import Patch, Stop
 from sdlab.live.session import Session
 from sdlab.priors import PriorConfig, silent
@@ -99,7 +99,7 @@ class Manager:
 
         def work() -> None:
             with contextlib.suppress(Exception):
-                compile_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
+                prepare_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
 
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
 

@@ -188,6 +188,9 @@ class DiffusersModel:
             except EngineFailure as e:
                 self._fall_back(engine, e)
 
+    def prepare_texts(self, texts: Iterable[str], progress: Progress) -> None:
+        """Do nothing: `embed` costs less than a step."""
+
     def embed(self, text: str) -> Cond:
         """Return hidden [1, L, D]; "" is unconditional. Warn about words that the text encoder does not see."""
         remark = self.text.remark(text, is_prompt=False)  # it may be a negative prompt, which names no object

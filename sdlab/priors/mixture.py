@@ -197,6 +197,9 @@ class MixtureScores:
     def prepare(self, batch_sizes: Iterable[int]) -> None:
         """Do nothing: there is nothing to compile."""
 
+    def prepare_texts(self, texts: Iterable[str], progress: Progress) -> None:
+        """Do nothing: `embed` is fast."""
+
     def remark(self, text: str) -> str:
         """Return "": every text is understood."""
         return ""

@@ -6,18 +6,15 @@ Substitutes for a text-to-3D model or a mesh where neither is available, as in t
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
 
 import numpy as np
 
-from sdlab.toybox.objects import OBJECTS, seconds_of, table
+from sdlab.toybox.grammar import read
+from sdlab.toybox.objects import OBJECTS, table
 from sdlab.toybox.pictures import COLOURS
 from sdlab.toybox.raytrace import BALL, CONE, CUBE, CYLINDER
 from sdlab.toybox.solids import Table
-from sdlab.toybox.words import COLOURS as COLOUR_WORDS
-from sdlab.toybox.words import NATURAL, SECONDS
-from sdlab.toybox.words import OBJECTS as OBJECT_WORDS
+from sdlab.toybox.words import NATURAL
 from sdlab.types import Cloud
 
 INSIDE = 1.0 - 1e-6  # of a unit solid, so that points on its surface do not count as inside
@@ -40,41 +37,12 @@ def object_points(text: str, n: int, rng: np.random.Generator) -> Cloud:
 
 
 def _named_in(text: str) -> tuple[str, str, str, str]:
-    """Return (object, its colour, second object or "", its colour): the first objects named, each with the colour word
-    nearest before it."""
-    lowered = text.lower()
-    name, begin, end = _first(lowered, OBJECT_WORDS)
-    if not name:
+    """Return (object, its colour, second object or "", its colour), with natural colours where none is named."""
+    said = read(text)
+    if not said.object:
         raise ValueError(f"{text!r} names no toybox object; the toybox has {', '.join(OBJECTS)}")
-    rest = lowered[:begin] + "." * (end - begin) + lowered[end:]  # "a teddy bear" must not match twice
-    second, second_begin, second_end = _first(rest, {s: SECONDS[s] for s in seconds_of(name)})
-
-    def colour(at: int, after: int, otherwise: str) -> str:
-        """Return the last colour word that starts in text[after:at], or `otherwise` if there is none."""
-        found = [
-            (match.start(), word) for word, match in _matches(lowered, COLOUR_WORDS) if after <= match.start() < at
-        ]
-        return max(found)[1] if found else otherwise
-
-    own = colour(begin, second_end if second and second_end <= begin else 0, NATURAL.get(name, (OTHER_COLOUR,))[0])
-    if not second:
-        return name, own, "", own
-    return name, own, second, colour(second_begin, end if end <= second_begin else 0, OTHER_COLOUR)
-
-
-def _matches(text: str, words: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, re.Match[str]]]:
-    """Yield (standard word, match) for every occurrence of one of `words` or a synonym in `text`."""
-    for standard, others in words.items():
-        for word in (standard, *others):
-            for match in re.finditer(rf"\b{re.escape(word)}s?\b", text):
-                yield standard, match
-
-
-def _first(text: str, words: dict[str, tuple[str, ...]]) -> tuple[str, int, int]:
-    """Return (standard word, begin, end) of the first match, the longest on a tie; ("", 0, 0) if there is none."""
-    found = [(match.start(), -match.end(), standard) for standard, match in _matches(text, words)]
-    begin, minus_end, standard = min(found, default=(0, 0, ""))
-    return standard, begin, -minus_end
+    own = said.colour or NATURAL.get(said.object, (OTHER_COLOUR,))[0]
+    return said.object, own, said.second, said.second_colour or (OTHER_COLOUR if said.second else own)
 
 
 # ---- surfaces of the solids -------------------------------------------------------------------------------------
