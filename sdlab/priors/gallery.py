@@ -59,7 +59,7 @@ class GalleryPrior(PriorConfig):
 
     source: str = knob(
         "toybox",
-        help="toybox: images rendered to fit the prompt; folder: your own pictures; mesh: an object seen from all sides",
+        help="toybox: images rendered to fit the prompt; folder: your own pictures; mesh: an object from all sides",
         apply="rebuild",
         choices=SOURCES,
     )
@@ -176,9 +176,7 @@ class GalleryScores:
         else:
             unused = next((k for k in self._slots if k not in self._conds), None)
             if unused is None:
-                raise RuntimeError(
-                    f"this prior serves at most {SLOTS} texts at once, and all are in use: try again later"
-                )
+                raise RuntimeError(f"this prior serves {SLOTS} texts at once, and all are in use: try again later")
             slot = self._slots.pop(unused)
         self._slots[key] = slot
         return slot

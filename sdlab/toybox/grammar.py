@@ -15,7 +15,7 @@ from sdlab.toybox.objects import seconds_of
 
 # words that only connect others
 GLUE = frozenset(
-    ["a", "an", "the", "of", "in", "on", "at", "by", "to", "is", "that", "it", "and", "with", "from", "its", "very"]
+    ("a", "an", "the", "of", "in", "on", "at", "by", "to", "is", "that", "it", "and", "with", "from", "its")
 )
 
 

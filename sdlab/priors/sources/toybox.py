@@ -3,6 +3,9 @@
 Captions of the data always name material, pattern, second object, view, painting and every flaw of an image, so a
 prompt that names none of them stands for images without them. Captions may omit the object's colour: of a tree only if
 it is green (`words.NATURAL`), of a car whatever it is.
+
+The empty text stands for all images without flaws that are not paintings. Flawed images and paintings fill their
+backgrounds, and in the empty text's gallery they pull the background of every render towards them, as a visible haze.
 """
 
 from __future__ import annotations
@@ -54,10 +57,8 @@ class ToyboxSource(Source):
         said, parts = read(text), []
         if said.unknown:
             named = [f"{w!r}{self._suggestion(w)}" for w in said.unknown]
-            verb = "is" if len(named) == 1 else "are"
-            parts.append(
-                f"{', '.join(named)} {verb} not in the toybox and {'has' if verb == 'is' else 'have'} no effect"
-            )
+            verb = "has" if len(named) == 1 else "have"
+            parts.append(f"{', '.join(named)} {verb} no effect: not in the toybox's vocabulary")
         if said.ignored:
             parts.append(f"not shown: {'; '.join(said.ignored)}")
         if text.strip() and said.says_nothing:
@@ -91,8 +92,9 @@ def _stated(said: Reading) -> list[tuple[str, str | tuple[str, ...]]]:
 
 def read_key(key: str) -> Reading:
     """Invert `ToyboxSource.key`."""
-    stated: dict[str, str] = dict(part.split(": ", 1) for part in key.split("; ")) if key else {}
-    flaws = tuple(stated.pop("corruptions", "").split(", ")) if "corruptions" in stated else ()
+    stated = dict(part.split(": ", 1) for part in key.split("; ")) if key else {}
+    named = stated.pop("corruptions", "")
+    flaws = tuple(named.split(", ")) if named else ()
     flawed = stated.pop("flawed", "") != ""
     return Reading(**stated, corruptions=flaws, flawed=flawed)  # pyright: ignore[reportArgumentType]  # the rest is text
 
@@ -100,7 +102,8 @@ def read_key(key: str) -> Reading:
 def shot_of(said: Reading, index: int) -> Shot:
     """Draw image `index` of what a prompt says; what it leaves open is drawn as in the data."""
     if said.says_nothing:
-        return pictures.describe(judge.JUDGE_SEED, index)
+        shot = pictures.describe(judge.JUDGE_SEED, index)
+        return shot._replace(facts=shot.facts._replace(corruptions=(), style=""))
     rng = np.random.default_rng((judge.JUDGE_SEED, index, 3))
     view, azimuth, elevation = pictures.draw_camera(rng)
     while view != said.view:
@@ -130,7 +133,7 @@ def _flaws(rng: np.random.Generator, said: Reading) -> tuple[str, ...]:
     """Draw one to three of the flaws that are named, in random order; of all flaws if only "low quality" is said."""
     named: tuple[str, ...] = said.corruptions or (tuple(words.DESCRIPTORS) if said.flawed else ())
     count = min(len(named), 1 + pictures.pick(rng, FLAW_WEIGHTS))
-    return tuple(named[i] for i in rng.permutation(len(named))[:count])
+    return tuple(named[int(i)] for i in rng.permutation(len(named))[:count])
 
 
 def rendered(shots: list[Shot], size: int) -> UInt8[Tensor, "N 4 size size"]:
