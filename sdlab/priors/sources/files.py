@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from sdlab.errors import first_line
@@ -237,6 +237,8 @@ def square_of(raw: bytes, size: int) -> UInt8[Tensor, "4 size size"]:
             square = _fitted(picture, size, _turn_of(picture))
     except ValueError:
         raise
+    except UnidentifiedImageError:
+        raise ValueError("damaged") from None
     except Image.DecompressionBombError:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as e:  # decoders raise all kinds of errors on malformed input
