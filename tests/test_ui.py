@@ -185,6 +185,8 @@ def test_the_form_shows_what_is_in_force():
         ("optim.lr_means", "Means"),
         ("schedule.t_min", "t min"),
         ("steps", "Steps"),
+        ("prompt.source", "Source prompt"),
+        ("prior.source", "Images from"),
     ],
 )
 def test_labels(path: str, label: str):
