@@ -243,7 +243,7 @@ def square_of(raw: bytes, size: int) -> UInt8[Tensor, "4 size size"]:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as e:  # decoders raise all kinds of errors on malformed input
         text = first_line(e, 80)
-        raise ValueError("truncated" if "truncated" in text else text) from e
+        raise ValueError("truncated" if "truncated" in text.lower() else text) from e
     rgba = np.asarray(square, np.float32)[None] / 255
     return as_bytes(rgba[..., :3], rgba[..., 3])[0]
 
