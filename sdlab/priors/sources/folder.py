@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,7 @@ from sdlab.toybox.flawed import flawed
 VERSION = 1  # raise it when the same files give other images
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
 CAPTION_BYTES = 4000  # of a text file that are read
-REPORT_EVERY = 500  # files
+REPORT_EVERY = 0.25  # seconds
 SHOWN_SKIPPED = 5  # files in a note
 SHOWN_NAME = 60  # characters
 KEPT_BYTES = 100_000_000  # of decoded pictures, so that another prompt need not decode them again
@@ -101,6 +102,7 @@ class FolderSource(Source):
         words, flaws = _meant(key)
         order = np.random.default_rng(seed).permutation(self._list.captions.selected(words)).tolist()
         total = count if flaws else min(count, len(order))
+        report = _paced(progress)
         drawn: list[Tensor] = []
         clear: list[Tensor] = []
         with self._files.reading() as read:
@@ -114,7 +116,7 @@ class FolderSource(Source):
                 else:
                     break
                 drawn.append(_spoilt(square, flaws, np.random.default_rng((seed, len(drawn)))) if flaws else square)
-                progress(len(drawn), total)
+                report(len(drawn), total)
         if not drawn:
             raise ValueError(f"{self._given}: no picture that the text selects can be read; {self.note}")
         return torch.stack(drawn)
@@ -143,6 +145,20 @@ class FolderSource(Source):
                 self._kept_bytes += square.nbytes
             while self._kept_bytes > KEPT_BYTES:
                 self._kept_bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+
+def _paced(progress: Drawn) -> Drawn:
+    """Return a callback that passes on the first report and the last, and one every `REPORT_EVERY` seconds."""
+    due = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due or done == total:
+            due = now + REPORT_EVERY
+            progress(done, total)
+
+    return report
 
 
 def _meant(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -186,6 +202,7 @@ def listing(files: Files, given: str, progress: Drawn = unheard) -> Listing:
 
     `progress` receives the number of files read so far, and of all files.
     """
+    report = _paced(progress)
     names: list[str] = []
     captions: list[set[str]] = []
     skipped = dict(files.skipped)
@@ -198,8 +215,7 @@ def listing(files: Files, given: str, progress: Drawn = unheard) -> Listing:
                 captions.append(_caption(read, name, texts, skipped))
             elif reason:
                 skipped[name] = reason
-            if done % REPORT_EVERY == 0 or done == len(files.names):
-                progress(done, len(files.names))
+            report(done, len(files.names))
     if not names:
         why = f". Skipped: {_reasons(skipped)}" if skipped else ""
         raise ValueError(f"{given} contains no pictures: {WANTED}{why}")
