@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 
 from sdlab.toybox.filters import FILTERS
-from sdlab.toybox.pictures import draw_ground, filtered, some_of
+from sdlab.toybox.pictures import draw_ground, draw_some, filtered
 
 
 def flawed(
@@ -27,7 +27,7 @@ def flawed(
         raise ValueError(f"descriptors {', '.join(descriptors) or 'missing'}: give some of {', '.join(FILTERS)}")
     x = rgb + (1 - coverage)[..., None] * ground(len(rgb), rng)
     # in the data's order, so that the order in a prompt does not matter
-    x = filtered(x, some_of(rng, [word for word in FILTERS if word in descriptors]), rng)
+    x = filtered(x, draw_some(rng, tuple(word for word in FILTERS if word in descriptors)), rng)
     return x, np.ones_like(coverage)
 
 
