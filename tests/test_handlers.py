@@ -3,13 +3,16 @@ or in two tabs at once."""
 
 import functools
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from PIL import Image
 from waiting import until
 
 from sdlab.live.manager import Manager, Seat
@@ -333,8 +336,10 @@ def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(br
 
 def test_a_file_for_another_kind_of_scene_or_a_session_that_ended_is_refused(browser: Browser, page: Page):
     ready(browser)
-    with pytest.raises(ValueError, match=r"this run does not start from a file of this kind: it has no scene\.picture"):
-        bring(browser, "scene.picture", "x.png", b"")
+    said = "this run does not use a file of this kind: {0}.{1} takes one if {0}.kind is {2!r}, and it is {3!r}"
+    for group, name, needed, own in (("scene", "picture", "image", "splats"), ("prior", "path", "gallery", "mixture")):
+        with pytest.raises(ValueError, match=said.format(group, name, needed, own)):
+            bring(browser, f"{group}.{name}", "x.png", b"")
     branched(browser, 2)
     bringing = page.bringing(browser.token)
     assert bringing is not None
@@ -357,6 +362,54 @@ def test_visitors_bring_files_where_the_path_is_locked(manager: Manager):
     assert browser.desk.focus.settings.knob("scene.file").value == ""
     bring(browser, "scene.file", "line.ply", LINE)
     until(lambda: gaussians(browser) == 3)
+
+
+def pets() -> bytes:
+    """A ZIP with three pictures: two of a cat, one of a dog."""
+    file, picture = BytesIO(), BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(picture, "PNG")
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("cat/1.png", "cat/2.png", "dog/3.png"):
+            archive.writestr(name, picture.getvalue())
+    return file.getvalue()
+
+
+def of_gallery() -> Settings:
+    """A run on the gallery prior, whose images are small."""
+    small = [("prior.size", 16), ("prior.images", 4), ("prior.null_images", 4), ("prompt.text", "a cat")]
+    return default_settings("gallery").patch_all([("scene.n_init", 20), *small])
+
+
+@pytest.mark.parametrize("locked", [(), ("prior.path", "scene.file")])
+def test_a_gallery_is_brought(manager: Manager, locked: tuple[str, ...]):
+    page = Page(manager, Views(), Visitors(of_gallery(), locked), "gallery")
+    browser = Browser(page, "page")
+    ready(browser)
+    lane = browser.desk.focus
+    bring(browser, "prior.path", "pets.zip", pets())
+    until(lambda: lane.settings.knob("prior.source").value == "folder")
+    kept = Path(lane.settings.knob("prior.path").value)
+    assert kept.is_file()
+    assert str(kept) in lane.files(), "it is not deleted while it is used"
+    until(lambda: lane.seat.session.status.phase == "ready")
+    assert lane.seat.session.prior.name == "gallery of folder 1-pets.zip"
+    lane.send(Advance(2))
+    until(lambda: lane.step == 2)
+    assert lane.seat.session.prior.source.available("cat") == 2
+    with pytest.raises(ValueError, match=r"^'x\.zip' is a damaged ZIP file"):
+        bring(browser, "prior.path", "x.zip", pets()[:-30])
+    assert lane.settings.knob("prior.path").value == str(kept), "the run goes on"
+    bring(browser, "prior.path", "other.zip", pets())
+    until(lambda: lane.settings.knob("prior.path").value.endswith("2-other.zip"))
+
+
+def test_saved_settings_of_a_gallery_come_back_without_its_file(manager: Manager):
+    visitors = Visitors(of_gallery(), ("prior.path", "scene.file"))
+    saved = to_toml(of_gallery().patch_all([("prior.source", "folder"), ("prior.path", "/etc"), ("seed", 7)]))
+    found = visitors.read(saved, "own.toml")
+    assert (found.seed, found.knob("prior.source").value, found.knob("prior.path").value) == (7, "toybox", "")
+    with pytest.raises(ValueError, match="it is for another prior"):
+        Visitors(preset("toybox"), ("prior.path",)).read('[prior]\nkind = "diffusers"\npath = "/etc"', "own.toml")
 
 
 def bring(browser: Browser, knob: str, name: str, raw: bytes) -> None:

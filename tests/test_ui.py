@@ -116,6 +116,15 @@ def test_every_knob_of_every_member_gets_a_control():
     assert set(form.all("for")) <= set(ids)
 
 
+def test_a_file_is_uploaded_for_the_gallery_and_not_for_a_model():
+    sections = form_html(settings(), ["mixture"]).split('<section data-owner="')
+    with_upload = {text.partition('"')[0] for text in sections if 'class="upload"' in text}
+    assert with_upload == {"prior/gallery", "scene/image", "scene/splats"}
+    locked = {k.path: control(k, "prior/gallery", True) for k in knobs_of(priors()["gallery"](), "prior")}
+    assert "Fixed on this server; you can upload a file." in locked["prior.path"]
+    assert "you can upload" not in control(knobs_of(priors()["diffusers"](), "prior")[0], "prior/diffusers", True)
+
+
 def test_a_control_fits_its_knob():
     c = controls(Odd())
     tags = {path: {t for t, _ in p.tags} for path, p in c.items()}
@@ -176,6 +185,8 @@ def test_the_form_shows_what_is_in_force():
         ("optim.lr_means", "Means"),
         ("schedule.t_min", "t min"),
         ("steps", "Steps"),
+        ("prompt.source", "Source prompt"),
+        ("prior.source", "Images from"),
     ],
 )
 def test_labels(path: str, label: str):

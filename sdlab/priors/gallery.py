@@ -84,9 +84,9 @@ class GalleryPrior(PriorConfig):
     def load(self, device: torch.device, progress: Progress = silent) -> GalleryScores:
         """Open the source; images are drawn when texts are prepared. ValueError for a path without usable images."""
         progress(f"gallery prior: opening the {self.source}")
-        return GalleryScores(self, self._source(), device)
+        return GalleryScores(self, self._source(progress), device)
 
-    def _source(self) -> Source:
+    def _source(self, progress: Progress) -> Source:
         if self.source == "toybox":
             from sdlab.priors.sources.toybox import ToyboxSource
 
@@ -97,7 +97,11 @@ class GalleryPrior(PriorConfig):
         if self.source == "folder":
             from sdlab.priors.sources.folder import FolderSource
 
-            return FolderSource(self.path, "prior.path")
+            return FolderSource(
+                self.path,
+                "prior.path",
+                lambda done, total: progress(f"gallery prior: {done:,} of {total:,} files read"),
+            )
         from sdlab.priors.sources.mesh import MeshSource
 
         return MeshSource(self.path, "prior.path")

@@ -50,15 +50,21 @@ class Visitors:
     def allows(self, wanted: Settings) -> bool:
         """Return whether a visitor may run these settings; another prior would bypass the lock on the prior's path."""
         theirs = wanted.knobs()
-        return all(theirs[path].value == value for path, value in self._fixed(wanted) if path.startswith("prior."))
+        return all(
+            theirs[path].value == value
+            for path, value in self._fixed(wanted)
+            if path.startswith("prior.") and not _is_upload(path, wanted)  # `fit` drops files
+        )
 
     def fit(self, wanted: Settings) -> Settings:
-        """Return `wanted` with all locked knobs as on this server; without its file a run starts in the default way."""
+        """Return `wanted` with all locked knobs as on this server; a run that loses its file does without one."""
         changes, knobs = self._fixed(wanted), wanted.knobs()
-        lost = [path for path, value in changes if path in UPLOADS and knobs[path].value != value]
-        if any(knobs["scene.start"].value == UPLOADS[path].start for path in lost):
-            default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
-            changes.append(("scene.start", default.knob("scene.start").value))
+        default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
+        for path, value in list(changes):
+            if _is_upload(path, wanted) and knobs[path].value != value:
+                switch = UPLOADS[path].switch
+                if knobs[switch].value in UPLOADS[path].uses:
+                    changes.append((switch, default.knob(switch).value))
         return wanted.patch_all(changes)
 
     def read(self, text: str, name: str) -> Settings:
@@ -84,3 +90,7 @@ class Visitors:
             value = source.knob(path).value
             fixed.append((path, DEFAULTS.get(path, value) if source is default else value))
         return fixed
+
+
+def _is_upload(path: str, settings: Settings) -> bool:
+    return path in UPLOADS and UPLOADS[path].fits(settings)
