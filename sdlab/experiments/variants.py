@@ -102,6 +102,7 @@ class TracedRun(NamedTuple):
     evaluations: int  # network evaluations per view in the last step
     skipped: int  # steps with a non-finite gradient
     draws: list[Draw]
+    aux: Any  # the auxiliary of the loss at the end, None without one
 
 
 def run_case(runner: Runner, case: Case, planned: int | None) -> TracedRun | None:
@@ -136,7 +137,7 @@ def run_case(runner: Runner, case: Case, planned: int | None) -> TracedRun | Non
     except Exception as e:
         note = f"failed at step {state.step}: {type(e).__name__}: {e}"
     outcome = Outcome(case, state.scene, state.step, time.perf_counter() - started, note)
-    return TracedRun(outcome, warmed, evaluations, state.skipped, draws)
+    return TracedRun(outcome, warmed, evaluations, state.skipped, draws, state.aux.get(s.loss.aux_name()))
 
 
 def _ended_early(state: State, s: Settings, seconds: float, planned: int | None) -> str:
