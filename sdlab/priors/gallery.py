@@ -64,6 +64,12 @@ class GalleryPrior(PriorConfig):
         choices=SOURCES,
     )
     path: str = knob("", hi=500, help="the folder of pictures (or a ZIP), or the mesh file", apply="rebuild")
+    one_object: bool = knob(
+        False,
+        help="toybox: the images of a text show one object from a circle of cameras, instead of a new one each",
+        apply="rebuild",
+    )
+    front_share: float = knob(0.6, 0.0, 1.0, "share of one object's images that show its front", apply="rebuild")
     size: int = knob(64, 16, 256, "side of the images in pixels, a multiple of 16", apply="rebuild")
     images: int = knob(1024, 1, 16384, "images per text; about 21 kB each at 64 pixels", apply="rebuild")
     null_images: int = knob(4096, 1, 65536, "images of the empty text, which shows everything", apply="rebuild")
@@ -89,7 +95,7 @@ class GalleryPrior(PriorConfig):
         if self.source == "toybox":
             from sdlab.priors.sources.toybox import ToyboxSource
 
-            return ToyboxSource()
+            return ToyboxSource(self.front_share if self.one_object else None)
         if not self.path.strip():
             what = "a folder of pictures or a ZIP" if self.source == "folder" else "a GLB, OBJ, STL or PLY file"
             raise ValueError(f"prior.path is empty: prior.source = {self.source} needs {what}")
@@ -122,7 +128,7 @@ class GalleryScores:
         self.torch_threads = 1
         self.prediction_type = "epsilon"
         self.n_parameters = 0
-        self._background = Background(config.background, config.background_std)
+        self.background = Background(config.background, config.background_std)
         squared = alphas_cumprod((BASE_SIZE / config.size) ** 2 if config.shift else 1.0)
         self._alpha = squared.sqrt().float().to(device)
         self._sigma = (1 - squared).sqrt().float().to(device)
@@ -191,7 +197,7 @@ class GalleryScores:
             count if available is None else min(count, available),
             c.size,
             c.seed,
-            self._background,
+            self.background,
             str(self.device),
         )
 
