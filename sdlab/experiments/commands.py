@@ -41,6 +41,7 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_six(commands)
     _add_cutoffs(commands)
     _add_janus_losses(commands)
+    _add_esd(commands)
 
 
 def add_distilling(commands: argparse._SubParsersAction) -> None:
@@ -204,6 +205,48 @@ def _janus_losses(args: argparse.Namespace) -> int:
     names = parse_objects(args.objects, "--objects", front=True)
     entries = janus.entries(variants, names, args.seeds)
     return _measured(args, runner, lambda: janus.run_janus_losses(runner, entries, args.out, args.steps))
+
+
+def _add_esd(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("esd", help="fronts and variety of the views over ESD's lambda, with exact scores")
+    add_out(p, "esd")
+    p.add_argument(
+        "--objects",
+        default="bear,cat,rabbit,robot,car,owl",
+        metavar="NAMES",
+        help="objects that have a front (default %(default)s)",
+    )
+    p.add_argument(
+        "--lambdas", default="", metavar="LIST", help="values of lambda, 0 is VSD (default: 0,0.5,0.6,0.7,0.8,0.9,1)"
+    )
+    p.add_argument(
+        "--seeds",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="number of seeds, counted up from --seed (default %(default)s)",
+    )
+    p.add_argument("--preset", default="gallery-esd-views", help="preset of every run (default %(default)s)")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--steps", type=positive, help="steps per run (default: from the preset)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    add_device(p)
+    p.set_defaults(call=_esd)
+
+
+def _esd(args: argparse.Namespace) -> int:
+    from sdlab.experiments import esd_views
+    from sdlab.experiments.objects import Runner, parse_objects
+
+    refuse_reserved(args.set, ("active", "prompt.text", "losses.esd.lam"))
+    s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
+    names = parse_objects(args.objects, "--objects", front=True)
+    lambdas = esd_views.parse_lambdas(args.lambdas, "--lambdas")
+    runs = esd_views.entries(s, names, lambdas, args.seeds)
+    runner = Runner(s, choose_device(args.device), float("inf"))
+    return _measured(args, runner, lambda: esd_views.run(runner, runs, args.out))
 
 
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
