@@ -85,6 +85,8 @@ class GalleryPrior(PriorConfig):
     def __post_init__(self) -> None:
         if self.size % SIZE_STEP:
             raise ValueError(f"prior.size = {self.size}: must be a multiple of {SIZE_STEP}")
+        if self.one_object and self.source != "toybox":
+            raise ValueError(f"prior.one_object = true with prior.source = {self.source}: only the toybox has it")
 
     def load(self, device: torch.device, progress: Progress = silent) -> GalleryScores:
         """Open the source; images are drawn when texts are prepared. ValueError for a path without usable images."""
