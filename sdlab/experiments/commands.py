@@ -212,12 +212,12 @@ def _add_esd(commands: argparse._SubParsersAction) -> None:
     add_out(p, "esd")
     p.add_argument(
         "--objects",
-        default="bear,cat,rabbit,robot,car,owl",
+        default="bear,cat,rabbit,robot,frog,owl",
         metavar="NAMES",
         help="objects that have a front (default %(default)s)",
     )
     p.add_argument(
-        "--lambdas", default="", metavar="LIST", help="values of lambda, 0 is VSD (default: 0,0.5,0.6,0.7,0.8,0.9,1)"
+        "--lambdas", default="", metavar="LIST", help="values of lambda, 0 is VSD (default: 0,0.5,0.7,0.85,1)"
     )
     p.add_argument(
         "--seeds",

@@ -8,7 +8,7 @@ A render x belongs to the prior's images X_i in proportion to exp(-|x - X_i|^2 /
 That gives, for the views around the object,
 
     fronts   the expected number of views that show an image from within the band of "front view"
-    IV       variety: entropy in nats of the mean over all views, in SECTORS sectors of azimuth; at most ln SECTORS
+    IV       variety: entropy in nats of the mean over all views, by azimuth of the image; at most ln 12
     IQ       mean entropy of single views: how undecided they are
 
 as in section 5 of the ESD paper (Wang et al. 2024), whose classifier is replaced by the prior's own posterior.
@@ -54,8 +54,7 @@ from sdlab.settings import Settings
 from sdlab.toybox.pictures import HALF_BAND
 
 PRESET = "gallery-esd-views"
-LAMBDAS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SECTORS = 12
+LAMBDAS = (0.0, 0.5, 0.7, 0.85, 1.0)
 SHARP = 0.1  # smallest standard deviation of the posterior, for a prior without spread
 MEASURES = ("fronts", "iv", "iq")
 
@@ -195,13 +194,12 @@ def read(views: Float[Tensor, "N C P"], x: Float[Tensor, "I C P"], azimuths: Ten
     squares = torch.cdist(views.flatten(1), x.flatten(1)).square()
     posterior = torch.softmax(-squares / (2 * std**2), 1)
     per_view = posterior[:, azimuths.abs() <= HALF_BAND].sum(1)
-    width = 360 / SECTORS
-    sector = ((azimuths + width / 2) % 360 // width).long()
-    of_sectors = torch.zeros(len(views), SECTORS, dtype=posterior.dtype).index_add_(1, sector, posterior)
+    sides, side = torch.unique(azimuths, return_inverse=True)
+    of_sides = torch.zeros(len(views), len(sides), dtype=posterior.dtype).index_add_(1, side, posterior)
     return Reading(
         round(float(per_view.sum()), 2),
-        round(float(_entropy(of_sectors.mean(0))), 3),
-        round(float(_entropy(of_sectors).mean()), 3),
+        round(float(_entropy(of_sides.mean(0))), 3),
+        round(float(_entropy(of_sides).mean()), 3),
         [round(p, 3) for p in per_view.tolist()],
     )
 
@@ -250,10 +248,8 @@ def _summary(rows: Sequence[dict[str, Any]], runner: Runner, planned: int, secon
 
 
 def prior_variety(front_share: float, images: int) -> float:
-    """Return the entropy in nats of the prior's own images over the sectors of azimuth."""
-    azimuths = torch.tensor(circle(images, front_share))
-    width = 360 / SECTORS
-    counts = torch.bincount(((azimuths + width / 2) % 360 // width).long(), minlength=SECTORS).double()
+    """Return the entropy in nats of the azimuths of the prior's own images."""
+    counts = torch.unique(torch.tensor(circle(images, front_share)), return_counts=True)[1].double()
     return float(_entropy(counts / counts.sum()))
 
 

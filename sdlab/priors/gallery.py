@@ -66,7 +66,7 @@ class GalleryPrior(PriorConfig):
     path: str = knob("", hi=500, help="the folder of pictures (or a ZIP), or the mesh file", apply="rebuild")
     one_object: bool = knob(
         False,
-        help="toybox: the images of a text show one object from a circle of cameras, instead of a new one each",
+        help="toybox: the images of a text show one object from twelve sides, instead of a new one each",
         apply="rebuild",
     )
     front_share: float = knob(0.6, 0.0, 1.0, "share of one object's images that show its front", apply="rebuild")

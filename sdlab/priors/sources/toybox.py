@@ -8,7 +8,7 @@ The empty text stands for all images without flaws that are not paintings. Flawe
 backgrounds, and in the empty text's gallery they pull the background of every render towards them, as a visible haze.
 
 With `front_share`, a text instead stands for the views of one object: the same shape, colour and light in all images,
-from cameras on a circle, denser at the front.
+from twelve cameras around it. Cameras that see its front have more images than the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ VERSION = 1  # raise it when images of the same key change
 FIRST, PER_SEED = 100_000_000, 1_000_000
 MOST_FLAWS = 3  # descriptors on one image, as in the data
 FLAW_WEIGHTS = (0.6, 0.28, 0.12)
-CIRCLE_ELEVATION = 15.0  # of the cameras around one object, in degrees; that of a turntable
+CIRCLE = 12  # cameras around one object
+CIRCLE_ELEVATION = 15.0  # of these cameras, in degrees; that of a turntable
 CIRCLE_LAMP = math.radians(30.0)  # azimuth of the light on one object
 TAN_HALF_FOV = math.tan(math.radians(pictures.FOV_DEGREES / 2))
 
@@ -147,14 +148,15 @@ def shot_of(said: Reading, index: int) -> Shot:
 
 
 def circle(count: int, front_share: float) -> list[float]:
-    """Return the azimuths in degrees, from the front's left end, of `count` cameras around one object.
+    """Return the azimuths in degrees of `count` images of one object, from CIRCLE cameras evenly around it.
 
-    The share of them within the band of "front view" is `front_share`, rounded; both parts are evenly spaced.
+    The share of images within the band of "front view" is `front_share`, rounded, so cameras there have more images.
     """
-    fronts, band = round(front_share * count), 2 * pictures.HALF_BAND
-    others, rest = count - fronts, 360 - band
-    azimuths = [-pictures.HALF_BAND + band * (i + 0.5) / fronts for i in range(fronts)]
-    return azimuths + [(pictures.HALF_BAND + rest * (i + 0.5) / others + 180) % 360 - 180 for i in range(others)]
+    azimuths = [(360 / CIRCLE * i + 180) % 360 - 180 for i in range(CIRCLE)]
+    fronts = [azimuth for azimuth in azimuths if abs(azimuth) <= pictures.HALF_BAND]
+    others = [azimuth for azimuth in azimuths if abs(azimuth) > pictures.HALF_BAND]
+    shown = round(front_share * count)
+    return [fronts[i % len(fronts)] for i in range(shown)] + [others[i % len(others)] for i in range(count - shown)]
 
 
 def from_circle(shot: Shot, azimuth: float) -> Shot:
