@@ -411,6 +411,8 @@ class Session:
             case Goto(number):
                 self._go_to(number)
             case Compare():
+                self._builder.read_for_all_losses(self._run)
+                self._settle()
                 self._watching.compare(self._run)
             case Stop():
                 self._stopped = True

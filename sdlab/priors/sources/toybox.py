@@ -80,7 +80,7 @@ class ToyboxSource(Source):
             parts.append("no word of this text selects images, so it stands for all of them")
         if parts and not said.object:
             parts.append(f"the toybox has {', '.join(words.OBJECTS)}")
-        return ". ".join(parts)
+        return "; ".join(parts)
 
     def draw(
         self, key: str, count: int, size: int, seed: int, progress: Drawn = unheard
