@@ -252,7 +252,8 @@ def _esd(args: argparse.Namespace) -> int:
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
     """Add the options that `bench six`, `bench cutoffs` and `bench janus-losses` share."""
     add_out(p, what)
-    p.add_argument("--preset", help="preset of every run (default: toybox-<loss> if it exists, otherwise toybox)")
+    p.add_argument("--preset", help="preset of every run (default: FAMILY-<loss> if it exists, otherwise FAMILY)")
+    p.add_argument("--family", help="presets to choose from by loss, such as gallery (default toybox)")
     p.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
     )
@@ -276,12 +277,15 @@ def comparison(
 
     refuse_reserved(args.set, reserved)
     named = {"steps": args.steps, "seed": args.seed, "prompt__text": text}
-    base = settings_for(args.preset or PRESET, args.set, **named)
+    if args.preset and args.family:
+        raise ValueError(f"--preset {args.preset} and --family {args.family}: give one of them")
+    family = args.family or PRESET
+    base = settings_for(args.preset or family, args.set, **named)
     named["prompt__text"] = base.prompt.text  # the preset tuned for a loss may have another prompt
     variants = {}
     for option, label in labels:
         loss, assignments = parse_variant(label, option)
-        preset = args.preset or preset_for(loss)
+        preset = args.preset or preset_for(loss, family)
         s = settings_for(preset, [*args.set, f"active={loss}", *assignments], **named)
         variants[label] = Variant(label, preset, s)
     seconds = args.seconds or (float("inf") if args.steps else args.default_seconds)

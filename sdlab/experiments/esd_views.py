@@ -198,8 +198,8 @@ def read(views: Float[Tensor, "N C P"], x: Float[Tensor, "I C P"], azimuths: Ten
     of_sides = torch.zeros(len(views), len(sides), dtype=posterior.dtype).index_add_(1, side, posterior)
     return Reading(
         round(float(per_view.sum()), 2),
-        round(float(_entropy(of_sides.mean(0))), 3),
-        round(float(_entropy(of_sides).mean()), 3),
+        abs(round(float(_entropy(of_sides.mean(0))), 3)),
+        abs(round(float(_entropy(of_sides).mean()), 3)),
         [round(p, 3) for p in per_view.tolist()],
     )
 
