@@ -46,7 +46,7 @@ from sdlab.experiments.objects import (
 )
 from sdlab.experiments.variants import TracedRun, run_case
 from sdlab.export.writers import render_turntable
-from sdlab.priors.closed_form import unpacked
+from sdlab.priors.closed_form import Background, unpacked
 from sdlab.priors.gallery import GalleryPrior, GalleryScores
 from sdlab.priors.sources.toybox import circle
 from sdlab.progress import print_above, run_bar
@@ -184,7 +184,7 @@ def shown(z: Float[Tensor, "N C S S"], prior: GalleryScores, text: str) -> Readi
     """Return what views z of an object show, by the posterior over the prior's images of `text`."""
     config, source = prior.config, prior.source
     rgba = source.draw(source.key(text), config.images, config.size, config.seed)
-    x, _ = unpacked(rgba, prior.background, torch.float64)
+    x, _ = unpacked(rgba, Background(config.background, config.background_std), torch.float64)
     azimuths = torch.tensor(circle(len(rgba), config.front_share))
     return read(z.flatten(2).double(), x, azimuths, max(config.spread, SHARP))
 

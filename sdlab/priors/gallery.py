@@ -130,7 +130,7 @@ class GalleryScores:
         self.torch_threads = 1
         self.prediction_type = "epsilon"
         self.n_parameters = 0
-        self.background = Background(config.background, config.background_std)
+        self._background = Background(config.background, config.background_std)
         squared = alphas_cumprod((BASE_SIZE / config.size) ** 2 if config.shift else 1.0)
         self._alpha = squared.sqrt().float().to(device)
         self._sigma = (1 - squared).sqrt().float().to(device)
@@ -199,7 +199,7 @@ class GalleryScores:
             count if available is None else min(count, available),
             c.size,
             c.seed,
-            self.background,
+            self._background,
             str(self.device),
         )
 
