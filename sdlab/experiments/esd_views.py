@@ -241,8 +241,8 @@ def _summary(rows: Sequence[dict[str, Any]], runner: Runner, planned: int, secon
         "planned": planned,
         "finished": len(rows),
         "table": [_line_of(rows, lam) for lam in lambdas],
-        "objects": {name: [_line_of(rows, lam, name) for lam in lambdas] for name in names},
-        "no_more_fronts_than_the_prior": [name for name, fronts in vsd.items() if not fronts > of_prior],
+        "objects": {name: [line for lam in lambdas if (line := _line_of(rows, lam, name))["runs"]] for name in names},
+        "no_more_fronts_than_the_prior": [n for n, fronts in vsd.items() if fronts is not None and fronts <= of_prior],
         "seconds": round(seconds, 1),
     }
 
@@ -267,15 +267,14 @@ def _line_of(rows: Sequence[dict[str, Any]], lam: float, name: str | None = None
 
 def _statistics(
     rows: Sequence[dict[str, Any]], lam: float, measure: str, name: str | None = None
-) -> tuple[float, float]:
+) -> tuple[float | None, float | None]:
     return _mean_and_error([r[measure] for r in rows if r["lambda"] == lam and name in (None, r["object"])])
 
 
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard error, NaN where there are too few values."""
-    mean = statistics.fmean(values) if values else math.nan
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return round(mean, 3), round(error, 3)
+def _mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return mean and standard error, None where there are too few values."""
+    mean = round(statistics.fmean(values), 3) if values else None
+    return mean, round(statistics.stdev(values) / math.sqrt(len(values)), 3) if len(values) > 1 else None
 
 
 def _print(summary: dict[str, Any]) -> None:
@@ -285,7 +284,7 @@ def _print(summary: dict[str, Any]) -> None:
     print(f"{'lambda':>6}{'runs':>6}{'fronts':>16}{'fewer than VSD':>18}{'IV':>16}{'IQ':>16}")
     for line in summary["table"]:
         cells = ("fronts", 16), ("less_than_vsd", 18), ("iv", 16), ("iq", 16)
-        text = "".join(f"{line[k]:.2f} +- {line[f'{k}_error']:.2f}".rjust(width) for k, width in cells)
+        text = "".join(_cell(line[k], line[f"{k}_error"]).rjust(width) for k, width in cells)
         print(f"{line['lambda']:6g}{line['runs']:6}{text}")
     for name, lines in summary["objects"].items():
         print(
@@ -299,6 +298,12 @@ def _print(summary: dict[str, Any]) -> None:
         )
 
 
+def _cell(mean: float | None, error: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.2f}" if error is None else f"{mean:.2f} +- {error:.2f}"
+
+
 def plot(summary: dict[str, Any], file: Path) -> None:
     """Plot fronts and variety over lambda with standard errors, and the prior's own as dashed lines."""
     from matplotlib.figure import Figure
@@ -308,9 +313,9 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     for axes, (measure, title) in zip(figure.subplots(1, 2), panels, strict=True):
         lambdas = [line["lambda"] for line in summary["table"]]
         for name, lines in summary["objects"].items():
-            axes.plot(lambdas, [line[measure] for line in lines], linewidth=0.8, alpha=0.5, label=name)
+            axes.plot(*([line[k] for line in lines] for k in ("lambda", measure)), linewidth=0.8, alpha=0.5, label=name)
         means = [line[measure] for line in summary["table"]]
-        errors = np.nan_to_num([line[f"{measure}_error"] for line in summary["table"]])
+        errors = [line[f"{measure}_error"] or 0.0 for line in summary["table"]]
         axes.errorbar(lambdas, means, errors, color="black", marker="o", capsize=3, label="mean")
         axes.axhline(summary[f"prior_{measure}"], color="gray", linestyle="--", label="prior's own images")
         axes.set(title=title, xlabel="lambda (0 is VSD)")
