@@ -261,17 +261,19 @@ def test_variety_is_the_entropy_of_the_views_read():
 # ---- the journal ------------------------------------------------------------------------------------------------
 
 
-def test_a_journal_keeps_whole_lines_only(tmp_path):
-    path = tmp_path / "runs.jsonl"
-    journal = Journal(path)
-    journal.add("a", {"fronts": 1})
+def test_a_journal_keeps_whole_lines_and_pictures(tmp_path):
+    journal = Journal(tmp_path)
+    picture = np.full((4, 8, 3), 7, np.uint8)
+    journal.add("a", {"fronts": 1}, picture)
     journal.add("b", {"fronts": 2})
-    with path.open("a") as file:
+    with journal.path.open("a") as file:
         file.write('{"key": "c", "result": {"fro')
-    again = Journal(path)
+    again = Journal(tmp_path)
     assert (len(again), again.get("a"), again.get("b"), again.get("c")) == (2, {"fronts": 1}, {"fronts": 2}, None)
+    np.testing.assert_array_equal(again.strip("a"), picture)
+    assert again.strip("b") is None
     again.add("c", {"fronts": 3})
-    assert Journal(path).get("c") == {"fronts": 3}
+    assert Journal(tmp_path).get("c") == {"fronts": 3}
 
 
 def test_a_key_differs_with_every_setting_that_matters_to_the_run():

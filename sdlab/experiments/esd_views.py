@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from sdlab.arguments import listed, real
@@ -114,28 +113,26 @@ def run(runner: Runner, entries: Sequence[Entry], out: Path) -> dict[str, Any]:
     bar under each front) to the folder `out`. Every run is written to runs.jsonl as it finishes, and a run that is
     found there is not repeated.
     """
-    journal, strips = Journal(out / "runs.jsonl"), out / "strips"
-    strips.mkdir(exist_ok=True)
+    journal = Journal(out)
 
     def key(entry: Entry) -> str:
         return key_of(entry.case.settings, "bench esd", entry.case.settings.steps)
 
-    def work(entry: Entry) -> tuple[Entry, dict[str, Any]] | None:
+    def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
         done = run_case(runner, entry.case, entry.case.settings.steps)
         if done is None:
             return None
         row = _row(runner, entry, done)
-        Image.fromarray(_strip(done, row)).save(strips / f"{key(entry)}.png")
-        return entry, row
+        return entry, row, _strip(done, row)
 
     started = time.perf_counter()
     todo = [entry for entry in entries if journal.get(key(entry)) is None]
     if len(todo) < len(entries):
-        print(f"{len(entries) - len(todo)} of {len(entries)} runs are in {out / 'runs.jsonl'}")
+        print(f"{len(entries) - len(todo)} of {len(entries)} runs are in {journal.path}")
     try:
         with run_bar(len(todo)) as bar:
-            for entry, row in runner.each(todo, work):
-                journal.add(key(entry), row)
+            for entry, row, strip in runner.each(todo, work):
+                journal.add(key(entry), row, strip)
                 bar.update()
                 print_above(f"{row['object']:10}lambda {entry.lam:<5g}seed {row['seed']}: {_read(row)}")
     finally:
@@ -145,10 +142,13 @@ def run(runner: Runner, entries: Sequence[Entry], out: Path) -> dict[str, Any]:
         if rows:
             write_json(out / "esd.json", runner, summary, rows)
             plot(summary, out / "esd.png")
-            first = [(e, row) for e, row in finished if row["seed"] == runner.settings.seed]
-            if first:
-                captions = [f"{row['object']}, lambda {e.lam:g}: {_read(row)}" for e, row in first]
-                pictures = [np.asarray(Image.open(strips / f"{key(e)}.png").convert("RGB")) for e, _ in first]
+            shown = [
+                (f"{row['object']}, lambda {entry.lam:g}: {_read(row)}", strip)
+                for entry, row in finished
+                if row["seed"] == runner.settings.seed and (strip := journal.strip(key(entry))) is not None
+            ]
+            if shown:
+                captions, pictures = zip(*shown, strict=True)
                 save_strips(pictures, captions, out / "esd-views.png")
     if rows:
         _print(summary)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from sdlab.auxiliary.score import TrainsScore
 from sdlab.cameras import turntable
@@ -89,14 +88,13 @@ def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planne
     """
     variants = list({entry.variant.label: entry.variant for entry in entries}.values())
     base, labels = baseline(variants), [variant.label for variant in variants]
-    journal, strips = Journal(out / "runs.jsonl"), out / "strips"
-    strips.mkdir(exist_ok=True)
+    journal = Journal(out)
     limit = planned or f"{runner.seconds:g} s"
 
     def key(entry: Entry) -> str:
         return key_of(entry.case.settings, entry.variant.label, limit, runner.prior.name)
 
-    def work(entry: Entry) -> tuple[Entry, dict[str, Any]] | None:
+    def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
         run = run_case(runner, entry.case, planned)
         if run is None:
             return None
@@ -104,22 +102,21 @@ def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planne
         stats = {"warm_up_seconds": round(run.warm_up_seconds, 2), "skipped": run.skipped, "iv": variety(row)}
         if entry.variant == base and isinstance(entry.variant.settings.loss, TrainsScore):
             stats["entropy_term"] = _term(runner, run)
-        Image.fromarray(front_strip(run.outcome, row)).save(strips / f"{key(entry)}.png")
-        return entry, {**describe(entry.variant, runner.settings), **row, **stats}
+        return entry, {**describe(entry.variant, runner.settings), **row, **stats}, front_strip(run.outcome, row)
 
     started = time.perf_counter()
     print(f"views of {JANUS_VIEWS} read as a front, without view words; one front has {true_fronts(runner.settings)}")
     todo = [entry for entry in entries if journal.get(key(entry)) is None]
     if len(todo) < len(entries):
-        print(f"{len(entries) - len(todo)} of {len(entries)} runs are in {out / 'runs.jsonl'}")
+        print(f"{len(entries) - len(todo)} of {len(entries)} runs are in {journal.path}")
     shares: dict[str, float] = {}
     try:
         for case in {entry.case.object: entry.case for entry in entries if entry.variant == base}.values():
             if not runner.stop.is_set():
                 shares[case.object] = _prior_share(runner, case, journal)
         with run_bar(len(todo)) as bar:
-            for entry, row in runner.each(todo, work):
-                journal.add(key(entry), row)
+            for entry, row, strip in runner.each(todo, work):
+                journal.add(key(entry), row, strip)
                 bar.update()
                 print_above(f"{row['object']:12}{entry.variant.label:16} seed {row['seed']}: {_read(row)}".rstrip())
     finally:
@@ -129,10 +126,13 @@ def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planne
         summary = _summary(rows, variants, shares, runner, len(entries), seconds)
         if rows:
             write_json(out / "janus-losses.json", runner, summary, rows)
-            first = [(e, row) for e, row in finished if row["seed"] == runner.settings.seed]
-            if first:
-                captions = [f"{row['object']}, {e.variant.title}: {_read(row)}" for e, row in first]
-                pictures = [np.asarray(Image.open(strips / f"{key(e)}.png").convert("RGB")) for e, _ in first]
+            shown = [
+                (f"{row['object']}, {entry.variant.title}: {_read(row)}", strip)
+                for entry, row in finished
+                if row["seed"] == runner.settings.seed and (strip := journal.strip(key(entry))) is not None
+            ]
+            if shown:
+                captions, pictures = zip(*shown, strict=True)
                 save_strips(pictures, captions, out / "janus-losses.png")
     if rows:
         _print(summary, labels)

@@ -1,4 +1,4 @@
-"""Results of a long experiment, one line of JSON each, so that an interrupted experiment continues where it ended."""
+"""Results of a long experiment by run, so that an interrupted experiment continues where it ended."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
 from sdlab.settings import Settings, default_settings
 
 
 class Journal:
-    """Results by key in a file of JSON lines; `add` writes at once.
+    """Results by key, one line of JSON each in runs.jsonl in the folder `out`, and an image of each in strips/.
 
     A line cut off by a crash or a full disk is dropped when the file is opened: its run is done again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, out: Path) -> None:
+        self.path = out / "runs.jsonl"
+        self._strips = out / "strips"
         self._found: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _complete(line)]
-            path.write_text("".join(whole), encoding="utf-8")
+        if self.path.exists():
+            whole = [
+                line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if _complete(line)
+            ]
+            self.path.write_text("".join(whole), encoding="utf-8")
             self._found = {entry["key"]: entry["result"] for entry in map(json.loads, whole)}
 
     def __len__(self) -> int:
@@ -31,10 +38,18 @@ class Journal:
         """Return the result of `key`, None if it has none yet."""
         return self._found.get(key)
 
-    def add(self, key: str, result: dict[str, Any]) -> None:
-        """Append a result and write it to the disk."""
+    def strip(self, key: str) -> UInt8[np.ndarray, "H W 3"] | None:
+        """Return the image of `key`, None if it has none."""
+        file = self._strips / f"{key}.png"
+        return np.asarray(Image.open(file).convert("RGB")) if file.exists() else None
+
+    def add(self, key: str, result: dict[str, Any], strip: UInt8[np.ndarray, "H W 3"] | None = None) -> None:
+        """Append a result and write it, and its image, to the disk."""
+        if strip is not None:
+            self._strips.mkdir(exist_ok=True)
+            Image.fromarray(strip).save(self._strips / f"{key}.png")
         self._found[key] = result
-        with self._path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "result": result}) + "\n")
 
 
