@@ -272,8 +272,11 @@ def test_a_journal_keeps_whole_lines_and_pictures(tmp_path):
     assert (len(again), again.get("a"), again.get("b"), again.get("c")) == (2, {"fronts": 1}, {"fronts": 2}, None)
     np.testing.assert_array_equal(again.strip("a"), picture)
     assert again.strip("b") is None
-    again.add("c", {"fronts": 3})
-    assert Journal(tmp_path).get("c") == {"fronts": 3}
+    again.add("c", {"note": "failed at step 3: out of memory"})
+    assert again.finished("a")
+    assert not Journal(tmp_path).finished("c"), "a failed run is done again"
+    again.add("c", {"note": "", "fronts": 3})
+    assert Journal(tmp_path).finished("c")
 
 
 def test_a_key_differs_with_every_setting_that_matters_to_the_run():

@@ -126,7 +126,7 @@ def run(runner: Runner, entries: Sequence[Entry], out: Path) -> dict[str, Any]:
         return entry, row, _strip(done, row)
 
     started = time.perf_counter()
-    todo = [entry for entry in entries if journal.get(key(entry)) is None]
+    todo = [entry for entry in entries if not journal.finished(key(entry))]
     if len(todo) < len(entries):
         print(f"{len(entries) - len(todo)} of {len(entries)} runs are in {journal.path}")
     try:

@@ -38,6 +38,10 @@ class Journal:
         """Return the result of `key`, None if it has none yet."""
         return self._found.get(key)
 
+    def finished(self, key: str) -> bool:
+        """Return whether `key` has a result other than that of a run that failed."""
+        return key in self._found and not self._found[key].get("note", "").startswith("failed")
+
     def strip(self, key: str) -> UInt8[np.ndarray, "H W 3"] | None:
         """Return the image of `key`, None if it has none."""
         file = self._strips / f"{key}.png"
