@@ -310,7 +310,8 @@ def plot(summary: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     panels = (("fronts", f"fronts of {JANUS_VIEWS} views"), ("iv", "variety of the views, IV, in nats"))
-    for axes, (measure, title) in zip(figure.subplots(1, 2), panels, strict=True):
+    charts = figure.subplots(1, len(panels))
+    for axes, (measure, title) in zip(charts, panels, strict=True):
         lambdas = [line["lambda"] for line in summary["table"]]
         for name, lines in summary["objects"].items():
             axes.plot(*([line[k] for line in lines] for k in ("lambda", measure)), linewidth=0.8, alpha=0.5, label=name)
@@ -319,5 +320,5 @@ def plot(summary: dict[str, Any], file: Path) -> None:
         axes.errorbar(lambdas, means, errors, color="black", marker="o", capsize=3, label="mean")
         axes.axhline(summary[f"prior_{measure}"], color="gray", linestyle="--", label="prior's own images")
         axes.set(title=title, xlabel="lambda (0 is VSD)")
-    axes.legend(fontsize=7)
+    figure.legend(*charts[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)
