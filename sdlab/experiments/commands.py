@@ -47,6 +47,7 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_janus_losses(commands)
     _add_gallery_losses(commands)
     _add_gallery_residuals(commands)
+    _add_esd(commands)
 
 
 def add_distilling(commands: argparse._SubParsersAction) -> None:
@@ -270,10 +271,53 @@ def _gallery_residuals(args: argparse.Namespace) -> int:
     return _measured(args, runner, lambda: bench.run_residuals(runner, losses, args.out))
 
 
+def _add_esd(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("esd", help="fronts and variety of the views over ESD's lambda, with exact scores")
+    add_out(p, "esd")
+    p.add_argument(
+        "--objects",
+        default="bear,cat,rabbit,robot,frog,owl",
+        metavar="NAMES",
+        help="objects that have a front (default %(default)s)",
+    )
+    p.add_argument(
+        "--lambdas", default="", metavar="LIST", help="values of lambda, 0 is VSD (default: 0,0.5,0.7,0.85,1)"
+    )
+    p.add_argument(
+        "--seeds",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="number of seeds, counted up from --seed (default %(default)s)",
+    )
+    p.add_argument("--preset", default="gallery-esd-views", help="preset of every run (default %(default)s)")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--steps", type=positive, help="steps per run (default: from the preset)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    add_device(p)
+    p.set_defaults(call=_esd)
+
+
+def _esd(args: argparse.Namespace) -> int:
+    from sdlab.experiments import esd_views
+    from sdlab.experiments.objects import Runner, parse_objects
+
+    refuse_reserved(args.set, ("active", "prompt.text", "losses.esd.lam"))
+    s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
+    names = parse_objects(args.objects, "--objects", front=True)
+    lambdas = esd_views.parse_lambdas(args.lambdas, "--lambdas")
+    runs = esd_views.entries(s, names, lambdas, args.seeds)
+    runner = Runner(s, choose_device(args.device), float("inf"))
+    return _measured(args, runner, lambda: esd_views.run(runner, runs, args.out))
+
+
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
     """Add the options that `bench six`, `bench cutoffs` and `bench janus-losses` share."""
     add_out(p, what)
-    p.add_argument("--preset", help="preset of every run (default: toybox-<loss> if it exists, otherwise toybox)")
+    p.add_argument("--preset", help="preset of every run (default: FAMILY-<loss> if it exists, otherwise FAMILY)")
+    p.add_argument("--family", help="presets to choose from by loss, such as gallery (default toybox)")
     p.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
     )
@@ -297,12 +341,15 @@ def comparison(
 
     refuse_reserved(args.set, reserved)
     named = {"steps": args.steps, "seed": args.seed, "prompt__text": text}
-    base = settings_for(args.preset or PRESET, args.set, **named)
+    if args.preset and args.family:
+        raise ValueError(f"--preset {args.preset} and --family {args.family}: give one of them")
+    family = args.family or PRESET
+    base = settings_for(args.preset or family, args.set, **named)
     named["prompt__text"] = base.prompt.text  # the preset tuned for a loss may have another prompt
     variants = {}
     for option, label in labels:
         loss, assignments = parse_variant(label, option)
-        preset = args.preset or preset_for(loss)
+        preset = args.preset or preset_for(loss, family)
         s = settings_for(preset, [*args.set, f"active={loss}", *assignments], **named)
         variants[label] = Variant(label, preset, s)
     seconds = args.seconds or (float("inf") if args.steps else args.default_seconds)

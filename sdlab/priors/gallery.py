@@ -65,6 +65,12 @@ class GalleryPrior(PriorConfig):
         choices=SOURCES,
     )
     path: str = knob("", hi=500, help="the folder of pictures (or a ZIP), or the mesh file", apply="rebuild")
+    one_object: bool = knob(
+        False,
+        help="toybox: the images of a text show one object from twelve sides, instead of a new one each",
+        apply="rebuild",
+    )
+    front_share: float = knob(0.6, 0.0, 1.0, "share of one object's images that show its front", apply="rebuild")
     size: int = knob(64, 16, 256, "side of the images in pixels, a multiple of 16", apply="rebuild")
     images: int = knob(1024, 1, 16384, "images per text; about 21 kB each at 64 pixels", apply="rebuild")
     null_images: int = knob(4096, 1, 65536, "images of the empty text, which shows everything", apply="rebuild")
@@ -80,6 +86,8 @@ class GalleryPrior(PriorConfig):
     def __post_init__(self) -> None:
         if self.size % SIZE_STEP:
             raise ValueError(f"prior.size = {self.size}: must be a multiple of {SIZE_STEP}")
+        if self.one_object and self.source != "toybox":
+            raise ValueError(f"prior.one_object = true with prior.source = {self.source}: only the toybox has it")
 
     def load(self, device: torch.device, progress: Progress = silent) -> GalleryScores:
         """Open the source; images are drawn when texts are prepared. ValueError for a path without usable images."""
@@ -90,7 +98,7 @@ class GalleryPrior(PriorConfig):
         if self.source == "toybox":
             from sdlab.priors.sources.toybox import ToyboxSource
 
-            return ToyboxSource()
+            return ToyboxSource(self.front_share if self.one_object else None)
         if not self.path.strip():
             what = "a folder of pictures or a ZIP" if self.source == "folder" else "a GLB, OBJ, STL or PLY file"
             raise ValueError(f"prior.path is empty: prior.source = {self.source} needs {what}")
