@@ -474,7 +474,7 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.frame(3)
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "another prior, or none yet"
-    monkeypatch.setattr("sdlab.ui.critic.is_competent", lambda session: True)
+    monkeypatch.setattr("sdlab.ui.critic.knows", lambda prior: True)
     driven.lane.ask_the_judge()
     assert 0 <= driven.lane.judged <= 1
     assert [step for step, _ in driven.lane.curves["judge"].points()] == [3]
@@ -486,6 +486,18 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.lane._judged_at -= 10.0
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "what it said was of another prompt"
+
+
+def test_the_judge_knows_the_toybox_as_a_network_and_as_a_gallery():
+    for kind, changes, known in (
+        ("diffusers", {}, True),
+        ("diffusers", {"path": "/models/toybox-of-mine"}, False),
+        ("gallery", {}, True),
+        ("gallery", {"source": "folder", "path": "toybox"}, False),
+        ("mixture", {}, False),
+    ):
+        prior = dataclasses.replace(default_settings(kind).prior, **changes)
+        assert critic.knows(prior) is known, prior
 
 
 def test_the_judge_reads_true_pictures_and_finds_nothing_else_in_them():
