@@ -1,6 +1,7 @@
 """The form generator, what a lane remembers, and the pieces of the page, without a browser."""
 
 import dataclasses
+import html
 import math
 import re
 import threading
@@ -566,6 +567,11 @@ def test_the_status_line():
     assert "VSD: its own network warms up, 3 of 100 steps; the scene waits" in waits
     assert "left" not in waits, "no steps are taken meanwhile"
     assert "steps/s" not in waits
+    drawing = "drawing 8 images of 'a cat': 40 %, 3 s left"
+    assert f"{drawing[1:]}; starts soon" in html.unescape(
+        status("loading", drawing, 0, 9, 0.0, Message("info", "starts soon"))
+    )
+    assert drawing not in html.unescape(status("loading", drawing, 0, 9, 0.0, Message("error", "no")))
     refused = status("paused", "paused at step 3", 3, 400, 0.0, Message("error", 'camera.views = "<b>"'))
     assert "camera.views = &quot;&lt;b&gt;&quot;" in refused
     assert "left" not in refused
