@@ -18,6 +18,7 @@ from waiting import until
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Patch, Reset
 from sdlab.settings import Settings, default_settings, preset, to_toml
+from sdlab.ui import visitors as visitors_module
 from sdlab.ui.answers import MAX_BODY, routes
 from sdlab.ui.desk import Desk
 from sdlab.ui.page import Page
@@ -453,14 +454,32 @@ def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
     assert (now.knob("scene.picture").value, now.scene.start) == ("", "noise")
 
 
-@pytest.mark.parametrize("own", ["toybox", "mixture", "playground", "toybox-2d"])
+@pytest.mark.parametrize("own", ["gallery", "toybox", "mixture", "playground", "toybox-2d"])
 def test_a_public_server_offers_every_preset_of_its_prior_and_those_without_one(own: str):
     """Whatever kind its own settings are of, and never a download."""
     visitors = Visitors(*public(preset(own)))
-    assert {"mixture", "playground", "toybox", "toybox-2d"} <= set(visitors.presets)
+    assert {"gallery", "janus", "mixture", "playground", "toybox", "toybox-2d"} <= set(visitors.presets)
     assert "dreammapping" not in visitors.presets, "it wants Stable Diffusion"
     asked = preset("toybox").patch_all([("scene.start", "shap-e")])
     assert visitors.fit(asked).knob("scene.shap_e").value == ""
+
+
+@pytest.mark.parametrize("own", ["gallery", "toybox"])
+def test_visitors_have_the_galleries_of_presets_and_no_others(own: str, monkeypatch: pytest.MonkeyPatch):
+    served = public(preset(own))
+    small = preset("gallery").patch_all([("prior.size", 16), ("prior.shift", False)])
+    shipped = {"gallery": preset("gallery"), "small": small, "theirs": small.patch("prior.path", "/etc")}
+    monkeypatch.setattr(visitors_module.catalogue, "preset_names", lambda: list(shipped))
+    monkeypatch.setattr(visitors_module.catalogue, "preset", shipped.__getitem__)
+    visitors = Visitors(*served)
+    assert visitors.presets == ["gallery", "small"]
+    assert visitors.fit(small).prior == small.prior
+    for path, value in (("prior.size", 256), ("prior.images", 16384), ("prior.seed", 3), ("prior.path", "/etc")):
+        asked = small.patch(path, value)
+        assert visitors.fit(asked).knob(path).value == shipped["gallery"].knob(path).value
+        if path != "prior.path":
+            with pytest.raises(ValueError, match="it is for another prior"):
+                visitors.read(to_toml(asked), "own.toml")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The form generator, what a lane remembers, and the pieces of the page, without a browser."""
 
 import dataclasses
+import html
 import math
 import re
 import threading
@@ -485,7 +486,7 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.frame(3)
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "another prior, or none yet"
-    monkeypatch.setattr("sdlab.ui.critic.is_competent", lambda session: True)
+    monkeypatch.setattr("sdlab.ui.critic.knows", lambda prior: True)
     driven.lane.ask_the_judge()
     assert 0 <= driven.lane.judged <= 1
     assert [step for step, _ in driven.lane.curves["judge"].points()] == [3]
@@ -497,6 +498,18 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.lane._judged_at -= 10.0
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "what it said was of another prompt"
+
+
+def test_the_judge_knows_the_toybox_as_a_network_and_as_a_gallery():
+    for kind, changes, known in (
+        ("diffusers", {}, True),
+        ("diffusers", {"path": "/models/toybox-of-mine"}, False),
+        ("gallery", {}, True),
+        ("gallery", {"source": "folder", "path": "toybox"}, False),
+        ("mixture", {}, False),
+    ):
+        prior = dataclasses.replace(default_settings(kind).prior, **changes)
+        assert critic.knows(prior) is known, prior
 
 
 def test_the_judge_reads_true_pictures_and_finds_nothing_else_in_them():
@@ -565,6 +578,11 @@ def test_the_status_line():
     assert "VSD: its own network warms up, 3 of 100 steps; the scene waits" in waits
     assert "left" not in waits, "no steps are taken meanwhile"
     assert "steps/s" not in waits
+    drawing = "drawing 8 images of 'a cat': 40 %, 3 s left"
+    assert f"{drawing[1:]}; starts soon" in html.unescape(
+        status("loading", drawing, 0, 9, 0.0, Message("info", "starts soon"))
+    )
+    assert drawing not in html.unescape(status("loading", drawing, 0, 9, 0.0, Message("error", "no")))
     refused = status("paused", "paused at step 3", 3, 400, 0.0, Message("error", 'camera.views = "<b>"'))
     assert "camera.views = &quot;&lt;b&gt;&quot;" in refused
     assert "left" not in refused

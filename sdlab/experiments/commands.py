@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdlab.arguments import add_device, add_out, claim, listed, positive
 from sdlab.headless import interruptible
-from sdlab.options import choose_device, refuse_reserved, settings_for
+from sdlab.options import DEFAULT_PRESET, choose_device, refuse_reserved, settings_for
 
 if TYPE_CHECKING:
     from sdlab.experiments.objects import Runner
@@ -403,7 +403,9 @@ def _janus(args: argparse.Namespace) -> int:
 def _add_distilling(p: argparse.ArgumentParser, what: str) -> None:
     """Add the options that `toybox objects` and `toybox janus` share."""
     add_out(p, what)
-    p.add_argument("--preset", default="toybox", help="preset name or path of a settings.toml (default %(default)s)")
+    p.add_argument(
+        "--preset", default=DEFAULT_PRESET, help="preset name or path of a settings.toml (default %(default)s)"
+    )
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
     p.add_argument("--steps", type=positive, help="steps per run (default: from the preset)")
     p.add_argument("--seconds", type=positive, default=60, help="time limit per run, in seconds (default %(default)s)")

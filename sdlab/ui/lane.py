@@ -188,7 +188,7 @@ class Lane:
         now = time.monotonic()
         if frame is None or frame.step == self._judged_step or now < self._judged_at + JUDGED_EVERY:
             return
-        if not critic.is_competent(self.seat.session):
+        if not critic.knows(self.seat.session.effective.prior):
             return
         self._judged_step, self._judged_at = frame.step, now
         chance = critic.chance(frame.preview, self.settings.prompt.text)

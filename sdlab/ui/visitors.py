@@ -9,14 +9,16 @@ from collections.abc import Collection
 from typing import Any
 
 from sdlab import settings as catalogue
+from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui.uploads import UPLOADS
 
 # Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
-# of the scene.
-PRIOR = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
-LOCKED = (*(f"prior.{name}" for name in PRIOR), "scene.picture", "scene.file", "scene.shap_e")
+# of the scene. Galleries of visitors' own sizes or seeds would fill the memory and be drawn again for each of them.
+NETWORK = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
+GALLERY = ("size", "images", "null_images", "candidates", "spread", "background", "background_std", "shift", "seed")
+LOCKED = (*(f"prior.{name}" for name in (*NETWORK, *GALLERY)), "scene.picture", "scene.file", "scene.shap_e")
 # locked knobs that the server's own settings, being of another kind, do not have: visitors trigger no download
 DEFAULTS = {"scene.shap_e": ""}
 
@@ -45,6 +47,9 @@ class Visitors:
     def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
         self.settings = settings
         self.locked = frozenset(locked)
+        # priors of presets that read no files and load nothing
+        shipped = (catalogue.preset(name).prior for name in catalogue.preset_names())
+        self._harmless = {prior for prior in shipped if isinstance(prior, GalleryPrior) and not prior.path}
         self.presets = [name for name in catalogue.preset_names() if self.allows(catalogue.preset(name))]
 
     def allows(self, wanted: Settings) -> bool:
@@ -78,7 +83,7 @@ class Visitors:
 
     def _fixed(self, wanted: Settings) -> list[tuple[str, Any]]:
         """Return the locked knobs that `wanted` has, with their values: those of the server's own settings, or the
-        defaults where its scene or prior is of another kind."""
+        defaults where its scene or prior is of another kind. A harmless prior stays as it is."""
         default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
         sources = {
             group: self.settings if getattr(self.settings, group).kind == getattr(wanted, group).kind else default
@@ -86,6 +91,8 @@ class Visitors:
         }
         fixed = []
         for path in self.locked.intersection(wanted.knobs()):
+            if path.startswith("prior.") and wanted.prior in self._harmless:
+                continue
             source = sources.get(path.partition(".")[0], self.settings)
             value = source.knob(path).value
             fixed.append((path, DEFAULTS.get(path, value) if source is default else value))
