@@ -41,6 +41,8 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_six(commands)
     _add_cutoffs(commands)
     _add_janus_losses(commands)
+    _add_gallery_losses(commands)
+    _add_gallery_residuals(commands)
 
 
 def add_distilling(commands: argparse._SubParsersAction) -> None:
@@ -204,6 +206,59 @@ def _janus_losses(args: argparse.Namespace) -> int:
     names = parse_objects(args.objects, "--objects", front=True)
     entries = janus.entries(variants, names, args.seeds)
     return _measured(args, runner, lambda: janus.run_janus_losses(runner, entries, args.out, args.steps))
+
+
+def _add_gallery_losses(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("gallery-losses", help="distil three objects with every loss on exact scores of images")
+    p.add_argument("--losses", default="", metavar="NAMES", help="only these losses (default: all)")
+    p.add_argument("--objects", default="bear,car,robot", metavar="NAMES", help="objects to make (default %(default)s)")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--steps", type=positive, help="steps per run (default: from each preset)")
+    p.add_argument("--seconds", type=positive, default=300, help="time limit per run, in seconds (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    add_out(p, "gallery-losses")
+    add_device(p)
+    p.set_defaults(call=_gallery_losses)
+
+
+def _gallery_losses(args: argparse.Namespace) -> int:
+    from sdlab.experiments import gallery_losses as bench
+    from sdlab.experiments.objects import Runner, parse_objects
+    from sdlab.settings import losses
+
+    refuse_reserved(args.set, ("active", "prompt.text"))
+    names = listed(args.losses) or list(losses())
+    objects = parse_objects(args.objects, "--objects")
+    own = [settings_for(bench.preset_for(loss), args.set, steps=args.steps, seed=args.seed) for loss in names]
+    runner = Runner(own[0], choose_device(args.device), float(args.seconds))
+    todo = bench.entries(names, objects, own)
+    return _measured(args, runner, lambda: bench.run_gallery_losses(runner, todo, args.out))
+
+
+def _add_gallery_residuals(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "gallery-residuals",
+        help="residuals of losses at images that already fit the prompt, and the noise of inversions",
+    )
+    p.add_argument("--losses", default="", metavar="LIST", help=VARIANT_HELP)
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of the preset gallery; repeatable"
+    )
+    add_out(p, "gallery-residuals")
+    add_device(p)
+    p.set_defaults(call=_gallery_residuals)
+
+
+def _gallery_residuals(args: argparse.Namespace) -> int:
+    from sdlab.experiments import gallery_residuals as bench
+    from sdlab.experiments.objects import Runner
+
+    s = settings_for("gallery", args.set)
+    losses = bench.variants(listed(args.losses) or bench.LOSSES, s)
+    runner = Runner(s, choose_device(args.device))
+    return _measured(args, runner, lambda: bench.run_residuals(runner, losses, args.out))
 
 
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:

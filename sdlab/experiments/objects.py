@@ -19,9 +19,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,7 +34,7 @@ from sdlab.cameras import CameraSettings, look_at, turntable, view_word
 from sdlab.export.writers import render_turntable, stack_strips, write_ply
 from sdlab.live.building import prepare_for
 from sdlab.live.manager import PriorPool
-from sdlab.live.messages import Event, Failed, Stepped, Stop
+from sdlab.live.messages import Event, Failed, Patch, Stepped, Stop
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
 from sdlab.progress import print_above, run_bar
@@ -74,6 +75,7 @@ class Case(NamedTuple):
     object: str
     colour: str
     settings: Settings
+    planned: Mapping[int, Patch] = MappingProxyType({})  # changes of settings by step
 
 
 class Outcome(NamedTuple):
@@ -214,6 +216,8 @@ class Runner:
             session.send(Stop())
 
         session.listen(listen)
+        for step, change in case.planned.items():
+            session.plan(step, change)
         session.run(until=planned)
         if interrupted:
             return None
