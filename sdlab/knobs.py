@@ -105,6 +105,10 @@ def check(k: Knob, value: Any) -> Any:
         too_long = isinstance(value, str) and k.hi is not None and len(value) > k.hi
         if not isinstance(value, str) or too_long or (k.choices and value not in k.choices):
             raise problem
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as e:  # a lone surrogate: no file of settings could hold it
+            raise ValueError(f"{k.path} = {_shown(value)}: this text is not valid Unicode ({k.help})") from e
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise problem

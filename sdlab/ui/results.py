@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from sdlab.export.writers import (
     write_splat,
     write_turntable,
 )
+from sdlab.files import TemporaryFolder, sweep_temporary
 from sdlab.pictures import grid
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
@@ -39,6 +39,7 @@ from sdlab.ui.recording import write_recording
 from sdlab.ui.wording import TITLE
 from sdlab.web import same_origin
 
+PREFIX = "sdlab-results-"  # of the shelves' folders
 MOST = 24  # files per shelf
 MOST_BYTES = 400_000_000
 MOST_WAITING = 8  # jobs; each holds a copy of the scene
@@ -165,7 +166,7 @@ class Shelf:
         self._queue: list[_Job] = []
         self._worker: threading.Thread | None = None
         self._closed = False
-        self._folder = tempfile.TemporaryDirectory(prefix="sdlab-results-", ignore_cleanup_errors=True)
+        self._folder = TemporaryFolder(PREFIX)
 
     def start(self, kind: str, material: Material) -> str:
         """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
@@ -329,6 +330,7 @@ class Shelves:
         self._lock = threading.Lock()
         self._gate = threading.Semaphore()
         self._shelves: dict[str, Shelf] = {}
+        sweep_temporary(PREFIX)  # of servers that were killed
 
     def open(self, token: str) -> Shelf:
         """Return the shelf of a token, creating it if needed."""
