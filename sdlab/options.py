@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
     from sdlab.settings import Settings
 
+DEFAULT_PRESET = "gallery"  # of the page, and of the commands that take --preset
+NETWORK_PRESET = "toybox"  # what a network given without a preset starts from
 PATHS = ("prior.path", "scene.file", "scene.picture", "scene.shap_e")  # knobs that name files or folders
+
 Plan = list[tuple[int, list[tuple[str, Any]]]]  # [(steps done, [(knob, value), ...]), ...]
 
 

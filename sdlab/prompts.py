@@ -6,7 +6,8 @@ Roles: pos      the prompt, followed by the view word if view-dependent prompts 
        neg      the negative prompt
        ref      "pos" of the frozen reference of DDS
        target   the desired image: `prompt.target` with "pos" in place of {prompt}
-       source   the current image: `prompt.source` with "pos" in place of {prompt}
+       source   the current image: `prompt.source` with "pos" in place of {prompt}, so the view word comes before
+                the descriptors; in SBP's released code it comes last
 """
 
 from __future__ import annotations

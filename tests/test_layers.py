@@ -15,6 +15,7 @@ ROWS = [
     {"cameras", "optim", "plane"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
+    {"meshes"},
     {"losses", "priors", "raster"},
     {"density", "starts", "training"},
     {"scenes", "prompts"},

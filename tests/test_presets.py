@@ -8,7 +8,12 @@ from sdlab.live.session import Session
 
 # Source: the paper of that name, or its released code where the paper gives no value.
 CONSTANTS = {
-    "dreamfusion": {"active": "sds", "losses.sds.cfg": 101.0, "scene.start": "ball"},  # 100 in form B
+    "dreamfusion": {
+        "active": "sds",
+        "losses.sds.cfg": 101.0,  # 100 in form B
+        "scene.start": "ball",
+        "scene.densify_until": 1.0,
+    },
     "prolificdreamer": {
         "active": "vsd",
         "losses.vsd.cfg": 7.5,
@@ -61,7 +66,7 @@ CONSTANTS = {
         "losses.jsd.cfg": 13.5,
         "losses.jsd.inversion_steps": 10,
         "losses.jsd.form": "paper",
-        "prompt.front_angle": 30.0,
+        "prompt.front_angle": 45.0,
         "camera.views": 1,
         "schedule.kind": "linear",
         "schedule.t_end": 0.25,
@@ -71,6 +76,8 @@ CONSTANTS = {
         "active": "ism",
         "losses.ism.cfg": 7.5,
         "losses.ism.interval": 100,
+        "prompt.negative": "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, "
+        "low-resolution, oversaturation",
         "losses.ism.interval_end": 80,
         "schedule.weight": "sigma/alpha",
         "schedule.kind": "shrinking",
@@ -89,6 +96,11 @@ CONSTANTS = {
         "losses.csd.ramp": 0.5,
         "prompt.front_angle": 30.0,
         "schedule.weight": "uniform",
+        "schedule.kind": "two-stage",
+        "schedule.switch": 0.5,
+        "schedule.t_end": 0.5,
+        "camera.elevation_min": -10.0,
+        "camera.elevation_max": 89.0,
         "steps": 10000,
     },
     "nfsd": {"active": "nfsd", "losses.nfsd.cfg": 7.5, "losses.nfsd.little_noise": 200},
@@ -101,7 +113,10 @@ CONSTANTS = {
         "schedule.kind": "linear",
         "schedule.t_end": 0.25,
         "schedule.weight": "uniform",  # the loss already contains sigma/alpha
-        "prompt.front_angle": 30.0,
+        "prompt.front_angle": 45.0,
+        "camera.views": 1,
+        "camera.elevation_min": -10.0,
+        "camera.elevation_max": 45.0,
     },
     "asd": {
         "active": "asd",
@@ -111,12 +126,21 @@ CONSTANTS = {
         "schedule.weight": "sigma/alpha",
         "scene.start": "shap-e or ball",
         "scene.densify_until": 0.1875,
+        "camera.elevation_min": -10.0,
+        "camera.elevation_max": 45.0,
         "optim.lr_means": 5e-5,
         "optim.lr_opacity_logits": 0.01,
         "camera.fovy": 28.0,
         "guidance.perp_neg": True,
         "camera.views": 2,
         "steps": 16000,
+    },
+    "dds": {
+        "active": "dds",
+        "losses.dds.cfg": 7.5,
+        "schedule.weight": "uniform",
+        "schedule.t_min": 0.05,
+        "schedule.t_max": 0.949,
     },
     "sbp-2d": {
         "active": "sbp",
@@ -133,7 +157,9 @@ CONSTANTS = {
         "losses.vsd.cfg": 7.5,
         "losses.vsd.lr": 1e-4,
         "optim.lr_latents": 0.03,
-        "schedule.t_end": 0.5,
+        "optim.beta1": 0.9,
+        "optim.beta2": 0.999,
+        "schedule.kind": "uniform",
         "steps": 500,
     },
 }

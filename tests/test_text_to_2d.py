@@ -298,6 +298,20 @@ def test_ctrl_c_keeps_the_rows_that_are_finished(tiny, tmp_path, monkeypatch, ca
     assert "±" not in capsys.readouterr().out.split("± over seeds")[0], "one seed has no spread"
 
 
+def test_a_killed_run_leaves_the_rows_that_are_finished(tiny, tmp_path, monkeypatch):
+    """SIGKILL leaves no time to write: each row is on disk before the next begins."""
+    real, rows = table31.step, []
+
+    def step(state, s, *rest):
+        if s.active == "nfsd" and not rows:
+            rows.extend(row["method"] for row in found(tmp_path)["rows"])
+        return real(state, s, *rest)
+
+    monkeypatch.setattr(table31, "step", step)
+    assert run(tiny, *FEW, "--losses", "ddim,sds,nfsd", "--out", tmp_path) == 0
+    assert rows == ["true", "ddim", "sds"]
+
+
 def test_a_method_that_fails_is_noted_and_the_others_go_on(tiny, tmp_path, monkeypatch):
     real = table31.step
 

@@ -9,6 +9,8 @@ the same captions and with DDIM samples, by distances between the judge's featur
   captions, shows its value for equal distributions. KID has no such bias.
 - A batch holds up to BATCH captions, each with its own text. A loss that trains psi has one psi per batch, conditioned
   on each image's text; in the thesis, every image has its own LoRA.
+- Guidance scales are the preset's, which suit the toybox: SDS 7.5 (thesis: 100, with 40 in SBP's first stage), CSD with
+  its paper's constants (thesis: its direction alone). Set them as `sds:cfg=101` to repeat the thesis.
 - Seconds cover steps and warm-up, divided by the images of the batch, without loading and compiling. Evaluations are
   network evaluations per image; one training pass of psi counts as one.
 """
@@ -359,6 +361,16 @@ def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -
     studio = Studio(runner, facts, bar)
     rows = [Row(TRUE, "real images"), *(Row(m.label, _title(m)) for m in wanted)]
     dimension = 0
+
+    def save() -> list[Row]:
+        """Write what is finished; return these rows."""
+        finished = [row for row in rows if row.scores or row.note]
+        if finished:
+            summary = _summary(studio, wanted, size, dimension)
+            write_json(out / "table31.json", runner, summary, [row.to_json() for row in finished])
+            save_sheet([row for row in finished if row.made], studio.texts, out / "table31.png")
+        return finished
+
     try:
         bar.set_description_str("references")
         against = references(studio, size)
@@ -374,17 +386,13 @@ def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -
                     row.add(made, scores_of(made, studio, against))
                 except (RuntimeError, ValueError) as e:
                     row.note = f"seed {seed} failed: {type(e).__name__}: {e}"
+                save()  # a run of 40 minutes may be killed without a chance to write
     except Interrupted:
         pass
     finally:
         bar.close()
-        finished = [row for row in rows if row.scores or row.note]
-        result = _summary(studio, wanted, size, dimension)
-        result["rows"] = [row.to_json() for row in finished]
-        if finished:
-            summary = {name: value for name, value in result.items() if name != "rows"}
-            write_json(out / "table31.json", runner, summary, result["rows"])
-            save_sheet([row for row in finished if row.made], studio.texts, out / "table31.png")
+        finished = save()
+    result = _summary(studio, wanted, size, dimension) | {"rows": [row.to_json() for row in finished]}
     _print(result)
     print(f"results in {out}" if finished else "nothing written")
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,9 +43,10 @@ def prepare_for(s: Settings, prior: Prior, device: torch.device, progress: Progr
     prior.prepare_texts(read_under(s), progress)
 
 
-def read_under(s: Settings) -> list[str]:
-    """Return the texts that steps under `s` can request."""
-    return texts_of(s.prompt, s.loss.roles, s.perp_neg)
+def read_under(s: Settings, losses: Iterable[Distillation] | None = None) -> list[str]:
+    """Return the texts that steps under `s` can request, of the active loss or of `losses`."""
+    roles = dict.fromkeys(role for loss in losses or (s.loss,) for role in loss.roles)
+    return texts_of(s.prompt, roles, s.perp_neg)
 
 
 def batches_of(s: Settings) -> set[int]:
@@ -151,6 +152,11 @@ class Builder:
         state.step = moment.step
         restore_counts(state, parts["session"])
         return run
+
+    def read_for_all_losses(self, run: Run) -> None:
+        """Prepare the texts that steps of any loss can request."""
+        _, s, prior, _ = run.inputs()
+        prior.prepare_texts(read_under(s, s.losses.values()), self._loading)
 
     # ---- parts -------------------------------------------------------------------------------------------
 

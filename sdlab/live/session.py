@@ -103,7 +103,9 @@ class Session:
         self._run = Run.of(settings)
         self._turnstile = turnstile or Turnstile()
         self._builder = Builder(self.device, load, self._set_status)
-        self._watching = Watching(self._turnstile)
+        self._watching = Watching(
+            self._turnstile, lambda: self._inbox.put(lambda: self._watching.look(self._run, now=True))
+        )
         self.lens = self._watching.lens
         self.comparison = self._watching.comparison
         self._origin = origin
@@ -165,10 +167,10 @@ class Session:
         there is nothing."""
         return self._ask(self._exportable)
 
-    def watch_lens(self, on: bool, row: int = 0, t: int | None = None) -> None:
-        """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`; or close the
-        lens. Never blocks."""
-        self._inbox.put(lambda: self._watching.watch(self._run, row if on else None, t if on else None))
+    def watch_lens(self, on: bool, row: int = 0, t: int | None = None, exact: bool = False) -> None:
+        """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`, with `exact`
+        beside the exact predictions; or close the lens. Never blocks."""
+        self._inbox.put(lambda: self._watching.watch(self._run, row if on else None, t if on else None, exact and on))
 
     def _ask(self, question: Callable[[], T]) -> Future[T]:
         """Have the owner answer between two steps, or answer now if the owner no longer serves its inbox."""
@@ -232,6 +234,7 @@ class Session:
             self._set_status("ended", "ended")
         finally:
             self._over = True
+            self._watching.stop_drawing()
             self._answer_rest()
 
     def _run_on(self) -> None:
@@ -417,6 +420,8 @@ class Session:
             case Goto(number):
                 self._go_to(number)
             case Compare():
+                self._builder.read_for_all_losses(self._run)
+                self._settle()
                 self._watching.compare(self._run)
             case Stop():
                 self._stopped = True

@@ -6,6 +6,9 @@ VSD whose psi is the discriminator of a GAN: it learns the renders' score and, w
 
 The minimum, (noise + gamma eps_c) / (1 + gamma), exists for |gamma| < 1 only. In the playground the exact scores are
 mixed accordingly. The scene's gradient is the same as in VSD.
+
+The formula is the paper's. The released code differs where the network predicts v (its target mixes the prior's noise
+with the render's own z0) and with Perp-Neg (its rival is the Perp-Neg mixture; here it is the prompt's prediction).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ and stands in for the renders' score (eq. 19), with guidance s (the paper's 7.5 
 
 No gradient flows through the prior's network, and a step evaluates it no more often than SDS does. With a perfect M and
 lambda = 1 this is SDS. DCA (eq. 18): lambda_t is 1 above the cut-off and 1 - alphabar_t at and below it, where e says
-little about the noise. M sees neither t nor the camera.
+little about the noise. M sees neither t nor the camera. Eq. 19 also contains dz_t / dtheta, a factor alpha_t; here it
+belongs to w(t): schedule.weight = "fantasia3d" is alpha (1 - alphabar).
 """
 
 from __future__ import annotations
