@@ -11,7 +11,7 @@ import pytest
 
 from sdlab import files
 from sdlab.arguments import claim, claim_file, claimed
-from sdlab.ui.results import PREFIX, Shelves
+from sdlab.ui.results import Shelves
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,19 +107,20 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
         pass
 
 
-def test_temporary_folders_of_killed_processes_are_swept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("prefix", ["sdlab-results-", "sdlab-uploads-"])
+def test_temporary_folders_of_killed_processes_are_swept(prefix, tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     make = "files.tempfile.tempdir = sys.argv[1]; folder = files.TemporaryFolder(sys.argv[2])"
-    dead, alive = started(make, tmp_path, PREFIX), started(make, tmp_path, PREFIX)
+    dead, alive = started(make, tmp_path, prefix), started(make, tmp_path, prefix)
     names = {p.name for p in tmp_path.iterdir()}
     assert len(names) == 4, "two folders, and a lock beside each"
     dead.kill()
     dead.wait()
-    foreign = tmp_path / f"{PREFIX}without-a-lock"
+    foreign = tmp_path / f"{prefix}without-a-lock"
     foreign.mkdir()
     Shelves()
     assert {p.name for p in tmp_path.iterdir()} == {*names, foreign.name}, "a young one may not be locked yet"
-    for lock in tmp_path.glob(f"{PREFIX}*{files.LOCK}"):
+    for lock in tmp_path.glob(f"{prefix}*{files.LOCK}"):
         os.utime(lock, (time.time() - 100,) * 2)
     Shelves()
     left = {p.name for p in tmp_path.iterdir()}
