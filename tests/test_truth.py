@@ -58,7 +58,7 @@ def test_other_texts_stand_for_what_the_gallery_prior_shows():
 
 
 def test_backgrounds_are_as_in_the_data():
-    """Mean and variance of the background colour, over both kinds."""
+    """Mean and variance of the background colour, over all kinds."""
     rng = np.random.default_rng(0)
     colours = np.stack([pictures.draw_ground(rng, "")[0].mean(0) for _ in range(8000)])
     shares, means, stds = (np.array(x) for x in zip(*((w, b.mean, b.std) for w, b in BACKGROUNDS), strict=True))
@@ -70,15 +70,15 @@ def test_backgrounds_are_as_in_the_data():
 # ---- predictions ---------------------------------------------------------------------------------------------------
 
 
-def test_a_prediction_is_the_posterior_mean_over_images_and_both_backgrounds():
+def test_a_prediction_is_the_posterior_mean_over_images_and_all_backgrounds():
     truth = Truth(16, CPU, images=24)
     z_t, alpha, sigma = noised(fresh(BEAR, 2), 0.8)
     source = TrainingImages()
     for sample in (0, 1):
         rgba = source.draw(source.key(BEAR), 24, 16, sample)
-        both = [Gallery.of(rgba, ground, 1) for _, ground in BACKGROUNDS]
+        kinds = [Gallery.of(rgba, ground, 1) for _, ground in BACKGROUNDS]
         shares = torch.tensor([[share for share, _ in BACKGROUNDS]] * 2)
-        expected = posterior_mean(both, shares, z_t, alpha, sigma)  # in float64
+        expected = posterior_mean(kinds, shares, z_t, alpha, sigma)  # in float64
         torch.testing.assert_close(truth.x0(BEAR, z_t, alpha, sigma, sample), expected, rtol=0, atol=1e-4)
 
 
@@ -103,7 +103,7 @@ def test_the_right_text_makes_the_better_guess_at_much_noise():
     assert right < wrong
 
 
-def test_images_are_drawn_once_for_both_backgrounds():
+def test_images_are_drawn_once_for_all_backgrounds():
     truth = Truth(16, CPU, images=7)
     text = "a pink owl, back view"
     assert not truth.has(text)
@@ -111,7 +111,7 @@ def test_images_are_drawn_once_for_both_backgrounds():
     assert truth.has(text)
     assert truth.has("pink owl from behind"), "the same images"
     assert not Truth(16, CPU, images=8).has(text)
-    white, other = truth._galleries(text, 0)
+    white, *_, other = truth._galleries(text, 0)
     assert white.rgba is other.rgba
     assert white.background != other.background
 

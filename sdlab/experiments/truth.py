@@ -124,7 +124,7 @@ def _at(t: int, z0: Tensor, cond: Cond, text: str, prior: Prior, truth: Truth) -
     """Return `MEASURES` [M, count] at one timestep."""
     when = torch.full((len(z0),), t)
     alpha, sigma = prior.marginal(when)
-    z_t = alpha * z0 + sigma * StepRng(FRESH_SEED, t).randn("noise", z0)
+    z_t = alpha * z0 + sigma * StepRng(FRESH_SEED, t).randn(f"noise for {text}", z0)
     eps = prior.eps(z_t, when, cond)
     exact, other = (truth.x0(text, z_t, alpha, sigma, sample) for sample in range(SAMPLES))
     exact_eps, other_eps = ((z_t - alpha * x0) / sigma for x0 in (exact, other))
