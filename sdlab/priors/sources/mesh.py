@@ -30,6 +30,7 @@ from sdlab.meshes.surface import RADIUS, mesh_of
 from sdlab.priors.sources import Drawn, Source, as_bytes, unheard
 from sdlab.toybox import judge, pictures, words
 from sdlab.toybox.filters import FILTERS
+from sdlab.toybox.flawed import flawed
 from sdlab.toybox.grammar import named_in
 
 VERSION = 1  # raise it when the images of a file change
@@ -137,8 +138,7 @@ class MeshSource(Source):
         rgb, coverage = draw.render(self.mesh, cams)
         if flaws:
             for i, rng in enumerate(rngs):
-                rgb[i] = _spoiled(rgb[i] + (1 - coverage[i, ..., None]) * _ground(rng, size), rng, flaws)
-            coverage[:] = 1
+                rgb[i], coverage[i] = flawed(rgb[i], coverage[i], flaws, rng)
         return as_bytes(rgb, coverage)
 
 
@@ -154,18 +154,3 @@ def _angles(rng: np.random.Generator, view: str) -> tuple[float, float]:
     if view or rng.random() < OVERHEAD_SHARE:
         return judge.camera_of(rng, view or words.OVERHEAD, MARGIN)
     return rng.uniform(-180, 180), pictures.draw_elevation(rng)
-
-
-def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw a background [size, size, 3] as behind the toybox's objects."""
-    (start, finish), slope = pictures.draw_ground(rng, "")
-    at = (np.arange(size) + 0.5) * 2 / size - 1
-    along = np.clip(0.5 + 0.5 * np.add.outer(slope[1] * at, slope[0] * at), 0, 1)
-    return (start + (finish - start) * along[..., None]).astype(np.float32)
-
-
-def _spoiled(x: np.ndarray, rng: np.random.Generator, flaws: tuple[str, ...]) -> np.ndarray:
-    """Apply one to three of the named descriptors to x [S, S, 3], as many and in such order as in the toybox's data."""
-    for word in pictures.draw_some(rng, flaws):
-        x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
-    return x
