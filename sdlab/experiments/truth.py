@@ -112,7 +112,7 @@ def cases_of(objects: Sequence[str]) -> list[Case]:
 def measured(text: str, prior: Prior, truth: Truth, count: int) -> np.ndarray:
     """Return `MEASURES` [M, T, count] for `count` fresh images of `text` at each of T timesteps."""
     source = TrainingImages()
-    shots = source.shots(source.key(text), 0, count, FRESH_SEED)
+    shots = [source.shot(source.key(text), FRESH_SEED, i) for i in range(count)]
     rgb = np.rint(255 * pictures.render_shots(shots, prior.image_size)) / 255  # 8 bits, as in training
     z0 = prior.encode(torch.from_numpy(rgb).float().permute(0, 3, 1, 2))
     cond = prior.embed(text).hidden.expand(count, -1, -1)

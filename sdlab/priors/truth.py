@@ -25,7 +25,7 @@ from sdlab.priors import PriorConfig
 from sdlab.priors.closed_form import Background, Gallery, posterior_mean
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.priors.galleries import SHARED, Order, drawn
-from sdlab.priors.gallery import COARSE_SIZE, GalleryPrior
+from sdlab.priors.gallery import GalleryPrior
 from sdlab.priors.hub import ASSETS
 from sdlab.toybox import words
 from sdlab.types import Prior
@@ -34,32 +34,22 @@ from sdlab.types import Prior
 BACKGROUNDS = ((0.55, Background(0.975, 0.032)), (0.45, Background(0.5, 0.28)))
 SAMPLES = 2  # galleries of each text, by seed
 IMAGES, NULL_IMAGES = 2048, 4096  # of a gallery: of a text, and of the empty text
-CANDIDATES = 1024  # images evaluated at full size: eps (its root mean square is 1) is less than 0.001 off up to
-MUCH_NOISE = 0.98  # this sigma, above which all images are evaluated
 
 
 class Truth:
     """Exact predictions for texts of the toybox, for z [B, 3, size, size] of pixels; safe to call from any thread.
 
-    `images` and `null_images` are the sizes of one gallery; `candidates` as in `posterior_mean`. Galleries are shared
-    by the whole process.
+    `images` and `null_images` are the sizes of one gallery. All of them count, in float32. Galleries are shared by the
+    whole process.
     """
 
-    def __init__(
-        self,
-        size: int,
-        device: torch.device,
-        images: int = IMAGES,
-        null_images: int = NULL_IMAGES,
-        candidates: int | None = CANDIDATES,
-    ) -> None:
+    def __init__(self, size: int, device: torch.device, images: int = IMAGES, null_images: int = NULL_IMAGES) -> None:
         from sdlab.priors.sources.training import TrainingImages
 
         self.images = images
         self.null_images = null_images
         self._size = size
         self._device = device
-        self._candidates = candidates
         self._source = TrainingImages()
 
     def has(self, text: str) -> bool:
@@ -82,10 +72,7 @@ class Truth:
         """Return E[x0 | z_t, text] under gallery `sample`, 0 or 1; draw it if it is not in memory."""
         galleries = self._galleries(text, sample)
         shares = torch.tensor([share for share, _ in BACKGROUNDS], device=z_t.device).expand(len(z_t), -1)
-        candidates = self._candidates
-        if candidates is not None and bool((sigma > MUCH_NOISE).any()):
-            candidates = len(galleries[0])
-        return posterior_mean(galleries, shares, z_t, alpha, sigma, candidates=candidates)
+        return posterior_mean(galleries, shares, z_t, alpha, sigma, candidates=len(galleries[0]))
 
     def _orders(self, text: str, seed: int) -> list[Order]:
         key = self._source.key(text)
@@ -95,11 +82,10 @@ class Truth:
 
     def _galleries(self, text: str, seed: int) -> list[Gallery]:
         """Return one gallery per background, of the same images."""
-        factor = max(self._size // COARSE_SIZE, 1)
         first, *others = self._orders(text, seed)
-        found = [SHARED.get(first, lambda: drawn(self._source, first, factor))]
+        found = [SHARED.get(first, lambda: drawn(self._source, first, factor=1))]
         for order in others:
-            found.append(SHARED.get(order, lambda o=order: Gallery.of(found[0].rgba, o.background, factor)))
+            found.append(SHARED.get(order, lambda o=order: Gallery.of(found[0].rgba, o.background, factor=1)))
         return found
 
 
