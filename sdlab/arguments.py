@@ -100,8 +100,12 @@ def claimed(out: Path, given: str = "--out") -> Iterator[None]:
 
 def claim_file(out: Path, inputs: Iterable[Path] = ()) -> None:
     """Like `claim`, for a file. Raises ValueError, too, if it is one of the `inputs` of the command."""
-    if out.is_dir():
-        raise ValueError(f"--out {out}: this is a folder; give a file name")
-    if out.resolve() in {path.resolve() for path in inputs}:
-        raise ValueError(f"--out {out}: this file is an input, which would be overwritten; give another name")
     claim(out.parent)
+    try:
+        is_folder, resolved = out.is_dir(), out.resolve()
+    except (OSError, ValueError) as e:
+        raise ValueError(f"--out {out}: cannot write there ({getattr(e, 'strerror', None) or e})") from e
+    if is_folder:
+        raise ValueError(f"--out {out}: this is a folder; give a file name")
+    if resolved in {path.resolve() for path in inputs}:
+        raise ValueError(f"--out {out}: this file is an input, which would be overwritten; give another name")

@@ -25,7 +25,7 @@ else:
     import fcntl
 
 LOCK = ".lock"
-SETTLED = 60.0  # seconds after which a temporary folder must have been locked by its process
+SETTLED = 60.0  # seconds after which the lock of a temporary folder must have been taken by its process
 _SCRATCH = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
 
 
@@ -164,22 +164,28 @@ def _release(handle: int, path: Path) -> None:
 
 
 class TemporaryFolder(tempfile.TemporaryDirectory):
-    """A temporary folder that is locked while it exists, so that `sweep_temporary` recognises those whose process was
-    killed."""
+    """A temporary folder with a locked file beside it, by which `sweep_temporary` recognises those of killed
+    processes."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix=prefix, ignore_cleanup_errors=True)
-        self._unlock = weakref.finalize(self, os.close, _lock(Path(self.name) / LOCK))
+        path = _lock_beside(Path(self.name))
+        self._unlock = weakref.finalize(self, _release, _lock(path), path)
 
     def cleanup(self) -> None:
-        self._unlock()  # first: Windows cannot remove an open file
         super().cleanup()
+        self._unlock()
+
+
+def _lock_beside(folder: Path) -> Path:
+    return folder.with_name(folder.name + LOCK)
 
 
 def sweep_temporary(prefix: str) -> None:
     """Remove the temporary folders with `prefix` whose process was killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    for lock in Path(tempfile.gettempdir()).glob(f"{prefix}*{LOCK}"):
         with contextlib.suppress(OSError, Locked):
-            if time.time() - (folder / LOCK).stat().st_mtime > SETTLED:
-                with held(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
+            if time.time() - lock.stat().st_mtime > SETTLED:
+                handle = _lock(lock)
+                shutil.rmtree(lock.with_name(lock.name.removesuffix(LOCK)), ignore_errors=True)
+                _release(handle, lock)

@@ -100,9 +100,8 @@ def replay(source: Path, device: torch.device, out: Path, size: int, overwrite: 
     record = _record_in(source)
     for edit in _edits(source, record):
         _say(f"{edit}; the replay follows the file as it is now")
-    for knob, value in paths_in(s):
-        if record.get("inputs", {}).get(knob) not in (None, *_digests([(knob, value)]).values()):
-            _say(f"{knob} = {value!r} has changed since the run: the replay starts from its new content")
+    for change in _changed(s, record):
+        _say(f"{change}: the replay uses its new content")
     with claimed(out):
         _must_have_room(out, overwrite, [("the run to replay", str(source)), *_inputs(s, plan)])
         return _drive(Job(s, device, out, size, str(record.get("preset", source)), plan, until=last))
@@ -130,6 +129,9 @@ def resume(out: Path, device: torch.device, size: int, steps: int | None = None)
             raise ValueError(f"{given}: the run in {out} is already at step {number}; give a larger --steps")
         for edit in _edits(out, record):
             _say(f"{edit}; the run continues with the settings of its checkpoint")
+        for change in _changed(s, record):
+            if change.startswith("prior."):  # the start is in the checkpoint
+                _say(f"{change}: the run continues with its new content")
         return _drive(Job(s, device, out, size, str(record.get("preset", out)), plan, steps, True, record))
 
 
@@ -175,6 +177,16 @@ def _digests(inputs: Sequence[tuple[str, str]]) -> dict[str, str]:
         with contextlib.suppress(OSError):
             found[knob] = digest(Path(value).expanduser())
     return found
+
+
+def _changed(s: Settings, record: Mapping[str, Any]) -> list[str]:
+    """Say which files that a run with `record` read have another content now; those that are gone are left out."""
+    before, now = record.get("inputs", {}), _digests(paths_in(s))
+    return [
+        f"{knob} ({value}) has changed since the run began"
+        for knob, value in paths_in(s)
+        if knob in now and before.get(knob, now[knob]) != now[knob]
+    ]
 
 
 def _record_in(out: Path) -> dict[str, Any]:
@@ -240,9 +252,9 @@ class _Keeper:
             self._recorder = Recorder(job.out / DIARY, keep_until=session.state.step)
             return
         self._settings = to_toml(session.pinned())
-        starts = [(knob, value) for knob, value in paths_in(job.settings) if knob.startswith("scene.")]
+        inputs = _digests(paths_in(job.settings))
         self._record = json.dumps(
-            {"preset": job.preset, "plan": job.plan, "settings": self._settings, "inputs": _digests(starts)}
+            {"preset": job.preset, "plan": job.plan, "settings": self._settings, "inputs": inputs}
         )
         if not _ours(job.out):
             self.begin()

@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from sdlab.export.writers import Material, unwatched, write_film, write_ply
 from sdlab.settings import preset
-from sdlab.types import RawSplats
+from sdlab.types import RawSplats, SplatSnapshot
 from sdlab.ui.results import FORMATS
 
 
@@ -67,7 +68,7 @@ def test_a_film_is_whole_or_an_error(share, film, tmp_path):
             assert write_film(path, noise(24)) == 24
             assert path.read_bytes() == film.read_bytes()
             return
-        with pytest.raises(OSError, match=r"cut\.mp4 could not be written"):
+        with pytest.raises(OSError, match=r"cut\.mp4 cannot be written"):
             write_film(path, noise(24))
     assert not path.exists()
 
@@ -75,18 +76,25 @@ def test_a_film_is_whole_or_an_error(share, film, tmp_path):
 @pytest.mark.parametrize("frames", [1, 4, 72])
 @pytest.mark.parametrize("name", ["nowhere/a.mp4", ".", "x" * 300 + ".mp4"])
 def test_a_film_with_an_impossible_name_is_an_error_with_few_frames_too(name, frames, tmp_path):
-    with pytest.raises(OSError, match="could not be written"):
+    with pytest.raises(OSError, match="cannot be written"):
         write_film(tmp_path / name, noise(frames))
 
 
 @pytest.mark.parametrize("name", ["-y.mp4", "pipe:1.mp4", "http:.mp4", "a%02d.mp4", "film", "b c.mp4"])
 def test_a_name_is_a_name(name, tmp_path, monkeypatch):
     """ffmpeg reads options, protocols and patterns in names."""
-    from pathlib import Path
-
     monkeypatch.chdir(tmp_path)
     assert write_film(Path(name), noise(2)) == 2
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_film_that_fails_leaves_an_earlier_one(film, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(film.read_bytes())
+    with files_of_at_most(100), pytest.raises(OSError, match="cannot be written"):
+        write_film(path, noise(5))
+    assert path.read_bytes() == film.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_film_of_nothing_is_refused(tmp_path):
@@ -112,13 +120,15 @@ def material():
     rgbs = rng.uniform(size=(n, 3)).astype(np.float32)
     s = RawSplats(means, quats, np.full((n, 3), -2.5, np.float32), np.full(n, 2.0, np.float32), rgbs)
     pictures = rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
-    return Material(preset("mixture"), 3, s, (), pictures)
+    covariances = np.tile(np.float32(0.006 * np.eye(3)), (n, 1, 1))
+    film = ((3, SplatSnapshot(means, covariances, rgbs, np.ones((n, 1), np.float32))),)
+    return Material(preset("mixture"), 3, s, film, pictures)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_an_error_on_a_full_disk(kind, material, tmp_path):
     path = tmp_path / f"a{FORMATS[kind].suffix}"
-    with files_of_at_most(20), pytest.raises(OSError, match=r"File too large|could not be written"):
+    with files_of_at_most(20), pytest.raises(OSError, match=r"File too large|cannot be written"):
         FORMATS[kind].write(path, material, unwatched)
     FORMATS[kind].write(path, material, unwatched)
     assert path.stat().st_size > 20

@@ -11,7 +11,7 @@ import pytest
 
 from sdlab import files
 from sdlab.arguments import claim, claim_file, claimed
-from sdlab.ui.results import PREFIX, Shelves
+from sdlab.ui.results import Shelves
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,9 +34,14 @@ def test_a_whole_file_is_written_or_left(existed, tmp_path):
     file = tmp_path / "a.txt"
     if existed:
         file.write_text("before")
-    with pytest.raises(KeyError), files.whole(file) as scratch:  # noqa: PT012  # the block is what fails
-        scratch.write_text("half")
-        raise KeyError
+
+    def fail() -> None:
+        with files.whole(file) as scratch:
+            scratch.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert file.exists() == existed
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] * existed
     files.write_whole(file, "after")
@@ -102,23 +107,25 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
         pass
 
 
-def test_temporary_folders_of_killed_processes_are_swept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("prefix", ["sdlab-results-", "sdlab-uploads-"])
+def test_temporary_folders_of_killed_processes_are_swept(prefix, tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     make = "files.tempfile.tempdir = sys.argv[1]; folder = files.TemporaryFolder(sys.argv[2])"
-    dead, alive = started(make, tmp_path, PREFIX), started(make, tmp_path, PREFIX)
+    dead, alive = started(make, tmp_path, prefix), started(make, tmp_path, prefix)
     names = {p.name for p in tmp_path.iterdir()}
+    assert len(names) == 4, "two folders, and a lock beside each"
     dead.kill()
     dead.wait()
-    foreign = tmp_path / f"{PREFIX}without-a-lock"
+    foreign = tmp_path / f"{prefix}without-a-lock"
     foreign.mkdir()
     Shelves()
-    assert names <= {p.name for p in tmp_path.iterdir()}, "a young folder may not be locked yet"
-    for folder in tmp_path.glob(f"{PREFIX}*/{files.LOCK}"):
-        os.utime(folder, (time.time() - 100,) * 2)
+    assert {p.name for p in tmp_path.iterdir()} == {*names, foreign.name}, "a young one may not be locked yet"
+    for lock in tmp_path.glob(f"{prefix}*{files.LOCK}"):
+        os.utime(lock, (time.time() - 100,) * 2)
     Shelves()
     left = {p.name for p in tmp_path.iterdir()}
     assert foreign.name in left
-    assert len(left & names) == 1, "that of the living process stays"
+    assert len(left & names) == 2, "that of the living process stays"
     alive.communicate(b"\n")
     assert {p.name for p in tmp_path.iterdir()} == {foreign.name}
 

@@ -525,7 +525,20 @@ def test_edited_settings_and_changed_files_are_said_by_replay(tmp_path, capsys):
     assert run("replay", out, "--out", tmp_path / "other", "--size", 16) == 0
     err = capsys.readouterr().err
     assert "steps = 4" in err
-    assert f"scene.file = '{mesh}' has changed since the run" in err
+    assert f"scene.file ({mesh}) has changed since the run began" in err
+
+
+def test_a_gallery_that_has_changed_is_said_by_resume_and_replay(tmp_path):
+    """Its images are what the run learns from."""
+    archive = tmp_path / "gallery.zip"
+    archive.write_bytes(b"before")
+    s = default_settings("gallery", "splats").patch_all([("prior.source", "folder"), ("prior.path", str(archive))])
+    record = {"inputs": headless._digests(headless.paths_in(s))}
+    assert headless._changed(s, record) == []
+    archive.write_bytes(b"after")
+    assert headless._changed(s, record) == [f"prior.path ({archive}) has changed since the run began"]
+    archive.unlink()
+    assert headless._changed(s, record) == []
 
 
 def test_a_damaged_newest_checkpoint_is_said_and_the_older_one_continues(done, finished, capsys):

@@ -84,7 +84,7 @@ def run(out: Path | None = None, quick: bool = False, weights: str = "toybox") -
     result = {
         "network": weights,
         "engine": prior.engine_name,
-        "size": size._asdict(),
+        "size": {**size._asdict(), "objects": list(size.objects)},
         "t": list(TIMESTEPS),
         **summary(rows),
         "machine": machine.processor(),

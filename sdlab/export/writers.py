@@ -200,8 +200,8 @@ def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE
     if first is None:
         raise ValueError(f"{path}: there are no images to encode")
     frames = 0
-    with tempfile.TemporaryFile() as words:
-        encoder = _encoder(path, first.shape[1], first.shape[0], rate, words)
+    with tempfile.TemporaryFile() as words, whole(path) as scratch:
+        encoder = _encoder(scratch, first.shape[1], first.shape[0], rate, words)
         assert encoder.stdin is not None
         try:
             for picture in itertools.chain([first], stream):
@@ -214,11 +214,10 @@ def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE
             encoder.kill()
             encoder.communicate()
             raise
-        if encoder.returncode != 0:
+        if encoder.returncode != 0:  # without its end, no player opens the film
             words.seek(0)
             lines = words.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
-            path.unlink(missing_ok=True)  # without its end, no player opens it
-            raise OSError(f"{path} could not be written: {lines[-1][:200]}")
+            raise OSError(lines[-1][:200].replace(str(scratch), path.name))
     return frames
 
 

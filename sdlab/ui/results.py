@@ -39,7 +39,6 @@ from sdlab.ui.recording import write_recording
 from sdlab.ui.wording import TITLE
 from sdlab.web import same_origin
 
-PREFIX = "sdlab-results-"  # of the shelves' folders
 MOST = 24  # files per shelf
 MOST_BYTES = 400_000_000
 MOST_WAITING = 8  # jobs; each holds a copy of the scene
@@ -166,7 +165,7 @@ class Shelf:
         self._queue: list[_Job] = []
         self._worker: threading.Thread | None = None
         self._closed = False
-        self._folder = TemporaryFolder(PREFIX)
+        self._folder = TemporaryFolder("sdlab-results-")
 
     def start(self, kind: str, material: Material) -> str:
         """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
@@ -330,7 +329,7 @@ class Shelves:
         self._lock = threading.Lock()
         self._gate = threading.Semaphore()
         self._shelves: dict[str, Shelf] = {}
-        sweep_temporary(PREFIX)  # of servers that were killed
+        sweep_temporary("sdlab-")  # results and uploads of servers that were killed
 
     def open(self, token: str) -> Shelf:
         """Return the shelf of a token, creating it if needed."""

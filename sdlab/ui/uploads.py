@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -21,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from sdlab import pictures
+from sdlab.files import TemporaryFolder
 from sdlab.priors.sources.files import is_archive, is_picture
 from sdlab.priors.sources.folder import check_archive
 from sdlab.settings import Settings
@@ -100,7 +100,7 @@ class Uploads:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory | None = None  # created for the first file
+        self._folder: TemporaryFolder | None = None  # created for the first file
         self._kept: list[Path] = []
         self._count = 0
         self._closed = False
@@ -115,7 +115,7 @@ class Uploads:
             if self._closed:
                 raise RuntimeError("the session of this file has ended")
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="sdlab-uploads-", ignore_cleanup_errors=True)
+                self._folder = TemporaryFolder("sdlab-uploads-")
             self._count += 1
             path = Path(self._folder.name) / f"{self._count}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
             path.write_bytes(raw)
