@@ -374,7 +374,11 @@ def test_fronts_are_counted_without_view_words_for_every_variant(judge, tmp_path
     with Image.open(tmp_path / "janus-losses.png") as sheet:
         bars = (np.asarray(sheet) == objects.RED).all(-1).sum()
     assert bars == 4 * 6 * 4 * (objects.STRIP_SIZE - 16), "one seed, two objects, two variants"
-    assert ["all", *["6.0", "+-", "0.0"] * 2] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert result["prior_fronts"] == {"bear": 6, "duck": 6}, "half of the prior's own images"
+    assert ["all", "6.0", *["6.0", "+-", "0.0"] * 2] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert run("janus-losses", *TINY, *STEPS, *arguments, "--out", tmp_path) == 0
+    assert "8 of 8 runs are in" in capsys.readouterr().out, "an experiment continues"
+    assert found(tmp_path, "janus-losses")["rows"] == result["rows"]
 
 
 def test_runs_of_one_object_and_seed_differ_in_the_variant_alone():
