@@ -23,7 +23,7 @@ from sdlab import machine
 from sdlab.arguments import claimed
 from sdlab.errors import reason
 from sdlab.files import digest, remove, scratch_for, sweep, why, write_whole
-from sdlab.options import is_settings_file, paths_in, planned_end
+from sdlab.options import is_settings_file, paths_in, planned_end, text_of
 from sdlab.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def replay(source: Path, device: torch.device, out: Path, size: int, overwrite: 
         raise ValueError(f"DIR = {source}: there is no settings.toml; give a folder written by `run --out`")
     if out.resolve() == source.resolve():
         raise ValueError(f"--out {out} is the run to replay: choose another folder")
-    s = from_toml((source / SETTINGS).read_text(encoding="utf-8"), f"settings of {source}")
+    s = from_toml(text_of(source / SETTINGS), f"settings of {source}")
     plan, last = changes_in(source / DIARY)
     record = _record_in(source)
     for edit in _edits(source, record):
@@ -209,7 +209,7 @@ def _edits(out: Path, record: Mapping[str, Any]) -> list[str]:
     if "settings" not in record or not file.is_file():
         return []
     try:
-        now = from_toml(file.read_text(encoding="utf-8"), "it")
+        now = from_toml(text_of(file), "it")
         changes = from_toml(record["settings"]).differences(now)
         what = ", ".join(f"{path} = {value!r}" for path, value in changes)
     except (OSError, ValueError) as e:
@@ -284,7 +284,7 @@ class _Keeper:
         would lose changes in a replay: neither or both are written."""
         assert self._recorder is not None
         number = self._session.state.step
-        self._recorder.flush()
+        self._recorder.flush(to_disk=True)
         problem = self._recorder.problem
         if not problem:
             try:
@@ -375,7 +375,7 @@ def _drive(job: Job) -> Done:
             session.listen(console)
             try:
                 session.run(until=until)
-            except Exception as e:
+            except (Exception, SystemExit) as e:  # whatever it is, the state is saved
                 console.failure = console.failure or reason(e)
         wall = time.perf_counter() - started
         if not keeper.begun and session.state.step > 0:  # a GPU reports every tenth step

@@ -143,7 +143,7 @@ def _write(folder: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], 
     try:
         save_file(tensors, folder / TENSORS)
     except SafetensorError as e:
-        raise OSError(f"{folder.parent}: {TENSORS} cannot be written ({e})") from e
+        raise OSError(str(e).removeprefix("Error while serializing: ")) from e
     (folder / VALUES).write_text(json.dumps(header), encoding="utf-8")
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode("utf-8"))
