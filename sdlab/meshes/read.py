@@ -44,10 +44,11 @@ class Parsed(NamedTuple):
             return [self.loaded]
         parts = self.loaded.dump(concatenate=False)
         for part, node in zip(parts, self.loaded.graph.nodes_geometry, strict=True):
-            if isinstance(part, trimesh.Trimesh) and part.visual.kind == "texture":
+            visual: Any = getattr(part, "visual", None)
+            if isinstance(part, trimesh.Trimesh) and visual.kind == "texture":
                 original = self.loaded.geometry[self.loaded.graph[node][1]].visual.vertex_attributes
                 if "color" in original:  # lost in the copies that `dump` returns
-                    part.visual.vertex_attributes["color"] = original["color"]
+                    visual.vertex_attributes["color"] = original["color"]
         return parts
 
     def meshes(self, given: str) -> list[Any]:

@@ -1,12 +1,11 @@
 """Images of one object, rendered from all sides from a mesh file.
 
 A prompt chooses the cameras by its view word, as in the toybox: "front view" and the like, with their synonyms, are
-bands of azimuth and elevation. Descriptors ("blurry", "foggy", ...) spoil the images
+bands of azimuth and elevation (`sdlab.toybox.judge.camera_of`). Descriptors ("blurry", "foggy", ...) spoil the images
 with the toybox's filters. Whatever else a prompt says makes no difference.
 
-Cameras are those of a run's defaults: same field of view and distances, looking at the origin, and bands of view words
-that meet. The toybox varies distance and aim more, which leaves size and place of the object open, and its bands have
-gaps; either blurs what is distilled.
+Cameras have the field of view and the distances of a run's defaults, and look at the origin. The toybox varies distance
+and aim more, which leaves size and place of the object open, and blurs what is distilled.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from sdlab.toybox.grammar import named_in
 VERSION = 1  # raise it when the images of a file change
 CHUNK = 64  # images rendered between two calls of `progress`
 DISTANCES = (CameraSettings().distance_min, CameraSettings().distance_max)
-MARGIN = -5.0  # degrees by which the toybox's bands are widened, so that they meet
 OVERHEAD_SHARE = pictures.VIEW_SHARE * pictures.VIEW_WEIGHTS[words.OVERHEAD]  # of the toybox's images
 LISTED = 5  # words without effect that a remark lists
 LONGEST = 30  # characters of a word that a remark shows
@@ -149,10 +147,10 @@ def _quoted(named: Sequence[str]) -> str:
 def _angles(rng: np.random.Generator, view: str) -> tuple[float, float]:
     """Draw (azimuth, elevation) in degrees: within the band of a view word, otherwise from any side.
 
-    Without a view word azimuths are uniform, and elevations as in the toybox's data, without its gap.
+    Without a view word azimuths are uniform, and elevations as in the toybox's data.
     """
     if view or rng.random() < OVERHEAD_SHARE:
-        return judge.camera_of(rng, view or words.OVERHEAD, MARGIN)
+        return judge.camera_of(rng, view or words.OVERHEAD)
     return rng.uniform(-180, 180), pictures.draw_elevation(rng)
 
 
