@@ -415,6 +415,8 @@ def test_spread_and_difference_are_those_of_the_sample_and_of_pairs():
         (["cutoffs", "--cutoffs", "none"], ["losses.vdm.dca_cutoff", "none"]),
         (["cutoffs", "--set", "losses.vdm.dca_cutoff=1"], ["losses.vdm.dca_cutoff", "itself"]),
         (["cutoffs", "--flat", "--preset", "toybox"], ["--flat", "--preset toybox"]),
+        (["six", "--family", "toybx"], ["toybx", "did you mean toybox"]),
+        (["six", "--family", "toybox", "--preset", "toybox"], ["--preset toybox and --family toybox"]),
         (["six", "--preset", "toybx"], ["toybx", "did you mean toybox"]),
         (["six", "--out", "/proc/nowhere"], ["--out", "/proc/nowhere"]),
         (["janus-losses", "--variants", "esd:lam=7"], ["losses.esd.lam", "7"]),

@@ -44,8 +44,8 @@ class Parsed(NamedTuple):
             return [self.loaded]
         parts = self.loaded.dump(concatenate=False)
         for part, node in zip(parts, self.loaded.graph.nodes_geometry, strict=True):
-            visual: Any = getattr(part, "visual", None)
-            if isinstance(part, trimesh.Trimesh) and visual.kind == "texture":
+            visual: Any = part.visual if isinstance(part, trimesh.Trimesh) else None
+            if visual is not None and visual.kind == "texture":
                 original = self.loaded.geometry[self.loaded.graph[node][1]].visual.vertex_attributes
                 if "color" in original:  # lost in the copies that `dump` returns
                     visual.vertex_attributes["color"] = original["color"]

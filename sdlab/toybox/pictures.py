@@ -329,9 +329,13 @@ def finished(x: np.ndarray, shot: Shot) -> np.ndarray:
     rng = np.random.default_rng((shot.noise_seed, 1))
     if shot.facts.style == "painting":
         x = painted(x, rng)
-    for word in shot.facts.corruptions:
-        if word in FILTERS:
-            x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
+    return filtered(x, [word for word in shot.facts.corruptions if word in FILTERS], rng)
+
+
+def filtered(x: np.ndarray, descriptors: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """Return x [S, S, 3] with the filters of `descriptors` applied in order, in [0, 1]."""
+    for word in descriptors:
+        x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
     return x
 
 
