@@ -76,7 +76,7 @@ def test_remark_names_only_words_without_effect(robot: MeshSource) -> None:
     assert "\n" not in said
     assert "'side view', because 'front view' is said already" in robot.remark("front view, side view")
     many = robot.remark(" ".join(f"word{i}" for i in range(40)) + " " + "x" * 250)
-    assert "and 36 more have no effect" in many
+    assert "and 33 more have no effect" in many
     assert len(many) < 600
 
 
@@ -114,13 +114,15 @@ def test_view_word_chooses_the_cameras(robot: MeshSource, seen: list[Cameras], v
     assert len(azimuth) == 400
     if view == "overhead view":
         assert np.ptp(azimuth) > 330
-        assert 50 <= elevation.min() < 55
+        assert 55 <= elevation.min() < 60
         assert 85 < elevation.max() <= 88
     else:
         assert {view_word(a, 0.0) for a in azimuth.tolist()} == {view}
         assert -20 <= elevation.min() < -10
-        assert 45 < elevation.max() <= 55
-        assert np.ptp([degrees_from_front(a) for a in azimuth.tolist()]) > 35
+        assert 40 < elevation.max() <= 50
+        centre = {"front view": 0, "side view": 90, "back view": 180}[view]
+        off = [abs(degrees_from_front(a) - centre) for a in azimuth.tolist()]
+        assert 35 < max(off) <= 40
     assert distance.min() == pytest.approx(2.8, abs=0.02)
     assert distance.max() == pytest.approx(3.1, abs=0.02)
 
@@ -132,7 +134,7 @@ def test_without_a_view_word_all_sides_are_as_frequent(robot: MeshSource, seen: 
     assert (np.abs(quarters - 250) < 60).all()
     assert elevation.min() < -15
     assert (elevation > 55).mean() == pytest.approx(source.OVERHEAD_SHARE, abs=0.03)
-    assert (np.histogram(elevation, 10, (-20, 88))[0] > 20).all(), "no gap"
+    assert 80 < elevation.max() <= 88
 
 
 def yellow(robot: MeshSource, key: str) -> np.ndarray:
@@ -194,6 +196,9 @@ def test_identity_names_content_and_pose(path: Path, tmp_path: Path, robot: Mesh
 def test_bad_file_names_the_knob(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prior\.path = '.*nowhere\.glb' cannot be read: No such file"):
         MeshSource(tmp_path / "nowhere.glb", "prior.path")
+    for impossible in ("a\0b", "~nobody by this name/x.glb"):
+        with pytest.raises(ValueError, match=r"prior\.path = .* is no path: "):
+            MeshSource(impossible, "prior.path")
     (tmp_path / "empty.glb").touch()
     with pytest.raises(ValueError, match=r"prior\.path = '.*empty\.glb' has an unknown format: a mesh as GLB, OBJ"):
         MeshSource(str(tmp_path / "empty.glb"), "prior.path")

@@ -1,19 +1,17 @@
 """Images of one object, rendered from all sides from a mesh file.
 
 A prompt chooses the cameras by its view word, as in the toybox: "front view" and the like, with their synonyms, are
-bands of azimuth and elevation. Descriptors ("blurry", "foggy", ...) spoil the images
+bands of azimuth and elevation (`sdlab.toybox.judge.camera_of`). Descriptors ("blurry", "foggy", ...) spoil the images
 with the toybox's filters. Whatever else a prompt says makes no difference.
 
-Cameras are those of a run's defaults: same field of view and distances, looking at the origin, and bands of view words
-that meet. The toybox varies distance and aim more, which leaves size and place of the object open, and its bands have
-gaps; either blurs what is distilled.
+Cameras have the field of view and the distances of a run's defaults, and look at the origin. The toybox varies distance
+and aim more, which leaves size and place of the object open, and blurs what is distilled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +26,7 @@ from sdlab.meshes import draw
 from sdlab.meshes.read import MAX_BYTES
 from sdlab.meshes.surface import RADIUS, mesh_of
 from sdlab.priors.sources import Drawn, Source, as_bytes, unheard
+from sdlab.priors.text import listed
 from sdlab.toybox import judge, pictures, words
 from sdlab.toybox.filters import FILTERS
 from sdlab.toybox.flawed import flawed
@@ -36,10 +35,7 @@ from sdlab.toybox.grammar import named_in
 VERSION = 1  # raise it when the images of a file change
 CHUNK = 64  # images rendered between two calls of `progress`
 DISTANCES = (CameraSettings().distance_min, CameraSettings().distance_max)
-MARGIN = -5.0  # degrees by which the toybox's bands are widened, so that they meet
 OVERHEAD_SHARE = pictures.VIEW_SHARE * pictures.VIEW_WEIGHTS[words.OVERHEAD]  # of the toybox's images
-LISTED = 5  # words without effect that a remark lists
-LONGEST = 30  # characters of a word that a remark shows
 READ = ("view", "corruptions", "flawed", "good", "")  # kinds of phrases that have an effect here, or need none
 
 
@@ -88,7 +84,7 @@ class MeshSource(Source):
         naming `knob`, the file and the problem.
         """
         given = f"{knob} = {str(path)!r}"
-        path = Path(path).expanduser()
+        path = Path(path)
         raw = read_file(path, MAX_BYTES, given)
         self.mesh = mesh_of(raw, given, up, radius).turned(turn)
         self.name = f"mesh {path.name}"
@@ -105,16 +101,15 @@ class MeshSource(Source):
         reading, remarks = read(text), []
         others = [word for word in reading.without_effect if word not in self._named]
         if others:
-            more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
             verb = "has" if len(others) == 1 else "have"
             remarks.append(
-                f"{_quoted(others[:LISTED])}{more} {verb} no effect: this gallery shows {self._file} whatever a prompt "
+                f"{listed(others)} {verb} no effect: this gallery shows {self._file} whatever a prompt "
                 f"names, and reads view words ({', '.join(words.VIEW_WORDS)}) and descriptors ({', '.join(FILTERS)})"
             )
         if reading.structural:
-            remarks.append(f"not shown: {_quoted(reading.structural)}, because a mesh is not deformed")
+            remarks.append(f"not shown: {listed(reading.structural)}, because a mesh is not deformed")
         if reading.repeated:
-            remarks.append(f"not shown: {_quoted(reading.repeated)}, because {reading.view!r} is said already")
+            remarks.append(f"not shown: {listed(reading.repeated)}, because {reading.view!r} is said already")
         return ". ".join(remarks)
 
     def draw(
@@ -142,15 +137,11 @@ class MeshSource(Source):
         return as_bytes(rgb, coverage)
 
 
-def _quoted(named: Sequence[str]) -> str:
-    return ", ".join(repr(word[:LONGEST]) for word in named)
-
-
 def _angles(rng: np.random.Generator, view: str) -> tuple[float, float]:
     """Draw (azimuth, elevation) in degrees: within the band of a view word, otherwise from any side.
 
-    Without a view word azimuths are uniform, and elevations as in the toybox's data, without its gap.
+    Without a view word azimuths are uniform, and elevations as in the toybox's data.
     """
     if view or rng.random() < OVERHEAD_SHARE:
-        return judge.camera_of(rng, view or words.OVERHEAD, MARGIN)
+        return judge.camera_of(rng, view or words.OVERHEAD)
     return rng.uniform(-180, 180), pictures.draw_elevation(rng)
