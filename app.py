@@ -13,6 +13,8 @@ import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
+from sdlab.options import DEFAULT_PRESET, NETWORK_PRESET
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -23,7 +25,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1", help="address to listen on")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     p.add_argument("--port", default=port, help="port to listen on; 0 takes any free one (default %(default)s)")
-    p.add_argument("--preset", default="toybox", help="preset to begin with, or a .toml file")
+    p.add_argument(
+        "--preset",
+        help=f"preset to begin with, or a .toml file (default {DEFAULT_PRESET}; with --prior {NETWORK_PRESET})",
+    )
     p.add_argument("--prior", help="toybox, a folder in the diffusers layout, or owner/name on the Hub")
     p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if available)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
@@ -70,11 +75,17 @@ def bind(host: str, port: str) -> socket.socket:
     return listener
 
 
+def start_preset(args: argparse.Namespace) -> str:
+    """Return the preset to begin with; a network replaces that of a preset with a network."""
+    return args.preset or (NETWORK_PRESET if args.prior else DEFAULT_PRESET)
+
+
 def build(args: argparse.Namespace) -> Any:
     """Return the application; ValueError for an unknown preset, prior or device."""
     from sdlab.options import choose_device, settings_for
 
-    settings = settings_for(args.preset, [], prior__path=args.prior)
+    preset = start_preset(args)
+    settings = settings_for(preset, [], prior__path=args.prior)
     device = choose_device(args.device)
 
     from sdlab.live.manager import Manager
@@ -83,7 +94,7 @@ def build(args: argparse.Namespace) -> Any:
     from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
 
     local = args.host in LOOPBACK
-    named = args.preset if args.preset in preset_names() and args.prior is None else None
+    named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
     manager = Manager(device, args.max_sessions, args.grace, idle, batching=args.batch_sessions)

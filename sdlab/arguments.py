@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from sdlab.files import Locked, held
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -67,19 +71,41 @@ def add_out(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
-def claim(out: Path) -> None:
-    """Raise ValueError if results cannot be written to the folder `out`; to be called before any work is done."""
+def claim(out: Path, given: str = "--out") -> None:
+    """Raise ValueError, naming the option `given`, if results cannot be written to the folder `out`; to be called
+    before any work is done."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
+        probe = out / f".writable-{os.getpid()}"
         probe.write_text("")
-        probe.unlink()
-    except OSError as e:
-        raise ValueError(f"--out {out}: cannot write there ({e.strerror or e}); choose another folder") from e
+        probe.unlink(missing_ok=True)
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise ValueError(f"{given} {out}: cannot write there ({why}); choose another folder") from e
 
 
-def claim_file(out: Path) -> None:
-    """Like `claim`, for a file."""
-    if out.is_dir():
-        raise ValueError(f"--out {out}: this is a folder; give a file name")
+@contextlib.contextmanager
+def claimed(out: Path, given: str = "--out") -> Iterator[None]:
+    """Check the folder `out` as `claim` does, and keep other runs out of it during the block. Raises ValueError, naming
+    the option `given`, if one is writing there."""
+    claim(out, given)
+    try:
+        lock = contextlib.ExitStack()
+        lock.enter_context(held(out))
+    except Locked as e:
+        raise ValueError(f"{given} {out}: another run ({e}) is writing there; choose another folder") from e
+    with lock:
+        yield
+
+
+def claim_file(out: Path, inputs: Iterable[Path] = ()) -> None:
+    """Like `claim`, for a file. Raises ValueError, too, if it is one of the `inputs` of the command."""
     claim(out.parent)
+    try:
+        is_folder, resolved = out.is_dir(), out.resolve()
+    except (OSError, ValueError) as e:
+        raise ValueError(f"--out {out}: cannot write there ({getattr(e, 'strerror', None) or e})") from e
+    if is_folder:
+        raise ValueError(f"--out {out}: this is a folder; give a file name")
+    if resolved in {path.resolve() for path in inputs}:
+        raise ValueError(f"--out {out}: this file is an input, which would be overwritten; give another name")

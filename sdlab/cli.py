@@ -6,6 +6,7 @@ Errors end with exit code 2 and one line that names the knob or the option.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from sdlab.training import cli as toybox
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 for success, 2 for bad input or a failed run, 130 after Ctrl-C."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not a terminal or file, or closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # paths may not fit its encoding
     args = _parser().parse_args(argv)
     warnings.showwarning = _warn
     try:

@@ -13,7 +13,9 @@ from sdlab.types import BoundPrior
 
 def flow_roles(scale: float, role: str = "pos") -> tuple[str, ...]:
     """Return the roles that one step along the flow of `role` evaluates: `role` alone with scale 1, which means no
-    guidance."""
+    guidance, and the empty text alone with scale 0."""
+    if scale == 0.0:
+        return ("uncond",)
     return (role,) if scale == 1.0 else (role, "uncond")
 
 

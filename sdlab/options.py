@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
     from sdlab.settings import Settings
+
+DEFAULT_PRESET = "gallery"  # of the page, and of the commands that take --preset
+NETWORK_PRESET = "toybox"  # what a network given without a preset starts from
+PATHS = ("prior.path", "scene.file", "scene.picture", "scene.shap_e")  # knobs that name files or folders
 
 Plan = list[tuple[int, list[tuple[str, Any]]]]  # [(steps done, [(knob, value), ...]), ...]
 
@@ -22,12 +27,10 @@ def settings_for(preset: str, assignments: Sequence[str], **named: Any) -> Setti
     names what is wrong.
     """
     from sdlab.knobs import parse
-    from sdlab.settings import from_toml, preset_names
+    from sdlab.settings import from_toml
     from sdlab.settings import preset as by_name
 
-    file = Path(preset)
-    is_file = preset not in preset_names() and file.suffix == ".toml" and file.is_file()
-    s = from_toml(file.read_text(encoding="utf-8"), preset) if is_file else by_name(preset)
+    s = from_toml(text_of(Path(preset)), preset) if is_settings_file(preset) else by_name(preset)
     changes: list[tuple[str, Any]] = []
     for text in assignments:
         path, equals, value = text.partition("=")
@@ -35,7 +38,48 @@ def settings_for(preset: str, assignments: Sequence[str], **named: Any) -> Setti
             raise ValueError(f"--set {text!r}: expected PATH=VALUE, such as losses.sds.cfg=20")
         changes.append((path.strip(), parse(s.knob(path.strip()), value)))
     changes += [(path.replace("__", "."), value) for path, value in named.items() if value is not None]
-    return s.patch_all(changes)
+    s = s.patch_all(changes)
+    _check_paths(paths_in(s))
+    return s
+
+
+def is_settings_file(preset: str) -> bool:
+    """Return whether `preset` is the path of a TOML file, rather than the name of a preset."""
+    from sdlab.settings import preset_names
+
+    return preset not in preset_names() and preset.lower().endswith(".toml")
+
+
+def text_of(file: Path) -> str:
+    """Return the text of a settings file; ValueError that names the file if it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{file} is not encoded in UTF-8: save it as UTF-8 ({e.reason} at byte {e.start})") from e
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{file} cannot be read ({getattr(e, 'strerror', None) or e})") from e
+
+
+def paths_in(s: Settings) -> list[tuple[str, str]]:
+    """Return the knobs whose value may be a path, with their values, except empty ones."""
+    knobs = s.knobs()
+    return [(path, knobs[path].value) for path in PATHS if path in knobs and knobs[path].value]
+
+
+def _check_paths(knobs: Iterable[tuple[str, Any]]) -> None:
+    """Raise ValueError, naming the knob, if no file could have the name that a knob gives. Whether there is one is left
+    to those who read it: it may be a model on the Hub, too."""
+    for path, value in knobs:
+        try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                Path(value).expanduser().stat()
+        except (OSError, ValueError, RuntimeError) as e:
+            why = getattr(e, "strerror", None) or e
+            raise ValueError(f"{path} = {_shortened(value)} is no possible path: {why}") from e
+
+
+def _shortened(value: str) -> str:
+    return repr(value if len(value) <= 60 else f"{value[:57]}...")
 
 
 def refuse_reserved(assignments: Sequence[str], reserved: Sequence[str]) -> None:
@@ -55,15 +99,30 @@ def plan_for(s: Settings, given: Sequence[Sequence[str]]) -> Plan:
     steps: dict[int, list[tuple[str, Any]]] = {}
     for number, text in given:
         path, equals, value = text.partition("=")
-        if not number.isdigit() or not equals:
+        if not re.fullmatch("[0-9]{1,9}", number) or not equals:
             raise ValueError(f"--at {number} {text!r}: expected STEP PATH=VALUE, such as 200 active=vdm")
-        if int(number) >= s.steps:
-            raise ValueError(f"--at {number}: the run has {s.steps} steps; allowed are 0 to {s.steps - 1}")
         steps.setdefault(int(number), []).append((path.strip(), parse(s.knob(path.strip()), value)))
     plan = sorted(steps.items())
-    for _, changes in plan:
+    for number, changes in plan:
+        if number >= s.planned_end:
+            raise ValueError(
+                f"--at {number}: the run ends at step {s.planned_end}; allowed are 0 to {s.planned_end - 1}"
+            )
         s = s.patch_all(changes)
+        _check_paths(change for change in changes if change[0] in PATHS)
     return plan
+
+
+def planned_end(s: Settings, plan: Plan, done: int = 0) -> int:
+    """Return the step at which a run ends that has settings `s` after `done` steps, and the rest of `plan` before it.
+
+    A change of steps or schedule.start moves the end.
+    """
+    for number, changes in sorted(plan, key=lambda entry: entry[0]):
+        if done <= number < s.planned_end:
+            with contextlib.suppress(ValueError):  # the run will refuse it, too
+                s = s.patch_all(changes)
+    return s.planned_end
 
 
 def choose_device(name: str) -> torch.device:

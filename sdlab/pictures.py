@@ -33,6 +33,11 @@ def resize(rgb: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
     return F.interpolate(rgb, size, mode="bilinear", align_corners=False, antialias=True)
 
 
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB of images [B, C, H, W] in [0, 1], for each of the B; inf if equal."""
+    return -10 * (a - b).square().mean((1, 2, 3)).log10()
+
+
 def grid(pictures: np.ndarray, gap: int = 2) -> np.ndarray:
     """Tile uint8 images [B, H, W, 3] into one that is as square as possible, separated by `gap` white pixels."""
     count, height, width, _ = pictures.shape

@@ -244,7 +244,8 @@ class Prior(Protocol):
         ...
 
     def trainable(self, how: str, rank: int) -> Any:
-        """Return a trainable network that starts as this prior, a `sdlab.priors.trainable.Trainable`."""
+        """Return a trainable network, a `sdlab.priors.trainable.Trainable`. It starts as this prior, unless the prior
+        has no network and an attribute `trains_from_scratch` that is true."""
         ...
 
 

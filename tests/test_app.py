@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from app import parser, start_preset
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.settings import preset
 from sdlab.ui.visitors import public
 
 
 def test_visitors_cannot_change_what_is_loaded_from_where():
-    settings, locked = public(preset("toybox"))
-    knobs = settings.knobs()
-    assert {path for path in knobs if path.startswith("prior.")} <= set(locked), "each set of them is another prior"
+    known = set()
+    for name in ("gallery", "toybox", "toybox-2d"):
+        settings, locked = public(preset(name))
+        knobs = settings.knobs()
+        priors = {path for path in knobs if path.startswith("prior.")}
+        assert priors - set(locked) <= {"prior.source"}, "each set of them is another prior; uploads set the source"
+        known |= set(knobs)
     assert {"scene.file", "scene.shap_e"} <= set(locked)
-    assert set(locked) - {"scene.picture"} <= set(knobs), "none is misspelt"
-    assert "scene.picture" in preset("toybox-2d").knobs()
-    assert DiffusersPrior().path == knobs["prior.path"].value
+    assert set(locked) <= known, "none is misspelt"
+    assert DiffusersPrior().path == preset("toybox").knob("prior.path").value
+
+
+def test_the_page_opens_on_exact_scores_and_on_the_network_when_given_one():
+    def opened(*arguments):
+        return start_preset(parser().parse_args(arguments))
+
+    assert opened() == "gallery"
+    assert opened("--prior", "/models/sd") == "toybox"
+    assert opened("--prior", "/models/sd", "--preset", "sdi") == "sdi"
+    assert (preset("gallery").prior.kind, preset("toybox").prior.kind) == ("gallery", "diffusers")
 
 
 def test_visitors_have_no_shap_e_downloaded_unless_the_server_starts_with_it():

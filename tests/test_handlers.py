@@ -3,18 +3,23 @@ or in two tabs at once."""
 
 import functools
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trimesh
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from PIL import Image
 from waiting import until
 
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Patch, Reset
 from sdlab.settings import Settings, default_settings, preset, to_toml
+from sdlab.ui import visitors as visitors_module
 from sdlab.ui.answers import MAX_BODY, routes
 from sdlab.ui.desk import Desk
 from sdlab.ui.page import Page
@@ -272,9 +277,12 @@ def test_a_page_loaded_anew_begins_with_the_lens_as_each_step_sees_it(browser: B
     browser.act(do="tab", tab="lens")
     until(lambda: session.watched[0] is not None)
     assert session.watched[1] == 20, "the slider stands there still"
+    browser.act(do="exact", on=True)
+    browser.act(do="exact", on="yes")
+    until(lambda: session._watching.exact)
     browser.act(do="tab", tab="results")
     Browser(page, "anew", browser.token)
-    until(lambda: session.watched == (0, None))
+    until(lambda: session.watched == (0, None) and not session._watching.exact)
     assert browser.desk.tab == "lens"
 
 
@@ -330,8 +338,10 @@ def test_a_run_begins_with_a_file_at_once_and_one_under_way_at_the_next_reset(br
 
 def test_a_file_for_another_kind_of_scene_or_a_session_that_ended_is_refused(browser: Browser, page: Page):
     ready(browser)
-    with pytest.raises(ValueError, match=r"this run does not start from a file of this kind: it has no scene\.picture"):
-        bring(browser, "scene.picture", "x.png", b"")
+    said = "this run does not use a file of this kind: {0}.{1} takes one if {0}.kind is {2!r}, and it is {3!r}"
+    for group, name, needed, own in (("scene", "picture", "image", "splats"), ("prior", "path", "gallery", "mixture")):
+        with pytest.raises(ValueError, match=said.format(group, name, needed, own)):
+            bring(browser, f"{group}.{name}", "x.png", b"")
     branched(browser, 2)
     bringing = page.bringing(browser.token)
     assert bringing is not None
@@ -354,6 +364,58 @@ def test_visitors_bring_files_where_the_path_is_locked(manager: Manager):
     assert browser.desk.focus.settings.knob("scene.file").value == ""
     bring(browser, "scene.file", "line.ply", LINE)
     until(lambda: gaussians(browser) == 3)
+
+
+def pets() -> bytes:
+    """A ZIP with three pictures: two of a cat, one of a dog."""
+    file, picture = BytesIO(), BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(picture, "PNG")
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("cat/1.png", "cat/2.png", "dog/3.png"):
+            archive.writestr(name, picture.getvalue())
+    return file.getvalue()
+
+
+def of_gallery() -> Settings:
+    """A run on the gallery prior, whose images are small."""
+    small = [("prior.size", 16), ("prior.images", 4), ("prior.null_images", 4), ("prompt.text", "a cat")]
+    return default_settings("gallery").patch_all([("scene.n_init", 20), *small])
+
+
+@pytest.mark.parametrize("locked", [(), ("prior.path", "scene.file")])
+def test_a_gallery_is_brought(manager: Manager, locked: tuple[str, ...]):
+    page = Page(manager, Views(), Visitors(of_gallery(), locked), "gallery")
+    browser = Browser(page, "page")
+    ready(browser)
+    lane = browser.desk.focus
+    bring(browser, "prior.path", "pets.zip", pets())
+    until(lambda: lane.settings.knob("prior.source").value == "folder")
+    kept = Path(lane.settings.knob("prior.path").value)
+    assert kept.is_file()
+    assert str(kept) in lane.files(), "it is not deleted while it is used"
+    until(lambda: lane.seat.session.status.phase == "ready")
+    assert lane.seat.session.prior.name == "gallery of folder 1-pets.zip"
+    lane.send(Advance(2))
+    until(lambda: lane.step == 2)
+    assert lane.seat.session.prior.source.available("cat") == 2
+    with pytest.raises(ValueError, match=r"^'x\.zip' is a damaged ZIP file"):
+        bring(browser, "prior.path", "x.zip", pets()[:-30])
+    assert lane.settings.knob("prior.path").value == str(kept), "the run goes on"
+    bring(browser, "prior.path", "box.glb", trimesh.creation.box().export(file_type="glb"))
+    until(lambda: lane.settings.knob("prior.path").value.endswith("2-box.glb"))
+    assert lane.settings.knob("prior.source").value == "mesh"
+    lane.send(Advance(1))
+    until(lambda: lane.step == 3)
+    assert lane.seat.session.prior.name == "gallery of mesh 2-box.glb"
+
+
+def test_saved_settings_of_a_gallery_come_back_without_its_file(manager: Manager):
+    visitors = Visitors(of_gallery(), ("prior.path", "scene.file"))
+    saved = to_toml(of_gallery().patch_all([("prior.source", "folder"), ("prior.path", "/etc"), ("seed", 7)]))
+    found = visitors.read(saved, "own.toml")
+    assert (found.seed, found.knob("prior.source").value, found.knob("prior.path").value) == (7, "toybox", "")
+    with pytest.raises(ValueError, match="it is for another prior"):
+        Visitors(preset("toybox"), ("prior.path",)).read('[prior]\nkind = "diffusers"\npath = "/etc"', "own.toml")
 
 
 def bring(browser: Browser, knob: str, name: str, raw: bytes) -> None:
@@ -397,14 +459,32 @@ def test_saved_settings_do_not_get_round_a_lock(manager: Manager):
     assert (now.knob("scene.picture").value, now.scene.start) == ("", "noise")
 
 
-@pytest.mark.parametrize("own", ["toybox", "mixture", "playground", "toybox-2d"])
+@pytest.mark.parametrize("own", ["gallery", "toybox", "mixture", "playground", "toybox-2d"])
 def test_a_public_server_offers_every_preset_of_its_prior_and_those_without_one(own: str):
     """Whatever kind its own settings are of, and never a download."""
     visitors = Visitors(*public(preset(own)))
-    assert {"mixture", "playground", "toybox", "toybox-2d"} <= set(visitors.presets)
+    assert {"gallery", "janus", "mixture", "playground", "toybox", "toybox-2d"} <= set(visitors.presets)
     assert "dreammapping" not in visitors.presets, "it wants Stable Diffusion"
     asked = preset("toybox").patch_all([("scene.start", "shap-e")])
     assert visitors.fit(asked).knob("scene.shap_e").value == ""
+
+
+@pytest.mark.parametrize("own", ["gallery", "toybox"])
+def test_visitors_have_the_galleries_of_presets_and_no_others(own: str, monkeypatch: pytest.MonkeyPatch):
+    served = public(preset(own))
+    small = preset("gallery").patch_all([("prior.size", 16), ("prior.shift", False)])
+    shipped = {"gallery": preset("gallery"), "small": small, "theirs": small.patch("prior.path", "/etc")}
+    monkeypatch.setattr(visitors_module.catalogue, "preset_names", lambda: list(shipped))
+    monkeypatch.setattr(visitors_module.catalogue, "preset", shipped.__getitem__)
+    visitors = Visitors(*served)
+    assert visitors.presets == ["gallery", "small"]
+    assert visitors.fit(small).prior == small.prior
+    for path, value in (("prior.size", 256), ("prior.images", 16384), ("prior.seed", 3), ("prior.path", "/etc")):
+        asked = small.patch(path, value)
+        assert visitors.fit(asked).knob(path).value == shipped["gallery"].knob(path).value
+        if path != "prior.path":
+            with pytest.raises(ValueError, match="it is for another prior"):
+                visitors.read(to_toml(asked), "own.toml")
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,33 @@
 """The lens shows what a loss saw, and changes nothing."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 import tiny_models as tiny
 import torch
+from waiting import until
 
 from sdlab import lens
 from sdlab.lens.colours import LATENT_REACH, MOST, false_colours, is_pixels, round_up
 from sdlab.lens.colours import shown as as_shown
 from sdlab.lens.numbers import places
+from sdlab.live import watching
 from sdlab.live.messages import Compare, Goto, Patch, Reset
 from sdlab.live.session import Session
+from sdlab.live.watching import Drawing
 from sdlab.losses.jsd import JSD
 from sdlab.optim import SceneOptimiser
 from sdlab.pictures import to_uint8
+from sdlab.priors.truth import Truth, truth_of
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng
 from sdlab.scenes.image import Images
 from sdlab.schedule import sample_t
 from sdlab.settings import losses, preset
 from sdlab.step import State
-from sdlab.types import Guidance
+from sdlab.types import Guidance, cat_conds
 
 ALL = sorted(losses())
 SHORT = [(f"losses.{name}.warm_up", 2) for name in ("vsd", "esd", "asd", "vdm")]
@@ -215,6 +220,147 @@ def test_of_a_scene_that_is_gone_nothing_is_shown(small):
     assert session.comparison.get() is None, "a comparison that was under way is given up"
     session.do(Goto(50))
     assert session.lens.get() is None
+
+
+# ---- exact predictions ------------------------------------------------------------------------------------------
+
+
+class FromPrior(Truth):
+    """A truth that answers as the prior itself; its second sample of images is `off` away."""
+
+    def __init__(self, prior, known: bool = True, off: float = 0.0):
+        self.prior = prior
+        self.known = known
+        self.off = off
+
+    def has(self, text):
+        return self.known
+
+    def x0(self, text, z_t, alpha, sigma, sample=0):
+        levels, _ = self.prior.marginal(torch.arange(1000))
+        t = (levels - alpha).abs().argmin().view(1)
+        eps = self.prior.eps(z_t, t, cat_conds([self.prior.embed(text)]))
+        return (z_t - sigma * eps * (1 + self.off * sample)) / alpha
+
+
+@pytest.mark.parametrize("loss", ["sds", "nfsd", "sbp", "jsd", "sdi", "vsd"])
+def test_exact_predictions_are_asked_where_the_networks_were(small, loss):
+    """The text of each role, and its z_t: then a truth that answers as the prior has no error."""
+    session = begun(small.patch("active", loss))
+    report, s, prior = session.report, session.effective, session.prior
+    plain = lens.views_of_step(report, s, prior, row=1)
+    seen = lens.views_of_step(report, s, prior, row=1, truth=FromPrior(prior, off=0.25))
+    pairs = [label.removeprefix("exact: ") for label in seen.labels if label.startswith("exact: ")]
+    texts = [s.loss.term(name).title for name in report.guidance.preds if name in s.loss.roles]
+    assert pairs == texts
+    for title in pairs:
+        i = seen.labels.index(f"exact: {title}")
+        assert seen.labels[i - 1] == f"x0: {title}"
+        assert np.abs(seen.pictures[i].astype(int) - seen.pictures[i - 1]).max() <= 1
+        assert f"{title} 0% (25%)" in seen.note
+    kept = [i for i, label in enumerate(seen.labels) if not label.startswith("exact: ")]
+    assert tuple(seen.labels[i] for i in kept) == plain.labels
+    assert np.array_equal(seen.pictures[kept], plain.pictures)
+    assert not plain.note
+
+
+def test_what_is_not_drawn_yet_or_not_for_one_text_has_no_exact_prediction(small):
+    session = begun(small.patch("guidance.perp_neg", True))
+    given = session.report, session.effective, session.prior
+    assert lens.texts_with_truth(session.effective) == [""]
+    with_perp_neg = lens.views_of_step(*given, truth=FromPrior(session.prior))
+    assert [label for label in with_perp_neg.labels if "exact" in label] == ["exact: no prompt"]
+    unknown = lens.views_of_step(*given, truth=FromPrior(session.prior, known=False))
+    assert unknown.labels == lens.views_of_step(*given).labels
+    assert set(lens.texts_with_truth(small)) >= {"", f"{small.prompt.text}, front view"}
+
+
+def test_a_probe_asks_at_its_own_t(small):
+    session = begun(small)
+    seen = lens.probe(*parts(session), t=50, truth=FromPrior(session.prior))
+    assert "prompt 0% (0%)" in seen.note
+
+
+def test_a_prior_without_exact_predictions_says_so(small):
+    session = begun(small)
+    session.watch_lens(True, exact=True)
+    session.run(until=4)
+    seen = session.lens.get()
+    assert "only networks of the toybox's images" in seen.note
+    assert len(seen.labels) > 3
+    session.watch_lens(True)
+    session.run(until=4)
+    assert not session.lens.get().note
+
+
+class Slow(Truth):
+    """A truth whose images take as long to draw as a test wants."""
+
+    def __init__(self):
+        self.drawn: list[str] = []
+        self.begun: list[str] = []
+        self.may = threading.Semaphore(0)
+
+    def has(self, text):
+        return text in self.drawn
+
+    def prepare(self, text):
+        self.begun.append(text)
+        self.may.acquire()
+        if text == "too much":
+            raise MemoryError("no room")
+        self.drawn.append(text)
+
+
+def test_images_are_drawn_beside_the_run_and_only_while_they_are_wanted():
+    truth, news = Slow(), []
+    drawing = Drawing(truth, lambda: news.append(len(truth.drawn)))
+    assert "0 of 3 texts" in drawing.want(("a", "b", "c"))
+    until(lambda: truth.begun == ["a"])
+    truth.may.release()
+    until(lambda: truth.begun == ["a", "b"])
+    assert news == [1]
+    assert "1 of 3 texts" in drawing.want(("a", "b", "c"))
+    drawing.want(())  # nobody looks any more
+    truth.may.release(5)
+    until(lambda: truth.drawn == ["a", "b"])
+    until(lambda: drawing._thread is None)
+    assert truth.begun == ["a", "b"], "c is not begun"
+    assert drawing.want(("a", "b")) == ""
+    assert drawing.want(("c",))
+    until(lambda: "c" in truth.drawn)
+
+
+def test_images_that_cannot_be_drawn_are_given_up_once():
+    truth = Slow()
+    truth.may.release(5)
+    drawing = Drawing(truth, lambda: None)
+    drawing.want(("too much", "b"))
+    until(lambda: "no room" in drawing.want(("too much", "b")))
+    assert truth.begun == ["too much"]
+
+
+@pytest.mark.slow
+def test_the_lens_beside_the_embedded_network(monkeypatch):
+    monkeypatch.setattr(watching, "truth_of", lambda config, prior: truth_of(config, prior, 64, 64))
+    s = preset("toybox").patch_all([("scene.n_init", 200), ("prior.engine", "torch")])
+    seen, alone = begun(s, 1), begun(s, 1)
+    seen.watch_lens(True, t=900, exact=True)
+    seen.run(until=1)
+    assert "drawing images" in seen.lens.get().note
+
+    def complete() -> bool:
+        seen.run(until=1)
+        return "drawing images" not in seen.lens.get().note
+
+    until(complete, 120)
+    shown = seen.lens.get()
+    assert shown.labels[2:6] == ("x0: prompt", "exact: prompt", "x0: no prompt", "exact: no prompt")
+    network, exact = (shown.pictures[i].astype(float) for i in (2, 3))
+    assert 0 < np.abs(network - exact).mean() < 40
+    for session in (seen, alone):
+        session.run(until=4)
+    assert_same(everything(seen), everything(alone))
 
 
 # ---- nothing changes --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sdlab import settings
 from sdlab.cameras import CameraSettings, sample_cameras
 from sdlab.knobs import knobs_of
 from sdlab.priors.diffusers import DiffusersPrior
+from sdlab.priors.gallery import GalleryPrior
 from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import ROLES, PromptBank, PromptSettings
 from sdlab.rng import StepRng
@@ -22,12 +23,23 @@ from sdlab.types import BoundPrior, Cond
 LOSSES = settings.losses()
 
 
-@pytest.fixture
-def setting():
-    prior = MixturePrior(height=8, width=8).load(torch.device("cpu"))
+PRIORS = {
+    "mixture": MixturePrior(height=8, width=8),
+    "gallery": GalleryPrior(size=16, images=32, null_images=32, candidates=16, spread=0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def priors():
+    return {name: config.load(torch.device("cpu")) for name, config in PRIORS.items()}
+
+
+@pytest.fixture(params=PRIORS)
+def setting(request, priors):
+    prior = priors[request.param]
     rng = StepRng(0, 0)
-    cams = sample_cameras(CameraSettings(views=3), rng, 8)
-    z0 = torch.randn(3, 3, 8, 8, generator=rng("z0"))
+    cams = sample_cameras(CameraSettings(views=3), rng, prior.image_size)
+    z0 = torch.randn(3, *prior.shape, generator=rng("z0"))
     ref = torch.randn(z0.shape, generator=rng("reference"))
     return prior, cams, add_noise(z0, Settings(), rng, prior, 0.5)._replace(ref=ref)
 
@@ -102,6 +114,7 @@ def test_terms_are_described(name):
         ("asd", {"lessons": 2}, (3, 4)),
         ("asd", {"network": "exact"}, (2, 0)),
         ("sdi", {"inversion_steps": 2, "inversion_cfg": 1.0}, (4, 0)),
+        ("sdi", {"inversion_steps": 2, "inversion_cfg": 0.0}, (4, 0)),
         ("sbp", {"form": "full", "leg_steps": 2}, (4, 0)),
     ],
 )

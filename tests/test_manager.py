@@ -1,6 +1,7 @@
 """Seats, timeouts, the shared pool of priors."""
 
 import platform
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -15,8 +16,12 @@ from sdlab.errors import give_back
 from sdlab.live import manager as manager_module
 from sdlab.live.manager import Manager, PriorPool
 from sdlab.live.messages import Applied, Branched, Failed, Patch, Pause, Rejected, Resume, Stop
-from sdlab.priors import PriorConfig, silent
+from sdlab.priors import PriorConfig, gallery, silent
+from sdlab.priors.galleries import Galleries
 from sdlab.priors.mixture import MixturePrior
+from sdlab.priors.sources import unheard
+from sdlab.priors.sources.toybox import ToyboxSource
+from sdlab.settings import default_settings
 
 
 @pytest.fixture
@@ -261,3 +266,56 @@ def test_preloading_what_cannot_be_loaded_harms_nobody(manager, quick, tmp_path)
     manager.preload(preset("toybox").patch("prior.path", str(tmp_path / "nothing")))
     seat = manager.open(quick)
     until(lambda: seat.session.status.phase == "ready")
+
+
+@pytest.fixture
+def slow_blue(monkeypatch):
+    """Let the images of everything blue take until the returned event is set, with a first progress report."""
+    release, draw = threading.Event(), ToyboxSource.draw
+
+    def slow(self, key, count, size, seed, progress=unheard):
+        if "blue" in key:
+            progress(count // 4, count)
+            assert release.wait(60)
+        return draw(self, key, count, size, seed, progress)
+
+    monkeypatch.setattr(ToyboxSource, "draw", slow)
+    monkeypatch.setattr(gallery, "SHARED", Galleries(10**9))
+    yield release
+    release.set()
+
+
+def gallery_run(prompt):
+    small = [("prior.size", 16), ("prior.images", 8), ("prior.null_images", 8), ("scene.n_init", 60)]
+    return default_settings("gallery").patch_all([*small, ("steps", 1_000_000), ("prompt.text", prompt)])
+
+
+def moves_on(seat, steps=5):
+    before = seat.session.state.step
+    until(lambda: seat.session.state.step >= before + steps)
+
+
+DRAWING = re.compile(r"^drawing 8 images of 'a blue car, front view': \d+ %, \d+ s left$")
+
+
+@pytest.mark.parametrize("mid_run", [False, True], ids=["at the start", "by a new prompt"])
+def test_other_runs_go_on_while_a_gallery_is_drawn(manager, slow_blue, mid_run):
+    other = ready(manager.open(gallery_run("a red bear")))
+    other.session.send(Resume())
+    moves_on(other)
+    if mid_run:
+        mine = ready(manager.open(gallery_run("a red car")))
+        mine.session.send(Resume())
+        moves_on(mine)
+        mine.session.send(Patch.one("prompt.text", "a blue car"))
+    else:
+        mine = manager.open(gallery_run("a blue car"))
+        mine.session.send(Resume())
+    until(lambda: DRAWING.match(mine.session.status.text))
+    assert mine.session.status.phase == "loading"
+    moves_on(other, 20)
+    assert DRAWING.match(mine.session.status.text), "still at it"
+    slow_blue.set()
+    until(lambda: mine.session.status.phase == "running")
+    moves_on(mine)
+    assert mine.session.settings.prompt.text == "a blue car"

@@ -51,18 +51,21 @@ def test_every_object_is_run_judged_and_reported(judge, tmp_path, monkeypatch, c
     loads = []
     load = MixturePrior.load
     monkeypatch.setattr(MixturePrior, "load", lambda self, *a: loads.append(1) or load(self, *a))
-    assert run("objects", "--only", "bear,duck", *TINY, "--seed", 5, "--out", tmp_path, "--keep") == 0
+    assert run("objects", "--only", "bear,mushroom", *TINY, "--seed", 5, "--out", tmp_path, "--keep") == 0
     assert loads == [1], "one prior for all runs"
-    assert [len(rgb) for rgb in judge] == [8, 8]
+    assert [len(rgb) for rgb in judge] == [8, bench.JANUS_VIEWS, 8], "a mushroom has no front to count"
     assert judge[0].shape == (8, 16, 16, 3), "at the prior's resolution"
 
     found = json.loads((tmp_path / "objects.json").read_text())
-    bear, duck = found["rows"]
+    bear, mushroom = found["rows"]
     assert (bear["object"], bear["prompt"], bear["object_votes"], bear["recognised"]) == ("bear", "a red bear", 4, True)
-    assert (duck["object_votes"], duck["recognised"], duck["seen_as"]) == (0, False, "bear")
+    assert (mushroom["object_votes"], mushroom["recognised"], mushroom["seen_as"]) == (0, False, "bear")
     assert bear["colour_votes"] == 4
-    assert duck["colour"] in COLOURS
-    assert duck["colour"] != "red"
+    assert mushroom["colour"] in COLOURS
+    assert mushroom["colour"] != "red"
+    assert (bear["fronts"], bear["fronts_right"]) == (6, False), "3 would be right"
+    assert (mushroom["fronts"], mushroom["fronts_right"]) == (None, None)
+    assert (found["with_front"], found["fronts_right"], found["object_in_all_views"]) == (1, 0, 0)
     assert [row["steps"] for row in found["rows"]] == [3, 3]
     assert all(row["seconds"] > 0 and row["note"] == "" and row["seed"] == 5 for row in found["rows"])
     assert (found["planned"], found["finished"], found["recognised"]) == (2, 2, 1)
@@ -72,14 +75,32 @@ def test_every_object_is_run_judged_and_reported(judge, tmp_path, monkeypatch, c
 
     with Image.open(tmp_path / "objects.png") as sheet:
         assert sheet.width > 2 * bench.PORTRAIT_SIZE
-    assert (tmp_path / "duck" / "scene.ply").read_bytes().startswith(b"ply")
+    assert (tmp_path / "mushroom" / "scene.ply").read_bytes().startswith(b"ply")
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert "yes" in lines[1]
-    assert "no (bear)" in lines[2]
+    assert "yes" in lines[2]
+    assert "no (bear)" in lines[3]
     assert re.search(r"1/2 \[00:\d\d<00:\d\d", err), "the time left"
     assert "2/2" in err
-    assert lines[-1].startswith("1 of 2 recognised")
+    assert lines[-1].startswith(
+        "1 of 2 recognised; 8 of 8 views read as the object on 0, as its colour on 0; fronts within 1"
+    )
+
+
+@pytest.mark.parametrize(("fronts", "right"), [(1, False), (2, True), (4, True), (5, False)])
+def test_a_number_of_fronts_is_right_within_one_view(tmp_path, monkeypatch, fronts: int, right: bool):
+    def read(rgb):
+        few = fronts if len(rgb) == bench.JANUS_VIEWS else 0
+        return [
+            SimpleNamespace(object="bear", colour="red", view="front view" if i < few else "side view")
+            for i in range(len(rgb))
+        ]
+
+    monkeypatch.setattr(bench, "load_judge", lambda: read)
+    assert run("objects", "--only", "bear", *TINY, "--out", tmp_path) == 0
+    found = json.loads((tmp_path / "objects.json").read_text())
+    assert (found["rows"][0]["fronts"], found["rows"][0]["fronts_right"]) == (fronts, right)
+    assert (found["object_in_all_views"], found["colour_in_all_views"], found["fronts_right"]) == (1, 1, right)
 
 
 def test_a_run_that_takes_too_long_is_stopped_and_judged_as_it_is(judge, tmp_path, capsys):

@@ -528,6 +528,36 @@ def test_the_embedded_prior_runs_on_the_page(browser):
         tab.shoot("toybox")
 
 
+@pytest.mark.browser
+def test_a_gallery_is_drawn_with_the_time_left_while_the_page_stays_usable(browser):
+    small = [("prior.images", 1024), ("prior.null_images", 512), ("prior.seed", 11)]  # drawn by no other test
+    with visitor_of(browser, from_toml((PRESETS / "gallery.toml").read_text()).patch_all(small)) as tab:
+
+        def drawing_of(text: str) -> None:
+            shares = set()  # percent, as they are shown
+
+            def watch() -> bool:
+                found = re.search(
+                    r"Drawing \d+ images of '([^']*)'?: (\d+) %, \d+ s left", tab.page.inner_text("#status")
+                )
+                if found and found[1].startswith(text):
+                    shares.add(found[2])
+                return len(shares) >= 2
+
+            until(watch)
+
+        tab.page.click("#start")
+        drawing_of("a red bear")
+        tab.wait_for_step(10, COMPILING)
+        assert tab.session.prior.image_size == 64
+        tab.type("#prompt textarea, #prompt input", "a blue car")
+        drawing_of("a blue car")
+        tab.page.click("#pause")
+        tab.wait_for_phase("paused", seconds=COMPILING)
+        assert tab.session.settings.prompt.text == "a blue car"
+        tab.shoot("gallery")
+
+
 ROUND = {  # loss -> a piece of its formula as it is shown, paths of knobs that are its own
     "vsd": ("\u2212 \u03b5\u03c8(camera)", ("cfg", "network", "rank", "lr", "p_null", "lessons", "warm_up")),
     "esd": ("\u2212 (1 \u2212 \u03bb) \u03b5\u03c8(camera)", ("cfg", "lam", "network", "warm_up")),

@@ -34,6 +34,7 @@ from sdlab.priors.mixture import MixtureScores
 from sdlab.raster import Choice
 from sdlab.scenes import splats
 from sdlab.scenes.splats import SplatScene
+from sdlab.settings import to_toml
 
 
 def finished(settings, until, before=None):
@@ -350,11 +351,10 @@ def test_a_run_is_saved_restored_and_exported(quick, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("flaw", ["settings", "scene"])
 def test_a_checkpoint_that_does_not_fit_leaves_the_run_alone(quick, tmp_path, flaw):
-    folder = finished(quick, 3).save(tmp_path)
+    texts = {"settings.toml": to_toml(quick)}
     if flaw == "settings":
-        (folder / "settings.toml").write_text('[scene]\nkind = "splats"\nn_init = -4\n')
-    else:
-        checkpoint.save(tmp_path, 4, {"scene": {"means": torch.zeros(1, 3)}}, {"settings.toml": ""})
+        texts["settings.toml"] = texts["settings.toml"].replace("n_init = 60", "n_init = -4")
+    checkpoint.save(tmp_path, 4, {"scene": {"means": torch.zeros(1, 3)}}, texts)
     session = finished(quick, 2)
     with pytest.raises(ValueError, match="n_init" if flaw == "settings" else "cannot be restored"):
         session.restore(tmp_path)

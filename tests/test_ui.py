@@ -1,6 +1,7 @@
 """The form generator, what a lane remembers, and the pieces of the page, without a browser."""
 
 import dataclasses
+import html
 import math
 import re
 import threading
@@ -116,6 +117,15 @@ def test_every_knob_of_every_member_gets_a_control():
     assert set(form.all("for")) <= set(ids)
 
 
+def test_a_file_is_uploaded_for_the_gallery_and_not_for_a_model():
+    sections = form_html(settings(), ["mixture"]).split('<section data-owner="')
+    with_upload = {text.partition('"')[0] for text in sections if 'class="upload"' in text}
+    assert with_upload == {"prior/gallery", "scene/image", "scene/splats"}
+    locked = {k.path: control(k, "prior/gallery", True) for k in knobs_of(priors()["gallery"](), "prior")}
+    assert "Fixed on this server; you can upload a file." in locked["prior.path"]
+    assert "you can upload" not in control(knobs_of(priors()["diffusers"](), "prior")[0], "prior/diffusers", True)
+
+
 def test_a_control_fits_its_knob():
     c = controls(Odd())
     tags = {path: {t for t, _ in p.tags} for path, p in c.items()}
@@ -176,6 +186,8 @@ def test_the_form_shows_what_is_in_force():
         ("optim.lr_means", "Means"),
         ("schedule.t_min", "t min"),
         ("steps", "Steps"),
+        ("prompt.source", "Source prompt"),
+        ("prior.source", "Images from"),
     ],
 )
 def test_labels(path: str, label: str):
@@ -474,7 +486,7 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.frame(3)
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "another prior, or none yet"
-    monkeypatch.setattr("sdlab.ui.critic.is_competent", lambda session: True)
+    monkeypatch.setattr("sdlab.ui.critic.knows", lambda prior: True)
     driven.lane.ask_the_judge()
     assert 0 <= driven.lane.judged <= 1
     assert [step for step, _ in driven.lane.curves["judge"].points()] == [3]
@@ -486,6 +498,18 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.lane._judged_at -= 10.0
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "what it said was of another prompt"
+
+
+def test_the_judge_knows_the_toybox_as_a_network_and_as_a_gallery():
+    for kind, changes, known in (
+        ("diffusers", {}, True),
+        ("diffusers", {"path": "/models/toybox-of-mine"}, False),
+        ("gallery", {}, True),
+        ("gallery", {"source": "folder", "path": "toybox"}, False),
+        ("mixture", {}, False),
+    ):
+        prior = dataclasses.replace(default_settings(kind).prior, **changes)
+        assert critic.knows(prior) is known, prior
 
 
 def test_the_judge_reads_true_pictures_and_finds_nothing_else_in_them():
@@ -554,6 +578,11 @@ def test_the_status_line():
     assert "VSD: its own network warms up, 3 of 100 steps; the scene waits" in waits
     assert "left" not in waits, "no steps are taken meanwhile"
     assert "steps/s" not in waits
+    drawing = "drawing 8 images of 'a cat': 40 %, 3 s left"
+    assert f"{drawing[1:]}; starts soon" in html.unescape(
+        status("loading", drawing, 0, 9, 0.0, Message("info", "starts soon"))
+    )
+    assert drawing not in html.unescape(status("loading", drawing, 0, 9, 0.0, Message("error", "no")))
     refused = status("paused", "paused at step 3", 3, 400, 0.0, Message("error", 'camera.views = "<b>"'))
     assert "camera.views = &quot;&lt;b&gt;&quot;" in refused
     assert "left" not in refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +18,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from sdlab import pictures
+from sdlab.knobs import knobs_of
+from sdlab.priors.sources import files
+from sdlab.priors.sources.folder import FolderSource
+from sdlab.settings import default_settings, priors, scenes
 from sdlab.starts import clouds
 from sdlab.ui import uploads, visitors
 from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, routes
@@ -31,6 +36,14 @@ POINTS = (
 def picture(size: tuple[int, int] = (20, 10)) -> bytes:
     file = BytesIO()
     Image.new("RGB", size, (200, 30, 30)).save(file, "PNG")
+    return file.getvalue()
+
+
+def packed(content: dict[str, bytes]) -> bytes:
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, raw in content.items():
+            archive.writestr(name, raw)
     return file.getvalue()
 
 
@@ -73,6 +86,26 @@ def test_a_mesh_and_a_picture_are_kept_as_they_came(site: Site):
     assert not site.brought[0].parent.exists()
 
 
+def test_a_zip_of_pictures_or_a_mesh_is_kept_for_a_gallery(site: Site):
+    pets = packed({"cat/1.png": picture(), "cat/1.txt": b"red"})
+    assert site.post(pets, "prior.path", name="pets.zip") == (204, "")
+    assert site.post(BOX, "prior.path") == (204, "")
+    assert [p.read_bytes() for p in site.brought] == [pets, BOX]
+    assert [UPLOADS["prior.path"].use(p.read_bytes()) for p in site.brought] == ["folder", "mesh"]
+    assert FolderSource(site.brought[0]).available("") == 1, "what is checked is what the prior will read"
+
+
+def test_every_upload_is_for_a_knob_of_its_kind_and_a_switch_that_it_has():
+    for path, upload in UPLOADS.items():
+        group = path.partition(".")[0]
+        member = {"scene": scenes(), "prior": priors()}[group][upload.kind]
+        knobs = {k.path: k for k in knobs_of(member(), group)}
+        assert path in knobs
+        assert set(upload.uses) < set(knobs[upload.switch].choices or ())
+    assert UPLOADS["prior.path"].fits(default_settings("gallery"))
+    assert not UPLOADS["prior.path"].fits(default_settings("diffusers")), "its path is a model's"
+
+
 def test_a_name_is_no_path(site: Site):
     for name in ("../../../etc/passwd", "/abs/x.glb", "a\\b\x00c.glb", "<b>.glb", "", "é" * 500):
         assert site.post(BOX, name=name)[0] == 204
@@ -100,6 +133,12 @@ def test_the_oldest_files_go_first_that_nobody_needs(site: Site):
         ("scene.file", picture(), r"'x\.glb' has an unknown format"),
         ("scene.picture", BOX, r"'x\.glb' is not an image: use PNG, JPEG or WebP"),
         ("scene.picture", picture()[:-30], r"'x\.glb' cannot be read"),
+        ("prior.path", picture(), r"'x\.glb' is a single picture: upload a ZIP file of pictures"),
+        ("prior.path", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
+        ("prior.path", b"", r"'x\.glb' has an unknown format: .*; pictures come as a ZIP file$"),
+        ("prior.path", POINTS + b"0\n", r"'x\.glb' has points or Gaussians but no faces"),
+        ("prior.path", b"PK\x03\x04 and so on", r"'x\.glb' is a damaged ZIP file"),
+        ("prior.path", b"7z\xbc\xaf and so on", r"'x\.glb' is an archive \(7z\)"),
     ],
 )
 def test_what_is_of_no_use_is_refused_with_a_reason(site: Site, knob: str, raw: bytes, said: str):
@@ -115,6 +154,28 @@ def test_a_picture_of_too_many_pixels_is_not_unpacked(site: Site, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 150)
     said = "'big.png' has 20 x 10 pixels; the limit is 150"
     assert site.post(picture(), "scene.picture", name="big.png") == (422, said)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "'x.zip' contains no pictures: give a folder, or a ZIP file, of PNG, JPEG or WebP pictures"),
+        ({"box.glb": BOX}, "'x.zip' contains no pictures: give a folder, or a ZIP file, of PNG, JPEG or WebP pictures"),
+        ({"a.png": picture()[:40]}, "'x.zip' contains no picture that can be read: a.png (damaged)"),
+    ],
+)
+def test_a_zip_without_a_picture_is_refused(site: Site, content: dict[str, bytes], said: str):
+    assert site.post(packed(content), "prior.path", name="x.zip") == (422, said)
+
+
+def test_a_zip_beyond_the_limits_is_not_unpacked(site: Site, monkeypatch):
+    monkeypatch.setattr(files, "MAX_UNPACKED", 10**6)
+    raw = packed({f"{i}.png": picture() + bytes(300_000) for i in range(4)})
+    status, text = site.post(raw, "prior.path", name="x.zip")
+    assert status == 422
+    assert re.fullmatch(r"'x\.zip' has 1,200,\d{3} bytes when unpacked; the limit is 1,000,000", text), text
+    monkeypatch.setattr(files, "MAX_FILES", 3)
+    assert site.post(raw, "prior.path", name="x.zip") == (422, "'x.zip' has more than 3 files: leave some out")
 
 
 def glb(change) -> bytes:
@@ -170,8 +231,8 @@ def test_only_the_page_itself_may_bring_and_only_for_knobs_that_take_a_file(site
     assert site.post(BOX, token="other") == (404, "this session has ended")
     assert site.post(BOX, Origin="https://elsewhere.example")[0] == 403
     assert site.post(BOX, Origin="http://testserver")[0] == 204
-    status, text = site.post(BOX, knob="prior.path")
-    assert (status, text) == (404, "'prior.path' takes no file: allowed are scene.file, scene.picture")
+    status, text = site.post(BOX, knob="prior.engine")
+    assert (status, text) == (404, "'prior.engine' takes no file: allowed are scene.file, scene.picture, prior.path")
     assert site.client.get("/uploads/own/scene.file").status_code == 405
 
 

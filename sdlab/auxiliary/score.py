@@ -1,7 +1,7 @@
 """The renders' own score, trained alongside the scene; VSD, ESD and ASD subtract it from the prior's.
 
-psi starts as the prior and is trained on the renders (Wang et al. 2023, ProlificDreamer, eq. 9), given the camera c or,
-for a fraction p_null of the renders, without it (ESD, Algorithm 1):
+psi starts as the prior, or from scratch if the prior has no network, and is trained on the renders (Wang et al. 2023,
+ProlificDreamer, eq. 9), given the camera c or, for a fraction p_null of the renders, without it (ESD, Algorithm 1):
 
     min_psi E || eps_psi(alpha z0 + sigma noise, t, y, c or none) - noise ||^2
 
@@ -251,8 +251,12 @@ class TrainsScore:
             return ExactScores()
         return Score(prior, self.network, self.rank, self.lr, rng)
 
-    def untrained_aux(self, prior: Prior, rng: StepRng) -> FixedScores:
-        return ExactScores() if self.network == EXACT else UntrainedScores()
+    def untrained_aux(self, prior: Prior, rng: StepRng) -> Psi:
+        if self.network == EXACT:
+            return ExactScores()
+        if getattr(prior, "trains_from_scratch", False):  # its `trainable` is small, and does not start as the prior
+            return self.init_aux(prior, rng)
+        return UntrainedScores()
 
     def answers(self) -> int:
         """Return the number of psi's predictions in `gradient`."""
@@ -274,7 +278,8 @@ def network_knob() -> Any:
     return knob(
         "lora",
         help="how psi is made: LoRA on the prior's attention (paper); a copy of all its weights, for small priors; "
-        "exact: not trained, the closed-form score of this step's renders (2-D playground)",
+        "exact: not trained, the closed-form score of this step's renders (2-D playground). A prior without weights "
+        "trains a small network for both lora and copy",
         apply="rebuild",
         choices=NETWORKS,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlab.arguments import add_device, add_out, claim, positive
-from sdlab.options import choose_device, settings_for
+from sdlab.options import DEFAULT_PRESET, choose_device, settings_for
 
 # name -> (module, help) of benchmarks that print a table and write one JSON file
 BENCHES = {
@@ -40,7 +40,7 @@ def _add_bench(commands: argparse._SubParsersAction, what: str) -> None:
     p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file to write (default: bench-{what}.json)")
     p.add_argument("--quick", action="store_true", help="fewer repetitions")
     if what in ("step", "losses", "sessions"):
-        p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
+        p.add_argument("--preset", default=DEFAULT_PRESET, help="preset name (default %(default)s)")
     if what in ("sessions", "gpu"):
         add_device(p)
     if what == "gpu":
@@ -69,7 +69,7 @@ def _add_page(commands: argparse._SubParsersAction) -> None:
         "page", help="time to first image, cost of an open page, and four lanes, with a server and a real browser"
     )
     add_out(p, "page")
-    p.add_argument("--preset", default="toybox", help="preset name (default %(default)s)")
+    p.add_argument("--preset", default=DEFAULT_PRESET, help="preset name (default %(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
     p.add_argument("--seconds", type=positive, metavar="N", help="seconds for the part with four lanes (default 600)")
     p.add_argument("--quick", action="store_true", help="one round of short turns, and four lanes for 20 seconds")

@@ -21,6 +21,7 @@ from sdlab import machine
 from sdlab.auxiliary.score import EXACT
 from sdlab.bench.lanes import Lane, has_engines, median, ratio
 from sdlab.live.manager import PriorPool
+from sdlab.options import DEFAULT_PRESET
 from sdlab.prompts import PromptBank
 from sdlab.settings import Settings, preset
 from sdlab.step import STAGES, step
@@ -90,7 +91,7 @@ def _before(label: str) -> str:
     return f"{BASE} before {label}"
 
 
-def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> dict[str, Any]:
+def run(out: Path | None = None, quick: bool = False, name: str = DEFAULT_PRESET) -> dict[str, Any]:
     """Measure all losses with the preset `name`, print a table, write JSON to `out`, and return the results."""
     seconds, rounds_min = (SECONDS_QUICK, ROUNDS_MIN_QUICK) if quick else (SECONDS, ROUNDS_MIN)
     base = preset(name).patch("scene.densify_every", 0)

@@ -19,6 +19,7 @@ from sdlab import machine
 from sdlab.bench.lanes import wait_for
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Event, Failed, Resume, Stepped
+from sdlab.options import DEFAULT_PRESET
 from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings, preset
 
@@ -33,7 +34,7 @@ ROUNDS, ROUNDS_QUICK = 3, 1
 def run(
     out: Path | None = None,
     quick: bool = False,
-    name: str = "toybox",
+    name: str = DEFAULT_PRESET,
     counts: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:

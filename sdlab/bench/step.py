@@ -17,13 +17,14 @@ import torch
 
 from sdlab import machine
 from sdlab.bench.lanes import Lane, has_engines, median, ratio
+from sdlab.options import DEFAULT_PRESET
 from sdlab.settings import Settings, preset
 from sdlab.types import cat_conds
 
 WARM_UP = 15  # uncounted steps: compilation, caches
 
 
-def run(out: Path | None = None, quick: bool = False, name: str = "toybox") -> dict[str, Any]:
+def run(out: Path | None = None, quick: bool = False, name: str = DEFAULT_PRESET) -> dict[str, Any]:
     """Measure the preset `name`, print a table, write JSON to `out`, and return the results."""
     rounds, per_round = (4, 15) if quick else (12, 25)
     base = preset(name).patch("scene.densify_every", 0)  # the cloud must not grow between rounds

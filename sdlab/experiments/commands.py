@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdlab.arguments import add_device, add_out, claim, listed, positive
 from sdlab.headless import interruptible
-from sdlab.options import choose_device, refuse_reserved, settings_for
+from sdlab.options import DEFAULT_PRESET, choose_device, refuse_reserved, settings_for
 
 if TYPE_CHECKING:
     from sdlab.experiments.objects import Runner
@@ -29,6 +29,10 @@ PLOTTED = {
         "sdlab.experiments.eps_statistics",
         "variance of eps and its correlation with the noise over t (figure 10 of DreamMapping)",
     ),
+    "truth": (
+        "sdlab.experiments.truth",
+        "error of the toybox's network against the closed form over its data, over t, by object and by view word",
+    ),
 }
 
 
@@ -41,6 +45,9 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_six(commands)
     _add_cutoffs(commands)
     _add_janus_losses(commands)
+    _add_gallery_losses(commands)
+    _add_gallery_residuals(commands)
+    _add_esd(commands)
 
 
 def add_distilling(commands: argparse._SubParsersAction) -> None:
@@ -66,12 +73,17 @@ def _add_plotted(commands: argparse._SubParsersAction, what: str) -> None:
     p = commands.add_parser(what, help=text)
     p.add_argument("--out", type=Path, metavar="FILE", help=f"JSON file to write (default: bench-{what}.json)")
     p.add_argument("--quick", action="store_true", help="fewer repetitions")
+    if what == "truth":
+        p.add_argument(
+            "--weights", default="toybox", metavar="FOLDER", help="a network trained on the toybox (default: toybox)"
+        )
     p.set_defaults(call=_plotted, module=module)
 
 
 def _plotted(args: argparse.Namespace) -> int:
     out = args.out or Path(f"bench-{args.what}.json")
-    import_module(args.module).run(out, quick=args.quick)
+    more = {"weights": args.weights} if "weights" in args else {}
+    import_module(args.module).run(out, quick=args.quick, **more)
     print(f"written to {out}")
     return 0
 
@@ -206,10 +218,106 @@ def _janus_losses(args: argparse.Namespace) -> int:
     return _measured(args, runner, lambda: janus.run_janus_losses(runner, entries, args.out, args.steps))
 
 
+def _add_gallery_losses(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("gallery-losses", help="distil three objects with every loss on exact scores of images")
+    p.add_argument("--losses", default="", metavar="NAMES", help="only these losses (default: all)")
+    p.add_argument("--objects", default="bear,car,robot", metavar="NAMES", help="objects to make (default %(default)s)")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--steps", type=positive, help="steps per run (default: from each preset)")
+    p.add_argument("--seconds", type=positive, default=300, help="time limit per run, in seconds (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    add_out(p, "gallery-losses")
+    add_device(p)
+    p.set_defaults(call=_gallery_losses)
+
+
+def _gallery_losses(args: argparse.Namespace) -> int:
+    from sdlab.experiments import gallery_losses as bench
+    from sdlab.experiments.objects import Runner, parse_objects
+    from sdlab.settings import losses
+
+    refuse_reserved(args.set, ("active", "prompt.text"))
+    names = listed(args.losses) or list(losses())
+    objects = parse_objects(args.objects, "--objects")
+    own = [settings_for(bench.preset_for(loss), args.set, steps=args.steps, seed=args.seed) for loss in names]
+    runner = Runner(own[0], choose_device(args.device), float(args.seconds))
+    todo = bench.entries(names, objects, own)
+    return _measured(args, runner, lambda: bench.run_gallery_losses(runner, todo, args.out))
+
+
+def _add_gallery_residuals(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "gallery-residuals",
+        help="residuals of losses at images that already fit the prompt, and the noise of inversions",
+    )
+    p.add_argument("--losses", default="", metavar="LIST", help=VARIANT_HELP)
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of the preset gallery; repeatable"
+    )
+    add_out(p, "gallery-residuals")
+    add_device(p)
+    p.set_defaults(call=_gallery_residuals)
+
+
+def _gallery_residuals(args: argparse.Namespace) -> int:
+    from sdlab.experiments import gallery_residuals as bench
+    from sdlab.experiments.objects import Runner
+
+    s = settings_for("gallery", args.set)
+    losses = bench.variants(listed(args.losses) or bench.LOSSES, s)
+    runner = Runner(s, choose_device(args.device))
+    return _measured(args, runner, lambda: bench.run_residuals(runner, losses, args.out))
+
+
+def _add_esd(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("esd", help="fronts and variety of the views over ESD's lambda, with exact scores")
+    add_out(p, "esd")
+    p.add_argument(
+        "--objects",
+        default="bear,cat,rabbit,robot,frog,owl",
+        metavar="NAMES",
+        help="objects that have a front (default %(default)s)",
+    )
+    p.add_argument(
+        "--lambdas", default="", metavar="LIST", help="values of lambda, 0 is VSD (default: 0,0.5,0.7,0.85,1)"
+    )
+    p.add_argument(
+        "--seeds",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="number of seeds, counted up from --seed (default %(default)s)",
+    )
+    p.add_argument("--preset", default="gallery-esd-views", help="preset of every run (default %(default)s)")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--steps", type=positive, help="steps per run (default: from the preset)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    add_device(p)
+    p.set_defaults(call=_esd)
+
+
+def _esd(args: argparse.Namespace) -> int:
+    from sdlab.experiments import esd_views
+    from sdlab.experiments.objects import Runner, parse_objects
+
+    refuse_reserved(args.set, ("active", "prompt.text", "losses.esd.lam"))
+    s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed)
+    names = parse_objects(args.objects, "--objects", front=True)
+    lambdas = esd_views.parse_lambdas(args.lambdas, "--lambdas")
+    runs = esd_views.entries(s, names, lambdas, args.seeds)
+    runner = Runner(s, choose_device(args.device), float("inf"))
+    return _measured(args, runner, lambda: esd_views.run(runner, runs, args.out))
+
+
 def _add_comparing(p: argparse.ArgumentParser, what: str, seconds: int) -> None:
     """Add the options that `bench six`, `bench cutoffs` and `bench janus-losses` share."""
     add_out(p, what)
-    p.add_argument("--preset", help="preset of every run (default: toybox-<loss> if it exists, otherwise toybox)")
+    p.add_argument("--preset", help="preset of every run (default: FAMILY-<loss> if it exists, otherwise FAMILY)")
+    p.add_argument("--family", help="presets to choose from by loss, such as gallery (default toybox)")
     p.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
     )
@@ -233,12 +341,15 @@ def comparison(
 
     refuse_reserved(args.set, reserved)
     named = {"steps": args.steps, "seed": args.seed, "prompt__text": text}
-    base = settings_for(args.preset or PRESET, args.set, **named)
+    if args.preset and args.family:
+        raise ValueError(f"--preset {args.preset} and --family {args.family}: give one of them")
+    family = args.family or PRESET
+    base = settings_for(args.preset or family, args.set, **named)
     named["prompt__text"] = base.prompt.text  # the preset tuned for a loss may have another prompt
     variants = {}
     for option, label in labels:
         loss, assignments = parse_variant(label, option)
-        preset = args.preset or preset_for(loss)
+        preset = args.preset or preset_for(loss, family)
         s = settings_for(preset, [*args.set, f"active={loss}", *assignments], **named)
         variants[label] = Variant(label, preset, s)
     seconds = args.seconds or (float("inf") if args.steps else args.default_seconds)
@@ -292,7 +403,9 @@ def _janus(args: argparse.Namespace) -> int:
 def _add_distilling(p: argparse.ArgumentParser, what: str) -> None:
     """Add the options that `toybox objects` and `toybox janus` share."""
     add_out(p, what)
-    p.add_argument("--preset", default="toybox", help="preset name or path of a settings.toml (default %(default)s)")
+    p.add_argument(
+        "--preset", default=DEFAULT_PRESET, help="preset name or path of a settings.toml (default %(default)s)"
+    )
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
     p.add_argument("--steps", type=positive, help="steps per run (default: from the preset)")
     p.add_argument("--seconds", type=positive, default=60, help="time limit per run, in seconds (default %(default)s)")

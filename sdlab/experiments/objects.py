@@ -1,6 +1,7 @@
-"""Distil all objects of the included prior and let the judge read the results.
+"""Distil all objects of the toybox and let the judge read the results.
 
-`run_objects`  each object once: is it recognised, in the right colour, and how long did it take?
+`run_objects`  each object once: is it recognised, in the right colour, with its front on one side only, and how long
+               did it take?
 `run_janus`    each object that has a front, with view-dependent prompts off and on: how many sides show a front?
 
 Every run is a `Session`, as in `python -m sdlab run`, and all share one loaded prior. The judge sees turntables at the
@@ -18,9 +19,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,7 +34,7 @@ from sdlab.cameras import CameraSettings, look_at, turntable, view_word
 from sdlab.export.writers import render_turntable, stack_strips, write_ply
 from sdlab.live.building import prepare_for
 from sdlab.live.manager import PriorPool
-from sdlab.live.messages import Event, Failed, Stepped, Stop
+from sdlab.live.messages import Event, Failed, Patch, Stepped, Stop
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
 from sdlab.progress import print_above, run_bar
@@ -45,6 +47,7 @@ VIEWS = 8  # turntable views read for object and colour, 45 degrees apart
 RECOGNISED = 5  # views that must be read as the object
 JANUS_VIEWS = 12  # 30 degrees apart: no view lies on the border between the azimuth ranges of two view words
 FRONT = "front view"
+TOLERANCE = 1  # views by which the number of fronts of an object may differ from the true number
 MODES = {"off": False, "on": True}  # prompt.view_dependent
 PORTRAIT = (35.0, 15.0)  # azimuth and elevation in degrees: a three-quarter view from the front
 PORTRAIT_SIZE, STRIP_SIZE = 192, 96  # pixels per side of an image on a contact sheet
@@ -72,6 +75,7 @@ class Case(NamedTuple):
     object: str
     colour: str
     settings: Settings
+    planned: Mapping[int, Patch] = MappingProxyType({})  # changes of settings by step
 
 
 class Outcome(NamedTuple):
@@ -212,6 +216,8 @@ class Runner:
             session.send(Stop())
 
         session.listen(listen)
+        for step, change in case.planned.items():
+            session.plan(step, change)
         session.run(until=planned)
         if interrupted:
             return None
@@ -291,18 +297,24 @@ def run_objects(runner: Runner, cases: Sequence[Case], out: Path, keep: bool = F
     are written even if it is interrupted or fails.
     """
 
+    true = true_fronts(runner.settings)
+
     def finish(outcome: Outcome) -> tuple[dict[str, Any], np.ndarray]:
         splats = outcome.sides.splats()
         if keep and splats is not None:
             folder = out / outcome.case.object
             folder.mkdir(exist_ok=True)
             write_ply(folder / "scene.ply", splats)
-        row = row_of(runner, outcome, VIEWS)
+        row: dict[str, Any] = {**row_of(runner, outcome, VIEWS), "fronts": None, "fronts_right": None}
+        if OBJECTS[outcome.case.object].front:
+            around = row_of(runner, outcome, JANUS_VIEWS)["front_votes"]
+            row |= {"fronts": around, "fronts_right": abs(around - true) <= TOLERANCE}
         return {**row, "recognised": row["object_votes"] >= RECOGNISED}, portrait(outcome)
 
     finished: list[tuple[dict[str, Any], np.ndarray]] = []
     started = time.perf_counter()
-    print(f"{'prompt':24}{'seconds':>8}{'object':>8}{'colour':>8}  recognised", flush=True)
+    print(f"fronts: views of {JANUS_VIEWS} read as a front; an object with one front has {true}")
+    print(f"{'prompt':24}{'seconds':>8}{'object':>8}{'colour':>8}{'fronts':>8}  recognised", flush=True)
     try:
         with run_bar(len(cases)) as bar:
             for row, image in runner.run(cases, finish):
@@ -317,8 +329,9 @@ def run_objects(runner: Runner, cases: Sequence[Case], out: Path, keep: bool = F
             write_json(out / "objects.json", runner, summary, rows)
             save_portraits([image for _, image in finished], rows, out / "objects.png")
     print(
-        f"{summary['recognised']} of {summary['finished']} recognised; votes for the object "
-        f"{summary['object_share']:.1%}, for the colour {summary['colour_share']:.1%}; "
+        f"{summary['recognised']} of {summary['finished']} recognised; {VIEWS} of {VIEWS} views read as the object on "
+        f"{summary['object_in_all_views']}, as its colour on {summary['colour_in_all_views']}; fronts within "
+        f"{TOLERANCE} of {true} on {summary['fronts_right']} of {summary['with_front']}; "
         f"{summary['run_seconds']} s of runs, {summary['seconds']} s in total; "
         + (f"results in {out}" if rows else "nothing written")
     )
@@ -327,8 +340,9 @@ def run_objects(runner: Runner, cases: Sequence[Case], out: Path, keep: bool = F
 
 def _object_line(row: dict[str, Any]) -> str:
     votes = "".join(f"{row[key]:>6}/{row['views']}" for key in ("object_votes", "colour_votes"))
+    fronts = "" if row["fronts"] is None else row["fronts"]
     verdict = "yes" if row["recognised"] else f"no ({row['seen_as']})"
-    return f"{row['prompt']:24}{row['seconds']:8.1f}{votes}  {verdict:14}{row['note']}".rstrip()
+    return f"{row['prompt']:24}{row['seconds']:8.1f}{votes}{fronts:>8}  {verdict:14}{row['note']}".rstrip()
 
 
 def _objects_summary(rows: Sequence[dict[str, Any]], planned: int, seconds: float) -> dict[str, Any]:
@@ -339,6 +353,10 @@ def _objects_summary(rows: Sequence[dict[str, Any]], planned: int, seconds: floa
         "recognised": sum(row["recognised"] for row in rows),
         "object_share": sum(row["object_votes"] for row in rows) / views,
         "colour_share": sum(row["colour_votes"] for row in rows) / views,
+        "object_in_all_views": sum(row["object_votes"] == row["views"] for row in rows),
+        "colour_in_all_views": sum(row["colour_votes"] == row["views"] for row in rows),
+        "with_front": sum(row["fronts"] is not None for row in rows),
+        "fronts_right": sum(row["fronts_right"] is True for row in rows),
         "run_seconds": round(sum(row["seconds"] for row in rows), 1),
         "seconds": round(seconds, 1),
     }

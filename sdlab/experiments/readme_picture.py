@@ -20,16 +20,17 @@ from sdlab.export.writers import Viewed
 from sdlab.lens import LensPictures
 from sdlab.live.messages import Patch
 from sdlab.live.session import Session
+from sdlab.options import DEFAULT_PRESET
 from sdlab.pictures import to_uint8
 from sdlab.scenes import require_camera_scene
 from sdlab.settings import Settings, preset
 
 OUT = Path("assets/readme/run.gif")
-PLANNED, STEPS = 450, 1005  # planned length, over which schedules and learning rates change; steps in all
+PLANNED, STEPS = 330, 750  # planned length, over which schedules and learning rates change; steps in all
 SCRIPT: dict[int, dict[str, Any]] = {  # step -> changes
     0: {"prompt.text": "a red bear", "steps": PLANNED},
-    435: {"active": "jsd"},
-    555: {"active": "sds", "prompt.text": "a blue bear", "schedule.start": 555},
+    330: {"active": "vdm"},
+    405: {"active": "sds", "prompt.text": "a blue bear", "schedule.start": 405},
 }
 FRAME_STEPS, FRAME_SECONDS, LAST_SECONDS = 15, 0.12, 2.0
 SWAY, SWAY_FRAMES = 65.0, 34  # camera swing: degrees to either side of the front, frames per period
@@ -50,7 +51,7 @@ def make(out: Path = OUT, script: dict[int, dict[str, Any]] = SCRIPT, steps: int
 
 
 def _frames(script: dict[int, dict[str, Any]], steps: int) -> Iterator[Image.Image]:
-    session = Session(preset("toybox"))
+    session = Session(preset(DEFAULT_PRESET))
     session.watch_lens(True)
     for step, changes in script.items():
         session.plan(step, Patch(tuple(changes.items())))

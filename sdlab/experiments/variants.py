@@ -1,7 +1,7 @@
 """Variants of losses, runs of a given duration, and a check that two runs drew the same random numbers.
 
 A variant is a loss with some of its own knobs set, such as "esd:lam=0.5". It starts from the preset `toybox-<loss>` if
-that exists, since it has tuned settings, and from `toybox` otherwise.
+that exists, since it has tuned settings, and from `toybox` otherwise. Another family of presets can be chosen.
 
 A run lasts a given number of seconds, including the warm-up of its auxiliary but not loading and compilation. Its
 schedules are fractions of that time: at every step, the planned number of steps is extrapolated from the rate so far.
@@ -72,10 +72,10 @@ def parse_variant(label: str, option: str) -> tuple[str, list[str]]:
     return loss, [f"losses.{loss}.{change}" for change in changes]
 
 
-def preset_for(loss: str) -> str:
-    """Return the preset that `loss` starts from."""
-    tuned = f"{PRESET}-{loss}"
-    return tuned if tuned in preset_names() else PRESET
+def preset_for(loss: str, family: str = PRESET) -> str:
+    """Return the preset that `loss` starts from: `family`-<loss> if it exists, otherwise `family`."""
+    tuned = f"{family}-{loss}"
+    return tuned if tuned in preset_names() else family
 
 
 def describe(variant: Variant, base: Settings) -> dict[str, Any]:
@@ -102,6 +102,7 @@ class TracedRun(NamedTuple):
     evaluations: int  # network evaluations per view in the last step
     skipped: int  # steps with a non-finite gradient
     draws: list[Draw]
+    aux: Any  # the auxiliary of the loss at the end, None without one
 
 
 def run_case(runner: Runner, case: Case, planned: int | None) -> TracedRun | None:
@@ -136,7 +137,7 @@ def run_case(runner: Runner, case: Case, planned: int | None) -> TracedRun | Non
     except Exception as e:
         note = f"failed at step {state.step}: {type(e).__name__}: {e}"
     outcome = Outcome(case, state.scene, state.step, time.perf_counter() - started, note)
-    return TracedRun(outcome, warmed, evaluations, state.skipped, draws)
+    return TracedRun(outcome, warmed, evaluations, state.skipped, draws, state.aux.get(s.loss.aux_name()))
 
 
 def _ended_early(state: State, s: Settings, seconds: float, planned: int | None) -> str:

@@ -5,19 +5,25 @@ Slow writers call `progress(done, total)` as they go; an exception raised there 
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import subprocess
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import IO, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sdlab.arguments import claim_file
 from sdlab.cameras import CameraSettings, turntable
+from sdlab.files import whole
 from sdlab.pictures import to_uint8
 from sdlab.raster import rasteriser_for
 from sdlab.scenes import AnyScene, Scene
@@ -187,32 +193,53 @@ def render_turntable(scene: Viewed, camera: CameraSettings, n: int, size: int) -
 def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE) -> int:
     """Encode images uint8 [H, W, 3], H and W even, as H.264 in MP4; return the number of frames.
 
-    Raises OSError if the file cannot be written.
+    Raises ValueError if there are no images, OSError if the file cannot be written to its end.
     """
+    stream = iter(pictures)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError(f"{path}: there are no images to encode")
+    frames = 0
+    with tempfile.TemporaryFile() as words, whole(path) as scratch:
+        encoder = _encoder(scratch, first.shape[1], first.shape[0], rate, words)
+        assert encoder.stdin is not None
+        try:
+            for picture in itertools.chain([first], stream):
+                encoder.stdin.write(np.ascontiguousarray(picture).data)
+                frames += 1
+            encoder.communicate()  # closes the input; most of a short film is written after that
+        except BrokenPipeError:  # the encoder has ended, and its words say why
+            encoder.communicate()
+        except BaseException:
+            encoder.kill()
+            encoder.communicate()
+            raise
+        if encoder.returncode != 0:  # without its end, no player opens the film
+            words.seek(0)
+            lines = words.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
+            raise OSError(lines[-1][:200].replace(str(scratch), path.name))
+    return frames
+
+
+def _encoder(path: Path, width: int, height: int, rate: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start ffmpeg, which reads images from its standard input and writes what is wrong to `words`."""
     import imageio_ffmpeg
 
-    film = None
-    frames = 0
-    try:
-        for picture in pictures:
-            if film is None:
-                height, width, _ = picture.shape
-                # one thread: encoding is not the bottleneck, and a run may need the others
-                film = imageio_ffmpeg.write_frames(
-                    str(path),
-                    (width, height),
-                    fps=rate,
-                    codec="libx264",
-                    macro_block_size=2,
-                    output_params=["-threads", "1"],
-                )
-                film.send(None)
-            film.send(np.ascontiguousarray(picture))
-            frames += 1
-    finally:
-        if film is not None:
-            film.close()
-    return frames
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-xerror"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-"]
+    # one thread: encoding is not the bottleneck, and a run may need the others
+    command += ["-an", "-c:v", "libx264", "-crf", "25", "-pix_fmt", "yuv420p", "-threads", "1", "-f", "mp4"]
+    command.append(os.path.abspath(path))  # a relative name may look like an option or a protocol
+    # a group of its own: Ctrl-C ends the run, which then finishes its film
+    flags, group = (0x08000200, None) if os.name == "nt" else (0, 0)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=words,
+        creationflags=flags,
+        process_group=group,
+    )
 
 
 def write_turntable(
@@ -264,15 +291,16 @@ def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int 
 def contact_sheet(runs: Sequence[Path], out: Path) -> None:
     """Stack the overview images of several run folders, each under its prompt, loss and time, in one PNG.
 
-    Raises ValueError naming the folder if it is not a finished run.
+    Raises ValueError naming the folder if it is not a finished run, or `out` if it is one of these images.
     """
     from PIL import Image
 
     strips, captions = [], []
     for run in runs:
+        shown = next((run / name for name in SHOWN if (run / name).is_file()), run / SHOWN[0])
+        claim_file(out, [shown])
         try:
             result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-            shown = next((run / name for name in SHOWN if (run / name).is_file()), run / SHOWN[0])
             strips.append(Image.open(shown).convert("RGB"))
         except (OSError, ValueError) as e:
             raise ValueError(f"{run} is not the folder of a finished run: {e}") from e
@@ -296,4 +324,5 @@ def stack_strips(strips: Sequence[np.ndarray], captions: Sequence[str], out: Pat
         sheet.paste(Image.fromarray(strip), (margin, y + line))
         y += strip.shape[0] + line
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    with whole(out) as scratch:
+        sheet.save(scratch)

@@ -3,6 +3,7 @@
     view      one view of a step, or of the scene at a chosen timestep, as images: `views_of_step`, `probe`
     compare   the gradients of all losses at one state, camera, t and noise: `comparison_steps`
     numbers   statistics of a step's predictions, for charts: `stats_of`, `sizes_of`
+    truth     exact predictions beside the network's: `texts_with_truth`
     ask       evaluates a loss without touching the run
     colours   tensors to images
 
@@ -12,6 +13,7 @@ steps, on the thread that owns the state.
 
 from sdlab.lens.compare import Comparison, comparison_steps
 from sdlab.lens.numbers import sizes_of, stats_of
+from sdlab.lens.truth import texts_with_truth
 from sdlab.lens.view import LensPictures, probe, views_of_step
 
 __all__ = [
@@ -21,5 +23,6 @@ __all__ = [
     "probe",
     "sizes_of",
     "stats_of",
+    "texts_with_truth",
     "views_of_step",
 ]

@@ -74,3 +74,8 @@ def cosines(rows: Tensor) -> Tensor:
     own = between.diagonal()
     own.copy_(torch.where(own.isnan(), own, 1.0))  # exactly 1, without rounding
     return between
+
+
+def relative_error(guess: Tensor, exact: Tensor) -> Tensor:
+    """Return |guess - exact| / |exact| of each of B images [B, C, H, W]; [B]."""
+    return (guess - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1).clamp_min(SILENT)

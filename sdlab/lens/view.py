@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -25,8 +25,10 @@ from sdlab.lens.colours import (
     ways,
 )
 from sdlab.lens.numbers import SILENT, Place, places
+from sdlab.lens.truth import Exact, exact_ones, said
 from sdlab.losses import Distillation
 from sdlab.pictures import resize, to_uint8
+from sdlab.priors.truth import Truth
 from sdlab.prompts import PromptBank, views_of
 from sdlab.schedule import weight
 from sdlab.settings import Settings
@@ -58,26 +60,34 @@ class LensPictures:
 
 
 @torch.no_grad()
-def views_of_step(report: Report, s: Settings, prior: Prior, row: int = 0) -> LensPictures:
-    """Show view `row` of the step of `report`, taken under `s`. ValueError for a view that does not exist."""
+def views_of_step(report: Report, s: Settings, prior: Prior, row: int = 0, truth: Truth | None = None) -> LensPictures:
+    """Show view `row` of the step of `report`, taken under `s`, with the exact predictions that `truth` has in memory.
+    ValueError for a view that does not exist."""
     note = f"skipped: {report.skipped} was not finite" if report.skipped else ""
     rgb = report.render.rgb if report.render is not None else None
-    return _seen(report.x, report.cams, rgb, report.guidance, s, prior, row, note)
+    return _seen(report.x, report.cams, rgb, report.guidance, s, prior, row, note, truth)
 
 
 @torch.no_grad()
 def probe(
-    state: State, s: Settings, prior: Prior, prompts: PromptBank, t: int, row: int = 0, step: int | None = None
+    state: State,
+    s: Settings,
+    prior: Prior,
+    prompts: PromptBank,
+    t: int,
+    row: int = 0,
+    step: int | None = None,
+    truth: Truth | None = None,
 ) -> LensPictures:
     """Evaluate the active loss on the scene as it is, at timestep `t` in 0 .. 999, with the cameras and the noise of
-    step number `step` (None: the next), and show it. Nothing is trained. ValueError for a t or view that does not
-    exist."""
+    step number `step` (None: the next), and show it like `views_of_step`. Nothing is trained. ValueError for a t or
+    view that does not exist."""
     if not 0 <= t < N_TIMESTEPS:
         raise ValueError(f"t = {t}: allowed is 0 to {N_TIMESTEPS - 1}")
     share_cores(prior)
     ground = ground_of(state, s, prior, state.step if step is None else step, t)
     guidance, _, note = ask(s.active, ground, state, s, prior, prompts)
-    return _seen(ground.x, ground.cams, ground.rgb, guidance, s, prior, row, note)
+    return _seen(ground.x, ground.cams, ground.rgb, guidance, s, prior, row, note, truth)
 
 
 def _seen(
@@ -89,6 +99,7 @@ def _seen(
     prior: Prior,
     row: int,
     note: str,
+    truth: Truth | None,
 ) -> LensPictures:
     """Draw view `row` and add what all cameras saw; a scene without cameras has no `rgb`."""
     if not 0 <= row < len(x.z0):
@@ -96,9 +107,9 @@ def _seen(
     if is_plane(prior):
         return _drawn_on_plane(x, guidance, s, prior, row, note)
     if rgb is None:
-        return _drawn(x, None, "", guidance, s, prior, row, note)
+        return _drawn(x, None, "", guidance, s, prior, row, note, truth)
     views = tuple(views_of(s.prompt, cams))
-    drawn = _drawn(x, rgb, views[row], guidance, s, prior, row, note)
+    drawn = _drawn(x, rgb, views[row], guidance, s, prior, row, note, truth)
     return replace(drawn, renders=to_uint8(rgb), views=views)
 
 
@@ -119,6 +130,7 @@ def _drawn(
     prior: Prior,
     row: int,
     note: str,
+    truth: Truth | None,
 ) -> LensPictures:
     """Draw view `row`, decoding everything in one pass."""
     one = slice(row, row + 1)
@@ -128,7 +140,9 @@ def _drawn(
         return LensPictures(loss=s.active, view=view, t=t, reason=reason)
 
     asked_at = places(x, guidance, prior)
-    items = [*_noisy(x, asked_at, s.loss, one), *_guesses(x, guidance, asked_at, s.loss, one)]
+    exact = {} if truth is None else exact_ones(guidance.preds, asked_at, one, view, s, truth)
+    note = "; ".join(n for n in (note, said(exact, s.loss)) if n)
+    items = [*_noisy(x, asked_at, s.loss, one), *_guesses(x, guidance, asked_at, s.loss, one, exact)]
     if rgb is None:
         items.insert(0, Item("picture", "as it is", x.z0[one]))
     target = s.loss.one_step_target(x, guidance.residual)[one]
@@ -180,7 +194,7 @@ def _drawn_on_plane(x: Noised, guidance: Guidance, s: Settings, prior: Prior, ro
     items = [
         Item("points", "where they are", x.z0),
         *_noisy(x, asked_at, s.loss, every),
-        *_guesses(x, guidance, asked_at, s.loss, every),
+        *_guesses(x, guidance, asked_at, s.loss, every, {}),
         Item(
             "one-step target",
             "where the residual points, all the way in one step",
@@ -218,11 +232,21 @@ def _noisy(x: Noised, asked_at: dict[str, Place], loss: Distillation, one: slice
 
 
 def _guesses(
-    x: Noised, guidance: Guidance, asked_at: dict[str, Place], loss: Distillation, one: slice
+    x: Noised,
+    guidance: Guidance,
+    asked_at: dict[str, Place],
+    loss: Distillation,
+    one: slice,
+    exact: Mapping[str, Exact],
 ) -> Iterator[Item]:
-    """Yield x0-hat of every prediction."""
+    """Yield x0-hat of every prediction, followed by its exact counterpart if there is one."""
     for name, place in asked_at.items():
         x0 = ((place.z_t - place.sigma * guidance.preds[name]) / place.alpha)[one]
         term = loss.term(name)
         far = float((x0 - x.z0[one]).square().mean().sqrt())
         yield Item(f"x0: {term.title}", f"x0-hat, {term.caption}; {far:.2g} away from the image", x0)
+        if name in exact:
+            true = exact[name]
+            images = f"images of {true.text!r}" if true.text else "all kinds of images"
+            caption = f"E[x0 | z_t] over {images}; the eps beside it is {true.error:.0%} off"
+            yield Item(f"exact: {term.title}", caption, true.x0)

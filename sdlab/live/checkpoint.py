@@ -1,88 +1,186 @@
 """Save named parts to a folder and load them. Safetensors and JSON only, so that a foreign file cannot run code.
 
 A checkpoint folder holds one sub-folder per saved step, the newest two. Each is written under a temporary name,
-flushed, and renamed once it is complete, so that a killed process leaves no incomplete checkpoint.
+flushed, and renamed once it is complete, so that a killed process leaves no incomplete checkpoint. `SHA256SUMS` in each
+lists the hashes of its files, in the format of `sha256sum`; one that does not match is not used.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+import re
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sdlab.files import digest, flush, remove, scratch_for, sweep
+from sdlab.settings import Settings, from_toml
+
 KEPT = 2
-FORMAT = 1
+FORMAT = 2  # 1, of version 0.1, has no hashes
+TENSORS, VALUES, SUMS, SETTINGS = "tensors.safetensors", "values.json", "SHA256SUMS", "settings.toml"
+DAMAGED = ".damaged"  # suffix of a checkpoint that a resumed run has passed over
 
 Parts = Mapping[str, Mapping[str, Any]]
+T = TypeVar("T")
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds. `checked` tells whether its hashes match; those of format 1 have none."""
+
+    step: int
+    parts: dict[str, Any]
+    texts: dict[str, str]
+    checked: bool
 
 
 def save(folder: Path, step: int, parts: Parts, texts: Mapping[str, str]) -> Path:
     """Write `parts` (nested dicts of tensors and JSON values) and `texts` (file name -> content) of step `step`.
 
-    Return the new sub-folder. OSError if the folder cannot be written.
+    Return the new sub-folder. OSError if the folder cannot be written; the checkpoints in it are then as they were.
     """
     tensors: dict[str, Tensor] = {}
     values = _split(parts, "", tensors)
     target = folder / f"{step:08d}"
-    scratch = folder / f".{target.name}.{os.getpid()}.tmp"
+    scratch, aside = scratch_for(target), scratch_for(folder / f"{target.name}-old")
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    save_file(tensors, scratch / "tensors.safetensors")
-    header = {"format": FORMAT, "step": step, "values": values, "tensors": sorted(tensors)}
-    (scratch / "values.json").write_text(json.dumps(header), encoding="utf-8")
-    for name, text in texts.items():
-        (scratch / name).write_text(text, encoding="utf-8")
-    for path in scratch.iterdir():
-        _flush(path)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
-    _flush(folder)
-    for old in sorted(_complete(folder))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    remove(scratch)
+    try:
+        scratch.mkdir()
+        _write(scratch, {"format": FORMAT, "step": step, "values": values, "tensors": sorted(tensors)}, tensors, texts)
+        if target.exists():  # moved, not removed: until the rename below, it is the only one of this step
+            remove(aside)
+            target.rename(aside)
+        scratch.rename(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        remove(scratch)
+        raise
+    flush(folder)
+    sweep(folder)
+    for old in sorted((p for p in _named(folder) if int(p.name) < step), reverse=True)[KEPT - 1 :]:
+        remove(old)
     return target
 
 
-def load(folder: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Return (step, parts, texts) of the newest readable checkpoint in `folder`.
+def load(folder: Path) -> Saved:
+    """Return the newest whole checkpoint in `folder`. ValueError as in `newest`."""
+    return newest(folder, lambda saved: saved)[0]
 
-    ValueError that says what is wrong with the newest one if none can be read.
+
+def newest(folder: Path, use: Callable[[Saved], T]) -> tuple[T, str]:
+    """Return what `use` makes of the newest whole checkpoint in `folder`, and why newer ones were passed over, or "".
+
+    A checkpoint without hashes counts as damaged, too, if `use` raises an error. ValueError that says what is wrong
+    with the newest one if none can be used.
     """
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder at {folder}")
-    candidates = sorted(_complete(folder), reverse=True)
-    if not candidates:
-        raise ValueError(f"no complete checkpoint in {folder}: expected sub-folders such as 00000100/")
-    first_problem = ""
-    for candidate in candidates:
+    passed_over: list[str] = []
+    for path in _candidates(folder):
         try:
-            return _read(candidate)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
-            first_problem = first_problem or f"checkpoint {candidate} is broken: {e}"
-    raise ValueError(first_problem)
+            saved = _read(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
+            if path.name.isdigit():  # scratch that is not whole is no damage: its process was killed
+                passed_over.append(f"checkpoint {path} is broken: {e}")
+            continue
+        try:
+            return use(saved), "; ".join(passed_over)
+        except Exception as e:
+            if saved.checked:
+                raise
+            passed_over.append(f"checkpoint {path} is broken: {e}")
+    if passed_over:
+        raise ValueError(passed_over[0])
+    raise ValueError(f"no complete checkpoint in {folder}: expected sub-folders such as 00000100/")
 
 
-def _complete(folder: Path) -> list[Path]:
+def settings_of(saved: Saved) -> Settings:
+    """Return the settings in a checkpoint; ValueError if they are missing, cut, or not valid in this version."""
+    text = saved.texts.get(SETTINGS)
+    if text is None:
+        raise ValueError(f"it has no {SETTINGS}")
+    where = f"{SETTINGS} of the checkpoint"
+    settings = from_toml(text, where)
+    doc = tomllib.loads(text)
+    if not all("kind" in doc.get(group, {}) for group in ("prior", "scene")):  # which are always written
+        raise ValueError(f"{where} is empty or cut: prior.kind or scene.kind is missing")
+    return settings
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints of steps after `step`, which a run that continues from there has passed over."""
+    for path in _named(folder):
+        if int(path.name) > step:
+            kept = path.with_name(path.name + DAMAGED)
+            remove(kept)
+            path.rename(kept)
+
+
+def _named(folder: Path) -> list[Path]:
     return [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]
 
 
-def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
-    header = json.loads((path / "values.json").read_text(encoding="utf-8"))
-    if header.get("format") != FORMAT:
-        raise ValueError(f"format {header.get('format')!r}, this version reads {FORMAT}")
-    tensors = load_file(path / "tensors.safetensors")
+def _candidates(folder: Path) -> list[Path]:
+    """Return all checkpoints, the newest first, and after those of the same step the scratch of a process that was
+    killed while it replaced them."""
+    found = []
+    for path in folder.iterdir():
+        name = re.fullmatch(r"(\d+)|\.(\d+)(-old)?\.\d+\.tmp", path.name)
+        if name is not None and path.is_dir() and (name[1] or (path / SUMS).is_file()):
+            found.append((int(name[1] or name[2]), bool(name[1]), not name[3], path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _write(folder: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Write the files of a checkpoint and flush them. Raises OSError."""
+    try:
+        save_file(tensors, folder / TENSORS)
+    except SafetensorError as e:
+        raise OSError(str(e).removeprefix("Error while serializing: ")) from e
+    (folder / VALUES).write_text(json.dumps(header), encoding="utf-8")
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("utf-8"))
+    sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    (folder / SUMS).write_text(sums, encoding="ascii", newline="\n")
+    for path in folder.iterdir():
+        flush(path)
+    flush(folder)
+
+
+def _read(path: Path) -> Saved:
+    """Return the contents of one checkpoint; an error if it is damaged."""
+    checked = (path / SUMS).exists()
+    names = _check(path) if checked else {p.name for p in path.glob("*.toml")}
+    header = json.loads((path / VALUES).read_text(encoding="utf-8"))
+    if header.get("format") not in (1, FORMAT):
+        raise ValueError(f"format {header.get('format')!r}, this version reads up to {FORMAT}")
+    if header["format"] != 1 and not checked:
+        raise ValueError(f"{SUMS} is missing")
+    tensors = load_file(path / TENSORS)
     if sorted(tensors) != header["tensors"]:
-        raise ValueError("the tensors do not match the list in values.json")
+        raise ValueError(f"the tensors do not match the list in {VALUES}")
     parts = _join(header["values"], "", tensors)
-    texts = {p.name: p.read_text(encoding="utf-8") for p in path.glob("*.toml")}
-    return int(header["step"]), parts, texts
+    texts = {name: (path / name).read_bytes().decode("utf-8") for name in names}
+    return Saved(int(header["step"]), parts, texts, checked)
+
+
+def _check(path: Path) -> set[str]:
+    """Return the names of the texts in a checkpoint; ValueError if a file does not have the hash written with it."""
+    sums = dict(line.split("  ", 1)[::-1] for line in (path / SUMS).read_text(encoding="ascii").splitlines())
+    for name in (TENSORS, VALUES):
+        if name not in sums:
+            raise ValueError(f"{SUMS} does not list {name}")
+    for name, expected in sums.items():
+        if digest(path / name) != expected:
+            raise ValueError(f"{name} does not have the hash in {SUMS}")
+    return set(sums) - {TENSORS, VALUES}
 
 
 def _split(node: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -108,14 +206,3 @@ def _join(node: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -
         if path.startswith(head) and "/" not in path[len(head) :]:
             joined[path[len(head) :]] = tensor
     return joined
-
-
-def _flush(path: Path) -> None:
-    """Flush a file or folder to disk, before a rename makes it visible (Windows cannot flush folders)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import time
 from pathlib import Path
-from typing import IO
 
+from sdlab.files import why, write_whole
 from sdlab.live.messages import Applied, Event, Failed, Rejected, Skipped, Stepped
+
+FLUSH_EVERY = 1.0  # seconds
 
 
 class Recorder:
     """A session listener that writes to `path`. It starts a new file, unless `keep_until` is given: then it drops the
-    lines of later steps, which a resumed run repeats, and appends."""
+    lines that a run resumed at that step repeats, and appends.
+
+    Lines that cannot be written (a full disk) are kept in memory and written when there is room; `problem` says why,
+    "" if all are on disk.
+    """
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
-        self._path = path
         if keep_until is None:
             path.unlink(missing_ok=True)
         else:
             _truncate(path, keep_until)
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self.problem = ""
+        self._waiting: list[str] = []
+        self._flushed_at = time.monotonic()
+        self._file = path.open("ab", buffering=0)  # what a buffer cannot write is lost when the file is closed
+        self._size = self._file.seek(0, os.SEEK_END)
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -40,12 +51,33 @@ class Recorder:
                 line = {"step": step, "event": "failed", "reason": reason}
             case _:
                 return
-        self._file.write(json.dumps(line) + "\n")
+        self._waiting.append(json.dumps(line) + "\n")
+        if time.monotonic() - self._flushed_at > FLUSH_EVERY:
+            self.flush()
 
-    def flush(self) -> None:
-        self._file.flush()
+    def flush(self, to_disk: bool = False) -> None:
+        """Write the lines that wait, all or none, and with `to_disk` wait until they survive a loss of power; on
+        failure, set `problem`."""
+        self._flushed_at = time.monotonic()
+        text = "".join(self._waiting).encode("utf-8")
+        try:
+            done = 0
+            while done < len(text):  # a full disk may take a part
+                done += self._file.write(text[done:])
+            if to_disk:
+                os.fsync(self._file.fileno())
+        except OSError as e:
+            self.problem = why(e)
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+            return
+        self._size += len(text)
+        self._waiting, self.problem = [], ""
 
     def close(self) -> None:
+        """Write the lines that wait, and close the file."""
+        self.flush(to_disk=True)
         self._file.close()
 
 
@@ -77,14 +109,17 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _truncate(path: Path, last_step: int) -> None:
+def _truncate(path: Path, step: int) -> None:
+    """Drop the lines that a run which continues after `step` steps writes again: of later steps, and of what happened
+    between that step and the next, which a checkpoint of it does not contain."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line)
-        except (ValueError, KeyError):
+            line = json.loads(text)
+            if line["step"] < step or (line["step"] == step and "event" not in line):
+                kept.append(text)
+        except (ValueError, KeyError, TypeError):
             continue  # a line cut short when the process was killed
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{text}\n" for text in kept))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from sdlab.channel import EventLog, Latest, Turnstile
 from sdlab.errors import reason
 from sdlab.export.writers import Material, material_of, write_results
+from sdlab.knobs import FrozenDict
 from sdlab.live import checkpoint
 from sdlab.live.building import Builder, LoadPrior, load_prior
 from sdlab.live.frames import frame_of, stats_of
@@ -56,7 +57,7 @@ from sdlab.live.timeline import Timeline
 from sdlab.live.watching import Watching
 from sdlab.prompts import PROMPT, PromptBank
 from sdlab.scenes import FlatScene
-from sdlab.settings import Settings, from_toml, to_toml
+from sdlab.settings import Settings, to_toml
 from sdlab.step import Report, State, needs_warm_up, step, warm_up
 from sdlab.types import Frame, Prior
 
@@ -102,7 +103,9 @@ class Session:
         self._run = Run.of(settings)
         self._turnstile = turnstile or Turnstile()
         self._builder = Builder(self.device, load, self._set_status)
-        self._watching = Watching(self._turnstile)
+        self._watching = Watching(
+            self._turnstile, lambda: self._inbox.put(lambda: self._watching.look(self._run, now=True))
+        )
         self.lens = self._watching.lens
         self.comparison = self._watching.comparison
         self._origin = origin
@@ -164,10 +167,10 @@ class Session:
         there is nothing."""
         return self._ask(self._exportable)
 
-    def watch_lens(self, on: bool, row: int = 0, t: int | None = None) -> None:
-        """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`; or close the
-        lens. Never blocks."""
-        self._inbox.put(lambda: self._watching.watch(self._run, row if on else None, t if on else None))
+    def watch_lens(self, on: bool, row: int = 0, t: int | None = None, exact: bool = False) -> None:
+        """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`, with `exact`
+        beside the exact predictions; or close the lens. Never blocks."""
+        self._inbox.put(lambda: self._watching.watch(self._run, row if on else None, t if on else None, exact and on))
 
     def _ask(self, question: Callable[[], T]) -> Future[T]:
         """Have the owner answer between two steps, or answer now if the owner no longer serves its inbox."""
@@ -231,6 +234,7 @@ class Session:
             self._set_status("ended", "ended")
         finally:
             self._over = True
+            self._watching.stop_drawing()
             self._answer_rest()
 
     def _run_on(self) -> None:
@@ -289,9 +293,11 @@ class Session:
         commit = self._run.prior.commit if self._run.prior is not None else ""
         return self.effective.patch("prior.revision", commit) if commit else self.effective
 
-    def save(self, folder: Path) -> Path:
-        """Write a checkpoint of the current state into `folder`; return its path."""
-        return checkpoint.save(folder, self.state.step, self.moment().parts, {"settings.toml": to_toml(self.pinned())})
+    def save(self, folder: Path, texts: Mapping[str, str] = FrozenDict()) -> Path:
+        """Write a checkpoint of the current state into `folder`, with further `texts` by file name; return its path.
+        OSError if it cannot be written."""
+        texts = {**texts, checkpoint.SETTINGS: to_toml(self.pinned())}
+        return checkpoint.save(folder, self.state.step, self.moment().parts, texts)
 
     def export(self, folder: Path, size: int = 256) -> list[Path]:
         """Write the results of the run into `folder`, turntables with `size` pixels; return the files written."""
@@ -300,22 +306,25 @@ class Session:
             return scene.write(folder, self.prior, self.bank.prompt(s.prompt))
         return write_results(folder, scene, s.camera, size)
 
-    def restore(self, folder: Path) -> None:
-        """Continue from the newest checkpoint in `folder`, with its settings. ValueError when it cannot be used, which
-        leaves the session as it was."""
-        number, parts, texts = checkpoint.load(folder)
-        if "settings.toml" not in texts:
-            raise ValueError(f"checkpoint in {folder} has no settings.toml")
-        settings = from_toml(texts["settings.toml"], f"settings of the checkpoint in {folder}")
-        moment = Moment(number, settings, settings, parts)
-        try:
-            run = dataclasses.replace(self._builder.resumed(self._run, moment), timeline=Timeline())
-        except Exception as e:
-            raise ValueError(f"the checkpoint in {folder} cannot be restored: {reason(e)}") from e
-        run.timeline.note(number, "load", f"loaded a checkpoint of step {number}")
+    def restore(self, folder: Path) -> str:
+        """Continue from the newest whole checkpoint in `folder`, with its settings; return why newer ones were passed
+        over, or "". ValueError when none can be used, which leaves the session as it was."""
+        (run, moment), passed_over = checkpoint.newest(folder, lambda saved: self._restored(saved, folder))
+        run.timeline.note(moment.step, "load", f"loaded a checkpoint of step {moment.step}")
         run.timeline.keep(moment)
         self._switch(run)
         self._film()
+        return passed_over
+
+    def _restored(self, saved: checkpoint.Saved, folder: Path) -> tuple[Run, Moment]:
+        """Return a run that continues from a checkpoint in `folder`, and the moment in it. ValueError if it does not
+        fit."""
+        try:
+            settings = checkpoint.settings_of(saved)
+            moment = Moment(saved.step, settings, settings, saved.parts)
+            return dataclasses.replace(self._builder.resumed(self._run, moment), timeline=Timeline()), moment
+        except Exception as e:
+            raise ValueError(f"the checkpoint in {folder} cannot be restored: {reason(e)}") from e
 
     # ---- the inbox ---------------------------------------------------------------------------------------
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 from sdlab.channel import Latest, Turnstile
 from sdlab.errors import reason
-from sdlab.lens import Comparison, LensPictures, comparison_steps, probe, views_of_step
+from sdlab.lens import Comparison, LensPictures, comparison_steps, probe, texts_with_truth, views_of_step
 from sdlab.live.state import Run
+from sdlab.priors import PriorConfig
+from sdlab.priors.truth import Truth, truth_of
+from sdlab.settings import Settings
+from sdlab.types import Prior
 
 LENS_EVERY = 0.3  # seconds
 LENS_SHARE = 20.0  # pause between looks, as a multiple of the last look's duration: the lens takes under 1 / 20
@@ -16,20 +22,27 @@ LENS_SHARE = 20.0  # pause between looks, as a multiple of the last look's durat
 
 class Watching:
     """The lens and the comparison of one session. `lens` and `comparison` may be read by any thread; the methods are
-    for the owner of the run."""
+    for the owner of the run. `news` is called by another thread when the lens could show more than before."""
 
-    def __init__(self, turnstile: Turnstile) -> None:
+    def __init__(self, turnstile: Turnstile, news: Callable[[], None]) -> None:
         self.lens: Latest[LensPictures] = Latest()
         self.comparison: Latest[Comparison] = Latest()
         self.row: int | None = None  # the view that the lens shows, None while nobody looks
         self.t: int | None = None  # the timestep that the lens probes, None for that of each step
+        self.exact = False  # whether the lens shows exact predictions beside the network's
         self._turnstile = turnstile
+        self._news = news
+        self._drawing: Drawing | None = None
+        self._drawn_for: Prior | None = None
         self._due = 0.0
         self._comparing: Iterator[Comparison] | None = None
 
-    def watch(self, run: Run, row: int | None, t: int | None) -> None:
-        """Point the lens at view `row`, at each step's timestep or at `t`; a `row` of None closes it."""
-        self.row, self.t = row, t
+    def watch(self, run: Run, row: int | None, t: int | None, exact: bool = False) -> None:
+        """Point the lens at view `row`, at each step's timestep or at `t`, with exact predictions or without; a `row`
+        of None closes it."""
+        self.row, self.t, self.exact = row, t, exact
+        if not exact:
+            self.stop_drawing()
         self.look(run, now=True)
 
     def look(self, run: Run, now: bool = False) -> None:
@@ -53,11 +66,36 @@ class Watching:
         report, followed = run.trace.report, run.trace.settings
         if report is not None:
             row = min(row, len(report.cams) - 1)
+        if self.t is None and followed is not None:
+            s = followed
+        truth, note = self._truth(s, run.effective.prior, prior)
         if self.t is not None:
-            return probe(state, s, prior, bank, self.t, row, max(state.step - 1, 0))
-        if report is None or followed is None:
+            seen = probe(state, s, prior, bank, self.t, row, max(state.step - 1, 0), truth)
+        elif report is not None:
+            seen = views_of_step(report, s, prior, row, truth)
+        else:
             return None
-        return views_of_step(report, followed, prior, row)
+        return replace(seen, note="; ".join(n for n in (seen.note, note) if n))
+
+    # ---- the exact predictions ---------------------------------------------------------------------------
+
+    def _truth(self, s: Settings, config: PriorConfig, prior: Prior) -> tuple[Truth | None, str]:
+        """Return the exact predictions of `prior`, loaded from `config`, if somebody wants to see them, and a note for
+        the user. Have the images drawn that the texts of `s` lack."""
+        if not self.exact:
+            return None, ""
+        if self._drawing is None or self._drawn_for is not prior:
+            self.stop_drawing()
+            try:
+                self._drawing, self._drawn_for = Drawing(truth_of(config, prior), self._news), prior
+            except ValueError as e:
+                return None, str(e)
+        return self._drawing.truth, self._drawing.want(texts_with_truth(s))
+
+    def stop_drawing(self) -> None:
+        """Draw no more images for exact predictions, once those under way are done."""
+        if self._drawing is not None:
+            self._drawing.want(())
 
     # ---- the comparison ----------------------------------------------------------------------------------
 
@@ -94,3 +132,44 @@ class Watching:
         self.stop_comparing()
         self.lens.clear()
         self.comparison.clear()
+
+
+class Drawing:
+    """Draws the images of a truth in a thread that ends when there is nothing left to draw; `news` is called by that
+    thread after each text."""
+
+    def __init__(self, truth: Truth, news: Callable[[], None]) -> None:
+        self.truth = truth
+        self._news = news
+        self._lock = threading.Lock()
+        self._left: list[str] = []
+        self._thread: threading.Thread | None = None
+        self._failure = ""
+
+    def want(self, texts: Collection[str]) -> str:
+        """Draw what these texts lack, and nothing else. Return a note for the user, "" when everything is drawn."""
+        missing = [text for text in texts if not self.truth.has(text)]
+        with self._lock:
+            if self._failure:
+                return f"no exact predictions: {self._failure}"
+            self._left = missing
+            if missing and self._thread is None:
+                self._thread = threading.Thread(target=self._draw, name="truth", daemon=True)
+                self._thread.start()
+        done = len(texts) - len(missing)
+        return f"drawing images for the exact predictions, {done} of {len(texts)} texts are done" if missing else ""
+
+    def _draw(self) -> None:
+        while True:
+            with self._lock:
+                if not self._left:
+                    self._thread = None
+                    return
+                text = self._left.pop(0)
+            try:
+                self.truth.prepare(text)
+            except Exception as e:  # such as memory: the run continues without
+                with self._lock:
+                    self._failure = reason(e)
+                    self._left.clear()
+            self._news()

@@ -46,7 +46,9 @@ class SDI(Distillation[None]):
 
     cfg: float = knob(7.5, 0.0, 200.0, "s, the guidance scale (paper: 7.5)")
     inversion_steps: int = knob(10, 1, 50, "steps of the inversion, one or two evaluations each (paper: 10)")
-    inversion_cfg: float = knob(-7.5, -50.0, 50.0, "guidance of the inversion (paper: -7.5); 1 uses the prompt alone")
+    inversion_cfg: float = knob(
+        -7.5, -50.0, 50.0, "guidance of the inversion (paper: -7.5); 1: the prompt alone, 0: no prompt"
+    )
     inversion_eta: float = knob(0.3, 0.0, 1.0, "fresh noise in the inversion, as DDIM's eta (released code: 0.3)")
 
     def calls(self) -> tuple[int, ...]:

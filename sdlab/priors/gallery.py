@@ -30,6 +30,7 @@ from sdlab.priors import PriorConfig, Progress, silent
 from sdlab.priors.closed_form import CANDIDATES, Background, Gallery, compile_kernels, posterior_mean
 from sdlab.priors.galleries import SHARED, Order, drawn
 from sdlab.priors.sources import Source
+from sdlab.priors.trainable import RenderNet, Trainable
 from sdlab.types import N_TIMESTEPS, Cond
 
 SOURCES = ("toybox", "folder", "mesh")
@@ -63,6 +64,12 @@ class GalleryPrior(PriorConfig):
         choices=SOURCES,
     )
     path: str = knob("", hi=500, help="the folder of pictures (or a ZIP), or the mesh file", apply="rebuild")
+    one_object: bool = knob(
+        False,
+        help="toybox: the images of a text show one object from twelve sides, instead of a new one each",
+        apply="rebuild",
+    )
+    front_share: float = knob(0.6, 0.0, 1.0, "share of one object's images that show its front", apply="rebuild")
     size: int = knob(64, 16, 256, "side of the images in pixels, a multiple of 16", apply="rebuild")
     images: int = knob(1024, 1, 16384, "images per text; about 21 kB each at 64 pixels", apply="rebuild")
     null_images: int = knob(4096, 1, 65536, "images of the empty text, which shows everything", apply="rebuild")
@@ -82,24 +89,30 @@ class GalleryPrior(PriorConfig):
     def __post_init__(self) -> None:
         if self.size % SIZE_STEP:
             raise ValueError(f"prior.size = {self.size}: must be a multiple of {SIZE_STEP}")
+        if self.one_object and self.source != "toybox":
+            raise ValueError(f"prior.one_object = true with prior.source = {self.source}: only the toybox has it")
 
     def load(self, device: torch.device, progress: Progress = silent) -> GalleryScores:
         """Open the source; images are drawn when texts are prepared. ValueError for a path without usable images."""
         progress(f"gallery prior: opening the {self.source}")
-        return GalleryScores(self, self._source(), device)
+        return GalleryScores(self, self._source(progress), device)
 
-    def _source(self) -> Source:
+    def _source(self, progress: Progress) -> Source:
         if self.source == "toybox":
             from sdlab.priors.sources.toybox import ToyboxSource
 
-            return ToyboxSource()
+            return ToyboxSource(self.front_share if self.one_object else None)
         if not self.path.strip():
             what = "a folder of pictures or a ZIP" if self.source == "folder" else "a GLB, OBJ, STL or PLY file"
             raise ValueError(f"prior.path is empty: prior.source = {self.source} needs {what}")
         if self.source == "folder":
             from sdlab.priors.sources.folder import FolderSource
 
-            return FolderSource(self.path, "prior.path")
+            return FolderSource(
+                self.path,
+                "prior.path",
+                lambda done, total: progress(f"gallery prior: {done:,} of {total:,} files read"),
+            )
         from sdlab.priors.sources.mesh import MeshSource
 
         return MeshSource(self.path, "prior.path")
@@ -117,7 +130,7 @@ class GalleryScores:
         self.commit = ""
         self.config = config
         self.source = source
-        self.shape = (3, config.size, config.size)
+        self.shape: tuple[int, int, int] = (3, config.size, config.size)
         self.image_size = config.size
         self.device = device
         self.engine_name = "exact" if config.candidates == 0 else "closed form"
@@ -125,6 +138,7 @@ class GalleryScores:
         self.torch_threads = 1
         self.prediction_type = "epsilon"
         self.n_parameters = 0
+        self.trains_from_scratch = True  # see `sdlab.auxiliary.score.TrainsScore.untrained_aux`
         self._background = Background(config.background, config.background_std)
         squared = alphas_cumprod((BASE_SIZE / config.size) ** 2 if config.shift else 1.0)
         self._alpha = squared.sqrt().float().to(device)
@@ -246,11 +260,10 @@ class GalleryScores:
         keys = sorted(slots, key=lambda slot: named[slot])
         return [named[slot] for slot in keys], weights[:, keys]
 
-    def trainable(self, how: str, rank: int) -> Any:
-        """Raise ValueError: a gallery has no weights to train."""
-        raise ValueError(
-            f"network = {how}: the gallery prior has no weights to copy or adapt; set the loss's network to exact"
-        )
+    def trainable(self, how: str, rank: int) -> Trainable:
+        """Return a small network that is trained from scratch; a gallery has no weights for `how` and `rank`."""
+        network = RenderNet(self.shape).to(self.device)
+        return Trainable(network, "v_prediction", self.marginal)
 
 
 class _Pace:

@@ -85,12 +85,12 @@ class TextEncoder:
             start = offsets[room][0]
             while start > 0 and not text[start - 1].isspace():
                 start -= 1  # quote a word that is cut in the middle as a whole
-            remarks.append(f"the model reads only the first {room} tokens; cut off: {_listed(text[start:].split())}")
+            remarks.append(f"the model reads only the first {room} tokens; cut off: {listed(text[start:].split())}")
         unknown = self._unknown_token()
         words = [text[a:b] for i, (a, b) in zip(ids[:room], offsets, strict=False) if i == unknown]
         words = [w for w in dict.fromkeys(words) if w.strip(string.punctuation)]
         if words:
-            remarks.append(f"the model does not know these words: {_listed(words, self._known)}")
+            remarks.append(f"the model does not know these words: {listed(words, self._known)}")
         return remarks
 
     def _unknown_token(self) -> int | None:
@@ -99,11 +99,11 @@ class TextEncoder:
         return None if k.unk_token_id in (k.eos_token_id, k.pad_token_id) else k.unk_token_id
 
 
-def _listed(words: Sequence[str], known: WordList | None = None, show: int = 8) -> str:
+def listed(words: Sequence[str], known: WordList | None = None, show: int = 8) -> str:
     """Return the first `show` words in quotes, each with a similar known word if there is one."""
-    listed = []
+    named = []
     for word in words[:show]:
         near = known.nearest(word) if known else ""
-        listed.append(f"{word[:40]!r} (did you mean {near!r}?)" if near else repr(word[:40]))
+        named.append(f"{word[:40]!r} (did you mean {near!r}?)" if near else repr(word[:40]))
     more = f" and {len(words) - show} more" if len(words) > show else ""
-    return ", ".join(listed) + more
+    return ", ".join(named) + more

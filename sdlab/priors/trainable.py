@@ -1,6 +1,7 @@
-"""Trainable networks that start as the prior: the score models of VSD, ESD and related losses.
+"""Trainable networks: the score models of VSD, ESD and related losses.
 
-There are two kinds (Wang et al. 2023, ProlificDreamer; the copy is for small priors):
+A network's copy starts as the prior. There are two kinds (Wang et al. 2023, ProlificDreamer; the copy is for small
+priors):
 
     lora   the prior's frozen weights, shared, plus low-rank updates of every attention's q, k, v and out (Hu et al.
            2021). The module tree is copied and only the tensors are shared, so other users do not see the adapters
@@ -8,6 +9,10 @@ There are two kinds (Wang et al. 2023, ProlificDreamer; the copy is for small pr
 
 Both receive the camera through the time embedding: Linear(16), SiLU, Linear. The last layer starts at zero, so the
 initial prediction equals the prior's; "no camera" is sixteen zeros, through the same layers.
+
+A prior without a network has nothing to copy. A mixture adds a small network to its exact score (`TrainableMixture`);
+a gallery, whose exact score says nothing about renders that are not among its images, trains a small network from
+scratch (`RenderNet`).
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -52,7 +57,8 @@ class Trainable(nn.Module):
 
         That holds for a large network on a CPU with several processors if torch uses only one thread.
         """
-        return isinstance(self.network, TrainableUNet) and self.network.on_cpu and torch.get_num_threads() == 1 < CPUS
+        large = isinstance(self.network, TrainableUNet | RenderNet) and self.network.on_cpu
+        return large and torch.get_num_threads() == 1 < CPUS
 
     def predict(
         self, z_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], cond: Cond, camera: Float[Tensor, "B 16"]
@@ -95,10 +101,14 @@ class Trainable(nn.Module):
         return errors
 
 
-def _zero(layer: nn.Linear) -> nn.Linear:
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def _zero(layer: Layer) -> Layer:
     """Set weights and bias to zero, so that the layer returns 0 until it is trained."""
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -194,3 +204,63 @@ class TrainableMixture(nn.Module):
         seen = [z_t.flatten(1), exact.flatten(1), phase.sin(), phase.cos(), camera]
         answer = self.last(self.body(torch.cat([x.to(self.last.weight.dtype) for x in seen], 1)))
         return exact + answer.view_as(z_t).to(z_t.dtype)
+
+
+class FilmBlock(nn.Module):
+    """A residual block of two 3 x 3 convolutions, scaled and shifted between them by an embedding [B, width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.film = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, 1)
+        h = self.convs[0](nn.functional.silu(self.norms[0](x)))
+        return x + self.convs[1](nn.functional.silu(self.norms[1](h) * (1 + scale) + shift))
+
+
+class RenderNet(nn.Module):
+    """A small network from scratch that learns the score of the renders: v-prediction, 0 at first.
+
+    Convolutions act on patches of `PATCH` x `PATCH` pixels; t and the camera scale and shift their channels; a map that
+    is learnt for every patch tells them their place. It ignores the text, which does not vary between the renders.
+    """
+
+    PATCH: ClassVar[int] = 4
+    WIDTH: ClassVar[int] = 64
+    BLOCKS: ClassVar[int] = 3
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        """Take images of `shape` (C, H, W); ValueError if a side is not a multiple of `PATCH`."""
+        super().__init__()
+        channels, height, width = shape
+        if height % self.PATCH or width % self.PATCH:
+            raise ValueError(f"images of {height} x {width}: the sides must be multiples of {self.PATCH}")
+        inside = channels * self.PATCH**2
+        self.first = nn.Conv2d(inside, self.WIDTH, 3, padding=1)
+        self.place = nn.Parameter(torch.zeros(self.WIDTH, height // self.PATCH, width // self.PATCH))
+        self.time = nn.Sequential(
+            nn.Linear(2 * len(FREQUENCIES), self.WIDTH), nn.SiLU(), nn.Linear(self.WIDTH, self.WIDTH)
+        )
+        self.camera = CameraEmbedding(self.WIDTH)
+        self.blocks = nn.ModuleList(FilmBlock(self.WIDTH) for _ in range(self.BLOCKS))
+        self.norm = nn.GroupNorm(8, self.WIDTH)
+        self.last = _zero(nn.Conv2d(self.WIDTH, inside, 3, padding=1))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on the CPU."""
+        return self.place.device.type == "cpu"
+
+    def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
+        phase = t[:, None] / N_TIMESTEPS * torch.tensor(FREQUENCIES, device=t.device)
+        dtype = self.place.dtype
+        embedding = nn.functional.silu(
+            self.time(torch.cat([phase.sin(), phase.cos()], 1).to(dtype)) + self.camera(camera)
+        )
+        h = self.first(nn.functional.pixel_unshuffle(z_t.to(dtype), self.PATCH)) + self.place
+        for block in self.blocks:
+            h = block(h, embedding)
+        return nn.functional.pixel_shuffle(self.last(nn.functional.silu(self.norm(h))), self.PATCH).to(z_t.dtype)

@@ -23,13 +23,14 @@ from torch.nn import Parameter
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
+from sdlab.meshes.read import UPS
 from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings, views_of
 from sdlab.raster import backend_for, rasteriser_for, warm_up, world_covariances
 from sdlab.rng import StepRng
 from sdlab.scenes import Preview, SceneConfig
-from sdlab.starts.clouds import UPS, fitted, read_cloud, spacing, turned
+from sdlab.starts.clouds import fitted, read_cloud, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
 from sdlab.types import Cameras, Cloud, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 

@@ -71,8 +71,9 @@ def smooth(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def pixelated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     step = max((4 if rng.random() < 0.6 else 8) * len(x) // 64, 2)
-    n = len(x) // step
-    return x.reshape(n, step, n, step, 3).mean((1, 3)).repeat(step, 0).repeat(step, 1)
+    n, size = -(-len(x) // step), len(x)
+    whole = np.pad(x, ((0, n * step - size), (0, n * step - size), (0, 0)), "edge")
+    return whole.reshape(n, step, n, step, 3).mean((1, 3)).repeat(step, 0).repeat(step, 1)[:size, :size]
 
 
 @compiled

@@ -7,6 +7,7 @@ it belongs to the object ("a bear, red"). Words outside the vocabulary are repor
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from sdlab.toybox.objects import seconds_of
 GLUE = frozenset(
     ("a", "an", "the", "of", "in", "on", "at", "by", "to", "is", "that", "it", "and", "with", "from", "its")
 )
+
+UNKNOWN = "unknown"
 
 
 class Reading(NamedTuple):
@@ -100,21 +103,29 @@ def _match(said: tuple[str, ...], at: int) -> tuple[str, str, int]:
     return "", "", 0
 
 
+def named_in(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (kind, standard wording, the words themselves) of each phrase of a text; see `phrases` for the kinds.
+
+    A word outside the vocabulary is of the kind `UNKNOWN`.
+    """
+    said = split(text)
+    at = 0
+    while at < len(said):
+        kind, standard, n = _match(said, at)
+        yield kind if n else UNKNOWN, standard, " ".join(said[at : at + max(n, 1)])
+        at += max(n, 1)
+
+
 def read(text: str) -> Reading:
     """Read a prompt; never raises."""
-    said = split(text)
     single: dict[str, str] = {}
     corruptions: list[str] = []
     unknown: list[str] = []
     ignored: list[str] = []
     flags = {"flawed": False, "good": False}
     waiting = ""  # the colour nearest before the next noun
-    at = 0
-    while at < len(said):
-        kind, standard, n = _match(said, at)
-        named = " ".join(said[at : at + max(n, 1)])
-        at += max(n, 1)
-        if n == 0:
+    for kind, standard, named in named_in(text):
+        if kind == UNKNOWN:
             unknown.append(named)
         elif kind == "colour":
             if waiting:

@@ -118,10 +118,15 @@ def one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
     return words[int(rng.random() * len(words))]
 
 
+def draw_elevation(rng: np.random.Generator) -> float:
+    """Draw the elevation of a camera that is not overhead, in degrees."""
+    low, high = ELEVATIONS
+    return rng.uniform(low, high) if rng.random() < 0.3 else min(max(rng.normal(15, 12), low), high)
+
+
 def draw_camera(rng: np.random.Generator) -> tuple[str, float, float]:
     """Draw (view word or "", azimuth, elevation); angles in degrees."""
-    low, high = ELEVATIONS
-    elevation = rng.uniform(low, high) if rng.random() < 0.3 else min(max(rng.normal(15, 12), low), high)
+    elevation = draw_elevation(rng)
     if rng.random() >= VIEW_SHARE:
         return "", rng.normal(0, 28) if rng.random() < 0.8 else rng.uniform(-180, 180), elevation
     view = tuple(VIEW_WEIGHTS)[pick(rng, tuple(VIEW_WEIGHTS.values()))]
@@ -156,12 +161,15 @@ def draw_ground(rng: np.random.Generator, style: str) -> tuple[np.ndarray, np.nd
     return np.stack([start, np.clip(start + rng.normal(0, 0.2, 3), 0, 1)]), draw_slope(rng)
 
 
+def draw_some(rng: np.random.Generator, descriptors: tuple[str, ...]) -> tuple[str, ...]:
+    """Draw one to three different ones of `descriptors`, if there are as many, in random order."""
+    count = 1 + pick(rng, (0.6, 0.28, 0.12))
+    return tuple(descriptors[i] for i in rng.permutation(len(descriptors))[:count])
+
+
 def draw_corruptions(rng: np.random.Generator) -> tuple[str, ...]:
     """Draw none (80 %), or one to three different descriptors in random order."""
-    if rng.random() >= CORRUPTED_SHARE:
-        return ()
-    count = 1 + pick(rng, (0.6, 0.28, 0.12))
-    return tuple(tuple(DESCRIPTORS)[i] for i in rng.permutation(len(DESCRIPTORS))[:count])
+    return draw_some(rng, tuple(DESCRIPTORS)) if rng.random() < CORRUPTED_SHARE else ()
 
 
 @cache
@@ -321,9 +329,13 @@ def finished(x: np.ndarray, shot: Shot) -> np.ndarray:
     rng = np.random.default_rng((shot.noise_seed, 1))
     if shot.facts.style == "painting":
         x = painted(x, rng)
-    for word in shot.facts.corruptions:
-        if word in FILTERS:
-            x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
+    return filtered(x, [word for word in shot.facts.corruptions if word in FILTERS], rng)
+
+
+def filtered(x: np.ndarray, descriptors: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """Return x [S, S, 3] with the filters of `descriptors` applied in order, in [0, 1]."""
+    for word in descriptors:
+        x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
     return x
 
 

@@ -127,6 +127,8 @@ def _show(desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
             desk.choose_view(_whole(row))
         case {"do": "probe", "t": t}:
             desk.ask_at(None if t is None else _whole(t))
+        case {"do": "exact", "on": bool(on)}:
+            desk.show_exact(on)
         case {"do": "make", "kind": kind}:
             _make(desk, lane, str(kind))
         case {"do": "cancel", "id": result}:

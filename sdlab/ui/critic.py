@@ -11,7 +11,9 @@ import threading
 import numpy as np
 import torch
 
-from sdlab.live.session import Session
+from sdlab.priors import PriorConfig
+from sdlab.priors.diffusers import DiffusersPrior
+from sdlab.priors.gallery import GalleryPrior
 from sdlab.toybox import judge
 from sdlab.toybox.asked import asked_for
 
@@ -24,12 +26,11 @@ def _judge() -> judge.Classifier:
     return judge.load()
 
 
-def is_competent(session: Session) -> bool:
-    """Return whether the run's prior is the toybox."""
-    try:
-        return session.prior.name == "toybox"
-    except RuntimeError:
-        return False  # still loading
+def knows(prior: PriorConfig) -> bool:
+    """Return whether a prior is of the toybox: its network, or its images as a gallery."""
+    if isinstance(prior, GalleryPrior):
+        return prior.source == "toybox"
+    return isinstance(prior, DiffusersPrior) and prior.path == "toybox"
 
 
 def chance(pictures: np.ndarray, prompt: str) -> float | None:

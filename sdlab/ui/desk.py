@@ -40,6 +40,7 @@ class Desk:
         self.uploads = Uploads()
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
+        self.exact = False  # whether the lens shows exact predictions beside the network's
         self._lock = threading.Lock()
         self._tones = {first: 0}  # colour of each lane, in order of appearance
         self._focus = first
@@ -115,7 +116,7 @@ class Desk:
         self.forget("lens", "charts", "versus")
 
     def _watch(self) -> None:
-        self._focus.seat.session.watch_lens(self.tab == "lens", self.row, self.t)
+        self._focus.seat.session.watch_lens(self.tab == "lens", self.row, self.t, self.exact)
 
     def choose_view(self, row: int) -> None:
         """Let the lens show another of the step's views."""
@@ -126,6 +127,11 @@ class Desk:
     def ask_at(self, t: int | None) -> None:
         """Let the lens ask at another timestep, whichever lane has the focus; None for each step's own."""
         self.t = t
+        self._watch()
+
+    def show_exact(self, on: bool) -> None:
+        """Let the lens show exact predictions beside the network's, or not."""
+        self.exact = on
         self._watch()
 
     def set_dark(self, dark: bool) -> None:
@@ -147,11 +153,12 @@ class Desk:
             self._late_polls = 1
 
     def come_back(self, page: str = "") -> None:
-        """The page was reloaded; it begins with the first tab and the lens at each step's own timestep."""
+        """The page was reloaded; it begins with the first tab, the lens at each step's own timestep and nothing exact
+        in it."""
         self.page = page
         with self._lock:
             self._late_polls = None
-        self.tab, self.t = TABS[0], None
+        self.tab, self.t, self.exact = TABS[0], None, False
         self._watch()
         self.forget()
 

@@ -38,6 +38,7 @@ from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame, Term
+from sdlab.ui import critic
 from sdlab.ui.formulas import formula, letters
 from sdlab.web import capped_body, same_origin
 
@@ -180,7 +181,7 @@ class FlatViews:
         except RuntimeError:
             return None
         if tuple(prior.shape) != (2, 1, 1) or not hasattr(prior, "mixture"):
-            true = true_saturation(s.prompt.text) if getattr(s.prior, "path", "") == "toybox" else None
+            true = true_saturation(s.prompt.text) if critic.knows(s.prior) else None
             return pack({**header, "kind": "pictures", "true": true}, {})
         arrays = {"alphas_cumprod": _alphas_cumprod(prior)}
         for name, text in (("asked", s.prompt.text), ("all", "")):

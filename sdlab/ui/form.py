@@ -70,18 +70,19 @@ def control(k: Knob, owner: str, locked: bool = False, symbol: str = "") -> str:
     if symbol:
         of = f' data-of="{html.escape(symbol)}" title="{html.escape(symbol)} in the formula above"'
     help_text = prose(k.help)
+    upload = _upload(k.path, owner, locked)
     if locked:
-        help_text += " Fixed on this server" + ("; you can upload a file." if k.path in UPLOADS else ".")
+        help_text += " Fixed on this server" + ("; you can upload a file." if upload else ".")
     return (
         f'<div class="knob" data-path="{html.escape(k.path)}" data-kind="{kind}"{_range(k)}{of}>'
         f'<div class="knob-head"><label for="{name}">{label}</label>{tag}{field}</div>'
-        f'{scale if _has_slider(k) else ""}{_upload(k.path, locked)}<p id="{name}-help">{help_text}</p></div>'
+        f'{scale if _has_slider(k) else ""}{upload}<p id="{name}-help">{help_text}</p></div>'
     )
 
 
-def _upload(path: str, locked: bool) -> str:
-    """Return an upload button for a knob that is the path of a file, otherwise ""."""
-    if path not in UPLOADS:
+def _upload(path: str, owner: str, locked: bool) -> str:
+    """Return an upload button for a knob of `owner` ("prior/gallery") that is the path of a file, otherwise ""."""
+    if path not in UPLOADS or owner.partition("/")[2] != UPLOADS[path].kind:
         return ""
     return (
         f'<div class="upload" data-upload="{max_bytes(path, locked)}"><button type="button">Upload a file</button>'

@@ -131,16 +131,18 @@ class Lane:
             self._asked.update(changes)
         self.seat.session.send(Patch(changes))
 
-    def start_from(self, knob: str, path: Path) -> None:
-        """Start from the file at `path`: at once before the first step, otherwise from the next reset on."""
+    def use_file(self, knob: str, path: Path, use: str) -> None:
+        """Use the file at `path`, by the value `use` of the knob that says so: for a scene's start at once before the
+        first step and otherwise from the next reset on, for the prior at the next step."""
+        switch = UPLOADS[knob].switch
         with self._lock:  # no longer the preset's values
-            self._picked = (self._picked[0], self._picked[1] - {"scene.start", knob})
-        self.seat.session.send(Patch((("scene.start", UPLOADS[knob].start), (knob, str(path)))))
+            self._picked = (self._picked[0], self._picked[1] - {switch, knob})
+        self.seat.session.send(Patch(((switch, use), (knob, str(path)))))
 
     def files(self) -> list[str]:
-        """Return the paths of the files that the run started from or will start from."""
+        """Return the paths of the files that the run uses or will use after a reset."""
         each = (self.seat.session.settings, self.seat.session.effective)
-        return [s.knob(path).value for s in each for path in UPLOADS if path in s.knobs()]
+        return [s.knob(path).value for s in each for path, upload in UPLOADS.items() if upload.fits(s)]
 
     def pick(self, preset: str | None, settings: Settings) -> None:
         """Ask for all knobs in which a preset, or a settings file (None), differs from the present settings. The
@@ -186,7 +188,7 @@ class Lane:
         now = time.monotonic()
         if frame is None or frame.step == self._judged_step or now < self._judged_at + JUDGED_EVERY:
             return
-        if not critic.is_competent(self.seat.session):
+        if not critic.knows(self.seat.session.effective.prior):
             return
         self._judged_step, self._judged_at = frame.step, now
         chance = critic.chance(frame.preview, self.settings.prompt.text)

@@ -162,7 +162,10 @@ _TABS = (
 _SCRUB = (
     '<div class="scrub"><label for="probe-t">Timestep t of the lens</label>'
     '<input id="probe-t" type="range" min="0" max="999" value="500"><output>as in each step</output>'
-    '<button type="button" data-live disabled>Follow the run</button></div>'
+    '<button type="button" data-live disabled>Follow the run</button>'
+    '<button type="button" data-exact aria-pressed="false" title="Beside each x0-hat of the toybox network, the exact '
+    "one at the same z_t: the mean of the toybox's images that fit the text, weighted by how likely each of them led "
+    'to z_t. Drawing these images takes some seconds.">Compare with exact</button></div>'
 )
 _COMPARING = '<button type="button" id="compare" class="primary">Compare all losses at this step</button>'
 _RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'

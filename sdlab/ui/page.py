@@ -18,7 +18,7 @@ from sdlab.ui.answers import another_tab, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.lane import Lane
 from sdlab.ui.results import Shelves
-from sdlab.ui.uploads import Bringing
+from sdlab.ui.uploads import UPLOADS, Bringing
 from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors
 from sdlab.viewport.splat_view import Viewports
 
@@ -96,15 +96,19 @@ class Page:
         return Bringing(desk.uploads, lambda knob, name, raw: self._bring(desk, lane, knob, name, raw))
 
     def _bring(self, desk: Desk, lane: Lane, knob: str, name: str, raw: bytes) -> None:
-        """Let a run start from a file: at once if it has not started, otherwise after a reset. ValueError when the file
-        cannot be used, RuntimeError when the run has ended."""
-        if knob not in lane.settings.knobs():
-            raise ValueError(f"this run does not start from a file of this kind: it has no {knob}")
+        """Let a run use a file, a scene's after a reset if it has started. ValueError when the file cannot be used,
+        RuntimeError when the run has ended."""
+        if not UPLOADS[knob].fits(lane.settings):
+            group = knob.partition(".")[0]
+            raise ValueError(
+                f"this run does not use a file of this kind: {knob} takes one if {group}.kind is "
+                f"{UPLOADS[knob].kind!r}, and it is {getattr(lane.settings, group).kind!r}"
+            )
         in_use = {Path(path) for other in desk.lanes for path in other.files()}
         path = desk.uploads.keep(knob, name, raw, in_use)
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
-        lane.start_from(knob, path)
+        lane.use_file(knob, path, UPLOADS[knob].use(raw))
 
     def _of_page(self, page: str) -> Desk | None:
         """Return the desk that a page shows."""

@@ -54,7 +54,10 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
     if waits:
         said = f"{said}; the scene waits"
     tone, line = (message.tone, message.text) if message is not None else ("info", said)
-    busy = " busy" if phase in ("loading", "compiling") else " waits" if waits else ""
+    working = phase in ("loading", "compiling")
+    if working and message is not None and tone == "info":  # progress is told, whatever was noted before
+        line = f"{said}; {line}"
+    busy = " busy" if working else " waits" if waits else ""
     role = "alert" if tone == "error" else "status"
     return (
         f'<div class="status {phase}" data-phase="{phase}" data-step="{step}">'

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from sdlab.export.writers import (
     write_splat,
     write_turntable,
 )
+from sdlab.files import TemporaryFolder, sweep_temporary
 from sdlab.pictures import grid
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
@@ -165,7 +165,7 @@ class Shelf:
         self._queue: list[_Job] = []
         self._worker: threading.Thread | None = None
         self._closed = False
-        self._folder = tempfile.TemporaryDirectory(prefix="sdlab-results-", ignore_cleanup_errors=True)
+        self._folder = TemporaryFolder("sdlab-results-")
 
     def start(self, kind: str, material: Material) -> str:
         """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
@@ -329,6 +329,7 @@ class Shelves:
         self._lock = threading.Lock()
         self._gate = threading.Semaphore()
         self._shelves: dict[str, Shelf] = {}
+        sweep_temporary("sdlab-")  # results and uploads of servers that were killed
 
     def open(self, token: str) -> Shelf:
         """Return the shelf of a token, creating it if needed."""

@@ -1,4 +1,5 @@
-"""Uploads below /uploads: a mesh, points, Gaussians or an image for a run to start from.
+"""Uploads below /uploads: a mesh, points, Gaussians or an image for a run to start from; a ZIP of pictures or a mesh
+for the gallery prior.
 
 A file's content decides, not its name: it is read as the run would read it before it is kept. It is kept in a folder of
 the desk, which is removed with the desk, and is never sent to a browser.
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,6 +20,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from sdlab import pictures
+from sdlab.files import TemporaryFolder
+from sdlab.meshes.surface import READABLE, mesh_of
+from sdlab.priors.sources.files import is_archive, is_picture
+from sdlab.priors.sources.folder import check_archive
+from sdlab.settings import Settings
 from sdlab.starts import clouds
 from sdlab.web import capped_body, same_origin
 
@@ -30,27 +35,62 @@ _one_at_a_time = threading.Lock()  # reading a file may take many times its size
 
 
 class Upload(NamedTuple):
-    """The files that a knob takes: `check(raw, name)` raises a ValueError that begins with the name; `start` is the
-    value of scene.start with which a run uses the file."""
+    """The files that a knob takes: `check(raw, name)` raises a ValueError that begins with the name. A run uses the
+    file if the knob `switch` has one of the values `uses`; `use(raw)` returns which."""
 
-    start: str
+    kind: str  # of the scene or prior that has the knob
+    switch: str
+    uses: tuple[str, ...]
     suffixes: str  # that the browser's file dialog offers
     most: int  # bytes
     check: Callable[[bytes, str], object]
+    use: Callable[[bytes], str]
+
+    def fits(self, settings: Settings) -> bool:
+        """Return whether the scene or prior of `settings` is of the kind that uses such a file."""
+        return self.kind == getattr(settings, self.switch.partition(".")[0]).kind
+
+
+def _check_gallery(raw: bytes, given: str) -> None:
+    """Raise a ValueError that begins with `given`, unless it is a ZIP of pictures or a mesh."""
+    if is_archive(raw):
+        check_archive(raw, given)
+    elif is_picture(raw):
+        raise ValueError(f"{given} is a single picture: upload a ZIP file of pictures")
+    else:
+        try:
+            mesh_of(raw, given)
+        except ValueError as e:
+            raise ValueError(f"{e}; pictures come as a ZIP file" if READABLE in str(e) else str(e)) from e
 
 
 UPLOADS = {  # by the knob that holds the file's path
     "scene.file": Upload(
-        "file",
+        "splats",
+        "scene.start",
+        ("file",),
         ".glb,.obj,.stl,.ply",
         clouds.MAX_BYTES,
         lambda raw, given: clouds.cloud_of(raw, 1, np.random.default_rng(0), given),
+        lambda raw: "file",
     ),
     "scene.picture": Upload(
-        "picture",
+        "image",
+        "scene.start",
+        ("picture",),
         ".png,.jpg,.jpeg,.webp",
         pictures.MAX_BYTES,
         lambda raw, given: pictures.picture_of(raw, 8, given),
+        lambda raw: "picture",
+    ),
+    "prior.path": Upload(
+        "gallery",
+        "prior.source",
+        ("folder", "mesh"),
+        ".zip,.glb,.obj,.stl,.ply",
+        clouds.MAX_BYTES,
+        _check_gallery,
+        lambda raw: "folder" if is_archive(raw) else "mesh",
     ),
 }
 
@@ -60,7 +100,7 @@ class Uploads:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory | None = None  # created for the first file
+        self._folder: TemporaryFolder | None = None  # created for the first file
         self._kept: list[Path] = []
         self._count = 0
         self._closed = False
@@ -75,7 +115,7 @@ class Uploads:
             if self._closed:
                 raise RuntimeError("the session of this file has ended")
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="sdlab-uploads-", ignore_cleanup_errors=True)
+                self._folder = TemporaryFolder("sdlab-uploads-")
             self._count += 1
             path = Path(self._folder.name) / f"{self._count}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
             path.write_bytes(raw)

@@ -9,14 +9,16 @@ from collections.abc import Collection
 from typing import Any
 
 from sdlab import settings as catalogue
+from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui.uploads import UPLOADS
 
 # Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
-# of the scene.
-PRIOR = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
-LOCKED = (*(f"prior.{name}" for name in PRIOR), "scene.picture", "scene.file", "scene.shap_e")
+# of the scene. Galleries of visitors' own sizes or seeds would fill the memory and be drawn again for each of them.
+NETWORK = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
+GALLERY = ("size", "images", "null_images", "candidates", "spread", "background", "background_std", "shift", "seed")
+LOCKED = (*(f"prior.{name}" for name in (*NETWORK, *GALLERY)), "scene.picture", "scene.file", "scene.shap_e")
 # locked knobs that the server's own settings, being of another kind, do not have: visitors trigger no download
 DEFAULTS = {"scene.shap_e": ""}
 
@@ -45,20 +47,29 @@ class Visitors:
     def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
         self.settings = settings
         self.locked = frozenset(locked)
+        # priors of presets that read no files and load nothing
+        shipped = (catalogue.preset(name).prior for name in catalogue.preset_names())
+        self._harmless = {prior for prior in shipped if isinstance(prior, GalleryPrior) and not prior.path}
         self.presets = [name for name in catalogue.preset_names() if self.allows(catalogue.preset(name))]
 
     def allows(self, wanted: Settings) -> bool:
         """Return whether a visitor may run these settings; another prior would bypass the lock on the prior's path."""
         theirs = wanted.knobs()
-        return all(theirs[path].value == value for path, value in self._fixed(wanted) if path.startswith("prior."))
+        return all(
+            theirs[path].value == value
+            for path, value in self._fixed(wanted)
+            if path.startswith("prior.") and not _is_upload(path, wanted)  # `fit` drops files
+        )
 
     def fit(self, wanted: Settings) -> Settings:
-        """Return `wanted` with all locked knobs as on this server; without its file a run starts in the default way."""
+        """Return `wanted` with all locked knobs as on this server; a run that loses its file does without one."""
         changes, knobs = self._fixed(wanted), wanted.knobs()
-        lost = [path for path, value in changes if path in UPLOADS and knobs[path].value != value]
-        if any(knobs["scene.start"].value == UPLOADS[path].start for path in lost):
-            default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
-            changes.append(("scene.start", default.knob("scene.start").value))
+        default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
+        for path, value in list(changes):
+            if _is_upload(path, wanted) and knobs[path].value != value:
+                switch = UPLOADS[path].switch
+                if knobs[switch].value in UPLOADS[path].uses:
+                    changes.append((switch, default.knob(switch).value))
         return wanted.patch_all(changes)
 
     def read(self, text: str, name: str) -> Settings:
@@ -72,7 +83,7 @@ class Visitors:
 
     def _fixed(self, wanted: Settings) -> list[tuple[str, Any]]:
         """Return the locked knobs that `wanted` has, with their values: those of the server's own settings, or the
-        defaults where its scene or prior is of another kind."""
+        defaults where its scene or prior is of another kind. A harmless prior stays as it is."""
         default = catalogue.default_settings(wanted.prior.kind, wanted.scene.kind)
         sources = {
             group: self.settings if getattr(self.settings, group).kind == getattr(wanted, group).kind else default
@@ -80,7 +91,13 @@ class Visitors:
         }
         fixed = []
         for path in self.locked.intersection(wanted.knobs()):
+            if path.startswith("prior.") and wanted.prior in self._harmless:
+                continue
             source = sources.get(path.partition(".")[0], self.settings)
             value = source.knob(path).value
             fixed.append((path, DEFAULTS.get(path, value) if source is default else value))
         return fixed
+
+
+def _is_upload(path: str, settings: Settings) -> bool:
+    return path in UPLOADS and UPLOADS[path].fits(settings)

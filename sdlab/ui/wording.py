@@ -39,6 +39,7 @@ LABELS = {
     "target_cfg": "Target CFG",
     "warm_up": "Warm-up",
 }
+LABELS_OF_PATHS = {"prior.source": "Images from"}  # where the name alone means something else
 CHOICES = {"lora": "LoRA", "sds": "SDS"}
 SYMBOLS = ("t", "w", "s", "k")  # not capitalised at the beginning of a label
 PHASE_WORDS: dict[Phase, str] = {
@@ -55,6 +56,8 @@ WARMING_UP = "Warming up"
 
 def label_of(path: str) -> str:
     """Return a knob's label on the page: `camera.distance_min` is "Distance min"."""
+    if path in LABELS_OF_PATHS:
+        return LABELS_OF_PATHS[path]
     name = path.rpartition(".")[2].removeprefix("lr_")
     if name in LABELS:
         return LABELS[name]

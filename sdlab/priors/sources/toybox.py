@@ -6,11 +6,15 @@ it is green (`words.NATURAL`), of a car whatever it is.
 
 The empty text stands for all images without flaws that are not paintings. Flawed images and paintings fill their
 backgrounds, and in the empty text's gallery they pull the background of every render towards them, as a visible haze.
+
+With `front_share`, a text instead stands for the views of one object: the same shape, colour and light in all images,
+from twelve cameras around it. Cameras that see its front have more images than the others.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -31,22 +35,31 @@ VERSION = 1  # raise it when images of the same key change
 FIRST, PER_SEED = 100_000_000, 1_000_000
 MOST_FLAWS = 3  # descriptors on one image, as in the data
 FLAW_WEIGHTS = (0.6, 0.28, 0.12)
+CIRCLE = 12  # cameras around one object
+CIRCLE_ELEVATION = 15.0  # of these cameras, in degrees; that of a turntable
+CIRCLE_LAMP = math.radians(30.0)  # azimuth of the light on one object
 TAN_HALF_FOV = math.tan(math.radians(pictures.FOV_DEGREES / 2))
 
 
 class ToyboxSource(Source):
-    """All images that the toybox can render."""
+    """All images that the toybox can render, or the views of one object."""
 
     name = "toybox"
-    identity = f"toybox {pictures.DATA_VERSION}.{VERSION}"
 
-    def __init__(self) -> None:
+    def __init__(self, front_share: float | None = None) -> None:
+        """With `front_share` in [0, 1], the images of a text show one object, this share of them its front."""
+        self._front_share = front_share
+        self.identity = f"toybox {pictures.DATA_VERSION}.{VERSION}"
+        if front_share is not None:
+            self.identity += f", one object, front share {front_share:g}"
         shown = words.word_list()
         self._words = WordList({g: tuple(entries) for g, entries in shown["groups"].items()}, tuple(shown["names"]))
 
     def key(self, text: str) -> str:
         """Return the facts that `text` states, in standard words; prompts that state the same share a gallery."""
         said = read(text)
+        if self._front_share is not None:
+            said = said._replace(view="")
         if said.says_nothing:
             return ""
         facts = said._replace(good=False, unknown=(), ignored=(), corruptions=tuple(sorted(said.corruptions)))
@@ -61,6 +74,8 @@ class ToyboxSource(Source):
             parts.append(f"{', '.join(named)} {verb} no effect: not in the toybox's vocabulary")
         if said.ignored:
             parts.append(f"not shown: {'; '.join(said.ignored)}")
+        if said.view and self._front_share is not None:
+            parts.append(f"{said.view!r} has no effect: the gallery shows one object from all sides")
         if text.strip() and said.says_nothing:
             parts.append("no word of this text selects images, so it stands for all of them")
         if parts and not said.object:
@@ -72,11 +87,18 @@ class ToyboxSource(Source):
     ) -> UInt8[Tensor, "N 4 size size"]:
         """Render `count` images; see `Source.draw`."""
         said, first = read_key(key), FIRST + PER_SEED * seed
+        if self._front_share is not None and key:
+            one = shot_of(said, first)
+            shots = [from_circle(one, azimuth) for azimuth in circle(count, self._front_share)]
+            return self._drawn(lambda i: shots[i], count, size, progress)
+        return self._drawn(lambda i: shot_of(said, first + i), count, size, progress)
+
+    @staticmethod
+    def _drawn(shot: Callable[[int], Shot], count: int, size: int, progress: Drawn) -> UInt8[Tensor, "N 4 size size"]:
         parts = []
         for begin in range(0, count, pictures.CHUNK):
             progress(begin, count)
-            indices = range(first + begin, first + min(begin + pictures.CHUNK, count))
-            parts.append(rendered([shot_of(said, i) for i in indices], size))
+            parts.append(rendered([shot(i) for i in range(begin, min(begin + pictures.CHUNK, count))], size))
         progress(count, count)
         return torch.cat(parts)
 
@@ -123,6 +145,26 @@ def shot_of(said: Reading, index: int) -> Shot:
         corruptions=_flaws(rng, said),
     )
     return judge.seen_from(judge.shot_of(index, facts._replace(view="")), rng, azimuth, elevation)._replace(facts=facts)
+
+
+def circle(count: int, front_share: float) -> list[float]:
+    """Return the azimuths in degrees of `count` images of one object, from CIRCLE cameras evenly around it.
+
+    The share of images within the band of "front view" is `front_share`, rounded, so cameras there have more images.
+    """
+    azimuths = [(360 / CIRCLE * i + 180) % 360 - 180 for i in range(CIRCLE)]
+    fronts = [azimuth for azimuth in azimuths if abs(azimuth) <= pictures.HALF_BAND]
+    others = [azimuth for azimuth in azimuths if abs(azimuth) > pictures.HALF_BAND]
+    shown = round(front_share * count)
+    return [fronts[i % len(fronts)] for i in range(shown)] + [others[i % len(others)] for i in range(count - shown)]
+
+
+def from_circle(shot: Shot, azimuth: float) -> Shot:
+    """Return the shot from a camera of the circle, which looks at the origin; the light does not follow the camera."""
+    light = np.array((0.6 * math.cos(CIRCLE_LAMP), 0.6 * math.sin(CIRCLE_LAMP), 0.8))
+    return shot._replace(
+        azimuth=azimuth, elevation=CIRCLE_ELEVATION, distance=pictures.DISTANCE, aim=np.zeros(3), light=light
+    )
 
 
 def _can_have(second: str) -> tuple[str, ...]:

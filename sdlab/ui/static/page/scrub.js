@@ -1,5 +1,6 @@
 // @ts-check
-// The lens's slider: the timestep at which the prior is asked, instead of each step's own.
+// The lens's slider: the timestep at which the prior is asked, instead of each step's own, and its button: the exact
+// predictions beside the network's.
 
 import { act } from "./news.js";
 import { SEND_EVERY } from "./knob.js";
@@ -9,6 +10,7 @@ export function mount(element) {
   const slider = /** @type {HTMLInputElement} */ (element.querySelector("input"));
   const output = /** @type {HTMLOutputElement} */ (element.querySelector("output"));
   const live = /** @type {HTMLButtonElement} */ (element.querySelector("[data-live]"));
+  const exact = /** @type {HTMLButtonElement} */ (element.querySelector("[data-exact]"));
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let waiting;
   /** @param {number | null} t */
@@ -23,5 +25,10 @@ export function mount(element) {
     waiting ??= setTimeout(() => ask(Number(slider.value)), SEND_EVERY);
   });
   live.addEventListener("click", () => { show(null); ask(null); });
+  exact.addEventListener("click", () => {
+    const on = exact.getAttribute("aria-pressed") !== "true";
+    exact.setAttribute("aria-pressed", String(on));
+    act({ do: "exact", on });
+  });
   show(null);
 }
