@@ -14,7 +14,7 @@ from sdlab.lens.colours import LATENT_REACH, MOST, false_colours, is_pixels, rou
 from sdlab.lens.colours import shown as as_shown
 from sdlab.lens.numbers import places
 from sdlab.live import watching
-from sdlab.live.messages import Compare, Goto, Patch, Reset
+from sdlab.live.messages import Compare, Goto, Patch, Reset, Stop
 from sdlab.live.session import Session
 from sdlab.live.watching import Drawing
 from sdlab.losses.jsd import JSD
@@ -311,6 +311,29 @@ class Slow(Truth):
             raise MemoryError("no room")
         self.drawn.append(text)
 
+    def x0(self, text, z_t, alpha, sigma, sample=0):
+        return z_t / alpha
+
+
+def test_the_run_goes_on_while_images_are_drawn_and_they_show_at_once(small, monkeypatch):
+    truth = Slow()
+    monkeypatch.setattr(watching, "truth_of", lambda config, prior: truth)
+    session = begun(small)
+    session.watch_lens(True, exact=True)
+    session.run(until=6)
+    seen, texts = session.lens.get(), lens.texts_with_truth(small)
+    assert session.state.step == 6
+    assert f"0 of {len(texts)} texts" in seen.note
+    assert not any(label.startswith("exact: ") for label in seen.labels)
+    truth.may.release(len(texts))
+    owner = threading.Thread(target=session.run, args=(None, False))  # paused: only the news updates the lens
+    owner.start()
+    session.watch_lens(True, exact=True)
+    until(lambda: "texts" not in session.lens.get().note)
+    session.send(Stop())
+    owner.join()
+    assert [label for label in session.lens.get().labels if "exact" in label] == ["exact: prompt", "exact: no prompt"]
+
 
 def test_images_are_drawn_beside_the_run_and_only_while_they_are_wanted():
     truth, news = Slow(), []
@@ -346,12 +369,11 @@ def test_the_lens_beside_the_embedded_network(monkeypatch):
     s = preset("toybox").patch_all([("scene.n_init", 200), ("prior.engine", "torch")])
     seen, alone = begun(s, 1), begun(s, 1)
     seen.watch_lens(True, t=900, exact=True)
-    seen.run(until=1)
-    assert "drawing images" in seen.lens.get().note
 
     def complete() -> bool:
         seen.run(until=1)
-        return "drawing images" not in seen.lens.get().note
+        seen.watch_lens(True, t=900, exact=True)
+        return seen.lens.get() is not None and "drawing images" not in seen.lens.get().note
 
     until(complete, 120)
     shown = seen.lens.get()
