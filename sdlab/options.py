@@ -39,6 +39,12 @@ def settings_for(preset: str, assignments: Sequence[str], **named: Any) -> Setti
         changes.append((path.strip(), parse(s.knob(path.strip()), value)))
     changes += [(path.replace("__", "."), value) for path, value in named.items() if value is not None]
     s = s.patch_all(changes)
+    knobs = s.knobs()
+    if named.get("prior__path") is not None and "prior.source" in knobs and knobs["prior.source"].value == "toybox":
+        raise ValueError(
+            f"--prior {named['prior__path']}: the prior of {preset} draws the toybox's images and reads no files; add "
+            f"--set prior.source=folder or prior.source=mesh, or use a preset with a network, such as {NETWORK_PRESET}"
+        )
     _check_paths(paths_in(s))
     return s
 
