@@ -413,7 +413,8 @@ def _write_results(session: Session, job: Job, result: dict[str, Any], unsaved: 
             os.replace(new / name, job.out / name)
     except OSError as e:
         rest = unsaved or f"the run is kept, and `resume {job.out}` writes them"
-        raise OSError(f"the results could not be written to {job.out} ({why(e)}); {rest}") from e
+        what = why(e).replace(str(new), str(job.out))
+        raise OSError(f"the results could not be written to {job.out} ({what}); {rest}") from e
     finally:
         remove(new)
 

@@ -163,7 +163,8 @@ def _read(path: Path) -> Saved:
         raise ValueError(f"format {header.get('format')!r}, this version reads up to {FORMAT}")
     if header["format"] != 1 and not checked:
         raise ValueError(f"{SUMS} is missing")
-    tensors = load_file(path / TENSORS)
+    # copied, since the tensors of `load_file` are the file: it could be removed or cut while a run uses them
+    tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
     if sorted(tensors) != header["tensors"]:
         raise ValueError(f"the tensors do not match the list in {VALUES}")
     parts = _join(header["values"], "", tensors)
