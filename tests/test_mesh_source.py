@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import tiny_meshes
 import torch
 
-from sdlab.cameras import degrees_from_front, view_word
+from sdlab.cameras import CameraSettings, degrees_from_front, turntable, view_word
+from sdlab.cli import main
 from sdlab.meshes import draw
+from sdlab.pictures import psnr
 from sdlab.priors.gallery import GalleryPrior
 from sdlab.priors.sources import mesh as source
 from sdlab.priors.sources.mesh import MeshSource
@@ -220,3 +223,27 @@ def test_exact_score_near_an_image_leads_to_it(path: Path, robot: MeshSource) ->
     assert (found - z0).abs().mean() < 0.02
     other = (z_t - sigma * prior.eps(z_t, t, prior.embed("a toy robot, back view"))) / alpha
     assert (other - z0).abs().mean() > 0.05
+
+
+def test_a_run_says_how_close_it_came_to_the_mesh(tmp_path, capsys):
+    tiny_meshes.write_robot(tmp_path / "robot.glb")
+    small = ["prior.size=16", "prior.images=40", "prior.null_images=40", "scene.n_init=80", "losses.sds.cfg=1"]
+    assignments = [f"prior.path={tmp_path / 'robot.glb'}", "prior.source=mesh", "prompt.text=a robot", *small]
+    found = []
+    for steps in (1, 60):
+        out = tmp_path / f"out {steps}"
+        sets = [part for text in assignments for part in ("--set", text)]
+        assert main(["run", "gallery", *sets, "--steps", str(steps), "--out", str(out)]) == 0
+        found.append(json.loads((out / "result.json").read_text())["psnr_to_truth"])
+        assert f"{found[-1]} dB PSNR to the mesh's own renders" in capsys.readouterr().out
+    assert found[1] > found[0] + 2
+
+
+def test_a_turned_mesh_shows_another_side(tmp_path):
+    tiny_meshes.write_robot(tmp_path / "robot.glb")
+    front, back = (
+        MeshSource(tmp_path / "robot.glb", "prior.path", turn=turn).truth(turntable(2, CameraSettings(), 32))
+        for turn in (0.0, 180.0)
+    )
+    assert psnr(front, back.flip(0)).min() > 25
+    assert psnr(front, back).max() < 25

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdlab.knobs import knob
+from sdlab.meshes.read import UPS
 from sdlab.pictures import resize
 from sdlab.priors import PriorConfig, Progress, silent
 from sdlab.priors.closed_form import CANDIDATES, Background, Gallery, compile_kernels, posterior_mean
@@ -64,6 +65,10 @@ class GalleryPrior(PriorConfig):
         choices=SOURCES,
     )
     path: str = knob("", hi=500, help="the folder of pictures (or a ZIP), or the mesh file", apply="rebuild")
+    up: str = knob("auto", help="vertical axis of a mesh file; auto: by its format", apply="rebuild", choices=UPS)
+    turn: float = knob(
+        0.0, -180.0, 180.0, "degrees by which a mesh is turned, seen from above, so that it faces +x", apply="rebuild"
+    )
     one_object: bool = knob(
         False,
         help="toybox: the images of a text show one object from twelve sides, instead of a new one each",
@@ -115,7 +120,7 @@ class GalleryPrior(PriorConfig):
             )
         from sdlab.priors.sources.mesh import MeshSource
 
-        return MeshSource(self.path, "prior.path")
+        return MeshSource(self.path, "prior.path", self.up, self.turn)
 
 
 class GalleryScores:

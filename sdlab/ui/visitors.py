@@ -19,7 +19,7 @@ from sdlab.ui.uploads import UPLOADS
 NETWORK = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
 GALLERY = (
     *("size", "images", "null_images", "candidates", "spread", "background", "background_std", "shift", "seed"),
-    *("one_object", "front_share"),
+    *("one_object", "front_share", "up", "turn"),
 )
 LOCKED = (*(f"prior.{name}" for name in (*NETWORK, *GALLERY)), "scene.picture", "scene.file", "scene.shap_e")
 # locked knobs that the server's own settings, being of another kind, do not have: visitors trigger no download

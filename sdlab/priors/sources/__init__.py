@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from sdlab.types import Cameras
 
 Drawn = Callable[[int, int], None]  # receives the number of images drawn so far, and the number to draw
 
@@ -37,6 +39,10 @@ class Source(ABC):
 
     def available(self, key: str) -> int | None:
         """Return how many different images `key` has, None if there is no limit."""
+        return None
+
+    def truth(self, cams: Cameras) -> Float[Tensor, "B 3 H W"] | None:
+        """Return what a perfect result looks like from `cams`, on white, if the source knows; else None."""
         return None
 
     @abstractmethod

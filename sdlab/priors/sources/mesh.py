@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from sdlab.cameras import CameraSettings, look_at
@@ -31,6 +31,7 @@ from sdlab.toybox import judge, pictures, words
 from sdlab.toybox.filters import FILTERS
 from sdlab.toybox.flawed import flawed
 from sdlab.toybox.grammar import named_in
+from sdlab.types import Cameras
 
 VERSION = 1  # raise it when the images of a file change
 CHUNK = 64  # images rendered between two calls of `progress`
@@ -111,6 +112,10 @@ class MeshSource(Source):
         if reading.repeated:
             remarks.append(f"not shown: {listed(reading.repeated)}, because {reading.view!r} is said already")
         return ". ".join(remarks)
+
+    def truth(self, cams: Cameras) -> Float[Tensor, "B 3 H W"]:
+        """Return the mesh's own renders."""
+        return draw.views(self.mesh, cams)
 
     def draw(
         self, key: str, count: int, size: int, seed: int, progress: Drawn = unheard
