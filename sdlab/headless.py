@@ -512,11 +512,13 @@ def _say(text: str, stream: Any = None) -> None:
 
 
 def _print_loading(event: Event) -> None:
-    from sdlab.live.messages import Status
+    from sdlab.live.messages import Noted, Status
 
     if isinstance(event, Status) and event.phase in ("loading", "compiling"):
         with _unheard():
             print(f"{event.text} ...", file=sys.stderr)
+    elif isinstance(event, Noted):
+        _say(f"note: {event.text}")
 
 
 def rasteriser_for(scene: Any, device: torch.device) -> dict[str, str]:

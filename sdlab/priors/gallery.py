@@ -139,7 +139,6 @@ class GalleryScores:
         self.image_size = config.size
         self.device = device
         self.engine_name = "exact" if config.candidates == 0 else "closed form"
-        self.engine_note = ""
         self.torch_threads = 1
         self.prediction_type = "epsilon"
         self.n_parameters = 0
@@ -151,6 +150,11 @@ class GalleryScores:
         self._lock = threading.Lock()
         self._slots: dict[str, int] = {}  # key of the source -> slot, least recently embedded first
         self._conds: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
+
+    @property
+    def engine_note(self) -> str:
+        """What the source says about itself, such as files that were skipped, or ""."""
+        return self.source.note
 
     # ---- texts -------------------------------------------------------------------------------------------
 

@@ -29,6 +29,11 @@ class Source(ABC):
     name: str  # for messages, such as "toybox" or "folder pets"
     identity: str  # names content and version, so that cached images are reused only for the same source
 
+    @property
+    def note(self) -> str:
+        """What the user should know about the source itself, such as files that were skipped, or ""."""
+        return ""
+
     @abstractmethod
     def key(self, text: str) -> str:
         """Return the key of the images that `text` stands for; "" is the key of the empty text, which is all images."""
