@@ -7,12 +7,12 @@ each t:
 error    |eps of the network - exact eps| / |exact eps|
 floor    the same for a second gallery of other images: the closed form is exact for its images, which are a finite
          sample of the data, and errors near this floor mean nothing
-closer   which x0-hat is closer to the image that was noised, in how many cases; and the PSNR of both. The mean of all
-         images that could have led to z_t is the best guess there is: where the network is closer, the gallery is too
-         small a sample to be called the truth
+closer   which x0-hat is closer to the image that was noised, in how many cases; and the mean squared error of both, as
+         PSNR. The posterior mean minimises it: where the network's is smaller, the gallery is too small a sample to be
+         called the truth
 
-Errors by object and by view word are averages over the timesteps at which the gallery's guess is the better one on
-average (`trusted`).
+Errors by object and by view word are averages over the timesteps at which the gallery's mean squared error is the
+smaller one (`trusted`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TIMESTEPS = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900, 950, 980)
 FRESH_SEED = 9  # of the images that are noised; the galleries have seeds 0 and 1
 CPU = torch.device("cpu")
 NO_VIEW, NO_TEXT = "no view word", "empty text"
-MEASURES = ("error", "floor", "network_psnr", "exact_psnr", "closer")
+MEASURES = ("error", "floor", "network_mse", "exact_mse", "closer")
 
 
 class Size(NamedTuple):
@@ -129,20 +129,20 @@ def _at(t: int, z0: Tensor, cond: Cond, text: str, prior: Prior, truth: Truth) -
     exact, other = (truth.x0(text, z_t, alpha, sigma, sample) for sample in range(SAMPLES))
     exact_eps, other_eps = ((z_t - alpha * x0) / sigma for x0 in (exact, other))
     guess = (z_t - sigma * eps) / alpha
-    network_psnr, exact_psnr = (psnr(x0, z0) for x0 in (guess, exact))
+    network_mse, exact_mse = (((x0 - z0) / 2).square().mean((1, 2, 3)) for x0 in (guess, exact))  # of rgb
     found = (
         relative_error(eps, exact_eps),
         relative_error(other_eps, exact_eps),
-        network_psnr,
-        exact_psnr,
-        (exact_psnr > network_psnr).float(),
+        network_mse,
+        exact_mse,
+        (exact_mse < network_mse).float(),
     )
     return torch.stack(found).numpy()
 
 
-def psnr(x0: Tensor, z0: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio [B] of x0-hats against images, both in -1 .. 1, in dB."""
-    return -10 * ((x0 - z0).square().mean((1, 2, 3)) / 4).clamp_min(1e-10).log10()
+def psnr(mse: float) -> float:
+    """Return the peak signal-to-noise ratio in dB of a mean squared error of rgb in [0, 1]."""
+    return -10 * math.log10(max(mse, 1e-10))
 
 
 def summary(rows: Sequence[tuple[Case, np.ndarray]]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def summary(rows: Sequence[tuple[Case, np.ndarray]]) -> dict[str, Any]:
     """
     with_text = [(case, values) for case, values in rows if case.text]
     whole = _mean([values for _, values in with_text])
-    trusted = [t for t, n, e in zip(TIMESTEPS, whole["network_psnr"], whole["exact_psnr"], strict=True) if e > n]
+    trusted = [t for t, n, e in zip(TIMESTEPS, whole["network_mse"], whole["exact_mse"], strict=True) if e < n]
     by_object = {c.object: _mean([v for o, v in rows if o.object == c.object]) for c, _ in rows}
     by_view = {c.view: _mean([v for o, v in rows if o.view == c.view]) for c, _ in rows}
     return {"all": whole, "trusted": trusted, "by_object": by_object, "by_view": by_view}
@@ -161,7 +161,7 @@ def summary(rows: Sequence[tuple[Case, np.ndarray]]) -> dict[str, Any]:
 def _mean(values: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Return the mean of each measure over t."""
     together = np.concatenate(values, 2).mean(2)
-    return {name: [round(float(x), 4) for x in row] for name, row in zip(MEASURES, together, strict=True)}
+    return {name: [round(float(x), 6) for x in row] for name, row in zip(MEASURES, together, strict=True)}
 
 
 def over_trusted(result: dict[str, Any], group: dict[str, list[float]], measure: str) -> float:
@@ -173,8 +173,8 @@ def over_trusted(result: dict[str, Any], group: dict[str, list[float]], measure:
 def _print(r: dict[str, Any]) -> None:
     print(f"{r['network']} ({r['engine']}) against galleries of {r['size']['images']} images a text; {r['machine']}")
     print("   t   error  floor   PSNR network  exact   exact closer")
-    for row in zip(r["t"], *(r["all"][name] for name in MEASURES), strict=True):
-        print("{:4} {:7.3f} {:6.3f}   {:12.2f} {:6.2f}   {:12.0%}".format(*row))
+    for t, error, floor, network, exact, closer in zip(r["t"], *(r["all"][name] for name in MEASURES), strict=True):
+        print(f"{t:4} {error:7.4f} {floor:6.4f}   {psnr(network):12.2f} {psnr(exact):6.2f}   {closer:12.0%}")
     print(f"trusted: t = {', '.join(str(t) for t in r['trusted']) or 'none'}; there, error (floor):")
     for title, groups in (("by view word", r["by_view"]), ("by object", r["by_object"])):
         ordered = sorted(groups.items(), key=lambda entry: over_trusted(r, entry[1], "error"))
@@ -191,8 +191,8 @@ def plot(r: dict[str, Any], file: Path) -> None:
     for measure, label in (("error", "network"), ("floor", "a second gallery (floor)")):
         errors.plot(r["t"], r["all"][measure], label=label)
     errors.set(title="error of eps against the exact one", xlabel="t", yscale="log")
-    for measure, label in (("network_psnr", "network"), ("exact_psnr", "closed form")):
-        guesses.plot(r["t"], r["all"][measure], label=label)
+    for measure, label in (("network_mse", "network"), ("exact_mse", "closed form")):
+        guesses.plot(r["t"], [psnr(mse) for mse in r["all"][measure]], label=label)
     guesses.set(title="x0-hat against the image that was noised", xlabel="t", ylabel="PSNR in dB")
     for name, group in r["by_view"].items():
         views.plot(r["t"], group["error"], label=name)
