@@ -9,7 +9,7 @@ from sdlab.live.session import Session
 from sdlab.settings import preset
 from sdlab.types import Cond
 
-SIZE, STD = 32, 0.1
+SIZE, STD, GREY = 32, 0.1, (0.5, 0.5, 0.5)
 COLOURS = {"red": (1.0, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 1.0)}
 DISC = (torch.linspace(-1, 1, SIZE)[:, None] ** 2 + torch.linspace(-1, 1, SIZE) ** 2 < 0.3).float()
 
@@ -19,8 +19,7 @@ class Discs:
     shape, image_size, device = (3, SIZE, SIZE), SIZE, torch.device("cpu")
 
     def embed(self, text: str) -> Cond:
-        colour = next((rgb for name, rgb in COLOURS.items() if name in text), (0.5, 0.5, 0.5))
-        return Cond(torch.tensor(colour).view(1, 1, 3))
+        return Cond(torch.tensor([c for name, c in COLOURS.items() if name in text] or [GREY])[:1, None])
 
     def remark(self, text: str) -> str:
         return "" if any(name in text for name in COLOURS) else f"known colours: {', '.join(COLOURS)}"
@@ -37,7 +36,7 @@ class Discs:
 
     def eps(self, z_t, t, cond):
         alpha, sigma = self.marginal(t)
-        mean = 2 * (1 - DISC + DISC * cond.hidden.view(-1, 3, 1, 1)) - 1
+        mean = 1 - 2 * DISC * (1 - cond.hidden.view(-1, 3, 1, 1))
         return sigma * (z_t - alpha * mean) / (alpha**2 * STD**2 + sigma**2)
 
     def prepare(self, batch_sizes) -> None: ...
@@ -49,8 +48,8 @@ class Discs:
 
 
 def main(name: str = "mixture", steps: int = 300, out: Path = Path("out/05")) -> Session:
-    settings = preset(name).patch_all([("prompt.text", "a blue disc"), ("steps", steps)])
-    session = Session(settings, load=lambda config, device, progress: Discs())
+    changes = [("prompt.text", "a blue disc"), ("steps", steps)]
+    session = Session(preset(name).patch_all(changes), load=lambda config, device, progress: Discs())
     session.run(until=steps)
     session.export(out)
     return session

@@ -23,7 +23,7 @@ from sdlab import machine
 from sdlab.arguments import claimed
 from sdlab.errors import reason
 from sdlab.files import digest, remove, scratch_for, sweep, why, write_whole
-from sdlab.options import is_settings_file, paths_in, planned_end
+from sdlab.options import is_settings_file, paths_in, planned_end, text_of
 from sdlab.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ CHECKPOINT_EVERY = float(os.environ.get("SDLAB_CHECKPOINT_EVERY", "20"))
 
 SETTINGS, RECORD, DIARY = "settings.toml", "run.json", "metrics.jsonl"
 RESULT, CHECKPOINT = "result.json", "checkpoint"
+LIKENESS_VIEWS = 12
 OURS = re.compile(  # what runs of all kinds of scenes write; one of these is enough for a folder to contain a run
     r"settings\.toml|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|pictures\.png|"
     r"picture-\d\d+\.png|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
@@ -95,7 +96,7 @@ def replay(source: Path, device: torch.device, out: Path, size: int, overwrite: 
         raise ValueError(f"DIR = {source}: there is no settings.toml; give a folder written by `run --out`")
     if out.resolve() == source.resolve():
         raise ValueError(f"--out {out} is the run to replay: choose another folder")
-    s = from_toml((source / SETTINGS).read_text(encoding="utf-8"), f"settings of {source}")
+    s = from_toml(text_of(source / SETTINGS), f"settings of {source}")
     plan, last = changes_in(source / DIARY)
     record = _record_in(source)
     for edit in _edits(source, record):
@@ -209,7 +210,7 @@ def _edits(out: Path, record: Mapping[str, Any]) -> list[str]:
     if "settings" not in record or not file.is_file():
         return []
     try:
-        now = from_toml(file.read_text(encoding="utf-8"), "it")
+        now = from_toml(text_of(file), "it")
         changes = from_toml(record["settings"]).differences(now)
         what = ", ".join(f"{path} = {value!r}" for path, value in changes)
     except (OSError, ValueError) as e:
@@ -284,7 +285,7 @@ class _Keeper:
         would lose changes in a replay: neither or both are written."""
         assert self._recorder is not None
         number = self._session.state.step
-        self._recorder.flush()
+        self._recorder.flush(to_disk=True)
         problem = self._recorder.problem
         if not problem:
             try:
@@ -375,7 +376,7 @@ def _drive(job: Job) -> Done:
             session.listen(console)
             try:
                 session.run(until=until)
-            except Exception as e:
+            except (Exception, SystemExit) as e:  # whatever it is, the state is saved
                 console.failure = console.failure or reason(e)
         wall = time.perf_counter() - started
         if not keeper.begun and session.state.step > 0:  # a GPU reports every tenth step
@@ -389,7 +390,7 @@ def _drive(job: Job) -> Done:
         if console.failure:
             where = unsaved or f"the state is in {job.out / CHECKPOINT}"
             raise RuntimeError(f"stopped at step {session.state.step} because {console.failure}; {where}")
-        result = {**_result(session, job.preset, wall), **rasteriser}
+        result = {**_result(session, job.preset, wall), **rasteriser, **_likeness(session)}
         _write_results(session, job, result, unsaved)
     if unsaved:
         raise OSError(f"{unsaved}; the results are in {job.out}")
@@ -398,7 +399,32 @@ def _drive(job: Job) -> Done:
         f"{_size_of(session.state.scene)}, results in {job.out}",
         sys.stdout,
     )
+    if "psnr_to_truth" in result:
+        _say(f"{result['psnr_to_truth']} dB PSNR to the mesh's own renders, {LIKENESS_VIEWS} views", sys.stdout)
     return Done(interrupted(), session.prior)
+
+
+def _likeness(session: Session) -> dict[str, float]:
+    """Return the mean PSNR of the scene's views to the prior's own, on white, if its source knows them."""
+    if session.effective.prior.kind != "gallery":
+        return {}
+    import torch
+
+    from sdlab.cameras import turntable
+    from sdlab.pictures import psnr
+    from sdlab.priors.gallery import GalleryScores
+    from sdlab.scenes import FlatScene
+
+    scene, s, prior = session.state.scene, session.effective, session.prior
+    if isinstance(scene, FlatScene):
+        return {}
+    cams = turntable(LIKENESS_VIEWS, s.camera, prior.image_size)
+    truth = prior.source.truth(cams) if isinstance(prior, GalleryScores) else None
+    if truth is None:
+        return {}
+    with torch.no_grad():
+        seen = scene.render(cams, torch.ones(len(cams), 3, device=session.device)).rgb.cpu()
+    return {"psnr_to_truth": round(float(psnr(seen.clamp(0, 1), truth).mean()), 2)}
 
 
 def _write_results(session: Session, job: Job, result: dict[str, Any], unsaved: str) -> None:
@@ -413,7 +439,8 @@ def _write_results(session: Session, job: Job, result: dict[str, Any], unsaved: 
             os.replace(new / name, job.out / name)
     except OSError as e:
         rest = unsaved or f"the run is kept, and `resume {job.out}` writes them"
-        raise OSError(f"the results could not be written to {job.out} ({why(e)}); {rest}") from e
+        what = why(e).replace(str(new), str(job.out))
+        raise OSError(f"the results could not be written to {job.out} ({what}); {rest}") from e
     finally:
         remove(new)
 
@@ -485,11 +512,13 @@ def _say(text: str, stream: Any = None) -> None:
 
 
 def _print_loading(event: Event) -> None:
-    from sdlab.live.messages import Status
+    from sdlab.live.messages import Noted, Status
 
     if isinstance(event, Status) and event.phase in ("loading", "compiling"):
         with _unheard():
             print(f"{event.text} ...", file=sys.stderr)
+    elif isinstance(event, Noted):
+        _say(f"note: {event.text}")
 
 
 def rasteriser_for(scene: Any, device: torch.device) -> dict[str, str]:

@@ -138,12 +138,16 @@ def parse(k: Knob, text: str) -> Any:
 def read_file(path: Path, limit: int, given: str) -> bytes:
     """Read a file that a user named; ValueError, starting with `given`, if unreadable or longer than `limit` bytes."""
     try:
+        path = path.expanduser()
         size = path.stat().st_size
-        if size > limit:
-            raise ValueError(f"{given} has {size:,} bytes; the limit is {limit:,}")
-        return path.read_bytes()
+        raw = path.read_bytes() if size <= limit else b""
     except OSError as e:
         raise ValueError(f"{given} cannot be read: {e.strerror or e}") from e
+    except (RuntimeError, ValueError) as e:  # the home of an unknown user; a null character
+        raise ValueError(f"{given} is no path: {e}") from e
+    if size > limit:
+        raise ValueError(f"{given} has {size:,} bytes; the limit is {limit:,}")
+    return raw
 
 
 class FrozenDict(Mapping[K, V], Generic[K, V]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ def settings_for(preset: str, assignments: Sequence[str], **named: Any) -> Setti
     from sdlab.settings import from_toml
     from sdlab.settings import preset as by_name
 
-    s = from_toml(_text_of(Path(preset)), preset) if is_settings_file(preset) else by_name(preset)
+    s = from_toml(text_of(Path(preset)), preset) if is_settings_file(preset) else by_name(preset)
     changes: list[tuple[str, Any]] = []
     for text in assignments:
         path, equals, value = text.partition("=")
@@ -39,8 +39,13 @@ def settings_for(preset: str, assignments: Sequence[str], **named: Any) -> Setti
         changes.append((path.strip(), parse(s.knob(path.strip()), value)))
     changes += [(path.replace("__", "."), value) for path, value in named.items() if value is not None]
     s = s.patch_all(changes)
-    for path, value in paths_in(s):
-        _check_path(f"{path} = {_shortened(value)}", value)
+    knobs = s.knobs()
+    if named.get("prior__path") is not None and "prior.source" in knobs and knobs["prior.source"].value == "toybox":
+        raise ValueError(
+            f"--prior {named['prior__path']}: the prior of {preset} draws the toybox's images and reads no files; add "
+            f"--set prior.source=folder or prior.source=mesh, or use a preset with a network, such as {NETWORK_PRESET}"
+        )
+    _check_paths(paths_in(s))
     return s
 
 
@@ -51,7 +56,7 @@ def is_settings_file(preset: str) -> bool:
     return preset not in preset_names() and preset.lower().endswith(".toml")
 
 
-def _text_of(file: Path) -> str:
+def text_of(file: Path) -> str:
     """Return the text of a settings file; ValueError that names the file if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
@@ -67,14 +72,16 @@ def paths_in(s: Settings) -> list[tuple[str, str]]:
     return [(path, knobs[path].value) for path in PATHS if path in knobs and knobs[path].value]
 
 
-def _check_path(given: str, value: str) -> None:
-    """Raise ValueError, starting with `given`, if no file could have the name `value`. Whether there is one is left to
-    those who read it: a name may be that of a model on the Hub, too."""
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            Path(value).expanduser().stat()
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{given} is no possible path: {getattr(e, 'strerror', None) or e}") from e
+def _check_paths(knobs: Iterable[tuple[str, Any]]) -> None:
+    """Raise ValueError, naming the knob, if no file could have the name that a knob gives. Whether there is one is left
+    to those who read it: it may be a model on the Hub, too."""
+    for path, value in knobs:
+        try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                Path(value).expanduser().stat()
+        except (OSError, ValueError, RuntimeError) as e:
+            why = getattr(e, "strerror", None) or e
+            raise ValueError(f"{path} = {_shortened(value)} is no possible path: {why}") from e
 
 
 def _shortened(value: str) -> str:
@@ -108,6 +115,7 @@ def plan_for(s: Settings, given: Sequence[Sequence[str]]) -> Plan:
                 f"--at {number}: the run ends at step {s.planned_end}; allowed are 0 to {s.planned_end - 1}"
             )
         s = s.patch_all(changes)
+        _check_paths(change for change in changes if change[0] in PATHS)
     return plan
 
 

@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdlab.priors.closed_form import Background, Gallery, posterior_mean, unpacked
+from sdlab.priors import closed_form
+from sdlab.priors.closed_form import CANDIDATES, Background, Gallery, block_size, posterior_mean, unpacked
+from sdlab.priors.gallery import alphas_cumprod
+from sdlab.priors.sources.toybox import ToyboxSource
 
 GROUND = Background(0.7, 0.3)
+TEXT = "a red bear, front view"
 
 
 def random_gallery(n: int, size: int, seed: int = 0, factor: int = 1, background: Background = GROUND) -> Gallery:
@@ -75,6 +79,9 @@ def test_the_background_is_integrated_out():
     torch.testing.assert_close(x0.flatten(2)[0], mean, rtol=0, atol=1e-6)
 
 
+# ---- approximation -------------------------------------------------------------------------------------------------
+
+
 def test_candidates_find_the_same_score_as_all_images():
     """Within 2e-2 of the exact eps (root mean square per image) at any noise, within 1e-3 up to sigma 0.75."""
     gallery = random_gallery(600, 16, seed=7, factor=4)
@@ -98,7 +105,134 @@ def test_all_candidates_are_the_exact_sum_in_float32():
     at = torch.full((2,), 0.6), torch.full((2,), 0.8)
     fast = posterior_mean([gallery], torch.ones(2, 1), z, *at, candidates=40)
     exact = posterior_mean([gallery], torch.ones(2, 1), z, *at)
-    torch.testing.assert_close(fast, exact, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fast, exact, rtol=0, atol=1e-5)
+
+
+def images_that_fit_no_gallery(size: int) -> dict[str, Tensor]:
+    """Images [3, size, size] in -1 .. 1 as they come from unfinished scenes, and one of the gallery itself."""
+    own, other = (ToyboxSource().draw(ToyboxSource().key(TEXT), 64, size, seed).float() / 255 for seed in (0, 1))
+
+    def on(ground: Tensor, rgba: Tensor) -> Tensor:
+        return 2 * (rgba[:3] + (1 - rgba[3:]) * ground.view(3, -1, 1)) - 1
+
+    grey, purple = torch.full((3,), 0.8), torch.tensor([0.5, 0.1, 0.6])
+    centred = torch.linspace(-1, 1, size)
+    radius = (centred[:, None].square() + centred.square()).sqrt().expand(3, -1, -1)
+    average = torch.stack([on(grey, x) for x in own]).mean(0)
+    return {
+        "of the gallery": on(grey, own[0]),
+        "of the same text": on(purple, other[0]),
+        "two at once": (on(grey, other[1]) + on(purple, other[2])) / 2,
+        "average": torch.nn.functional.avg_pool2d(average, 5, 1, 2),
+        "grey ball": torch.where(radius < 0.5, 0.4 - radius, torch.ones(()).expand_as(radius)),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "count", "text"), [(64, 1024, TEXT), (64, 4096, ""), (32, 4096, "")])
+def test_eps_is_as_close_to_the_sum_over_all_images_as_stated(size, count, text):
+    """Root mean square error, from t = 20 to 980; all images in float32 are compared with float64 below."""
+    source = ToyboxSource()
+    gallery = Gallery.of(source.draw(source.key(text), count, size, seed=0), Background())
+    assert gallery.factor > 1
+    squared = alphas_cumprod((32 / size) ** 2)
+    noise = torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
+    rows = images_that_fit_no_gallery(size)
+    for t in (20, 100, 300, 500, 600, 700, 800, 900, 980):
+        alpha, sigma = float(squared[t].sqrt()), float((1 - squared[t]).sqrt())
+        at = torch.full((len(rows),), alpha), torch.full((len(rows),), sigma)
+        z = alpha * torch.stack(list(rows.values())) + sigma * noise
+        ones = torch.ones(len(rows), 1)
+        fast = posterior_mean([gallery], ones, z, *at, candidates=CANDIDATES)
+        whole = posterior_mean([gallery], ones, z, *at, candidates=count)
+        error = (alpha / sigma * (fast - whole)).square().mean((1, 2, 3)).sqrt()
+        assert error.max() <= (1e-3 if t <= 700 else 5e-3), (t, dict(zip(rows, error.tolist(), strict=True)))
+
+
+@pytest.mark.slow
+def test_single_precision_is_enough_for_the_sum_over_all_images():
+    source = ToyboxSource()
+    gallery = Gallery.of(source.draw("", 1024, 32, seed=0), Background())
+    squared = alphas_cumprod()
+    rows = torch.stack(list(images_that_fit_no_gallery(32).values())).double()
+    noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for t in (1, 100, 300, 500, 700, 900, 980):
+        alpha, sigma = squared[t].sqrt().expand(len(rows)), (1 - squared[t]).sqrt().expand(len(rows))
+        z = alpha[0] * rows + sigma[0] * noise
+        whole, exact = (
+            posterior_mean([gallery], torch.ones(len(rows), 1), z, alpha, sigma, 0.0, n) for n in (1024, None)
+        )
+        error = (alpha[0] / sigma[0] * (whole - exact)).square().mean((1, 2, 3)).sqrt()
+        assert error.max() <= 1e-4, (t, error)
+
+
+def toys(size: int, device: str = "cpu") -> tuple[list[Gallery], Tensor, tuple[Tensor, Tensor]]:
+    """Two galleries with fewer candidates than images, 5 rows of z_t and their levels from low to high noise."""
+    galleries = [random_gallery(300, size, seed=12, factor=2), random_gallery(500, size, seed=13, factor=2)]
+    alpha, sigma = (torch.tensor(x) for x in zip(*levels(size), strict=True))
+    x = torch.cat([galleries[i % 2].rgba[i : i + 1, :3] for i in range(5)]).float() / 127.5 - 1
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(14))
+    z = alpha.view(-1, 1, 1, 1) * x + sigma.view(-1, 1, 1, 1) * noise
+    return [g.to(torch.device(device)) for g in galleries], z.to(device), (alpha.to(device), sigma.to(device))
+
+
+MIXED = torch.tensor([[1.0, 0.0], [0.3, 0.7], [0.0, 1.0], [0.5, 0.5], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize("candidates", [None, 32])
+def test_a_row_has_the_same_bits_whatever_its_neighbours(candidates):
+    galleries, z, at = toys(16)
+    together = posterior_mean(galleries, MIXED, z, *at, 0.05, candidates)
+    for i in range(len(z)):
+        alone = posterior_mean(
+            galleries, MIXED[i : i + 1], z[i : i + 1], at[0][i : i + 1], at[1][i : i + 1], 0.05, candidates
+        )
+        assert torch.equal(alone, together[i : i + 1])
+    order = [3, 1, 4, 0]
+    shuffled = posterior_mean(galleries, MIXED[order], z[order], at[0][order], at[1][order], 0.05, candidates)
+    assert torch.equal(shuffled, together[order])
+
+
+def test_kernels_and_torch_agree(monkeypatch):
+    galleries, z, at = toys(16)
+    compiled = posterior_mean(galleries, MIXED, z, *at, 0.05, 32)
+    monkeypatch.setattr(closed_form, "_compiled", lambda x: False)
+    plain = posterior_mean(galleries, MIXED, z, *at, 0.05, 32)
+    assert not torch.equal(compiled, plain), "the kernels were not used"
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_cuda_agrees_with_the_cpu():
+    galleries, z, at = toys(16)
+    there, z_there, at_there = toys(16, "cuda")
+    expected = posterior_mean(galleries, MIXED, z, *at, 0.05, 32)
+    found = posterior_mean(there, MIXED.cuda(), z_there, *at_there, 0.05, 32)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "factor"),
+    [
+        (1024, 32, 1),
+        (1024, 64, 2),
+        (1024, 96, 3),
+        (4096, 32, 2),
+        (4096, 64, 4),
+        (4096, 96, 6),
+        (50_000, 64, 4),
+        (9, 67, 1),
+    ],
+)
+def test_block_means_fit_their_budget(count, size, factor):
+    assert block_size(count, size) == factor
+
+
+def test_memory_is_as_stated():
+    rgba = torch.zeros(5, 4, 32, 32, dtype=torch.uint8)
+    assert Gallery.of(rgba, GROUND, 1).nbytes == 5 * 4 * 32**2
+    assert Gallery.of(rgba, GROUND, 2).nbytes == 5 * 4 * 32**2 * 1.25
 
 
 def test_weights_scale_freely_and_rows_are_independent():
@@ -116,5 +250,9 @@ def test_bad_galleries_are_refused():
     with pytest.raises(ValueError, match="cannot be reduced by a factor of 3"):
         Gallery.of(torch.zeros(3, 4, 8, 8, dtype=torch.uint8), GROUND, 3)
     gallery = random_gallery(2, 4)
+    with pytest.raises(ValueError, match="without images"):
+        Gallery.of(torch.zeros(0, 4, 8, 8, dtype=torch.uint8), GROUND)
+    with pytest.raises(ValueError, match=r"z_t \(1, 3, 8, 8\): images of this gallery are \(3, 4, 4\)"):
+        posterior_mean([gallery], torch.ones(1, 1), torch.zeros(1, 3, 8, 8), torch.ones(1), torch.ones(1))
     with pytest.raises(ValueError, match="all zero"):
         posterior_mean([gallery], torch.zeros(1, 1), torch.zeros(1, 3, 4, 4), torch.ones(1), torch.ones(1))

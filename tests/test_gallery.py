@@ -332,6 +332,23 @@ def test_a_comparison_draws_the_texts_of_all_losses_outside_its_turn(quick):
     assert not drawn
 
 
+def test_a_run_says_which_files_were_skipped(tmp_path):
+    from PIL import Image
+
+    from sdlab.live.messages import Noted
+
+    for i in range(4):
+        Image.new("RGB", (20, 20), (200, 10 * i, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    s = preset("gallery").patch_all(
+        [("prior.source", "folder"), ("prior.path", str(tmp_path)), ("prior.size", 16), ("scene.n_init", 40)]
+    )
+    session = Session(s)
+    session.run(until=2)
+    notes = [e.text for e in session.events.since()[0] if isinstance(e, Noted)]
+    assert any("broken.png" in note and "skipped 1 of 5" in note for note in notes)
+
+
 # ---- the toybox as a source ------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trimesh
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -400,8 +401,12 @@ def test_a_gallery_is_brought(manager: Manager, locked: tuple[str, ...]):
     with pytest.raises(ValueError, match=r"^'x\.zip' is a damaged ZIP file"):
         bring(browser, "prior.path", "x.zip", pets()[:-30])
     assert lane.settings.knob("prior.path").value == str(kept), "the run goes on"
-    bring(browser, "prior.path", "other.zip", pets())
-    until(lambda: lane.settings.knob("prior.path").value.endswith("2-other.zip"))
+    bring(browser, "prior.path", "box.glb", trimesh.creation.box().export(file_type="glb"))
+    until(lambda: lane.settings.knob("prior.path").value.endswith("2-box.glb"))
+    assert lane.settings.knob("prior.source").value == "mesh"
+    lane.send(Advance(1))
+    until(lambda: lane.step == 3)
+    assert lane.seat.session.prior.name == "gallery of mesh 2-box.glb"
 
 
 def test_saved_settings_of_a_gallery_come_back_without_its_file(manager: Manager):

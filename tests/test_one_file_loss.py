@@ -11,7 +11,7 @@ import pytest
 import test_lens
 import test_losses
 from test_lens import begun, compared, parts, small  # noqa: F401  (fixtures)
-from test_losses import eps_model, setting  # noqa: F401
+from test_losses import eps_model, priors, setting  # noqa: F401
 
 import sdlab.losses
 from sdlab import cli, settings
@@ -50,15 +50,34 @@ def contracts(module, argument: str, members) -> Iterator:
             yield pytest.param(test, argument, given, id="-".join((test.__name__, *chosen)))
 
 
+@pytest.fixture
+def keep(request, new_loss, monkeypatch):
+    """Calls a contract of all losses with the new one."""
+
+    def call(test, given, **more):
+        monkeypatch.setitem(test_losses.LOSSES, NAME, new_loss)
+        given = {**given, **more}
+        others = [name for name in inspect.signature(test).parameters if name not in given]
+        test(**given, **{name: request.getfixturevalue(name) for name in others})
+
+    return call
+
+
+OF_LOSSES = list(contracts(test_losses, "name", test_losses.LOSSES))
+ON_PRIORS = [p for p in OF_LOSSES if "setting" in inspect.signature(p.values[0]).parameters]
+
+
+@pytest.mark.parametrize(("test", "argument", "given"), ON_PRIORS)
+def test_it_keeps_every_contract_on_every_prior(test, argument, given, keep, setting):  # noqa: F811
+    keep(test, given, setting=setting, **{argument: NAME})
+
+
 @pytest.mark.parametrize(
     ("test", "argument", "given"),
-    [*contracts(test_losses, "name", test_losses.LOSSES), *contracts(test_lens, "loss", test_lens.ALL)],
+    [*(p for p in OF_LOSSES if p not in ON_PRIORS), *contracts(test_lens, "loss", test_lens.ALL)],
 )
-def test_it_keeps_every_contract(test, argument, given, new_loss, request, monkeypatch):
-    monkeypatch.setitem(test_losses.LOSSES, NAME, new_loss)
-    given = {**given, argument: NAME}
-    fixtures = [name for name in inspect.signature(test).parameters if name not in given]
-    test(**given, **{name: request.getfixturevalue(name) for name in fixtures})
+def test_it_keeps_every_contract(test, argument, given, keep):
+    keep(test, given, **{argument: NAME})
 
 
 def test_it_is_compared_with_all_losses(new_loss, small):  # noqa: F811

@@ -4,6 +4,7 @@ import pytest
 from tiny_models import latent_model
 
 from sdlab import settings
+from sdlab.live.messages import Patch
 from sdlab.live.session import Session
 
 # Source: the paper of that name, or its released code where the paper gives no value.
@@ -203,6 +204,8 @@ def test_a_papers_preset_steps_on_a_latent_model(name, latent):
         small.append((f"losses.{s.active}.warm_up", 1))
     session = Session(s.patch_all(small))
     session.run(until=1)
+    if s.loss.needs_reference:  # an edit begins when the prompt changes
+        session.do(Patch((("prompt.text", "a photo of a blue bear"),)))
     before = {k: p.detach().clone() for k, p in session.state.scene.params.items()}
     session.run(until=3)
     assert session.state.skipped == 0

@@ -114,7 +114,8 @@ def at(prior, points, t):
     ("knobs", "batches"),
     [
         ({"leg_steps": 4}, (1,) * 8),
-        ({"leg_steps": 3, "source_cfg": 0.0, "target_cfg": 7.5}, (2,) * 6),
+        ({"leg_steps": 3, "source_cfg": 2.0, "target_cfg": 7.5}, (2,) * 6),
+        ({"leg_steps": 3, "source_cfg": 0.0, "target_cfg": 7.5}, (1, 1, 1, 2, 2, 2)),
         ({"leg_steps": 2, "target_cfg": 7.5}, (1, 1, 2, 2)),
         ({"stage": "two-stage", "leg_steps": 1}, (1, 1)),
         ({"stage": "sds"}, (2,)),
@@ -132,7 +133,7 @@ def test_the_full_bridge_says_what_it_asks_of_the_prior(prior, x, knobs, batches
     loss.gradient(x, Watched(prior, given.conds, given.cams), None)
     assert tuple(len(roles) for roles in found) == batches == loss.calls()
     if loss.stage != "sds":
-        assert (found[0][0], found[-1][0]) == ("source", "target")
+        assert (found[0][0], found[-1][0]) == (("uncond" if loss.source_cfg == 0 else "source"), "target")
 
 
 def test_the_full_bridge_is_its_two_ends_in_units_of_eps(prior, x):
@@ -219,4 +220,5 @@ def test_points_go_from_west_to_east_and_nothing_stops_them_there():
 
 def test_the_roles_of_a_flow_are_its_text_and_with_guidance_the_empty_one():
     assert [flow_roles(1.0), flow_roles(2.0)] == [("pos",), ("pos", "uncond")]
-    assert [flow_roles(1.0, "source"), flow_roles(0.0, "source")] == [("source",), ("source", "uncond")]
+    assert [flow_roles(1.0, "source"), flow_roles(0.5, "source")] == [("source",), ("source", "uncond")]
+    assert flow_roles(0.0, "source") == ("uncond",)

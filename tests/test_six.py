@@ -363,7 +363,7 @@ def test_fronts_are_counted_without_view_words_for_every_variant(judge, tmp_path
     assert run("janus-losses", *TINY, *STEPS, *arguments, "--out", tmp_path) == 0
     result = found(tmp_path, "janus-losses")
     runs = [(row["object"], row["seed"], row["variant"]) for row in result["rows"]]
-    assert runs == [(name, seed, v) for name in ("bear", "duck") for seed in (5, 6) for v in ("sds", "sbp:w=2")]
+    assert runs == [(name, seed, v) for seed in (5, 6) for name in ("bear", "duck") for v in ("sds", "sbp:w=2")]
     assert not any(row["view_dependent"] for row in result["rows"])
     six_of_twelve = {"mean": 6, "spread": 0, "runs": 2}
     assert result["objects"]["duck"] == {"sds": six_of_twelve, "sbp:w=2": six_of_twelve}
@@ -374,7 +374,11 @@ def test_fronts_are_counted_without_view_words_for_every_variant(judge, tmp_path
     with Image.open(tmp_path / "janus-losses.png") as sheet:
         bars = (np.asarray(sheet) == objects.RED).all(-1).sum()
     assert bars == 4 * 6 * 4 * (objects.STRIP_SIZE - 16), "one seed, two objects, two variants"
-    assert ["all", *["6.0", "+-", "0.0"] * 2] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert result["prior_fronts"] == {"bear": 6, "duck": 6}, "half of the prior's own images"
+    assert ["all", "6.0", *["6.0", "+-", "0.0"] * 2] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert run("janus-losses", *TINY, *STEPS, *arguments, "--out", tmp_path) == 0
+    assert "8 of 8 runs are in" in capsys.readouterr().out, "an experiment continues"
+    assert found(tmp_path, "janus-losses")["rows"] == result["rows"]
 
 
 def test_runs_of_one_object_and_seed_differ_in_the_variant_alone():
@@ -385,7 +389,7 @@ def test_runs_of_one_object_and_seed_differ_in_the_variant_alone():
     for a, b in zip(entries[::2], entries[1::2], strict=True):
         assert [path for path, _ in a.case.settings.differences(b.case.settings)] == ["active"]
         assert not a.case.settings.prompt.view_dependent
-    assert [e.case.settings.seed for e in entries[::2]] == [0, 1, 0, 1]
+    assert [e.case.settings.seed for e in entries[::2]] == [0, 0, 1, 1]
 
 
 def test_spread_and_difference_are_those_of_the_sample_and_of_pairs():

@@ -18,3 +18,16 @@ def test_the_report_has_every_stage_and_the_ratio(tmp_path, monkeypatch, capsys)
     assert result["step_ms"] == pytest.approx(sum(result["stages_ms"].values()), rel=0.8)
     assert "torch_engine_step_ms" not in result, "the mixture has no engines to compare"
     assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_gallery_is_measured_at_several_resolutions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "WARM_UP", 2)
+    small = bench.preset("gallery").patch_all([("prior.images", 16), ("prior.null_images", 16)])
+    monkeypatch.setattr(bench, "preset", lambda name: small)
+    result = bench.run(tmp_path / "b.json", quick=True, name="gallery")
+    assert list(result["sizes"]) == [32, 64, 96]
+    for at in result["sizes"].values():
+        assert at["step_ms"] > at["bare_ms"] > 0
+        assert at["steps_per_second"] == pytest.approx(1000 / at["step_ms"], rel=0.05)
+    assert "96 pixels" in capsys.readouterr().out

@@ -305,7 +305,7 @@ def run_objects(runner: Runner, cases: Sequence[Case], out: Path, keep: bool = F
             folder = out / outcome.case.object
             folder.mkdir(exist_ok=True)
             write_ply(folder / "scene.ply", splats)
-        row: dict[str, Any] = row_of(runner, outcome, VIEWS) | {"fronts": None, "fronts_right": None}
+        row: dict[str, Any] = {**row_of(runner, outcome, VIEWS), "fronts": None, "fronts_right": None}
         if OBJECTS[outcome.case.object].front:
             around = row_of(runner, outcome, JANUS_VIEWS)["front_votes"]
             row |= {"fronts": around, "fronts_right": abs(around - true) <= TOLERANCE}

@@ -217,7 +217,7 @@ def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE
         if encoder.returncode != 0:  # without its end, no player opens the film
             words.seek(0)
             lines = words.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
-            raise OSError(lines[-1][:200].replace(str(scratch), path.name))
+            raise OSError(re.sub(r"^\[[^]]*\] ", "", lines[0])[:200].replace(str(scratch), path.name))
     return frames
 
 

@@ -143,7 +143,7 @@ def _write(folder: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], 
     try:
         save_file(tensors, folder / TENSORS)
     except SafetensorError as e:
-        raise OSError(f"{folder.parent}: {TENSORS} cannot be written ({e})") from e
+        raise OSError(str(e).removeprefix("Error while serializing: ")) from e
     (folder / VALUES).write_text(json.dumps(header), encoding="utf-8")
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode("utf-8"))
@@ -163,7 +163,8 @@ def _read(path: Path) -> Saved:
         raise ValueError(f"format {header.get('format')!r}, this version reads up to {FORMAT}")
     if header["format"] != 1 and not checked:
         raise ValueError(f"{SUMS} is missing")
-    tensors = load_file(path / TENSORS)
+    # copied, since the tensors of `load_file` are the file: it could be removed or cut while a run uses them
+    tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
     if sorted(tensors) != header["tensors"]:
         raise ValueError(f"the tensors do not match the list in {VALUES}")
     parts = _join(header["values"], "", tensors)

@@ -55,15 +55,17 @@ class Recorder:
         if time.monotonic() - self._flushed_at > FLUSH_EVERY:
             self.flush()
 
-    def flush(self) -> None:
-        """Write the lines that wait, all or none; on failure, set `problem`."""
+    def flush(self, to_disk: bool = False) -> None:
+        """Write the lines that wait, all or none, and with `to_disk` wait until they survive a loss of power; on
+        failure, set `problem`."""
         self._flushed_at = time.monotonic()
         text = "".join(self._waiting).encode("utf-8")
         try:
             done = 0
             while done < len(text):  # a full disk may take a part
                 done += self._file.write(text[done:])
-            os.fsync(self._file.fileno())
+            if to_disk:
+                os.fsync(self._file.fileno())
         except OSError as e:
             self.problem = why(e)
             with contextlib.suppress(OSError):
@@ -75,7 +77,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write the lines that wait, and close the file."""
-        self.flush()
+        self.flush(to_disk=True)
         self._file.close()
 
 

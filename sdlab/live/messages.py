@@ -136,7 +136,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something the user should know: the scene does not start as requested, or a slower rasteriser draws it."""
+    """Something the user should know: the scene does not start as requested, a slower rasteriser draws it, or the prior
+    does without something, such as damaged files."""
 
     step: int
     text: str

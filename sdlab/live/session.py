@@ -498,8 +498,9 @@ class Session:
         self._switch(run)
         self._film()
         self._warn_of_fallback()
-        if self.state.scene.note:
-            self._say(Noted(0, self.state.scene.note))
+        for note in (self.state.scene.note, self.prior.engine_note):
+            if note:
+                self._say(Noted(0, note))
 
     def _warn_of_fallback(self) -> None:
         """Say once why the scene is drawn more slowly than it could be, if it is."""

@@ -16,7 +16,7 @@ from sdlab.types import BoundPrior, Guidance, Noised
 
 @dataclass(frozen=True)
 class SDS(Distillation[None]):
-    """Pulls every noised image towards what the prior finds more likely; needs a large CFG to settle on one object."""
+    """Pulls every noised image towards what the prior finds more likely; a network needs a large CFG to settle."""
 
     kind: ClassVar[str] = "sds"
     title: ClassVar[str] = "SDS"

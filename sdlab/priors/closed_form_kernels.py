@@ -13,7 +13,9 @@ import numpy as np
 
 from sdlab.compiled import kernel
 
-f32 = np.float32
+f32, f64 = np.float32, np.float64
+
+RUN = 256  # pixels summed in float32 at a time
 
 
 @kernel
@@ -21,35 +23,46 @@ f32 = np.float32
 def likelihoods(images, chosen, z, alpha, v, mean, variance, log, shift):
     """Write log p_i to `log` [K] and E[b - m | i] to `shift` [K, 3] for the images `chosen` [K].
 
-    z [3, P] and all scalars are float32; the background colour has `mean` m and `variance` tau^2. The residual r is
-    formed pixel by pixel: expanding |r|^2 into inner products would cancel most digits at low noise.
+    z [3, P] and `shift` are float32, `log` and the scalars float64; the background colour has `mean` m and `variance`
+    tau^2. The residual r is formed pixel by pixel, since expanding |r|^2 into inner products would cancel most digits
+    at low noise. Sums of more than RUN pixels are float64, because a background far from m leaves a small difference of
+    two large terms.
     """
     one = f32(255)
-    scale = f32(2) * alpha / one
-    k = f32(4) * alpha * alpha * variance
-    z_red, z_green, z_blue = z[0], z[1], z[2]
+    base, scale, grey = f32(alpha), f32(2 * alpha / 255), f32(mean)
+    k = 4 * alpha * alpha * variance
+    size = z.shape[1]
     for i in range(chosen.shape[0]):
         image = images[chosen[i]]
-        red, green, blue, cover = image[0], image[1], image[2], image[3]
-        squares = hole_red = hole_green = hole_blue = holes = f32(0)
-        for p in range(z_red.shape[0]):
-            hole = one - f32(cover[p])  # 255 T
-            behind = mean * hole
-            # r = z - alpha X with X = 2 (F + m T) - 1
-            r_red = z_red[p] + alpha - scale * (f32(red[p]) + behind)
-            r_green = z_green[p] + alpha - scale * (f32(green[p]) + behind)
-            r_blue = z_blue[p] + alpha - scale * (f32(blue[p]) + behind)
-            squares += r_red * r_red + r_green * r_green + r_blue * r_blue
-            hole_red += hole * r_red
-            hole_green += hole * r_green
-            hole_blue += hole * r_blue
-            holes += hole * hole
-        hole_red, hole_green, hole_blue = hole_red / one, hole_green / one, hole_blue / one  # <T, r>
-        denominator = v + k * holes / (one * one)
-        explained = k * (hole_red * hole_red + hole_green * hole_green + hole_blue * hole_blue) / denominator
-        log[i] = (explained - squares) / (f32(2) * v) - f32(1.5) * np.log(denominator)
-        moved = f32(2) * alpha * variance / denominator
-        shift[i, 0], shift[i, 1], shift[i, 2] = moved * hole_red, moved * hole_green, moved * hole_blue
+        squares = hole_red = hole_green = hole_blue = holes = f64(0)
+        for begin in range(0, size, RUN):
+            end = min(begin + RUN, size)
+            z_red, z_green, z_blue = z[0, begin:end], z[1, begin:end], z[2, begin:end]
+            red, green, blue, cover = image[0, begin:end], image[1, begin:end], image[2, begin:end], image[3, begin:end]
+            run_squares = run_red = run_green = run_blue = run_holes = f32(0)
+            for p in range(z_red.shape[0]):
+                hole = one - f32(cover[p])  # 255 T
+                behind = grey * hole
+                # r = z - alpha X with X = 2 (F + m T) - 1
+                r_red = z_red[p] + base - scale * (f32(red[p]) + behind)
+                r_green = z_green[p] + base - scale * (f32(green[p]) + behind)
+                r_blue = z_blue[p] + base - scale * (f32(blue[p]) + behind)
+                run_squares += r_red * r_red + r_green * r_green + r_blue * r_blue
+                run_red += hole * r_red
+                run_green += hole * r_green
+                run_blue += hole * r_blue
+                run_holes += hole * hole
+            squares += f64(run_squares)
+            hole_red += f64(run_red)
+            hole_green += f64(run_green)
+            hole_blue += f64(run_blue)
+            holes += f64(run_holes)
+        t_red, t_green, t_blue = hole_red / 255, hole_green / 255, hole_blue / 255  # <T, r>
+        denominator = v + k * holes / 255**2
+        explained = k * (t_red * t_red + t_green * t_green + t_blue * t_blue) / denominator
+        log[i] = (explained - squares) / (2 * v) - 1.5 * np.log(denominator)
+        moved = 2 * alpha * variance / denominator
+        shift[i, 0], shift[i, 1], shift[i, 2] = moved * t_red, moved * t_green, moved * t_blue
 
 
 @kernel

@@ -85,7 +85,7 @@ class Galleries:
 SHARED = Galleries(int(MEMORY_SHARE * psutil.virtual_memory().total))
 
 
-def drawn(source: Source, order: Order, factor: int, progress: Drawn = unheard) -> Gallery:
+def drawn(source: Source, order: Order, factor: int | None, progress: Drawn = unheard) -> Gallery:
     """Draw the gallery of `order` from its source, ready for its device; see `Gallery.of` for `factor`."""
     rgba = source.draw(order.key, order.count, order.size, order.seed, progress)
     if len(rgba) == 0:

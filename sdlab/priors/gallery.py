@@ -25,9 +25,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdlab.knobs import knob
+from sdlab.meshes.read import UPS
 from sdlab.pictures import resize
 from sdlab.priors import PriorConfig, Progress, silent
-from sdlab.priors.closed_form import Background, Gallery, posterior_mean
+from sdlab.priors.closed_form import CANDIDATES, Background, Gallery, compile_kernels, posterior_mean
 from sdlab.priors.galleries import SHARED, Order, drawn
 from sdlab.priors.sources import Source
 from sdlab.priors.trainable import RenderNet, Trainable
@@ -36,7 +37,6 @@ from sdlab.types import N_TIMESTEPS, Cond
 SOURCES = ("toybox", "folder", "mesh")
 SLOTS = 512  # texts that sessions can use at the same time
 BASE_SIZE = 32  # pixels, at which the schedule is not shifted
-COARSE_SIZE = 16  # pixels, at which candidates are ranked
 SIZE_STEP = 16
 SHOWN = 40  # characters of a text in a status line
 
@@ -65,6 +65,10 @@ class GalleryPrior(PriorConfig):
         choices=SOURCES,
     )
     path: str = knob("", hi=500, help="the folder of pictures (or a ZIP), or the mesh file", apply="rebuild")
+    up: str = knob("auto", help="vertical axis of a mesh file; auto: by its format", apply="rebuild", choices=UPS)
+    turn: float = knob(
+        0.0, -180.0, 180.0, "degrees by which a mesh is turned, seen from above, so that it faces +x", apply="rebuild"
+    )
     one_object: bool = knob(
         False,
         help="toybox: the images of a text show one object from twelve sides, instead of a new one each",
@@ -75,7 +79,11 @@ class GalleryPrior(PriorConfig):
     images: int = knob(1024, 1, 16384, "images per text; about 21 kB each at 64 pixels", apply="rebuild")
     null_images: int = knob(4096, 1, 65536, "images of the empty text, which shows everything", apply="rebuild")
     candidates: int = knob(
-        64, 0, 4096, "images evaluated at full size after ranking all at 16 pixels; 0: all, in float64", apply="rebuild"
+        CANDIDATES,
+        0,
+        4096,
+        "images evaluated at full size after ranking all by block means; 0: all, in float64",
+        apply="rebuild",
     )
     spread: float = knob(0.0, 0.0, 1.0, "standard deviation around each image, in units of z", apply="rebuild")
     background: float = knob(0.8, 0.0, 1.0, "mean brightness of the unknown background", apply="rebuild")
@@ -112,7 +120,7 @@ class GalleryPrior(PriorConfig):
             )
         from sdlab.priors.sources.mesh import MeshSource
 
-        return MeshSource(self.path, "prior.path")
+        return MeshSource(self.path, "prior.path", self.up, self.turn)
 
 
 class GalleryScores:
@@ -131,7 +139,6 @@ class GalleryScores:
         self.image_size = config.size
         self.device = device
         self.engine_name = "exact" if config.candidates == 0 else "closed form"
-        self.engine_note = ""
         self.torch_threads = 1
         self.prediction_type = "epsilon"
         self.n_parameters = 0
@@ -144,10 +151,17 @@ class GalleryScores:
         self._slots: dict[str, int] = {}  # key of the source -> slot, least recently embedded first
         self._conds: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
 
+    @property
+    def engine_note(self) -> str:
+        """What the source says about itself, such as files that were skipped, or ""."""
+        return self.source.note
+
     # ---- texts -------------------------------------------------------------------------------------------
 
     def prepare(self, batch_sizes: Iterable[int]) -> None:
-        """Do nothing: there is nothing to compile."""
+        """Compile the kernels of `sdlab.priors.closed_form`; batch sizes do not matter."""
+        if self.device.type == "cpu" and self.config.candidates:
+            compile_kernels()
 
     def prepare_texts(self, texts: Iterable[str], progress: Progress = silent) -> None:
         """Draw the galleries of `texts` that are not in memory, reporting the time left. ValueError as the source's."""
@@ -211,8 +225,7 @@ class GalleryScores:
 
     def _gallery(self, key: str, report: Any = None) -> Gallery:
         order = self._order(key)
-        factor = self.config.size // COARSE_SIZE
-        return SHARED.get(order, lambda: drawn(self.source, order, factor, *([report] if report else [])))
+        return SHARED.get(order, lambda: drawn(self.source, order, None, *([report] if report else [])))
 
     # ---- images ------------------------------------------------------------------------------------------
 

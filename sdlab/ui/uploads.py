@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from sdlab import pictures
 from sdlab.files import TemporaryFolder
+from sdlab.meshes.surface import READABLE, mesh_of
 from sdlab.priors.sources.files import is_archive, is_picture
 from sdlab.priors.sources.folder import check_archive
 from sdlab.settings import Settings
@@ -57,11 +58,10 @@ def _check_gallery(raw: bytes, given: str) -> None:
     elif is_picture(raw):
         raise ValueError(f"{given} is a single picture: upload a ZIP file of pictures")
     else:
-        _check_cloud(raw, given)
-
-
-def _check_cloud(raw: bytes, given: str) -> None:
-    clouds.cloud_of(raw, 1, np.random.default_rng(0), given)
+        try:
+            mesh_of(raw, given)
+        except ValueError as e:
+            raise ValueError(f"{e}; pictures come as a ZIP file" if READABLE in str(e) else str(e)) from e
 
 
 UPLOADS = {  # by the knob that holds the file's path
@@ -71,7 +71,7 @@ UPLOADS = {  # by the knob that holds the file's path
         ("file",),
         ".glb,.obj,.stl,.ply",
         clouds.MAX_BYTES,
-        _check_cloud,
+        lambda raw, given: clouds.cloud_of(raw, 1, np.random.default_rng(0), given),
         lambda raw: "file",
     ),
     "scene.picture": Upload(

@@ -17,7 +17,10 @@ from sdlab.ui.uploads import UPLOADS
 # Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
 # of the scene. Galleries of visitors' own sizes or seeds would fill the memory and be drawn again for each of them.
 NETWORK = ("path", "revision", "engine", "precision", "vae_precision", "low_memory", "threads")
-GALLERY = ("size", "images", "null_images", "candidates", "spread", "background", "background_std", "shift", "seed")
+GALLERY = (
+    *("size", "images", "null_images", "candidates", "spread", "background", "background_std", "shift", "seed"),
+    *("one_object", "front_share", "up", "turn"),
+)
 LOCKED = (*(f"prior.{name}" for name in (*NETWORK, *GALLERY)), "scene.picture", "scene.file", "scene.shap_e")
 # locked knobs that the server's own settings, being of another kind, do not have: visitors trigger no download
 DEFAULTS = {"scene.shap_e": ""}

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from sdlab.types import Cameras
 
 Drawn = Callable[[int, int], None]  # receives the number of images drawn so far, and the number to draw
 
@@ -27,6 +29,11 @@ class Source(ABC):
     name: str  # for messages, such as "toybox" or "folder pets"
     identity: str  # names content and version, so that cached images are reused only for the same source
 
+    @property
+    def note(self) -> str:
+        """What the user should know about the source itself, such as files that were skipped, or ""."""
+        return ""
+
     @abstractmethod
     def key(self, text: str) -> str:
         """Return the key of the images that `text` stands for; "" is the key of the empty text, which is all images."""
@@ -37,6 +44,10 @@ class Source(ABC):
 
     def available(self, key: str) -> int | None:
         """Return how many different images `key` has, None if there is no limit."""
+        return None
+
+    def truth(self, cams: Cameras) -> Float[Tensor, "B 3 H W"] | None:
+        """Return what a perfect result looks like from `cams`, on white, if the source knows; else None."""
         return None
 
     @abstractmethod

@@ -1,25 +1,23 @@
 """Images of one object, rendered from all sides from a mesh file.
 
 A prompt chooses the cameras by its view word, as in the toybox: "front view" and the like, with their synonyms, are
-bands of azimuth and elevation. Descriptors ("blurry", "foggy", ...) spoil the images
+bands of azimuth and elevation (`sdlab.toybox.judge.camera_of`). Descriptors ("blurry", "foggy", ...) spoil the images
 with the toybox's filters. Whatever else a prompt says makes no difference.
 
-Cameras are those of a run's defaults: same field of view and distances, looking at the origin, and bands of view words
-that meet. The toybox varies distance and aim more, which leaves size and place of the object open, and its bands have
-gaps; either blurs what is distilled.
+Cameras have the field of view and the distances of a run's defaults, and look at the origin. The toybox varies distance
+and aim more, which leaves size and place of the object open, and blurs what is distilled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from sdlab.cameras import CameraSettings, look_at
@@ -28,17 +26,17 @@ from sdlab.meshes import draw
 from sdlab.meshes.read import MAX_BYTES
 from sdlab.meshes.surface import RADIUS, mesh_of
 from sdlab.priors.sources import Drawn, Source, as_bytes, unheard
+from sdlab.priors.text import listed
 from sdlab.toybox import judge, pictures, words
 from sdlab.toybox.filters import FILTERS
+from sdlab.toybox.flawed import flawed
 from sdlab.toybox.grammar import named_in
+from sdlab.types import Cameras
 
 VERSION = 1  # raise it when the images of a file change
 CHUNK = 64  # images rendered between two calls of `progress`
 DISTANCES = (CameraSettings().distance_min, CameraSettings().distance_max)
-MARGIN = -5.0  # degrees by which the toybox's bands are widened, so that they meet
 OVERHEAD_SHARE = pictures.VIEW_SHARE * pictures.VIEW_WEIGHTS[words.OVERHEAD]  # of the toybox's images
-LISTED = 5  # words without effect that a remark lists
-LONGEST = 30  # characters of a word that a remark shows
 READ = ("view", "corruptions", "flawed", "good", "")  # kinds of phrases that have an effect here, or need none
 
 
@@ -87,7 +85,7 @@ class MeshSource(Source):
         naming `knob`, the file and the problem.
         """
         given = f"{knob} = {str(path)!r}"
-        path = Path(path).expanduser()
+        path = Path(path)
         raw = read_file(path, MAX_BYTES, given)
         self.mesh = mesh_of(raw, given, up, radius).turned(turn)
         self.name = f"mesh {path.name}"
@@ -104,17 +102,20 @@ class MeshSource(Source):
         reading, remarks = read(text), []
         others = [word for word in reading.without_effect if word not in self._named]
         if others:
-            more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
             verb = "has" if len(others) == 1 else "have"
             remarks.append(
-                f"{_quoted(others[:LISTED])}{more} {verb} no effect: this gallery shows {self._file} whatever a prompt "
+                f"{listed(others)} {verb} no effect: this gallery shows {self._file} whatever a prompt "
                 f"names, and reads view words ({', '.join(words.VIEW_WORDS)}) and descriptors ({', '.join(FILTERS)})"
             )
         if reading.structural:
-            remarks.append(f"not shown: {_quoted(reading.structural)}, because a mesh is not deformed")
+            remarks.append(f"not shown: {listed(reading.structural)}, because a mesh is not deformed")
         if reading.repeated:
-            remarks.append(f"not shown: {_quoted(reading.repeated)}, because {reading.view!r} is said already")
+            remarks.append(f"not shown: {listed(reading.repeated)}, because {reading.view!r} is said already")
         return ". ".join(remarks)
+
+    def truth(self, cams: Cameras) -> Float[Tensor, "B 3 H W"]:
+        """Return the mesh's own renders."""
+        return draw.views(self.mesh, cams)
 
     def draw(
         self, key: str, count: int, size: int, seed: int, progress: Drawn = unheard
@@ -137,35 +138,15 @@ class MeshSource(Source):
         rgb, coverage = draw.render(self.mesh, cams)
         if flaws:
             for i, rng in enumerate(rngs):
-                rgb[i] = _spoiled(rgb[i] + (1 - coverage[i, ..., None]) * _ground(rng, size), rng, flaws)
-            coverage[:] = 1
+                rgb[i], coverage[i] = flawed(rgb[i], coverage[i], flaws, rng)
         return as_bytes(rgb, coverage)
-
-
-def _quoted(named: Sequence[str]) -> str:
-    return ", ".join(repr(word[:LONGEST]) for word in named)
 
 
 def _angles(rng: np.random.Generator, view: str) -> tuple[float, float]:
     """Draw (azimuth, elevation) in degrees: within the band of a view word, otherwise from any side.
 
-    Without a view word azimuths are uniform, and elevations as in the toybox's data, without its gap.
+    Without a view word azimuths are uniform, and elevations as in the toybox's data.
     """
     if view or rng.random() < OVERHEAD_SHARE:
-        return judge.camera_of(rng, view or words.OVERHEAD, MARGIN)
+        return judge.camera_of(rng, view or words.OVERHEAD)
     return rng.uniform(-180, 180), pictures.draw_elevation(rng)
-
-
-def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw a background [size, size, 3] as behind the toybox's objects."""
-    (start, finish), slope = pictures.draw_ground(rng, "")
-    at = (np.arange(size) + 0.5) * 2 / size - 1
-    along = np.clip(0.5 + 0.5 * np.add.outer(slope[1] * at, slope[0] * at), 0, 1)
-    return (start + (finish - start) * along[..., None]).astype(np.float32)
-
-
-def _spoiled(x: np.ndarray, rng: np.random.Generator, flaws: tuple[str, ...]) -> np.ndarray:
-    """Apply one to three of the named descriptors to x [S, S, 3], as many and in such order as in the toybox's data."""
-    for word in pictures.draw_some(rng, flaws):
-        x = np.clip(FILTERS[word](x, rng), 0, 1).astype(np.float32)
-    return x
