@@ -600,7 +600,7 @@ def signal_at(monkeypatch, at: int, number: int, times: int = 1) -> None:
     def signalled(state, *rest):
         if state.step == at:
             for _ in range(times):
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
         return step(state, *rest)
 
     monkeypatch.setattr(session_module, "step", signalled)
@@ -636,7 +636,7 @@ def test_a_signal_while_loading_ends_the_run_before_it_begins(number, swallowed,
 
     def signalled(*args):
         with contextlib.suppress(KeyboardInterrupt) if swallowed else contextlib.nullcontext():
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return load(*args)
 
     monkeypatch.setattr(MixturePrior, "load", signalled)
@@ -651,7 +651,7 @@ def test_a_signal_before_the_first_step_does_not_replace_a_run(number, done, mon
     prepare = session_module.Session.run
 
     def signalled(self, *args, **kwargs):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return prepare(self, *args, **kwargs)
 
     monkeypatch.setattr(session_module.Session, "run", signalled)
@@ -665,7 +665,7 @@ def test_a_signal_during_the_export_lets_it_finish(number, tmp_path, monkeypatch
     film = writers.write_film
 
     def signalled(*args, **kwargs):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return film(*args, **kwargs)
 
     monkeypatch.setattr(writers, "write_film", signalled)
@@ -677,9 +677,9 @@ def test_nohup_is_respected(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with headless.interruptible(lambda: None) as interrupted:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert not interrupted()
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             assert interrupted()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -688,10 +688,10 @@ def test_nohup_is_respected(monkeypatch):
 
 def test_a_second_ctrl_c_interrupts():
     with headless.interruptible(lambda: None):
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.slow
