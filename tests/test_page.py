@@ -743,6 +743,11 @@ def test_the_lens_shows_the_step_and_asks_at_another_t(open_tab: Callable[..., T
     tab.shoot("lens")
     page.click("#scrub [data-live]")
     until(lambda: f"t = {drawn}," in page.inner_text("#lens p"))
+    page.click("#scrub [data-exact]")
+    until(lambda: "exact prediction" in page.inner_text("#lens p"))
+    assert page.get_attribute("#scrub [data-exact]", "aria-pressed") == "true"
+    page.click("#scrub [data-exact]")
+    until(lambda: "exact prediction" not in page.inner_text("#lens p"))
     page.click("[data-tab=charts]")  # nobody looks any more
     until(lambda: session.watched[0] is None)
 
