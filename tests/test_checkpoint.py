@@ -344,6 +344,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(limit, same, tmp_path):
     checkpoint.save(tmp_path, 5, old, {"settings.toml": "old"})
 
     def save() -> None:
+        sys.dont_write_bytecode = True  # Python 3.11 does not notice that a .pyc file was cut off
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         with pytest.raises(OSError, match=r"File too large|too large"):
             checkpoint.save(tmp_path, 5 if same else 6, new, {"settings.toml": "new"})

@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -32,13 +33,19 @@ def test_gaussians_that_are_not_finite_are_left_out_alone(tmp_path):
 
 @contextlib.contextmanager
 def files_of_at_most(limit: int):
-    """Let no file of this process and its children grow beyond `limit` bytes, as on a full disk."""
+    """Let no file of this process and its children grow beyond `limit` bytes, as on a full disk.
+
+    Meanwhile imports are not cached: Python 3.11 does not notice that a .pyc file was cut off.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    caching = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = caching
 
 
 def noise(frames: int):

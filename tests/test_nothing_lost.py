@@ -361,6 +361,7 @@ from pathlib import Path
 from sdlab import cli, headless
 from sdlab.live import checkpoint
 headless.CHECKPOINT_EVERY = 0
+sys.dont_write_bytecode = True  # Python 3.11 does not notice that a .pyc file was cut off
 small = ["--set", "scene.n_init=60", "--set", "scene.max_gaussians=80", "--size", "48", "--steps", "6"]
 for limit in map(int, sys.argv[2:]):
     out = Path(sys.argv[1]) / str(limit)
