@@ -103,14 +103,18 @@ FORMATS: Mapping[str, Format] = {
         lambda path, m, progress: write_splat(path, _splats(m)),
     ),
     "glb": Format(
-        ".glb", "model/gltf-binary", "Mesh, GLB", ABOUT, lambda path, m, progress: write_glb(path, _splats(m), progress)
+        ".glb",
+        "model/gltf-binary",
+        "Mesh, GLB",
+        ABOUT,
+        lambda path, m, progress: write_glb(path, m.solid or _splats(m), progress),
     ),
     "mp4": Format(
         ".mp4",
         "video/mp4",
         "Turntable, MP4",
         f"One turn around the object: {FILM_FRAMES} frames, {FILM_FRAMES / FILM_RATE:g} seconds.",
-        lambda path, m, progress: write_turntable(path, _splats(m), m.settings.camera, progress=progress),
+        lambda path, m, progress: write_turntable(path, m.solid or _splats(m), m.settings.camera, progress=progress),
     ),
     "html": Format(
         ".html",
