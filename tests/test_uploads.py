@@ -129,13 +129,13 @@ def test_the_oldest_files_go_first_that_nobody_needs(site: Site):
         ("scene.file", BOX[:300], r"'x\.glb' is damaged or incomplete"),
         ("scene.file", POINTS + b"nan\n", r"'x\.glb' contains NaN or infinity"),
         ("scene.file", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
-        ("scene.file", b"", r"'x\.glb' has an unknown format: GLB, OBJ, STL and PLY"),
+        ("scene.file", b"", r"'x\.glb' is empty: GLB, OBJ, STL and PLY"),
         ("scene.file", picture(), r"'x\.glb' has an unknown format"),
         ("scene.picture", BOX, r"'x\.glb' is not an image: use PNG, JPEG or WebP"),
         ("scene.picture", picture()[:-30], r"'x\.glb' cannot be read"),
         ("prior.path", picture(), r"'x\.glb' is a single picture: upload a ZIP file of pictures"),
         ("prior.path", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
-        ("prior.path", b"", r"'x\.glb' has an unknown format: .*; pictures come as a ZIP file$"),
+        ("prior.path", b"", r"'x\.glb' is empty: .*; pictures come as a ZIP file$"),
         ("prior.path", POINTS + b"0\n", r"'x\.glb' has points or Gaussians but no faces"),
         ("prior.path", b"PK\x03\x04 and so on", r"'x\.glb' is a damaged ZIP file"),
         ("prior.path", b"7z\xbc\xaf and so on", r"'x\.glb' is an archive \(7z\)"),
@@ -271,6 +271,6 @@ def test_a_session_that_ends_meanwhile_keeps_nothing(site: Site):
 
 def test_what_is_checked_is_what_the_run_will_read(site: Site):
     site.post(BOX)
-    cloud = clouds.read_cloud(site.brought[0], 50, np.random.default_rng(0), "scene.file")
+    cloud = clouds.read_cloud(site.brought[0], 50, np.random.default_rng(0), "scene.file").found
     assert cloud[0].shape == (50, 3)
     assert np.abs(cloud[0]).max() == pytest.approx(0.5, abs=0.01)

@@ -69,7 +69,7 @@ UPLOADS = {  # by the knob that holds the file's path
         "splats",
         "scene.start",
         ("file",),
-        ".glb,.obj,.stl,.ply",
+        ".glb,.obj,.stl,.ply,.spz,.sog,.splat",
         clouds.MAX_BYTES,
         lambda raw, given: clouds.cloud_of(raw, 1, np.random.default_rng(0), given),
         lambda raw: "file",

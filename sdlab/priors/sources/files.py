@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sdlab.errors import first_line
-from sdlab.pictures import MAX_BYTES, MAX_PIXELS
+from sdlab.pictures import MAX_BYTES, MAX_PIXELS, in_8_bits, turn_of
 from sdlab.priors.sources import as_bytes
 
 MAX_FILES = 200_000  # in a folder or an archive, pictures or not
@@ -35,15 +35,6 @@ MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 MAGIC_BYTES = 12
 FORMATS = ("PNG", "JPEG", "WEBP")
 WANTED = "give a folder, or a ZIP file, of PNG, JPEG or WebP pictures"
-TURNS = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 DETAIL = 2  # JPEG may be decoded at a reduced size, but no smaller than this many times the square
 
 Read = Callable[[str, int], bytes]  # (name, most): the first `most` bytes of a file; may raise any error
@@ -234,7 +225,7 @@ def square_of(raw: bytes, size: int) -> UInt8[Tensor, "4 size size"]:
                 raise ValueError(f"{picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}")
             picture.draft(None, (DETAIL * size, DETAIL * size))
             picture.load()
-            square = _fitted(picture, size, _turn_of(picture))
+            square = _fitted(picture, size, turn_of(picture))
     except ValueError:
         raise
     except UnidentifiedImageError:
@@ -248,14 +239,6 @@ def square_of(raw: bytes, size: int) -> UInt8[Tensor, "4 size size"]:
     return as_bytes(rgba[..., :3], rgba[..., 3])[0]
 
 
-def _turn_of(picture: Image.Image) -> Image.Transpose | None:
-    """Return what turns a picture upright, None if it is or if its EXIF data cannot be read."""
-    try:
-        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # parsers raise all kinds of errors on malformed input, and the pixels are fine without
-        return None
-
-
 def _fitted(picture: Image.Image, size: int, turn: Image.Transpose | None) -> Image.Image:
     """Return a picture as a premultiplied RGBa square."""
     if picture.has_transparency_data:
@@ -267,8 +250,7 @@ def _fitted(picture: Image.Image, size: int, turn: Image.Transpose | None) -> Im
             square = Image.new("RGBa", (size, size))
             square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
             return square
-    if picture.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    picture = in_8_bits(picture)
     left, top = (max(side - min(picture.size), 0) / 2 for side in picture.size)
     box = (left, top, picture.width - left, picture.height - top)
     square = picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, box)
