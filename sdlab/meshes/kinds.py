@@ -12,7 +12,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-GAUSSIANS = ("spz", "splat", "sog")  # formats that hold nothing else
+GAUSSIANS = ("spz", "splat", "sog", "ply_packed")  # formats that hold nothing else
 SPLAT = np.dtype([("at", "<f4", 3), ("size", "<f4", 3), ("rgba", "u1", 4), ("turn", "u1", 4)])  # a row of .splat
 SPZ_MAGIC = b"NGSP"
 STL_HEAD = 84  # bytes before the triangles of a binary STL
@@ -53,7 +53,7 @@ class Unsupported(ValueError):
 
 
 def kind_of(raw: bytes, given: str, readable: str) -> str:
-    """Return "glb", "ply", "stl", "stl_ascii", "obj" or one of `GAUSSIANS`.
+    """Return "glb", "ply", "stl", "stl_ascii", "obj", "spz", "sog" or "splat".
 
     Raises ValueError that starts with `given` for any other file; `readable` says what can be read.
     """

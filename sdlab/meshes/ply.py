@@ -19,6 +19,7 @@ TYPES = {
     **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
 ORDERS: dict[str, Order] = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
+PACKED = tuple(f"packed_{name}" for name in ("position", "rotation", "scale", "color"))
 MAX_HEADER = 1_000_000  # bytes
 MAX_PROPERTIES = 1000  # of an element
 
@@ -73,6 +74,12 @@ def read(raw: bytes) -> Ply:
         else:
             tables[element.name], at = _rows(data, at, element, order)
     return Ply(comments, tables)
+
+
+def is_packed(file: Ply) -> bool:
+    """Return whether a file is SuperSplat's compressed PLY, which holds Gaussians."""
+    vertex = file.tables.get("vertex")
+    return vertex is not None and "chunk" in file.tables and set(PACKED) <= vertex.columns.keys()
 
 
 # ---- the header ---------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Contents(NamedTuple):
 class Parsed(NamedTuple):
     """A file whose format is known and whose structure is sound."""
 
-    kind: str  # as of `kind_of`
+    kind: str  # as of `kind_of`, or "ply_packed"
     source: Any  # gltf.Glb, ply.Ply, or the content
     given: str
 
@@ -111,7 +111,9 @@ def parse(raw: bytes, given: str, readable: str) -> Parsed:
         return parsed._replace(source=gltf.read(raw, given))
     if kind == "ply":
         with parsed.damage_explained():
-            return parsed._replace(source=ply.read(raw))
+            tables = ply.read(raw)
+        packed = ply.is_packed(tables)
+        return parsed._replace(kind="ply_packed" if packed else "ply", source=tables)
     return parsed
 
 

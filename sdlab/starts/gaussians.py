@@ -19,14 +19,13 @@ import numpy as np
 from sdlab.meshes import gltf
 from sdlab.meshes.colours import SH_C0, of_columns, to_display
 from sdlab.meshes.kinds import SPLAT, SPZ_MAGIC, Unsupported
-from sdlab.meshes.ply import Ply
+from sdlab.meshes.ply import PACKED, Ply
 from sdlab.meshes.read import Parsed
 
 MOST = 2_000_000  # Gaussians in a file: as many as scene.max_gaussians can allow
 FLAT = 100.0  # a disc (2DGS) becomes this many times as wide as it is thick
 HALF_STEP = 0.5 / 255  # an opacity stored in a byte as 0 or 255 is this far from 0 or 1, on average
 CHUNK = 256  # Gaussians that share their ranges in a compressed PLY
-PACKED = tuple(f"packed_{name}" for name in ("position", "rotation", "scale", "color"))
 SPZ_HEADER = struct.Struct("<4sIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, reserved
 SPZ_VERSIONS = (2, 3)
 SPZ_EXTENSIONS = 2  # flag
@@ -75,9 +74,6 @@ def _of_ply(file: Ply) -> Gaussians | None:
     if vertex is None:
         return None
     columns = vertex.columns
-    if set(PACKED) <= columns.keys() and "chunk" in file.tables:
-        _must_be_allowed(vertex.count)
-        return _unpacked(columns, file.tables["chunk"].columns)
     if missing_columns(columns):
         return None
     _must_be_allowed(vertex.count)
@@ -107,8 +103,10 @@ def _stacked(columns: Mapping[str, np.ndarray], name: str, count: int) -> np.nda
     return np.stack([columns[f"{name}_{i}"] for i in range(count)], 1).astype(np.float64)
 
 
-def _unpacked(vertex: Mapping[str, np.ndarray], chunk: Mapping[str, np.ndarray]) -> Gaussians:
+def _of_packed_ply(file: Ply) -> Gaussians:
     """Decode a compressed PLY of SuperSplat; see decompressPly in playcanvas/splat-transform."""
+    _must_be_allowed(file.tables["vertex"].count)
+    vertex, chunk = file.tables["vertex"].columns, file.tables["chunk"].columns
     position, rotation, scale, colour = (np.asarray(vertex[name], np.uint32).astype(np.int64) for name in PACKED)
     chunks = np.arange(len(position)) // CHUNK
     if len(position) and chunks[-1] >= len(chunk["min_x"]):
@@ -255,7 +253,7 @@ def _texels(raw: bytes, count: int) -> np.ndarray:
         return np.asarray(picture.convert("RGBA")).reshape(-1, 4)[:count]
 
 
-FORMATS = {"splat": _of_splat, "spz": _of_spz, "sog": _of_sog}
+FORMATS = {"splat": _of_splat, "spz": _of_spz, "sog": _of_sog, "ply_packed": _of_packed_ply}
 
 
 # ---- glTF ---------------------------------------------------------------------------------------------------------
