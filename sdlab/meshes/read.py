@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdlab.errors import first_line
+from sdlab.quoting import first_line
 
 MAX_BYTES = 200_000_000
 # limits on a decoded GLB, counting the copies that its nodes make: mesh elements, and texture pixels

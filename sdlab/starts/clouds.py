@@ -13,7 +13,8 @@ import numpy as np
 
 from sdlab.knobs import read_file
 from sdlab.meshes.read import MAX_BYTES, Parsed, fitting, mismatch_explained, must_be_finite, must_have_area, parse
-from sdlab.types import Cloud, RawSplats
+from sdlab.parsing import OWN, Limits, parsed
+from sdlab.shapes import Cloud, RawSplats
 
 READABLE = "GLB, OBJ, STL and PLY (mesh, points or Gaussians) can be read"
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 f_dc
@@ -27,7 +28,28 @@ PROBES = 2000  # points sampled to estimate the spacing
 def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str = "auto") -> Cloud | RawSplats:
     """Read the file at `path` as in `cloud_of`; ValueError names `knob`, the file and the problem."""
     given = f"{knob} = {str(path)!r}"
-    return cloud_of(read_file(path, MAX_BYTES, given), n, rng, given, up)
+    return parsed_cloud(read_file(path, MAX_BYTES, given), n, rng, given, up)
+
+
+def parsed_cloud(
+    raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto", limits: Limits = OWN
+) -> Cloud | RawSplats:
+    """Return `cloud_of` the arguments, called in another process within `limits`; `rng` advances as it would here."""
+    state = rng.bit_generator.state
+    kinds = (Cloud, RawSplats)
+    found, rng.bit_generator.state = parsed(
+        _drawing_from, raw, state, n, given, up, given=given, kinds=kinds, needs=("trimesh",), limits=limits
+    )
+    return found
+
+
+def _drawing_from(
+    raw: bytes, state: dict[str, Any], n: int, given: str, up: str
+) -> tuple[Cloud | RawSplats, dict[str, Any]]:
+    """Return `cloud_of` with a generator in `state`, and its state afterwards."""
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state
+    return cloud_of(raw, n, rng, given, up), dict(rng.bit_generator.state)
 
 
 def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto") -> Cloud | RawSplats:
