@@ -272,8 +272,9 @@ def test_what_a_parser_lets_pass_is_refused_in_words(tmp_path: Path, monkeypatch
         raise KeyError("uv")
 
     monkeypatch.setattr(clouds, "sampled", odd)
-    with pytest.raises(ValueError, match=r"scene\.file.*do not match"):
-        read(saved(tmp_path / "m.ply", two_boxes(), "ply"))
+    raw = saved(tmp_path / "m.ply", two_boxes(), "ply").read_bytes()
+    with pytest.raises(ValueError, match=r"^the boxes is damaged: its parts do not match"):
+        clouds.cloud_of(raw, 10, numbers(), "the boxes")
 
 
 def test_files_that_a_file_refers_to_are_not_read(tmp_path: Path) -> None:

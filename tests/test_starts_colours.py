@@ -14,11 +14,11 @@ import trimesh
 from PIL import ExifTags, Image
 from tiny_clouds import BLUE, CORNERS, HALVES, RED, SQUARE
 
+from sdlab.decoding import picture_of
 from sdlab.export.mesh import write_glb
 from sdlab.export.writers import write_ply, write_splat
 from sdlab.meshes.colours import to_display, to_linear
 from sdlab.meshes.surface import mesh_of
-from sdlab.pictures import picture_of
 from sdlab.starts.clouds import Start, cloud_of
 from sdlab.types import Cloud, RawSplats
 
@@ -242,7 +242,7 @@ def test_obj_colours_and_stl_without_are_display_values() -> None:
 def picture(image: Any, **options: Any) -> torch.Tensor:
     file = io.BytesIO()
     image.save(file, options.pop("format", "PNG"), **options)
-    return picture_of(file.getvalue(), 8, "the picture")[0]
+    return torch.from_numpy(picture_of(file.getvalue(), 8, "the picture")).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +19,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sdlab import pictures
+from sdlab import folders
 from sdlab.knobs import knobs_of
-from sdlab.priors.sources import files
+from sdlab.parsing import Limits
 from sdlab.priors.sources.folder import FolderSource
 from sdlab.settings import default_settings, priors, scenes
 from sdlab.starts import clouds
@@ -150,10 +152,12 @@ def test_what_is_of_no_use_is_refused_with_a_reason(site: Site, knob: str, raw: 
     assert site.post(BOX)[0] == 204, "the next one is taken"
 
 
-def test_a_picture_of_too_many_pixels_is_not_unpacked(site: Site, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 150)
-    said = "'big.png' has 20 x 10 pixels; the limit is 150"
-    assert site.post(picture(), "scene.picture", name="big.png") == (422, said)
+def test_a_picture_of_too_many_pixels_is_not_unpacked(site: Site):
+    raw = bytearray(picture())
+    raw[16:24] = struct.pack(">II", 12_000, 10_000)
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    said = "'big.png' has 12000 x 10000 pixels; the limit is 100,000,000"
+    assert site.post(bytes(raw), "scene.picture", name="big.png") == (422, said)
 
 
 @pytest.mark.parametrize(
@@ -168,14 +172,14 @@ def test_a_zip_without_a_picture_is_refused(site: Site, content: dict[str, bytes
     assert site.post(packed(content), "prior.path", name="x.zip") == (422, said)
 
 
-def test_a_zip_beyond_the_limits_is_not_unpacked(site: Site, monkeypatch):
-    monkeypatch.setattr(files, "MAX_UNPACKED", 10**6)
-    raw = packed({f"{i}.png": picture() + bytes(300_000) for i in range(4)})
-    status, text = site.post(raw, "prior.path", name="x.zip")
-    assert status == 422
-    assert re.fullmatch(r"'x\.zip' has 1,200,\d{3} bytes when unpacked; the limit is 1,000,000", text), text
-    monkeypatch.setattr(files, "MAX_FILES", 3)
-    assert site.post(raw, "prior.path", name="x.zip") == (422, "'x.zip' has more than 3 files: leave some out")
+def test_a_zip_beyond_the_limits_is_not_unpacked(site: Site):
+    raw = bytearray(packed({f"{i}.png": picture() for i in range(2)}))
+    for entry in re.finditer(rb"PK\x01\x02", bytes(raw)):
+        raw[entry.start() + 24 : entry.start() + 28] = struct.pack("<I", 3_000_000_000)
+    said = "'x.zip' has 6,000,000,000 bytes when unpacked; the limit is 4,000,000,000"
+    assert site.post(bytes(raw), "prior.path", name="x.zip") == (422, said)
+    many = b"PK\x05\x06" + folders.ENTRY * (folders.MAX_FILES + 1)
+    assert site.post(many, "prior.path", name="x.zip") == (422, "'x.zip' has more than 200,000 files: leave some out")
 
 
 def glb(change) -> bytes:
@@ -249,7 +253,7 @@ def test_files_are_capped_more_tightly_for_visitors(monkeypatch):
 def test_one_file_at_a_time(site: Site, monkeypatch):
     reading, go_on = threading.Event(), threading.Event()
 
-    def slow(raw: bytes, given: str) -> None:
+    def slow(raw: bytes, given: str, limits: Limits) -> None:
         reading.set()
         go_on.wait(30)
 

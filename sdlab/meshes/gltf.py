@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdlab.errors import first_line
 from sdlab.meshes.parts import COLOR_0
+from sdlab.quoting import first_line
 
 # limits on a decoded GLB, counting the copies that its nodes make: mesh elements, and texture pixels
 MAX_NUMBERS, MAX_PIXELS = 50_000_000, 400_000_000

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdlab.decoding import in_8_bits
 from sdlab.meshes.colours import of_columns, shares, to_display
 from sdlab.meshes.ply import Lists, Table
-from sdlab.pictures import in_8_bits
 
 MASKED = ("MASK", "BLEND")  # glTF's alpha modes in which a texture has holes
 CUTOFF = 0.5  # of alpha

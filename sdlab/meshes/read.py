@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdlab.errors import first_line
 from sdlab.meshes import gltf, ply
 from sdlab.meshes.kinds import STL_HEAD, TRIANGLE, Unsupported, kind_of, stl_triangles
 from sdlab.meshes.parts import GREY, Part, Points, of_cloud, of_tables, of_trimesh
+from sdlab.quoting import first_line
 
 MAX_BYTES = 200_000_000
 MISSING = "is damaged: its faces refer to missing vertices; re-export it"

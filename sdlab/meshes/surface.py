@@ -22,6 +22,7 @@ from sdlab.knobs import read_file
 from sdlab.meshes.kinds import GAUSSIANS
 from sdlab.meshes.parts import Part
 from sdlab.meshes.read import MAX_BYTES, fitting, mismatch_explained, must_be_finite, must_have_area, parse
+from sdlab.parsing import OWN, Limits, parsed
 
 READABLE = "a mesh as GLB, OBJ, STL or PLY can be read"
 RADIUS = 0.8  # as of a scene's start
@@ -65,7 +66,14 @@ class Mesh(NamedTuple):
 def read_mesh(path: Path, knob: str, up: str = "auto", radius: float = RADIUS) -> Mesh:
     """Read the file at `path` as in `mesh_of`; ValueError names `knob`, the file and the problem."""
     given = f"{knob} = {str(path)!r}"
-    return mesh_of(read_file(path, MAX_BYTES, given), given, up, radius)
+    return parsed_mesh(read_file(path, MAX_BYTES, given), given, up, radius)
+
+
+def parsed_mesh(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS, limits: Limits = OWN) -> Mesh:
+    """Return `mesh_of` the arguments, parsed in another process within `limits`."""
+    needs = ("trimesh", "PIL.Image")
+    mesh = parsed(_placed, raw, given, up, radius, given=given, kinds=(Mesh, Textures), needs=needs, limits=limits)
+    return _finished(mesh, given)
 
 
 def mesh_of(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS) -> Mesh:
@@ -74,11 +82,21 @@ def mesh_of(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS) ->
     `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as in glTF) or "auto". Raises ValueError that
     starts with `given` and says what is wrong.
     """
-    parsed = parse(raw, given, READABLE)
+    return _finished(_placed(raw, given, up, radius), given)
+
+
+def check_mesh(raw: bytes, given: str) -> None:
+    """Raise the ValueErrors of `mesh_of`."""
+    _sound(_placed(raw, given, "auto", RADIUS), given)
+
+
+def _placed(raw: bytes, given: str, up: str, radius: float) -> Mesh:
+    """Parse a mesh file and place it in the world; without normals, and with its degenerate faces."""
+    file = parse(raw, given, READABLE)
     with mismatch_explained(given):
-        found = parsed.contents()
+        found = file.contents()
         if not found.parts:
-            if found.points or parsed.kind in GAUSSIANS:
+            if found.points or file.kind in GAUSSIANS:
                 raise ValueError(
                     f"{given} has points or Gaussians but no faces, so it has no surface to render: use {READABLE}; "
                     "a scene can start from such a file (scene.file)"
@@ -89,9 +107,9 @@ def mesh_of(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS) ->
             raise ValueError(f"{given} has {count:,} faces; the limit is {MAX_FACES:,}: simplify it")
         must_be_finite(given, *(array for p in found.parts for array in (p.vertices, p.rgbs, p.uvs)))
         mesh = _joined(found.parts)
-    vertices = mesh.vertices[:, [2, 0, 1]] if parsed.is_y_up(up) else mesh.vertices
+    vertices = mesh.vertices[:, [2, 0, 1]] if file.is_y_up(up) else mesh.vertices
     middle, factor = fitting(vertices[np.unique(mesh.faces)], radius)
-    return _finished(mesh._replace(vertices=(vertices - middle) * factor), given)
+    return mesh._replace(vertices=(vertices - middle) * factor)
 
 
 def _joined(parts: Sequence[Part]) -> Mesh:
@@ -164,16 +182,23 @@ def _pyramid(image: np.ndarray) -> list[np.ndarray]:
 # ---- normals ----------------------------------------------------------------------------------------------------
 
 
-def _finished(mesh: Mesh, given: str) -> Mesh:
-    """Drop degenerate faces, and give every corner a normal that is smooth except across creases.
-
-    Raises ValueError if no faces are left.
-    """
+def _sound(mesh: Mesh, given: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which faces [F] are not degenerate, and vectors [F, 3] that are normal to the faces and as long as twice
+    their area. Raises ValueError if all faces are degenerate."""
     corners = mesh.vertices[mesh.faces]
     across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     doubled = np.linalg.norm(across, axis=1)
     sound = doubled > DEGENERATE
     must_have_area(doubled[sound], given)
+    return sound, across
+
+
+def _finished(mesh: Mesh, given: str) -> Mesh:
+    """Drop degenerate faces, and give every corner a normal that is smooth except across creases.
+
+    Raises ValueError if no faces are left.
+    """
+    sound, across = _sound(mesh, given)
     rest = (mesh.faces, mesh.rgbs, mesh.uvs, mesh.images)
     faces, rgbs, uvs, images = (np.ascontiguousarray(x[sound]) for x in rest)
     across = np.ascontiguousarray(across[sound])

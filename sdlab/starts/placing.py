@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from sdlab.meshes.read import fitting
-from sdlab.types import Cloud, RawSplats
+from sdlab.shapes import Cloud, RawSplats
 
 PROBES = 2000  # points sampled to estimate the spacing
 

@@ -19,7 +19,7 @@ from sdlab.ui.desk import Desk
 from sdlab.ui.lane import Lane
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import UPLOADS, Bringing
-from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors
+from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors, limits
 from sdlab.viewport.splat_view import Viewports
 
 
@@ -105,7 +105,7 @@ class Page:
                 f"{UPLOADS[knob].kind!r}, and it is {getattr(lane.settings, group).kind!r}"
             )
         in_use = {Path(path) for other in desk.lanes for path in other.files()}
-        path = desk.uploads.keep(knob, name, raw, in_use)
+        path = desk.uploads.keep(knob, name, raw, in_use, limits(bool(self.visitors.locked)))
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
         lane.use_file(knob, path, UPLOADS[knob].use(raw))
