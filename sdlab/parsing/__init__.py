@@ -20,7 +20,7 @@ from typing import Any
 from sdlab.parsing.children import CHILDREN, Limits, Request
 
 OWN = Limits(120.0, 6_000_000_000)  # for files that the user of this machine names
-VISITOR = Limits(2.0, 360_000_000, 400_000_000)  # for files that visitors of a public server upload
+VISITOR = Limits(1.8, 360_000_000, 400_000_000)  # for files that visitors of a public server upload
 
 
 def parsed(

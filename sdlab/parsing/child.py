@@ -11,8 +11,9 @@ import os
 import sys
 import time
 import warnings
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import psutil
@@ -40,7 +41,7 @@ def main() -> None:
             pass
 
 
-def serve(questions: BinaryIO, answers: BinaryIO) -> bool:
+def serve(questions: BufferedIOBase, answers: BufferedIOBase) -> bool:
     """Answer one request; return whether this process is fit for another."""
     request = wire.receive(questions)
     raw = wire.exactly(questions, request["bytes"])
@@ -61,7 +62,7 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> bool:
             line = refusal(e)
     line["warnings"] = [str(w.message) for w in said if w.category is UserWarning]
     line["fit"] = psutil.Process().memory_info().rss <= KEPT
-    wire.send(answers, line, *(memoryview(array.reshape(-1).view(np.uint8)) for array in arrays if array.size))
+    wire.send(answers, line, *(array.reshape(-1).view(np.uint8).data for array in arrays if array.size))
     return line["fit"]
 
 

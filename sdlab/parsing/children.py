@@ -77,9 +77,8 @@ class Child:
 
     def ask(self, request: Request, kinds: Collection[type], limits: Limits) -> wire.Reply:
         """Return the reply to a request. Raises EOFError, OSError, Garbled or psutil.Error if there is none."""
-        questions, answers = self._process.stdin, self._process.stdout
-        assert questions is not None
-        assert answers is not None
+        questions: Any = self._process.stdin
+        answers: Any = self._process.stdout
         self._limits, self._began, self._asked = limits, None, time.monotonic()
         head = {"target": request.target, "args": request.args, "needs": request.needs, "bytes": len(request.raw)}
         wire.send(questions, {**head, "seconds": limits.seconds, "memory": limits.memory}, request.raw)

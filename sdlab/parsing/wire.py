@@ -11,7 +11,8 @@ import json
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Reply:
     fit: bool = False  # for another file
 
 
-def send(stream: BinaryIO, line: dict[str, Any], *blocks: Any) -> None:
+def send(stream: BufferedIOBase, line: dict[str, Any], *blocks: Any) -> None:
     """Write one line of JSON and the bytes of `blocks`. Raises OSError when nobody reads them."""
     stream.write(json.dumps(line).encode() + b"\n")
     for block in blocks:
@@ -43,7 +44,7 @@ def send(stream: BinaryIO, line: dict[str, Any], *blocks: Any) -> None:
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> dict[str, Any]:
+def receive(stream: BufferedIOBase) -> dict[str, Any]:
     """Read one line of JSON. Raises EOFError at the end of the stream, Garbled for anything else."""
     line = stream.readline(MAX_LINE)
     if not line:
@@ -57,7 +58,7 @@ def receive(stream: BinaryIO) -> dict[str, Any]:
     return found
 
 
-def exactly(stream: BinaryIO, count: int) -> bytes:
+def exactly(stream: BufferedIOBase, count: int) -> bytes:
     """Read `count` bytes; EOFError if there are fewer."""
     raw = stream.read(count)
     if len(raw) < count:
@@ -91,7 +92,7 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
 class Decoder:
     """Reads a result from a stream, with arrays of at most `most` bytes together."""
 
-    def __init__(self, stream: BinaryIO, kinds: Collection[type], most: int) -> None:
+    def __init__(self, stream: BufferedIOBase, kinds: Collection[type], most: int) -> None:
         self._stream = stream
         self._kinds = {kind.__name__: kind for kind in kinds}
         self._left = most
@@ -132,8 +133,12 @@ class Decoder:
         return kind(*values)
 
     def _array(self, content: list[Any]) -> np.ndarray:
-        dtype, *shape = content
-        if dtype not in DTYPES or not all(type(side) is int and side >= 0 for side in shape):
+        dtype, *shape = content or [None]
+        if (
+            not isinstance(dtype, str)
+            or dtype not in DTYPES
+            or not all(type(side) is int and side >= 0 for side in shape)
+        ):
             raise Garbled
         count = math.prod(shape) * np.dtype(dtype).itemsize
         if count > self._left:
@@ -141,12 +146,12 @@ class Decoder:
         self._left -= count
         array = np.empty(shape, dtype)
         if count:
-            self._fill(memoryview(array.reshape(-1).view(np.uint8)))
+            self._fill(array.reshape(-1).view(np.uint8).data)
         return array
 
     def _fill(self, view: memoryview) -> None:
         while view:
-            got = self._stream.readinto(view)  # pyright: ignore[reportAttributeAccessIssue]  # of a buffered reader
+            got = self._stream.readinto(view)
             if not got:
                 raise EOFError
             view = view[got:]
