@@ -47,7 +47,7 @@ class Site:
         given = [(f"--public-url {url}", url) for url in urls]
         if "://" in prefix:
             given.append((f"--root-path {prefix}", prefix))
-            prefix = urlsplit(prefix).path
+            prefix = ""
         parsed = [_public(option, url) for option, url in given]
         paths = {path for path in (prefix.rstrip("/"), *(url.path.rstrip("/") for url in parsed)) if path}
         if len(paths) > 1:
@@ -90,7 +90,7 @@ class Site:
         if origin is None:
             return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
         origin = origin.lower()
-        asked = HOST.fullmatch(_short(urlsplit(origin).netloc)) if "://" in origin else None
+        asked = HOST.fullmatch(_short(_place(origin)))
         if asked is None:
             return False
         ours = [_short(headers.get("host", "").lower()), _short(_first(headers, "x-forwarded-host"))]
@@ -118,7 +118,7 @@ class Site:
     def foreign_origin(self, headers: Mapping[str, str]) -> str:
         """Return what to tell a page whose address differs from ours: behind a proxy, which header is missing."""
         origin, host = headers.get("origin", ""), headers.get("host", "")
-        if HOST.fullmatch(urlsplit(origin).netloc.lower()) is None:
+        if HOST.fullmatch(_place(origin.lower())) is None:
             return "This request comes from another site."
         return (
             f"This page is at {origin}, but the request that reached the server is for {host}. If a proxy is in "
@@ -131,7 +131,10 @@ ANYWHERE = Site()  # answers to every IP address, and to no name but localhost
 
 
 def _public(option: str, url: str) -> SplitResult:
-    parsed = urlsplit(url)
+    try:
+        parsed = urlsplit(url)
+    except ValueError:  # such as half of an IPv6 address
+        parsed = urlsplit("")
     if parsed.scheme not in ("http", "https") or HOST.fullmatch(parsed.netloc.lower()) is None:
         raise ValueError(f"{option}: an address such as https://lab.example or http://lab.example:8080/lab is needed")
     return parsed
@@ -140,6 +143,12 @@ def _public(option: str, url: str) -> SplitResult:
 def _first(headers: Mapping[str, str], name: str) -> str:
     """Return the first entry of a forwarded header, which is the one of the proxy next to the browser."""
     return headers.get(name, "").split(",")[0].strip().lower()
+
+
+def _place(origin: str) -> str:
+    """Return the host[:port] of an origin, "" where there is none."""
+    scheme, _, place = origin.partition("://")
+    return place if scheme in ("http", "https") else ""
 
 
 def _short(host: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Literal
 
 import msgspec
 import websockets
@@ -39,9 +40,10 @@ POLICY = (
 )
 
 
-class Camera(msgspec.Struct, tag_field="type", tag="ViewerCameraMessage", forbid_unknown_fields=True):
+class Camera(msgspec.Struct, forbid_unknown_fields=True):
     """The only message that a view's client sends."""
 
+    type: Literal["ViewerCameraMessage"]
     wxyz: tuple[float, float, float, float]
     position: Triple
     fov: float
@@ -147,6 +149,7 @@ async def _relay(browser: WebSocket, view: SplatView) -> None:
         return
     async with upstream:
         await browser.accept(subprotocol=upstream.subprotocol)
+        ending: list[tuple[int, str]] = []  # said once nothing is being sent
 
         async def down() -> None:
             async for message in upstream:
@@ -155,7 +158,7 @@ async def _relay(browser: WebSocket, view: SplatView) -> None:
         async def up() -> None:
             while (message := await browser.receive())["type"] == "websocket.receive":
                 if not is_camera_move(message.get("bytes")):
-                    await browser.close(NONSENSE, "only camera moves are accepted")
+                    ending.append((NONSENSE, "only camera moves are accepted"))
                     return
                 await upstream.send(message["bytes"])
 
@@ -170,4 +173,4 @@ async def _relay(browser: WebSocket, view: SplatView) -> None:
         if isinstance(end, Exception) and not isinstance(end, (WebSocketDisconnect, websockets.ConnectionClosed)):
             raise end
     if browser.application_state is WebSocketState.CONNECTED and browser.client_state is WebSocketState.CONNECTED:
-        await browser.close()
+        await browser.close(*(ending[0] if ending else ()))
