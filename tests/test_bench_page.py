@@ -127,7 +127,7 @@ def test_calls_are_timed_by_handler():
         pass
 
     app = visitor.Calls(page, kept)
-    for path in (visitor.CALL + "predict", visitor.NEWS + "token", visitor.DO + "token", "/gradio_api/heartbeat/x"):
+    for path in (visitor.DESK, visitor.NEWS + "token", visitor.DO + "token", "/here/x"):
         asyncio.run(app({"type": "http", "path": path}, receive, send))
     assert [name for name, _ in kept] == ["arrive", "poll", "step"]
     assert all(50 <= ms < 5000 for _, ms in kept)

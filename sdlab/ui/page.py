@@ -1,8 +1,7 @@
 """The desks of a server's pages: pages arrive, poll, act and leave.
 
-A page is told its desk's token when it arrives, through Gradio's load event; Gradio also reports when it leaves. In
-between, the page uses our own routes (`sdlab.ui.answers`): it polls for news twice a second and posts what the user
-does.
+A page uses the routes of `sdlab.ui.answers`: it is told its desk's token when it arrives, polls for news twice a
+second, posts what the user does, and keeps a stream open whose end says that it has left.
 """
 
 from __future__ import annotations
@@ -78,6 +77,11 @@ class Page:
             if isinstance(one, dict) and desk.lanes:
                 acts.perform(self, desk, one)
         return True
+
+    def shows(self, token: str, page: str) -> bool:
+        """Return whether a page shows the desk of `token`."""
+        desk = self._of_page(page)
+        return desk is not None and desk.id == token
 
     def leave(self, page: str) -> None:
         """Start the grace period of a page that was closed or reloaded."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from PIL import Image
 
@@ -39,7 +39,7 @@ from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
 from sdlab.ui.turns import Turns
 from sdlab.ui.wording import TITLE
-from sdlab.web import same_origin
+from sdlab.web import refusal
 
 MOST = 24  # files per shelf
 MOST_BYTES = 400_000_000
@@ -365,15 +365,13 @@ def routes(shelves: Shelves) -> APIRouter:
     router = APIRouter()
 
     @router.get("/results/{token}/{result_id}", include_in_schema=False)
-    def download(token: str, result_id: str, request: Request) -> Response:
-        if not same_origin(request.headers):
-            return Response("results are sent only to the page they belong to", 403)
+    def download(token: str, result_id: str) -> Response:
         shelf = shelves.get(token)
         found = shelf.file(result_id) if shelf is not None else None
         if found is None or not found[0].is_file():
-            return Response("there is no such result, or its session has ended", 404)
+            return refusal("there is no such result, or its session has ended", 404)
         path, result = found
-        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
+        headers = {"Cache-Control": "private, no-store"}
         return FileResponse(path, filename=result.name, media_type=FORMATS[result.kind].media_type, headers=headers)
 
     return router

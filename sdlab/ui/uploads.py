@@ -28,7 +28,7 @@ from sdlab.meshes.surface import READABLE, check_mesh
 from sdlab.parsing import OWN, Limits, parsed
 from sdlab.settings import Settings
 from sdlab.starts import clouds
-from sdlab.web import capped_body, same_origin
+from sdlab.web import capped_body, refusal
 
 MOST_KEPT = 8  # files per desk
 PATIENCE = 600.0  # seconds that an upload may take
@@ -161,21 +161,12 @@ class Bringing(NamedTuple):
     receive: Callable[[str, str, bytes], object]
 
 
-def refusal(text: str, status: int) -> Response:
-    """Return a refusal as plain text, without what a browser could take for markup: names and contents of files are
-    quoted in it."""
-    harmless = "".join(c if c.isprintable() and c not in "<>&" else "_" for c in text)
-    return PlainTextResponse(harmless, status)
-
-
 def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], int]) -> APIRouter:
     """Return the routes below /uploads; `find` looks up a desk's token, `max_bytes` the size limit of a knob's file."""
     router = APIRouter()
 
     @router.post("/uploads/{token}/{knob}", include_in_schema=False)
     async def upload(token: str, knob: str, request: Request, name: str = "file") -> Response:
-        if not same_origin(request.headers):
-            return refusal("uploads are accepted only from the page they are for", 403)
         bringing = find(token)
         if bringing is None:
             return refusal("this session has ended", 404)
