@@ -65,10 +65,10 @@ def routes(pages: Page) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/news/{token}")
-    def news(token: str, request: Request, page: str = "") -> Response:
+    def news(token: str, request: Request, page: str = "", missed: bool = False) -> Response:
         if not same_origin(request.headers):
             return Response("news is sent only to the page it belongs to", 403)
-        return JSONResponse(pages.poll(token, page), headers=NO_STORE)
+        return JSONResponse(pages.poll(token, page, missed), headers=NO_STORE)
 
     @router.post("/do/{token}")
     async def do(token: str, request: Request) -> Response:
