@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sdlab.console import Remark
+
 
 @runtime_checkable
 class Space(Protocol):
@@ -99,7 +101,7 @@ class LatentSpace:
             return out
         self._autocast = None
         self.note = f"the VAE overflows in {str(half).removeprefix('torch.')}, using float32 instead"
-        warnings.warn(self.note, stacklevel=2)
+        warnings.warn(self.note, Remark, stacklevel=2)
         return self._by_parts(network, x)
 
     def _by_parts(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings, turntable
+from sdlab.console import Remark
 from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
 from sdlab.meshes.read import UPS
@@ -151,7 +152,7 @@ class Splats(SceneConfig):
             if self.start != EITHER:
                 raise
             note = f"starting from a ball: {e}"
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, Remark, stacklevel=2)
             return self._ball(rng), [note]
         found, remarks = self._placed(start)
         return (self._of_cloud(found, numbers) if isinstance(found, Cloud) else self._of_splats(found)), remarks

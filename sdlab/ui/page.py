@@ -53,8 +53,8 @@ class Page:
             desk.set_dark(dark)
         return {"token": desk.id, "page": page}
 
-    def poll(self, token: str, page: str) -> dict[str, Any]:
-        """Return the panels that changed on a desk, for the page that shows it."""
+    def poll(self, token: str, page: str, missed: bool = False) -> dict[str, Any]:
+        """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer."""
         own = self._of_page(page)
         if own is not None and own.id != token:
             return {}  # the page has just been given another desk
@@ -66,6 +66,8 @@ class Page:
             return another_tab(page) if known else session_over(page)
         if self._find(token, polling=True) is None:
             return session_over(page)
+        if missed:
+            own.forget()
         return {"panels": own.news()}
 
     def act(self, token: str, said: Any) -> bool:

@@ -119,6 +119,7 @@ def server(app: FastAPI, **options: Any) -> PageServer:
     config = uvicorn.Config(
         app,
         log_level="warning",
+        log_config=None,  # its log lines go where all go, see `sdlab.console`
         ws_per_message_deflate=False,  # splats do not compress, and trying doubles the work
         ws_max_size=MAX_FRAME,
         server_header=False,
