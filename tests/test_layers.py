@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 # and earlier rows, never from a sibling module that is a member too.
 ROWS = [
     {"files"},
-    {"types", "rng", "knobs", "errors", "arguments", "machine", "progress", "pictures", "channel", "compiled", "web"},
+    {"types", "rng", "knobs", "errors", "arguments", "machine", "progress", "pictures", "channel", "compiled", "web"}
+    | {"transfer"},
     {"cameras", "optim", "plane"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
