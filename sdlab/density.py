@@ -240,7 +240,7 @@ def sample_by_opacity(opacities: Tensor, n: int, rng: torch.Generator) -> Tensor
     """Sample `n` indices [n] with replacement, proportionally to opacity [M]; drawn on the CPU."""
     if n == 0:
         return torch.zeros(0, dtype=torch.long, device=opacities.device)
-    return torch.multinomial(opacities.double().cpu(), n, replacement=True, generator=rng).to(opacities.device)
+    return upload(torch.multinomial(opacities.double().cpu(), n, replacement=True, generator=rng), opacities.device)
 
 
 def _rotate(quats: Tensor, vectors: Tensor) -> Tensor:

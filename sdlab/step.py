@@ -29,6 +29,7 @@ from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Rende
 STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "auxiliary", "publish")
 DENSIFY_PAUSE = 100  # steps after a change of loss, so that density statistics do not mix gradient scales
 BUILD_STEP = -1  # step number of the random streams that initialise the scene and auxiliaries
+MOST_UNREAD = 100  # verdicts of a GPU that may wait for somebody to ask
 FIRST_WARM_UP = -2  # step number of an auxiliary's first warm-up step; later ones count down
 
 
@@ -232,6 +233,8 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
 
     if verdict.late:
         state.unread.append((state.step, verdict))
+        if len(state.unread) >= MOST_UNREAD:
+            state.read_verdicts()
     else:
         state.note(state.step, verdict)
     state.step += 1

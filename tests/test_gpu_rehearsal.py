@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import time
 import warnings
 from collections import Counter
 from concurrent.futures import Future
@@ -34,6 +33,7 @@ from sdlab.losses.sds import SDS
 from sdlab.priors import spaces
 from sdlab.priors.diffusers import DiffusersModel
 from sdlab.raster import tiled
+from sdlab.rng import StepRng
 from sdlab.scenes import splats
 from sdlab.settings import Settings, preset
 from sdlab.step import needs_warm_up, step
@@ -252,7 +252,7 @@ def test_plain_torch_draws_on_a_gpu_in_few_batches(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", ["share", "threshold", "mcmc"])
-def test_density_control_runs_on_the_gpu(rule, new):
+def test_density_control_runs_on_the_gpu(rule, gpu, new):
     often = [("scene.densify_every", 2), ("scene.densify_from", 0.0), ("scene.densify_until", 1.0)]
     session = new(("scene.density", rule), ("scene.opacity_reset_every", 3), ("scene.densify_threshold", 0.0), *often)
     session.run(until=6)
@@ -260,6 +260,9 @@ def test_density_control_runs_on_the_gpu(rule, new):
     assert len(scene.params["means"]) > 20
     assert all_on_cuda(session)
     assert pretended.is_cuda(scene._density.pull)
+    waits = gpu.waits(lambda: scene.densify(0.5, 8, session.state.optim, StepRng(0, 8)))
+    assert 0 < len(waits) <= 10, "however many copies a Gaussian gets"
+    assert "upload" not in {wait.kind for wait in waits}
 
 
 def test_losses_toggle_and_what_is_parked_leaves_the_gpu(new):
@@ -514,27 +517,18 @@ def test_the_benchmark_for_gpus_counts_steps(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "entries", lambda s: [e for e in entries(s) if e.loss == "sds"])
     monkeypatch.setattr(bench, "_rasterisers", lambda *_: [])  # 512 x 512 pixels are too many for the emulation
     monkeypatch.setattr(sessions, "WARM_UP", 1)
-    rates: list[float] = []
-    together = sessions._together
-
-    def counted(manager, s, n, seconds):
-        before, started = [], time.perf_counter()
-        monkeypatch.setattr(sessions, "_Counter", lambda seat: before.append(seat.session) or counter(seat))
-        found = together(manager, s, n, seconds)
-        most = sum(session.state.step for session in before) / (time.perf_counter() - started)
-        rates.append(found["steps_per_second"] / most)
-        return found
-
-    counter = sessions._Counter
-    monkeypatch.setattr(sessions, "_together", counted)
+    monkeypatch.setattr(sessions, "SECONDS_QUICK", 0.1)
+    seats, count = [], sessions._Counter
+    monkeypatch.setattr(sessions, "_Counter", lambda seat: seats.append((seat, count(seat))) or seats[-1][1])
     pretended.in_every_session(monkeypatch, gpu)
     out = tmp_path / "gpu.json"
     assert cli.main(["bench", "gpu", "--size", "tiny", "--device", "cuda", "--quick", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["device"] == "a pretended GPU"
     assert [row["evaluations"] for row in result["losses"]] == [2]
-    assert len(rates) == 4
-    assert min(rates) > 0.5, "every tenth step alone would be a tenth of the rate"
+    assert [seat["sessions"] for seat in result["sessions"]["rows"]] == [1, 2]
+    assert len(seats) == 6
+    assert all(counter.steps == seat.session.state.step >= 1 for seat, counter in seats)
 
 
 def test_times_of_launches_are_called_so_on_the_page(new):
