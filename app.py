@@ -142,8 +142,11 @@ def build(args: argparse.Namespace) -> Any:
 def say_rasteriser(device: Any) -> None:
     """Print which rasteriser a GPU gets, and why if it is not gsplat. Runs in a thread, because it may have to
     compile."""
-    from sdlab.raster import backend_for
+    from sdlab.raster import announcement_for, backend_for
 
+    announcement = announcement_for(device)
+    if announcement:
+        print(f"Rasteriser: {announcement} ...", flush=True)
     rasteriser = backend_for(device)
     if rasteriser.note:
         say(f"Rasteriser: {rasteriser.note}.", NAME)
