@@ -250,7 +250,7 @@ def test_skipping_empty_space_changes_nothing_that_is_seen():
     with torch.no_grad():
         _, skipping = seen(scene)
         share = float(scene._empty.occupied.float().mean())
-        scene._empty.opacity.fill_(1.0)
+        scene._empty.restore(torch.ones_like(scene._empty.opacity), 1)
         _, everything = seen(scene)
     assert share < 0.3
     assert float((skipping.rgb - everything.rgb).abs().max()) < 0.03

@@ -293,5 +293,5 @@ class FieldScene:
                 )
         for name, old in list(self.params.items()):
             self.params[name] = Parameter(state[name].to(old, copy=True))
-        self._empty.opacity = state["opacity"].to(self._empty.opacity, copy=True)
-        self._empty.updates, self._steps = int(state["updates"]), int(state["steps"])
+        self._empty.restore(state["opacity"].to(self._empty.opacity, copy=True), int(state["updates"]))
+        self._steps = int(state["steps"])

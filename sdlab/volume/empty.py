@@ -15,19 +15,20 @@ VISIBLE = 0.002  # opacity of a cell above which it is occupied
 
 
 class Occupancy:
-    """The greatest recent opacity of each cell, `opacity` [G, G, G], for light that crosses its whole width."""
+    """What is known of each cell; all [G, G, G].
+
+    opacity   the greatest recent opacity, for light that crosses the whole width of the cell
+    occupied  whether a cell or a neighbour is above VISIBLE: the look at a cell may miss a surface in its corner, and
+              surfaces must be able to grow
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.opacity = torch.ones(CELLS, CELLS, CELLS, device=device)
-        self.updates = 0
+        self.restore(torch.ones(CELLS, CELLS, CELLS, device=device), 0)
 
-    @property
-    def occupied(self) -> Tensor:
-        """Cells that may be visible, bool [G, G, G]: those above VISIBLE and their neighbours.
-
-        The look at a cell may miss a surface in its corner, and surfaces must be able to grow.
-        """
-        return max_pool3d(self.opacity[None], 3, 1, 1)[0] > VISIBLE
+    def restore(self, opacity: Tensor, updates: int) -> None:
+        """Continue from saved opacities, after a number of updates."""
+        self.opacity, self.updates = opacity, updates
+        self.occupied = max_pool3d(opacity[None], 3, 1, 1)[0] > VISIBLE
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], bound: float) -> None:
@@ -41,5 +42,5 @@ class Occupancy:
         width = 2 * bound / CELLS
         places = (corners + torch.rand(*shape, 3, generator=generator)) * width - bound
         seen = -torch.expm1(-width * density(places.view(-1, 3).to(self.opacity.device))).view(shape)
-        self.opacity = torch.maximum(DECAY * self.opacity if self.updates else 0 * self.opacity, seen)
-        self.updates += 1
+        kept = DECAY * self.opacity if self.updates else torch.zeros_like(seen)
+        self.restore(torch.maximum(kept, seen), self.updates + 1)
