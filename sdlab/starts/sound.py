@@ -104,6 +104,7 @@ def _with_thickness(log_scales: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def _unit(quats: np.ndarray) -> np.ndarray:
-    """Return quaternions [N, 4] with unit length; zero becomes the identity."""
+    """Return quaternions [N, 4] with unit length, those that have it to the bit; zero becomes the identity."""
     lengths = np.linalg.norm(quats, axis=1, keepdims=True)
-    return np.where(lengths > 0, quats / np.where(lengths > 0, lengths, 1), (1.0, 0, 0, 0))
+    divisors = np.where((lengths == 0) | (abs(lengths - 1) < 1e-6), 1, lengths)
+    return np.where(lengths > 0, quats / divisors, (1.0, 0, 0, 0))
