@@ -502,14 +502,17 @@ EXAMPLES = examples()
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.filterwarnings("error")
 def test_damaged_file_is_read_or_refused_in_words(name: str, count: int) -> None:
+    odd = []
     for seed in range(count):
         raw = mutated(EXAMPLES[name], np.random.default_rng((seed, len(name))))
         for reader in (start, lambda raw: mesh_of(raw, "the file")):
             try:
                 found = reader(raw)
             except ValueError as e:
-                assert re.match("the file (is|has|holds|contains|refers)", str(e)), (seed, e)
-                assert len(str(e)) < 500
+                text = str(e)
+                if len(text) > 500 or not re.match("the file (is|has|holds|contains|refers)", text):
+                    odd.append((seed, text))
             else:
-                if isinstance(found, Start):
-                    assert all(np.isfinite(array).all() for array in found.found)
+                if isinstance(found, Start) and not all(np.isfinite(array).all() for array in found.found):
+                    odd.append((seed, "NaN or infinity"))
+    assert not odd

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from sdlab.shapes import Cloud, RawSplats
+from sdlab.meshes.read import LARGEST
 from sdlab.starts.gaussians import FLAT, HALF_STEP, Gaussians
 
-LARGEST = 1e37  # coordinate, so that sums of float32 stay finite
 FAR_OFF = 100.0  # a middle this many times as far from the origin as its points from it costs float32 its detail
 STRAY, BULK = 5.0, 0.95  # points are stray at STRAY times the distance within which a share BULK lies
 OPAQUE = float(np.log((1 - HALF_STEP) / HALF_STEP))
