@@ -26,6 +26,7 @@ from sdlab.priors.sources.folder import FolderSource
 from sdlab.settings import default_settings, priors, scenes
 from sdlab.starts import clouds
 from sdlab.ui import uploads, visitors
+from sdlab.ui.guard import Guard
 from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, routes
 from sdlab.ui.visitors import max_bytes
 
@@ -57,11 +58,12 @@ class Site:
         self.brought: list[Path] = []
         self.in_use: list[Path] = []
         app = FastAPI()
+        app.add_middleware(Guard)
         own = Bringing(self.uploads, self.bring)
         app.include_router(
             routes(lambda token: own if token == "own" else None, lambda knob: max_bytes(knob, for_visitors))
         )
-        self.client = TestClient(app)
+        self.client = TestClient(app, "http://127.0.0.1")
 
     def bring(self, knob: str, name: str, raw: bytes) -> None:
         self.brought.append(self.uploads.keep(knob, name, raw, self.in_use))
@@ -234,7 +236,7 @@ def test_a_small_file_that_would_unpack_into_a_large_one_is_refused(site: Site, 
 def test_only_the_page_itself_may_bring_and_only_for_knobs_that_take_a_file(site: Site):
     assert site.post(BOX, token="other") == (404, "this session has ended")
     assert site.post(BOX, Origin="https://elsewhere.example")[0] == 403
-    assert site.post(BOX, Origin="http://testserver")[0] == 204
+    assert site.post(BOX, Origin="http://127.0.0.1")[0] == 204
     status, text = site.post(BOX, knob="prior.engine")
     assert (status, text) == (404, "'prior.engine' takes no file: allowed are scene.file, scene.picture, prior.path")
     assert site.client.get("/uploads/own/scene.file").status_code == 405

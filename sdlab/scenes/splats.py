@@ -21,18 +21,20 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings, turntable
+from sdlab.console import Remark
 from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
 from sdlab.meshes.read import UPS
 from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings, views_of
-from sdlab.raster import backend_for, rasteriser_for, warm_up, world_covariances
+from sdlab.raster import announcement_for, backend_for, rasteriser_for, warm_up, world_covariances
 from sdlab.rng import StepRng
 from sdlab.scenes import Preview, SceneConfig
 from sdlab.starts.clouds import Start, read_cloud
 from sdlab.starts.placing import fitted, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
+from sdlab.transfer import upload
 from sdlab.types import Cameras, Cloud, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"
@@ -124,6 +126,9 @@ class Splats(SceneConfig):
     def prepare(self, device: torch.device) -> None:
         warm_up(device)
 
+    def announcement(self, device: torch.device) -> str:
+        return announcement_for(device)
+
     def fallback(self, device: torch.device) -> str:
         return backend_for(device).note
 
@@ -151,7 +156,7 @@ class Splats(SceneConfig):
             if self.start != EITHER:
                 raise
             note = f"starting from a ball: {e}"
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, Remark, stacklevel=2)
             return self._ball(rng), [note]
         found, remarks = self._placed(start)
         return (self._of_cloud(found, numbers) if isinstance(found, Cloud) else self._of_splats(found)), remarks
@@ -284,11 +289,11 @@ class SplatScene:
             p["log_scales"].exp(),
             p["opacity_logits"].sigmoid(),
             p["color_logits"].sigmoid(),
-            cams.viewmats.to(device),
-            cams.Ks.to(device),
+            upload(cams.viewmats, device),
+            upload(cams.Ks, device),
             cams.width,
             cams.height,
-            background.to(device),
+            upload(background, device),
         )
 
     def regulariser(self, render: Render) -> Tensor | None:
