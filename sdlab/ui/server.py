@@ -20,6 +20,7 @@ from fastapi.responses import FileResponse
 from gradio.routes import App
 from starlette.routing import Mount
 
+from sdlab import parsing
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
 from sdlab.ui import answers, flat_view, layout, results, uploads
@@ -28,6 +29,8 @@ from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.viewport import proxy
 from sdlab.viewport.splat_view import Viewports
 from sdlab.web import SecurityHeaders, embedders
+
+SPARE = 2  # processes that wait for uploads, so that the first visitor's file does not delay the second's
 
 
 def build(
@@ -48,7 +51,9 @@ def build(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parsing.stand_by(SPARE)
         yield
+        parsing.close()
         viewports.close_all()
         manager.shutdown()
         page.shelves.close_all()
