@@ -95,8 +95,7 @@ def _fitted(picture: Image.Image, size: int, turn: Image.Transpose | None) -> Im
             square = Image.new("RGBa", (size, size))
             square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
             return square
-    if picture.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    picture = in_8_bits(picture)
     left, top = (max(side - min(picture.size), 0) / 2 for side in picture.size)
     box = (left, top, picture.width - left, picture.height - top)
     square = picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, box)
@@ -110,13 +109,15 @@ def _turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 def picture_of(raw: bytes, size: int, given: str) -> np.ndarray:
     """Return the central square of an encoded image as float32 [size, size, 3] in [0, 1].
 
-    Raises ValueError that starts with `given` and says what is wrong.
+    It is turned upright as its EXIF data say; where it is transparent, it is white. Raises ValueError that starts with
+    `given` and says what is wrong.
     """
     try:
         with Image.open(BytesIO(raw), formats=FORMATS) as picture:
             allowed = picture.width * picture.height <= MAX_PIXELS
             pixels = f"{picture.width} x {picture.height} pixels"
-            whole = picture.convert("RGB") if allowed else picture
+            whole = _opaque(in_8_bits(picture)) if allowed else picture
+            turn = _turn_of(picture)
     except UnidentifiedImageError as e:
         raise ValueError(f"{given} is not an image: use PNG, JPEG or WebP") from e
     except Exception as e:  # decoders raise all kinds of errors on malformed input
@@ -126,4 +127,20 @@ def picture_of(raw: bytes, size: int, given: str) -> np.ndarray:
     side = min(whole.size)
     left, top = (whole.width - side) // 2, (whole.height - side) // 2
     square = whole.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-    return np.asarray(square, dtype=np.float32) / 255
+    return np.asarray(_turned(square, turn), dtype=np.float32) / 255
+
+
+def in_8_bits(picture: Image.Image) -> Image.Image:
+    """Return an image with 8 bits a channel; Pillow would cut 16 bits off at 255 when it converts them."""
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).clip(0, 65535).astype(np.uint16)
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Return an image as RGB, over white where it is transparent: the colour below is arbitrary, often black."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -90,6 +90,13 @@ class ScreenInfo:
     def means2d_grad(self, value: Tensor) -> None:
         self._means2d_grad = value
 
+    def drop_if(self, stop: Tensor) -> None:
+        """Make this a render in which nothing was drawn if `stop` (0-d) is not 0, without reading it."""
+        kept = stop == 0
+        self.radii = torch.where(kept, self.radii, torch.zeros_like(self.radii))
+        if self.means2d_grad is not None:
+            self.means2d_grad = torch.where(kept, self.means2d_grad, torch.zeros_like(self.means2d_grad))
+
 
 class Render(NamedTuple):
     """B rendered views; `info` is None unless the scene consists of Gaussians."""

@@ -27,6 +27,7 @@ from sdlab.settings import from_toml, preset
 from sdlab.starts.clouds import SH_C0, read_cloud
 from sdlab.types import RawSplats, SplatSnapshot
 from sdlab.ui import recording, results
+from sdlab.ui.guard import Guard
 from sdlab.ui.recording import thinned, write_recording
 from sdlab.ui.results import FORMATS, OF_SPLATS, Cancelled, Result, Shelf, Shelves, routes
 from sdlab.ui.turns import Turns
@@ -598,8 +599,9 @@ def test_a_run_steps_on_while_files_are_made(quick, shelf):
 @pytest.fixture
 def served() -> Iterator[tuple[Shelves, TestClient]]:
     shelves, app = Shelves(), FastAPI()
+    app.add_middleware(Guard)
     app.include_router(routes(shelves))
-    with TestClient(app) as client:
+    with TestClient(app, "http://127.0.0.1") as client:
         yield shelves, client
     shelves.close_all()
 

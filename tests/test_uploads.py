@@ -26,6 +26,7 @@ from sdlab.priors.sources.folder import FolderSource
 from sdlab.settings import default_settings, priors, scenes
 from sdlab.starts import clouds
 from sdlab.ui import uploads, visitors
+from sdlab.ui.guard import Guard
 from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, routes
 from sdlab.ui.visitors import max_bytes
 
@@ -57,11 +58,12 @@ class Site:
         self.brought: list[Path] = []
         self.in_use: list[Path] = []
         app = FastAPI()
+        app.add_middleware(Guard)
         own = Bringing(self.uploads, self.bring)
         app.include_router(
             routes(lambda token: own if token == "own" else None, lambda knob: max_bytes(knob, for_visitors))
         )
-        self.client = TestClient(app)
+        self.client = TestClient(app, "http://127.0.0.1")
 
     def bring(self, knob: str, name: str, raw: bytes) -> None:
         self.brought.append(self.uploads.keep(knob, name, raw, self.in_use))
@@ -131,13 +133,13 @@ def test_the_oldest_files_go_first_that_nobody_needs(site: Site):
         ("scene.file", BOX[:300], r"'x\.glb' is damaged or incomplete"),
         ("scene.file", POINTS + b"nan\n", r"'x\.glb' contains NaN or infinity"),
         ("scene.file", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
-        ("scene.file", b"", r"'x\.glb' has an unknown format: GLB, OBJ, STL and PLY"),
+        ("scene.file", b"", r"'x\.glb' is empty: GLB, OBJ, STL and PLY"),
         ("scene.file", picture(), r"'x\.glb' has an unknown format"),
         ("scene.picture", BOX, r"'x\.glb' is not an image: use PNG, JPEG or WebP"),
         ("scene.picture", picture()[:-30], r"'x\.glb' cannot be read"),
         ("prior.path", picture(), r"'x\.glb' is a single picture: upload a ZIP file of pictures"),
         ("prior.path", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
-        ("prior.path", b"", r"'x\.glb' has an unknown format: .*; pictures come as a ZIP file$"),
+        ("prior.path", b"", r"'x\.glb' is empty: .*; pictures come as a ZIP file$"),
         ("prior.path", POINTS + b"0\n", r"'x\.glb' has points or Gaussians but no faces"),
         ("prior.path", b"PK\x03\x04 and so on", r"'x\.glb' is a damaged ZIP file"),
         ("prior.path", b"7z\xbc\xaf and so on", r"'x\.glb' is an archive \(7z\)"),
@@ -234,7 +236,7 @@ def test_a_small_file_that_would_unpack_into_a_large_one_is_refused(site: Site, 
 def test_only_the_page_itself_may_bring_and_only_for_knobs_that_take_a_file(site: Site):
     assert site.post(BOX, token="other") == (404, "this session has ended")
     assert site.post(BOX, Origin="https://elsewhere.example")[0] == 403
-    assert site.post(BOX, Origin="http://testserver")[0] == 204
+    assert site.post(BOX, Origin="http://127.0.0.1")[0] == 204
     status, text = site.post(BOX, knob="prior.engine")
     assert (status, text) == (404, "'prior.engine' takes no file: allowed are scene.file, scene.picture, prior.path")
     assert site.client.get("/uploads/own/scene.file").status_code == 405
@@ -275,6 +277,6 @@ def test_a_session_that_ends_meanwhile_keeps_nothing(site: Site):
 
 def test_what_is_checked_is_what_the_run_will_read(site: Site):
     site.post(BOX)
-    cloud = clouds.read_cloud(site.brought[0], 50, np.random.default_rng(0), "scene.file")
+    cloud = clouds.read_cloud(site.brought[0], 50, np.random.default_rng(0), "scene.file").found
     assert cloud[0].shape == (50, 3)
     assert np.abs(cloud[0]).max() == pytest.approx(0.5, abs=0.01)

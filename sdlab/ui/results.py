@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from PIL import Image
 
@@ -33,13 +33,15 @@ from sdlab.export.writers import (
     write_turntable,
 )
 from sdlab.files import TemporaryFolder, sweep_temporary
+from sdlab.knobs import shown
 from sdlab.pictures import grid
 from sdlab.settings import to_toml
 from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
 from sdlab.ui.turns import Turns
+from sdlab.ui.uploads import without_uploads
 from sdlab.ui.wording import TITLE
-from sdlab.web import same_origin
+from sdlab.web import refusal
 
 MOST = 24  # files per shelf
 MOST_BYTES = 400_000_000
@@ -64,7 +66,12 @@ class Format(NamedTuple):
 
 
 def _settings(path: Path, m: Material, progress: Tally) -> None:
-    path.write_text(f"# {TITLE}: the settings at step {m.step}\n{to_toml(m.settings)}", encoding="utf-8")
+    settings, uploads = without_uploads(m.settings)
+    text = f"# {TITLE}: the settings at step {m.step}\n{to_toml(settings)}"
+    if uploads:
+        names = " and ".join(f"{name} ({knob})" for knob, name in uploads.items())
+        text += f'\n[about]\nuploads = "{names}"  # not part of the settings\n'
+    path.write_text(text, encoding="utf-8")
 
 
 def _pictures(path: Path, m: Material, progress: Tally) -> None:
@@ -172,7 +179,7 @@ class Shelf:
         """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
         shelf is closed."""
         if kind not in FORMATS:
-            raise ValueError(f"there is no format {kind!r}; the formats are {', '.join(FORMATS)}")
+            raise ValueError(f"there is no format {shown(kind)}; the formats are {', '.join(FORMATS)}")
         job = _Job(secrets.token_urlsafe(16), kind, material.name + FORMATS[kind].suffix, material.step, material)
         with self._lock:
             if self._closed:
@@ -365,15 +372,13 @@ def routes(shelves: Shelves) -> APIRouter:
     router = APIRouter()
 
     @router.get("/results/{token}/{result_id}", include_in_schema=False)
-    def download(token: str, result_id: str, request: Request) -> Response:
-        if not same_origin(request.headers):
-            return Response("results are sent only to the page they belong to", 403)
+    def download(token: str, result_id: str) -> Response:
         shelf = shelves.get(token)
         found = shelf.file(result_id) if shelf is not None else None
         if found is None or not found[0].is_file():
-            return Response("there is no such result, or its session has ended", 404)
+            return refusal("there is no such result, or its session has ended", 404)
         path, result = found
-        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
+        headers = {"Cache-Control": "private, no-store"}
         return FileResponse(path, filename=result.name, media_type=FORMATS[result.kind].media_type, headers=headers)
 
     return router

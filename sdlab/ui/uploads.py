@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -26,12 +25,13 @@ from sdlab.files import TemporaryFolder
 from sdlab.folders import check_archive, is_archive
 from sdlab.meshes.surface import READABLE, check_mesh
 from sdlab.parsing import VISITOR, Limits, parsed
-from sdlab.settings import Settings
+from sdlab.settings import Settings, default_settings
 from sdlab.starts import clouds
-from sdlab.web import capped_body, same_origin
+from sdlab.web import capped_body, refusal
 
 MOST_KEPT = 8  # files per desk
 PATIENCE = 600.0  # seconds that an upload may take
+FOLDER = "sdlab-uploads-"  # begins the names of folders with uploads
 NAME = 60  # characters of a file name that are kept
 
 
@@ -84,7 +84,7 @@ UPLOADS = {  # by the knob that holds the file's path
         "splats",
         "scene.start",
         ("file",),
-        ".glb,.obj,.stl,.ply",
+        ".glb,.obj,.stl,.ply,.spz,.sog,.splat",
         clouds.MAX_BYTES,
         _check_cloud,
         lambda raw: "file",
@@ -130,7 +130,7 @@ class Uploads:
             if self._closed:
                 raise RuntimeError("the session of this file has ended")
             if self._folder is None:
-                self._folder = TemporaryFolder("sdlab-uploads-")
+                self._folder = TemporaryFolder(FOLDER)
             self._count += 1
             path = Path(self._folder.name) / f"{self._count}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
             path.write_bytes(raw)
@@ -148,6 +148,18 @@ class Uploads:
                 self._folder.cleanup()
 
 
+def without_uploads(settings: Settings) -> tuple[Settings, dict[str, str]]:
+    """Return settings that name no uploaded file, since those go with their desk, and the files' names by knob."""
+    knobs = settings.knobs()
+    default = default_settings(settings.prior.kind, settings.scene.kind).knobs()
+    gone = {path: Path(knobs[path].value) for path in UPLOADS if path in knobs}
+    gone = {path: file for path, file in gone.items() if file.parent.name.startswith(FOLDER)}
+    changes = [(path, default[path].value) for path in gone]
+    switches = [UPLOADS[path].switch for path in gone if knobs[UPLOADS[path].switch].value in UPLOADS[path].uses]
+    changes += [(switch, default[switch].value) for switch in switches]
+    return settings.patch_all(changes), {path: file.name.partition("-")[2] for path, file in gone.items()}
+
+
 def _shown(name: str) -> str:
     """Return a file name as messages show it."""
     return repr(name if len(name) <= NAME else f"...{name[-NAME:]}")
@@ -161,21 +173,12 @@ class Bringing(NamedTuple):
     receive: Callable[[str, str, bytes], object]
 
 
-def refusal(text: str, status: int) -> Response:
-    """Return a refusal as plain text, without what a browser could take for markup: names and contents of files are
-    quoted in it."""
-    harmless = "".join(c if c.isprintable() and c not in "<>&" else "_" for c in text)
-    return PlainTextResponse(harmless, status)
-
-
 def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], int]) -> APIRouter:
     """Return the routes below /uploads; `find` looks up a desk's token, `max_bytes` the size limit of a knob's file."""
     router = APIRouter()
 
     @router.post("/uploads/{token}/{knob}", include_in_schema=False)
     async def upload(token: str, knob: str, request: Request, name: str = "file") -> Response:
-        if not same_origin(request.headers):
-            return refusal("uploads are accepted only from the page they are for", 403)
         bringing = find(token)
         if bringing is None:
             return refusal("this session has ended", 404)
