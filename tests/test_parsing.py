@@ -141,10 +141,10 @@ def test_a_cloud_is_the_same_as_one_read_here():
     raw = trimesh.creation.icosphere(subdivisions=1).export(file_type="glb")
     here, there = np.random.default_rng(3), np.random.default_rng(3)
     own, other = clouds.cloud_of(raw, 50, here, "x"), clouds.parsed_cloud(raw, 50, there, "x")
-    assert isinstance(own, Cloud)
-    assert isinstance(other, Cloud)
-    assert np.array_equal(own.points, other.points)
-    assert np.array_equal(own.rgbs, other.rgbs)
+    assert isinstance(own.found, Cloud)
+    assert isinstance(other.found, Cloud)
+    assert np.array_equal(own.found.points, other.found.points)
+    assert np.array_equal(own.found.rgbs, other.found.rgbs)
     assert here.random() == there.random(), "the generator has advanced as far"
 
 
@@ -388,8 +388,8 @@ def test_gaussians_and_pictures_come_back_whole():
     table = np.random.default_rng(0).standard_normal((40, len(columns))).astype("<f4")
     raw = f"ply\nformat binary_little_endian 1.0\nelement vertex 40\n{head}end_header\n".encode() + table.tobytes()
     found = clouds.parsed_cloud(raw, 1, np.random.default_rng(0), "x")
-    assert isinstance(found, RawSplats)
-    assert np.array_equal(found.means, table[:, :3])
+    assert isinstance(found.found, RawSplats)
+    assert np.array_equal(found.found.means, table[:, :3])
     file = io.BytesIO()
     from PIL import Image
 

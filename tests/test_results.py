@@ -23,8 +23,9 @@ from sdlab.cameras import CameraSettings
 from sdlab.export.mesh import write_glb
 from sdlab.export.writers import Material, material_of, slug, write_ply, write_splat, write_turntable
 from sdlab.live.session import Session
+from sdlab.meshes.colours import SH_C0
 from sdlab.settings import from_toml, preset
-from sdlab.starts.clouds import SH_C0, read_cloud
+from sdlab.starts.clouds import read_cloud
 from sdlab.types import RawSplats, SplatSnapshot
 from sdlab.ui import recording, results
 from sdlab.ui.guard import Guard
@@ -128,7 +129,7 @@ def test_ply_and_splat_leave_out_what_is_not_finite(tmp_path):
 
 def test_ply_keeps_every_number(tmp_path):
     write_ply(tmp_path / "x.ply", FIGURE)
-    back = read_cloud(tmp_path / "x.ply", 10, np.random.default_rng(0), "file")
+    back = read_cloud(tmp_path / "x.ply", 10, np.random.default_rng(0), "file").found
     assert isinstance(back, RawSplats)
     for name in ("means", "quats", "log_scales", "opacity_logits"):
         assert np.array_equal(getattr(back, name), getattr(FIGURE, name))

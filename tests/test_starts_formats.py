@@ -448,3 +448,71 @@ def test_own_ply_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert np.array_equal(found.found.means, known().means)
     assert np.array_equal(found.found.log_scales, known().log_scales)
     assert pickle.loads(pickle.dumps(found)).remarks == found.remarks
+
+
+# ---- damage of any kind
+
+
+def mutated(raw: bytes, g: np.random.Generator) -> bytes:
+    """Return content with bytes changed, cut, repeated, or numbers of its header replaced by absurd ones."""
+    data = bytearray(raw)
+    kind, at = int(g.integers(5)), int(g.integers(len(data)))
+    if kind == 0:
+        for place in g.integers(len(data), size=int(g.integers(1, 12))):
+            data[place] = int(g.integers(256))
+    elif kind == 1:
+        del data[at:]
+    elif kind == 2:
+        data[at : at + 40] = data[at : at + 40] * int(g.integers(2, 9))
+    elif kind == 3:
+        data[at : at + 4] = int(g.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000])).to_bytes(4, "little")
+    else:
+        digits = [i for i, byte in enumerate(data[:2500]) if 48 <= byte <= 57]
+        if digits:
+            place = int(g.choice(digits))
+            odd = [b"999999999", b"-1", b"0", b"1e308", b"nan", b"18446744073709551616"]
+            data[place : place + 1] = odd[int(g.integers(len(odd)))]
+    return bytes(data)
+
+
+def examples() -> dict[str, bytes]:
+    """Return a small file of every format that is read."""
+    few = known(40)
+    found = {name: pack(*packed(few)) for name, (pack, _) in PACKED.items()}
+    found |= {"PLY": tiny.ply(columns_of(few)), "ASCII PLY": tiny.ply(columns_of(few), "ascii"), "KHR": splatting(few)}
+    square = HEAD.format(4, "element face 2\nproperty list uchar int vertex_indices\n")
+    found["mesh"] = square.encode() + b"".join(b"%g %g %g\n" % tuple(row) for row in SQUARE) + b"3 0 1 2\n4 0 1 2 3\n"
+    found |= {"GLB": BOX, "STL": STL, "ASCII STL": ASCII_STL, "OBJ": OBJ}
+    found["textured"] = tiny.glb(
+        {"POSITION": ("f4", SQUARE), "TEXCOORD_0": ("f4", tiny.CORNERS), "COLOR_0": ("u2", np.full((4, 3), 40_000))},
+        HALVES,
+        {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "baseColorFactor": [1, 0.5, 1, 1]}},
+        tiny.png(np.full((4, 4, 3), 99, np.uint8)),
+    )
+    table = np.zeros(40, kinds.SPLAT)
+    table["at"], table["size"], table["rgba"] = few.means, np.exp(few.log_scales), 200
+    table["turn"] = (255, 128, 128, 128)
+    return found | {"splat": table.tobytes()}
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(2500, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.filterwarnings("error")
+def test_damaged_file_is_read_or_refused_in_words(name: str, count: int) -> None:
+    odd = []
+    for seed in range(count):
+        raw = mutated(EXAMPLES[name], np.random.default_rng((seed, len(name))))
+        for reader in (start, lambda raw: mesh_of(raw, "the file")):
+            try:
+                found = reader(raw)
+            except ValueError as e:
+                text = str(e)
+                if len(text) > 500 or not re.match("the file (is|has|holds|contains|refers)", text):
+                    odd.append((seed, text))
+            else:
+                if isinstance(found, Start) and not all(np.isfinite(array).all() for array in found.found):
+                    odd.append((seed, "NaN or infinity"))
+    assert not odd

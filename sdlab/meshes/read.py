@@ -22,6 +22,7 @@ from sdlab.meshes.parts import GREY, Part, Points, of_cloud, of_tables, of_trime
 from sdlab.quoting import first_line
 
 MAX_BYTES = 200_000_000
+LARGEST = 1e37  # coordinate, so that sums of float32 stay finite
 MISSING = "is damaged: its faces refer to missing vertices; re-export it"
 UPS = ("auto", "z", "y")
 Y_UP = ("glb", "obj", "spz")  # formats that "auto" reads as y up, front +z: by specification, OBJ by convention
@@ -57,6 +58,7 @@ class Parsed(NamedTuple):
             sets = Contents()
         if any(p.faces.min() < 0 or p.faces.max() >= len(p.vertices) for p in sets.parts):
             raise ValueError(f"{self.given} {MISSING}")
+        must_be_finite(self.given, *(_used(p) for p in sets.parts))
         return sets
 
     def is_y_up(self, up: str) -> bool:
@@ -136,8 +138,8 @@ def mismatch_explained(given: str) -> Iterator[None]:
 
 
 def must_be_finite(given: str, *arrays: Any) -> None:
-    """Raise ValueError if the arrays hold NaN or infinity."""
-    if not all(np.isfinite(array).all() for array in arrays):
+    """Raise ValueError if the arrays hold NaN, infinity, or numbers whose squares are infinite."""
+    if not all((abs(array) < LARGEST).all() for array in arrays):
         raise ValueError(f"{given} contains NaN or infinity: repair or re-export it")
 
 
@@ -157,6 +159,13 @@ def fitting(at: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
     middle = (at.min(0) + at.max(0)) / 2
     reach = float(np.linalg.norm(at - middle, axis=1).max())
     return middle, radius / reach if reach > 0 else 1.0
+
+
+def _used(part: Part) -> np.ndarray:
+    """Return the vertices that faces use [n, 3]."""
+    used = np.zeros(len(part.vertices), bool)
+    used[part.faces] = True
+    return part.vertices[used]
 
 
 # ---- OBJ and STL --------------------------------------------------------------------------------------------------

@@ -66,14 +66,18 @@ class Mesh(NamedTuple):
 def read_mesh(path: Path, knob: str, up: str = "auto", radius: float = RADIUS) -> Mesh:
     """Read the file at `path` as in `mesh_of`; ValueError names `knob`, the file and the problem."""
     given = f"{knob} = {str(path)!r}"
-    return parsed_mesh(read_file(path, MAX_BYTES, given), given, up, radius)
+    return parsed_mesh(read_file(path, MAX_BYTES, given), given, up, radius)[0]
 
 
-def parsed_mesh(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS, limits: Limits = OWN) -> Mesh:
-    """Return `mesh_of` the arguments, parsed in another process within `limits`."""
+def parsed_mesh(
+    raw: bytes, given: str, up: str = "auto", radius: float = RADIUS, limits: Limits = OWN
+) -> tuple[Mesh, tuple[str, ...]]:
+    """Return `mesh_of` the arguments, parsed in another process within `limits`, and remarks on what was not read."""
     needs = ("trimesh", "PIL.Image")
-    mesh = parsed(_placed, raw, given, up, radius, given=given, kinds=(Mesh, Textures), needs=needs, limits=limits)
-    return _finished(mesh, given)
+    mesh, remarks = parsed(
+        _placed, raw, given, up, radius, given=given, kinds=(Mesh, Textures), needs=needs, limits=limits
+    )
+    return _finished(mesh, given), remarks
 
 
 def mesh_of(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS) -> Mesh:
@@ -82,16 +86,16 @@ def mesh_of(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS) ->
     `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as in glTF) or "auto". Raises ValueError that
     starts with `given` and says what is wrong.
     """
-    return _finished(_placed(raw, given, up, radius), given)
+    return _finished(_placed(raw, given, up, radius)[0], given)
 
 
 def check_mesh(raw: bytes, given: str) -> None:
     """Raise the ValueErrors of `mesh_of`."""
-    _sound(_placed(raw, given, "auto", RADIUS), given)
+    _sound(_placed(raw, given, "auto", RADIUS)[0], given)
 
 
-def _placed(raw: bytes, given: str, up: str, radius: float) -> Mesh:
-    """Parse a mesh file and place it in the world; without normals, and with its degenerate faces."""
+def _placed(raw: bytes, given: str, up: str, radius: float) -> tuple[Mesh, tuple[str, ...]]:
+    """Parse a mesh file and place it in the world, without normals and with its degenerate faces; and remarks."""
     file = parse(raw, given, READABLE)
     with mismatch_explained(given):
         found = file.contents()
@@ -109,7 +113,7 @@ def _placed(raw: bytes, given: str, up: str, radius: float) -> Mesh:
         mesh = _joined(found.parts)
     vertices = mesh.vertices[:, [2, 0, 1]] if file.is_y_up(up) else mesh.vertices
     middle, factor = fitting(vertices[np.unique(mesh.faces)], radius)
-    return mesh._replace(vertices=(vertices - middle) * factor)
+    return mesh._replace(vertices=(vertices - middle) * factor), found.remarks
 
 
 def _joined(parts: Sequence[Part]) -> Mesh:

@@ -47,9 +47,8 @@ def joined(clouds: Sequence[Points]) -> tuple[np.ndarray, np.ndarray]:
 
 def _areas(part: Part) -> np.ndarray:
     """Return the areas of the faces [F]."""
-    with np.errstate(over="ignore", invalid="ignore"):  # the sum is checked
-        a, b, c = (part.vertices[part.faces[:, i]] for i in range(3))
-        return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+    a, b, c = (part.vertices[part.faces[:, i]] for i in range(3))
+    return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
 
 
 def _on(part: Part, areas: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

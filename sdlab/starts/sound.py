@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from sdlab.shapes import Cloud, RawSplats
+from sdlab.meshes.read import LARGEST
 from sdlab.starts.gaussians import FLAT, HALF_STEP, Gaussians
 
-LARGEST = 1e37  # coordinate, so that sums of float32 stay finite
 FAR_OFF = 100.0  # a middle this many times as far from the origin as its points from it costs float32 its detail
 STRAY, BULK = 5.0, 0.95  # points are stray at STRAY times the distance within which a share BULK lies
 OPAQUE = float(np.log((1 - HALF_STEP) / HALF_STEP))
@@ -104,6 +104,7 @@ def _with_thickness(log_scales: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def _unit(quats: np.ndarray) -> np.ndarray:
-    """Return quaternions [N, 4] with unit length; zero becomes the identity."""
+    """Return quaternions [N, 4] with unit length, those that have it to the bit; zero becomes the identity."""
     lengths = np.linalg.norm(quats, axis=1, keepdims=True)
-    return np.where(lengths > 0, quats / np.where(lengths > 0, lengths, 1), (1.0, 0, 0, 0))
+    divisors = np.where((lengths == 0) | (abs(lengths - 1) < 1e-6), 1, lengths)
+    return np.where(lengths > 0, quats / divisors, (1.0, 0, 0, 0))
