@@ -29,6 +29,19 @@ def parser() -> argparse.ArgumentParser:
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     p.add_argument("--port", default=port, help="port to listen on; 0 takes any free one (default %(default)s)")
     p.add_argument(
+        "--public-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="address that visitors use, such as https://lab.example; needed for a host name, may be repeated",
+    )
+    p.add_argument(
+        "--root-path",
+        default=os.environ.get("GRADIO_ROOT_PATH", ""),
+        metavar="PATH",
+        help="path that a proxy publishes the page at, such as /lab, if it passes that path on",
+    )
+    p.add_argument(
         "--preset",
         help=f"preset to begin with, or a .toml file (default {DEFAULT_PRESET}; with --prior {NETWORK_PRESET})",
     )
@@ -113,22 +126,27 @@ def build(args: argparse.Namespace) -> Any:
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
     from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
+    from sdlab.web import Site
 
-    local = args.host in LOOPBACK
+    site = Site.of_environment(args.public_url, args.root_path, args.host)
+    local = args.host in LOOPBACK and not site.is_public
     named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
     manager = Manager(device, args.max_sessions, args.grace, idle, batching=args.batch_sessions)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
-    return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
+    return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ, site=site)
 
 
 def say_rasteriser(device: Any) -> None:
     """Print which rasteriser a GPU gets, and why if it is not gsplat. Runs in a thread, because it may have to
     compile."""
-    from sdlab.raster import backend_for
+    from sdlab.raster import announcement_for, backend_for
 
+    announcement = announcement_for(device)
+    if announcement:
+        print(f"Rasteriser: {announcement} ...", flush=True)
     rasteriser = backend_for(device)
     if rasteriser.note:
         say(f"Rasteriser: {rasteriser.note}.", NAME)

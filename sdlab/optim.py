@@ -66,7 +66,9 @@ class SceneOptimiser:
             group["lr"] = rates[group["name"]] * fade
             group["betas"] = (s.beta1, s.beta2)
 
-    def step(self) -> None:
+    def step(self, stop: Tensor | None = None) -> None:
+        """Update the parameters; with `stop` (0-d float on their device) only if it is 0, without reading it."""
+        self._adam.found_inf = stop  # pyright: ignore[reportAttributeAccessIssue]  # as torch.amp does
         self._adam.step()
 
     def zero_grad(self) -> None:

@@ -35,6 +35,7 @@ from sdlab.scenes import SceneConfig
 from sdlab.schedule import ScheduleSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
+MAX_LEVELS = 30  # of a key in a settings file
 
 
 T = TypeVar("T")
@@ -221,6 +222,8 @@ def _member(group: str, members: Mapping[str, type], kind: str) -> type:
 
 def from_toml(text: str, where: str = "settings", base: Settings | None = None) -> Settings:
     """Parse TOML on top of `base` (None: the defaults); ValueError names the file (`where`) and the knob."""
+    if any(line.partition("=")[0].count(".") > MAX_LEVELS for line in text.splitlines()):  # tomllib would take seconds
+        raise ValueError(f"{where}: tables are nested too deeply")
     try:
         doc = tomllib.loads(text)
     except (ValueError, RecursionError) as e:

@@ -23,6 +23,7 @@ from sdlab.settings import Settings, default_settings, preset, priors, scenes, t
 from sdlab.ui import visitors as visitors_module
 from sdlab.ui.answers import MAX_BODY, routes
 from sdlab.ui.desk import Desk
+from sdlab.ui.guard import Guard
 from sdlab.ui.page import Page
 from sdlab.ui.results import FORMATS
 from sdlab.ui.uploads import FOLDER, UPLOADS, without_uploads
@@ -266,8 +267,9 @@ def test_a_page_is_told_why_it_has_no_desk(browser: Browser, page: Page, manager
 
 def test_acts_are_taken_in_order_and_from_the_page_itself_only(browser: Browser, page: Page):
     app = FastAPI()
+    app.add_middleware(Guard)
     app.include_router(routes(page))
-    client = TestClient(app)
+    client = TestClient(app, "http://127.0.0.1")
     ready(browser)
     acts = [{"do": "knob", "knob": "seed", "value": n} for n in (3, 5)]
 
@@ -286,6 +288,7 @@ def test_acts_are_taken_in_order_and_from_the_page_itself_only(browser: Browser,
     assert client.get("/news/guess", headers={"Origin": "https://evil.example"}).status_code == 403
     assert client.post("/desk", json={}, headers={"Origin": "https://evil.example"}).status_code == 403
     new = client.post("/desk", params={"page": "page"}, json={"dark": True}).json()
+    assert new["page"] == "page"
     assert new["token"] != browser.token
     assert page._desks[new["token"]].dark
     assert post(acts) == 404, "the page has another desk now"

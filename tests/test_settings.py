@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import time
 
 import pytest
 
@@ -188,3 +189,13 @@ def test_a_member_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sdlab.losses, "__path__", [*sdlab.losses.__path__, str(tmp_path)])
     with pytest.raises(RuntimeError, match=r"sdlab/losses/brokenloss\.py cannot be imported: NameError"):
         settings.family(sdlab.losses, sdlab.losses.Distillation)
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 9000 + "a = 1", "[" + "a." * 9000 + "a]", "x = " + "[" * 9000, "x = " + "{a=" * 6000]
+)
+def test_settings_that_nest_deeply_are_refused_at_once(text: str):
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"^x\.toml(: tables are nested too deeply$| is not valid TOML: )"):
+        from_toml(text, "x.toml")
+    assert time.process_time() - began < 0.5

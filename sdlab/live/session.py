@@ -62,7 +62,7 @@ from sdlab.step import Report, State, needs_warm_up, step, warm_up
 from sdlab.types import Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
-SYNC_EVERY = 10  # steps between reading statistics back from a GPU
+SYNC_EVERY = 10  # steps between reading statistics back from a GPU, and thus between events `Stepped`
 
 T = TypeVar("T")
 
@@ -112,6 +112,8 @@ class Session:
         self._held: list[Command] = []  # until `origin` is known
         self._inbox: queue.SimpleQueue[Command | Callable[[], None]] = queue.SimpleQueue()
         self._listeners: list[Callable[[Event], None]] = []
+        self._step_listeners: list[Callable[[int], None]] = []
+        self._told = -1  # step of the last `Stepped`
         self._planned: dict[int, list[Command]] = {}
         self._stopped = False
         self._over = False  # no longer serving the inbox
@@ -158,6 +160,11 @@ class Session:
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` with every event, in the owner's thread. Call before `run`."""
         self._listeners.append(listener)
+
+    def listen_to_steps(self, listener: Callable[[int], None]) -> None:
+        """Call `listener` with the number of steps taken after every step, in the owner's thread; on a GPU, `Stepped`
+        tells of some only. Call before `run`."""
+        self._step_listeners.append(listener)
 
     def plan(self, number: int, command: Command) -> None:
         """Carry out `command` after `number` steps, before the next one. Call before `run`."""
@@ -238,6 +245,7 @@ class Session:
             self._run_on()
             if self._run.state is not None:
                 self._publish()
+                self._tell_last_step()
             self._say(Ended(self._run.step))
             self._set_status("ended", "ended")
         except BaseException as e:
@@ -592,16 +600,31 @@ class Session:
         if pause or time.monotonic() - self._published_at >= PUBLISH_EVERY:
             self._publish()
         published = time.perf_counter() - published
-        if report.skipped:
-            self._say(Skipped(state.step - 1, report.skipped))
-        if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
-            stats = stats_of(self._run, report, self.in_detail)
-            self._say(Stepped.of(state.step, **stats, ms_publish=1e3 * published))
+        if pause or self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
+            self._tell_step(report, 1e3 * published)
+        for listener in self._step_listeners:
+            listener(state.step)
         if self.timeline.moment_due(state.step):
             self.timeline.keep(self.moment())
         self._film()
         if pause:
             self._set_status("paused", pause)
+
+    def _tell_step(self, report: Report, ms_publish: float) -> None:
+        """Report the step just taken, after those before it that were skipped."""
+        state = self.state
+        stats = stats_of(self._run, report, self.in_detail)
+        for number, what in state.skips:
+            self._say(Skipped(number, what))
+        state.skips.clear()
+        self._say(Stepped.of(state.step, **stats, ms_publish=ms_publish))
+        self._told = state.step
+
+    def _tell_last_step(self) -> None:
+        """Report the last step of `run`, unless that was done: on a GPU it may be one of many."""
+        report = self._run.trace.report
+        if report is not None and self._told != self.state.step:
+            self._tell_step(report, 0.0)
 
     def _due_to_pause(self) -> str:
         """Return why the session pauses after the step just taken, or ""."""

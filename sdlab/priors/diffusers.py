@@ -102,13 +102,17 @@ class DiffusersPrior(PriorConfig):
 
         progress(f"loading {self.path}")
         dtype = weights_dtype(precision, device)
-        vae_precision = resolve_vae_precision(self.vae_precision, precision, device)
+        half = HALF.get(resolve_vae_precision(self.vae_precision, precision, device))
         schedule = parts.read_schedule(folder)
-        with memory_explained(f"{self.path} in {precision}", device, lambda: parts.loaded_bytes(folder, dtype)):
+        with memory_explained(
+            f"{self.path} in {precision}",
+            device,
+            lambda: parts.loaded_bytes(folder, dtype, parts.vae_dtype(half, device)),
+        ):
             text_runs_in = (torch.float32, torch.device("cpu")) if self.low_memory else (dtype, device)
             text = parts.load_text(folder, *text_runs_in, device)
             unet = parts.load_unet(folder, dtype, device)
-            space = parts.load_space(folder, unet, device, HALF.get(vae_precision), self.low_memory)
+            space = parts.load_space(folder, unet, device, half, self.low_memory)
 
         hidden = text.embed("")
         parts.require_match(unet, hidden.shape[-1], folder)

@@ -38,7 +38,7 @@ class Scene(Protocol):
     """A scene seen through cameras; owned by one thread."""
 
     params: dict[str, Parameter]
-    note: str  # reason why it does not start as requested, or ""
+    note: str  # how it starts differently from what was requested, or ""
 
     def adopt(self, config: SceneConfig) -> None:
         """Switch to another configuration of the same kind (live knobs)."""
@@ -190,6 +190,10 @@ class SceneConfig(ABC):
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (optional: most scenes compile nothing)
         """Do in advance what the first step would otherwise wait for (compile kernels)."""
+
+    def announcement(self, device: torch.device) -> str:
+        """Return one line on what `prepare` is about to compile and how many minutes it takes, "" if it is quick."""
+        return ""
 
     def fallback(self, device: torch.device) -> str:
         """Return the reason why this scene is drawn more slowly on `device` than it could be, or ""."""

@@ -1,8 +1,7 @@
 """The desks of a server's pages: pages arrive, poll, act and leave.
 
-A page is told its desk's token when it arrives, through Gradio's load event; Gradio also reports when it leaves. In
-between, the page uses our own routes (`sdlab.ui.answers`): it polls for news twice a second and posts what the user
-does.
+A page uses the routes of `sdlab.ui.answers`: it is told its desk's token when it arrives, polls for news twice a
+second, posts what the user does, and keeps a stream open whose end says that it has left.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sdlab.ui.desk import Desk
 from sdlab.ui.lane import Lane
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import UPLOADS, Bringing
-from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors
+from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors, limits
 from sdlab.viewport.splat_view import Viewports
 
 
@@ -81,6 +80,11 @@ class Page:
                 acts.perform(self, desk, one)
         return True
 
+    def shows(self, token: str, page: str) -> bool:
+        """Return whether a page shows the desk of `token`."""
+        desk = self._of_page(page)
+        return desk is not None and desk.id == token
+
     def leave(self, page: str) -> None:
         """Start the grace period of a page that was closed or reloaded."""
         desk = self._of_page(page)  # None after a reload, which may be reported first
@@ -107,7 +111,7 @@ class Page:
                 f"{UPLOADS[knob].kind!r}, and it is {getattr(lane.settings, group).kind!r}"
             )
         in_use = {Path(path) for other in desk.lanes for path in other.files()}
-        path = desk.uploads.keep(knob, name, raw, in_use)
+        path = desk.uploads.keep(knob, name, raw, in_use, limits(bool(self.visitors.locked)))
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
         lane.use_file(knob, path, UPLOADS[knob].use(raw))

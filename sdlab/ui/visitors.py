@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sdlab import settings as catalogue
+from sdlab.parsing import OWN, VISITOR, Limits
 from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
@@ -42,6 +43,11 @@ def public(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
 def max_bytes(knob: str, locked: bool) -> int:
     """Return the size limit of a file for `knob`; lower where visitors upload it because the path is locked."""
     return min(UPLOADS[knob].most, MAX_UPLOAD) if locked else UPLOADS[knob].most
+
+
+def limits(locked: bool) -> Limits:
+    """Return what parsing an uploaded file may take; less where visitors upload it because paths are locked."""
+    return VISITOR if locked else OWN
 
 
 class Visitors:

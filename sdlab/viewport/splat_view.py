@@ -10,11 +10,10 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import rich
 import viser
 
 from sdlab.channel import Latest
@@ -23,6 +22,7 @@ from sdlab.errors import reason
 from sdlab.live.manager import Seat
 from sdlab.pictures import grid
 from sdlab.types import Frame, SplatSnapshot
+from sdlab.viewport.private import muted, start_server
 
 UPDATE_EVERY = 0.1  # seconds; a browser on a small machine draws splats no more often
 WAIT = 0.5  # seconds between checks for a closed view
@@ -44,34 +44,6 @@ FLOOR_COLOUR = {False: (226, 226, 230), True: (44, 44, 50)}  # by theme: dark or
 Film = tuple[tuple[int, SplatSnapshot | np.ndarray], ...]  # (step, Gaussians or the images of a flat scene)
 
 
-class LocalServer(viser.ViserServer):
-    """A viser server that never opens a public tunnel; by default any client may request one."""
-
-    def request_share_url(self, verbose: bool = True) -> str | None:
-        return None
-
-
-_muting = threading.Lock()
-
-
-@contextlib.contextmanager
-def muted() -> Iterator[None]:
-    """Silence viser, which prints a line whenever a server starts or stops, even with verbose=False."""
-    console = rich.get_console()
-    with _muting:
-        quiet, console.quiet = console.quiet, True
-        try:
-            yield
-        finally:
-            console.quiet = quiet
-
-
-def start_server() -> LocalServer:
-    """Start a server on a free port of the loopback interface."""
-    with muted():
-        return LocalServer(host="127.0.0.1", port=0, verbose=False)
-
-
 def floor_lines() -> np.ndarray:
     """Return a round grid below the object as line segments [N, 2, 3]."""
     at = np.arange(-FLOOR_RADIUS + FLOOR_CELL / 2, FLOOR_RADIUS, FLOOR_CELL)
@@ -90,6 +62,7 @@ class SplatView:
     """
 
     trouble = ""  # for the user
+    obstacle = ""  # why a browser's last attempt to connect failed
 
     def __init__(self, latest: Latest[Frame], dark: bool = False) -> None:
         self._latest = latest
@@ -104,12 +77,16 @@ class SplatView:
         self._thread = threading.Thread(target=self._follow, name="sdlab-view", daemon=True)
         self._thread.start()
 
+    @property
+    def address(self) -> str:
+        """The address of viser's WebSocket, which holds a secret: for `sdlab.viewport.proxy` only."""
+        return self._server.address
+
     def _serve(self) -> None:
         """Start a server with an empty scene."""
         self._splats: viser.GaussianSplatHandle | None = None
         self._picture: viser.ImageHandle | None = None
         self._server = start_server()
-        self.port: int = self._server.get_port()
         self._set_up_scene(self._dark)
         self._server.on_client_connect(self._watch)
 

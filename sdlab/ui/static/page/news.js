@@ -1,13 +1,16 @@
 // @ts-check
 // The page's line to the server: it polls GET news/TOKEN for the panels that changed, and posts what the user does to
-// do/TOKEN. Requests of a kind follow one another, so that none overtakes another.
+// do/TOKEN. Requests of a kind follow one another, so that none overtakes another. A stream from here/TOKEN stays open;
+// its end tells the server that the page was closed.
+
+import { keptDesk, restoreTheme } from "./memory.js";
 
 import { answered, asking, isLost } from "./connection.js";
 
 /** @typedef {{ do: string, [key: string]: any }} Act */
 /** @typedef {{ token?: string, page?: string, panels?: Record<string, any> }} Answer */
 
-const POLL_EVERY = 500, TIMEOUT = 30000, POLL_TIMEOUT = 10000; // ms
+const POLL_EVERY = 500, TIMEOUT = 30000, POLL_TIMEOUT = 10000, AGAIN = 2000; // ms
 const REPLACED = ["knob", "probe", "prompt", "look"]; // acts of which only the last counts while they wait
 
 /** @type {Map<string, (value: any) => void>} */
@@ -29,12 +32,24 @@ export const uploadAddress = (path) => `uploads/${shown.token}/${path}`;
 /** @param {Answer} answer */
 function hear({ token, page, panels }) {
   if (page !== undefined) shown.page = page;
-  if (token !== undefined) shown.token = token;
+  if (token !== undefined && token !== shown.token) {
+    shown.token = token;
+    stay();
+  }
   for (const [name, value] of Object.entries(panels ?? {})) {
     const show = parts.get(name);
     if (show) show(value);
     else early.set(name, value);
   }
+}
+
+/** @type {EventSource | undefined} */
+let stream;
+
+/** Tell the server that this page shows its desk, for as long as it does. */
+function stay() {
+  stream?.close();
+  stream = shown.token ? new EventSource(`here/${shown.token}?page=${encodeURIComponent(shown.page)}`) : undefined;
 }
 
 // ---- polling -----------------------------------------------------------------------------------------------------
@@ -107,11 +122,13 @@ async function flush() {
   poll();
 }
 
-/** Ask for a desk in place of the one that has ended. @param {boolean} dark */
-export async function newDesk(dark) {
-  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark });
+/** Ask for a desk: the one of `token`, or a new one. @param {boolean} dark */
+export async function newDesk(dark, token = "") {
+  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token });
   if (answer?.ok) hear(await answer.json());
+  else if (answer) fail(await answer.text());
   poll();
+  return answer !== undefined;
 }
 
 /** @param {string} address @param {any} body @returns {Promise<Response | undefined>} */
@@ -127,19 +144,20 @@ async function post(address, body) {
 
 /** Say on the status line why something was not done. @param {string} text */
 function fail(text) {
-  const line = document.querySelector("#status .say");
-  if (!line) return;
+  let line = document.querySelector("#status .say");
+  if (!line) { // the page has no desk yet
+    line = document.createElement("p");
+    document.querySelector("#status [data-panel]")?.replaceChildren(line);
+  }
   line.className = "say error";
   line.textContent = text;
 }
 
-/** @param {HTMLElement} _ @param {{ value: Answer }} props @param {(name: string, changed: () => void) => void} watch */
-export function mount(_, props, watch) {
-  const arrive = () => {
-    if (props.value?.page === undefined) return;
-    hear(props.value);
-    poll();
-  };
-  watch("value", arrive);
+/** Ask for a desk until the server answers. */
+async function arrive() {
+  if (!await newDesk(restoreTheme(), keptDesk())) setTimeout(arrive, AGAIN);
+}
+
+export function mount() {
   arrive();
 }
