@@ -203,7 +203,7 @@ def test_bad_file_names_the_knob(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"prior\.path = .* is no path: "):
             MeshSource(impossible, "prior.path")
     (tmp_path / "empty.glb").touch()
-    with pytest.raises(ValueError, match=r"prior\.path = '.*empty\.glb' has an unknown format: a mesh as GLB, OBJ"):
+    with pytest.raises(ValueError, match=r"prior\.path = '.*empty\.glb' is empty: a mesh as GLB, OBJ"):
         MeshSource(str(tmp_path / "empty.glb"), "prior.path")
 
 

@@ -24,11 +24,12 @@ from torch import Tensor
 from sdlab.arguments import claim_file
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.files import whole
+from sdlab.meshes.colours import SH_C0
 from sdlab.pictures import to_uint8
 from sdlab.raster import rasteriser_for
 from sdlab.scenes import AnyScene, Scene
 from sdlab.settings import Settings
-from sdlab.starts.clouds import SH_C0
+from sdlab.starts.own import COLUMNS, COMMENT
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
 
 STRIP_VIEWS = 8
@@ -102,23 +103,16 @@ def finite(s: Gaussians) -> Gaussians:
 def write_ply(path: Path, s: RawSplats) -> int:
     """Write a binary PLY in the layout of the 3DGS release (INRIA); return the number of Gaussians written.
 
-    Columns: x y z, normals, f_dc, opacity logit, log-scales, wxyz. World axes are kept (+z up). Gaussians with a value
-    that is not finite are dropped. Raises OSError if the file cannot be written.
+    Columns: x y z, normals, f_dc, opacity logit, log-scales, wxyz. World axes are kept (+z up). A comment says so, by
+    which a scene that starts from the file keeps its frame. Gaussians with a value that is not finite are dropped.
+    Raises OSError if the file cannot be written.
     """
     s = finite(s)
-    n = len(s.means)
-    columns: dict[str, np.ndarray] = {}
-    columns.update(zip("xyz", s.means.T, strict=True))
-    columns.update({name: np.zeros(n) for name in ("nx", "ny", "nz")})
-    columns.update({f"f_dc_{i}": (s.rgbs[:, i] - 0.5) / SH_C0 for i in range(3)})
-    columns["opacity"] = s.opacity_logits
-    columns.update({f"scale_{i}": s.log_scales[:, i] for i in range(3)})
-    columns.update({f"rot_{i}": s.quats[:, i] for i in range(4)})
-    table = np.empty(n, dtype=[(name, "<f4") for name in columns])
-    for name, values in columns.items():
-        table[name] = values
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
-    header += [f"property float {name}" for name in columns] + ["end_header", ""]
+    normals = np.zeros_like(s.means)
+    values = (s.means, normals, (s.rgbs - 0.5) / SH_C0, s.opacity_logits[:, None], s.log_scales, s.quats)
+    table = np.concatenate(values, 1).astype("<f4")
+    header = ["ply", "format binary_little_endian 1.0", f"comment {COMMENT}", f"element vertex {len(table)}"]
+    header += [f"property float {name}" for name in COLUMNS] + ["end_header", ""]
     path.write_bytes("\n".join(header).encode("ascii") + table.tobytes())
     return len(table)
 

@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from sdlab.channel import Turnstile
-from sdlab.errors import give_back
+from sdlab.console import say
+from sdlab.errors import give_back, reason
 from sdlab.live.building import prepare_for
 from sdlab.live.messages import Patch, Stop
 from sdlab.live.session import Session
@@ -103,12 +104,14 @@ class Manager:
         threading.Thread(target=self._sweep, name="sdlab-sweeper", daemon=True).start()
 
     def preload(self, settings: Settings) -> None:
-        """Load and compile for the first user in the background. Errors are left to the session that needs the prior
-        and can report them."""
+        """Load and compile for the first user in the background. An error is said on the console; the sessions that
+        need the prior meet it again and report it to their users."""
 
         def work() -> None:
-            with contextlib.suppress(Exception):
+            try:
                 prepare_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
+            except Exception as e:
+                say(f"the prior cannot be prepared: {reason(e)}")
 
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
 

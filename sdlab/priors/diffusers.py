@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sdlab.console import Remark
 from sdlab.errors import memory_explained
 from sdlab.knobs import knob
 from sdlab.pictures import resize
@@ -199,7 +200,7 @@ class DiffusersModel:
         """Return hidden [1, L, D]; "" is unconditional. Warn about words that the text encoder does not see."""
         remark = self.text.remark(text, is_prompt=False)  # it may be a negative prompt, which names no object
         if remark:
-            warnings.warn(remark, stacklevel=2)
+            warnings.warn(remark, Remark, stacklevel=2)
         return Cond(self.text.embed(text))
 
     def remark(self, text: str) -> str:

@@ -111,6 +111,8 @@ def read_schedule(folder: Path) -> tuple[Tensor, str]:
     file = folder / "scheduler" / "scheduler_config.json"
     config = read_json(file)
     prediction = config.get("prediction_type", "epsilon")
+    if prediction is None:
+        raise ValueError(f"{file}: prediction_type is null; set it to {' or '.join(PREDICTIONS)}")
     if prediction not in PREDICTIONS:
         raise ValueError(f"{file}: prediction_type {prediction!r} is not supported, only {', '.join(PREDICTIONS)}")
     # whichever sampler the file names, the model was trained with DDPM's schedule
@@ -186,13 +188,22 @@ def _load_tokenizer(folder: Path) -> Any:
 
     place = folder / "tokenizer"
     try:
-        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False, use_fast=True)
     except Exception as e:
         if (place / "spiece.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
             raise RuntimeError(
                 f"{place} is in SentencePiece format, which needs a package: pip install sentencepiece"
             ) from e
         raise RuntimeError(f"{place} cannot be loaded ({first_line(e)}); copy or download it again") from e
+    if tokenizer.pad_token_id is None:
+        config = place / "tokenizer_config.json"
+        raise RuntimeError(
+            f"{config} names no pad_token, without which texts cannot be padded to one length; add the one that the "
+            "model was trained with"
+            if config.is_file()
+            else f"{config}, which names the padding token, is missing; copy or download it"
+        )
+    return tokenizer
 
 
 def _text_encoder_class(folder: Path) -> Any:

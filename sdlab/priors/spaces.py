@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sdlab.console import Remark
 from sdlab.transfer import Soon
 
 CHECKED_AT_ONCE = 5  # encodings on a GPU that are checked before the next operation
@@ -131,7 +132,7 @@ class LatentSpace:
             if next(self.model.parameters()).dtype == half:
                 self.model = copy.deepcopy(self.model).float()
             self._half = None
-        warnings.warn(self.note, stacklevel=2)
+        warnings.warn(self.note, Remark, stacklevel=2)
 
     def _by_parts(self, network: Network, vae: nn.Module, x: Tensor, most: int) -> Tensor:
         if not self._one_by_one and most >= len(x):

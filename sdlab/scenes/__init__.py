@@ -38,7 +38,7 @@ class Scene(Protocol):
     """A scene seen through cameras; owned by one thread."""
 
     params: dict[str, Parameter]
-    note: str  # reason why it does not start as requested, or ""
+    note: str  # how it starts differently from what was requested, or ""
 
     def adopt(self, config: SceneConfig) -> None:
         """Switch to another configuration of the same kind (live knobs)."""

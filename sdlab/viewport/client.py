@@ -41,5 +41,5 @@ CORNERS = """<script>{
 def client_html() -> str:
     """Return the client as a page embeds it."""
     html = (Path(inspect.getfile(viser)).parent / "client" / "build" / "index.html").read_text(encoding="utf-8")
-    draw = f"<script>{(STATIC / 'view.js').read_text(encoding='utf-8')}</script>"
-    return html.replace("<head>", f"<head>{RECONNECT}{draw}{CORNERS}{STYLE}{NOTICE}", 1)
+    ours = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in ("line.js", "view.js"))
+    return html.replace("<head>", f"<head>{RECONNECT}{ours}{CORNERS}{STYLE}{NOTICE}", 1)

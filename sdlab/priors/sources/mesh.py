@@ -24,7 +24,7 @@ from sdlab.cameras import CameraSettings, look_at
 from sdlab.knobs import read_file
 from sdlab.meshes import draw
 from sdlab.meshes.read import MAX_BYTES
-from sdlab.meshes.surface import RADIUS, mesh_of
+from sdlab.meshes.surface import RADIUS, parsed_mesh
 from sdlab.priors.sources import Drawn, Source, as_bytes, unheard
 from sdlab.priors.text import listed
 from sdlab.toybox import judge, pictures, words
@@ -87,7 +87,7 @@ class MeshSource(Source):
         given = f"{knob} = {str(path)!r}"
         path = Path(path)
         raw = read_file(path, MAX_BYTES, given)
-        self.mesh = mesh_of(raw, given, up, radius).turned(turn)
+        self.mesh = parsed_mesh(raw, given, up, radius).turned(turn)
         self.name = f"mesh {path.name}"
         self.identity = f"mesh v{VERSION} {hashlib.sha256(raw).hexdigest()} up {up} turn {turn:g} radius {radius:g}"
         self._file = path.name
