@@ -23,8 +23,9 @@ from sdlab.cameras import CameraSettings
 from sdlab.export.mesh import write_glb
 from sdlab.export.writers import Material, material_of, slug, write_ply, write_splat, write_turntable
 from sdlab.live.session import Session
+from sdlab.meshes.colours import SH_C0
 from sdlab.settings import from_toml, preset
-from sdlab.starts.clouds import SH_C0, read_cloud
+from sdlab.starts.clouds import read_cloud
 from sdlab.types import RawSplats, SplatSnapshot
 from sdlab.ui import recording, results
 from sdlab.ui.guard import Guard
