@@ -11,10 +11,13 @@ import threading
 import time
 import webbrowser
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
+from sdlab.console import own_words, say, tell
 from sdlab.options import DEFAULT_PRESET, NETWORK_PRESET
 
+NAME = "app.py"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="visitors share forward passes, for a GPU with many visitors; runs then repeat only up to rounding",
     )
     p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
+    p.add_argument("--log", metavar="FILE", help="append libraries' messages and tracebacks to FILE (default: dropped)")
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     return p
 
@@ -58,13 +62,30 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until interrupted; return 2 after one line on stderr when an argument is invalid."""
     args = parser().parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(open_log(args.log)) if args.log else None
+        except OSError as e:
+            say(f"--log {args.log}: {e.strerror or e}", NAME)
+            return 2
+        stack.enter_context(own_words(log))
+        return run(args)
+
+
+def open_log(path: str) -> TextIO:
+    """Return the log file, to append to; OSError if it cannot be opened."""
+    return open(Path(path).expanduser(), "a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve as `args` say; return the exit code, see `main`."""
     try:
         if args.max_sessions < 1:
             raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
         listener = bind(args.host, args.port)  # before the slow imports
         app = build(args)
     except (ValueError, OSError) as e:
-        print(f"app.py: {e}", file=sys.stderr)
+        say(str(e), NAME)
         return 2
     serve(app, listener, args)
     return 0
@@ -121,13 +142,16 @@ def build(args: argparse.Namespace) -> Any:
 def say_rasteriser(device: Any) -> None:
     """Print which rasteriser a GPU gets, and why if it is not gsplat. Runs in a thread, because it may have to
     compile."""
-    from sdlab.raster import backend_for
+    from sdlab.raster import announcement_for, backend_for
 
+    announcement = announcement_for(device)
+    if announcement:
+        print(f"Rasteriser: {announcement} ...", flush=True)
     rasteriser = backend_for(device)
     if rasteriser.note:
-        print(f"Rasteriser: {rasteriser.note}.", file=sys.stderr, flush=True)
+        say(f"Rasteriser: {rasteriser.note}.", NAME)
     elif device.type == "cuda":
-        print(f"Rasteriser: {rasteriser.name} on {device}", flush=True)
+        tell(f"Rasteriser: {rasteriser.name} on {device}")
 
 
 def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
@@ -144,7 +168,7 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
             if server.should_exit:
                 return
             time.sleep(0.05)
-        print(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)", flush=True)
+        tell(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)")
         if args.host in LOOPBACK and not args.no_browser and has_screen():
             webbrowser.open(url)
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+MOST_SHOWN = 60  # characters of a value that a message quotes
+
 Apply = Literal["live", "rebuild", "restart"]
 K = TypeVar("K")
 V = TypeVar("V")
@@ -89,14 +91,15 @@ def _plain(number: float | int) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value that a user gave as messages quote it, a long one cut."""
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}... ({len(str(value))} characters)"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}... ({len(str(value))} characters)"
 
 
 def check(k: Knob, value: Any) -> Any:
     """Return `value` as the knob's type; ValueError names the knob, the value and what is allowed."""
-    problem = ValueError(f"{k.path} = {_shown(value)}: must be {allowed(k)} ({k.help})")
+    problem = ValueError(f"{k.path} = {shown(value)}: must be {allowed(k)} ({k.help})")
     if k.type is bool:
         if not isinstance(value, bool):
             raise problem
@@ -108,7 +111,7 @@ def check(k: Knob, value: Any) -> Any:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as e:  # a lone surrogate: no file of settings could hold it
-            raise ValueError(f"{k.path} = {_shown(value)}: this text is not valid Unicode ({k.help})") from e
+            raise ValueError(f"{k.path} = {shown(value)}: this text is not valid Unicode ({k.help})") from e
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise problem
@@ -135,6 +138,12 @@ def parse(k: Knob, text: str) -> Any:
     return check(k, int(number) if number.is_integer() else number)
 
 
+def path_hint(given: str) -> str:
+    """Return what to change about `given`, which names no file, if it has quotes or blanks around it; else ""."""
+    bare = given.strip().strip("'\"").strip()
+    return f"; without the quotes or blanks around it, it is {shown(bare)}" if bare not in ("", given) else ""
+
+
 def read_file(path: Path, limit: int, given: str) -> bytes:
     """Read a file that a user named; ValueError, starting with `given`, if unreadable or longer than `limit` bytes."""
     try:
@@ -142,7 +151,7 @@ def read_file(path: Path, limit: int, given: str) -> bytes:
         size = path.stat().st_size
         raw = path.read_bytes() if size <= limit else b""
     except OSError as e:
-        raise ValueError(f"{given} cannot be read: {e.strerror or e}") from e
+        raise ValueError(f"{given} cannot be read: {e.strerror or e}{path_hint(str(path))}") from e
     except (RuntimeError, ValueError) as e:  # the home of an unknown user; a null character
         raise ValueError(f"{given} is no path: {e}") from e
     if size > limit:

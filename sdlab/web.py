@@ -182,8 +182,12 @@ def embedders(on_space: bool) -> str:
 
 
 def refusal(text: str, status: int) -> PlainTextResponse:
-    """Return an answer that says why a request was not done. A body that is too large is not read to its end."""
-    return PlainTextResponse(text, status, {"Connection": "close"} if status == 413 else None)
+    """Return an answer that says why a request was not done. A body that is too large is not read to its end.
+
+    It is plain text without what a browser could take for markup, since names and contents of files are quoted in it.
+    """
+    harmless = "".join(c if c.isprintable() and c not in "<>&" else "_" for c in text)
+    return PlainTextResponse(harmless, status, {"Connection": "close"} if status == 413 else None)
 
 
 async def capped_body(request: Request, most: int) -> bytes | None:

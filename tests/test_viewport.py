@@ -208,6 +208,64 @@ class Browser:
         return contextlib.nullcontext()
 
 
+class Failing(Watched):
+    """A view that fails to show the frames of the steps in `bad`, as `error` says."""
+
+    error: BaseException = RuntimeError("no such buffer")
+    bad: tuple[int, ...] = ()
+
+    def show(self, frame: Frame) -> None:
+        if frame.step in self.bad:
+            self.bad = self.bad[1:]
+            raise self.error
+        super().show(frame)
+
+
+FAILURES = [
+    RuntimeError("no such buffer"),
+    ValueError("bad shape"),
+    AssertionError(),
+    OSError(24, "no files"),
+    SystemExit(1),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda e: type(e).__name__)
+def test_a_view_that_fails_begins_again_and_one_that_fails_again_says_so(error: BaseException, capsys):
+    v = Failing(Latest())
+    v.error, v.bad = error, (2, 3)
+    before = port_of(v)
+    for number in (1, 2):
+        v._latest.set(frame(number))
+        until(lambda number=number: v.shown_step == number)
+    assert v.trouble == ""
+    assert port_of(v) != before
+    until(lambda: is_listening(port_of(v)) and not is_listening(before))
+    assert v._splats is not None, "the new server has the scene"
+    v.set_dark(True)
+    v._latest.set(frame(3))
+    assert v.join(5)
+    assert v.trouble.startswith("The 3D view has stopped (")
+    assert "The run goes on" in v.trouble
+    until(lambda: not is_listening(port_of(v)))
+    for use in (lambda: v.set_dark(False), v.look_from_front, v.close, lambda: v.link([]), lambda: v.replay(())):
+        use()  # by a page that still shows it
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        "sdlab: a 3D view failed and was restarted",
+        "sdlab: a 3D view failed again and has stopped",
+    ]
+
+
+def test_a_film_that_cannot_be_shown_does_not_end_the_view(view: Watched):
+    view._latest.set(frame(4))
+    until(lambda: view.shown_step == 4)
+    view.shown_step = None
+    view.replay(((1, np.zeros((3, 3))),))  # no images
+    until(lambda: view.shown_step == 4)
+    assert (view.replayed, view.trouble) == (None, "")
+
+
 def test_cameras_of_linked_views_move_together_without_an_echo(monkeypatch: pytest.MonkeyPatch):
     made = [SplatView(Latest()) for _ in range(3)]
     browsers = [Browser((float(i), 1.0, 1.0)) for i in range(3)]
@@ -361,6 +419,21 @@ def receives(client: ClientConnection, part: bytes, timeout: float = 5.0) -> boo
 def test_a_client_of_another_version_is_hung_up_on(port: int, open_view: SplatView):
     with connect(f"ws://127.0.0.1:{port}/viewport/an-open-view", subprotocols=["viser-v0.0.1"]) as client:
         assert hangs_up(client)
+
+
+def test_browsers_reach_a_view_that_began_again(port: int, open_view: SplatView, monkeypatch: pytest.MonkeyPatch):
+    before, shown = port_of(open_view), open_view.show
+    with dial(port, "an-open-view") as socket:
+        socket.recv()
+        failures = iter([lambda _: 1 / 0])
+        monkeypatch.setattr(open_view, "show", lambda frame: next(failures, shown)(frame))
+        open_view._latest.set(frame(2))
+        until(lambda: port_of(open_view) != before)
+        with contextlib.suppress(ConnectionClosed):
+            while socket.recv(timeout=5):
+                pass
+    with dial(port, "an-open-view") as socket:
+        assert socket.recv()
 
 
 def test_closing_the_view_hangs_up(port: int, open_view: SplatView):

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sdlab.bench import distant
 from sdlab.errors import first_line
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Event, Failed, Stepped
+from sdlab.live.messages import Event, Failed
 from sdlab.live.session import Session
 from sdlab.settings import Settings
 
@@ -189,19 +189,20 @@ class Meter:
         self.first_step: dict[str, int] = {}  # loss -> first step in which it moved the scene
         self._failure = ""
         seat.session.listen(self._listen)
+        seat.session.listen_to_steps(self._stepped)
 
     @property
     def session(self) -> Session:
         return self.seat.session
 
     def _listen(self, event: Event) -> None:
-        match event:
-            case Stepped(step):
-                self.steps += 1
-                self.now = (step, time.thread_time())
-                self.first_step.setdefault(self.session.state.regime.partition(" ")[0], step)
-            case Failed(step, reason):
-                self._failure = f"a session failed at step {step}: {reason}"
+        if isinstance(event, Failed):
+            self._failure = f"a session failed at step {event.step}: {event.reason}"
+
+    def _stepped(self, step: int) -> None:
+        self.steps += 1
+        self.now = (step, time.thread_time())
+        self.first_step.setdefault(self.session.state.regime.partition(" ")[0], step)
 
     def require_health(self) -> None:
         """Raise RuntimeError if the session has failed."""

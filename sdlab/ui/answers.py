@@ -72,8 +72,8 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
     ended = closing or asyncio.Event()
 
     @router.get("/news/{token}")
-    def news(token: str, page: str = "") -> Response:
-        return JSONResponse(pages.poll(token, page), headers=NO_STORE)
+    def news(token: str, page: str = "", missed: bool = False) -> Response:
+        return JSONResponse(pages.poll(token, page, missed), headers=NO_STORE)
 
     @router.post("/do/{token}")
     async def do(token: str, request: Request) -> Response:

@@ -65,7 +65,7 @@ def blocks(visitors: Visitors, preset: str | None, device: torch.device) -> gr.B
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
-                    _panel("status")
+                    _part("status", "status.js", _STATUS)
                     _part("timeline", "timeline.js", _TIMELINE)
             with gr.Column(elem_id="side"):
                 with gr.Column(elem_classes=["card"]):
@@ -127,6 +127,10 @@ def _controls(prompt: str) -> str:
 
 
 _STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>'
+_STATUS = (  # live regions are read out only if they exist before they have a text
+    '<p id="connection-line" role="alert"></p><p class="unseen" role="status" data-live></p>'
+    '<div data-panel="status"></div>'
+)
 _TIMELINE = (
     '<div class="timeline"><button type="button" data-replay title="Replay the run">&#9655;</button>'
     '<div class="track"><i class="done"></i><span class="ticks"></span><b class="now"></b></div></div>'

@@ -18,7 +18,7 @@ from sdlab.ui.desk import Desk
 from sdlab.ui.lane import Lane
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import UPLOADS, Bringing
-from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors
+from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors, limits
 from sdlab.viewport.splat_view import Viewports
 
 
@@ -53,8 +53,8 @@ class Page:
             desk.set_dark(dark)
         return {"token": desk.id, "page": page}
 
-    def poll(self, token: str, page: str) -> dict[str, Any]:
-        """Return the panels that changed on a desk, for the page that shows it."""
+    def poll(self, token: str, page: str, missed: bool = False) -> dict[str, Any]:
+        """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer."""
         own = self._of_page(page)
         if own is not None and own.id != token:
             return {}  # the page has just been given another desk
@@ -66,6 +66,8 @@ class Page:
             return another_tab(page) if known else session_over(page)
         if self._find(token, polling=True) is None:
             return session_over(page)
+        if missed:
+            own.forget()
         return {"panels": self.visitors.told(own.news())}
 
     def act(self, token: str, said: Any) -> bool:
@@ -109,7 +111,7 @@ class Page:
                 f"{UPLOADS[knob].kind!r}, and it is {getattr(lane.settings, group).kind!r}"
             )
         in_use = {Path(path) for other in desk.lanes for path in other.files()}
-        path = desk.uploads.keep(knob, name, raw, in_use)
+        path = desk.uploads.keep(knob, name, raw, in_use, limits(bool(self.visitors.locked)))
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
         lane.use_file(knob, path, UPLOADS[knob].use(raw))

@@ -9,10 +9,11 @@ from collections.abc import Collection
 from typing import Any
 
 from sdlab import settings as catalogue
+from sdlab.parsing import OWN, VISITOR, Limits
 from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
-from sdlab.ui.uploads import UPLOADS
+from sdlab.ui.uploads import NAME, UPLOADS
 from sdlab.ui.veil import Veil, name_of
 
 # Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
@@ -44,6 +45,11 @@ def public(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
 def max_bytes(knob: str, locked: bool) -> int:
     """Return the size limit of a file for `knob`; lower where visitors upload it because the path is locked."""
     return min(UPLOADS[knob].most, MAX_UPLOAD) if locked else UPLOADS[knob].most
+
+
+def limits(locked: bool) -> Limits:
+    """Return what parsing an uploaded file may take; less where visitors upload it because paths are locked."""
+    return VISITOR if locked else OWN
 
 
 class Visitors:
@@ -82,6 +88,7 @@ class Visitors:
 
     def read(self, text: str, name: str) -> Settings:
         """Return the settings in the text of a visitor's file; ValueError says what is wrong with the file `name`."""
+        name = name if len(name) <= NAME else f"...{name[-NAME:]}"
         if len(text) > MAX_SETTINGS:
             raise ValueError(f"{name} has {len(text):,} characters; settings have at most {MAX_SETTINGS:,}")
         wanted = self._with_paths(catalogue.from_toml(text, name))

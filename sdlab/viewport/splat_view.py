@@ -17,6 +17,8 @@ import numpy as np
 import viser
 
 from sdlab.channel import Latest
+from sdlab.console import say
+from sdlab.errors import reason
 from sdlab.live.manager import Seat
 from sdlab.pictures import grid
 from sdlab.types import Frame, SplatSnapshot
@@ -53,24 +55,25 @@ def floor_lines() -> np.ndarray:
 
 
 class SplatView:
-    """Shows the frames in `latest` until `close`. Its only thread reads frames, which are copies."""
+    """Shows the frames in `latest` until `close`. Its only thread reads frames, which are copies.
 
+    If showing a frame fails, the view restarts once with a new server, to which browsers connect again; after a second
+    failure it ends, and `trouble` says why.
+    """
+
+    trouble = ""  # for the user
     obstacle = ""  # why a browser's last attempt to connect failed
 
     def __init__(self, latest: Latest[Frame], dark: bool = False) -> None:
         self._latest = latest
         self._closed = threading.Event()
-        self._server = start_server()
-        self._splats: viser.GaussianSplatHandle | None = None
-        self._picture: viser.ImageHandle | None = None
         self._dark = dark
         self._peers: tuple[SplatView, ...] = ()  # views whose cameras follow this one
         self._told = -math.inf  # time when the server last moved this view's cameras
         self._film: Film = ()
         self._film_at: int | None = None  # step of the film's shot that is shown
         self._film_changed = False
-        self._set_up_scene(dark)
-        self._server.on_client_connect(self._watch)
+        self._serve()
         self._thread = threading.Thread(target=self._follow, name="sdlab-view", daemon=True)
         self._thread.start()
 
@@ -78,6 +81,14 @@ class SplatView:
     def address(self) -> str:
         """The address of viser's WebSocket, which holds a secret: for `sdlab.viewport.proxy` only."""
         return self._server.address
+
+    def _serve(self) -> None:
+        """Start a server with an empty scene."""
+        self._splats: viser.GaussianSplatHandle | None = None
+        self._picture: viser.ImageHandle | None = None
+        self._server = start_server()
+        self._set_up_scene(self._dark)
+        self._server.on_client_connect(self._watch)
 
     def _set_up_scene(self, dark: bool) -> None:
         scene = self._server.scene
@@ -188,22 +199,44 @@ class SplatView:
         return not self._thread.is_alive()
 
     def _follow(self) -> None:
-        version = 0
+        """Show frames until the view is closed; after a failure, begin again once."""
         try:
-            while not self._closed.is_set():
-                if self._film_changed:
-                    self._play()
-                    version = -1  # show the present again even if it has not changed
-                if not self._latest.wait(version, WAIT if version >= 0 else 0.0):
-                    continue
-                version = self._latest.version  # read before the frame: a frame in between is shown next time
-                frame = self._latest.get()
-                if frame is not None:
-                    self.show(frame)
-                self._closed.wait(UPDATE_EVERY)
+            self._show_frames()
+        except (Exception, SystemExit) as e:
+            say(f"a 3D view failed and was restarted ({reason(e)})")
+            self._stop()
+            self._show_again()
         finally:
-            with muted():
-                self._server.stop()
+            self._stop()
+
+    def _show_again(self) -> None:
+        """Show frames on a new server; a second failure ends the view."""
+        self._film_changed, self._film_at = False, None  # what failed may have been a shot of the film
+        try:
+            self._serve()
+            self._show_frames()
+        except (Exception, SystemExit) as e:
+            self._closed.set()
+            self.trouble = f"The 3D view has stopped ({reason(e)}). The run goes on; branch it to get a new view."
+            say(f"a 3D view failed again and has stopped ({reason(e)})")
+
+    def _stop(self) -> None:
+        with muted():
+            self._server.stop()
+
+    def _show_frames(self) -> None:
+        version = 0
+        while not self._closed.is_set():
+            if self._film_changed:
+                self._play()
+                version = -1  # show the present again even if it has not changed
+            if not self._latest.wait(version, WAIT if version >= 0 else 0.0):
+                continue
+            version = self._latest.version  # read before the frame: a frame in between is shown next time
+            frame = self._latest.get()
+            if frame is not None:
+                self.show(frame)
+            self._closed.wait(UPDATE_EVERY)
 
     def show(self, frame: Frame) -> None:
         """Send a frame to the browsers; called by the view's own thread."""

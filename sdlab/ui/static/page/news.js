@@ -5,10 +5,12 @@
 
 import { keptDesk, restoreTheme } from "./memory.js";
 
+import { answered, asking, isLost } from "./connection.js";
+
 /** @typedef {{ do: string, [key: string]: any }} Act */
 /** @typedef {{ token?: string, page?: string, panels?: Record<string, any> }} Answer */
 
-const POLL_EVERY = 500, TIMEOUT = 30000, AGAIN = 2000; // ms
+const POLL_EVERY = 500, TIMEOUT = 30000, POLL_TIMEOUT = 10000, AGAIN = 2000; // ms
 const REPLACED = ["knob", "probe", "prompt", "look"]; // acts of which only the last counts while they wait
 
 /** @type {Map<string, (value: any) => void>} */
@@ -53,6 +55,8 @@ function stay() {
 // ---- polling -----------------------------------------------------------------------------------------------------
 
 let polling = false, again = false;
+let missed = false; // whether the last poll failed: its news may have been lost on the way, and is sent again
+let under = new AbortController(); // ends the poll under way
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer;
 
@@ -61,16 +65,36 @@ async function poll() {
   clearTimeout(timer);
   [polling, again] = [true, false];
   const { token, page } = shown, next = performance.now() + POLL_EVERY;
-  try {
-    const how = { cache: /** @type {RequestCache} */ ("no-store"), signal: AbortSignal.timeout(TIMEOUT) };
-    const answer = token && await fetch(`news/${token}?page=${encodeURIComponent(page)}`, how);
-    const news = answer && answer.ok && await answer.json();
+  if (token) {
+    asking();
+    const news = await fetched(`news/${token}?page=${encodeURIComponent(page)}${missed ? "&missed=1" : ""}`);
+    missed = !news;
+    if (news) answered();
     if (news && token === shown.token) hear(news);
-  } catch { /* the network fails now and then: the next poll may come through */ }
+  } else answered(); // a page without a desk asks for nothing
   polling = false;
   if (again) poll();
   else timer = setTimeout(poll, Math.max(next - performance.now(), POLL_EVERY / 5));
 }
+
+/** Returns the answer to a poll, undefined if none came. @param {string} address @returns {Promise<Answer | undefined>} */
+async function fetched(address) {
+  under = new AbortController();
+  const patience = setTimeout(() => under.abort(), POLL_TIMEOUT);
+  try {
+    const answer = await fetch(address, { cache: "no-store", signal: under.signal });
+    return answer.ok ? await answer.json() : undefined;
+  } catch { // the network fails now and then: the next poll may come through
+    return undefined;
+  } finally {
+    clearTimeout(patience);
+  }
+}
+
+// After a break, an answer under way may never come: ask again at once.
+const retry = () => { if (isLost()) { under.abort(); poll(); } };
+addEventListener("online", retry);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) retry(); });
 
 // ---- acting ------------------------------------------------------------------------------------------------------
 
