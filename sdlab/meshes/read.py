@@ -83,8 +83,8 @@ class Parsed(NamedTuple):
         """Parse with trimesh, with embedded materials and textures but without external files."""
         import trimesh
 
-        raw = {"glb": gltf.for_trimesh, "obj": _plain_obj, "stl_ascii": _plain_stl}[self.kind](self.source)
         with self.damage_explained():
+            raw = {"glb": gltf.for_trimesh, "obj": _plain_obj, "stl_ascii": _plain_stl}[self.kind](self.source)
             loaded: Any = trimesh.load(
                 BytesIO(raw), file_type=self.kind, resolver=None, allow_remote=False, process=False
             )

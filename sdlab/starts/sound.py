@@ -5,15 +5,17 @@ Each function says what it left out or changed, in remarks that continue "scene.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from sdlab.shapes import Cloud, RawSplats
 from sdlab.meshes.read import LARGEST
+from sdlab.shapes import Cloud, RawSplats
 from sdlab.starts.gaussians import FLAT, HALF_STEP, Gaussians
 
 FAR_OFF = 100.0  # a middle this many times as far from the origin as its points from it costs float32 its detail
 STRAY, BULK = 5.0, 0.95  # points are stray at STRAY times the distance within which a share BULK lies
-OPAQUE = float(np.log((1 - HALF_STEP) / HALF_STEP))
+OPAQUE = math.log((1 - HALF_STEP) / HALF_STEP)
 
 
 def sound_cloud(at: np.ndarray, rgbs: np.ndarray, given: str) -> tuple[Cloud, list[str]]:
@@ -44,7 +46,7 @@ def sound_splats(found: Gaussians, given: str, keep_stray: bool = False) -> tupl
         remarks += more
     rest = (_unit(found.quats[kept]), log_scales[kept], opacities[kept], found.rgbs[kept])
     means = found.means[kept].astype(np.float32) if keep_stray else _centred(found.means[kept])
-    return RawSplats(means, *(column.astype(np.float32) for column in rest)), remarks
+    return RawSplats(means, *(column.astype(np.float32, copy=False) for column in rest)), remarks
 
 
 def _told(count: int, total: int, what: str, one: str, more: str) -> str:
@@ -100,11 +102,11 @@ def _with_thickness(log_scales: np.ndarray) -> tuple[np.ndarray, list[str]]:
         "have no thickness and get a hundredth of their width",
     )
     remark = _told(count, len(log_scales), "Gaussians", has, have)
-    return np.where(flat, widest - np.log(FLAT), log_scales), [remark] if count else []
+    return np.where(flat, widest - math.log(FLAT), log_scales), [remark] if count else []
 
 
 def _unit(quats: np.ndarray) -> np.ndarray:
     """Return quaternions [N, 4] with unit length, those that have it to the bit; zero becomes the identity."""
     lengths = np.linalg.norm(quats, axis=1, keepdims=True)
     divisors = np.where((lengths == 0) | (abs(lengths - 1) < 1e-6), 1, lengths)
-    return np.where(lengths > 0, quats / divisors, (1.0, 0, 0, 0))
+    return np.where(lengths > 0, quats / divisors, np.array((1, 0, 0, 0), quats.dtype))
