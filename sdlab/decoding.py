@@ -117,7 +117,7 @@ def picture_of(raw: bytes, size: int, given: str) -> np.ndarray:
             allowed = picture.width * picture.height <= MAX_PIXELS
             pixels = f"{picture.width} x {picture.height} pixels"
             whole = _opaque(in_8_bits(picture)) if allowed else picture
-            turn = _turn_of(picture)
+            turn = _turn_of(picture) if allowed else None
     except UnidentifiedImageError as e:
         raise ValueError(f"{given} is not an image: use PNG, JPEG or WebP") from e
     except Exception as e:  # decoders raise all kinds of errors on malformed input
@@ -141,6 +141,7 @@ def in_8_bits(picture: Image.Image) -> Image.Image:
 def _opaque(picture: Image.Image) -> Image.Image:
     """Return an image as RGB, over white where it is transparent: the colour below is arbitrary, often black."""
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        picture.load()
+        return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
     rgba = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -229,6 +229,31 @@ def test_a_child_is_used_again_until_it_has_grown(none_left: None, monkeypatch: 
     assert ran("2") == 2
 
 
+def test_the_limits_of_one_file_do_not_hold_for_the_next(none_left: None):
+    ran("1", Limits(1.0, 0))
+    assert parsing.parsed(len, bytes(300_000_000), given="x", limits=SMALL) == 300_000_000
+
+
+def test_children_stand_by(none_left: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(children, "IDLE", 0.0)
+
+    def ready() -> list[int]:
+        ended = time.monotonic() + 30
+        while len(CHILDREN._idle) < 2 and time.monotonic() < ended:
+            time.sleep(0.05)
+        return sorted(child._process.pid for child in CHILDREN._idle)
+
+    parsing.stand_by(2)
+    first = ready()
+    assert len(first) == 2
+    assert ran("'trimesh' in __import__('sys').modules")
+    time.sleep(1.5)
+    assert ready() == first, "these do not end when they are idle"
+    with pytest.raises(ValueError, match=CRASHED):
+        ran("__import__('os').abort()")
+    assert len(set(ready()) & set(first)) == 1, "another takes the place of one that has ended"
+
+
 def test_a_child_that_died_meanwhile_is_replaced(none_left: None):
     ran("1")
     for process in living():

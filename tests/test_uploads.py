@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -188,7 +189,7 @@ def test_a_zip_beyond_the_limits_is_not_unpacked(site: Site):
 def glb(change) -> bytes:
     """A textured box whose description `change` has changed."""
     mesh = trimesh.creation.box()
-    texture = Image.new("RGB", (100, 50), (200, 30, 30))
+    texture = Image.new("RGB", (200, 100), (200, 30, 30))
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=texture)
     mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=material)
     raw = mesh.export(file_type="glb")
@@ -208,6 +209,11 @@ def many_nodes(tree: dict) -> None:
     tree["scenes"][0]["nodes"] += range(first, len(tree["nodes"]))
 
 
+def many_textures(tree: dict) -> None:
+    part = next(mesh for mesh in tree["meshes"])["primitives"][0]
+    tree["meshes"][0]["primitives"] = [part] * 24_999
+
+
 def endless(tree: dict) -> None:
     tree["nodes"] = [{"children": [1], "name": "a"}, {"children": [0], "name": "b"}]
     tree["scenes"] = [{"nodes": [0]}]
@@ -220,9 +226,10 @@ def vast(tree: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (many_nodes, r"has textures of 500,010,000 pixels; the limit is 400,000,000"),
+        (many_nodes, r"has 100,00\d nodes; the limit is 50,000: simplify it"),
+        (many_textures, r"has textures of 500,000,000 pixels; the limit is 400,000,000"),
         (endless, "is damaged: its nodes do not form a tree"),
-        (vast, r"has [\d,]{17} mesh elements; the limit is 50,000,000"),
+        (vast, r"has [\d,]{17,} numbers in its meshes; the limit is 150,000,000"),
         (lambda tree: tree["nodes"].append({"mesh": 99}), "is damaged or incomplete"),
         (lambda tree: tree.update(accessors=3), "is damaged or incomplete"),
     ],
@@ -243,6 +250,45 @@ def test_only_the_page_itself_may_bring_and_only_for_knobs_that_take_a_file(site
     assert site.client.get("/uploads/own/scene.file").status_code == 405
 
 
+MARKUP = '<img src=x onerror="alert(1)">&lt;.glb'
+
+
+def full(path: Path, raw: bytes) -> int:
+    raise OSError(f"{path} cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"),
+    [
+        (403, {"Origin": "https://<b>elsewhere.example"}),
+        (404, {"token": "<b>other"}),
+        (404, {"knob": "<script>alert(1)<%2Fscript>"}),
+        (413, {"raw": bytes(1001)}),
+        (422, {"raw": b"PK\x03\x04 and so on"}),
+        (422, {"raw": b"<svg onload=alert(1)>", "knob": "scene.picture"}),
+        (422, {"raw": b"glTF" + bytes(8) + b"\x10\0\0\0JSON" + b'{"<script>": "\\ud800"'}),
+        (422, {"raw": packed({"<script>.png": b"no", "/etc/passwd": b"no"}), "knob": "prior.path"}),
+        (507, {"raw": POINTS + b"0\n"}),
+    ],
+)
+def test_refusals_are_plain_text_without_markup_or_paths_of_the_server(monkeypatch, status: int, asked: dict):
+    monkeypatch.setattr(visitors, "MAX_UPLOAD", 1000)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    site = Site(for_visitors=True)
+    options = {"knob": "scene.file", "token": "own", "raw": BOX[:900], "Origin": "http://testserver", **asked}
+    answer = site.client.post(
+        f"/uploads/{options['token']}/{options['knob']}",
+        content=options["raw"],
+        params={"name": MARKUP},
+        headers={"Origin": options["Origin"]},
+    )
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert not re.search(r"[<>&\n]|\.\./|/tmp|site-packages|sdlab-uploads", answer.text), answer.text
+    assert answer.text
+    site.uploads.close()
+
+
 def test_files_are_capped_more_tightly_for_visitors(monkeypatch):
     monkeypatch.setattr(visitors, "MAX_UPLOAD", 1000)
     site = Site(for_visitors=True)
@@ -253,7 +299,7 @@ def test_files_are_capped_more_tightly_for_visitors(monkeypatch):
     site.uploads.close()
 
 
-def test_one_file_at_a_time(site: Site, monkeypatch):
+def test_one_file_at_a_time_from_a_desk(site: Site, monkeypatch):
     reading, go_on = threading.Event(), threading.Event()
 
     def slow(raw: bytes, given: str, limits: Limits) -> None:
@@ -269,6 +315,25 @@ def test_one_file_at_a_time(site: Site, monkeypatch):
     go_on.set()
     first.join(30)
     assert answers == [(204, "")]
+
+
+def test_a_file_does_not_wait_for_another_desks_file(site: Site):
+    """One endless file and one small one, both for real."""
+    site.post(BOX)
+    endless = b"v 0 0 0\nv 1 0 0\nv 0 1 0\n" + b"".join(b"usemtl m%d\nf 1 2 3\n" % i for i in range(19_000))
+    other = Site()
+    answers: list[tuple[int, str]] = []
+    first = threading.Thread(target=lambda: answers.append(site.post(endless, name="x.obj")))
+    first.start()
+    until = time.monotonic() + 30
+    while not site.uploads.arriving.locked() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert other.post(BOX)[0] == 204
+    assert not answers, "the other file is still being read"
+    first.join(60)
+    assert [status for status, _ in answers] == [422]
+    assert answers[0][1] == "'x.obj' takes more than 1.8 s to read, which is the limit: make it smaller or simpler"
+    other.uploads.close()
 
 
 def test_a_session_that_ends_meanwhile_keeps_nothing(site: Site):

@@ -5,20 +5,17 @@ glTF 2.0 specification: https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.htm
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdlab.meshes.modest import glb_must_be_modest
 from sdlab.meshes.parts import COLOR_0
 from sdlab.quoting import first_line
 
-# limits on a decoded GLB, counting the copies that its nodes make: mesh elements, and texture pixels
-MAX_NUMBERS, MAX_PIXELS = 50_000_000, 400_000_000
 MAX_DEPTH = 100  # of nodes in each other
 SPLATTING = "KHR_gaussian_splatting"
 POINTS = 0  # mode of a primitive
@@ -58,7 +55,7 @@ def read(raw: bytes, given: str) -> Glb:
         raise ValueError(f"{given} is compressed with {packed}, which cannot be read: export it without compression")
     if external:
         raise ValueError(f"{given} refers to the file {external[0][:60]!r}: export it as one GLB that holds everything")
-    _must_be_modest(found, given)
+    glb_must_be_modest(found.tree, found.binary, given)
     return found
 
 
@@ -92,60 +89,6 @@ def _packing(glb: Glb) -> str:
     if any(image.get("mimeType") == "image/ktx2" for image in tree.get("images", [])):
         return "Basis Universal (KTX2 textures)"
     return ""
-
-
-def _must_be_modest(glb: Glb, given: str) -> None:
-    """Raise ValueError for a GLB that would expand without bound.
-
-    Every node copies its mesh and textures, an accessor may declare any number of zeros, and nodes that are their own
-    descendants recurse forever.
-    """
-    try:
-        tree = glb.tree
-        nodes, meshes = tree.get("nodes", []), tree.get("meshes", [])
-        counts = [int(accessor["count"]) for accessor in tree.get("accessors", [])]
-        children = [child for node in nodes for child in node.get("children", [])]
-        roots = {root for scene in tree.get("scenes", []) for root in scene.get("nodes", [])}
-        is_forest = len(set(children)) == len(children) and roots.isdisjoint(children)
-        pixels = [_pixels(image, glb) for image in tree.get("images", [])]
-        of_texture = [pixels[t["source"]] if "source" in t else 0 for t in tree.get("textures", [])]
-        of_material = [sum(of_texture[t] for t in _textures(m)) for m in tree.get("materials", [])]
-        parts = [part for node in nodes if "mesh" in node for part in meshes[node["mesh"]]["primitives"]]
-        numbers = sum(counts) + sum(
-            counts[i] for p in parts for i in (*p["attributes"].values(), *([p["indices"]] if "indices" in p else []))
-        )
-        painted = sum(pixels) + sum(of_material[p["material"]] for p in parts if "material" in p)
-    except Exception as e:  # malformed in any way
-        raise _damaged(given, e) from e
-    if not is_forest:
-        raise ValueError(f"{given} is damaged: its nodes do not form a tree; re-export it")
-    if min(counts, default=0) < 0 or numbers > MAX_NUMBERS:
-        raise ValueError(f"{given} has {numbers:,} mesh elements; the limit is {MAX_NUMBERS:,}: simplify it")
-    if painted > MAX_PIXELS:
-        raise ValueError(f"{given} has textures of {painted:,} pixels; the limit is {MAX_PIXELS:,}: shrink them")
-
-
-def _pixels(image: dict[str, Any], glb: Glb) -> int:
-    """Return the pixel count of a GLB's image from its header; 0 for external images, which are never read."""
-    from PIL import Image
-
-    if "bufferView" in image:
-        view = glb.tree["bufferViews"][image["bufferView"]]
-        raw = glb.binary[view.get("byteOffset", 0) :][: view["byteLength"]]
-    elif image.get("uri", "").startswith("data:"):
-        raw = base64.b64decode(image["uri"].partition(",")[2])
-    else:
-        return 0
-    with Image.open(BytesIO(raw)) as picture:
-        return picture.width * picture.height
-
-
-def _textures(node: Any) -> list[int]:
-    """Return the textures that a material refers to, including those of extensions."""
-    if not isinstance(node, dict):
-        return []
-    own = [node["index"]] if isinstance(node.get("index"), int) else []
-    return own + [index for value in node.values() for index in _textures(value)]
 
 
 def remarks_on(glb: Glb) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from sdlab.meshes import gltf, ply
 from sdlab.meshes.kinds import STL_HEAD, TRIANGLE, Unsupported, kind_of, stl_triangles
+from sdlab.meshes.modest import must_be_modest
 from sdlab.meshes.parts import GREY, Part, Points, of_cloud, of_tables, of_trimesh
 from sdlab.quoting import first_line
 
@@ -108,6 +109,7 @@ def parse(raw: bytes, given: str, readable: str) -> Parsed:
     """Detect the format of a file and check its structure. `readable` names what can be read, for the message about a
     file of another kind."""
     kind = kind_of(raw, given, readable)
+    must_be_modest(kind, raw, given)
     parsed = Parsed(kind, raw, given)
     if kind == "glb":
         return parsed._replace(source=gltf.read(raw, given))

@@ -47,3 +47,13 @@ def parsed(
     if reply.failure:
         raise ValueError(f"{given} {reply.failure}".lstrip())
     return reply.result
+
+
+def stand_by(count: int) -> None:
+    """Keep `count` processes ready to parse any kind of file, from now until `close`."""
+    CHILDREN.stand_by(count, ("trimesh", "PIL.Image", "sdlab.starts.clouds", "sdlab.folders"))
+
+
+def close() -> None:
+    """End all processes that parse files."""
+    CHILDREN.close()

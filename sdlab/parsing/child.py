@@ -44,6 +44,7 @@ def main() -> None:
 def serve(questions: BufferedIOBase, answers: BufferedIOBase) -> bool:
     """Answer one request; return whether this process is fit for another."""
     request = wire.receive(questions)
+    lift_limits()
     raw = wire.exactly(questions, request["bytes"])
     module, _, name = request["target"].partition(":")
     function = getattr(importlib.import_module(module), name)
@@ -83,17 +84,25 @@ def limit(seconds: float, memory: int) -> None:
     if resource is None:
         return
     sys.dont_write_bytecode = True  # modules imported from here on could not be written whole
-    _lower(resource.RLIMIT_CPU, int(time.process_time() + seconds) + 2)
-    _lower(resource.RLIMIT_FSIZE, 0)
-    _lower(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, int(time.process_time() + seconds) + 2)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        _lower(resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE") + memory + SLACK)
+        _limit(resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE") + memory + SLACK)
 
 
-def _lower(kind: int, value: int) -> None:
-    """Set a soft limit, unless there is a lower hard one."""
+def lift_limits() -> None:
+    """Lift the limits of the previous file on time and memory, which do not hold for receiving the next."""
+    if resource is not None:
+        _limit(resource.RLIMIT_CPU, None)
+        _limit(resource.RLIMIT_AS, None)
+
+
+def _limit(kind: int, value: int | None) -> None:
+    """Set a soft limit, at most the hard one; None for the hard one."""
     assert resource is not None
     hard = resource.getrlimit(kind)[1]
-    if hard == resource.RLIM_INFINITY or value <= hard:
-        resource.setrlimit(kind, (value, hard))
+    if value is None or (hard != resource.RLIM_INFINITY and value > hard):
+        value = hard
+    resource.setrlimit(kind, (value, hard))

@@ -147,6 +147,15 @@ class Children:
         self._idle: list[Child] = []
         self._places = AT_ONCE
         self._keeper: threading.Thread | None = None
+        self._spare = 0
+        self._ready = Request("builtins:len", (), (), b"")  # for a spare child, to import what most files need
+        self._is_preparing = False
+
+    def stand_by(self, count: int, needs: tuple[str, ...]) -> None:
+        """Keep `count` idle children that have imported `needs`, so that files need not wait for that."""
+        with self._changed:
+            self._spare, self._ready = count, self._ready._replace(needs=needs)
+            self._watch()
 
     def ask(self, request: Request, kinds: Collection[type], limits: Limits) -> wire.Reply:
         """Return a child's reply to a request, or one that says why there is none."""
@@ -186,34 +195,46 @@ class Children:
         child = found or Child()
         with self._changed:
             self._busy.append(child)
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="sdlab-parsing", daemon=True)
-                self._keeper.start()
-            self._changed.notify_all()
+            self._watch()
         return child
 
     def _leave(self, child: Child | None, fit: bool) -> None:
-        """Give the place back, and keep the child if it is fit for another file."""
-        if child is not None and not fit:
-            child.end()
+        """Give the place back, and the child if there is one."""
+        if child is not None:
+            self._put_back(child, fit)
         with self._changed:
-            if child is not None:
-                self._busy.remove(child)
-                if fit:
-                    child.idle_since = time.monotonic()
-                    self._idle.append(child)
             self._places += 1
             self._changed.notify_all()
 
+    def _put_back(self, child: Child, fit: bool) -> None:
+        """Keep a child if it is fit for another file; otherwise end it."""
+        if not fit:
+            child.end()
+        with self._changed:
+            self._busy.remove(child)
+            if fit:
+                child.idle_since = time.monotonic()
+                self._idle.append(child)
+
+    def _watch(self) -> None:
+        """Wake the keeper, starting it if there is none. Under the lock."""
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="sdlab-parsing", daemon=True)
+            self._keeper.start()
+        self._changed.notify_all()
+
     def _keep(self) -> None:
-        """Hold busy children to their limits and end idle ones, as long as there are any."""
+        """Hold busy children to their limits, end idle ones and start spare ones, as long as there are any."""
         while True:
             with self._changed:
                 for child in self._busy:
                     child.hold_to_limits()
-                old = [c for c in self._idle if time.monotonic() - c.idle_since > IDLE or not c.is_alive()]
+                old = self._superfluous()
                 self._idle = [c for c in self._idle if c not in old]
-                if not self._busy and not self._idle:
+                if len(self._idle) < min(self._spare, AT_ONCE - len(self._busy)) and not self._is_preparing:
+                    self._is_preparing = True
+                    threading.Thread(target=self._prepare, name="sdlab-parsing-spare", daemon=True).start()
+                if not self._busy and not self._idle and not self._spare:
                     self._keeper = None
             for child in old:
                 child.end()
@@ -223,9 +244,30 @@ class Children:
                 self._changed.wait_for(lambda: bool(self._busy), 1.0)
             time.sleep(TICK)
 
-    def close(self) -> None:
-        """End all children; files being parsed are refused."""
+    def _superfluous(self) -> list[Child]:
+        """Return the idle children that have died, or have been idle for long and are not spare."""
+        now, dead = time.monotonic(), [c for c in self._idle if not c.is_alive()]
+        living = [c for c in self._idle if c not in dead]
+        return dead + [c for c in living[: max(len(living) - self._spare, 0)] if now - c.idle_since > IDLE]
+
+    def _prepare(self) -> None:
+        """Start a spare child."""
+        with contextlib.suppress(EOFError, OSError, wire.Garbled, psutil.Error):  # the next file will say so
+            child = Child()
+            with self._changed:
+                self._busy.append(child)
+            fit = False
+            try:
+                fit = child.ask(self._ready, (), Limits(STARTING, 0)).fit
+            finally:
+                self._put_back(child, fit)
         with self._changed:
+            self._is_preparing = False
+
+    def close(self) -> None:
+        """End all children; files being parsed are refused, and none stand by any more."""
+        with self._changed:
+            self._spare = 0
             ended, self._idle = self._idle, []
             for child in self._busy:
                 child.refuse("cannot be read: the program is about to end")

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse
 
+from sdlab import parsing
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
 from sdlab.ui import answers, flat_view, front, layout, results, uploads
@@ -29,6 +30,8 @@ from sdlab.viewport import proxy
 from sdlab.viewport.proxy import MAX_FRAME
 from sdlab.viewport.splat_view import Viewports
 from sdlab.web import ANYWHERE, Site, embedders, refusal
+
+SPARE = 2  # processes that wait for uploads, so that the first visitor's file does not delay the second's
 
 
 def build(
@@ -50,7 +53,9 @@ def build(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parsing.stand_by(SPARE)
         yield
+        parsing.close()
         viewports.close_all()
         manager.shutdown()
         page.shelves.close_all()

@@ -24,7 +24,7 @@ from sdlab.decoding import is_picture, picture_of
 from sdlab.files import TemporaryFolder
 from sdlab.folders import check_archive, is_archive
 from sdlab.meshes.surface import READABLE, check_mesh
-from sdlab.parsing import OWN, Limits, parsed
+from sdlab.parsing import VISITOR, Limits, parsed
 from sdlab.settings import Settings, default_settings
 from sdlab.starts import clouds
 from sdlab.web import capped_body, refusal
@@ -48,7 +48,7 @@ class Upload(NamedTuple):
     uses: tuple[str, ...]
     suffixes: str  # that the browser's file dialog offers
     most: int  # bytes
-    check: Callable[[bytes, str, Limits], object]
+    check: Callable[..., object]
     use: Callable[[bytes], str]
 
     def fits(self, settings: Settings) -> bool:
@@ -56,17 +56,17 @@ class Upload(NamedTuple):
         return self.kind == getattr(settings, self.switch.partition(".")[0]).kind
 
 
-def _check_cloud(raw: bytes, given: str, limits: Limits) -> None:
+def _check_cloud(raw: bytes, given: str, limits: Limits = VISITOR) -> None:
     """Raise a ValueError that begins with `given`, unless a scene can start from a file."""
     clouds.parsed_cloud(raw, 1, np.random.default_rng(0), given, limits=limits)
 
 
-def _check_picture(raw: bytes, given: str, limits: Limits) -> None:
+def _check_picture(raw: bytes, given: str, limits: Limits = VISITOR) -> None:
     """Raise a ValueError that begins with `given`, unless images can start from a file."""
     parsed(picture_of, raw, 8, given, given=given, limits=limits)
 
 
-def _check_gallery(raw: bytes, given: str, limits: Limits) -> None:
+def _check_gallery(raw: bytes, given: str, limits: Limits = VISITOR) -> None:
     """Raise a ValueError that begins with `given`, unless it is a ZIP of pictures or a mesh."""
     if is_archive(raw):
         parsed(check_archive, raw, given, limits.pixels, given=given, limits=limits)
@@ -121,7 +121,7 @@ class Uploads:
         self._closed = False
         self.arriving = threading.Lock()  # held during an upload: one at a time
 
-    def keep(self, knob: str, name: str, raw: bytes, in_use: Collection[Path] = (), limits: Limits = OWN) -> Path:
+    def keep(self, knob: str, name: str, raw: bytes, in_use: Collection[Path] = (), limits: Limits = VISITOR) -> Path:
         """Keep a file and return its path; beyond `MOST_KEPT`, the oldest file that is not `in_use` is deleted. Raises
         a ValueError that begins with `name` when the knob cannot use the file or it exceeds `limits`, RuntimeError
         when the desk is gone."""
