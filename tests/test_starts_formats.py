@@ -407,6 +407,11 @@ def test_nodes_of_gltf_place_what_they_hold() -> None:
     assert not start(tiny.glb(quantised, HALVES, extensionsRequired=["KHR_mesh_quantization"])).remarks
 
 
+def test_texture_that_a_ply_names_is_said() -> None:
+    raw = tiny.ply(tiny.positions(SQUARE), "ascii", comments=["TextureFile skin.png"])
+    assert start(raw).remarks == ("the colours in 'skin.png' are not read: a GLB holds its colours",)
+
+
 def test_extensions_of_gltf_that_change_the_picture_are_said() -> None:
     for more in ({"extensionsUsed": ["KHR_texture_transform"]}, {"extensionsRequired": ["EXT_mesh_gpu_instancing"]}):
         found = start(tiny.glb({"POSITION": ("f4", SQUARE)}, HALVES, **more))
