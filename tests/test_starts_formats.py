@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import math
 import pickle
 import re
@@ -19,7 +20,7 @@ import trimesh
 from tiny_clouds import HALVES, SQUARE
 
 from sdlab.export.writers import write_ply, write_splat
-from sdlab.meshes import kinds
+from sdlab.meshes import kinds, ply
 from sdlab.meshes.surface import mesh_of
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.starts import gaussians
@@ -427,6 +428,38 @@ LISTS = {
     "a strip with a restart": ("tristrips 1", "int int", "7 0 1 3 -1 1 2 3\n"),
     "two strips": ("tristrips 2", "int int", "3 0 1 3\n3 1 2 3\n"),
 }
+
+
+MANY = (
+    "property uchar tag\n{}property float weight\nproperty list {} int vertex_indices\nproperty uchar red\n"
+    "property ushort green\n"
+)
+
+
+@pytest.mark.parametrize("counts", ["uchar", "uint"])
+@pytest.mark.parametrize("second", ["", "property list uchar short more\n"])
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+def test_lists_of_different_lengths_among_other_columns(counts: str, second: str, form: str) -> None:
+    order, types = ">" if "big" in form else "<", {v: k for k, v in tiny.NAMES.items()}
+    g = np.random.default_rng(0)
+    head = f"ply\nformat {form} 1.0\nelement face 50\n{MANY.format(second, counts)}end_header\n".encode()
+    body, wanted, others = b"", [], []
+    for row in range(50):
+        corners, more = (g.integers(0, 9, int(g.integers(0, 6))).tolist() for _ in range(2))
+        wanted.append(corners)
+        others.append((row, row / 8, 200 - row, 60_000 - row))
+        fields = [("uchar", [row]), *([("uchar", [len(more)]), ("short", more)] if second else [])]
+        fields += [("float", [row / 8]), (counts, [len(corners)]), ("int", corners)]
+        fields += [("uchar", [200 - row]), ("ushort", [60_000 - row])]
+        if form == "ascii":
+            body += (" ".join(f"{value:g}" for _, values in fields for value in values) + "\n").encode()
+        else:
+            body += b"".join(np.array(values, order + types[kind]).tobytes() for kind, values in fields)
+    table = ply.read(head + body).tables["face"]
+    found = table.lists["vertex_indices"]
+    assert [found.flat[a:b].tolist() for a, b in itertools.pairwise(found.begins)] == wanted
+    columns = (table.columns[name].tolist() for name in ("tag", "weight", "red", "green"))
+    assert list(zip(*columns, strict=True)) == others
 
 
 @pytest.mark.parametrize("name", LISTS)
