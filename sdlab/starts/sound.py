@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdlab.shapes import Cloud, RawSplats
 from sdlab.meshes.read import LARGEST
+from sdlab.shapes import Cloud, RawSplats
 from sdlab.starts.gaussians import FLAT, HALF_STEP, Gaussians
 
 FAR_OFF = 100.0  # a middle this many times as far from the origin as its points from it costs float32 its detail
