@@ -69,7 +69,7 @@ class Soon:
             self._value = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             self._value.copy_(x.detach(), non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(x.device))
 
     def is_here(self) -> bool:
         """Return whether reading it costs no wait."""

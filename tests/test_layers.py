@@ -20,6 +20,7 @@ ROWS = [
     {"toybox"},
     {"meshes"},
     {"losses", "priors", "raster"},
+    {"volume"},
     {"density", "starts", "training"},
     {"scenes", "prompts"},
     {"settings"},

@@ -84,6 +84,9 @@ def _together(manager: Manager, s: Settings, n: int, seconds: float) -> dict[str
         before, counts = [counter.steps for counter in counters], _counts(prior)
         started = time.perf_counter()
         time.sleep(seconds)
+        while any(counter.steps == first for counter, first in zip(counters, before, strict=True)):
+            _require_health(seats, ready + seconds)  # a slow step may take longer
+            time.sleep(0.01)
         wait_for(manager.device)
         taken = time.perf_counter() - started
         steps = [counter.steps - first for counter, first in zip(counters, before, strict=True)]

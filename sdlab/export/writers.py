@@ -27,7 +27,7 @@ from sdlab.files import whole
 from sdlab.meshes.colours import SH_C0
 from sdlab.pictures import to_uint8
 from sdlab.raster import rasteriser_for
-from sdlab.scenes import AnyScene, Scene
+from sdlab.scenes import AnyScene, Scene, Solid
 from sdlab.settings import Settings
 from sdlab.starts.own import COLUMNS, COMMENT
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
@@ -61,6 +61,7 @@ class Material:
     splats: RawSplats | None = None
     film: Film = ()  # (step, scene) in chronological order
     pictures: np.ndarray | None = None  # uint8 [M, H, W, 3], for 2-D scenes
+    solid: Solid | None = None  # for scenes that their Gaussians only approximate
 
     @property
     def name(self) -> str:
@@ -85,7 +86,7 @@ def material_of(
     splats, now = scene.splats(), scene.snapshot()
     if splats is None:
         return Material(settings, step, pictures=pictures)
-    return Material(settings, step, splats, grown if now is None else (*grown, (step, now)))
+    return Material(settings, step, splats, grown if now is None else (*grown, (step, now)), solid=scene.solid())
 
 
 def slug(text: str) -> str:
@@ -142,6 +143,7 @@ def _bytes(values: np.ndarray) -> np.ndarray:
     return values.clip(0, 255).astype(np.uint8)
 
 
+@runtime_checkable
 @runtime_checkable
 class Viewed(Protocol):
     """Anything that can be rendered: a scene, or static Gaussians."""
@@ -238,7 +240,7 @@ def _encoder(path: Path, width: int, height: int, rate: int, words: IO[bytes]) -
 
 def write_turntable(
     path: Path,
-    s: RawSplats,
+    s: RawSplats | Viewed,
     camera: CameraSettings,
     size: int = 384,
     frames: int = FILM_FRAMES,
@@ -249,9 +251,10 @@ def write_turntable(
     Raises OSError if the file cannot be written.
     """
     size += size % 2
+    scene = Still(s) if isinstance(s, RawSplats) else s
 
     def watched() -> Iterator[np.ndarray]:
-        for done, picture in enumerate(turntable_pictures(Still(s), camera, frames, size, at_a_time=1)):
+        for done, picture in enumerate(turntable_pictures(scene, camera, frames, size, at_a_time=1)):
             progress(done, frames)
             yield picture
 

@@ -88,7 +88,7 @@ class LatentSpace:
         self._shift = getattr(config, "shift_factor", None) or 0.0
         self._encoded = 0
         self._sent: deque[Soon] = deque()  # whether the last results were finite
-        self._falling_back = threading.Lock()
+        self._lock = threading.Lock()
 
     def encode(self, rgb: Tensor) -> Tensor:
         late = rgb.device.type == "cuda" and self._encoded >= CHECKED_AT_ONCE
@@ -117,15 +117,16 @@ class LatentSpace:
         """Return whether this result and, with `late`, rather those that are known by now, are `fine` (0-d)."""
         if not late:
             return bool(fine)
-        self._sent.append(Soon(fine))
-        while len(self._sent) and self._sent[0].is_here():
-            if not self._sent.popleft().value():
-                return False
+        with self._lock:
+            self._sent.append(Soon(fine))
+            while self._sent and self._sent[0].is_here():
+                if not self._sent.popleft().value():
+                    return False
         return True
 
     def _fall_back(self, half: torch.dtype) -> None:
         """Compute in float32 from now on; other threads may still be computing with the old weights."""
-        with self._falling_back:
+        with self._lock:
             if self._half is None:
                 return
             self.note = f"the VAE overflows in {str(half).removeprefix('torch.')}, using float32 instead"

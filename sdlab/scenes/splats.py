@@ -345,6 +345,9 @@ class SplatScene:
             _numpy(p["color_logits"].sigmoid()),
         )
 
+    def solid(self) -> None:
+        """Return None: the scene is its Gaussians."""
+
     def state_dict(self) -> dict[str, Any]:
         return {
             **{k: v.detach().clone() for k, v in self.params.items()},

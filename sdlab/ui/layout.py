@@ -71,7 +71,8 @@ def blocks(visitors: Visitors, preset: str | None, device: torch.device) -> gr.B
                 with gr.Column(elem_classes=["card"]):
                     _part("controls", "controls.js", _controls(visitors.settings.prompt.text))
                 form = form_html(visitors.settings, visitors.presets, visitors.locked)
-                _part("form", "form.js", form, {**form_state(visitors.settings), "preset": preset})
+                state = {**form_state(visitors.settings), "preset": preset}
+                _part("form", "form.js", visitors.told(form), visitors.told(state))
             with gr.Column(elem_id="readings", elem_classes=["card"]):
                 _part("tabs", "tabs.js", _TABS)
                 with gr.Row(elem_id="lens-panel"):

@@ -28,7 +28,7 @@ class Page:
 
     def __init__(self, manager: Manager, viewports: Viewports, visitors: Visitors, preset: str | None = None) -> None:
         self.visitors = visitors
-        self.shelves = Shelves()  # by token of a desk
+        self.shelves = Shelves(visitors.shared)  # by token of a desk
         self._manager = manager
         self._viewports = viewports
         self._preset = preset
@@ -46,7 +46,7 @@ class Page:
             try:
                 desk = self._open(page, dark)
             except (RuntimeError, OSError) as e:
-                return no_seat(str(e), page)
+                return no_seat(self.visitors.told(str(e)), page)
         else:
             desk.come_back(page)
             self._find(desk.id)
@@ -68,7 +68,7 @@ class Page:
             return session_over(page)
         if missed:
             own.forget()
-        return {"panels": own.news()}
+        return {"panels": self.visitors.told(own.news())}
 
     def act(self, token: str, said: Any) -> bool:
         """Perform acts on a desk, one or a list; return False when the desk is gone."""

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,7 +35,7 @@ from sdlab.export.writers import (
 from sdlab.files import TemporaryFolder, sweep_temporary
 from sdlab.knobs import shown
 from sdlab.pictures import grid
-from sdlab.settings import to_toml
+from sdlab.settings import Settings, to_toml
 from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
 from sdlab.ui.turns import Turns
@@ -111,14 +111,18 @@ FORMATS: Mapping[str, Format] = {
         lambda path, m, progress: write_splat(path, _splats(m)),
     ),
     "glb": Format(
-        ".glb", "model/gltf-binary", "Mesh, GLB", ABOUT, lambda path, m, progress: write_glb(path, _splats(m), progress)
+        ".glb",
+        "model/gltf-binary",
+        "Mesh, GLB",
+        ABOUT,
+        lambda path, m, progress: write_glb(path, m.solid or _splats(m), progress),
     ),
     "mp4": Format(
         ".mp4",
         "video/mp4",
         "Turntable, MP4",
         f"One turn around the object: {FILM_FRAMES} frames, {FILM_FRAMES / FILM_RATE:g} seconds.",
-        lambda path, m, progress: write_turntable(path, _splats(m), m.settings.camera, progress=progress),
+        lambda path, m, progress: write_turntable(path, m.solid or _splats(m), m.settings.camera, progress=progress),
     ),
     "html": Format(
         ".html",
@@ -163,11 +167,17 @@ class _Job:
     unwanted: threading.Event = field(default_factory=threading.Event)
 
 
-class Shelf:
-    """The files of one desk. Shelves with the same `turns` take them. Methods are thread-safe and return at once."""
+def _all(settings: Settings) -> Settings:
+    return settings
 
-    def __init__(self, turns: Turns | None = None) -> None:
+
+class Shelf:
+    """The files of one desk. Shelves with the same `turns` take them. `shared` says what of a run's settings its files
+    may hold. Methods are thread-safe and return at once."""
+
+    def __init__(self, turns: Turns | None = None, shared: Callable[[Settings], Settings] = _all) -> None:
         self._turns = turns or Turns()
+        self._shared = shared
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}  # oldest first
         self._queue: list[_Job] = []
@@ -178,6 +188,7 @@ class Shelf:
     def start(self, kind: str, material: Material) -> str:
         """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
         shelf is closed."""
+        material = replace(material, settings=self._shared(material.settings))
         if kind not in FORMATS:
             raise ValueError(f"there is no format {shown(kind)}; the formats are {', '.join(FORMATS)}")
         job = _Job(secrets.token_urlsafe(16), kind, material.name + FORMATS[kind].suffix, material.step, material)
@@ -334,8 +345,9 @@ def _reason(error: Exception) -> str:
 class Shelves:
     """The shelves of a server by token of a desk; one of them works at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Callable[[Settings], Settings] = _all) -> None:
         self._lock = threading.Lock()
+        self._shared = shared
         self._turns = Turns()
         self._shelves: dict[str, Shelf] = {}
         sweep_temporary("sdlab-")  # results and uploads of servers that were killed
@@ -344,7 +356,7 @@ class Shelves:
         """Return the shelf of a token, creating it if needed."""
         with self._lock:
             if token not in self._shelves:
-                self._shelves[token] = Shelf(self._turns)
+                self._shelves[token] = Shelf(self._turns, self._shared)
             return self._shelves[token]
 
     def get(self, token: str) -> Shelf | None:

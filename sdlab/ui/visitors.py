@@ -14,6 +14,7 @@ from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui.uploads import NAME, UPLOADS
+from sdlab.ui.veil import Veil, name_of
 
 # Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
 # of the scene. Galleries of visitors' own sizes or seeds would fill the memory and be drawn again for each of them.
@@ -25,6 +26,7 @@ GALLERY = (
 LOCKED = (*(f"prior.{name}" for name in (*NETWORK, *GALLERY)), "scene.picture", "scene.file", "scene.shap_e")
 # locked knobs that the server's own settings, being of another kind, do not have: visitors trigger no download
 DEFAULTS = {"scene.shap_e": ""}
+PATHS = ("prior.path", "scene.file", "scene.picture")  # knobs that may hold a path
 
 MAX_LANES = 4  # per page
 MAX_UPLOAD = 20_000_000  # bytes of one uploaded file
@@ -56,6 +58,9 @@ class Visitors:
     def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
         self.settings = settings
         self.locked = frozenset(locked)
+        own = settings.knobs()
+        self._paths = {path: own[path].value for path in PATHS if path in own and own[path].value}
+        self.veil = Veil(self._paths.values()) if locked else None
         # priors of presets that read no files and load nothing
         shipped = (catalogue.preset(name).prior for name in catalogue.preset_names())
         self._harmless = {prior for prior in shipped if isinstance(prior, GalleryPrior) and not prior.path}
@@ -86,10 +91,26 @@ class Visitors:
         name = name if len(name) <= NAME else f"...{name[-NAME:]}"
         if len(text) > MAX_SETTINGS:
             raise ValueError(f"{name} has {len(text):,} characters; settings have at most {MAX_SETTINGS:,}")
-        wanted = catalogue.from_toml(text, name)
+        wanted = self._with_paths(catalogue.from_toml(text, name))
         if not self.allows(wanted):
             raise ValueError(f"{name}: it is for another prior, and this server's prior cannot be changed")
         return self.fit(wanted)
+
+    def told(self, what: Any) -> Any:
+        """Return a text or JSON as visitors may see it: without the server's folders."""
+        return what if self.veil is None else self.veil(what)
+
+    def shared(self, settings: Settings) -> Settings:
+        """Return a run's settings as visitors may save them: with names in place of paths."""
+        if self.veil is None:
+            return settings
+        knobs = settings.knobs()
+        return settings.patch_all([(p, name_of(knobs[p].value)) for p in PATHS if p in knobs and knobs[p].value])
+
+    def _with_paths(self, saved: Settings) -> Settings:
+        """Return settings that `shared` has made with the server's own paths."""
+        knobs, own = saved.knobs(), self._paths if self.veil is not None else {}
+        return saved.patch_all([(p, v) for p, v in own.items() if p in knobs and knobs[p].value == name_of(v)])
 
     def _fixed(self, wanted: Settings) -> list[tuple[str, Any]]:
         """Return the locked knobs that `wanted` has, with their values: those of the server's own settings, or the

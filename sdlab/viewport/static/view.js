@@ -9,7 +9,7 @@
   const REST = 3; // from the start of a picture to the next, in multiples of the time that one takes
   const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same in a still view, for changes that come without a message
   const AWAKE = 1500; // ms for which the user counts as active after an input
-  const FIRST = 10; // pictures at the start are drawn at full rate
+  const FIRST = 4; // pictures at the start are drawn at full rate
   const NEWS = 3; // pictures until something new is visible: one takes it in, the next shows it
   const TELL = 200, LOOK = 4; // ms between messages to the other views, and between checks whether a picture is done
   const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i; // in the names of renderers without a GPU
