@@ -246,7 +246,8 @@ class Children:
             with self._changed:
                 if self._keeper is not threading.current_thread():
                     return
-                self._changed.wait_for(lambda: bool(self._busy), 1.0)
+                if not self._busy:
+                    self._changed.wait(1.0)
             time.sleep(TICK)
 
     def _superfluous(self) -> list[Child]:
@@ -277,8 +278,12 @@ class Children:
             ended, self._idle = self._idle, []
             for child in self._busy:
                 child.refuse("cannot be read: the program is about to end")
+            keeper = self._keeper
+            self._changed.notify_all()
         for child in ended:
             child.end()
+        if keeper is not None:  # it ends by itself, and a thread must not outlive the interpreter
+            keeper.join(2.0)
 
 
 CHILDREN = Children()
