@@ -36,6 +36,17 @@ def n_cores() -> int:
     return max(1, min(limits))
 
 
+def memory_bytes() -> int:
+    """Return how much memory this process may use: the machine's, or less by its container's limit."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and 1 of control groups
+        with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" without a limit
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min(limits)
+
+
 def cache_folder() -> Path:
     """Return the project's cache folder: $SDLAB_CACHE, or `sdlab` in the user's cache folder."""
     return Path(os.environ.get("SDLAB_CACHE") or platformdirs.user_cache_dir("sdlab", appauthor=False))

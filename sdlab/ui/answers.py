@@ -6,6 +6,8 @@ without a desk posts to /desk to get one.
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from sdlab.live.clients import NO_LIMIT
 from sdlab.ui.desk import nothing
 from sdlab.ui.panels import no_session
+from sdlab.ui.visitors import MESSAGES, PATIENCE
 from sdlab.web import capped_body, same_origin
 
 if TYPE_CHECKING:
@@ -65,16 +69,20 @@ def routes(pages: Page) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/news/{token}")
-    def news(token: str, request: Request, page: str = "") -> Response:
+    async def news(token: str, request: Request, page: str = "") -> Response:
         if not same_origin(request.headers):
             return Response("news is sent only to the page it belongs to", 403)
-        return JSONResponse(pages.poll(token, page), headers=NO_STORE)
+        if (refused := await _held_up(pages.delay(token))) is not None:
+            return refused
+        return JSONResponse(await run_in_threadpool(pages.poll, token, page), headers=NO_STORE)
 
     @router.post("/do/{token}")
     async def do(token: str, request: Request) -> Response:
         said = await _said(request)
         if isinstance(said, Response):
             return said
+        if (refused := await _held_up(pages.delay(token, len(said) if isinstance(said, list) else 1))) is not None:
+            return refused
         if not await run_in_threadpool(pages.act, token, said):
             return Response("this session has ended", 404)
         return Response(status_code=204)
@@ -85,9 +93,36 @@ def routes(pages: Page) -> APIRouter:
         if isinstance(said, Response):
             return said
         dark = isinstance(said, dict) and said.get("dark") is True
-        return JSONResponse(await run_in_threadpool(pages.arrive, page, "", dark), headers=NO_STORE)
+        address = client_address(request)
+        return JSONResponse(await run_in_threadpool(pages.arrive, page, "", dark, address), headers=NO_STORE)
 
     return router
+
+
+async def _held_up(seconds: float) -> Response | None:
+    """Wait for `seconds`, or return the refusal of a request for which that would be too long."""
+    if seconds > PATIENCE:
+        return Response(f"too many messages: this server takes {MESSAGES[0]:.0f} a second; {NO_LIMIT}", 429)
+    await asyncio.sleep(seconds)
+    return None
+
+
+def client_address(request: Any) -> str:
+    """Return the network address of a browser, of IPv6 the network; "" if unknown, as behind a proxy on this machine
+    that does not tell.
+
+    uvicorn has replaced a proxy's address by the one that the proxy names if it trusts the proxy: one on this machine,
+    or those in the environment variable FORWARDED_ALLOW_IPS. Any other client could name whatever it likes.
+    """
+    try:
+        address = ipaddress.ip_address(getattr(request.client, "host", ""))
+    except ValueError:
+        return ""
+    if address.is_loopback:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 async def _said(request: Request) -> Any:

@@ -18,7 +18,7 @@ from gradio.themes.utils import fonts
 
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
-from sdlab.ui.form import form_html, form_state
+from sdlab.ui.form import Rules, form_html, form_state
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
 from sdlab.ui.visitors import Visitors
 from sdlab.ui.wording import TITLE
@@ -86,7 +86,7 @@ def blocks(
             with gr.Column(elem_id="side"):
                 with gr.Column(elem_classes=["card"]):
                     _part("controls", "controls.js", _controls(visitors.settings.prompt.text))
-                form = form_html(visitors.settings, visitors.presets, visitors.locked)
+                form = form_html(visitors.settings, visitors.presets, Rules(visitors.locked, visitors.shown))
                 _part("form", "form.js", form, {**form_state(visitors.settings), "preset": preset})
             with gr.Column(elem_id="readings", elem_classes=["card"]):
                 _part("tabs", "tabs.js", _TABS)

@@ -67,7 +67,7 @@ def build(
         app.include_router(router)
 
     def arrive(dark: bool, token: str, request: gr.Request) -> dict[str, Any]:
-        return page.arrive(request.session_hash or "", token or "", bool(dark))
+        return page.arrive(request.session_hash or "", token or "", bool(dark), answers.client_address(request))
 
     def leave(request: gr.Request) -> None:
         page.leave(request.session_hash or "")
