@@ -89,14 +89,15 @@ def _plain(number: float | int) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as error messages show it: a long one is cut."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}... ({len(str(value))} characters)"
 
 
 def check(k: Knob, value: Any) -> Any:
     """Return `value` as the knob's type; ValueError names the knob, the value and what is allowed."""
-    problem = ValueError(f"{k.path} = {_shown(value)}: must be {allowed(k)} ({k.help})")
+    problem = ValueError(f"{k.path} = {shown(value)}: must be {allowed(k)} ({k.help})")
     if k.type is bool:
         if not isinstance(value, bool):
             raise problem
@@ -108,7 +109,7 @@ def check(k: Knob, value: Any) -> Any:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as e:  # a lone surrogate: no file of settings could hold it
-            raise ValueError(f"{k.path} = {_shown(value)}: this text is not valid Unicode ({k.help})") from e
+            raise ValueError(f"{k.path} = {shown(value)}: this text is not valid Unicode ({k.help})") from e
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise problem

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+CGROUP = Path("/sys/fs/cgroup")  # of a Linux container
+
 
 @functools.cache
 def n_processors() -> int:
@@ -21,7 +23,7 @@ def n_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" where there is no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
         limits.append(math.ceil(int(quota) / int(period)))
     return max(1, min(limits))
 
@@ -43,7 +45,7 @@ def memory_bytes() -> int:
     limits = [psutil.virtual_memory().total]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and 1 of control groups
         with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" without a limit
-            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+            limits.append(int((CGROUP / name).read_text()))
     return min(limits)
 
 

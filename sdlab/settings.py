@@ -26,7 +26,7 @@ import sdlab.priors
 import sdlab.scenes
 from sdlab.cameras import CameraSettings
 from sdlab.guidance import GuidanceSettings
-from sdlab.knobs import FrozenDict, Knob, check, knob, knobs_of
+from sdlab.knobs import FrozenDict, Knob, check, knob, knobs_of, shown
 from sdlab.losses import Distillation
 from sdlab.optim import OptimSettings
 from sdlab.priors import PriorConfig
@@ -97,7 +97,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.active not in self.losses:
             raise ValueError(
-                f"active = {self.active!r}: must be one of {', '.join(sorted(self.losses))} (the active loss)"
+                f"active = {shown(self.active)}: must be one of {', '.join(sorted(self.losses))} (the active loss)"
             )
 
     @property
@@ -145,7 +145,7 @@ class Settings:
             near = difflib.get_close_matches(path, knobs, n=3, cutoff=0.4)
             hints = list(dict.fromkeys(same_name + near))[:3]
             hint = f"did you mean {' or '.join(hints)}?" if hints else "see `python -m sdlab list knobs`"
-            raise ValueError(f"there is no knob {path!r}; {hint}")
+            raise ValueError(f"there is no knob {shown(path)}; {hint}")
         return knobs[path]
 
     def patch(self, path: str, value: Any) -> Settings:
@@ -215,7 +215,7 @@ def default_settings(prior_kind: str = "diffusers", scene_kind: str = "splats") 
 
 def _member(group: str, members: Mapping[str, type], kind: str) -> type:
     if kind not in members:
-        raise ValueError(f"{group}.kind = {kind!r}: must be one of {', '.join(members)}")
+        raise ValueError(f"{group}.kind = {shown(kind)}: must be one of {', '.join(members)}")
     return members[kind]
 
 

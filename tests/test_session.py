@@ -10,6 +10,7 @@ import torch
 from waiting import until
 
 from sdlab.live import checkpoint
+from sdlab.live import session as session_module
 from sdlab.live.messages import (
     Advance,
     Applied,
@@ -219,6 +220,47 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
     live.send(Stop())
     live.thread.join(10)
     assert events(live.session, Ended)
+
+
+def test_a_library_that_wants_to_exit_ends_neither_the_thread_nor_the_run(quick, monkeypatch):
+    """Nor does it leave a status that says "running"."""
+
+    def exits(*arguments):
+        raise SystemExit(3)
+
+    live = Live(quick.patch("steps", 1000))
+    live.phase("ready")
+    live.advance(3)
+    original = MixtureScores.eps
+    monkeypatch.setattr(MixtureScores, "eps", exits)
+    live.send(Resume())
+    live.phase("failed")
+    assert not live.session.running
+    assert live.thread.is_alive()
+    assert live.session.status.text == "failed because SystemExit: 3"
+    monkeypatch.setattr(MixtureScores, "eps", original)
+    live.send(Resume())
+    live.wait(lambda s: s.state.step > 5)
+    live.send(Stop())
+    live.thread.join(10)
+
+
+def test_a_run_whose_thread_dies_says_so(quick, monkeypatch):
+    """Whatever kills it, wherever."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        raise Killed("from outside")
+
+    session = Session(quick)
+    monkeypatch.setattr(session_module, "stats_of", killed)
+    with pytest.raises(Killed):
+        session.run(until=5)
+    assert session.status.phase == "failed"
+    assert "Killed: from outside" in session.status.text
+    assert not session.running
 
 
 def test_a_headless_run_whose_step_fails_raises_and_keeps_its_state(quick, monkeypatch):

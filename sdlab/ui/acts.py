@@ -29,7 +29,7 @@ def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
     _run(desk, act)
     _set(page, desk, act)
     _arrange(page, desk, lane, act)
-    _show(desk, lane, act)
+    _show(page, desk, lane, act)
 
 
 def _run(desk: Desk, act: Mapping[str, Any]) -> None:
@@ -110,7 +110,7 @@ def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None
                     page.close(other)
 
 
-def _show(desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
+def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
     """Control views, the timeline, the tabs and results."""
     match act:
         case {"do": "front"}:

@@ -59,12 +59,11 @@ class Visitors:
     def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
         self.settings = settings
         self.locked = frozenset(locked)
+        shipped = {name: catalogue.preset(name) for name in catalogue.preset_names()}
         # priors of presets that read no files and load nothing
-        shipped = (catalogue.preset(name).prior for name in catalogue.preset_names())
-        self._harmless = {prior for prior in shipped if isinstance(prior, GalleryPrior) and not prior.path}
-        self.presets = [name for name in catalogue.preset_names() if self.allows(catalogue.preset(name))]
-        offered = (self.fit(catalogue.preset(name)) for name in self.presets)
-        self.budgets = Budgets([settings, *offered]) if self.locked else None
+        self._harmless = {s.prior for s in shipped.values() if isinstance(s.prior, GalleryPrior) and not s.prior.path}
+        self.presets = [name for name, wanted in shipped.items() if self.allows(wanted)]
+        self.budgets = Budgets([settings, *(shipped[name] for name in self.presets)]) if self.locked else None
         self.most_lanes = VISITOR_LANES if self.locked else MAX_LANES
 
     def client(self, address: str, seats: int) -> Client:
