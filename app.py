@@ -11,10 +11,13 @@ import threading
 import time
 import webbrowser
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
+from sdlab.console import own_words, say, tell
 from sdlab.options import DEFAULT_PRESET, NETWORK_PRESET
 
+NAME = "app.py"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,6 +30,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1", help="address to listen on")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     p.add_argument("--port", default=port, help="port to listen on; 0 takes any free one (default %(default)s)")
+    p.add_argument(
+        "--public-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="address that visitors use, such as https://lab.example; needed for a host name, may be repeated",
+    )
+    p.add_argument(
+        "--root-path",
+        default=os.environ.get("GRADIO_ROOT_PATH", ""),
+        metavar="PATH",
+        help="path that a proxy publishes the page at, such as /lab, if it passes that path on",
+    )
     p.add_argument(
         "--preset",
         help=f"preset to begin with, or a .toml file (default {DEFAULT_PRESET}; with --prior {NETWORK_PRESET})",
@@ -47,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         "machine's or container's)",
     )
     p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
+    p.add_argument("--log", metavar="FILE", help="append libraries' messages and tracebacks to FILE (default: dropped)")
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     return p
 
@@ -54,13 +71,30 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until interrupted; return 2 after one line on stderr when an argument is invalid."""
     args = parser().parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(open_log(args.log)) if args.log else None
+        except OSError as e:
+            say(f"--log {args.log}: {e.strerror or e}", NAME)
+            return 2
+        stack.enter_context(own_words(log))
+        return run(args)
+
+
+def open_log(path: str) -> TextIO:
+    """Return the log file, to append to; OSError if it cannot be opened."""
+    return open(Path(path).expanduser(), "a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve as `args` say; return the exit code, see `main`."""
     try:
         if args.max_sessions < 1:
             raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
         listener = bind(args.host, args.port)  # before the slow imports
         app = build(args)
     except (ValueError, OSError) as e:
-        print(f"app.py: {e}", file=sys.stderr)
+        say(str(e), NAME)
         return 2
     serve(app, listener, args)
     return 0
@@ -102,8 +136,10 @@ def build(args: argparse.Namespace) -> Any:
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
     from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
+    from sdlab.web import Site
 
-    local = args.host in LOOPBACK
+    site = Site.of_environment(args.public_url, args.root_path, args.host)
+    local = args.host in LOOPBACK and not site.is_public
     named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
@@ -111,7 +147,7 @@ def build(args: argparse.Namespace) -> Any:
     manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
-    app = build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ)
+    app = build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ, site=site)
     bound(memory.limit)
     return app
 
@@ -119,13 +155,16 @@ def build(args: argparse.Namespace) -> Any:
 def say_rasteriser(device: Any) -> None:
     """Print which rasteriser a GPU gets, and why if it is not gsplat. Runs in a thread, because it may have to
     compile."""
-    from sdlab.raster import backend_for
+    from sdlab.raster import announcement_for, backend_for
 
+    announcement = announcement_for(device)
+    if announcement:
+        print(f"Rasteriser: {announcement} ...", flush=True)
     rasteriser = backend_for(device)
     if rasteriser.note:
-        print(f"Rasteriser: {rasteriser.note}.", file=sys.stderr, flush=True)
+        say(f"Rasteriser: {rasteriser.note}.", NAME)
     elif device.type == "cuda":
-        print(f"Rasteriser: {rasteriser.name} on {device}", flush=True)
+        tell(f"Rasteriser: {rasteriser.name} on {device}")
 
 
 def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
@@ -142,7 +181,7 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
             if server.should_exit:
                 return
             time.sleep(0.05)
-        print(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)", flush=True)
+        tell(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)")
         if args.host in LOOPBACK and not args.no_browser and has_screen():
             webbrowser.open(url)
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from sdlab import headless
+from sdlab import console, headless
 from sdlab.arguments import add_device, positive, turntable_pixels
 from sdlab.bench import commands as bench
 from sdlab.experiments import commands as experiments
@@ -26,19 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not a terminal or file, or closed
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # paths may not fit its encoding
     args = _parser().parse_args(argv)
-    warnings.showwarning = _warn
+    console.quieten()
     try:
         return args.call(args)
     except KeyboardInterrupt:  # while loading; once a run takes steps, it handles Ctrl-C and writes its results
-        print("sdlab: interrupted", file=sys.stderr)
+        console.say("interrupted")
         return 130
     except (ValueError, OSError, RuntimeError) as e:
-        print(f"sdlab: {_one_line(e)}", file=sys.stderr)
+        console.say(_one_line(e))
         return 2
-
-
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"sdlab: {message}", file=sys.stderr)
 
 
 def _one_line(e: Exception) -> str:

@@ -13,6 +13,7 @@ All three respect `max_gaussians`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
@@ -23,6 +24,7 @@ from torch.nn import Parameter
 
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.rng import StepRng
+from sdlab.transfer import upload
 from sdlab.types import ScreenInfo
 
 RULES = ("share", "threshold", "mcmc")
@@ -144,7 +146,7 @@ class DensityControl:
         new = {name: tensor.detach()[old].clone() for name, tensor in p.items()}
         if len(halves) > 0:
             rows = slice(len(old) - len(halves), None)
-            offset = torch.randn(len(halves), 3, generator=rng("densify")).to(new["means"])
+            offset = rng.randn("densify", new["means"][rows])
             new["means"][rows] += _rotate(new["quats"][rows], offset * new["log_scales"][rows].exp())
             new["log_scales"][rows] -= math.log(SPLIT_SHRINK)
         fresh = torch.full((len(clone) + len(halves),), -1, dtype=torch.long, device=kept_rows.device)
@@ -214,11 +216,19 @@ def relocation(opacities: Tensor, scales: Tensor, copies: Tensor, least: float) 
     o = opacities.double()
     o_new = 1 - (1 - o) ** (1 / N)
     total = torch.zeros_like(o)
+    binomials = upload(_binomials(), o.device)
     for k in range(int(N.max())):
         # the sum over i of binomial(i-1, k), i = k+1..N, is binomial(N, k+1)
-        ways = torch.tensor([float(math.comb(int(n), k + 1)) for n in N.tolist()], dtype=o.dtype, device=o.device)
+        ways = binomials[N.long(), k + 1]
         total += ways * (-1) ** k * o_new ** (k + 1) / math.sqrt(k + 1)
     return o_new.clamp(least, 1 - 1e-6).to(opacities), scales * (o / total).to(scales)[:, None]
+
+
+@functools.cache
+def _binomials() -> Tensor:
+    """Return n over k at [n, k], for n up to `MAX_COPIES`; float64, in which all of them are exact."""
+    side = range(MAX_COPIES + 1)
+    return torch.tensor([[float(math.comb(n, k)) for k in side] for n in side], dtype=torch.float64)
 
 
 def noise_gate(opacities: Tensor) -> Tensor:
@@ -230,7 +240,7 @@ def sample_by_opacity(opacities: Tensor, n: int, rng: torch.Generator) -> Tensor
     """Sample `n` indices [n] with replacement, proportionally to opacity [M]; drawn on the CPU."""
     if n == 0:
         return torch.zeros(0, dtype=torch.long, device=opacities.device)
-    return torch.multinomial(opacities.double().cpu(), n, replacement=True, generator=rng).to(opacities.device)
+    return upload(torch.multinomial(opacities.double().cpu(), n, replacement=True, generator=rng), opacities.device)
 
 
 def _rotate(quats: Tensor, vectors: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 import psutil
 import torch
 
+from sdlab.quoting import first_line as first_line
+
 
 def reason(error: BaseException) -> str:
     """Return the message of `error`, preceded by its type unless it is a ValueError or OSError.
@@ -18,14 +20,6 @@ def reason(error: BaseException) -> str:
     """
     text = str(error) or type(error).__name__
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
-
-
-def first_line(error: BaseException, width: int = 300) -> str:
-    """Return the first line of the message of `error` (its type if empty), at most `width` characters.
-
-    For quoting a library's error, which may continue with a trace, in a one-line message.
-    """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:width]
 
 
 @contextlib.contextmanager

@@ -266,16 +266,16 @@ class _Keeper:
         return self._recorder is not None
 
     def __call__(self, event: Event) -> None:
-        from sdlab.live.messages import Stepped
-
         if self._recorder is None:
-            if not isinstance(event, Stepped):
-                self._early.append(event)
-                return
+            self._early.append(event)
+        else:
+            self._recorder(event)
+
+    def stepped(self, number: int) -> None:
+        """Begin after the first step, and save what is due."""
+        if self._recorder is None:
             self.begin()
-        assert self._recorder is not None
-        self._recorder(event)
-        if isinstance(event, Stepped) and time.monotonic() - self._tried_at > CHECKPOINT_EVERY:
+        if time.monotonic() - self._tried_at > CHECKPOINT_EVERY:
             problem = self.save()
             if problem:
                 self._warn(f"{problem}; the run continues")
@@ -374,13 +374,13 @@ def _drive(job: Job) -> Done:
             keeper = _Keeper(session, job, console.warn)
             session.listen(keeper)
             session.listen(console)
+            session.listen_to_steps(keeper.stepped)
+            session.listen_to_steps(console.stepped)
             try:
                 session.run(until=until)
             except (Exception, SystemExit) as e:  # whatever it is, the state is saved
                 console.failure = console.failure or reason(e)
         wall = time.perf_counter() - started
-        if not keeper.begun and session.state.step > 0:  # a GPU reports every tenth step
-            keeper.begin()
         if not keeper.begun:  # without a step, it is not worth an earlier run
             if console.failure:
                 raise RuntimeError(f"stopped at step 0 because {console.failure}; the run in {job.out} is untouched")
@@ -467,6 +467,11 @@ class _Console:
         with _unheard():
             self._show(event)
 
+    def stepped(self, number: int) -> None:
+        """Show how far the run has come."""
+        with _unheard():
+            self._bar.update(number - self._bar.n)
+
     def warn(self, text: str) -> None:
         """Show a line above the bar."""
         with _unheard():
@@ -480,8 +485,7 @@ class _Console:
         from sdlab.live.messages import Rejected, Skipped, Status, Stepped
 
         match event:
-            case Stepped(number, stats):
-                self._bar.update(number - self._bar.n)
+            case Stepped(_, stats):
                 if "n_gaussians" in stats:
                     self._bar.set_postfix_str(f"{stats['n_gaussians']:.0f} Gaussians", refresh=False)
             case Status(_, phase, text):
@@ -525,10 +529,11 @@ def rasteriser_for(scene: Any, device: torch.device) -> dict[str, str]:
     """Return the rasteriser of a 3D scene for result.json, and tell the user if it is a fallback."""
     if scene.kind != "splats":
         return {}
-    from sdlab.raster import backend_for
+    from sdlab.raster import announcement_for, backend_for
 
-    if device.type == "cuda":
-        print("checking gsplat, which compiles itself on first use (takes minutes, once) ...", file=sys.stderr)
+    announcement = announcement_for(device)
+    if announcement:
+        print(f"{announcement} ...", file=sys.stderr)
     name, note = backend_for(device)
     if note:
         print(f"sdlab: {note}", file=sys.stderr)

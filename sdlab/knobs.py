@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+MOST_SHOWN = 60  # characters of a value that a message quotes
+
 Apply = Literal["live", "rebuild", "restart"]
 K = TypeVar("K")
 V = TypeVar("V")
@@ -90,9 +92,9 @@ def _plain(number: float | int) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as error messages show it: a long one is cut."""
+    """Return a value that a user gave as messages quote it, a long one cut."""
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}... ({len(str(value))} characters)"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}... ({len(str(value))} characters)"
 
 
 def check(k: Knob, value: Any) -> Any:
@@ -136,6 +138,12 @@ def parse(k: Knob, text: str) -> Any:
     return check(k, int(number) if number.is_integer() else number)
 
 
+def path_hint(given: str) -> str:
+    """Return what to change about `given`, which names no file, if it has quotes or blanks around it; else ""."""
+    bare = given.strip().strip("'\"").strip()
+    return f"; without the quotes or blanks around it, it is {shown(bare)}" if bare not in ("", given) else ""
+
+
 def read_file(path: Path, limit: int, given: str) -> bytes:
     """Read a file that a user named; ValueError, starting with `given`, if unreadable or longer than `limit` bytes."""
     try:
@@ -143,7 +151,7 @@ def read_file(path: Path, limit: int, given: str) -> bytes:
         size = path.stat().st_size
         raw = path.read_bytes() if size <= limit else b""
     except OSError as e:
-        raise ValueError(f"{given} cannot be read: {e.strerror or e}") from e
+        raise ValueError(f"{given} cannot be read: {e.strerror or e}{path_hint(str(path))}") from e
     except (RuntimeError, ValueError) as e:  # the home of an unknown user; a null character
         raise ValueError(f"{given} is no path: {e}") from e
     if size > limit:

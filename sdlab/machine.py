@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import functools
 import math
 import os
@@ -47,6 +48,14 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" without a limit
             limits.append(int((CGROUP / name).read_text()))
     return min(limits)
+
+
+def has_nvidia_gpu() -> bool:
+    """Return whether NVIDIA's driver reports a GPU on this machine, whatever torch can use."""
+    if sys.platform == "win32":
+        return ctypes.util.find_library("nvcuda") is not None
+    of_linux, of_wsl = Path("/proc/driver/nvidia/gpus").glob("*"), Path("/usr/lib/wsl/lib").glob("libcuda.so*")
+    return any(of_linux) or any(of_wsl)
 
 
 def cache_folder() -> Path:

@@ -22,6 +22,8 @@ class OptimSettings:
     lr_log_scales: float = knob(1e-2, 0.0, 1.0, "learning rate of log-scales", log=True)
     lr_opacity_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of opacity logits", log=True)
     lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
+    lr_planes: float = knob(1e-2, 0.0, 1.0, "learning rate of a field's planes", log=True)
+    lr_decoder: float = knob(1e-3, 0.0, 1.0, "learning rate of a field's decoder", log=True)
     lr_latents: float = knob(1e-2, 0.0, 1.0, "learning rate of images in the prior's space", log=True)
     lr_points: float = knob(3e-2, 0.0, 1.0, "learning rate of points in the plane", log=True)
     lr_mean: float = knob(1e-2, 0.0, 1.0, "learning rate of a Gaussian's mean", log=True)
@@ -66,7 +68,9 @@ class SceneOptimiser:
             group["lr"] = rates[group["name"]] * fade
             group["betas"] = (s.beta1, s.beta2)
 
-    def step(self) -> None:
+    def step(self, stop: Tensor | None = None) -> None:
+        """Update the parameters; with `stop` (0-d float on their device) only if it is 0, without reading it."""
+        self._adam.found_inf = stop  # pyright: ignore[reportAttributeAccessIssue]  # as torch.amp does
         self._adam.step()
 
     def zero_grad(self) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sdlab.machine import has_nvidia_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -131,12 +134,28 @@ def planned_end(s: Settings, plan: Plan, done: int = 0) -> int:
     return s.planned_end
 
 
+def unused_gpu() -> str:
+    """Return why torch does not use the NVIDIA GPU of this machine and what to do, "" if there is none."""
+    import torch
+
+    if not has_nvidia_gpu():
+        return ""
+    if torch.version.cuda is None:
+        why = f"torch {torch.__version__} was installed without CUDA; install it as docs/deploy.md says"
+    else:
+        why = f"torch {torch.__version__} needs a driver for CUDA {torch.version.cuda}; update NVIDIA's driver"
+    return f"this machine has an NVIDIA GPU, but runs on the CPU: {why}, or give --device cpu"
+
+
 def choose_device(name: str) -> torch.device:
     """Return the torch device named 'cpu', 'cuda', 'cuda:1' or 'auto'. Raises ValueError if this machine has none."""
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        unused = unused_gpu() if name == "cpu" else ""
+        if unused:
+            print(f"sdlab: {unused}", file=sys.stderr)
     if re.fullmatch(r"cpu|cuda(:\d{1,2})?", name) is None:
         raise ValueError(f"--device {name}: expected auto, cpu, cuda, or cuda:N such as cuda:1")
     device, count = torch.device(name), torch.cuda.device_count() if torch.cuda.is_available() else 0

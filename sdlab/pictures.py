@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdlab.decoding import MAX_BYTES, picture_of
 from sdlab.knobs import read_file
-
-MAX_BYTES = 50_000_000  # of an image file
-MAX_PIXELS = 100_000_000  # of an image that is decoded
+from sdlab.parsing import parsed
 
 
 def to_uint8(rgb: Tensor) -> np.ndarray:
@@ -56,28 +54,6 @@ def read_picture(path: Path, size: int, knob: str) -> Tensor:
     Raises ValueError naming `knob`, the file and the problem.
     """
     given = f"{knob} = {str(path)!r}"
-    return picture_of(read_file(path, MAX_BYTES, given), size, given)
-
-
-def picture_of(raw: bytes, size: int, given: str) -> Tensor:
-    """Return the central square of an encoded image as [1, 3, size, size] in [0, 1].
-
-    Raises ValueError that starts with `given` and says what is wrong.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(BytesIO(raw), formats=("PNG", "JPEG", "WEBP")) as picture:
-            allowed = picture.width * picture.height <= MAX_PIXELS
-            pixels = f"{picture.width} x {picture.height} pixels"
-            whole = picture.convert("RGB") if allowed else picture
-    except UnidentifiedImageError as e:
-        raise ValueError(f"{given} is not an image: use PNG, JPEG or WebP") from e
-    except Exception as e:  # decoders raise all kinds of errors on malformed input
-        raise ValueError(f"{given} cannot be read: {e or type(e).__name__}") from e
-    if not allowed:
-        raise ValueError(f"{given} has {pixels}; the limit is {MAX_PIXELS:,}")
-    side = min(whole.size)
-    left, top = (whole.width - side) // 2, (whole.height - side) // 2
-    square = whole.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-    return torch.from_numpy(np.asarray(square, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+    raw = read_file(path, MAX_BYTES, given)
+    square = parsed(picture_of, raw, size, given, given=given)
+    return torch.from_numpy(square).permute(2, 0, 1)[None]

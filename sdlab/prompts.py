@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdlab.cameras import VIEW_WORDS, degrees_from_front, view_word
 from sdlab.guidance import perp_neg_weights
-from sdlab.knobs import knob
+from sdlab.knobs import knob, shown
 from sdlab.types import PERP_ROLES, Cameras, Cond, Prior, cat_conds
 
 MAX_PROMPT = 300  # characters; longer prompts fit no text encoder and are usually an accident
@@ -58,7 +58,9 @@ class PromptSettings:
             text = getattr(self, name)
             odd = [found for found in re.findall(r"\{[^{}]*\}", text) if found != PROMPT]
             if odd:
-                raise ValueError(f"prompt.{name} = {text!r}: unknown placeholder {odd[0]}; only {PROMPT} is replaced")
+                raise ValueError(
+                    f"prompt.{name} = {shown(text)}: unknown placeholder {shown(odd[0])}; only {PROMPT} is replaced"
+                )
 
 
 ROLES = ("pos", "plain", "uncond", "neg", "ref", "target", "source")

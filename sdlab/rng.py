@@ -10,6 +10,8 @@ import hashlib
 
 import torch
 
+from sdlab.transfer import upload
+
 
 class StepRng:
     """`StepRng(seed, step)("camera")` returns a new CPU `torch.Generator` that depends on these three values only."""
@@ -25,4 +27,4 @@ class StepRng:
     def randn(self, stream: str, like: torch.Tensor) -> torch.Tensor:
         """Draw standard normal noise with the shape, dtype and device of `like`; drawn on the CPU in float32, so that
         it is the same on every device."""
-        return torch.randn(like.shape, generator=self(stream), dtype=torch.float32).to(like)
+        return upload(torch.randn(like.shape, generator=self(stream), dtype=torch.float32), like.device).to(like.dtype)

@@ -35,6 +35,7 @@ from sdlab.scenes import SceneConfig
 from sdlab.schedule import ScheduleSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
+MAX_LEVELS = 30  # of a key in a settings file
 
 
 T = TypeVar("T")
@@ -142,7 +143,7 @@ class Settings:
                 (p for p in knobs if p.rpartition(".")[2] == path.rpartition(".")[2]),
                 key=lambda p: p[: len(own)] != own,
             )
-            near = difflib.get_close_matches(path, knobs, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(path[:100], knobs, n=3, cutoff=0.4)
             hints = list(dict.fromkeys(same_name + near))[:3]
             hint = f"did you mean {' or '.join(hints)}?" if hints else "see `python -m sdlab list knobs`"
             raise ValueError(f"there is no knob {shown(path)}; {hint}")
@@ -221,6 +222,8 @@ def _member(group: str, members: Mapping[str, type], kind: str) -> type:
 
 def from_toml(text: str, where: str = "settings", base: Settings | None = None) -> Settings:
     """Parse TOML on top of `base` (None: the defaults); ValueError names the file (`where`) and the knob."""
+    if any(line.partition("=")[0].count(".") > MAX_LEVELS for line in text.splitlines()):  # tomllib would take seconds
+        raise ValueError(f"{where}: tables are nested too deeply")
     try:
         doc = tomllib.loads(text)
     except (ValueError, RecursionError) as e:
@@ -262,9 +265,9 @@ def preset_names() -> list[str]:
 def _preset_text(name: str) -> str:
     names = preset_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
+        near = difflib.get_close_matches(name[:100], names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no preset {name!r}; {hint}presets are {', '.join(names)}")
+        raise ValueError(f"there is no preset {shown(name)}; {hint}presets are {', '.join(names)}")
     return (PRESETS / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -284,5 +287,11 @@ def about(name: str) -> dict[str, str]:
     return {"title": str(table.get("title", name)), "text": str(table.get("text", ""))}
 
 
+def uploads_of(text: str) -> str:
+    """Return which uploaded files the run had whose settings were saved as `text`, "" if it had none."""
+    return str(_about(text).get("uploads", ""))[:200]
+
+
 def _about(text: str) -> dict[str, Any]:
-    return tomllib.loads(text).get("about", {})
+    found = tomllib.loads(text).get("about", {})
+    return found if isinstance(found, dict) else {}

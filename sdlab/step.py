@@ -23,11 +23,13 @@ from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, FlatScene
 from sdlab.schedule import sample_t, weight
 from sdlab.settings import Settings
+from sdlab.transfer import upload
 from sdlab.types import Aux, BoundPrior, Cameras, Guidance, Noised, Prior, Render
 
 STAGES = ("render", "encode", "prior", "loss", "backward", "optimiser", "auxiliary", "publish")
 DENSIFY_PAUSE = 100  # steps after a change of loss, so that density statistics do not mix gradient scales
 BUILD_STEP = -1  # step number of the random streams that initialise the scene and auxiliaries
+MOST_UNREAD = 100  # verdicts of a GPU that may wait for somebody to ask
 FIRST_WARM_UP = -2  # step number of an auxiliary's first warm-up step; later ones count down
 
 
@@ -55,6 +57,76 @@ class State:
     aux: dict[str, Aux] = field(default_factory=dict)  # by `Distillation.aux_name`; losses may share one
     aux_keys: dict[str, tuple] = field(default_factory=dict)  # knobs that each was built with
     reference: Reference | None = None
+    unread: list[tuple[int, Verdict]] = field(default_factory=list)  # of steps on a GPU, by step
+    skips: list[tuple[int, str]] = field(default_factory=list)  # skipped steps that nobody has reported yet
+
+    def read_verdicts(self) -> None:
+        """Learn which steps a GPU has skipped since the last call; waits for it."""
+        unread, self.unread = self.unread, []
+        for number, verdict in unread:
+            self.note(number, verdict)
+
+    def note(self, number: int, verdict: Verdict) -> None:
+        """Count step `number` if its update was skipped."""
+        if verdict.skipped:
+            self.skipped += 1
+            self.skips.append((number, verdict.skipped))
+
+    def forget_verdicts(self) -> None:
+        """Drop what belongs to steps that are undone."""
+        self.unread, self.skips = [], []
+
+
+class Verdict:
+    """Whether the update of a step is applied: whether its residual and all gradients are finite.
+
+    On a CPU that is known at once, and a residual that is not finite spares the backward pass. A GPU would have to
+    finish everything before it could answer. It decides by itself instead: `masked` and `stop` leave the scene as it
+    is, and `skipped` is read later.
+    """
+
+    def __init__(self, loss: str, t: Tensor, residual: Tensor) -> None:
+        self.late = residual.device.type == "cuda"
+        self._what = [f"residual of {loss}"]
+        self._fine = [torch.isfinite(residual).all()]
+        self._t = t
+        self._found = None if self.late else self._read()
+
+    def judge(self, scene: AnyScene) -> None:
+        """Take the gradients into account."""
+        found = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
+        if not self.late:
+            sums = torch.stack([grad.sum() for grad in found.values()])
+            if bool(torch.isfinite(sums).all()):
+                return
+        self._what += [f"gradient of {name}" for name in found]
+        self._fine += [torch.isfinite(grad).all() for grad in found.values()]
+        self._found = None if self.late else self._read()
+
+    def masked(self, grad: Tensor) -> Tensor:
+        """Return `grad`, or on a GPU zeros if the residual is not finite."""
+        return torch.where(self._fine[0], grad, torch.zeros_like(grad)) if self.late else grad
+
+    def stop(self) -> Tensor | None:
+        """Return for the optimiser of a GPU 1.0 (0-d) if the update must be skipped, else 0.0; None on a CPU."""
+        return (~torch.stack(self._fine).all()).float() if self.late else None
+
+    @property
+    def stops_now(self) -> bool:
+        """Whether it is known already that the update must be skipped."""
+        return bool(self._found)
+
+    @property
+    def skipped(self) -> str:
+        """What is not finite, or ""; on a GPU, the first look waits for the step."""
+        if self._found is None:
+            self._found = self._read()
+        return self._found
+
+    def _read(self) -> str:
+        fine = torch.stack(self._fine).tolist()
+        what = next((what for what, ok in zip(self._what, fine, strict=True) if not ok), "")
+        return f"{what} at t = {self._t.tolist()}" if what == self._what[0] else what
 
 
 @dataclass(frozen=True)
@@ -68,8 +140,13 @@ class Report:
     stats: Mapping[str, Tensor]
     stages: Mapping[str, float]  # seconds per stage
     nfe: int  # network evaluations per view
-    skipped: str = ""  # what was not finite, or ""
+    verdict: Verdict
     densified: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> str:
+        """What was not finite, so that the update was skipped, or ""; on a GPU, reading it waits for the step."""
+        return self.verdict.skipped
 
 
 class Stopwatch:
@@ -88,7 +165,9 @@ class Stopwatch:
 
 
 def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report:
-    """Take one step and update `state`. If a gradient is not finite, only the counters change."""
+    """Take one step and update `state`. If a gradient is not finite, only the counters change; on a GPU, which finds
+    out by itself, the auxiliary and density control go on, without what is not finite.
+    """
     watch = Stopwatch()
     share_cores(prior)
     rng = StepRng(s.seed, state.step)
@@ -120,41 +199,49 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     stats = {"grad_rms": pull.square().mean().sqrt(), "residual_rms": guidance.residual.square().mean().sqrt()}
     stats.update(guidance.stats)
     state.optim.zero_grad()
-    skipped = "" if bool(torch.isfinite(grad).all()) else f"residual of {s.active} at t = {x.t.tolist()}"
-    if not skipped:
+    verdict = Verdict(s.active, x.t, grad)
+    if not verdict.stops_now:
+        grad = verdict.masked(grad)
         penalty = None if render is None or isinstance(scene, FlatScene) else scene.regulariser(render)
         with memory_explained(f"the backward pass from {len(cams)} images to the scene", z.device):
             if penalty is None:
                 torch.autograd.backward([z], [grad])
             else:
                 torch.autograd.backward([z, penalty], [grad, None])
-        skipped = _non_finite_gradient(scene)
+        verdict.judge(scene)
     watch.lap("backward")
 
     # d theta -> theta' -> density control
     densified: dict[str, int] = {}
-    if skipped:
-        state.skipped += 1
-    else:
+    if not verdict.stops_now:
         _note_regime(state, f"{s.active} {loss.stage_at(progress)}".strip())
         since = state.step - state.toggled
         state.optim.adopt(s.optim, progress, since)
-        state.optim.step()
+        stop = verdict.stop()
+        state.optim.step(stop)
         scene.constrain()
         if since >= DENSIFY_PAUSE and not (render is None or isinstance(scene, FlatScene)):
+            if stop is not None and render.info is not None:
+                render.info.drop_if(stop)
             scene.observe(render.info)
             densified = scene.densify(progress, state.step, state.optim, rng)
     watch.lap("optimiser")
 
     # z, eps -> psi'
-    if aux is not None and not skipped:
+    if aux is not None and not verdict.stops_now:
         loss.fit(x, model, aux, guidance)
     watch.lap("auxiliary")
 
+    if verdict.late:
+        state.unread.append((state.step, verdict))
+        if len(state.unread) >= MOST_UNREAD:
+            state.read_verdicts()
+    else:
+        state.note(state.step, verdict)
     state.step += 1
     state.seconds += sum(watch.stages.values())
     state.prior_seconds += model.seconds
-    return Report(cams, render, x, guidance, stats, watch.stages, model.nfe, skipped, densified)
+    return Report(cams, render, x, guidance, stats, watch.stages, model.nfe, verdict, densified)
 
 
 def share_cores(prior: Prior) -> None:
@@ -252,22 +339,13 @@ def bind_prior(
     weights = None
     if s.perp_neg:
         more, weights = prompts.perp_neg(s.prompt, cams)
-        conds |= more
+        conds, weights = conds | more, upload(weights, prior.device)
     return BoundPrior(prior, conds, cams, rng, progress, s.guidance.rescale, weights)
 
 
 def add_noise(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:
     """Draw this step's t and noise for z0 [B, C, H, W]."""
-    t = sample_t(s.schedule, rng, z0.shape[0], progress).to(z0.device)
+    t = upload(sample_t(s.schedule, rng, z0.shape[0], progress), z0.device)
     noise = rng.randn("noise", z0)
     alpha, sigma = prior.marginal(t)
     return Noised(z0, noise, t, alpha, sigma, alpha * z0 + sigma * noise)
-
-
-def _non_finite_gradient(scene: AnyScene) -> str:
-    found = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
-    sums = torch.stack([grad.sum() for grad in found.values()])
-    if bool(torch.isfinite(sums).all()):  # one GPU synchronisation instead of one per parameter
-        return ""
-    bad = (name for name, grad in found.items() if not bool(torch.isfinite(grad).all()))
-    return next((f"gradient of {name}" for name in bad), "")  # "" if only the sum overflowed

@@ -30,6 +30,8 @@ from torch import Tensor
 
 from sdlab.channel import rest, working_clock
 from sdlab.rng import StepRng
+from sdlab.shapes import Cloud as Cloud
+from sdlab.shapes import RawSplats as RawSplats
 
 N_TIMESTEPS = 1000
 CAMERA_WIDTH = 16  # numbers that tell a trainable network the camera: a 4 x 4 matrix
@@ -87,6 +89,13 @@ class ScreenInfo:
     @means2d_grad.setter
     def means2d_grad(self, value: Tensor) -> None:
         self._means2d_grad = value
+
+    def drop_if(self, stop: Tensor) -> None:
+        """Make this a render in which nothing was drawn if `stop` (0-d) is not 0, without reading it."""
+        kept = stop == 0
+        self.radii = torch.where(kept, self.radii, torch.zeros_like(self.radii))
+        if self.means2d_grad is not None:
+            self.means2d_grad = torch.where(kept, self.means2d_grad, torch.zeros_like(self.means2d_grad))
 
 
 class Render(NamedTuple):
@@ -324,23 +333,6 @@ class SplatSnapshot(NamedTuple):
     covariances: np.ndarray  # [N, 3, 3]
     rgbs: np.ndarray  # [N, 3] in [0, 1]
     opacities: np.ndarray  # [N, 1] in [0, 1]
-
-
-class RawSplats(NamedTuple):
-    """A Gaussian scene as splat files store it, in float32 numpy, before activation."""
-
-    means: np.ndarray  # [N, 3]
-    quats: np.ndarray  # [N, 4] wxyz, unit length
-    log_scales: np.ndarray  # [N, 3]
-    opacity_logits: np.ndarray  # [N]
-    rgbs: np.ndarray  # [N, 3] in [0, 1]
-
-
-class Cloud(NamedTuple):
-    """Coloured points on a surface, float32."""
-
-    points: np.ndarray  # [n, 3]
-    rgbs: np.ndarray  # [n, 3] in [0, 1]
 
 
 class FlatFrame(NamedTuple):

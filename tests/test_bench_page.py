@@ -11,7 +11,7 @@ import torch
 from sdlab import cli
 from sdlab.bench import page as bench
 from sdlab.bench import visitor
-from sdlab.live.messages import Failed, Stepped
+from sdlab.live.messages import Failed
 
 TINY = ["--preset", "mixture", "--set", "scene.n_init=60", "--set", "scene.max_gaussians=60", "--set", "camera.views=1"]
 
@@ -127,7 +127,7 @@ def test_calls_are_timed_by_handler():
         pass
 
     app = visitor.Calls(page, kept)
-    for path in (visitor.CALL + "predict", visitor.NEWS + "token", visitor.DO + "token", "/gradio_api/heartbeat/x"):
+    for path in (visitor.DESK, visitor.NEWS + "token", visitor.DO + "token", "/here/x"):
         asyncio.run(app({"type": "http", "path": path}, receive, send))
     assert [name for name, _ in kept] == ["arrive", "poll", "step"]
     assert all(50 <= ms < 5000 for _, ms in kept)
@@ -138,7 +138,7 @@ def test_a_session_that_fails_ends_the_waiting(quick):
     seat = manager.open(quick)
     meter = manager.meters[seat.id]
     visitor.until(lambda: seat.session.status.phase == "ready", "a session", meter.require_health)
-    meter._listen(Stepped.of(1))
+    meter._stepped(1)
     assert (meter.steps, meter.now[0]) == (1, 1)
     meter._listen(Failed(1, "the network is broken"))
     with pytest.raises(RuntimeError, match="at step 1: the network is broken"):

@@ -59,7 +59,7 @@ FLAT = {
 
 
 def test_each_kind_of_scene_is_tried_here_or_elsewhere():
-    assert {"splats", *FLAT} == set(scenes())
+    assert {"splats", "field", *FLAT} == set(scenes())
 
 
 @pytest.mark.parametrize("kind", FLAT)

@@ -38,6 +38,7 @@ from sdlab.ui.flat_view import (
     sheet_of,
     true_saturation,
 )
+from sdlab.ui.guard import Guard
 
 EMBEDDER = "https://example.org"
 
@@ -80,6 +81,7 @@ def manager() -> Iterator[Manager]:
 @pytest.fixture(scope="module")
 def address(manager: Manager) -> Iterator[str]:
     app = FastAPI()
+    app.add_middleware(Guard)
     app.include_router(routes(FlatViews(manager, locked=["scene.mean_x"]), EMBEDDER))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

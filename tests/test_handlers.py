@@ -2,6 +2,7 @@
 or in two tabs at once."""
 
 import functools
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,11 +19,14 @@ from waiting import until
 
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Patch, Reset
-from sdlab.settings import Settings, default_settings, preset, to_toml
+from sdlab.settings import Settings, default_settings, preset, priors, scenes, to_toml
 from sdlab.ui import visitors as visitors_module
 from sdlab.ui.answers import MAX_BODY, routes
 from sdlab.ui.desk import Desk
+from sdlab.ui.guard import Guard
 from sdlab.ui.page import Page
+from sdlab.ui.results import FORMATS
+from sdlab.ui.uploads import FOLDER, UPLOADS, without_uploads
 from sdlab.ui.visitors import MAX_LANES, Visitors, public
 from sdlab.viewport.splat_view import SplatView, Viewports
 
@@ -156,6 +160,27 @@ def test_what_is_new_may_be_asked_for_while_a_lane_is_put_in_the_place_of_anothe
     assert desk.lanes == [lane]
 
 
+def test_a_page_that_missed_an_answer_is_told_everything_again(browser: Browser, page: Page):
+    ready(browser)
+    told = browser.panels()
+    assert {"status", "controls", "stage", "timeline", "form", "prompt", "lens"} <= set(told)
+    assert "form" not in browser.panels()
+    app = FastAPI()
+    app.include_router(routes(page))
+    with TestClient(app) as client:
+        address = f"/news/{browser.token}?page=page"
+        assert "form" not in client.get(address).json()["panels"]
+        again = client.get(f"{address}&missed=1").json()["panels"]
+        assert set(again) == set(told)
+        assert "form" not in client.get(address).json()["panels"], "once"
+
+
+def test_a_view_that_has_stopped_is_said_on_the_stage(browser: Browser):
+    assert browser.panels()["stage"][0]["trouble"] == ""
+    browser.desk.focus.view.trouble = "The 3D view has stopped."
+    assert browser.panels()["stage"][0]["trouble"] == "The 3D view has stopped."
+
+
 def test_a_preset_without_a_seat_leaves_the_other_lanes(browser: Browser, page: Page, manager: Manager):
     one, two = branched(browser, 2)
     desk = browser.desk
@@ -242,8 +267,9 @@ def test_a_page_is_told_why_it_has_no_desk(browser: Browser, page: Page, manager
 
 def test_acts_are_taken_in_order_and_from_the_page_itself_only(browser: Browser, page: Page):
     app = FastAPI()
+    app.add_middleware(Guard)
     app.include_router(routes(page))
-    client = TestClient(app)
+    client = TestClient(app, "http://127.0.0.1")
     ready(browser)
     acts = [{"do": "knob", "knob": "seed", "value": n} for n in (3, 5)]
 
@@ -262,6 +288,7 @@ def test_acts_are_taken_in_order_and_from_the_page_itself_only(browser: Browser,
     assert client.get("/news/guess", headers={"Origin": "https://evil.example"}).status_code == 403
     assert client.post("/desk", json={}, headers={"Origin": "https://evil.example"}).status_code == 403
     new = client.post("/desk", params={"page": "page"}, json={"dark": True}).json()
+    assert new["page"] == "page"
     assert new["token"] != browser.token
     assert page._desks[new["token"]].dark
     assert post(acts) == 404, "the page has another desk now"
@@ -443,6 +470,48 @@ def test_settings_that_were_saved_are_opened(browser: Browser):
     opened(browser, to_toml(flat))
     assert browser.desk.focus is not kept, "another kind of scene is a new run"
     assert browser.desk.focus.settings == flat
+
+
+@pytest.mark.parametrize("same_run", [True, False], ids=["in the same run", "in a new run"])
+def test_saved_settings_name_no_uploaded_file_and_ask_for_it(same_run: bool, browser: Browser, tmp_path: Path):
+    """The file goes with its session."""
+    ready(browser)
+    bring(browser, "scene.file", "my bear.glb", trimesh.creation.box().export(file_type="glb"))
+    until(lambda: browser.desk.focus.settings.knob("scene.start").value == "file")
+    FORMATS["toml"].write(tmp_path / "x.toml", browser.desk.focus.seat.session.material().result(30), lambda *_: None)
+    text = (tmp_path / "x.toml").read_text()
+    assert "my-bear.glb" in text
+    assert "uploads-" not in text
+    assert str(Path(tempfile.gettempdir())) not in text
+    later = browser if same_run else Browser(browser.page, "later")
+    if not same_run:
+        opened(later, to_toml(preset("playground")))
+    opened(later, text)
+    ready(later)
+    until(lambda: later.desk.focus.settings.knob("scene.start").value == "ball")
+    assert later.desk.focus.settings.knob("scene.file").value == ""
+    assert "Upload again what these settings were used with: my-bear.glb (scene.file)." in later.panels()["status"]
+    bring(later, "scene.file", "my bear.glb", trimesh.creation.box().export(file_type="glb"))
+    until(lambda: "Upload again" not in later.desk.focus.read().status)
+
+
+@pytest.mark.parametrize("path", UPLOADS)
+def test_settings_without_uploads_keep_everything_else(path: str, tmp_path: Path):
+    folder = tmp_path / f"{FOLDER}1"
+    folder.mkdir()
+    (folder / "3-a-b.bin").write_bytes(b"")
+    s = next(s for s in every_kind() if UPLOADS[path].fits(s))
+    switch, uses = UPLOADS[path].switch, UPLOADS[path].uses
+    for use in uses:
+        own = s.patch_all([(path, str(tmp_path / "own.bin")), (switch, use), ("seed", 3)])
+        assert without_uploads(own) == (own, {})
+        found, names = without_uploads(own.patch(path, str(folder / "3-a-b.bin")))
+        assert names == {path: "a-b.bin"}
+        assert found == s.patch("seed", 3)
+
+
+def every_kind() -> list[Settings]:
+    return [default_settings(p, s) for p in priors() for s in scenes()]
 
 
 def test_saved_settings_do_not_get_round_a_lock(manager: Manager):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_meshes
 import torch
+import trimesh
 
 from sdlab.cameras import CameraSettings, degrees_from_front, turntable, view_word
 from sdlab.cli import main
@@ -203,11 +204,19 @@ def test_bad_file_names_the_knob(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"prior\.path = .* is no path: "):
             MeshSource(impossible, "prior.path")
     (tmp_path / "empty.glb").touch()
-    with pytest.raises(ValueError, match=r"prior\.path = '.*empty\.glb' has an unknown format: a mesh as GLB, OBJ"):
+    with pytest.raises(ValueError, match=r"prior\.path = '.*empty\.glb' is empty: a mesh as GLB, OBJ"):
         MeshSource(str(tmp_path / "empty.glb"), "prior.path")
 
 
 # ---- as a prior
+
+
+def test_what_was_not_read_of_a_mesh_is_said(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "box.stl").write_bytes(trimesh.creation.box().export(file_type="stl") + b"\r\n")
+    said = MeshSource(tmp_path / "box.stl", "prior.path").note
+    assert said.endswith("box.stl': 2 bytes after its triangles are ignored")
+    assert said.startswith("prior.path = ")
+    assert MeshSource(path, "prior.path").note == ""
 
 
 def test_exact_score_near_an_image_leads_to_it(path: Path, robot: MeshSource) -> None:

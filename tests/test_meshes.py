@@ -24,7 +24,7 @@ from sdlab.meshes import draw, surface
 from sdlab.meshes.surface import Mesh, mesh_of, read_mesh
 from sdlab.pictures import psnr
 from sdlab.raster import rasteriser_for
-from sdlab.starts import clouds
+from sdlab.starts import clouds, placing
 from sdlab.types import Cameras, Cloud, RawSplats
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -212,14 +212,15 @@ def test_images_repeat_and_do_not_depend_on_their_batch(tmp_path: Path) -> None:
 
 def test_mesh_stands_like_a_scene_that_starts_from_the_same_file(tmp_path: Path) -> None:
     path = tiny_meshes.write_robot(tmp_path / "robot.glb")
-    start = clouds.fitted(clouds.read_cloud(path, 20_000, np.random.default_rng(0), "scene.file"), surface.RADIUS)
+    found = clouds.read_cloud(path, 20_000, np.random.default_rng(0), "scene.file").found
+    start = placing.fitted(found, surface.RADIUS)
     assert isinstance(start, Cloud)
     robot = read_mesh(path, "prior.path")
     assert np.linalg.norm(robot.vertices, axis=1).max() == pytest.approx(surface.RADIUS)
     for side in (start.points.min(0) - robot.vertices.min(0), start.points.max(0) - robot.vertices.max(0)):
         assert np.abs(side).max() < 0.02
     assert np.ptp(robot.vertices, axis=0).argmax() == 2, "it is upright"
-    quarter, cloud = robot.turned(90), clouds.turned(start, 90)
+    quarter, cloud = robot.turned(90), placing.turned(start, 90)
     assert isinstance(cloud, Cloud)
     assert np.abs(cloud.points.min(0) - quarter.vertices.min(0)).max() < 0.02
     assert np.allclose(draw.render(quarter, cameras(90))[1], draw.render(robot, cameras(0))[1], atol=0.02)
@@ -438,7 +439,7 @@ def far_away(path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "points": (points, r"points or Gaussians but no faces.*scene\.file"),
     "Gaussians": (gaussians, r"points or Gaussians but no faces.*scene\.file"),
-    "nothing": (lambda p: p.write_bytes(b""), "unknown format: a mesh as GLB, OBJ, STL or PLY"),
+    "nothing": (lambda p: p.write_bytes(b""), "is empty: a mesh as GLB, OBJ, STL or PLY"),
     "archive": (zipped, "archive.*a mesh as GLB, OBJ, STL or PLY"),
     "a picture": (lambda p: Image.new("RGB", (8, 8)).save(p, "PNG"), "unknown format"),
     "NaN": (lambda p: p.write_text("v 0 0 0\nv 1 0 0\nv nan 1 0\nf 1 2 3\n"), "NaN or infinity"),
@@ -470,8 +471,9 @@ def test_bad_file_is_refused_in_words(name: str, tmp_path: Path) -> None:
 
 def test_mesh_with_too_many_faces_says_how_many_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surface, "MAX_FACES", 1000)
-    with pytest.raises(ValueError, match=r"prior\.path = .*robot.* has 1,746 faces; the limit is 1,000: simplify it"):
-        read_mesh(tiny_meshes.write_robot(tmp_path / "robot.glb"), "prior.path")
+    robot = tiny_meshes.write_robot(tmp_path / "robot.glb").read_bytes()
+    with pytest.raises(ValueError, match=r"^the robot has 1,746 faces; the limit is 1,000: simplify it$"):
+        mesh_of(robot, "the robot")
 
 
 def test_degenerate_faces_among_good_ones_are_dropped(tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def outputs(finished, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     names = {p.name for p in finished.iterdir()}
     kinds = {"splats"}
-    for settings in (images, "playground", "playground-gaussian"):
+    for settings in (images, "playground", "playground-gaussian", "gallery-field"):
         out = folder / Path(settings).stem
-        assert run("run", settings, "--steps", 2, "--out", out) == 0
+        assert run("run", settings, "--steps", 2, "--size", 48, "--out", out) == 0
         kinds.add(json.loads((out / "result.json").read_text())["preset"])
         names |= {p.name for p in out.iterdir()}
     assert len(kinds) == len(scenes()), "a kind of scene is missing here"

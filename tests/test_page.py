@@ -684,7 +684,9 @@ def test_the_app_says_where_it_is_and_ends_quietly_when_interrupted():
         line = process.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)
         assert address, line
-        stream = urllib.request.urlopen(f"{address[0]}gradio_api/heartbeat/a-page-that-stays-open")
+        arrival = urllib.request.Request(f"{address[0]}desk", b"{}", {"Content-Type": "application/json"})
+        given = json.loads(urllib.request.urlopen(arrival).read())
+        stream = urllib.request.urlopen(f"{address[0]}here/{given['token']}?page={given['page']}")
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
         stream.close()

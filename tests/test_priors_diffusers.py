@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -516,6 +517,34 @@ def test_a_file_is_not_a_folder(pixel):
         load(pixel / "unet" / "config.json")
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("https://huggingface.co/owner/name", "as a name, it is 'owner/name'"),
+        ("https://huggingface.co/owner/name/tree/main", "as a name, it is 'owner/name'"),
+        ("http://www.huggingface.co/owner/name?library=diffusers", "as a name, it is 'owner/name'"),
+        (" hf.co/owner/name ", "as a name, it is 'owner/name'"),
+        ("'/models/bear'", "without the quotes or blanks around it, it is '/models/bear'"),
+        ('"owner/name"', "without the quotes or blanks around it, it is 'owner/name'"),
+        (" owner/name", "without the quotes or blanks around it, it is 'owner/name'"),
+        ("toybox ", "without the quotes or blanks around it, it is 'toybox'"),
+    ],
+)
+def test_a_path_with_something_around_it_is_hinted_at(given, hint):
+    with pytest.raises(ValueError, match=rf"prior\.path = .*no such folder.*; {re.escape(hint)}$"):
+        DiffusersPrior(path=given).load(CPU)
+
+
+def test_places_near_a_model_are_hinted_at(pixel, tmp_path):
+    cached = tmp_path / "models--owner--a--name" / "snapshots" / "0123"
+    shutil.copytree(pixel, cached)
+    with pytest.raises(ValueError, match=r"Hub's cache; give the model's name, 'owner/a--name', or one of the folders"):
+        load(cached.parents[1])
+    assert load(cached).name == "0123"
+    with pytest.raises(ValueError, match=rf"is a file; .*; give {re.escape(str(cached))}$"):
+        load(cached / "unet" / "config.json")
+
+
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "tokenizer", "scheduler"])
 def test_a_missing_part_is_named(part, broken):
     shutil.rmtree(broken / part)
@@ -549,6 +578,17 @@ def test_absent_weights_are_named(broken):
     next((broken / "text_encoder").glob("*.safetensors")).unlink()
     with pytest.raises(RuntimeError, match=r"text_encoder has no weights: model\.safetensors is missing"):
         load(broken)
+
+
+@pytest.mark.parametrize("variant", ["bf16", "non_ema", "fp32"])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_in_a_variant_that_is_not_read_are_named(part, variant, broken):
+    (file,) = (broken / part).glob("*.safetensors")
+    other = file.rename(file.with_suffix(f".{variant}.safetensors"))
+    with pytest.raises(RuntimeError, match=rf"{part} has weights only in a variant .*\({other.name}\).*{file.name}$"):
+        load(broken)
+    other.rename(file)
+    load(broken)  # the remedy of the message
 
 
 def in_shards(place: Path, *which: int) -> None:
@@ -593,6 +633,28 @@ def test_an_empty_tokenizer_is_named(broken):
     shutil.rmtree(broken / "tokenizer")
     (broken / "tokenizer").mkdir()
     with pytest.raises(RuntimeError, match=r"tokenizer cannot be loaded \(.*copy or download it again"):
+        load(broken)
+
+
+def test_a_tokenizer_without_its_configuration_is_named(broken):
+    (broken / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(RuntimeError, match=r"tokenizer_config\.json, which names the padding token, is missing; copy"):
+        load(broken)
+
+
+def test_a_tokenizer_without_a_padding_token_is_named(broken):
+    file = broken / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["pad_token"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match=r"tokenizer_config\.json names no pad_token, .*; add the one that"):
+        load(broken)
+
+
+def test_a_prediction_type_without_a_value_is_named(broken):
+    file = broken / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": None}))
+    with pytest.raises(ValueError, match=r"prediction_type is null; set it to epsilon or"):
         load(broken)
 
 
@@ -774,7 +836,7 @@ def test_the_size_of_a_model_is_known_before_it_is_loaded(dtype, tmp_path):
     model = load(folder)
     vae = sum(p.numel() for p in model.space.model.parameters())
     expected = (model.n_parameters - vae) * dtype.itemsize + vae * 4  # the VAE stays float32
-    assert parts.loaded_bytes(folder, dtype) == expected
+    assert parts.loaded_bytes(folder, dtype, torch.float32) == expected
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)

@@ -405,7 +405,7 @@ def test_an_error_in_a_helper_thread_reaches_the_caller():
         raise ArithmeticError("in a job")
 
     with pytest.raises(ArithmeticError, match="in a job"):
-        cpu._run([lambda: None, fail, lambda: None])
+        cpu.run_jobs([lambda: None, fail, lambda: None])
 
 
 def test_fewer_than_one_thread_is_refused():

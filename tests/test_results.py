@@ -23,12 +23,15 @@ from sdlab.cameras import CameraSettings
 from sdlab.export.mesh import write_glb
 from sdlab.export.writers import Material, material_of, slug, write_ply, write_splat, write_turntable
 from sdlab.live.session import Session
+from sdlab.meshes.colours import SH_C0
 from sdlab.settings import from_toml, preset
-from sdlab.starts.clouds import SH_C0, read_cloud
+from sdlab.starts.clouds import read_cloud
 from sdlab.types import RawSplats, SplatSnapshot
 from sdlab.ui import recording, results
+from sdlab.ui.guard import Guard
 from sdlab.ui.recording import thinned, write_recording
 from sdlab.ui.results import FORMATS, OF_SPLATS, Cancelled, Result, Shelf, Shelves, routes
+from sdlab.ui.turns import Turns
 
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.9)
 
@@ -126,7 +129,7 @@ def test_ply_and_splat_leave_out_what_is_not_finite(tmp_path):
 
 def test_ply_keeps_every_number(tmp_path):
     write_ply(tmp_path / "x.ply", FIGURE)
-    back = read_cloud(tmp_path / "x.ply", 10, np.random.default_rng(0), "file")
+    back = read_cloud(tmp_path / "x.ply", 10, np.random.default_rng(0), "file").found
     assert isinstance(back, RawSplats)
     for name in ("means", "quats", "log_scales", "opacity_logits"):
         assert np.array_equal(getattr(back, name), getattr(FIGURE, name))
@@ -367,15 +370,13 @@ class Slow:
         monkeypatch.setattr(results, "FORMATS", {**FORMATS, "slow": FORMATS["toml"]._replace(write=self.write)})
 
     def write(self, path: Path, m: Material, progress) -> None:
-        self.working += 1
-        self.most = max(self.most, self.working)
-        try:
-            path.write_text("half")
-            for i in range(10):
-                assert self.steps.acquire(timeout=LONG)
-                progress(i + 1, 10)
-        finally:
+        path.write_text("half")
+        for i in range(10):
+            self.working += 1
+            self.most = max(self.most, self.working)
+            assert self.steps.acquire(timeout=LONG)
             self.working -= 1
+            progress(i + 1, 10)
 
 
 @pytest.mark.slow
@@ -512,7 +513,7 @@ def test_closing_removes_the_files_also_those_in_the_making(monkeypatch):
         shelf.start("toml", material())
 
 
-def test_shelves_of_a_server_make_one_file_at_a_time(monkeypatch):
+def test_shelves_of_a_server_work_one_at_a_time(monkeypatch):
     slow = Slow(monkeypatch)
     shelves = Shelves()
     mine, other = shelves.open("mine"), shelves.open("other")
@@ -531,6 +532,50 @@ def test_shelves_of_a_server_make_one_file_at_a_time(monkeypatch):
     shelves.close_all()
     assert not any(folder.exists() for folder in folders)
     assert shelves.get("mine") is None
+
+
+def test_a_file_does_not_wait_for_another_visitors_files(monkeypatch):
+    slow = Slow(monkeypatch)
+    shelves = Shelves()
+    hog, other, third = (shelves.open(name) for name in ("hog", "other", "third"))
+    many = [hog.start("slow", material()) for _ in range(8)]
+    slow.steps.release(3)
+    until(lambda: told(hog, many[0]).share == 0.3 and slow.working == 1)
+    quick = [shelf.start(kind, material()) for shelf, kind in ((other, "toml"), (third, "ply"))]
+    slow.steps.release(1)
+    assert other.join(LONG)
+    assert third.join(LONG)
+    assert [told(shelf, i).phase for shelf, i in zip((other, third), quick, strict=True)] == ["done", "done"]
+    assert (told(hog, many[0]).phase, told(hog, many[0]).share) == ("working", 0.4), "one step was all they waited for"
+    assert told(hog, many[1]).phase == "waiting"
+    slow.steps.release(100)
+    shelves.close_all()
+    assert hog.join(LONG)
+
+
+def test_turns_are_taken_in_order_and_given_up():
+    turns = Turns()
+    taken: list[str] = []
+
+    def take(name: str) -> None:
+        assert turns.take()
+        taken.append(name)
+        turns.let_others()
+        taken.append(name)
+        turns.pass_on()
+
+    assert turns.take()
+    turns.let_others()  # nobody waits
+    threads = [threading.Thread(target=take, args=(name,)) for name in "abc"]
+    for waiting, thread in enumerate(threads, 2):
+        thread.start()
+        until(lambda waiting=waiting: len(turns._line) == waiting)
+    assert not turns.take(lambda: False), "not wanted any more"
+    turns.pass_on()
+    for thread in threads:
+        thread.join(LONG)
+    assert taken == list("abcabc")
+    assert turns.take()
 
 
 @pytest.mark.slow
@@ -555,8 +600,9 @@ def test_a_run_steps_on_while_files_are_made(quick, shelf):
 @pytest.fixture
 def served() -> Iterator[tuple[Shelves, TestClient]]:
     shelves, app = Shelves(), FastAPI()
+    app.add_middleware(Guard)
     app.include_router(routes(shelves))
-    with TestClient(app) as client:
+    with TestClient(app, "http://127.0.0.1") as client:
         yield shelves, client
     shelves.close_all()
 

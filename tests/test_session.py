@@ -10,7 +10,6 @@ import torch
 from waiting import until
 
 from sdlab.live import checkpoint
-from sdlab.live import session as session_module
 from sdlab.live.messages import (
     Advance,
     Applied,
@@ -222,45 +221,37 @@ def test_an_error_out_of_the_blue_pauses_and_keeps_the_state(quick, monkeypatch)
     assert events(live.session, Ended)
 
 
-def test_a_library_that_wants_to_exit_ends_neither_the_thread_nor_the_run(quick, monkeypatch):
-    """Nor does it leave a status that says "running"."""
-
-    def exits(*arguments):
-        raise SystemExit(3)
-
+@pytest.mark.parametrize("error", [SystemExit(3), SystemExit("bye"), RecursionError("deep"), MemoryError()])
+def test_whatever_a_step_raises_the_thread_lives_and_says_so(error, quick, monkeypatch):
     live = Live(quick.patch("steps", 1000))
     live.phase("ready")
-    live.advance(3)
-    original = MixtureScores.eps
-    monkeypatch.setattr(MixtureScores, "eps", exits)
-    live.send(Resume())
-    live.phase("failed")
-    assert not live.session.running
+    with monkeypatch.context() as patch:
+        patch.setattr(MixtureScores, "eps", lambda *arguments: (_ for _ in ()).throw(error))
+        live.send(Resume())
+        live.phase("failed")
+    assert type(error).__name__ in live.session.status.text
     assert live.thread.is_alive()
-    assert live.session.status.text == "failed because SystemExit: 3"
-    monkeypatch.setattr(MixtureScores, "eps", original)
     live.send(Resume())
-    live.wait(lambda s: s.state.step > 5)
+    live.wait(lambda s: s.state.step > 2)
     live.send(Stop())
     live.thread.join(10)
 
 
-def test_a_run_whose_thread_dies_says_so(quick, monkeypatch):
-    """Whatever kills it, wherever."""
-
-    class Killed(BaseException):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_all_the_same_says_so(quick):
+    class Fatal(BaseException):
         pass
 
-    def killed(*arguments):
-        raise Killed("from outside")
-
-    session = Session(quick)
-    monkeypatch.setattr(session_module, "stats_of", killed)
-    with pytest.raises(Killed):
-        session.run(until=5)
-    assert session.status.phase == "failed"
-    assert "Killed: from outside" in session.status.text
-    assert not session.running
+    live = Live(quick)
+    live.phase("ready")
+    answer = live.session.material()
+    live.session._inbox.put(lambda: (_ for _ in ()).throw(Fatal("stack smashed")))
+    live.thread.join(10)
+    assert not live.thread.is_alive()
+    assert live.session.status.phase == "failed"
+    assert "Fatal: stack smashed" in live.session.status.text
+    assert answer.result(5)
+    assert live.session.material().result(5), "what it has made can still be saved"
 
 
 def test_a_headless_run_whose_step_fails_raises_and_keeps_its_state(quick, monkeypatch):
@@ -502,7 +493,38 @@ def test_a_slow_rasteriser_is_noted_once_in_each_session(quick, monkeypatch):
 
 
 def test_a_run_without_surprises_is_not_noted(quick):
-    assert events(finished(quick, 1), Noted) == []
+    session = finished(quick, 1)
+    assert events(session, Noted) == []
+    assert session.notes == ()
+
+
+@pytest.mark.filterwarnings("ignore:starting from a ball")
+def test_notes_are_those_of_the_present_start_prior_and_rasteriser(quick, monkeypatch):
+    monkeypatch.setattr(splats, "backend_for", lambda device: Choice("tiled", "numba is not installed"))
+    session = Session(quick.patch_all([("scene.start", "shap-e or ball"), ("scene.shap_e", "")]))
+    assert session.notes == ()
+    session.prepare()
+    start = session.state.scene.note
+    assert session.notes == (start, "numba is not installed")
+    session.run(until=3)
+    session.do(Goto(0))
+    assert session.notes == (start, "numba is not installed"), "it is the same run"
+    session.do(Reset())
+    assert session.notes == (start, "numba is not installed")
+    session.do(Patch.one("scene.start", "ball"))
+    assert session.notes == ("numba is not installed",)
+    monkeypatch.setattr(type(session.prior), "engine_note", property(lambda _: "3 files were skipped"), raising=False)
+    assert session.notes == ("3 files were skipped", "numba is not installed")
+
+
+def test_another_prior_mid_run_says_what_it_does_without(quick, monkeypatch):
+    session = finished(quick, 2)
+    note = property(lambda _: "3 files were skipped", lambda self, value: None)
+    monkeypatch.setattr(MixtureScores, "engine_note", note, raising=False)
+    session.do(Patch.one("losses.sds.cfg", 3.0))
+    assert events(session, Noted) == []
+    session.do(Patch.one("prior.seed", 5))
+    assert events(session, Noted) == [Noted(2, "3 files were skipped")]
 
 
 # ---- losses that train a network of their own

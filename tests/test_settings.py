@@ -2,11 +2,12 @@
 
 import dataclasses
 import pickle
+import time
 
 import pytest
 
 from sdlab import settings
-from sdlab.knobs import FrozenDict, check, parse
+from sdlab.knobs import MOST_SHOWN, FrozenDict, check, parse
 from sdlab.settings import Settings, from_toml, to_toml
 
 
@@ -55,6 +56,36 @@ def test_bad_values_name_the_knob_what_was_given_and_what_is_allowed(s, path, va
     for word in words:
         assert word in str(e.value)
     assert len(str(e.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[prior]\nkind = "{long}"',
+        '[scene]\nkind = "{long}"',
+        'active = "{long}"',
+        "{long} = 1",
+        "[camera]\n{long} = 1",
+        'steps = "{long}"',
+        'steps = ["{long}"]',
+        '[prompt]\nview_dependent = "{long}"',
+        '[prompt]\ntext = "{long}"',
+        '[prompt]\ntarget = "{{{long}}}"',
+        '[schedule]\nkind = "{long}"',
+    ],
+)
+@pytest.mark.parametrize("n", [310, 5000])
+def test_no_refusal_repeats_an_over_long_value(text, n):
+    with pytest.raises(ValueError, match=r"own\.toml: ") as e:
+        from_toml(text.format(long=n * "x"), "own.toml")
+    assert MOST_SHOWN * "x" not in str(e.value)
+
+
+def test_no_refusal_repeats_an_over_long_name():
+    for refuse in (settings.preset, settings.default_settings, Settings):
+        with pytest.raises(ValueError, match=r"'xxx.*\.\.\. \(5000 characters\)") as e:
+            refuse(5000 * "x")
+        assert MOST_SHOWN * "x" not in str(e.value)
 
 
 def test_a_pair_moves_as_one_change(s):
@@ -158,3 +189,13 @@ def test_a_member_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sdlab.losses, "__path__", [*sdlab.losses.__path__, str(tmp_path)])
     with pytest.raises(RuntimeError, match=r"sdlab/losses/brokenloss\.py cannot be imported: NameError"):
         settings.family(sdlab.losses, sdlab.losses.Distillation)
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 9000 + "a = 1", "[" + "a." * 9000 + "a]", "x = " + "[" * 9000, "x = " + "{a=" * 6000]
+)
+def test_settings_that_nest_deeply_are_refused_at_once(text: str):
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"^x\.toml(: tables are nested too deeply$| is not valid TOML: )"):
+        from_toml(text, "x.toml")
+    assert time.process_time() - began < 0.5

@@ -18,6 +18,7 @@ import tiny_models
 import torch
 import trimesh
 from PIL import Image
+from trimesh.visual.material import PBRMaterial
 
 from sdlab.cameras import look_at
 from sdlab.export.writers import write_ply
@@ -26,7 +27,7 @@ from sdlab.priors.mixture import MixturePrior
 from sdlab.rng import StepRng
 from sdlab.scenes.splats import Splats, SplatScene
 from sdlab.settings import Settings, preset
-from sdlab.starts import clouds
+from sdlab.starts import clouds, placing
 from sdlab.starts.shap_e import shap_e_points
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.pictures import COLOURS
@@ -57,7 +58,7 @@ def saved(path: Path, mesh: Any, kind: str) -> Path:
 
 
 def read(path: Path, n: int = 1000, up: str = "auto") -> Cloud | RawSplats:
-    return clouds.read_cloud(path, n, numbers(), "scene.file", up)
+    return clouds.read_cloud(path, n, numbers(), "scene.file", up).found
 
 
 # ---- files
@@ -83,7 +84,8 @@ def test_texture_gives_the_colours(tmp_path: Path) -> None:
     half[:, :4], half[:, 4:] = RED[:3], BLUE[:3]
     square = trimesh.Trimesh([(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)], [(0, 1, 2), (0, 2, 3)], process=False)
     corners = [(0, 0), (1, 0), (1, 1), (0, 1)]
-    square.visual = trimesh.visual.TextureVisuals(uv=corners, image=Image.fromarray(half))
+    material = PBRMaterial(baseColorTexture=Image.fromarray(half))
+    square.visual = trimesh.visual.TextureVisuals(uv=corners, material=material)
     found = read(saved(tmp_path / "square.glb", square, "glb"), 2000, up="z")
     assert isinstance(found, Cloud)
     left = found.points[:, 0] < 0.4
@@ -94,7 +96,7 @@ def test_texture_gives_the_colours(tmp_path: Path) -> None:
 def test_up_of_a_file() -> None:
     """glTF: y up, front +z, so +x is its left."""
     axes = Cloud(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
-    moved = clouds._from_y_up(axes)
+    moved = placing.from_y_up(axes)
     assert isinstance(moved, Cloud)
     assert moved.points.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]  # left, up, front
 
@@ -163,8 +165,8 @@ def test_gaussians_turn_with_their_places() -> None:
     splats = ellipsoids()
     c, s = math.cos(math.radians(30)), math.sin(math.radians(30))
     for moved, R in (
-        (clouds.turned(splats, 30), np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])),
-        (clouds._from_y_up(splats), np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])),
+        (placing.turned(splats, 30), np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])),
+        (placing.from_y_up(splats), np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])),
     ):
         assert isinstance(moved, RawSplats)
         assert np.allclose(moved.means, splats.means @ R.T, atol=1e-5)
@@ -173,16 +175,16 @@ def test_gaussians_turn_with_their_places() -> None:
 
 def test_fitted_is_centred_and_reaches_the_radius() -> None:
     splats = ellipsoids()
-    moved = clouds.fitted(splats._replace(means=5 + 3 * splats.means), 0.8)
+    moved = placing.fitted(splats._replace(means=5 + 3 * splats.means), 0.8)
     assert isinstance(moved, RawSplats)
     assert np.linalg.norm(moved.means, axis=1).max() == pytest.approx(0.8, rel=1e-5)
     assert moved.means.max(0) + moved.means.min(0) == pytest.approx([0, 0, 0], abs=1e-5)
     factor = np.ptp(moved.means[:, 0]) / (3 * np.ptp(splats.means[:, 0]))
     assert np.allclose(moved.log_scales, splats.log_scales + math.log(factor), atol=1e-5)
-    far = clouds.fitted(splats._replace(means=1e30 * splats.means), 0.8)
+    far = placing.fitted(splats._replace(means=1e30 * splats.means), 0.8)
     assert isinstance(far, RawSplats)
-    assert np.allclose(far.means, clouds.fitted(splats, 0.8).means, atol=1e-5), "too large for squares in float32"
-    single = clouds.fitted(Cloud(np.ones((1, 3), np.float32), np.ones((1, 3), np.float32)), 0.8)
+    assert np.allclose(far.means, placing.fitted(splats, 0.8).means, atol=1e-5), "too large for squares in float32"
+    single = placing.fitted(Cloud(np.ones((1, 3), np.float32), np.ones((1, 3), np.float32)), 0.8)
     assert isinstance(single, Cloud)
     assert single.points.tolist() == [[0, 0, 0]]
 
@@ -190,8 +192,8 @@ def test_fitted_is_centred_and_reaches_the_radius() -> None:
 def test_spacing_of_a_lattice_far_from_the_origin() -> None:
     side = np.arange(12) * 0.01
     lattice = np.stack(np.meshgrid(side, side, side), -1).reshape(-1, 3) + 3.0
-    assert clouds.spacing(lattice.astype(np.float32), numbers()) == pytest.approx(0.01, rel=1e-3)
-    assert clouds.spacing(lattice[:1], numbers()) == 0.0
+    assert placing.spacing(lattice.astype(np.float32), numbers()) == pytest.approx(0.01, rel=1e-3)
+    assert placing.spacing(lattice[:1], numbers()) == 0.0
 
 
 def huge(path: Path) -> None:
@@ -223,14 +225,6 @@ property float z
 FACES = "property list uchar int vertex_indices\n"
 
 
-def with_nan(path: Path) -> None:
-    write_ply(path, ellipsoids())
-    raw = bytearray(path.read_bytes())
-    body = raw.index(b"end_header\n") + len(b"end_header\n")
-    raw[body : body + 4] = np.float32(np.nan).tobytes()
-    path.write_bytes(bytes(raw))
-
-
 def mesh_with_nan(path: Path) -> None:
     path.write_text("v 0 0 0\nv 1 0 0\nv nan 1 0\nf 1 2 3\n")
 
@@ -245,7 +239,7 @@ BAD = {
         "damaged|without faces",
     ),
     "2 GB": (huge, "2,000,000,000 bytes"),
-    "NaN": (with_nan, "NaN or infinity"),
+    "only NaN": (lambda p: p.write_text(PLY.format(2, "nan 0 0\n0 inf 0", "", "")), "NaN or infinity in each of its 2"),
     "NaN in a mesh": (mesh_with_nan, "NaN or infinity"),
     "archive": (archive, "archive"),
     "tar": (tar, "archive"),
@@ -257,7 +251,7 @@ BAD = {
     "no faces": (lambda p: p.write_text("v 0 0 0\nv 1 0 0\n"), "without faces"),
     "flat": (lambda p: p.write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n"), "without area"),
     "a picture": (lambda p: Image.new("RGB", (8, 8)).save(p, "PNG"), "unknown format"),
-    "nothing": (lambda p: p.write_bytes(b""), "unknown format"),
+    "nothing": (lambda p: p.write_bytes(b""), "is empty"),
     "a folder": (lambda p: p.mkdir(), "cannot be read"),
     "absent": (lambda p: None, "cannot be read"),
 }
@@ -278,8 +272,9 @@ def test_what_a_parser_lets_pass_is_refused_in_words(tmp_path: Path, monkeypatch
         raise KeyError("uv")
 
     monkeypatch.setattr(clouds, "sampled", odd)
-    with pytest.raises(ValueError, match=r"scene\.file.*do not match"):
-        read(saved(tmp_path / "m.ply", two_boxes(), "ply"))
+    raw = saved(tmp_path / "m.ply", two_boxes(), "ply").read_bytes()
+    with pytest.raises(ValueError, match=r"^the boxes is damaged: its parts do not match"):
+        clouds.cloud_of(raw, 10, numbers(), "the boxes")
 
 
 def test_files_that_a_file_refers_to_are_not_read(tmp_path: Path) -> None:

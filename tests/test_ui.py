@@ -42,7 +42,7 @@ from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Lane
 from sdlab.ui.panels import Message, preview, status
 from sdlab.ui.visitors import MAX_LANES
-from sdlab.ui.wording import duration, label_of, number, sentence, short, size
+from sdlab.ui.wording import LABELS, duration, label_of, number, sentence, short, size
 from sdlab.viewport.splat_view import SplatView
 
 # ---- form ------------------------------------------------------------------------------------------------
@@ -188,10 +188,21 @@ def test_the_form_shows_what_is_in_force():
         ("steps", "Steps"),
         ("prompt.source", "Source prompt"),
         ("prior.source", "Images from"),
+        ("schedule.start", "Schedules start at step"),
+        ("scene.start", "Start"),
     ],
 )
 def test_labels(path: str, label: str):
     assert label_of(path) == label
+
+
+def test_a_label_given_to_a_name_fits_all_knobs_of_that_name():
+    every = {path for p in priors() for s in scenes() for path in default_settings(p, s).knobs()}
+    for name in LABELS:
+        groups = {path.rpartition(".")[0] for path in every if path.rpartition(".")[2].removeprefix("lr_") == name}
+        assert groups, f"no knob is called {name}"
+        kinds = {"losses" if group.startswith("losses.") else group for group in groups}
+        assert len(kinds) == 1, f"{name} means different things in {sorted(kinds)}: label their paths"
 
 
 # ---- a lane ---------------------------------------------------------------------------------------------
@@ -209,6 +220,7 @@ class Still(Session):
     """A session that does not run; its settings are set by hand."""
 
     settings = default_settings("mixture")
+    notes = ()
 
 
 class Driven:
@@ -391,6 +403,20 @@ def test_what_a_session_notes_is_shown_on_the_status_line(driven: Driven):
     driven.say(Noted(0, "the run starts as a ball: Shap-E is not installed"))
     assert "The run starts as a ball: Shap-E is not installed" in desk.news()["status"]
     assert 'class="say warning"' in driven.lane.read().status
+
+
+def test_notes_of_a_run_stay_below_whatever_else_is_said(driven: Driven):
+    driven.session.notes = ("starting from a ball: <no> file", "3 files were skipped.")
+    driven.say(Noted(0, driven.session.notes[0]))
+    below = "Starting from a ball: &lt;no&gt; file. 3 files were skipped.</p></div>"
+    assert driven.lane.read().status.endswith(below)
+    driven.lane.send(Resume())
+    driven.say(Applied(0, "camera.views", 3), Rejected(0, "steps", 0, "steps = 0: must be more"))
+    said = driven.lane.read().status
+    assert said.endswith(below)
+    assert "Steps = 0" in said or "steps = 0" in said
+    driven.session.notes = ()
+    assert "notes" not in driven.lane.read().status
 
 
 def test_a_reset_empties_the_charts(driven: Driven):

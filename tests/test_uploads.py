@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import threading
+import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,13 +20,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sdlab import pictures
+from sdlab import folders
 from sdlab.knobs import knobs_of
-from sdlab.priors.sources import files
+from sdlab.parsing import Limits
 from sdlab.priors.sources.folder import FolderSource
 from sdlab.settings import default_settings, priors, scenes
 from sdlab.starts import clouds
 from sdlab.ui import uploads, visitors
+from sdlab.ui.guard import Guard
 from sdlab.ui.uploads import UPLOADS, Bringing, Uploads, routes
 from sdlab.ui.visitors import max_bytes
 
@@ -55,11 +59,12 @@ class Site:
         self.brought: list[Path] = []
         self.in_use: list[Path] = []
         app = FastAPI()
+        app.add_middleware(Guard)
         own = Bringing(self.uploads, self.bring)
         app.include_router(
             routes(lambda token: own if token == "own" else None, lambda knob: max_bytes(knob, for_visitors))
         )
-        self.client = TestClient(app)
+        self.client = TestClient(app, "http://127.0.0.1")
 
     def bring(self, knob: str, name: str, raw: bytes) -> None:
         self.brought.append(self.uploads.keep(knob, name, raw, self.in_use))
@@ -129,13 +134,13 @@ def test_the_oldest_files_go_first_that_nobody_needs(site: Site):
         ("scene.file", BOX[:300], r"'x\.glb' is damaged or incomplete"),
         ("scene.file", POINTS + b"nan\n", r"'x\.glb' contains NaN or infinity"),
         ("scene.file", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
-        ("scene.file", b"", r"'x\.glb' has an unknown format: GLB, OBJ, STL and PLY"),
+        ("scene.file", b"", r"'x\.glb' is empty: GLB, OBJ, STL and PLY"),
         ("scene.file", picture(), r"'x\.glb' has an unknown format"),
         ("scene.picture", BOX, r"'x\.glb' is not an image: use PNG, JPEG or WebP"),
         ("scene.picture", picture()[:-30], r"'x\.glb' cannot be read"),
         ("prior.path", picture(), r"'x\.glb' is a single picture: upload a ZIP file of pictures"),
         ("prior.path", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
-        ("prior.path", b"", r"'x\.glb' has an unknown format: .*; pictures come as a ZIP file$"),
+        ("prior.path", b"", r"'x\.glb' is empty: .*; pictures come as a ZIP file$"),
         ("prior.path", POINTS + b"0\n", r"'x\.glb' has points or Gaussians but no faces"),
         ("prior.path", b"PK\x03\x04 and so on", r"'x\.glb' is a damaged ZIP file"),
         ("prior.path", b"7z\xbc\xaf and so on", r"'x\.glb' is an archive \(7z\)"),
@@ -150,10 +155,12 @@ def test_what_is_of_no_use_is_refused_with_a_reason(site: Site, knob: str, raw: 
     assert site.post(BOX)[0] == 204, "the next one is taken"
 
 
-def test_a_picture_of_too_many_pixels_is_not_unpacked(site: Site, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 150)
-    said = "'big.png' has 20 x 10 pixels; the limit is 150"
-    assert site.post(picture(), "scene.picture", name="big.png") == (422, said)
+def test_a_picture_of_too_many_pixels_is_not_unpacked(site: Site):
+    raw = bytearray(picture())
+    raw[16:24] = struct.pack(">II", 12_000, 10_000)
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    said = "'big.png' has 12000 x 10000 pixels; the limit is 100,000,000"
+    assert site.post(bytes(raw), "scene.picture", name="big.png") == (422, said)
 
 
 @pytest.mark.parametrize(
@@ -168,20 +175,20 @@ def test_a_zip_without_a_picture_is_refused(site: Site, content: dict[str, bytes
     assert site.post(packed(content), "prior.path", name="x.zip") == (422, said)
 
 
-def test_a_zip_beyond_the_limits_is_not_unpacked(site: Site, monkeypatch):
-    monkeypatch.setattr(files, "MAX_UNPACKED", 10**6)
-    raw = packed({f"{i}.png": picture() + bytes(300_000) for i in range(4)})
-    status, text = site.post(raw, "prior.path", name="x.zip")
-    assert status == 422
-    assert re.fullmatch(r"'x\.zip' has 1,200,\d{3} bytes when unpacked; the limit is 1,000,000", text), text
-    monkeypatch.setattr(files, "MAX_FILES", 3)
-    assert site.post(raw, "prior.path", name="x.zip") == (422, "'x.zip' has more than 3 files: leave some out")
+def test_a_zip_beyond_the_limits_is_not_unpacked(site: Site):
+    raw = bytearray(packed({f"{i}.png": picture() for i in range(2)}))
+    for entry in re.finditer(rb"PK\x01\x02", bytes(raw)):
+        raw[entry.start() + 24 : entry.start() + 28] = struct.pack("<I", 3_000_000_000)
+    said = "'x.zip' has 6,000,000,000 bytes when unpacked; the limit is 4,000,000,000"
+    assert site.post(bytes(raw), "prior.path", name="x.zip") == (422, said)
+    many = b"PK\x05\x06" + folders.ENTRY * (folders.MAX_FILES + 1)
+    assert site.post(many, "prior.path", name="x.zip") == (422, "'x.zip' has more than 200,000 files: leave some out")
 
 
 def glb(change) -> bytes:
     """A textured box whose description `change` has changed."""
     mesh = trimesh.creation.box()
-    texture = Image.new("RGB", (100, 50), (200, 30, 30))
+    texture = Image.new("RGB", (200, 100), (200, 30, 30))
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=texture)
     mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=material)
     raw = mesh.export(file_type="glb")
@@ -201,6 +208,11 @@ def many_nodes(tree: dict) -> None:
     tree["scenes"][0]["nodes"] += range(first, len(tree["nodes"]))
 
 
+def many_textures(tree: dict) -> None:
+    part = next(mesh for mesh in tree["meshes"])["primitives"][0]
+    tree["meshes"][0]["primitives"] = [part] * 24_999
+
+
 def endless(tree: dict) -> None:
     tree["nodes"] = [{"children": [1], "name": "a"}, {"children": [0], "name": "b"}]
     tree["scenes"] = [{"nodes": [0]}]
@@ -213,9 +225,10 @@ def vast(tree: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (many_nodes, r"has textures of 500,010,000 pixels; the limit is 400,000,000"),
+        (many_nodes, r"has 100,00\d nodes; the limit is 50,000: simplify it"),
+        (many_textures, r"has textures of 500,000,000 pixels; the limit is 400,000,000"),
         (endless, "is damaged: its nodes do not form a tree"),
-        (vast, r"has [\d,]{17} mesh elements; the limit is 50,000,000"),
+        (vast, r"has [\d,]{17,} numbers in its meshes; the limit is 150,000,000"),
         (lambda tree: tree["nodes"].append({"mesh": 99}), "is damaged or incomplete"),
         (lambda tree: tree.update(accessors=3), "is damaged or incomplete"),
     ],
@@ -230,10 +243,49 @@ def test_a_small_file_that_would_unpack_into_a_large_one_is_refused(site: Site, 
 def test_only_the_page_itself_may_bring_and_only_for_knobs_that_take_a_file(site: Site):
     assert site.post(BOX, token="other") == (404, "this session has ended")
     assert site.post(BOX, Origin="https://elsewhere.example")[0] == 403
-    assert site.post(BOX, Origin="http://testserver")[0] == 204
+    assert site.post(BOX, Origin="http://127.0.0.1")[0] == 204
     status, text = site.post(BOX, knob="prior.engine")
     assert (status, text) == (404, "'prior.engine' takes no file: allowed are scene.file, scene.picture, prior.path")
     assert site.client.get("/uploads/own/scene.file").status_code == 405
+
+
+MARKUP = '<img src=x onerror="alert(1)">&lt;.glb'
+
+
+def full(path: Path, raw: bytes) -> int:
+    raise OSError(f"{path} cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"),
+    [
+        (403, {"Origin": "https://<b>elsewhere.example"}),
+        (404, {"token": "<b>other"}),
+        (404, {"knob": "<script>alert(1)<%2Fscript>"}),
+        (413, {"raw": bytes(1001)}),
+        (422, {"raw": b"PK\x03\x04 and so on"}),
+        (422, {"raw": b"<svg onload=alert(1)>", "knob": "scene.picture"}),
+        (422, {"raw": b"glTF" + bytes(8) + b"\x10\0\0\0JSON" + b'{"<script>": "\\ud800"'}),
+        (422, {"raw": packed({"<script>.png": b"no", "/etc/passwd": b"no"}), "knob": "prior.path"}),
+        (507, {"raw": POINTS + b"0\n"}),
+    ],
+)
+def test_refusals_are_plain_text_without_markup_or_paths_of_the_server(monkeypatch, status: int, asked: dict):
+    monkeypatch.setattr(visitors, "MAX_UPLOAD", 1000)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    site = Site(for_visitors=True)
+    options = {"knob": "scene.file", "token": "own", "raw": BOX[:900], "Origin": "http://testserver", **asked}
+    answer = site.client.post(
+        f"/uploads/{options['token']}/{options['knob']}",
+        content=options["raw"],
+        params={"name": MARKUP},
+        headers={"Origin": options["Origin"]},
+    )
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert not re.search(r"[<>&\n]|\.\./|/tmp|site-packages|sdlab-uploads", answer.text), answer.text
+    assert answer.text
+    site.uploads.close()
 
 
 def test_files_are_capped_more_tightly_for_visitors(monkeypatch):
@@ -246,10 +298,10 @@ def test_files_are_capped_more_tightly_for_visitors(monkeypatch):
     site.uploads.close()
 
 
-def test_one_file_at_a_time(site: Site, monkeypatch):
+def test_one_file_at_a_time_from_a_desk(site: Site, monkeypatch):
     reading, go_on = threading.Event(), threading.Event()
 
-    def slow(raw: bytes, given: str) -> None:
+    def slow(raw: bytes, given: str, limits: Limits) -> None:
         reading.set()
         go_on.wait(30)
 
@@ -264,6 +316,25 @@ def test_one_file_at_a_time(site: Site, monkeypatch):
     assert answers == [(204, "")]
 
 
+def test_a_file_does_not_wait_for_another_desks_file(site: Site):
+    """One endless file and one small one, both for real."""
+    site.post(BOX)
+    endless = b"v 0 0 0\nv 1 0 0\nv 0 1 0\n" + b"".join(b"usemtl m%d\nf 1 2 3\n" % i for i in range(19_000))
+    other = Site()
+    answers: list[tuple[int, str]] = []
+    first = threading.Thread(target=lambda: answers.append(site.post(endless, name="x.obj")))
+    first.start()
+    until = time.monotonic() + 30
+    while not site.uploads.arriving.locked() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert other.post(BOX)[0] == 204
+    assert not answers, "the other file is still being read"
+    first.join(60)
+    assert [status for status, _ in answers] == [422]
+    assert answers[0][1] == "'x.obj' takes more than 1.8 s to read, which is the limit: make it smaller or simpler"
+    other.uploads.close()
+
+
 def test_a_session_that_ends_meanwhile_keeps_nothing(site: Site):
     site.uploads.close()
     assert site.post(BOX) == (422, "the session of this file has ended")
@@ -271,6 +342,6 @@ def test_a_session_that_ends_meanwhile_keeps_nothing(site: Site):
 
 def test_what_is_checked_is_what_the_run_will_read(site: Site):
     site.post(BOX)
-    cloud = clouds.read_cloud(site.brought[0], 50, np.random.default_rng(0), "scene.file")
+    cloud = clouds.read_cloud(site.brought[0], 50, np.random.default_rng(0), "scene.file").found
     assert cloud[0].shape == (50, 3)
     assert np.abs(cloud[0]).max() == pytest.approx(0.5, abs=0.01)

@@ -37,7 +37,7 @@ class FittedNet:
         )
 
     def descend(self, loss: Tensor, lr: float) -> None:
-        """Take one step of the optimiser at rate `lr`; skip it if the loss is not finite."""
+        """Take one step of the optimiser at rate `lr`; skip it if the loss or a gradient is not finite."""
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
         self._step(loss.detach(), lr)
@@ -74,14 +74,18 @@ class FittedNet:
     def _step(self, loss: Tensor, lr: float) -> None:
         for group in self._adam.param_groups:
             group["lr"] = lr
+        # half precision may overflow in the backward pass alone
+        grads = [p.grad for p in self._named.values() if p.grad is not None]
+        fine = torch.isfinite(loss) & torch.isfinite(torch.nn.utils.get_total_norm(grads, foreach=True))
         # as torch.amp does: the optimiser decides on the device, without a synchronisation to read the loss
-        self._adam.found_inf = (~torch.isfinite(loss)).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self._adam.found_inf = (~fine).float()  # pyright: ignore[reportAttributeAccessIssue]
         self._adam.step()
         self.fitted += 1
 
     def to(self, device: torch.device) -> None:
-        """Move the trained parameters and the optimiser's moments. The rest of the network may be the prior's own
-        tensors, which stay where they are."""
+        """Move the trained parameters and the optimiser's moments, and drop the gradients of the last step. The rest of
+        the network may be the prior's own tensors, which stay where they are."""
+        self._adam.zero_grad(set_to_none=True)
         for p in self._named.values():
             p.data = p.data.to(device)
         for state in self._adam.state.values():

@@ -25,6 +25,7 @@ from sdlab.auxiliary.fitted import FittedNet, initialised
 from sdlab.channel import rest
 from sdlab.knobs import knob
 from sdlab.rng import StepRng
+from sdlab.transfer import upload
 from sdlab.types import (
     CAMERA_WIDTH,
     N_TIMESTEPS,
@@ -135,12 +136,12 @@ class Score(FittedNet):
     ) -> tuple[_Batch, Tensor, Tensor | None]:
         """Draw a training batch from the renders x.z0 with cameras `seen`. Return it, its noise, and the prior's
         prediction if `gamma` needs it."""
-        t = torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {i}")).to(x.z0.device)
+        t = upload(torch.randint(N_TIMESTEPS, x.z0.shape[:1], generator=model.rng(f"score t {i}")), x.z0.device)
         noise = model.rng.randn(f"score noise {i}", x.z0)
         kept = torch.rand(x.z0.shape[:1], generator=model.rng(f"score camera {i}")) >= p_null
         alpha, sigma = model.marginal(t)
         z_t = alpha * x.z0 + sigma * noise
-        batch = _Batch(z_t, t, seen * kept.to(x.z0)[:, None])
+        batch = _Batch(z_t, t, seen * upload(kept, x.z0.device).to(x.z0.dtype)[:, None])
         return batch, noise, model.eps(z_t, t, "pos")[0] if gamma != 0.0 else None
 
     def _predict(self, batches: Sequence[_Batch], model: BoundPrior) -> list[Tensor]:
@@ -219,7 +220,7 @@ def _cameras_of(z: Tensor, model: BoundPrior) -> Tensor:
     """Return camera vectors [B, 16] with the dtype and device of z; zeros if there are no cameras."""
     if model.cams is None:
         return torch.zeros(z.shape[0], CAMERA_WIDTH, dtype=z.dtype, device=z.device)
-    return camera_vectors(model.cams).to(z)
+    return upload(camera_vectors(model.cams), z.device).to(z.dtype)
 
 
 def camera_vectors(cams: Cameras) -> Tensor:

@@ -1,18 +1,16 @@
 """Simulates a page open on another machine: its calls, its requests for news, and a view that receives all splats but
 draws none.
 
-    python distant.py ADDRESS ARRIVE TAB
+    python distant.py ADDRESS TAB
 
 opens a page at ADDRESS (with a trailing slash), switches to TAB, prints the seat id, and runs until its standard input
-closes. ARRIVE is Gradio's number for the handler of a loaded page. It is a separate program that imports very
-little, so that it does not slow down what is measured. At the end it prints its number of requests for news and the MB
-received.
+closes. It is a separate program that imports very little, so that it does not slow down what is measured. At the end it
+prints its number of requests for news and the MB received.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 import threading
 import time
@@ -30,12 +28,11 @@ ASK_EVERY = 0.5  # seconds, as in sdlab/ui/static/page/news.js
 class Visitor:
     """A page that stays open until the program ends."""
 
-    def __init__(self, address: str, arrive: int, tab: str) -> None:
+    def __init__(self, address: str, tab: str) -> None:
         self._address = address
-        self._page = secrets.token_hex(8)
         self.requests, self.bytes = 0, 0
-        body = {"data": [False, ""], "fn_index": arrive, "session_hash": self._page}
-        self._token = json.loads(self._fetch("gradio_api/run/predict", body))["data"][0]["token"]
+        given = json.loads(self._fetch("desk", {"dark": False}))
+        self._token, self._page = given["token"], given["page"]
         self.seat = self._news()["panels"]["stage"][0]["token"]
         self._fetch(f"do/{self._token}", [{"do": "tab", "tab": tab}])
 
@@ -70,9 +67,9 @@ class Visitor:
             self.requests += 1
 
 
-def main(address: str, arrive: str, tab: str) -> None:
+def main(address: str, tab: str) -> None:
     """Run as described at the top of the file."""
-    visitor, stop = Visitor(address, int(arrive), tab), threading.Event()
+    visitor, stop = Visitor(address, tab), threading.Event()
     for work in (visitor.watch, lambda: visitor.ask(stop)):
         threading.Thread(target=work, daemon=True).start()
     print(visitor.seat, flush=True)

@@ -18,7 +18,7 @@ import torch
 from sdlab import machine
 from sdlab.bench.lanes import wait_for
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Event, Failed, Resume, Stepped
+from sdlab.live.messages import Failed, Resume
 from sdlab.options import DEFAULT_PRESET
 from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings, preset
@@ -84,6 +84,9 @@ def _together(manager: Manager, s: Settings, n: int, seconds: float) -> dict[str
         before, counts = [counter.steps for counter in counters], _counts(prior)
         started = time.perf_counter()
         time.sleep(seconds)
+        while any(counter.steps == first for counter, first in zip(counters, before, strict=True)):
+            _require_health(seats, ready + seconds)  # a slow step may take longer
+            time.sleep(0.01)
         wait_for(manager.device)
         taken = time.perf_counter() - started
         steps = [counter.steps - first for counter, first in zip(counters, before, strict=True)]
@@ -106,11 +109,10 @@ class _Counter:
 
     def __init__(self, seat: Seat) -> None:
         self.steps = 0
-        seat.session.listen(self._listen)
+        seat.session.listen_to_steps(self._stepped)
 
-    def _listen(self, event: Event) -> None:
-        if isinstance(event, Stepped):
-            self.steps += 1
+    def _stepped(self, number: int) -> None:
+        self.steps += 1
 
 
 def _counts(prior: Any) -> tuple[int, int]:

@@ -7,7 +7,6 @@ on a machine without a GPU.
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import re
@@ -24,13 +23,12 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
-from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.bench import distant
 from sdlab.errors import first_line
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Event, Failed, Stepped
+from sdlab.live.messages import Event, Failed
 from sdlab.live.session import Session
 from sdlab.settings import Settings
 
@@ -43,10 +41,10 @@ SOFTWARE_GL = ("--no-sandbox", "--enable-unsafe-swiftshader")
 WINDOW = {"width": 1280, "height": 800}
 PATIENCE = 300.0  # time limit of every wait, in seconds: a machine may be busy or have to compile
 LOOK_EVERY = 0.05  # seconds
-CALL = "/gradio_api/run/"  # part of the path of every call of one of Gradio's handlers
+DESK = "/desk"  # part of the path of a page's first request
 NEWS = "/news/"  # part of the path of every request for news
 DO = "/do/"  # part of the path of every request that carries acts of the user
-OURS = (CALL, NEWS, DO)
+OURS = (DESK, NEWS, DO)
 # durations of calls as measured by the browser, from sending to the last byte of the response, in ms
 OWN_TIMES = (
     "if (window === window.top) { window.callsOfPage = []; new PerformanceObserver((list) => {"
@@ -191,19 +189,20 @@ class Meter:
         self.first_step: dict[str, int] = {}  # loss -> first step in which it moved the scene
         self._failure = ""
         seat.session.listen(self._listen)
+        seat.session.listen_to_steps(self._stepped)
 
     @property
     def session(self) -> Session:
         return self.seat.session
 
     def _listen(self, event: Event) -> None:
-        match event:
-            case Stepped(step):
-                self.steps += 1
-                self.now = (step, time.thread_time())
-                self.first_step.setdefault(self.session.state.regime.partition(" ")[0], step)
-            case Failed(step, reason):
-                self._failure = f"a session failed at step {step}: {reason}"
+        if isinstance(event, Failed):
+            self._failure = f"a session failed at step {event.step}: {event.reason}"
+
+    def _stepped(self, step: int) -> None:
+        self.steps += 1
+        self.now = (step, time.thread_time())
+        self.first_step.setdefault(self.session.state.regime.partition(" ")[0], step)
 
     def require_health(self) -> None:
         """Raise RuntimeError if the session has failed."""
@@ -267,7 +266,7 @@ class Calls:
 
 
 def _asked_for(path: str, body: bytes) -> str:
-    """Return the name of a request: "poll", the verb of the first act, or "arrive", Gradio's only handler."""
+    """Return the name of a request: "poll", the verb of the first act, or "arrive"."""
     if path.startswith(NEWS):
         return "poll"
     return json.loads(body)[0]["do"] if path.startswith(DO) else "arrive"
@@ -304,7 +303,7 @@ class Site:
     @contextlib.contextmanager
     def visited_remotely(self, tab: str) -> Iterator[str]:
         """Open a page on a simulated other machine that shows `tab`; yields its seat. See `sdlab.bench.distant`."""
-        command = [sys.executable, distant.__file__, self.address, str(self._arrive), tab]
+        command = [sys.executable, distant.__file__, self.address, tab]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
             try:
                 seat = program.stdout.readline().strip() if program.stdout else ""
@@ -313,13 +312,6 @@ class Site:
                 yield seat
             finally:
                 program.communicate()  # closes its input, which ends it
-
-    @functools.cached_property
-    def _arrive(self) -> int:
-        """Gradio's number for the handler that is called when a page is loaded."""
-        pages = [route.app for route in self._app.routes if isinstance(route, Mount)]
-        fns = next(blocks.fns for page in pages if (blocks := getattr(page, "blocks", None)) is not None)
-        return next(number for number, fn in fns.items() if fn.fn is not None and fn.fn.__name__ == "arrive")
 
 
 # ---- resources -------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from sdlab.cameras import CameraSettings, look_at, turntable, view_word
 from sdlab.export.writers import render_turntable, stack_strips, write_ply
 from sdlab.live.building import prepare_for
 from sdlab.live.manager import PriorPool
-from sdlab.live.messages import Event, Failed, Patch, Stepped, Stop
+from sdlab.live.messages import Event, Failed, Patch, Stop
 from sdlab.live.session import Session
 from sdlab.pictures import to_uint8
 from sdlab.progress import print_above, run_bar
@@ -203,19 +203,24 @@ class Runner:
         interrupted = False
 
         def listen(event: Event) -> None:
+            nonlocal note
+            if isinstance(event, Failed):
+                note = f"failed at step {event.step} of {planned}: {event.reason}"
+                session.send(Stop())
+
+        def stepped(step: int) -> None:
             nonlocal note, interrupted
-            match event:
-                case Failed(step, reason):
-                    note = f"failed at step {step} of {planned}: {reason}"
-                case Stepped(step) if step < planned and self.stop.is_set():
-                    interrupted = True
-                case Stepped(step) if step < planned and time.perf_counter() - started > self.seconds:
-                    note = f"stopped after {self.seconds:g} s at step {step} of {planned}"
-                case _:
-                    return
-            session.send(Stop())
+            if step >= planned:
+                return
+            if self.stop.is_set():
+                interrupted = True
+                session.send(Stop())
+            elif time.perf_counter() - started > self.seconds:
+                note = f"stopped after {self.seconds:g} s at step {step} of {planned}"
+                session.send(Stop())
 
         session.listen(listen)
+        session.listen_to_steps(stepped)
         for step, change in case.planned.items():
             session.plan(step, change)
         session.run(until=planned)

@@ -136,6 +136,7 @@ def run_case(runner: Runner, case: Case, planned: int | None) -> TracedRun | Non
             evaluations = report.nfe
     except Exception as e:
         note = f"failed at step {state.step}: {type(e).__name__}: {e}"
+    state.read_verdicts()
     outcome = Outcome(case, state.scene, state.step, time.perf_counter() - started, note)
     return TracedRun(outcome, warmed, evaluations, state.skipped, draws, state.aux.get(s.loss.aux_name()))
 

@@ -1,4 +1,4 @@
-"""Convert Gaussians to a mesh with vertex colours: the isosurface of their density.
+"""Write meshes with vertex colours, and convert Gaussians to one: the isosurface of their density.
 
 The opacities of all Gaussians, each times exp(-d^2 / 2) of the Mahalanobis distance d, are summed on a grid; the
 surface is where the sum crosses `LEVEL` (as in DreamGaussian). This is an approximation: Gaussians have no surface,
@@ -16,10 +16,11 @@ import torch
 from sdlab.compiled import kernel
 from sdlab.export.writers import Tally, finite, unwatched
 from sdlab.raster.torch_project import rotation_matrices
+from sdlab.scenes import Solid
 from sdlab.types import RawSplats
 
 ABOUT = (
-    "An approximation: an isosurface of the Gaussians' density, with their colours (linear) at the vertices. "
+    "An approximation: an isosurface of the density, with its colours (linear) at the vertices. "
     "Haze is lost, details finer than the grid are widened. y is up, the front faces +z."
 )
 CELLS = 128  # of the grid, along the longest side of the scene
@@ -31,17 +32,17 @@ AT_A_TIME = 500  # Gaussians per block; progress is reported, and may cancel, be
 MESHING = 0.2  # fraction of the time that meshing takes
 
 
-def write_glb(path: Path, s: RawSplats, progress: Tally = unwatched, cells: int = CELLS) -> int:
+def write_glb(path: Path, s: RawSplats | Solid, progress: Tally = unwatched, cells: int = CELLS) -> int:
     """Write a GLB that stands upright in any viewer (y up, front +z, world units); return its number of faces.
 
     Vertex colours are converted from sRGB to linear, as glTF requires. There is no material, because some readers
     ignore vertex colours if there is one.
-    Raises ValueError if the Gaussians are nowhere dense enough, OSError if the file cannot be written.
+    Raises ValueError if the scene is nowhere dense enough, OSError if the file cannot be written.
     """
     import trimesh
     from trimesh.exchange.gltf import export_glb
 
-    vertices, faces, rgbs = surface(s, progress, cells)
+    vertices, faces, rgbs = surface(s, progress, cells) if isinstance(s, RawSplats) else s.surface(progress, cells)
     linear = np.where(rgbs <= 0.04045, rgbs / 12.92, ((rgbs + 0.055) / 1.055) ** 2.4)
     colours = np.concatenate([linear, np.ones((len(linear), 1))], 1)
     mesh = trimesh.Trimesh(

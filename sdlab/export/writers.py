@@ -24,11 +24,12 @@ from torch import Tensor
 from sdlab.arguments import claim_file
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.files import whole
+from sdlab.meshes.colours import SH_C0
 from sdlab.pictures import to_uint8
 from sdlab.raster import rasteriser_for
-from sdlab.scenes import AnyScene, Scene
+from sdlab.scenes import AnyScene, Scene, Solid
 from sdlab.settings import Settings
-from sdlab.starts.clouds import SH_C0
+from sdlab.starts.own import COLUMNS, COMMENT
 from sdlab.types import Cameras, RawSplats, Render, SplatSnapshot
 
 STRIP_VIEWS = 8
@@ -60,6 +61,7 @@ class Material:
     splats: RawSplats | None = None
     film: Film = ()  # (step, scene) in chronological order
     pictures: np.ndarray | None = None  # uint8 [M, H, W, 3], for 2-D scenes
+    solid: Solid | None = None  # for scenes that their Gaussians only approximate
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ def material_of(
     splats, now = scene.splats(), scene.snapshot()
     if splats is None:
         return Material(settings, step, pictures=pictures)
-    return Material(settings, step, splats, grown if now is None else (*grown, (step, now)))
+    return Material(settings, step, splats, grown if now is None else (*grown, (step, now)), solid=scene.solid())
 
 
 def slug(text: str) -> str:
@@ -102,23 +104,16 @@ def finite(s: Gaussians) -> Gaussians:
 def write_ply(path: Path, s: RawSplats) -> int:
     """Write a binary PLY in the layout of the 3DGS release (INRIA); return the number of Gaussians written.
 
-    Columns: x y z, normals, f_dc, opacity logit, log-scales, wxyz. World axes are kept (+z up). Gaussians with a value
-    that is not finite are dropped. Raises OSError if the file cannot be written.
+    Columns: x y z, normals, f_dc, opacity logit, log-scales, wxyz. World axes are kept (+z up). A comment says so, by
+    which a scene that starts from the file keeps its frame. Gaussians with a value that is not finite are dropped.
+    Raises OSError if the file cannot be written.
     """
     s = finite(s)
-    n = len(s.means)
-    columns: dict[str, np.ndarray] = {}
-    columns.update(zip("xyz", s.means.T, strict=True))
-    columns.update({name: np.zeros(n) for name in ("nx", "ny", "nz")})
-    columns.update({f"f_dc_{i}": (s.rgbs[:, i] - 0.5) / SH_C0 for i in range(3)})
-    columns["opacity"] = s.opacity_logits
-    columns.update({f"scale_{i}": s.log_scales[:, i] for i in range(3)})
-    columns.update({f"rot_{i}": s.quats[:, i] for i in range(4)})
-    table = np.empty(n, dtype=[(name, "<f4") for name in columns])
-    for name, values in columns.items():
-        table[name] = values
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
-    header += [f"property float {name}" for name in columns] + ["end_header", ""]
+    normals = np.zeros_like(s.means)
+    values = (s.means, normals, (s.rgbs - 0.5) / SH_C0, s.opacity_logits[:, None], s.log_scales, s.quats)
+    table = np.concatenate(values, 1).astype("<f4")
+    header = ["ply", "format binary_little_endian 1.0", f"comment {COMMENT}", f"element vertex {len(table)}"]
+    header += [f"property float {name}" for name in COLUMNS] + ["end_header", ""]
     path.write_bytes("\n".join(header).encode("ascii") + table.tobytes())
     return len(table)
 
@@ -148,6 +143,7 @@ def _bytes(values: np.ndarray) -> np.ndarray:
     return values.clip(0, 255).astype(np.uint8)
 
 
+@runtime_checkable
 @runtime_checkable
 class Viewed(Protocol):
     """Anything that can be rendered: a scene, or static Gaussians."""
@@ -244,7 +240,7 @@ def _encoder(path: Path, width: int, height: int, rate: int, words: IO[bytes]) -
 
 def write_turntable(
     path: Path,
-    s: RawSplats,
+    s: RawSplats | Viewed,
     camera: CameraSettings,
     size: int = 384,
     frames: int = FILM_FRAMES,
@@ -255,9 +251,10 @@ def write_turntable(
     Raises OSError if the file cannot be written.
     """
     size += size % 2
+    scene = Still(s) if isinstance(s, RawSplats) else s
 
     def watched() -> Iterator[np.ndarray]:
-        for done, picture in enumerate(turntable_pictures(Still(s), camera, frames, size, at_a_time=1)):
+        for done, picture in enumerate(turntable_pictures(scene, camera, frames, size, at_a_time=1)):
             progress(done, frames)
             yield picture
 

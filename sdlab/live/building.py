@@ -161,7 +161,9 @@ class Builder:
     # ---- parts -------------------------------------------------------------------------------------------
 
     def _prepare(self, s: Settings, prior: Prior) -> None:
-        self._say("compiling", "compiling the prior's network and the rasteriser for this machine")
+        slow = s.scene.announcement(self.device)
+        usual = "compiling the prior's network and the rasteriser for this machine"
+        self._say("compiling", slow or usual)
         prepare_for(s, prior, self.device, self._loading)
 
     def _with_scene(self, run: Run, config: SceneConfig) -> Run:

@@ -1,7 +1,7 @@
 """The diary of a run on disk: `metrics.jsonl`, one line per event, in order.
 
-Events are steps with their statistics (every step on a CPU, every tenth on a GPU), changes, refusals, skipped updates
-and failures.
+Events are steps with their statistics (every step on a CPU, every tenth and the last on a GPU), changes, refusals,
+skipped updates and failures.
 """
 
 from __future__ import annotations

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 
 from sdlab.channel import Turnstile
-from sdlab.errors import give_back
+from sdlab.console import say
+from sdlab.errors import give_back, reason
 from sdlab.live.building import prepare_for
 from sdlab.live.clients import NO_LIMIT, Client
 from sdlab.live.memory import Memory, resident_bytes
@@ -26,20 +28,22 @@ from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
-MOST_PRIORS = 8
+MOST_PRIORS, MOST_ON_GPU = 8, 1  # that the pool keeps, per kind of device
 SWEEP_EVERY = 1.0  # seconds between checks for sessions that are over
 TRIM_EVERY = 30.0  # seconds between returns of freed memory to the system
 
 
 class PriorPool:
     """Loads each prior once per process and device; concurrent requests wait for the first load. With `batching`, its
-    users share forward passes. The pool keeps the `MOST_PRIORS` most recently requested; a run keeps its own alive."""
+    users share forward passes. The pool keeps the `MOST_PRIORS` most recently requested, on a GPU, whose memory holds
+    few, the last; a run keeps its own alive, and others may share it."""
 
     def __init__(self, batching: bool = False) -> None:
         self._batching = batching
         self._lock = threading.Lock()
         self._loading: dict[tuple[PriorConfig, str], threading.Lock] = {}
         self._loaded: dict[tuple[PriorConfig, str], Prior] = {}
+        self._alive: WeakValueDictionary[tuple[PriorConfig, str], Prior] = WeakValueDictionary()
 
     def get(self, config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
         """Return the prior, loading it if necessary. Errors of loading are raised and not cached."""
@@ -48,17 +52,23 @@ class PriorPool:
             gate = self._loading.setdefault(key, threading.Lock())
         with gate:
             with self._lock:
-                found = self._loaded.pop(key, None)
+                self._loaded.pop(key, None)
+                found = self._alive.get(key)
             if found is None:
                 prior = config.load(device, progress)
                 found = cast(Prior, BatchingPrior(prior)) if self._batching else prior
             with self._lock:
-                self._loaded[key] = found  # requested last
-                while len(self._loaded) > MOST_PRIORS:
-                    oldest = next(iter(self._loaded))
-                    del self._loaded[oldest]
-                    self._loading.pop(oldest, None)
+                self._loaded[key] = self._alive[key] = found  # requested last
+                for old in self._surplus(device):
+                    del self._loaded[old]
+                    self._loading.pop(old, None)
             return found
+
+    def _surplus(self, device: torch.device) -> list[tuple[PriorConfig, str]]:
+        """Return which priors on this kind of device are too many, those first that were requested longest ago."""
+        kind = torch.device(device).type
+        same = [key for key in self._loaded if torch.device(key[1]).type == kind]
+        return same[: -MOST_ON_GPU if kind == "cuda" else -MOST_PRIORS]
 
 
 @dataclass
@@ -105,12 +115,14 @@ class Manager:
             threading.Thread(target=memory.watch, args=how, name="sdlab-memory", daemon=True).start()
 
     def preload(self, settings: Settings) -> None:
-        """Load and compile for the first user in the background. Errors are left to the session that needs the prior
-        and can report them."""
+        """Load and compile for the first user in the background. An error is said on the console; the sessions that
+        need the prior meet it again and report it to their users."""
 
         def work() -> None:
-            with contextlib.suppress(Exception):
+            try:
                 prepare_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
+            except Exception as e:
+                say(f"the prior cannot be prepared: {reason(e)}")
 
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdlab.settings import Settings
+from sdlab.transfer import download
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +30,19 @@ class Moment:
 def held(parts: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return `parts`, whose tensors are copies already, on the CPU. Equal tensors are taken from `like`, so that what
     stays the same between two moments takes memory once."""
+    copies = iter(download(list(_tensors(parts))))
+    return _held(parts, like, copies)
+
+
+def _held(parts: Mapping[str, Any], like: Mapping[str, Any] | None, copies: Iterator[Tensor]) -> dict[str, Any]:
+    """As `held`; `copies` are the tensors on the CPU, in the order of `_tensors`."""
     kept: dict[str, Any] = {}
     for key, value in parts.items():
         known = like.get(key) if like is not None else None
         if isinstance(value, Mapping):
-            kept[key] = held(value, known if isinstance(known, Mapping) else None)
+            kept[key] = _held(value, known if isinstance(known, Mapping) else None, copies)
         elif isinstance(value, Tensor):
-            value = value.cpu()
+            value = next(copies)
             kept[key] = known if isinstance(known, Tensor) and _same(known, value) else value
         else:
             kept[key] = value

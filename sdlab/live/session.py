@@ -62,7 +62,7 @@ from sdlab.step import Report, State, needs_warm_up, step, warm_up
 from sdlab.types import Frame, Prior
 
 PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a copy to the host
-SYNC_EVERY = 10  # steps between reading statistics back from a GPU
+SYNC_EVERY = 10  # steps between reading statistics back from a GPU, and thus between events `Stepped`
 
 T = TypeVar("T")
 Admit = Callable[[Settings, Run], None]
@@ -119,12 +119,14 @@ class Session:
         self._held: list[Command] = []  # until `origin` is known
         self._inbox: queue.SimpleQueue[Command | Callable[[], None]] = queue.SimpleQueue()
         self._listeners: list[Callable[[Event], None]] = []
+        self._step_listeners: list[Callable[[int], None]] = []
+        self._told = -1  # step of the last `Stepped`
         self._planned: dict[int, list[Command]] = {}
         self._stopped = False
         self._over = False  # no longer serving the inbox
         self._until: int | None = None  # of the current run()
         self._error: BaseException | None = None  # the failure that stopped the run; None once it runs again
-        self._warned = False  # of a fallback
+        self._fallback = ""  # why the scene is drawn more slowly than it could be
         self._published_at = 0.0
         self._warm_up_shown = 0.0
 
@@ -139,6 +141,14 @@ class Session:
     def effective(self) -> Settings:
         """The settings that steps follow: as requested, except for knobs that wait for a reset."""
         return self._run.effective
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How start, prior and rasteriser differ from what was asked for, and what they do without."""
+        run = self._run
+        start = run.state.scene.note if run.state is not None else ""
+        prior = run.prior.engine_note if run.prior is not None else ""
+        return tuple(note for note in (start, prior, self._fallback) if note)
 
     @property
     def timeline(self) -> Timeline:
@@ -157,6 +167,11 @@ class Session:
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` with every event, in the owner's thread. Call before `run`."""
         self._listeners.append(listener)
+
+    def listen_to_steps(self, listener: Callable[[int], None]) -> None:
+        """Call `listener` with the number of steps taken after every step, in the owner's thread; on a GPU, `Stepped`
+        tells of some only. Call before `run`."""
+        self._step_listeners.append(listener)
 
     def plan(self, number: int, command: Command) -> None:
         """Carry out `command` after `number` steps, before the next one. Call before `run`."""
@@ -237,11 +252,12 @@ class Session:
             self._run_on()
             if self._run.state is not None:
                 self._publish()
+                self._tell_last_step()
             self._say(Ended(self._run.step))
             self._set_status("ended", "ended")
         except BaseException as e:
-            self.running = False
-            self._set_status("failed", f"failed because {reason(e)}")  # nobody may take a dead run for a running one
+            if until is None:
+                self._fail(e)  # the thread ends, and its page says why
             raise
         finally:
             self._over = True
@@ -279,7 +295,7 @@ class Session:
         """Carry out `command` now. If it fails, report Rejected; the run continues as before."""
         try:
             self._obey(command)
-        except Exception as e:  # whatever it is, the run continues
+        except (Exception, SystemExit) as e:  # whatever it is, the run continues
             target = str(getattr(command, "step", ""))
             self._say(Rejected(self._run.step, type(command).__name__.lower(), target, reason(e)))
             if self._run.state is None and isinstance(command, (Resume, Advance, Reset)):
@@ -445,7 +461,10 @@ class Session:
         moment = timeline.at(number)
         self._set_status("loading", f"going to step {moment.step}")
         try:
-            self._switch(self._builder.resumed(self._run, moment), Went(moment.step))
+            run = self._builder.resumed(self._run, moment)
+            if run.state is not None:
+                run.state.scene.note = self.state.scene.note  # about the same start
+            self._switch(run, Went(moment.step))
         except Exception as e:
             raise RuntimeError(f"the run cannot go back to step {moment.step}: {reason(e)}") from e
         timeline.rewind(moment, present)
@@ -474,6 +493,8 @@ class Session:
         self._run = run
         if run.prior is not before.prior:
             self._watching.stop_comparing()
+            if not rebuilt and self.prior.engine_note:
+                self._say(Noted(run.step, self.prior.engine_note))
         differ = {path for path, _ in before.settings.differences(new)}
         replanned = differ & {"steps", "schedule.start"}
         if replanned and self.running and self._until is None and run.step >= new.planned_end:
@@ -516,10 +537,9 @@ class Session:
 
     def _warn_of_fallback(self) -> None:
         """Say once why the scene is drawn more slowly than it could be, if it is."""
-        fallback = "" if self._warned else self._run.begun.scene.fallback(self.device)
-        if fallback:
-            self._warned = True
-            self._say(Noted(self._run.step, fallback))
+        before, self._fallback = self._fallback, self._run.begun.scene.fallback(self.device)
+        if self._fallback and not before:
+            self._say(Noted(self._run.step, self._fallback))
 
     def _switch(self, run: Run, event: Event | None = None) -> None:
         """Switch to `run`, which has another scene, and report `event`."""
@@ -547,7 +567,7 @@ class Session:
         except Halted as e:
             self._halted(e)
             return
-        except (Exception, SystemExit) as e:  # a library may try to exit: that ends neither the server nor a thread
+        except (Exception, SystemExit) as e:  # a library that exits would end the thread, and with it the run
             self._recover(e)
             return
         if self._run.undo is not None:
@@ -591,16 +611,31 @@ class Session:
         if pause or time.monotonic() - self._published_at >= PUBLISH_EVERY:
             self._publish()
         published = time.perf_counter() - published
-        if report.skipped:
-            self._say(Skipped(state.step - 1, report.skipped))
-        if self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
-            stats = stats_of(self._run, report, self.in_detail)
-            self._say(Stepped.of(state.step, **stats, ms_publish=1e3 * published))
+        if pause or self.device.type == "cpu" or state.step % SYNC_EVERY == 0:
+            self._tell_step(report, 1e3 * published)
+        for listener in self._step_listeners:
+            listener(state.step)
         if self.timeline.moment_due(state.step):
             self.timeline.keep(self.moment())
         self._film()
         if pause:
             self._set_status("paused", pause)
+
+    def _tell_step(self, report: Report, ms_publish: float) -> None:
+        """Report the step just taken, after those before it that were skipped."""
+        state = self.state
+        stats = stats_of(self._run, report, self.in_detail)
+        for number, what in state.skips:
+            self._say(Skipped(number, what))
+        state.skips.clear()
+        self._say(Stepped.of(state.step, **stats, ms_publish=ms_publish))
+        self._told = state.step
+
+    def _tell_last_step(self) -> None:
+        """Report the last step of `run`, unless that was done: on a GPU it may be one of many."""
+        report = self._run.trace.report
+        if report is not None and self._told != self.state.step:
+            self._tell_step(report, 0.0)
 
     def _due_to_pause(self) -> str:
         """Return why the session pauses after the step just taken, or ""."""

@@ -105,6 +105,7 @@ def with_begun(settings: Settings, begun: Settings) -> Settings:
 def moment_of(run: Run) -> Moment:
     """Return a copy of everything needed to continue `run` bit for bit."""
     state, newest = run.inputs()[0], run.timeline.newest
+    state.read_verdicts()
     parts = {
         "scene": state.scene.state_dict(),
         "optim": state.optim.state_dict(),
@@ -119,6 +120,7 @@ def moment_of(run: Run) -> Moment:
 
 def restore_counts(state: State, counts: Mapping[str, Any]) -> None:
     """Set the counts of `state` to those of a moment. ValueError for an unknown one."""
+    state.forget_verdicts()
     for name, value in counts.items():
         if name not in COUNTS:
             raise ValueError(f"unknown count {name!r}")

@@ -97,6 +97,11 @@ class Operator(FittedNet):
         self._asked, self._answer = e, answer
         return answer.detach().to(e)
 
+    def to(self, device: torch.device) -> None:
+        """As `FittedNet.to`; the graph of the last prediction would keep its memory."""
+        self._asked = self._answer = None
+        super().to(device)
+
     def learn(self, e: Tensor, noise: Tensor, lr: float) -> None:
         """Take one step on || M(e) - noise ||^2, the mean over all entries."""
         if self._answer is None or self._asked is not e:

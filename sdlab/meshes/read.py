@@ -1,4 +1,4 @@
-"""Read mesh files that are not trusted: GLB, OBJ, STL and PLY, parsed by trimesh.
+"""Read mesh files that are not trusted: GLB, OBJ, STL and PLY.
 
 They are parsed from memory, their format is detected by content and never by name, they are measured before they are
 expanded, and nothing that they refer to is loaded. Every ValueError begins with `given`, which says what the user gave
@@ -7,77 +7,118 @@ expanded, and nothing that they refer to is loaded. Every ValueError begins with
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdlab.errors import first_line
+from sdlab.meshes import gltf, ply
+from sdlab.meshes.kinds import STL_HEAD, TRIANGLE, Unsupported, kind_of, stl_triangles
+from sdlab.meshes.modest import must_be_modest
+from sdlab.meshes.parts import GREY, Part, Points, of_cloud, of_tables, of_trimesh
+from sdlab.quoting import first_line
 
 MAX_BYTES = 200_000_000
-# limits on a decoded GLB, counting the copies that its nodes make: mesh elements, and texture pixels
-MAX_NUMBERS, MAX_PIXELS = 50_000_000, 400_000_000
-ARCHIVES = {
-    **{b"PK\x03\x04": "ZIP", b"\x1f\x8b": "GZIP", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "BZIP2"},
-    **{b"\xfd7zXZ": "XZ", b"\x28\xb5\x2f\xfd": "Zstandard"},
-}
-TAR = slice(257, 262)  # position of the TAR magic
+LARGEST = 1e37  # coordinate, so that sums of float32 stay finite
+MISSING = "is damaged: its faces refer to missing vertices; re-export it"
 UPS = ("auto", "z", "y")
-Y_UP = ("glb", "obj")  # formats that "auto" reads as y up, front +z: glTF by specification, OBJ by convention
+Y_UP = ("glb", "obj", "spz")  # formats that "auto" reads as y up, front +z: by specification, OBJ by convention
+
+
+class Contents(NamedTuple):
+    """What a file holds, and remarks on what was left out or guessed."""
+
+    parts: tuple[Part, ...] = ()
+    points: tuple[Points, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Parsed(NamedTuple):
-    """The content of a file."""
+    """A file whose format is known and whose structure is sound."""
 
-    kind: str  # "glb", "ply", "stl", "stl_ascii" or "obj"
-    loaded: Any  # a trimesh.Scene, Trimesh or PointCloud
+    kind: str  # as of `kind_of`, or "ply_packed"
+    source: Any  # gltf.Glb, ply.Ply, or the content
+    given: str
 
-    def parts(self) -> list[Any]:
-        """Return its meshes and point clouds, each where the file places it."""
-        import trimesh
-
-        if not isinstance(self.loaded, trimesh.Scene):
-            return [self.loaded]
-        parts = self.loaded.dump(concatenate=False)
-        for part, node in zip(parts, self.loaded.graph.nodes_geometry, strict=True):
-            visual: Any = part.visual if isinstance(part, trimesh.Trimesh) else None
-            if visual is not None and visual.kind == "texture":
-                original = self.loaded.geometry[self.loaded.graph[node][1]].visual.vertex_attributes
-                if "color" in original:  # lost in the copies that `dump` returns
-                    visual.vertex_attributes["color"] = original["color"]
-        return parts
-
-    def meshes(self, given: str) -> list[Any]:
-        """Return the parts that have faces; ValueError if faces refer to missing vertices."""
-        import trimesh
-
-        found = [p for p in self.parts() if isinstance(p, trimesh.Trimesh) and len(p.faces) > 0]
-        if any(p.faces.min() < 0 or p.faces.max() >= len(p.vertices) for p in found):
-            raise ValueError(f"{given} is damaged: its faces refer to missing vertices; re-export it")
-        return found
-
-    def points(self) -> list[Any]:
-        """Return the parts that are points without faces. The vertices of an OBJ without faces do not count."""
-        import trimesh
-
-        found = [p for p in self.parts() if isinstance(p, trimesh.PointCloud) and len(p.vertices) > 0]
-        return [] if self.kind == "obj" else found
+    def contents(self) -> Contents:
+        """Return its meshes and points. Raises ValueError if it is damaged."""
+        if self.kind == "ply":
+            with self.damage_explained():
+                found, remarks = of_tables(self.source.tables)
+            sets = Contents(remarks=tuple(remarks))
+            sets = sets._replace(parts=(found,)) if isinstance(found, Part) else sets._replace(points=(found,))
+        elif self.kind == "stl":
+            sets = _of_stl(self.source)
+        elif self.kind in ("glb", "obj", "stl_ascii"):
+            sets = self._through_trimesh()
+        else:
+            sets = Contents()
+        if any(p.faces.min() < 0 or p.faces.max() >= len(p.vertices) for p in sets.parts):
+            raise ValueError(f"{self.given} {MISSING}")
+        must_be_finite(self.given, *(_used(p) for p in sets.parts))
+        return sets
 
     def is_y_up(self, up: str) -> bool:
         """Return whether `up`, one of `UPS`, means y up and front +z (glTF's frame) for this file."""
         return up == "y" or (up == "auto" and self.kind in Y_UP)
 
+    @contextlib.contextmanager
+    def damage_explained(self) -> Iterator[None]:
+        """Turn any error of a parser, which malformed input may raise, into a ValueError."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Unsupported as e:
+            raise ValueError(f"{self.given} {e}") from e
+        except Exception as e:
+            name = self.kind.partition("_")[0].upper()
+            raise ValueError(
+                f"{self.given} is damaged or incomplete: it cannot be read as {name} ({first_line(e, 200)})"
+            ) from e
+
+    def _through_trimesh(self) -> Contents:
+        """Parse with trimesh, with embedded materials and textures but without external files."""
+        import trimesh
+
+        raw = {"glb": gltf.for_trimesh, "obj": _plain_obj, "stl_ascii": _plain_stl}[self.kind](self.source)
+        with self.damage_explained():
+            loaded: Any = trimesh.load(
+                BytesIO(raw), file_type=self.kind, resolver=None, allow_remote=False, process=False
+            )
+            pieces = loaded.dump(concatenate=False) if isinstance(loaded, trimesh.Scene) else [loaded]
+        meshes = [p for p in pieces if isinstance(p, trimesh.Trimesh) and len(p.faces)]
+        clouds = [p for p in pieces if isinstance(p, trimesh.PointCloud) and len(p.vertices)]
+        if self.kind == "obj":
+            clouds = []  # vertices without faces are no points
+        remarks = gltf.remarks_on(self.source) if self.kind == "glb" else _unread_materials(raw)
+        linear = self.kind == "glb"
+        if any(m.faces.min() < 0 or m.faces.max() >= len(m.vertices) for m in meshes):
+            raise ValueError(f"{self.given} {MISSING}")
+        return Contents(
+            tuple(of_trimesh(mesh, linear) for mesh in meshes),
+            tuple(of_cloud(cloud, linear) for cloud in clouds),
+            tuple(remarks),
+        )
+
 
 def parse(raw: bytes, given: str, readable: str) -> Parsed:
-    """Parse a file. `readable` names what can be read, for the message about a file of another kind."""
-    kind = _kind_of(raw, given, readable)
+    """Detect the format of a file and check its structure. `readable` names what can be read, for the message about a
+    file of another kind."""
+    kind = kind_of(raw, given, readable)
+    must_be_modest(kind, raw, given)
+    parsed = Parsed(kind, raw, given)
     if kind == "glb":
-        _must_be_modest(raw, given)
-    return Parsed(kind, _loaded(raw, kind, given))
+        return parsed._replace(source=gltf.read(raw, given))
+    if kind == "ply":
+        with parsed.damage_explained():
+            tables = ply.read(raw)
+        packed = ply.is_packed(tables)
+        return parsed._replace(kind="ply_packed" if packed else "ply", source=tables)
+    return parsed
 
 
 @contextlib.contextmanager
@@ -88,15 +129,17 @@ def mismatch_explained(given: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, MemoryError):
+    except MemoryError:
         raise
     except Exception as e:
+        if isinstance(e, ValueError) and str(e).startswith(given):
+            raise
         raise ValueError(f"{given} is damaged: its parts do not match ({first_line(e, 200)})") from e
 
 
 def must_be_finite(given: str, *arrays: Any) -> None:
-    """Raise ValueError if the arrays hold NaN or infinity."""
-    if not all(np.isfinite(array).all() for array in arrays):
+    """Raise ValueError if the arrays hold NaN, infinity, or numbers whose squares are infinite."""
+    if not all((abs(array) < LARGEST).all() for array in arrays):
         raise ValueError(f"{given} contains NaN or infinity: repair or re-export it")
 
 
@@ -118,87 +161,49 @@ def fitting(at: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
     return middle, radius / reach if reach > 0 else 1.0
 
 
-def _kind_of(raw: bytes, given: str, readable: str) -> str:
-    """Detect the format by content; ValueError for archives and unknown formats."""
-    for magic, name in (*ARCHIVES.items(), (raw[: TAR.start] + b"ustar", "TAR")):
-        if raw.startswith(magic):
-            raise ValueError(f"{given} is an archive ({name}): unpack it and choose one of its files. {readable}")
-    if raw.startswith(b"glTF"):
-        return "glb"
-    if raw.startswith((b"ply\n", b"ply\r")):
-        return "ply"
-    if len(raw) >= 84 and len(raw) == 84 + 50 * int.from_bytes(raw[80:84], "little"):
-        return "stl"
-    if b"\x00" not in raw:
-        if raw.lstrip().startswith(b"solid") and (b"facet" in raw or b"endsolid" in raw):
-            return "stl_ascii"
-        if raw.startswith(b"v ") or b"\nv " in raw:
-            return "obj"
-    raise ValueError(f"{given} has an unknown format: {readable}")
+def _used(part: Part) -> np.ndarray:
+    """Return the vertices that faces use [n, 3]."""
+    used = np.zeros(len(part.vertices), bool)
+    used[part.faces] = True
+    return part.vertices[used]
 
 
-def _must_be_modest(raw: bytes, given: str) -> None:
-    """Raise ValueError for a GLB that would expand without bound.
-
-    Every node copies its mesh and textures, an accessor may declare any number of zeros, and nodes that are their own
-    descendants recurse forever.
-    """
-    try:
-        length = int.from_bytes(raw[12:16], "little")
-        tree, rest = json.loads(raw[20 : 20 + length]), raw[20 + length + 8 :]
-        nodes, meshes = tree.get("nodes", []), tree.get("meshes", [])
-        counts = [int(accessor["count"]) for accessor in tree.get("accessors", [])]
-        children = [child for node in nodes for child in node.get("children", [])]
-        roots = {root for scene in tree.get("scenes", []) for root in scene.get("nodes", [])}
-        is_forest = len(set(children)) == len(children) and roots.isdisjoint(children)
-        pixels = [_pixels(image, tree, rest) for image in tree.get("images", [])]
-        of_texture = [pixels[t["source"]] if "source" in t else 0 for t in tree.get("textures", [])]
-        of_material = [sum(of_texture[t] for t in _textures(m)) for m in tree.get("materials", [])]
-        parts = [part for node in nodes if "mesh" in node for part in meshes[node["mesh"]]["primitives"]]
-        numbers = sum(counts) + sum(
-            counts[i] for p in parts for i in (*p["attributes"].values(), *([p["indices"]] if "indices" in p else []))
-        )
-        painted = sum(pixels) + sum(of_material[p["material"]] for p in parts if "material" in p)
-    except Exception as e:  # malformed in any way
-        raise ValueError(f"{given} is damaged or incomplete: it cannot be read as GLB ({first_line(e, 200)})") from e
-    if not is_forest:
-        raise ValueError(f"{given} is damaged: its nodes do not form a tree; re-export it")
-    if min(counts, default=0) < 0 or numbers > MAX_NUMBERS:
-        raise ValueError(f"{given} has {numbers:,} mesh elements; the limit is {MAX_NUMBERS:,}: simplify it")
-    if painted > MAX_PIXELS:
-        raise ValueError(f"{given} has textures of {painted:,} pixels; the limit is {MAX_PIXELS:,}: shrink them")
+# ---- OBJ and STL --------------------------------------------------------------------------------------------------
 
 
-def _pixels(image: dict[str, Any], tree: dict[str, Any], rest: bytes) -> int:
-    """Return the pixel count of a GLB's image from its header; 0 for external images, which are never read."""
-    from PIL import Image
-
-    if "bufferView" in image:
-        view = tree["bufferViews"][image["bufferView"]]
-        raw = rest[view.get("byteOffset", 0) :][: view["byteLength"]]
-    elif image.get("uri", "").startswith("data:"):
-        raw = base64.b64decode(image["uri"].partition(",")[2])
-    else:
-        return 0
-    with Image.open(BytesIO(raw)) as picture:
-        return picture.width * picture.height
+def _plain_obj(raw: bytes) -> bytes:
+    """Return an OBJ with blanks and line ends as trimesh expects them; tabs, indented lines and the line ends of old
+    Macs are as valid."""
+    if b"\n" not in raw:
+        raw = raw.replace(b"\r", b"\n")
+    raw = raw.replace(b"\t", b" ")
+    return re.sub(rb"\n +", b"\n", raw.lstrip()) if b"\n " in raw or raw[:1].isspace() else raw
 
 
-def _textures(node: Any) -> list[int]:
-    """Return the textures that a material refers to, including those of extensions."""
-    if not isinstance(node, dict):
+def _unread_materials(raw: bytes) -> list[str]:
+    """Return a remark on an OBJ that gets its colours from another file."""
+    named = re.search(rb"(?:^|\n)mtllib +([^\r\n]{1,80})", raw)
+    if named is None or not re.search(rb"(?:^|\n)usemtl ", raw):
         return []
-    own = [node["index"]] if isinstance(node.get("index"), int) else []
-    return own + [index for value in node.values() for index in _textures(value)]
+    return [f"the colours in {named[1].decode('utf-8', 'replace').strip()!r} are not read: a GLB holds its colours"]
 
 
-def _loaded(raw: bytes, kind: str, given: str) -> Any:
-    """Parse with trimesh, with embedded materials and textures but without external files."""
-    import trimesh
+def _plain_stl(raw: bytes) -> bytes:
+    """Return an ASCII STL in lower case and without padding, as trimesh expects it."""
+    return raw.rstrip(b"\x00").lower()
 
-    try:
-        return trimesh.load(BytesIO(raw), file_type=kind, resolver=None, allow_remote=False, process=False)
-    except Exception as e:  # parsers raise all kinds of errors on malformed input
-        raise ValueError(
-            f"{given} is damaged or incomplete: it cannot be read as {kind.upper()} ({first_line(e, 200)})"
-        ) from e
+
+def _of_stl(raw: bytes) -> Contents:
+    """Return the triangles of a binary STL."""
+    rows = stl_triangles(raw)
+    corners = rows["corners"].astype(np.float64).reshape(-1, 3)
+    said, remarks = int.from_bytes(raw[80:84], "little"), []
+    if said != len(rows):
+        remarks.append(f"it holds {len(rows):,} triangles, though its header says {said:,}")
+    rest = len(raw) - STL_HEAD - len(rows) * TRIANGLE.itemsize
+    if rest:
+        remarks.append(f"{rest:,} bytes after its triangles are ignored")
+    faces = np.arange(len(corners), dtype=np.int32).reshape(-1, 3)
+    shape = (len(faces), 3)
+    part = Part(corners, faces, np.full((*shape, 3), GREY, np.float32), np.zeros((*shape, 2), np.float32))
+    return Contents((part,) if len(faces) else (), remarks=tuple(remarks))

@@ -3,15 +3,15 @@
 The result stands in the world as a scene that starts from the same file does (`sdlab.types`: +z up, front +x; middle of
 the bounding box at the origin, farthest vertex at a given radius).
 
-Colours are display values (sRGB). A corner's colour is the product of the material's factor and the vertex or face
-colour; the texture's colour multiplies it at every fragment. glTF's factors and vertex colours are linear (glTF 2.0,
-3.9.2) and are converted to sRGB one by one; sRGB being nearly a power law, their product is nearly that in linear
-light. Other maps (normals, roughness, emission), samplers and texture transforms are ignored.
+Colours are display values (sRGB). The texture's colour multiplies a corner's at every fragment; sRGB being nearly a
+power law, their product is nearly that in linear light. Other maps (normals, roughness, emission), samplers and texture
+transforms are ignored.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,10 @@ import numpy as np
 
 from sdlab.compiled import kernel
 from sdlab.knobs import read_file
+from sdlab.meshes.kinds import GAUSSIANS
+from sdlab.meshes.parts import Part
 from sdlab.meshes.read import MAX_BYTES, fitting, mismatch_explained, must_be_finite, must_have_area, parse
+from sdlab.parsing import OWN, Limits, parsed
 
 READABLE = "a mesh as GLB, OBJ, STL or PLY can be read"
 RADIUS = 0.8  # as of a scene's start
@@ -31,8 +34,6 @@ CREASE = math.cos(math.radians(40))  # faces that meet at a larger angle are not
 MAX_FAN = (
     128  # faces around a vertex; with more of them it is not smoothed, which would take the square of their number
 )
-MASKED = ("MASK", "BLEND")  # glTF's alpha modes in which a texture has holes
-CUTOFF = 0.5  # of alpha
 
 
 class Textures(NamedTuple):
@@ -62,21 +63,21 @@ class Mesh(NamedTuple):
         return self._replace(vertices=self.vertices @ turn, normals=self.normals @ turn.astype(np.float32))
 
 
-class _Part(NamedTuple):
-    """One mesh of a file; fields as of `Mesh`."""
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    rgbs: np.ndarray
-    uvs: np.ndarray
-    picture: Any  # PIL.Image or None
-    cutoff: float
-
-
 def read_mesh(path: Path, knob: str, up: str = "auto", radius: float = RADIUS) -> Mesh:
     """Read the file at `path` as in `mesh_of`; ValueError names `knob`, the file and the problem."""
     given = f"{knob} = {str(path)!r}"
-    return mesh_of(read_file(path, MAX_BYTES, given), given, up, radius)
+    return parsed_mesh(read_file(path, MAX_BYTES, given), given, up, radius)[0]
+
+
+def parsed_mesh(
+    raw: bytes, given: str, up: str = "auto", radius: float = RADIUS, limits: Limits = OWN
+) -> tuple[Mesh, tuple[str, ...]]:
+    """Return `mesh_of` the arguments, parsed in another process within `limits`, and remarks on what was not read."""
+    needs = ("trimesh", "PIL.Image")
+    mesh, remarks = parsed(
+        _placed, raw, given, up, radius, given=given, kinds=(Mesh, Textures), needs=needs, limits=limits
+    )
+    return _finished(mesh, given), remarks
 
 
 def mesh_of(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS) -> Mesh:
@@ -85,63 +86,37 @@ def mesh_of(raw: bytes, given: str, up: str = "auto", radius: float = RADIUS) ->
     `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as in glTF) or "auto". Raises ValueError that
     starts with `given` and says what is wrong.
     """
-    parsed = parse(raw, given, READABLE)
+    return _finished(_placed(raw, given, up, radius)[0], given)
+
+
+def check_mesh(raw: bytes, given: str) -> None:
+    """Raise the ValueErrors of `mesh_of`."""
+    _sound(_placed(raw, given, "auto", RADIUS)[0], given)
+
+
+def _placed(raw: bytes, given: str, up: str, radius: float) -> tuple[Mesh, tuple[str, ...]]:
+    """Parse a mesh file and place it in the world, without normals and with its degenerate faces; and remarks."""
+    file = parse(raw, given, READABLE)
     with mismatch_explained(given):
-        meshes = parsed.meshes(given)
-        if not meshes:
-            if parsed.points():
+        found = file.contents()
+        if not found.parts:
+            if found.points or file.kind in GAUSSIANS:
                 raise ValueError(
                     f"{given} has points or Gaussians but no faces, so it has no surface to render: use {READABLE}; "
                     "a scene can start from such a file (scene.file)"
                 )
             raise ValueError(f"{given} is a mesh without faces: export it with faces")
-        count = sum(len(m.faces) for m in meshes)
+        count = sum(len(p.faces) for p in found.parts)
         if count > MAX_FACES:
             raise ValueError(f"{given} has {count:,} faces; the limit is {MAX_FACES:,}: simplify it")
-        parts = [_part(m, linear=parsed.kind == "glb") for m in meshes]
-        must_be_finite(given, *(array for p in parts for array in (p.vertices, p.rgbs, p.uvs)))
-        mesh = _joined(parts)
-    vertices = mesh.vertices[:, [2, 0, 1]] if parsed.is_y_up(up) else mesh.vertices
+        must_be_finite(given, *(array for p in found.parts for array in (p.vertices, p.rgbs, p.uvs)))
+        mesh = _joined(found.parts)
+    vertices = mesh.vertices[:, [2, 0, 1]] if file.is_y_up(up) else mesh.vertices
     middle, factor = fitting(vertices[np.unique(mesh.faces)], radius)
-    return _finished(mesh._replace(vertices=(vertices - middle) * factor), given)
+    return mesh._replace(vertices=(vertices - middle) * factor), found.remarks
 
 
-def _part(mesh: Any, linear: bool) -> _Part:
-    """Take vertices, faces, colours and texture out of a trimesh.Trimesh; `linear` as glTF's colours are."""
-    faces = np.asarray(mesh.faces, np.int32)
-    visual = mesh.visual
-    uvs, picture, cutoff = np.zeros((len(faces), 3, 2), np.float32), None, 0.0
-    if visual.kind == "texture":
-        material = visual.material
-        is_gltf = hasattr(material, "baseColorTexture")
-        picture = material.baseColorTexture if is_gltf else material.image
-        if visual.uv is None:
-            picture = None
-        if picture is not None:
-            uvs = np.asarray(visual.uv, np.float32)[faces][..., :2]
-            if is_gltf and material.alphaMode in MASKED:
-                cutoff = CUTOFF if material.alphaCutoff is None else material.alphaCutoff
-        factor = material.baseColorFactor if is_gltf else None if picture is not None else material.main_color
-        rgbs = np.ones((len(faces), 3, 3)) if factor is None else np.tile(_shown(factor, linear), (len(faces), 3, 1))
-        painted = visual.vertex_attributes.get("color")
-        if painted is not None:
-            rgbs = rgbs * _shown(painted, linear)[faces]
-    elif visual.kind == "vertex":
-        rgbs = _shown(visual.vertex_colors, linear)[faces]
-    else:  # a colour of its own for each face, or grey
-        rgbs = _shown(visual.face_colors, linear and visual.kind == "face")[:, None].repeat(3, 1)
-    return _Part(np.asarray(mesh.vertices, float), faces, rgbs.astype(np.float32), uvs, picture, float(cutoff))
-
-
-def _shown(colours: Any, linear: bool) -> np.ndarray:
-    """Convert colours [..., 3 or 4], floats in [0, 1] or integers, to display values [..., 3]."""
-    values = np.asarray(colours)[..., :3]
-    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
-    values = np.clip(values.astype(np.float64) / top, 0, 1)
-    return np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055) if linear else values
-
-
-def _joined(parts: list[_Part]) -> Mesh:
+def _joined(parts: Sequence[Part]) -> Mesh:
     """Join the parts into one mesh without normals, in the file's frame."""
     offsets = np.cumsum([0, *(len(p.vertices) for p in parts)])
     images, textures = _textures(parts)
@@ -159,7 +134,7 @@ def _joined(parts: list[_Part]) -> Mesh:
 # ---- textures ---------------------------------------------------------------------------------------------------
 
 
-def _textures(parts: list[_Part]) -> tuple[list[int], Textures]:
+def _textures(parts: Sequence[Part]) -> tuple[list[int], Textures]:
     """Return the index of each part's texture, -1 for none, and the textures. Copies of an image count once."""
     longest = 2 ** (LEVELS - 1)
     while sum(p.picture is not None for p in parts) * longest**2 > MAX_TEXELS:
@@ -211,16 +186,23 @@ def _pyramid(image: np.ndarray) -> list[np.ndarray]:
 # ---- normals ----------------------------------------------------------------------------------------------------
 
 
-def _finished(mesh: Mesh, given: str) -> Mesh:
-    """Drop degenerate faces, and give every corner a normal that is smooth except across creases.
-
-    Raises ValueError if no faces are left.
-    """
+def _sound(mesh: Mesh, given: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which faces [F] are not degenerate, and vectors [F, 3] that are normal to the faces and as long as twice
+    their area. Raises ValueError if all faces are degenerate."""
     corners = mesh.vertices[mesh.faces]
     across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     doubled = np.linalg.norm(across, axis=1)
     sound = doubled > DEGENERATE
     must_have_area(doubled[sound], given)
+    return sound, across
+
+
+def _finished(mesh: Mesh, given: str) -> Mesh:
+    """Drop degenerate faces, and give every corner a normal that is smooth except across creases.
+
+    Raises ValueError if no faces are left.
+    """
+    sound, across = _sound(mesh, given)
     rest = (mesh.faces, mesh.rgbs, mesh.uvs, mesh.images)
     faces, rgbs, uvs, images = (np.ascontiguousarray(x[sound]) for x in rest)
     across = np.ascontiguousarray(across[sound])

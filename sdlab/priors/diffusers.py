@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sdlab.console import Remark
 from sdlab.errors import memory_explained
 from sdlab.knobs import knob
 from sdlab.pictures import resize
@@ -101,13 +102,17 @@ class DiffusersPrior(PriorConfig):
 
         progress(f"loading {self.path}")
         dtype = weights_dtype(precision, device)
-        vae_precision = resolve_vae_precision(self.vae_precision, precision, device)
+        half = HALF.get(resolve_vae_precision(self.vae_precision, precision, device))
         schedule = parts.read_schedule(folder)
-        with memory_explained(f"{self.path} in {precision}", device, lambda: parts.loaded_bytes(folder, dtype)):
+        with memory_explained(
+            f"{self.path} in {precision}",
+            device,
+            lambda: parts.loaded_bytes(folder, dtype, parts.vae_dtype(half, device)),
+        ):
             text_runs_in = (torch.float32, torch.device("cpu")) if self.low_memory else (dtype, device)
             text = parts.load_text(folder, *text_runs_in, device)
             unet = parts.load_unet(folder, dtype, device)
-            space = parts.load_space(folder, unet, device, HALF.get(vae_precision), self.low_memory)
+            space = parts.load_space(folder, unet, device, half, self.low_memory)
 
         hidden = text.embed("")
         parts.require_match(unet, hidden.shape[-1], folder)
@@ -195,7 +200,7 @@ class DiffusersModel:
         """Return hidden [1, L, D]; "" is unconditional. Warn about words that the text encoder does not see."""
         remark = self.text.remark(text, is_prompt=False)  # it may be a negative prompt, which names no object
         if remark:
-            warnings.warn(remark, stacklevel=2)
+            warnings.warn(remark, Remark, stacklevel=2)
         return Cond(self.text.embed(text))
 
     def remark(self, text: str) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sdlab.errors import first_line
 from sdlab.machine import n_cores
 
+COMPILED_SHAPES = 64  # batch sizes; beyond torch's usual 8, a network would run without being compiled
+
 
 class Shapes(NamedTuple):
     """Static shapes of one compiled network."""
@@ -79,6 +81,9 @@ class CompiledEngine(TorchEngine):
     def __init__(self, unet: nn.Module, precision: str, threads: int = 0) -> None:
         super().__init__(unet, precision, threads)
         self.name = f"torch.compile {precision}"
+        import torch._dynamo.config as dynamo  # slow to import
+
+        dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_SHAPES)
         compiled: Any = torch.compile(unet, dynamic=False)
         self._unet = compiled
         self._device = next(unet.parameters()).device

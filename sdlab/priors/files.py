@@ -71,6 +71,12 @@ def weights_in(names: Sequence[str], part: str, half: bool, where: str) -> Weigh
             f"{where} has weights only in pickle format, which is refused because loading it can run code; use or make "
             "a safetensors version (save_pretrained(..., safe_serialization=True))"
         )
+    others = sorted(n for n in names if n.startswith(f"{stem}.") and n.endswith(".safetensors"))
+    if others:
+        raise RuntimeError(
+            f"{where} has weights only in a variant that is not read ({', '.join(others[:3])}): plain and fp16 weights "
+            f"are; save the model without a variant, or name its file {stem}.safetensors"
+        )
     raise RuntimeError(f"{where} has no weights: {stem}.safetensors is missing; copy or download the model again")
 
 

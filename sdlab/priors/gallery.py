@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sdlab.console import Remark
 from sdlab.knobs import knob
 from sdlab.meshes.read import UPS
 from sdlab.pictures import resize
@@ -179,7 +180,7 @@ class GalleryScores:
         """
         remark = self.source.remark(text)
         if remark:
-            warnings.warn(remark, stacklevel=2)
+            warnings.warn(remark, Remark, stacklevel=2)
         key = self.source.key(text)
         self._gallery(key)
         with self._lock:

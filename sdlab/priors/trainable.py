@@ -18,6 +18,7 @@ scratch (`RenderNet`).
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import logging
 import math
@@ -183,6 +184,11 @@ def _with_lora(unet: nn.Module, rank: int) -> nn.Module:
     return twin
 
 
+@functools.cache
+def _frequencies(device: torch.device) -> Tensor:
+    return torch.tensor(FREQUENCIES, device=device)
+
+
 class TrainableMixture(nn.Module):
     """The exact score of a mixture, frozen, plus a small network that receives it as an input and adds 0 at first."""
 
@@ -200,7 +206,7 @@ class TrainableMixture(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
         exact = self._eps(z_t, t, cond)
-        phase = t[:, None] / N_TIMESTEPS * torch.tensor(FREQUENCIES, device=t.device)
+        phase = t[:, None] / N_TIMESTEPS * _frequencies(t.device)
         seen = [z_t.flatten(1), exact.flatten(1), phase.sin(), phase.cos(), camera]
         answer = self.last(self.body(torch.cat([x.to(self.last.weight.dtype) for x in seen], 1)))
         return exact + answer.view_as(z_t).to(z_t.dtype)
@@ -255,7 +261,7 @@ class RenderNet(nn.Module):
         return self.place.device.type == "cpu"
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, camera: Tensor) -> Tensor:
-        phase = t[:, None] / N_TIMESTEPS * torch.tensor(FREQUENCIES, device=t.device)
+        phase = t[:, None] / N_TIMESTEPS * _frequencies(t.device)
         dtype = self.place.dtype
         embedding = nn.functional.silu(
             self.time(torch.cat([phase.sin(), phase.cos()], 1).to(dtype)) + self.camera(camera)

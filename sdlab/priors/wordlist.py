@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdlab.console import Remark
 from sdlab.priors.files import WORD_LIST
 
 MAX_BYTES = 64_000
@@ -54,12 +55,12 @@ def read_word_list(folder: Path) -> WordList | None:
     except FileNotFoundError:
         return None
     except OSError as e:
-        warnings.warn(f"ignoring {file}, which cannot be read: {e}", stacklevel=2)
+        warnings.warn(f"ignoring {file}, which cannot be read: {e}", Remark, stacklevel=2)
         return None
     try:
         return _checked(raw)
     except (ValueError, RecursionError) as e:
-        warnings.warn(f"ignoring {file}, which is not a valid word list: {e}", stacklevel=2)
+        warnings.warn(f"ignoring {file}, which is not a valid word list: {e}", Remark, stacklevel=2)
         return None
 
 

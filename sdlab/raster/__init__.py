@@ -79,6 +79,13 @@ def _fallback(reason: str) -> Choice:
     return Choice("tiled", f"{reason}. Using the 'tiled' rasteriser instead: plain torch, and much slower")
 
 
+def announcement_for(device: torch.device | str) -> str:
+    """Return one line on what `backend_for` is about to compile for a device and how long that takes, or ""."""
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        return ""
+    return importlib.import_module("sdlab.raster.gsplat_kernels").announcement()
+
+
 def rasteriser_for(device: torch.device | str) -> Rasterizer:
     """Return the `rasterize` function of the device's back-end."""
     return BACKENDS[backend_for(device).name]

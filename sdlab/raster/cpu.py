@@ -114,7 +114,7 @@ def get_threads() -> int:
     return _threads or n_processors()
 
 
-def _run(jobs: Sequence[Callable[[], None]]) -> None:
+def run_jobs(jobs: Sequence[Callable[[], None]]) -> None:
     """Run the jobs on the caller's thread and on workers from the pool; re-raise the first failure. Other sessions may
     go first between two jobs (`sdlab.channel.rest`)."""
     waiting = deque(jobs)
@@ -212,8 +212,8 @@ class _Frame:
                 rgb_[view], alpha_[view], depth_[view], self.T_end[view], self.stops[view],
             )  # fmt: skip
 
-        _run([partial(prepare, view) for view in range(self.views)])
-        _run([partial(blend, view, part) for view, part in self._pieces()])
+        run_jobs([partial(prepare, view) for view in range(self.views)])
+        run_jobs([partial(blend, view, part) for view, part in self._pieces()])
         return rgb, alpha, depth
 
     def backward(
@@ -247,8 +247,8 @@ class _Frame:
                 *self.scene[:4], *self._camera(view), splats, gaussians, moments[view], d_scene[view], d_means2d[view]
             )
 
-        _run([partial(blend, view, part) for view, part in self._pieces()])
-        _run([partial(project, view) for view in range(self.views)])
+        run_jobs([partial(blend, view, part) for view, part in self._pieces()])
+        run_jobs([partial(project, view) for view in range(self.views)])
         gradients = [torch.empty(parameter.shape) for parameter in self.scene]
         kernels.sum_views(d_scene, *(gradient.numpy() for gradient in gradients))
         self.info.means2d_grad = means2d_grad

@@ -1,8 +1,8 @@
 """The CUDA back-end: gsplat's kernels behind the common signature.
 
 The other back-ends follow gsplat 1.5's image model, so only layouts need converting: its images are [B, H, W, C], its
-radii [B, N, 2]; its means2d and their gradients are in pixels like ours. gsplat is imported on first use, and then
-compiles itself with CUDA's nvcc, which takes minutes the first time.
+radii [B, N, 2]; its means2d and their gradients are in pixels like ours. gsplat is imported on first use; its kernels
+are then compiled if need be (`sdlab.raster.gsplat_kernels`), which takes minutes the first time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdlab.raster import gsplat_kernels
 from sdlab.types import Render, ScreenInfo
 
 README = "docs/deploy.md, 'On an NVIDIA GPU'"
@@ -41,7 +42,9 @@ def _missing() -> str | None:
         return "gsplat needs an NVIDIA GPU"
     _show_ninja()
     try:
-        backend = importlib.import_module("gsplat.cuda._backend")
+        with gsplat_kernels.one_at_a_time():
+            gsplat_kernels.load()
+            backend = importlib.import_module("gsplat.cuda._backend")
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] == "gsplat":
             return "gsplat is not installed; run `pip install gsplat`"
@@ -69,7 +72,7 @@ def _show_ninja() -> None:
 
 
 def _toolkit() -> str:
-    return (
+    return gsplat_kernels.advice() + (
         f"install the CUDA toolkit {torch.version.cuda}, the version that torch was built with, and a C++ compiler, "
         f"put nvcc on the PATH or set CUDA_HOME to the toolkit's folder, and restart; see {README}"
     )

@@ -17,6 +17,7 @@ from sdlab.types import Render, ScreenInfo
 
 TILE_SIDE = 8  # pixels; the usual 16 takes 1.4 to 2.5 times as long for 5000 Gaussians and 64 to 128 pixels
 BATCH_ELEMENTS = 1 << 18  # (tile, Gaussian, pixel) triples in one batch: 1 MB per tensor, which fits into caches
+BATCH_ELEMENTS_GPU = 1 << 24  # a GPU takes as long for a small kernel as for a larger one
 PADDING = 1.5  # maximum ratio of the longest to the shortest list in one batch
 
 
@@ -58,7 +59,8 @@ def rasterize(
     blended = means.new_zeros(views * tiles_y * tiles_x, 4, tile_side**2)
     T_end = means.new_ones(views * tiles_y * tiles_x, tile_side**2)
     numbers, sums, ends = [], [], []
-    for number, members in _batches(tile, splat, views * tiles_y * tiles_x, tile_side**2):
+    most = BATCH_ELEMENTS if means.device.type == "cpu" else BATCH_ELEMENTS_GPU
+    for number, members in _batches(tile, splat, views * tiles_y * tiles_x, tile_side**2, most):
         corner = torch.stack([number % tiles_x, number // tiles_x % tiles_y], -1) * tile_side
         total, end = _blend(members, corner, affine, log_opacity, features, tile_side)
         numbers.append(number)
@@ -119,9 +121,10 @@ def _pairs(
 
 @torch.no_grad()
 def _batches(
-    tile: Int[Tensor, " P"], splat: Int[Tensor, " P"], tiles: int, tile_pixels: int
+    tile: Int[Tensor, " P"], splat: Int[Tensor, " P"], tiles: int, tile_pixels: int, elements: int
 ) -> list[tuple[Int[Tensor, " G"], Int[Tensor, "G K"]]]:
-    """Return batches of tiles with lists of similar length, padded with -1 to the longest; empty tiles are left out.
+    """Return batches of tiles with lists of similar length, padded with -1 to the longest, of at most `elements`
+    triples unless a single tile has more; empty tiles are left out.
 
     If all are empty, the first one remains, so that the images still depend on the scene and gradients are zeros.
     """
@@ -132,7 +135,7 @@ def _batches(
     batches, first = [], 0
     while first < tiles and lengths[first] > 0:
         longest = lengths[first]
-        most = max(BATCH_ELEMENTS // (longest * tile_pixels), 1)
+        most = max(elements // (longest * tile_pixels), 1)
         last = first + 1
         while last < min(first + most, tiles) and lengths[last] * PADDING > longest:
             last += 1

@@ -9,6 +9,7 @@ A built scene owns named parameters; the optimiser has one group for each. There
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -26,6 +27,21 @@ from sdlab.rng import StepRng
 from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 
+@runtime_checkable
+class Solid(Protocol):
+    """An immutable volume that any thread may render and mesh."""
+
+    def render(self, cams: Cameras, background: Tensor) -> Render: ...
+
+    def surface(self, progress: Callable[[int, int], None], cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return vertices [V, 3], faces [F, 3] counter-clockwise from outside, and colours [V, 3] in [0, 1].
+
+        `cells` is the number of grid cells along each side; `progress` receives parts done and parts in total. Raises
+        ValueError if nothing is opaque.
+        """
+        ...
+
+
 class Preview(NamedTuple):
     """Images of a frame, uint8 [B, H, W, 3], and the view word of each ("" without cameras)."""
 
@@ -38,7 +54,7 @@ class Scene(Protocol):
     """A scene seen through cameras; owned by one thread."""
 
     params: dict[str, Parameter]
-    note: str  # reason why it does not start as requested, or ""
+    note: str  # how it starts differently from what was requested, or ""
 
     def adopt(self, config: SceneConfig) -> None:
         """Switch to another configuration of the same kind (live knobs)."""
@@ -82,11 +98,15 @@ class Scene(Protocol):
         ...
 
     def snapshot(self) -> SplatSnapshot | None:
-        """Return an immutable copy for viewers, or None for scenes not made of Gaussians."""
+        """Return an immutable copy for viewers, or None for flat scenes."""
         ...
 
     def splats(self) -> RawSplats | None:
-        """Return the Gaussians as stored in splat files, or None for scenes not made of Gaussians."""
+        """Return the Gaussians as stored in splat files, or None for flat scenes."""
+        ...
+
+    def solid(self) -> Solid | None:
+        """Return a copy to render and mesh, or None if the Gaussians are the scene rather than an approximation."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -151,6 +171,9 @@ class FlatScene(ABC):
     def splats(self) -> None:  # noqa: B027
         """Return None: there are no Gaussians to store."""
 
+    def solid(self) -> None:  # noqa: B027
+        """Return None: there is nothing to mesh."""
+
     @abstractmethod
     def pictures(self, prior: Prior, cond: Cond) -> np.ndarray:
         """Return the images to show, uint8 [M, H, W, 3]; `cond` is the conditioning of the prompt."""
@@ -190,6 +213,10 @@ class SceneConfig(ABC):
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (optional: most scenes compile nothing)
         """Do in advance what the first step would otherwise wait for (compile kernels)."""
+
+    def announcement(self, device: torch.device) -> str:
+        """Return one line on what `prepare` is about to compile and how many minutes it takes, "" if it is quick."""
+        return ""
 
     def fallback(self, device: torch.device) -> str:
         """Return the reason why this scene is drawn more slowly on `device` than it could be, or ""."""

@@ -43,7 +43,10 @@ class Images(SceneConfig):
         choices=STARTS,
     )
     picture: str = knob(
-        "", hi=500, help="path of the starting image, for start = picture (painting to photo)", apply="restart"
+        "",
+        hi=500,
+        help="path of the starting image, for start = picture (painting to photo); white shows through",
+        apply="restart",
     )
 
     def __post_init__(self) -> None:

@@ -21,22 +21,26 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdlab.cameras import CameraSettings, turntable
+from sdlab.console import Remark
 from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
 from sdlab.meshes.read import UPS
 from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings, views_of
-from sdlab.raster import backend_for, rasteriser_for, warm_up, world_covariances
+from sdlab.raster import announcement_for, backend_for, rasteriser_for, warm_up, world_covariances
 from sdlab.rng import StepRng
 from sdlab.scenes import Preview, SceneConfig
-from sdlab.starts.clouds import fitted, read_cloud, spacing, turned
+from sdlab.starts.clouds import Start, read_cloud
+from sdlab.starts.placing import fitted, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
+from sdlab.transfer import upload
 from sdlab.types import Cameras, Cloud, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"
 STARTS = ("ball", "object", "file", "shap-e", EITHER)
 OVERLAP = 1.5  # initial standard deviation relative to the distance between neighbours, for a closed surface
+SLACK = 1e-4  # by which a value may exceed a limit without a remark
 PALEST = 0.02  # initial colours are kept this far from 0 and 1, where the sigmoid saturates
 
 
@@ -59,7 +63,13 @@ class Splats(SceneConfig):
     start_text: str = knob(
         "", hi=500, help="text for the toybox object or Shap-E; if empty, the initial prompt", apply="restart"
     )
-    file: str = knob("", hi=500, help="path of the starting GLB, OBJ, STL or PLY, for start = file", apply="restart")
+    file: str = knob(
+        "",
+        hi=500,
+        help="path of the starting GLB, OBJ, STL, PLY, SPZ, SOG or .splat, for start = file; a run's own scene.ply "
+        "keeps its size and place",
+        apply="restart",
+    )
     file_up: str = knob(
         "auto", help="the file's vertical axis; auto means y for GLB and OBJ, else z", apply="restart", choices=UPS
     )
@@ -109,10 +119,15 @@ class Splats(SceneConfig):
                 f"scene.scale_min = {self.scale_min:g} must be smaller than scene.scale_max = {self.scale_max:g}"
             )
         if self.start == "file" and not self.file:
-            raise ValueError("scene.start = file: scene.file must be the path of a GLB, OBJ, STL or PLY")
+            raise ValueError(
+                "scene.start = file: scene.file must be the path of a GLB, OBJ, STL, PLY, SPZ, SOG or .splat"
+            )
 
     def prepare(self, device: torch.device) -> None:
         warm_up(device)
+
+    def announcement(self, device: torch.device) -> str:
+        return announcement_for(device)
 
     def fallback(self, device: torch.device) -> str:
         return backend_for(device).note
@@ -124,26 +139,50 @@ class Splats(SceneConfig):
         self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
     ) -> SplatScene:
         """Build the scene. Raises ValueError or RuntimeError, with the reason, if its start is not available."""
-        params, note = self._started(rng, device, prompt, progress)
-        return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()}, note)
+        params, remarks = self._started(rng, device, prompt, progress)
+        remarks += self._limited(params)
+        return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()}, "; ".join(remarks))
 
     def _started(
         self, rng: StepRng, device: torch.device, prompt: str, progress: Progress
-    ) -> tuple[dict[str, Tensor], str]:
-        """Return the initial parameters, and why they are a fallback ("" if they are not)."""
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the initial parameters, and in which ways they are not as requested."""
         if self.start == "ball":
-            return self._ball(rng), ""
+            return self._ball(rng), []
         numbers = np.random.default_rng(rng("scene").initial_seed())
         try:
-            found = self._found(numbers, device, prompt, progress)
+            start = self._found(numbers, device, prompt, progress)
         except RuntimeError as e:
             if self.start != EITHER:
                 raise
             note = f"starting from a ball: {e}"
-            warnings.warn(note, stacklevel=2)
-            return self._ball(rng), note
-        found = fitted(turned(found, self.turn), self.radius)
-        return (self._of_cloud(found, numbers) if isinstance(found, Cloud) else self._of_splats(found)), ""
+            warnings.warn(note, Remark, stacklevel=2)
+            return self._ball(rng), [note]
+        found, remarks = self._placed(start)
+        return (self._of_cloud(found, numbers) if isinstance(found, Cloud) else self._of_splats(found)), remarks
+
+    def _placed(self, start: Start) -> tuple[Cloud | RawSplats, list[str]]:
+        """Turn the start, centre it and scale it to `radius`; a scene of this program that fits keeps its own frame."""
+        found, remarks = turned(start.found, self.turn), list(start.remarks)
+        if start.is_own and isinstance(found, RawSplats) and abs(found.means).max() <= self.bound:
+            remarks.append("a scene of this program keeps its size and place, so scene.radius has no effect")
+        else:
+            found = fitted(found, self.radius)
+        return found, [f"scene.file = {self.file!r}: {'; '.join(remarks)}"] if remarks else []
+
+    def _limited(self, params: dict[str, Tensor]) -> list[str]:
+        """Apply the limits of the scene to initial parameters in place, and say so: every step would do it silently."""
+        remarks = []
+        n = f"{len(params['means']):,} Gaussians"
+        for name, low, high, what in (
+            ("log_scales", math.log(self.scale_min), math.inf, f"are widened to scene.scale_min = {self.scale_min:g}"),
+            ("log_scales", -math.inf, math.log(self.scale_max), f"shrink to scene.scale_max = {self.scale_max:g}"),
+            ("means", -self.bound, self.bound, f"are moved into the box of half-width scene.bound = {self.bound:g}"),
+        ):
+            count = int(((params[name] < low - SLACK) | (params[name] > high + SLACK)).any(1).sum())
+            remarks += [f"{count:,} of {n} {what}"] if count else []
+            params[name].clamp_(low, high)
+        return remarks
 
     def _ball(self, rng: StepRng) -> dict[str, Tensor]:
         """Return a solid ball filled by `n_init` equal Gaussians of random muted colours."""
@@ -153,17 +192,15 @@ class Splats(SceneConfig):
         spacing = self.radius * (4 / 3 * math.pi / n) ** (1 / 3)
         return self._round(means, spacing, 0.5 * torch.randn(n, 3, generator=g))
 
-    def _found(
-        self, numbers: np.random.Generator, device: torch.device, prompt: str, progress: Progress
-    ) -> Cloud | RawSplats:
+    def _found(self, numbers: np.random.Generator, device: torch.device, prompt: str, progress: Progress) -> Start:
         """Load or generate the configured start, at any size and position."""
         text = self.start_text or prompt
         if self.start == "object":
             from sdlab.toybox.surface import object_points  # imports numba, which takes half a second
 
-            return object_points(text, self.n_init, numbers)
+            return Start(object_points(text, self.n_init, numbers))
         if self.start in ("shap-e", EITHER):
-            return shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps, progress)
+            return Start(shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps, progress))
         return read_cloud(Path(self.file).expanduser(), self.n_init, numbers, "scene.file", self.file_up)
 
     def _of_cloud(self, cloud: Cloud, numbers: np.random.Generator) -> dict[str, Tensor]:
@@ -203,7 +240,7 @@ def _logit(p: float) -> float:
 
 
 class SplatScene:
-    """A built cloud. `note` says why it starts as a fallback, or ""."""
+    """A built cloud. `note` says how its start differs from what was requested, or ""."""
 
     def __init__(self, config: Splats, params: dict[str, Parameter], note: str = "") -> None:
         self.config = config
@@ -252,11 +289,11 @@ class SplatScene:
             p["log_scales"].exp(),
             p["opacity_logits"].sigmoid(),
             p["color_logits"].sigmoid(),
-            cams.viewmats.to(device),
-            cams.Ks.to(device),
+            upload(cams.viewmats, device),
+            upload(cams.Ks, device),
             cams.width,
             cams.height,
-            background.to(device),
+            upload(background, device),
         )
 
     def regulariser(self, render: Render) -> Tensor | None:
@@ -307,6 +344,9 @@ class SplatScene:
             _numpy(p["opacity_logits"]),
             _numpy(p["color_logits"].sigmoid()),
         )
+
+    def solid(self) -> None:
+        """Return None: the scene is its Gaussians."""
 
     def state_dict(self) -> dict[str, Any]:
         return {

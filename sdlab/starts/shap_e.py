@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from sdlab.errors import first_line, is_out_of_memory, memory_explained
+from sdlab.meshes.parts import Part
 from sdlab.priors import Progress, silent
 from sdlab.priors.hub import PROGRESS_EVERY, downloading
-from sdlab.starts.clouds import sampled, turned
+from sdlab.starts.placing import turned
+from sdlab.starts.points import sampled
 from sdlab.types import Cloud
 
 REPOSITORY = "openai/shap-e"
@@ -28,7 +30,7 @@ FRONT = 90.0  # degrees from -y to +x
 WITHOUT = "Free memory by closing other programs, or choose another start (scene.start)"
 
 
-_kept: dict[tuple[str, int, str, str, int], Any] = {}  # cached meshes, so that a reset is fast
+_kept: dict[tuple[str, int, str, str, int], Part] = {}  # cached meshes, so that a reset is fast
 _KEPT = 2
 _lock = threading.Lock()  # guards _kept; not held during generation, which would silently block other runs
 
@@ -62,14 +64,13 @@ def shap_e_points(
         _kept[key] = mesh  # least recently used first
         for oldest in list(_kept)[:-_KEPT]:
             del _kept[oldest]
-    cloud = turned(sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}"), FRONT)
+    at, rgbs = sampled([mesh], n, rng, f"Shap-E's mesh of {prompt!r}")
+    cloud = turned(Cloud(at.astype(np.float32), rgbs.astype(np.float32)), FRONT)
     assert isinstance(cloud, Cloud)
     return cloud
 
 
-def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress: Progress) -> Any:
-    import trimesh
-
+def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress: Progress) -> Part:
     with memory_explained(f"Shap-E ({model})", torch.device(device), advice=WITHOUT):
         pipeline = _pipeline(model, torch.device(device), progress)
     # replaces the console progress bar
@@ -88,13 +89,10 @@ def _mesh(prompt: str, seed: int, device: str, model: str, steps: int, progress:
             f"Shap-E generated no surface for {prompt!r} ({first_line(e, 100)}): try other words (scene.start_text) or "
             "another start (scene.start)"
         ) from e
-    rgb = torch.stack([made.vertex_channels[c] for c in "RGB"], 1).float().clamp(0, 1)
-    return trimesh.Trimesh(
-        made.verts.float().cpu().numpy(),
-        made.faces.cpu().numpy(),
-        vertex_colors=(rgb * 255).round().to(torch.uint8).cpu().numpy(),
-        process=False,
-    )
+    rgbs = torch.stack([made.vertex_channels[c] for c in "RGB"], 1).float().clamp(0, 1).cpu().numpy()
+    faces = made.faces.cpu().numpy().astype(np.int32)
+    vertices = made.verts.double().cpu().numpy()
+    return Part(vertices, faces, rgbs[faces], np.zeros((len(faces), 3, 2), np.float32))
 
 
 def _told(timesteps: Tensor, progress: Progress) -> Iterator[Tensor]:

@@ -65,7 +65,8 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             except ValueError as e:
                 desk.focus.say("error", str(e))
                 return
-            _pick(page, desk, None, wanted)
+            gone = catalogue.uploads_of(text)
+            _pick(page, desk, None, wanted, f"upload again what these settings were used with: {gone}" if gone else "")
         case {"do": "look", "dark": bool(dark)}:
             desk.set_dark(dark)
 
@@ -78,12 +79,14 @@ def _pick_preset(page: Page, desk: Desk, name: str) -> None:
     _pick(page, desk, name, wanted)
 
 
-def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings) -> None:
+def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> None:
+    """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`."""
     lane = desk.focus
     if _needs_new_run(wanted, lane.settings):
         page.replace(desk, lane, wanted, preset)
     else:
         lane.pick(preset, wanted)
+    desk.focus.remark = remark
 
 
 def _needs_new_run(wanted: Settings, now: Settings) -> bool:

@@ -1,31 +1,36 @@
-"""The page's own routes: GET /news/TOKEN returns what changed, POST /do/TOKEN performs what the user does.
+"""The page's own routes: a page posts to /desk when it is loaded, GET /news/TOKEN returns what changed, POST /do/TOKEN
+performs what the user does, and GET /here/TOKEN stays open for as long as the page does.
 
-A token names a desk; it is unguessable and the only key. A browser on a foreign page is refused by its Origin. A page
-without a desk posts to /desk to get one.
+A token names a desk; it is unguessable and the only key. The server also gives each page an unguessable name, so that
+no other page can act or leave in its place. Foreign pages never get this far (`sdlab.ui.guard`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
+import secrets
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from sdlab.live.clients import NO_LIMIT
 from sdlab.ui.desk import nothing
 from sdlab.ui.panels import no_session
 from sdlab.ui.visitors import MESSAGES, PATIENCE
-from sdlab.web import capped_body, same_origin
+from sdlab.web import capped_body, refusal
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
 
 MAX_BODY = 1_000_000  # bytes of one request; a settings file is the largest part
 NO_STORE = {"Cache-Control": "no-store"}
+PULSE = 15.0  # seconds between signs that an open page is still connected; proxies close silent connections
 
 
 # ---- pages without a desk --------------------------------------------------------------------------------
@@ -64,17 +69,16 @@ def _without_desk(page: str, title: str, text: str, button: str) -> dict[str, An
 # ---- routes ----------------------------------------------------------------------------------------------
 
 
-def routes(pages: Page) -> APIRouter:
-    """Return the routes below /news, /do and /desk."""
+def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
+    """Return the routes below /news, /do, /desk and /here; `closing` ends the streams of open pages."""
     router = APIRouter(include_in_schema=False)
+    ended = closing or asyncio.Event()
 
     @router.get("/news/{token}")
-    async def news(token: str, request: Request, page: str = "") -> Response:
-        if not same_origin(request.headers):
-            return Response("news is sent only to the page it belongs to", 403)
+    async def news(token: str, page: str = "", missed: bool = False) -> Response:
         if (refused := await _held_up(pages.delay(token))) is not None:
             return refused
-        return JSONResponse(await run_in_threadpool(pages.poll, token, page), headers=NO_STORE)
+        return JSONResponse(await run_in_threadpool(pages.poll, token, page, missed), headers=NO_STORE)
 
     @router.post("/do/{token}")
     async def do(token: str, request: Request) -> Response:
@@ -84,7 +88,7 @@ def routes(pages: Page) -> APIRouter:
         if (refused := await _held_up(pages.delay(token, len(said) if isinstance(said, list) else 1))) is not None:
             return refused
         if not await run_in_threadpool(pages.act, token, said):
-            return Response("this session has ended", 404)
+            return refusal("this session has ended", 404)
         return Response(status_code=204)
 
     @router.post("/desk")
@@ -92,9 +96,18 @@ def routes(pages: Page) -> APIRouter:
         said = await _said(request)
         if isinstance(said, Response):
             return said
-        dark = isinstance(said, dict) and said.get("dark") is True
+        said = said if isinstance(said, dict) else {}
+        dark, token = said.get("dark") is True, str(said.get("token") or "")
+        page = page or secrets.token_urlsafe(16)
         address = client_address(request)
-        return JSONResponse(await run_in_threadpool(pages.arrive, page, "", dark, address), headers=NO_STORE)
+        return JSONResponse(await run_in_threadpool(pages.arrive, page, token, dark, address), headers=NO_STORE)
+
+    @router.get("/here/{token}")
+    async def here(token: str, page: str = "") -> Response:
+        if not pages.shows(token, page):
+            return Response(status_code=204)  # any other answer makes the browser try again
+        headers = {**NO_STORE, "X-Accel-Buffering": "no"}
+        return StreamingResponse(_presence(pages, token, page, ended), media_type="text/event-stream", headers=headers)
 
     return router
 
@@ -102,7 +115,7 @@ def routes(pages: Page) -> APIRouter:
 async def _held_up(seconds: float) -> Response | None:
     """Wait for `seconds`, or return the refusal of a request for which that would be too long."""
     if seconds > PATIENCE:
-        return Response(f"too many messages: this server takes {MESSAGES[0]:.0f} a second; {NO_LIMIT}", 429)
+        return refusal(f"too many messages: this server takes {MESSAGES[0]:.0f} a second; {NO_LIMIT}", 429)
     await asyncio.sleep(seconds)
     return None
 
@@ -125,16 +138,25 @@ def client_address(request: Any) -> str:
     return str(address)
 
 
+async def _presence(pages: Page, token: str, page: str, ended: asyncio.Event) -> AsyncIterator[str]:
+    """Send a sign of life now and then until the page goes, which is reported, or the desk or the server."""
+    try:
+        while pages.shows(token, page) and not ended.is_set():
+            yield ":\n\n"
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), PULSE)
+    finally:
+        pages.leave(page)
+
+
 async def _said(request: Request) -> Any:
     """Return the JSON in the body of a request, or the response that refuses it."""
-    if not same_origin(request.headers):
-        return Response("actions are accepted only from the page they belong to", 403)
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        return Response("actions must be application/json", 415)
+        return refusal("actions must be application/json", 415)
     body = await capped_body(request, MAX_BODY)
     if body is None:
-        return Response(f"the request is too large: at most {MAX_BODY:,} bytes are allowed", 413)
+        return refusal(f"the request is too large: at most {MAX_BODY:,} bytes are allowed", 413)
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        return Response("actions must be JSON", 422)
+        return refusal("actions must be JSON", 422)

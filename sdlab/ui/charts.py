@@ -182,7 +182,9 @@ def charts(
         (
             "Time in the prior",
             f"{100 * stats['prior_share']:.0f} %" if known else NOT_YET,
-            "share of all steps",
+            "share of the time to give a GPU its work, which it does later"
+            if stats.get("launch_times")
+            else "share of all steps",
         ),
         (
             "Noise level t",

@@ -257,6 +257,7 @@ class Desk:
                 "step": lane.step,
                 "phase": lane.seat.session.status.phase,
                 "focus": lane is self._focus,
+                "trouble": lane.view.trouble,
             }
             for lane, tone in tones.items()
         ]

@@ -40,7 +40,7 @@ from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame, Term
 from sdlab.ui import critic
 from sdlab.ui.formulas import formula, letters
-from sdlab.web import capped_body, same_origin
+from sdlab.web import capped_body, refusal
 
 STATIC = Path(__file__).parent / "static" / "flat"
 FILES = {"flat.css": "text/css"} | {
@@ -307,28 +307,26 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
     router = APIRouter(include_in_schema=False)
     policy = f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors {embedders}"
 
-    def found(token: str, request: Request) -> Session | Response:
-        if not same_origin(request.headers):
-            return Response("a view is shown only on the page it belongs to", 403)
-        return views.session(token) or Response("there is no such view, or its session has ended", 404)
+    def found(token: str) -> Session | Response:
+        return views.session(token) or refusal("there is no such view, or its session has ended", 404)
 
     @router.get("/flat/{file}")
     def asset(file: str) -> Response:
         if file not in FILES:
-            return Response("there is no such file", 404)
+            return refusal("there is no such file", 404)
         return Response((STATIC / file).read_bytes(), media_type=FILES[file], headers={"Cache-Control": "no-cache"})
 
     @router.get("/flat/{token}/")
-    def page(token: str, request: Request) -> Response:
-        session = found(token, request)
+    def page(token: str) -> Response:
+        session = found(token)
         if isinstance(session, Response):
             return session
         headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
         return Response((STATIC / "flat.html").read_bytes(), media_type="text/html", headers=headers)
 
     @router.get("/flat/{token}/now")
-    async def now(token: str, request: Request, since: str = "", run: int = 0, row: int = -1) -> Response:
-        session = found(token, request)
+    async def now(token: str, since: str = "", run: int = 0, row: int = -1) -> Response:
+        session = found(token)
         if isinstance(session, Response):
             return session
         if session.effective.scene.kind in START:  # a millisecond; another thread would have to wait for its turn
@@ -336,27 +334,27 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
         return _message(await run_in_threadpool(views.now, session, since, run, row))
 
     @router.get("/flat/{token}/ground")
-    def ground(token: str, request: Request) -> Response:
-        session = found(token, request)
+    def ground(token: str) -> Response:
+        session = found(token)
         return session if isinstance(session, Response) else _message(views.ground(session))
 
     @router.post("/flat/{token}/start")
     async def start(token: str, request: Request) -> Response:
-        session = found(token, request)
+        session = found(token)
         if isinstance(session, Response):
             return session
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            return Response("moving the start requires application/json", 415)
+            return refusal("moving the start requires application/json", 415)
         body = await capped_body(request, MOST_BYTES)
         if body is None:
-            return Response(f"a request to move the start may have at most {MOST_BYTES} bytes", 413)
+            return refusal(f"a request to move the start may have at most {MOST_BYTES} bytes", 413)
         try:
             x, y = _place(body)
             at = views.move_start(session, x, y)
         except PermissionError as e:
-            return Response(str(e), 403)
+            return refusal(str(e), 403)
         except ValueError as e:
-            return Response(str(e), 422)
+            return refusal(str(e), 422)
         return Response(json.dumps(dict(zip("xy", at, strict=True))), media_type="application/json")
 
     return router

@@ -56,6 +56,7 @@ class Lane:
         self.seat = seat
         self.view = view
         self.preset = preset  # the last one picked
+        self.remark = ""  # about the settings file that was opened
         self._lock = threading.Lock()
         self._next_event = 0
         self._asked: dict[str, Any] = {}  # path -> value that a control asked for, until the session answers
@@ -137,6 +138,7 @@ class Lane:
         switch = UPLOADS[knob].switch
         with self._lock:  # no longer the preset's values
             self._picked = (self._picked[0], self._picked[1] - {switch, knob})
+        self.remark = ""
         self.seat.session.send(Patch(((switch, use), (knob, str(path)))))
 
     def files(self) -> list[str]:
@@ -223,7 +225,7 @@ class Lane:
                 self._message = Message("error", self._in_words(reason), time.monotonic() + REFUSED_FOR)
             case Skipped(step, what):
                 self._message = Message("warning", f"the update of step {step} was skipped: not finite, {what}")
-            case Noted(_, text):
+            case Noted(_, text) if text not in self.seat.session.notes:  # those are always shown
                 self._message = Message("warning", text)
             case Failed(_, reason):
                 self._message = Message("error", reason)
@@ -295,4 +297,5 @@ class Lane:
             session.settings.planned_end,
             self.stats.get("steps_per_s", 0.0),
             self._message,
+            (*session.notes, *([self.remark] if self.remark else [])),
         )

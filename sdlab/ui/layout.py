@@ -1,14 +1,13 @@
 """The layout of the page: Gradio's blocks as the frame, with our own parts inside.
 
-Gradio gives the page its theme and reports when it is loaded and closed. Each part is a `gr.HTML` whose body is
-rendered once and brought to life by a module in static/page/; parts show the news and post what the user does. An event
-of Gradio's own would take 40 ms on the server and as long in the browser.
+Gradio gives the page its theme. Each part is a `gr.HTML` whose body is rendered once and brought to life by a module in
+static/page/; parts show the news and post what the user does. There are no events of Gradio's own, which would take 40
+ms on the server and as long in the browser.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ from sdlab.ui.wording import TITLE
 
 STATIC = Path(__file__).parent / "static"
 MODULES = {path.name: path for path in sorted((STATIC / "page").glob("*.js"))}
-
-HANDLER = {  # of Gradio's events: they take milliseconds, so they neither queue nor show a spinner
-    "queue": False,
-    "show_progress": "hidden",
-    "concurrency_limit": None,
-    "api_visibility": "private",
-}
 
 
 def theme() -> gr.themes.Base:
@@ -65,29 +57,22 @@ def head() -> str:
     return "".join(f'<link rel="modulepreload" href="page/{name}">' for name in MODULES)
 
 
-def blocks(
-    visitors: Visitors,
-    preset: str | None,
-    device: torch.device,
-    arrive: Callable[..., dict[str, Any]],
-    leave: Callable[..., None],
-) -> gr.Blocks:
-    """Return the page; to be mounted with `theme`, `head` and page.css. `arrive(dark, token, request)` and
-    `leave(request)` are called when it is loaded and when it is closed."""
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        dark, token = gr.Checkbox(visible=False), gr.Textbox(visible=False)  # known to the browser when it arrives
+def blocks(visitors: Visitors, preset: str | None, device: torch.device) -> gr.Blocks:
+    """Return the page; to be mounted with `theme`, `head` and page.css."""
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
-                    _panel("status")
+                    _part("status", "status.js", _STATUS)
                     _part("timeline", "timeline.js", _TIMELINE)
             with gr.Column(elem_id="side"):
                 with gr.Column(elem_classes=["card"]):
                     _part("controls", "controls.js", _controls(visitors.settings.prompt.text))
                 form = form_html(visitors.settings, visitors.presets, Rules(visitors.locked, visitors.shown))
-                _part("form", "form.js", form, {**form_state(visitors.settings), "preset": preset})
+                state = {**form_state(visitors.settings), "preset": preset}
+                _part("form", "form.js", visitors.told(form), visitors.told(state))
             with gr.Column(elem_id="readings", elem_classes=["card"]):
                 _part("tabs", "tabs.js", _TABS)
                 with gr.Row(elem_id="lens-panel"):
@@ -99,10 +84,7 @@ def blocks(
                     _part("comparing", "comparing.js", _COMPARING)
                     _panel("versus", no_comparison())
                 _part("results", "results.js", _RESULTS)
-        news = _part("news", "news.js", "", {})
-        page.load(arrive, [dark, token], news, js=f"async () => (await {_module('memory.js')}).restored()", **HANDLER)
-        page.unload(leave)
-    page.queue(max_size=64, api_open=False)
+        _part("news", "news.js", "")
     return page
 
 
@@ -145,6 +127,10 @@ def _controls(prompt: str) -> str:
 
 
 _STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>'
+_STATUS = (  # live regions are read out only if they exist before they have a text
+    '<p id="connection-line" role="alert"></p><p class="unseen" role="status" data-live></p>'
+    '<div data-panel="status"></div>'
+)
 _TIMELINE = (
     '<div class="timeline"><button type="button" data-replay title="Replay the run">&#9655;</button>'
     '<div class="track"><i class="done"></i><span class="ticks"></span><b class="now"></b></div></div>'

@@ -1,8 +1,7 @@
 """The desks of a server's pages: pages arrive, poll, act and leave.
 
-A page is told its desk's token when it arrives, through Gradio's load event; Gradio also reports when it leaves. In
-between, the page uses our own routes (`sdlab.ui.answers`): it polls for news twice a second and posts what the user
-does.
+A page uses the routes of `sdlab.ui.answers`: it is told its desk's token when it arrives, polls for news twice a
+second, posts what the user does, and keeps a stream open whose end says that it has left.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sdlab.ui.desk import Desk
 from sdlab.ui.lane import Lane
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import UPLOADS, Bringing
-from sdlab.ui.visitors import ARRIVING, PATIENCE, Visitors
+from sdlab.ui.visitors import ARRIVING, PATIENCE, Visitors, limits
 from sdlab.viewport.splat_view import Viewports
 
 
@@ -29,7 +28,7 @@ class Page:
 
     def __init__(self, manager: Manager, viewports: Viewports, visitors: Visitors, preset: str | None = None) -> None:
         self.visitors = visitors
-        self.shelves = Shelves()  # by token of a desk
+        self.shelves = Shelves(visitors.shared)  # by token of a desk
         self._manager = manager
         self._viewports = viewports
         self._preset = preset
@@ -48,15 +47,15 @@ class Page:
             try:
                 desk = self._open(page, dark, address)
             except (RuntimeError, OSError) as e:
-                return no_seat(str(e), page)
+                return no_seat(self.visitors.told(str(e)), page)
         else:
             desk.come_back(page)
             self._find(desk.id)
             desk.set_dark(dark)
         return {"token": desk.id, "page": page}
 
-    def poll(self, token: str, page: str) -> dict[str, Any]:
-        """Return the panels that changed on a desk, for the page that shows it."""
+    def poll(self, token: str, page: str, missed: bool = False) -> dict[str, Any]:
+        """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer."""
         own = self._of_page(page)
         if own is not None and own.id != token:
             return {}  # the page has just been given another desk
@@ -68,7 +67,9 @@ class Page:
             return another_tab(page) if known else session_over(page)
         if self._find(token, polling=True) is None:
             return session_over(page)
-        return {"panels": own.news()}
+        if missed:
+            own.forget()
+        return {"panels": self.visitors.told(own.news())}
 
     def delay(self, token: str, acts: int = 0) -> float:
         """Return how many seconds a request has to wait that brings this number of acts, or asks for news (0): requests
@@ -89,6 +90,11 @@ class Page:
             if isinstance(one, dict) and desk.lanes:
                 acts.perform(self, desk, one)
         return True
+
+    def shows(self, token: str, page: str) -> bool:
+        """Return whether a page shows the desk of `token`."""
+        desk = self._of_page(page)
+        return desk is not None and desk.id == token
 
     def leave(self, page: str) -> None:
         """Start the grace period of a page that was closed or reloaded."""
@@ -117,7 +123,7 @@ class Page:
             )
         in_use = {Path(path) for other in desk.lanes for path in other.files()}
         self.visitors.charge_upload(lane.seat.client, len(raw))
-        path = desk.uploads.keep(knob, name, raw, in_use)
+        path = desk.uploads.keep(knob, name, raw, in_use, limits(bool(self.visitors.locked)))
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
         lane.use_file(knob, path, UPLOADS[knob].use(raw))

@@ -38,8 +38,10 @@ class Message(NamedTuple):
 # ---- status ----------------------------------------------------------------------------------------------
 
 
-def status(phase: Phase, text: str, step: int, steps: int, rate: float, message: Message | None) -> str:
-    """Return the status line; `rate` in steps per second, 0 when unknown.
+def status(
+    phase: Phase, text: str, step: int, steps: int, rate: float, message: Message | None, notes: Sequence[str] = ()
+) -> str:
+    """Return the status line; `rate` in steps per second, 0 when unknown. `notes` are shown below it.
 
     A running session whose text says more than "running" takes no steps: a network of the loss is warming up.
     """
@@ -58,14 +60,19 @@ def status(phase: Phase, text: str, step: int, steps: int, rate: float, message:
     if working and message is not None and tone == "info":  # progress is told, whatever was noted before
         line = f"{said}; {line}"
     busy = " busy" if working else " waits" if waits else ""
-    role = "alert" if tone == "error" else "status"
+    below = f'<p class="say warning notes">{html.escape(" ".join(map(_full, notes)))}</p>' if notes else ""
     return (
         f'<div class="status {phase}" data-phase="{phase}" data-step="{step}">'
         f'<div class="status-head"><span class="dot{busy}"></span><strong>{word}</strong>'
         f'<span class="facts">{"".join(f"<span>{f}</span>" for f in facts)}</span></div>'
         f'<div class="bar{busy}"><i style="width:{100 * min(step / max(steps, 1), 1):.1f}%"></i></div>'
-        f'<p class="say {tone}" role="{role}">{html.escape(sentence(line))}</p></div>'
+        f'<p class="say {tone}">{html.escape(sentence(line))}</p>{below}</div>'
     )
+
+
+def _full(text: str) -> str:
+    """Return a text as a full sentence."""
+    return sentence(text) if text.endswith((".", "!", "?")) else f"{sentence(text)}."
 
 
 def no_session(title: str, text: str) -> str:
@@ -73,7 +80,7 @@ def no_session(title: str, text: str) -> str:
     return (
         f'<div class="status ended" data-phase="none"><div class="status-head"><span class="dot"></span>'
         f"<strong>{html.escape(title)}</strong></div>"
-        f'<p class="say warning" role="alert">{html.escape(text)}</p></div>'
+        f'<p class="say warning">{html.escape(text)}</p></div>'
     )
 
 

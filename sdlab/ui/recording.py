@@ -12,7 +12,7 @@ import numpy as np
 
 from sdlab.export.writers import Film, Tally, finite, unwatched
 from sdlab.types import SplatSnapshot
-from sdlab.viewport.client import CORNERS, NOTICE
+from sdlab.viewport.client import CHANGES, NOTICE
 from sdlab.viewport.splat_view import EYE, FLOOR, FLOOR_COLOUR, FLOOR_RADIUS, FOVY, floor_lines, muted, start_server
 
 MAX_BYTES = 12_000_000  # of the file, approximately
@@ -74,7 +74,7 @@ def write_recording(path: Path, film: Film, title: str, dark: bool = False, prog
         with muted():
             server.stop()
     progress(len(frames), len(frames) + 1)
-    head = f"<head><title>{html.escape(title)}</title>{NOTICE}{CORNERS}{SORTING}"
+    head = f"<head><title>{html.escape(title)}</title>{NOTICE}{CHANGES}{SORTING}"
     path.write_text(document.replace("<head>", head, 1), encoding="utf-8")
     progress(len(frames) + 1, len(frames) + 1)
     return len(frames)

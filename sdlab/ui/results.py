@@ -1,7 +1,8 @@
 """Results: the file formats, the shelf on which a desk's files are made and kept, and downloads below /results.
 
 A shelf works beside the run, from a `Material` that no one modifies, in a thread of its own that rests for as long as
-it works. The shelves of a server take turns. A failure here never reaches the run.
+it works. The shelves of a server take turns within their files, so that nobody's file waits for the whole of another's.
+A failure here never reaches the run.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from PIL import Image
 
@@ -32,18 +33,20 @@ from sdlab.export.writers import (
     write_turntable,
 )
 from sdlab.files import TemporaryFolder, sweep_temporary
+from sdlab.knobs import shown
 from sdlab.pictures import grid
-from sdlab.settings import to_toml
+from sdlab.settings import Settings, to_toml
 from sdlab.types import RawSplats
 from sdlab.ui.recording import write_recording
+from sdlab.ui.turns import Turns
+from sdlab.ui.uploads import without_uploads
 from sdlab.ui.wording import TITLE
-from sdlab.web import same_origin
+from sdlab.web import refusal
 
 MOST = 24  # files per shelf
 MOST_BYTES = 400_000_000
 MOST_WAITING = 8  # jobs; each holds a copy of the scene
 LONGEST_REST = 0.05  # seconds
-TURN = 0.1  # seconds between checks whether a waiting job was cancelled
 
 Phase = Literal["waiting", "working", "done", "cancelled", "failed"]
 
@@ -63,7 +66,12 @@ class Format(NamedTuple):
 
 
 def _settings(path: Path, m: Material, progress: Tally) -> None:
-    path.write_text(f"# {TITLE}: the settings at step {m.step}\n{to_toml(m.settings)}", encoding="utf-8")
+    settings, uploads = without_uploads(m.settings)
+    text = f"# {TITLE}: the settings at step {m.step}\n{to_toml(settings)}"
+    if uploads:
+        names = " and ".join(f"{name} ({knob})" for knob, name in uploads.items())
+        text += f'\n[about]\nuploads = "{names}"  # not part of the settings\n'
+    path.write_text(text, encoding="utf-8")
 
 
 def _pictures(path: Path, m: Material, progress: Tally) -> None:
@@ -103,14 +111,18 @@ FORMATS: Mapping[str, Format] = {
         lambda path, m, progress: write_splat(path, _splats(m)),
     ),
     "glb": Format(
-        ".glb", "model/gltf-binary", "Mesh, GLB", ABOUT, lambda path, m, progress: write_glb(path, _splats(m), progress)
+        ".glb",
+        "model/gltf-binary",
+        "Mesh, GLB",
+        ABOUT,
+        lambda path, m, progress: write_glb(path, m.solid or _splats(m), progress),
     ),
     "mp4": Format(
         ".mp4",
         "video/mp4",
         "Turntable, MP4",
         f"One turn around the object: {FILM_FRAMES} frames, {FILM_FRAMES / FILM_RATE:g} seconds.",
-        lambda path, m, progress: write_turntable(path, _splats(m), m.settings.camera, progress=progress),
+        lambda path, m, progress: write_turntable(path, m.solid or _splats(m), m.settings.camera, progress=progress),
     ),
     "html": Format(
         ".html",
@@ -155,11 +167,17 @@ class _Job:
     unwanted: threading.Event = field(default_factory=threading.Event)
 
 
-class Shelf:
-    """The files of one desk. Shelves with the same `gate` take turns. Methods are thread-safe and return at once."""
+def _all(settings: Settings) -> Settings:
+    return settings
 
-    def __init__(self, gate: threading.Semaphore | None = None) -> None:
-        self._gate = gate or threading.Semaphore()
+
+class Shelf:
+    """The files of one desk. Shelves with the same `turns` take them. `shared` says what of a run's settings its files
+    may hold. Methods are thread-safe and return at once."""
+
+    def __init__(self, turns: Turns | None = None, shared: Callable[[Settings], Settings] = _all) -> None:
+        self._turns = turns or Turns()
+        self._shared = shared
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}  # oldest first
         self._queue: list[_Job] = []
@@ -170,8 +188,9 @@ class Shelf:
     def start(self, kind: str, material: Material) -> str:
         """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
         shelf is closed."""
+        material = replace(material, settings=self._shared(material.settings))
         if kind not in FORMATS:
-            raise ValueError(f"there is no format {kind!r}; the formats are {', '.join(FORMATS)}")
+            raise ValueError(f"there is no format {shown(kind)}; the formats are {', '.join(FORMATS)}")
         job = _Job(secrets.token_urlsafe(16), kind, material.name + FORMATS[kind].suffix, material.step, material)
         with self._lock:
             if self._closed:
@@ -262,12 +281,12 @@ class Shelf:
                     closed = self._closed
                     break
                 job = self._queue[0]
-            if not self._gate.acquire(timeout=TURN):
+            if not self._turns.take(lambda: bool(self._queue)):
                 continue
             try:
                 self._make(job)
             finally:
-                self._gate.release()
+                self._turns.pass_on()
         if closed:
             self._folder.cleanup()
 
@@ -301,7 +320,7 @@ class Shelf:
 
     def _watch(self, job: _Job) -> Tally:
         """Return a progress callback that records the share done, raises `Cancelled` for a cancelled job, and rests for
-        as long as the job has worked: the CPU belongs to the run."""
+        as long as the job has worked: the CPU belongs to the run. Other shelves have their turns meanwhile."""
         looked = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -309,6 +328,7 @@ class Shelf:
             if job.unwanted.wait(min(time.monotonic() - looked, LONGEST_REST)):
                 raise Cancelled
             job.share = min(done / max(total, 1), 1.0)
+            self._turns.let_others()
             looked = time.monotonic()
 
         return progress
@@ -323,11 +343,12 @@ def _reason(error: Exception) -> str:
 
 
 class Shelves:
-    """The shelves of a server by token of a desk; together they make one file at a time."""
+    """The shelves of a server by token of a desk; one of them works at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Callable[[Settings], Settings] = _all) -> None:
         self._lock = threading.Lock()
-        self._gate = threading.Semaphore()
+        self._shared = shared
+        self._turns = Turns()
         self._shelves: dict[str, Shelf] = {}
         sweep_temporary("sdlab-")  # results and uploads of servers that were killed
 
@@ -335,7 +356,7 @@ class Shelves:
         """Return the shelf of a token, creating it if needed."""
         with self._lock:
             if token not in self._shelves:
-                self._shelves[token] = Shelf(self._gate)
+                self._shelves[token] = Shelf(self._turns, self._shared)
             return self._shelves[token]
 
     def get(self, token: str) -> Shelf | None:
@@ -363,15 +384,13 @@ def routes(shelves: Shelves) -> APIRouter:
     router = APIRouter()
 
     @router.get("/results/{token}/{result_id}", include_in_schema=False)
-    def download(token: str, result_id: str, request: Request) -> Response:
-        if not same_origin(request.headers):
-            return Response("results are sent only to the page they belong to", 403)
+    def download(token: str, result_id: str) -> Response:
         shelf = shelves.get(token)
         found = shelf.file(result_id) if shelf is not None else None
         if found is None or not found[0].is_file():
-            return Response("there is no such result, or its session has ended", 404)
+            return refusal("there is no such result, or its session has ended", 404)
         path, result = found
-        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
+        headers = {"Cache-Control": "private, no-store"}
         return FileResponse(path, filename=result.name, media_type=FORMATS[result.kind].media_type, headers=headers)
 
     return router

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -17,17 +18,20 @@ import gradio as gr
 import uvicorn
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse
-from gradio.routes import App
-from starlette.routing import Mount
 
+from sdlab import parsing
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
-from sdlab.ui import answers, flat_view, layout, results, uploads
+from sdlab.ui import answers, flat_view, front, layout, results, uploads
+from sdlab.ui.guard import Guard
 from sdlab.ui.page import Page
 from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.viewport import proxy
+from sdlab.viewport.proxy import MAX_FRAME
 from sdlab.viewport.splat_view import Viewports
-from sdlab.web import SecurityHeaders, embedders
+from sdlab.web import ANYWHERE, Site, embedders, refusal
+
+SPARE = 2  # processes that wait for uploads, so that the first visitor's file does not delay the second's
 
 
 def build(
@@ -36,11 +40,12 @@ def build(
     preset: str | None = None,
     locked: Collection[str] = (),
     on_space: bool = False,
+    site: Site = ANYWHERE,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
-    Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. The manager's sessions end with the
-    application.
+    Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
+    addresses of `site`. The manager's sessions end with the application.
     """
     viewports = Viewports()
     visitors = Visitors(settings, locked)
@@ -48,34 +53,34 @@ def build(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parsing.stand_by(SPARE)
         yield
+        parsing.close()
         viewports.close_all()
         manager.shutdown()
         page.shelves.close_all()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(SecurityHeaders)
+    # A redirect to an address with a slash would name the host and scheme that the proxy has used.
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.closing = asyncio.Event()
+    app.add_middleware(Guard, site=site)
     framed_by = embedders(on_space)
     for router in (  # before the page, which is mounted at / and would answer for every address
-        proxy.routes(viewports, framed_by),
+        proxy.routes(viewports, framed_by, site),
         flat_view.routes(flat_view.FlatViews(manager, visitors.locked), framed_by),
-        answers.routes(page),
+        answers.routes(page, app.state.closing),
         results.routes(page.shelves),
         uploads.routes(page.bringing, lambda knob: max_bytes(knob, bool(visitors.locked))),
         modules(),
     ):
         app.include_router(router)
 
-    def arrive(dark: bool, token: str, request: gr.Request) -> dict[str, Any]:
-        return page.arrive(request.session_hash or "", token or "", bool(dark), answers.client_address(request))
-
-    def leave(request: gr.Request) -> None:
-        page.leave(request.session_hash or "")
-
+    app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
     gr.mount_gradio_app(
         app,
-        layout.blocks(visitors, preset, manager.device, arrive, leave),
+        layout.blocks(visitors, preset, manager.device),
         path="/",
+        root_path="",  # whatever GRADIO_ROOT_PATH says: see `front`
         theme=layout.theme(),
         css=(layout.STATIC / "page.css").read_text(encoding="utf-8"),
         head=layout.head(),
@@ -85,9 +90,9 @@ def build(
         enable_monitoring=False,
         pwa=False,
         allowed_paths=[],
-        max_file_size="1mb",  # nothing is uploaded to Gradio
-        show_error=True,
+        show_error=False,
     )
+    gradio = app.routes[-1]  # the mount
     return app
 
 
@@ -98,20 +103,19 @@ def modules() -> APIRouter:
     @router.get("/page/{name}")
     def module(name: str) -> Response:
         if name not in layout.MODULES:
-            return Response("there is no such file", 404)
+            return refusal("there is no such file", 404)
         return FileResponse(layout.MODULES[name], media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     return router
 
 
 class PageServer(uvicorn.Server):
-    """Serves the application of `build`. Every open page holds an event stream, which Gradio ends only when told to;
-    otherwise a shutdown would wait for the streams and then log an error for each."""
+    """Serves the application of `build`. Every open page holds an event stream, which ends when told to; otherwise a
+    shutdown would wait for the streams and then log an error for each."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for route in getattr(self.config.app, "routes", []):
-            if isinstance(route, Mount) and isinstance(route.app, App):
-                route.app.stop_event.set()
+        if isinstance(self.config.app, FastAPI):
+            self.config.app.state.closing.set()
         await super().shutdown(sockets)
 
 
@@ -120,8 +124,10 @@ def server(app: FastAPI, **options: Any) -> PageServer:
     config = uvicorn.Config(
         app,
         log_level="warning",
+        log_config=None,  # its log lines go where all go, see `sdlab.console`
         ws_per_message_deflate=False,  # splats do not compress, and trying doubles the work
-        ws_max_size=64 << 20,
+        ws_max_size=MAX_FRAME,
+        server_header=False,
         timeout_graceful_shutdown=3,
         **options,
     )

@@ -19,31 +19,36 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from sdlab import pictures
+from sdlab import decoding
+from sdlab.decoding import is_picture, picture_of
 from sdlab.files import TemporaryFolder
-from sdlab.meshes.surface import READABLE, mesh_of
-from sdlab.priors.sources.files import is_archive, is_picture
-from sdlab.priors.sources.folder import check_archive
-from sdlab.settings import Settings
+from sdlab.folders import check_archive, is_archive
+from sdlab.meshes.surface import READABLE, check_mesh
+from sdlab.parsing import VISITOR, Limits, parsed
+from sdlab.settings import Settings, default_settings
 from sdlab.starts import clouds
-from sdlab.web import capped_body, same_origin
+from sdlab.web import capped_body, refusal
 
 MOST_KEPT = 8  # files per desk
 PATIENCE = 600.0  # seconds that an upload may take
+FOLDER = "sdlab-uploads-"  # begins the names of folders with uploads
 NAME = 60  # characters of a file name that are kept
-_one_at_a_time = threading.Lock()  # reading a file may take many times its size in memory
 
 
 class Upload(NamedTuple):
-    """The files that a knob takes: `check(raw, name)` raises a ValueError that begins with the name. A run uses the
-    file if the knob `switch` has one of the values `uses`; `use(raw)` returns which."""
+    """The files that a knob takes.
+
+    `check(raw, name, limits)` raises a ValueError that begins with the name, for a file that the knob cannot use or
+    that cannot be read within the limits. A run uses the file if the knob `switch` has one of the values `uses`;
+    `use(raw)` returns which.
+    """
 
     kind: str  # of the scene or prior that has the knob
     switch: str
     uses: tuple[str, ...]
     suffixes: str  # that the browser's file dialog offers
     most: int  # bytes
-    check: Callable[[bytes, str], object]
+    check: Callable[..., object]
     use: Callable[[bytes], str]
 
     def fits(self, settings: Settings) -> bool:
@@ -51,15 +56,25 @@ class Upload(NamedTuple):
         return self.kind == getattr(settings, self.switch.partition(".")[0]).kind
 
 
-def _check_gallery(raw: bytes, given: str) -> None:
+def _check_cloud(raw: bytes, given: str, limits: Limits = VISITOR) -> None:
+    """Raise a ValueError that begins with `given`, unless a scene can start from a file."""
+    clouds.parsed_cloud(raw, 1, np.random.default_rng(0), given, limits=limits)
+
+
+def _check_picture(raw: bytes, given: str, limits: Limits = VISITOR) -> None:
+    """Raise a ValueError that begins with `given`, unless images can start from a file."""
+    parsed(picture_of, raw, 8, given, given=given, limits=limits)
+
+
+def _check_gallery(raw: bytes, given: str, limits: Limits = VISITOR) -> None:
     """Raise a ValueError that begins with `given`, unless it is a ZIP of pictures or a mesh."""
     if is_archive(raw):
-        check_archive(raw, given)
+        parsed(check_archive, raw, given, limits.pixels, given=given, limits=limits)
     elif is_picture(raw):
         raise ValueError(f"{given} is a single picture: upload a ZIP file of pictures")
     else:
         try:
-            mesh_of(raw, given)
+            parsed(check_mesh, raw, given, given=given, needs=("trimesh",), limits=limits)
         except ValueError as e:
             raise ValueError(f"{e}; pictures come as a ZIP file" if READABLE in str(e) else str(e)) from e
 
@@ -69,9 +84,9 @@ UPLOADS = {  # by the knob that holds the file's path
         "splats",
         "scene.start",
         ("file",),
-        ".glb,.obj,.stl,.ply",
+        ".glb,.obj,.stl,.ply,.spz,.sog,.splat",
         clouds.MAX_BYTES,
-        lambda raw, given: clouds.cloud_of(raw, 1, np.random.default_rng(0), given),
+        _check_cloud,
         lambda raw: "file",
     ),
     "scene.picture": Upload(
@@ -79,8 +94,8 @@ UPLOADS = {  # by the knob that holds the file's path
         "scene.start",
         ("picture",),
         ".png,.jpg,.jpeg,.webp",
-        pictures.MAX_BYTES,
-        lambda raw, given: pictures.picture_of(raw, 8, given),
+        decoding.MAX_BYTES,
+        _check_picture,
         lambda raw: "picture",
     ),
     "prior.path": Upload(
@@ -106,16 +121,16 @@ class Uploads:
         self._closed = False
         self.arriving = threading.Lock()  # held during an upload: one at a time
 
-    def keep(self, knob: str, name: str, raw: bytes, in_use: Collection[Path] = ()) -> Path:
+    def keep(self, knob: str, name: str, raw: bytes, in_use: Collection[Path] = (), limits: Limits = VISITOR) -> Path:
         """Keep a file and return its path; beyond `MOST_KEPT`, the oldest file that is not `in_use` is deleted. Raises
-        a ValueError that begins with `name` when the knob cannot use the file, RuntimeError when the desk is gone."""
-        with _one_at_a_time:
-            UPLOADS[knob].check(raw, _shown(name))
+        a ValueError that begins with `name` when the knob cannot use the file or it exceeds `limits`, RuntimeError
+        when the desk is gone."""
+        UPLOADS[knob].check(raw, _shown(name), limits)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the session of this file has ended")
             if self._folder is None:
-                self._folder = TemporaryFolder("sdlab-uploads-")
+                self._folder = TemporaryFolder(FOLDER)
             self._count += 1
             path = Path(self._folder.name) / f"{self._count}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
             path.write_bytes(raw)
@@ -131,6 +146,18 @@ class Uploads:
             self._closed = True
             if self._folder is not None:
                 self._folder.cleanup()
+
+
+def without_uploads(settings: Settings) -> tuple[Settings, dict[str, str]]:
+    """Return settings that name no uploaded file, since those go with their desk, and the files' names by knob."""
+    knobs = settings.knobs()
+    default = default_settings(settings.prior.kind, settings.scene.kind).knobs()
+    gone = {path: Path(knobs[path].value) for path in UPLOADS if path in knobs}
+    gone = {path: file for path, file in gone.items() if file.parent.name.startswith(FOLDER)}
+    changes = [(path, default[path].value) for path in gone]
+    switches = [UPLOADS[path].switch for path in gone if knobs[UPLOADS[path].switch].value in UPLOADS[path].uses]
+    changes += [(switch, default[switch].value) for switch in switches]
+    return settings.patch_all(changes), {path: file.name.partition("-")[2] for path, file in gone.items()}
 
 
 def _shown(name: str) -> str:
@@ -152,32 +179,30 @@ def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], in
 
     @router.post("/uploads/{token}/{knob}", include_in_schema=False)
     async def upload(token: str, knob: str, request: Request, name: str = "file") -> Response:
-        if not same_origin(request.headers):
-            return Response("uploads are accepted only from the page they are for", 403)
         bringing = find(token)
         if bringing is None:
-            return Response("this session has ended", 404)
+            return refusal("this session has ended", 404)
         if knob not in UPLOADS:
-            return Response(f"{knob!r} takes no file: allowed are {', '.join(UPLOADS)}", 404)
+            return refusal(f"{_shown(knob)} takes no file: allowed are {', '.join(UPLOADS)}", 404)
         if not bringing.uploads.arriving.acquire(blocking=False):
-            return Response("another upload is in progress: wait for it", 409)
+            return refusal("another upload is in progress: wait for it", 409)
         try:
             most = max_bytes(knob)
             async with asyncio.timeout(PATIENCE):
                 raw = await capped_body(request, most)
             if raw is None:
-                return Response(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
+                return refusal(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
             await run_in_threadpool(bringing.receive, knob, name, raw)
         except TimeoutError:
-            return Response(f"{_shown(name)} was not uploaded within {PATIENCE:.0f} s: try again", 408)
+            return refusal(f"{_shown(name)} was not uploaded within {PATIENCE:.0f} s: try again", 408)
         except ClientDisconnect:  # the user cancelled
             return Response(status_code=400)
         except (ValueError, RuntimeError) as e:
-            return Response(str(e), 422)
+            return refusal(str(e), 422)
         except MemoryError:
-            return Response(f"{_shown(name)} needs more memory than is available", 422)
+            return refusal(f"{_shown(name)} needs more memory than is available", 422)
         except OSError as e:
-            return Response(f"{_shown(name)} could not be saved: {e.strerror or e}", 507)
+            return refusal(f"{_shown(name)} could not be saved: {e.strerror or 'the disk refused it'}", 507)
         finally:
             bringing.uploads.arriving.release()
         return Response(status_code=204)

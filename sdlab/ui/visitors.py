@@ -12,11 +12,13 @@ from sdlab import settings as catalogue
 from sdlab.knobs import Knob
 from sdlab.live.clients import NO_LIMIT, Bucket, Client
 from sdlab.live.state import Run
+from sdlab.parsing import OWN, VISITOR, Limits
 from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui.budgets import Budgets
-from sdlab.ui.uploads import UPLOADS
+from sdlab.ui.uploads import NAME, UPLOADS
+from sdlab.ui.veil import Veil, name_of
 
 # Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
 # of the scene. Galleries of visitors' own sizes or seeds would fill the memory and be drawn again for each of them.
@@ -28,6 +30,7 @@ GALLERY = (
 LOCKED = (*(f"prior.{name}" for name in (*NETWORK, *GALLERY)), "scene.picture", "scene.file", "scene.shap_e")
 # locked knobs that the server's own settings, being of another kind, do not have: visitors trigger no download
 DEFAULTS = {"scene.shap_e": ""}
+PATHS = ("prior.path", "scene.file", "scene.picture")  # knobs that may hold a path
 
 MAX_LANES, VISITOR_LANES = 4, 3  # per page
 VISITOR_FILES = 3  # results of one page that are not finished
@@ -53,12 +56,20 @@ def max_bytes(knob: str, locked: bool) -> int:
     return min(UPLOADS[knob].most, MAX_UPLOAD) if locked else UPLOADS[knob].most
 
 
+def limits(locked: bool) -> Limits:
+    """Return what parsing an uploaded file may take; less where visitors upload it because paths are locked."""
+    return VISITOR if locked else OWN
+
+
 class Visitors:
     """The policy of one server: its own settings and the knobs that its visitors cannot change."""
 
     def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
         self.settings = settings
         self.locked = frozenset(locked)
+        own = settings.knobs()
+        self._paths = {path: own[path].value for path in PATHS if path in own and own[path].value}
+        self.veil = Veil(self._paths.values()) if locked else None
         shipped = {name: catalogue.preset(name) for name in catalogue.preset_names()}
         # priors of presets that read no files and load nothing
         self._harmless = {s.prior for s in shipped.values() if isinstance(s.prior, GalleryPrior) and not s.prior.path}
@@ -127,9 +138,10 @@ class Visitors:
 
     def read(self, text: str, name: str) -> Settings:
         """Return the settings in the text of a visitor's file; ValueError says what is wrong with the file `name`."""
+        name = name if len(name) <= NAME else f"...{name[-NAME:]}"
         if len(text) > MAX_SETTINGS:
             raise ValueError(f"{name} has {len(text):,} characters; settings have at most {MAX_SETTINGS:,}")
-        wanted = catalogue.from_toml(text, name)
+        wanted = self._with_paths(catalogue.from_toml(text, name))
         if not self.allows(wanted):
             raise ValueError(f"{name}: it is for another prior, and this server's prior cannot be changed")
         wanted = self.fit(wanted)
@@ -139,6 +151,22 @@ class Visitors:
             except ValueError as e:
                 raise ValueError(f"{name}: {e}") from e
         return wanted
+
+    def told(self, what: Any) -> Any:
+        """Return a text or JSON as visitors may see it: without the server's folders."""
+        return what if self.veil is None else self.veil(what)
+
+    def shared(self, settings: Settings) -> Settings:
+        """Return a run's settings as visitors may save them: with names in place of paths."""
+        if self.veil is None:
+            return settings
+        knobs = settings.knobs()
+        return settings.patch_all([(p, name_of(knobs[p].value)) for p in PATHS if p in knobs and knobs[p].value])
+
+    def _with_paths(self, saved: Settings) -> Settings:
+        """Return settings that `shared` has made with the server's own paths."""
+        knobs, own = saved.knobs(), self._paths if self.veil is not None else {}
+        return saved.patch_all([(p, v) for p, v in own.items() if p in knobs and knobs[p].value == name_of(v)])
 
     def _fixed(self, wanted: Settings) -> list[tuple[str, Any]]:
         """Return the locked knobs that `wanted` has, with their values: those of the server's own settings, or the

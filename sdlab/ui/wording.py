@@ -19,7 +19,6 @@ LABELS = {
     "lessons": "Lessons per step",
     "every": "Learns every",
     "lr": "Learning rate",
-    "start": "Schedules start at step",
     "perp_neg": "Perp-Neg",
     "rescale": "CFG rescale",
     "pos": "Prompt",
@@ -33,13 +32,16 @@ LABELS = {
     "p_null": "Share without camera",
     "rank": "LoRA rank",
     "leg_steps": "Steps per leg",
-    "source": "Source prompt",
     "source_cfg": "Source CFG",
     "target": "Target prompt",
     "target_cfg": "Target CFG",
     "warm_up": "Warm-up",
 }
-LABELS_OF_PATHS = {"prior.source": "Images from"}  # where the name alone means something else
+LABELS_OF_PATHS = {  # of names that mean different things in different groups
+    "prior.source": "Images from",
+    "prompt.source": "Source prompt",
+    "schedule.start": "Schedules start at step",
+}
 CHOICES = {"lora": "LoRA", "sds": "SDS"}
 SYMBOLS = ("t", "w", "s", "k")  # not capitalised at the beginning of a label
 PHASE_WORDS: dict[Phase, str] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from pathlib import Path
 
 import viser
@@ -24,22 +25,29 @@ NOTICE = """<style>
 </style>"""
 # viser gives a splat's corners as two numbers each where three.js reads three, so the bounding sphere gets the radius
 # NaN and each view logs an error. The shader reads only x and y; z = 1e3 makes a sphere so large that the splats are
-# never culled, as they never were with NaN. The code comes compressed and is changed when it has been decoded.
-CORNERS = """<script>{
+# never culled, as they never were with NaN.
+CORNERS = ("new Float32Array([-2,-2,2,-2,2,2,-2,2]),2)", "new Float32Array([-2,-2,-1e3,2,-2,1e3,2,2,-1e3,-2,2,1e3]),3)")
+# Splats, lines and images are not lit. The lights' shadows and the default environment map, which is decoded and
+# filtered before the first picture, would only cost time.
+LIGHTS = (
+    "enableDefaultLights:!0,enableDefaultLightsShadows:!0,environmentMap:null",
+    "enableDefaultLights:!1,enableDefaultLightsShadows:!1,environmentMap:{hdri_data:null}",
+)
+# The client's code comes compressed and is changed when it has been decoded.
+CHANGES = f"""<script>{{
   const decode = TextDecoder.prototype.decode;
-  TextDecoder.prototype.decode = function (...given) {
+  TextDecoder.prototype.decode = function (...given) {{
     const text = decode.apply(this, given);
     if (text.length < 1e6) return text;
     TextDecoder.prototype.decode = decode;
-    return text.replace("new Float32Array([-2,-2,2,-2,2,2,-2,2]),2)",
-      "new Float32Array([-2,-2,-1e3,2,-2,1e3,2,2,-1e3,-2,2,1e3]),3)");
-  };
-}</script>"""
+    return {json.dumps((CORNERS, LIGHTS))}.reduce((code, [from, to]) => code.replace(from, to), text);
+  }};
+}}</script>"""
 
 
 @functools.cache
 def client_html() -> str:
     """Return the client as a page embeds it."""
     html = (Path(inspect.getfile(viser)).parent / "client" / "build" / "index.html").read_text(encoding="utf-8")
-    draw = f"<script>{(STATIC / 'view.js').read_text(encoding='utf-8')}</script>"
-    return html.replace("<head>", f"<head>{RECONNECT}{draw}{CORNERS}{STYLE}{NOTICE}", 1)
+    ours = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in ("line.js", "view.js"))
+    return html.replace("<head>", f"<head>{RECONNECT}{ours}{CHANGES}{STYLE}{NOTICE}", 1)

@@ -10,17 +10,19 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import rich
 import viser
 
 from sdlab.channel import Latest
+from sdlab.console import say
+from sdlab.errors import reason
 from sdlab.live.manager import Seat
 from sdlab.pictures import grid
 from sdlab.types import Frame, SplatSnapshot
+from sdlab.viewport.private import muted, start_server
 
 UPDATE_EVERY = 0.1  # seconds; a browser on a small machine draws splats no more often
 WAIT = 0.5  # seconds between checks for a closed view
@@ -42,34 +44,6 @@ FLOOR_COLOUR = {False: (226, 226, 230), True: (44, 44, 50)}  # by theme: dark or
 Film = tuple[tuple[int, SplatSnapshot | np.ndarray], ...]  # (step, Gaussians or the images of a flat scene)
 
 
-class LocalServer(viser.ViserServer):
-    """A viser server that never opens a public tunnel; by default any client may request one."""
-
-    def request_share_url(self, verbose: bool = True) -> str | None:
-        return None
-
-
-_muting = threading.Lock()
-
-
-@contextlib.contextmanager
-def muted() -> Iterator[None]:
-    """Silence viser, which prints a line whenever a server starts or stops, even with verbose=False."""
-    console = rich.get_console()
-    with _muting:
-        quiet, console.quiet = console.quiet, True
-        try:
-            yield
-        finally:
-            console.quiet = quiet
-
-
-def start_server() -> LocalServer:
-    """Start a server on a free port of the loopback interface."""
-    with muted():
-        return LocalServer(host="127.0.0.1", port=0, verbose=False)
-
-
 def floor_lines() -> np.ndarray:
     """Return a round grid below the object as line segments [N, 2, 3]."""
     at = np.arange(-FLOOR_RADIUS + FLOOR_CELL / 2, FLOOR_RADIUS, FLOOR_CELL)
@@ -81,25 +55,40 @@ def floor_lines() -> np.ndarray:
 
 
 class SplatView:
-    """Shows the frames in `latest` until `close`. Its only thread reads frames, which are copies."""
+    """Shows the frames in `latest` until `close`. Its only thread reads frames, which are copies.
+
+    If showing a frame fails, the view restarts once with a new server, to which browsers connect again; after a second
+    failure it ends, and `trouble` says why.
+    """
+
+    trouble = ""  # for the user
+    obstacle = ""  # why a browser's last attempt to connect failed
 
     def __init__(self, latest: Latest[Frame], dark: bool = False) -> None:
         self._latest = latest
         self._closed = threading.Event()
-        self._server = start_server()
-        self.port: int = self._server.get_port()
-        self._splats: viser.GaussianSplatHandle | None = None
-        self._picture: viser.ImageHandle | None = None
         self._dark = dark
         self._peers: tuple[SplatView, ...] = ()  # views whose cameras follow this one
         self._told = -math.inf  # time when the server last moved this view's cameras
         self._film: Film = ()
         self._film_at: int | None = None  # step of the film's shot that is shown
         self._film_changed = False
-        self._set_up_scene(dark)
-        self._server.on_client_connect(self._watch)
+        self._serve()
         self._thread = threading.Thread(target=self._follow, name="sdlab-view", daemon=True)
         self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """The address of viser's WebSocket, which holds a secret: for `sdlab.viewport.proxy` only."""
+        return self._server.address
+
+    def _serve(self) -> None:
+        """Start a server with an empty scene."""
+        self._splats: viser.GaussianSplatHandle | None = None
+        self._picture: viser.ImageHandle | None = None
+        self._server = start_server()
+        self._set_up_scene(self._dark)
+        self._server.on_client_connect(self._watch)
 
     def _set_up_scene(self, dark: bool) -> None:
         scene = self._server.scene
@@ -210,22 +199,44 @@ class SplatView:
         return not self._thread.is_alive()
 
     def _follow(self) -> None:
-        version = 0
+        """Show frames until the view is closed; after a failure, begin again once."""
         try:
-            while not self._closed.is_set():
-                if self._film_changed:
-                    self._play()
-                    version = -1  # show the present again even if it has not changed
-                if not self._latest.wait(version, WAIT if version >= 0 else 0.0):
-                    continue
-                version = self._latest.version  # read before the frame: a frame in between is shown next time
-                frame = self._latest.get()
-                if frame is not None:
-                    self.show(frame)
-                self._closed.wait(UPDATE_EVERY)
+            self._show_frames()
+        except (Exception, SystemExit) as e:
+            say(f"a 3D view failed and was restarted ({reason(e)})")
+            self._stop()
+            self._show_again()
         finally:
-            with muted():
-                self._server.stop()
+            self._stop()
+
+    def _show_again(self) -> None:
+        """Show frames on a new server; a second failure ends the view."""
+        self._film_changed, self._film_at = False, None  # what failed may have been a shot of the film
+        try:
+            self._serve()
+            self._show_frames()
+        except (Exception, SystemExit) as e:
+            self._closed.set()
+            self.trouble = f"The 3D view has stopped ({reason(e)}). The run goes on; branch it to get a new view."
+            say(f"a 3D view failed again and has stopped ({reason(e)})")
+
+    def _stop(self) -> None:
+        with muted():
+            self._server.stop()
+
+    def _show_frames(self) -> None:
+        version = 0
+        while not self._closed.is_set():
+            if self._film_changed:
+                self._play()
+                version = -1  # show the present again even if it has not changed
+            if not self._latest.wait(version, WAIT if version >= 0 else 0.0):
+                continue
+            version = self._latest.version  # read before the frame: a frame in between is shown next time
+            frame = self._latest.get()
+            if frame is not None:
+                self.show(frame)
+            self._closed.wait(UPDATE_EVERY)
 
     def show(self, frame: Frame) -> None:
         """Send a frame to the browsers; called by the view's own thread."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from sdlab.decoding import rgba_bytes
 from sdlab.types import Cameras
 
 Drawn = Callable[[int, int], None]  # receives the number of images drawn so far, and the number to draw
@@ -65,6 +66,4 @@ def as_bytes(rgb: np.ndarray, coverage: np.ndarray) -> UInt8[Tensor, "N 4 S S"]:
 
     Rounding cannot make a colour brighter than its coverage allows.
     """
-    alpha = np.rint(255 * np.clip(coverage, 0, 1)).astype(np.uint8)
-    colour = np.minimum(np.rint(255 * np.clip(rgb, 0, 1)).astype(np.uint8), alpha[..., None])
-    return torch.from_numpy(np.concatenate([colour, alpha[..., None]], -1)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(rgba_bytes(rgb, coverage))

@@ -5,7 +5,7 @@
 
 A caption consists of the names of the folders below the root and, if a text file has the picture's name, of its words:
 both count. The picture's own name does not. See `sdlab.priors.sources.captions` for how a prompt selects pictures, and
-`sdlab.priors.sources.files` for what is read and how a picture becomes a square. Transparency is kept.
+`sdlab.folders` for what is read and how a picture becomes a square. Transparency is kept.
 
 Descriptors that are in no caption ("blurry") are made by the toybox's filters, on a background of the toybox's data.
 There is no limit to such images: a picture may be repeated, with other flaws on another background.
@@ -26,19 +26,17 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from sdlab.errors import first_line
-from sdlab.pictures import MAX_BYTES
+from sdlab.decoding import MAX_BYTES, square_of
+from sdlab.folders import WANTED, Files, Read, files_at, none_found, reason_of, reasons, sorted_out
+from sdlab.parsing import Limits, parsed
 from sdlab.priors.sources import Drawn, Source, as_bytes, unheard
 from sdlab.priors.sources.captions import Captions, split
-from sdlab.priors.sources.files import MAGIC_BYTES, WANTED, Archive, Files, Read, files_at, is_picture, square_of
 from sdlab.toybox.flawed import flawed
 
 VERSION = 1  # raise it when the same files give other images
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
 CAPTION_BYTES = 4000  # of a text file that are read
 REPORT_EVERY = 0.25  # seconds
-SHOWN_SKIPPED = 5  # files in a note
-SHOWN_NAME = 60  # characters
+PICTURE = Limits(20.0, 2_000_000_000)  # for one of them
 KEPT_BYTES = 100_000_000  # of decoded pictures, so that another prompt need not decode them again
 
 
@@ -74,7 +72,7 @@ class FolderSource(Source):
             damaged = {self._list.names[i]: reason for i, reason in self._damaged.items()}
         skipped = {**self._list.skipped, **damaged}
         total = len(self) + len(self._list.skipped)
-        return f"skipped {len(skipped):,} of {total:,} files: {_reasons(skipped)}" if skipped else ""
+        return f"skipped {len(skipped):,} of {total:,} files: {reasons(skipped)}" if skipped else ""
 
     def key(self, text: str) -> str:
         """Return the words that select pictures, and the descriptors; "" for all pictures without flaws."""
@@ -130,10 +128,10 @@ class FolderSource(Source):
                     continue
             if square is None:
                 try:
-                    square = square_of(read(self._list.names[i], MAX_BYTES + 1), size)
+                    square = torch.from_numpy(_decoded(read(self._list.names[i], MAX_BYTES + 1), size))
                 except Exception as e:  # reading from an archive raises all kinds of errors
                     with self._lock:
-                        self._damaged[i] = _reason(e)
+                        self._damaged[i] = reason_of(e)
                     continue
                 self._keep((i, size), square)
             yield square
@@ -145,6 +143,11 @@ class FolderSource(Source):
                 self._kept_bytes += square.nbytes
             while self._kept_bytes > KEPT_BYTES:
                 self._kept_bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+
+def _decoded(raw: bytes, size: int) -> np.ndarray:
+    """Return a picture as in `square_of`, decoded in another process."""
+    return parsed(square_of, raw, size, given="", limits=PICTURE)
 
 
 def _paced(progress: Drawn) -> Drawn:
@@ -173,22 +176,6 @@ def _spoilt(square: UInt8[Tensor, "4 S S"], flaws: Sequence[str], rng: np.random
     return as_bytes(rgb[None], coverage[None])[0]
 
 
-def check_archive(raw: bytes, given: str) -> None:
-    """Raise ValueError, which begins with `given`, unless `raw` is a ZIP file with a picture that can be decoded."""
-    files = Archive(raw, given)
-    found = listing(files, given)
-    damaged = {}
-    with files.reading() as read:
-        for name in found.names:
-            try:
-                square_of(read(name, MAX_BYTES + 1), 8)
-            except Exception as e:
-                damaged[name] = _reason(e)
-            else:
-                return
-    raise ValueError(f"{given} contains no picture that can be read: {_reasons({**found.skipped, **damaged})}")
-
-
 class Listing(NamedTuple):
     """The pictures among some files."""
 
@@ -208,29 +195,14 @@ def listing(files: Files, given: str, progress: Drawn = unheard) -> Listing:
     skipped = dict(files.skipped)
     texts = {name[:-4]: name for name in files.names if name.lower().endswith(".txt")}
     with files.reading() as read:
-        for done, name in enumerate(files.names, 1):
-            reason = _refused(read, name)
-            if reason is None:
+        for done, name in enumerate(sorted_out(files, read, skipped), 1):
+            if name is not None:
                 names.append(name)
                 captions.append(_caption(read, name, texts, skipped))
-            elif reason:
-                skipped[name] = reason
             report(done, len(files.names))
     if not names:
-        why = f". Skipped: {_reasons(skipped)}" if skipped else ""
-        raise ValueError(f"{given} contains no pictures: {WANTED}{why}")
+        raise none_found(given, skipped)
     return Listing(names, Captions(captions), skipped)
-
-
-def _refused(read: Read, name: str) -> str | None:
-    """Return None for a picture; otherwise why it is skipped, or "" if it is not named like a picture either."""
-    is_named_so = name.lower().endswith(SUFFIXES)
-    try:
-        if is_picture(read(name, MAGIC_BYTES)):
-            return None
-    except Exception as e:
-        return _reason(e) if is_named_so else ""
-    return "not PNG, JPEG or WebP" if is_named_so else ""
 
 
 def _caption(read: Read, name: str, texts: Mapping[str, str], skipped: dict[str, str]) -> set[str]:
@@ -242,22 +214,5 @@ def _caption(read: Read, name: str, texts: Mapping[str, str], skipped: dict[str,
         try:
             said.update(split(read(beside, CAPTION_BYTES).decode("utf-8-sig", "ignore")))
         except Exception as e:
-            skipped[beside] = _reason(e)
+            skipped[beside] = reason_of(e)
     return said
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or first_line(error, 80)
-
-
-def _reasons(skipped: Mapping[str, str]) -> str:
-    """Return the first of the skipped files, with the reasons."""
-    named = [f"{_shown(name)} ({skipped[name]})" for name in sorted(skipped)[:SHOWN_SKIPPED]]
-    more = f" and {len(skipped) - SHOWN_SKIPPED:,} more" if len(skipped) > SHOWN_SKIPPED else ""
-    return ", ".join(named) + more
-
-
-def _shown(name: str) -> str:
-    """Return a file's name for messages: printable, and only the end of a long one."""
-    name = name if name.isprintable() else ascii(name)[1:-1]
-    return name if len(name) <= SHOWN_NAME else f"...{name[3 - SHOWN_NAME :]}"

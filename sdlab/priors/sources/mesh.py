@@ -24,7 +24,7 @@ from sdlab.cameras import CameraSettings, look_at
 from sdlab.knobs import read_file
 from sdlab.meshes import draw
 from sdlab.meshes.read import MAX_BYTES
-from sdlab.meshes.surface import RADIUS, mesh_of
+from sdlab.meshes.surface import RADIUS, parsed_mesh
 from sdlab.priors.sources import Drawn, Source, as_bytes, unheard
 from sdlab.priors.text import listed
 from sdlab.toybox import judge, pictures, words
@@ -33,7 +33,7 @@ from sdlab.toybox.flawed import flawed
 from sdlab.toybox.grammar import named_in
 from sdlab.types import Cameras
 
-VERSION = 1  # raise it when the images of a file change
+VERSION = 2  # raise it when the images of a file change
 CHUNK = 64  # images rendered between two calls of `progress`
 DISTANCES = (CameraSettings().distance_min, CameraSettings().distance_max)
 OVERHEAD_SHARE = pictures.VIEW_SHARE * pictures.VIEW_WEIGHTS[words.OVERHEAD]  # of the toybox's images
@@ -87,11 +87,17 @@ class MeshSource(Source):
         given = f"{knob} = {str(path)!r}"
         path = Path(path)
         raw = read_file(path, MAX_BYTES, given)
-        self.mesh = mesh_of(raw, given, up, radius).turned(turn)
+        mesh, remarks = parsed_mesh(raw, given, up, radius)
+        self.mesh = mesh.turned(turn)
+        self._note = f"{given}: {'; '.join(remarks)}" if remarks else ""
         self.name = f"mesh {path.name}"
         self.identity = f"mesh v{VERSION} {hashlib.sha256(raw).hexdigest()} up {up} turn {turn:g} radius {radius:g}"
         self._file = path.name
         self._named = frozenset(re.split(r"[\W_]+", path.stem.lower()))
+
+    @property
+    def note(self) -> str:
+        return self._note
 
     def key(self, text: str) -> str:
         reading = read(text)

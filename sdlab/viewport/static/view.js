@@ -9,9 +9,10 @@
   const REST = 3; // from the start of a picture to the next, in multiples of the time that one takes
   const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same in a still view, for changes that come without a message
   const AWAKE = 1500; // ms for which the user counts as active after an input
-  const FIRST = 10; // pictures at the start are drawn at full rate
+  const FIRST = 4; // pictures at the start are drawn at full rate
   const NEWS = 3; // pictures until something new is visible: one takes it in, the next shows it
   const TELL = 200, LOOK = 4; // ms between messages to the other views, and between checks whether a picture is done
+  const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i; // in the names of renderers without a GPU
   const root = document.documentElement;
 
   const native = window.requestAnimationFrame.bind(window), cancel = window.cancelAnimationFrame.bind(window);
@@ -19,7 +20,7 @@
   let owed = NEWS; // pictures still to draw for news
   let drawn = 0, fence = null; // time of the last picture, and the fence that signals its end
   let count = 0, took = 0, before = 0; // pictures; duration of the last two, one of which may include compiling
-  let gl = null;
+  let gl = null, known = false; // whether the page knows how this browser draws
 
   // ---- reasons to draw ----
   const others = new BroadcastChannel("sdlab-views"); // of the same page: their cameras move together
@@ -41,8 +42,17 @@
   const getContext = HTMLCanvasElement.prototype.getContext;
   HTMLCanvasElement.prototype.getContext = function (kind, ...options) {
     const context = getContext.call(this, kind, ...options);
+    if (kind === "webgl2") say(context);
     if (context && kind === "webgl2" && this.isConnected) gl = context;
     return context;
+  };
+  const say = (context) => { // to the page around this view: on a GPU, in software, or not at all
+    if (known) return;
+    known = true;
+    const info = context?.getExtension("WEBGL_debug_renderer_info");
+    const renderer = info ? String(context.getParameter(info.UNMASKED_RENDERER_WEBGL)) : "";
+    const drawing = !context ? "off" : SOFTWARE.test(renderer) ? "software" : "gpu";
+    parent.postMessage({ drawing }, location.origin);
   };
   const busy = () => { // is the last picture still being drawn?
     if (!fence) return false;

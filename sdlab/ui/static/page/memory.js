@@ -30,5 +30,5 @@ export function restoreTheme() {
   return isDark();
 }
 
-/** What the server wants to know when the page arrives: whether it is dark, and its desk. */
-export const restored = () => [restoreTheme(), recall(() => sessionStorage, DESK) ?? ""];
+/** The desk that this tab had before it was loaded, "" if none. */
+export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";

@@ -1,11 +1,16 @@
 // @ts-check
 // The page's line to the server: it polls GET news/TOKEN for the panels that changed, and posts what the user does to
-// do/TOKEN. Requests of a kind follow one another, so that none overtakes another.
+// do/TOKEN. Requests of a kind follow one another, so that none overtakes another. A stream from here/TOKEN stays open;
+// its end tells the server that the page was closed.
+
+import { keptDesk, restoreTheme } from "./memory.js";
+
+import { answered, asking, isLost } from "./connection.js";
 
 /** @typedef {{ do: string, [key: string]: any }} Act */
 /** @typedef {{ token?: string, page?: string, panels?: Record<string, any> }} Answer */
 
-const POLL_EVERY = 500, TIMEOUT = 30000; // ms
+const POLL_EVERY = 500, TIMEOUT = 30000, POLL_TIMEOUT = 10000, AGAIN = 2000; // ms
 const REPLACED = ["knob", "probe", "prompt", "look"]; // acts of which only the last counts while they wait
 
 /** @type {Map<string, (value: any) => void>} */
@@ -27,7 +32,10 @@ export const uploadAddress = (path) => `uploads/${shown.token}/${path}`;
 /** @param {Answer} answer */
 function hear({ token, page, panels }) {
   if (page !== undefined) shown.page = page;
-  if (token !== undefined) shown.token = token;
+  if (token !== undefined && token !== shown.token) {
+    shown.token = token;
+    stay();
+  }
   for (const [name, value] of Object.entries(panels ?? {})) {
     const show = parts.get(name);
     if (show) show(value);
@@ -35,9 +43,20 @@ function hear({ token, page, panels }) {
   }
 }
 
+/** @type {EventSource | undefined} */
+let stream;
+
+/** Tell the server that this page shows its desk, for as long as it does. */
+function stay() {
+  stream?.close();
+  stream = shown.token ? new EventSource(`here/${shown.token}?page=${encodeURIComponent(shown.page)}`) : undefined;
+}
+
 // ---- polling -----------------------------------------------------------------------------------------------------
 
 let polling = false, again = false;
+let missed = false; // whether the last poll failed: its news may have been lost on the way, and is sent again
+let under = new AbortController(); // ends the poll under way
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer;
 
@@ -46,16 +65,36 @@ async function poll() {
   clearTimeout(timer);
   [polling, again] = [true, false];
   const { token, page } = shown, next = performance.now() + POLL_EVERY;
-  try {
-    const how = { cache: /** @type {RequestCache} */ ("no-store"), signal: AbortSignal.timeout(TIMEOUT) };
-    const answer = token && await fetch(`news/${token}?page=${encodeURIComponent(page)}`, how);
-    const news = answer && answer.ok && await answer.json();
+  if (token) {
+    asking();
+    const news = await fetched(`news/${token}?page=${encodeURIComponent(page)}${missed ? "&missed=1" : ""}`);
+    missed = !news;
+    if (news) answered();
     if (news && token === shown.token) hear(news);
-  } catch { /* the network fails now and then: the next poll may come through */ }
+  } else answered(); // a page without a desk asks for nothing
   polling = false;
   if (again) poll();
   else timer = setTimeout(poll, Math.max(next - performance.now(), POLL_EVERY / 5));
 }
+
+/** Returns the answer to a poll, undefined if none came. @param {string} address @returns {Promise<Answer | undefined>} */
+async function fetched(address) {
+  under = new AbortController();
+  const patience = setTimeout(() => under.abort(), POLL_TIMEOUT);
+  try {
+    const answer = await fetch(address, { cache: "no-store", signal: under.signal });
+    return answer.ok ? await answer.json() : undefined;
+  } catch { // the network fails now and then: the next poll may come through
+    return undefined;
+  } finally {
+    clearTimeout(patience);
+  }
+}
+
+// After a break, an answer under way may never come: ask again at once.
+const retry = () => { if (isLost()) { under.abort(); poll(); } };
+addEventListener("online", retry);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) retry(); });
 
 // ---- acting ------------------------------------------------------------------------------------------------------
 
@@ -83,11 +122,13 @@ async function flush() {
   poll();
 }
 
-/** Ask for a desk in place of the one that has ended. @param {boolean} dark */
-export async function newDesk(dark) {
-  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark });
+/** Ask for a desk: the one of `token`, or a new one. @param {boolean} dark */
+export async function newDesk(dark, token = "") {
+  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token });
   if (answer?.ok) hear(await answer.json());
+  else if (answer) fail(await answer.text());
   poll();
+  return answer !== undefined;
 }
 
 /** @param {string} address @param {any} body @returns {Promise<Response | undefined>} */
@@ -103,19 +144,20 @@ async function post(address, body) {
 
 /** Say on the status line why something was not done. @param {string} text */
 function fail(text) {
-  const line = document.querySelector("#status .say");
-  if (!line) return;
+  let line = document.querySelector("#status .say");
+  if (!line) { // the page has no desk yet
+    line = document.createElement("p");
+    document.querySelector("#status [data-panel]")?.replaceChildren(line);
+  }
   line.className = "say error";
   line.textContent = text;
 }
 
-/** @param {HTMLElement} _ @param {{ value: Answer }} props @param {(name: string, changed: () => void) => void} watch */
-export function mount(_, props, watch) {
-  const arrive = () => {
-    if (props.value?.page === undefined) return;
-    hear(props.value);
-    poll();
-  };
-  watch("value", arrive);
+/** Ask for a desk until the server answers. */
+async function arrive() {
+  if (!await newDesk(restoreTheme(), keptDesk())) setTimeout(arrive, AGAIN);
+}
+
+export function mount() {
   arrive();
 }

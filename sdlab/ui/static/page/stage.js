@@ -7,7 +7,13 @@ import { isDark, keepDesk } from "./memory.js";
 
 const REST = 5000; // ms after which a button can be pressed again if its press was refused
 
-/** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean }} Lane */
+/** @type {Record<string, string>} what a view says about how it draws, see viewport/static/view.js */
+const DRAWING = {
+  software: "This browser draws 3D without a GPU (software WebGL): the view may lag behind the run.",
+  off: "WebGL is off in this browser, so the 3D view stays empty. The lens below shows the images of the run.",
+};
+
+/** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean, trouble: string }} Lane */
 
 /** @param {HTMLElement} element */
 export function mount(element) {
@@ -64,6 +70,7 @@ function laneNode(press) {
     '<figcaption><button type="button" class="name" data-do="focus"><i class="chip"></i><b></b><span></span></button>' +
     '<button type="button" data-do="keep" title="Keep this lane and close the others">keep</button>' +
     '<button type="button" data-do="close" title="Close this lane" aria-label="Close this lane">&times;</button></figcaption>' +
+    '<div class="notes" role="status"><p class="trouble"></p><p class="drawing"></p></div>' +
     '<div class="tools"><button type="button" data-do="branch" title="Add a lane that continues from this step">' +
     'Branch here</button><button type="button" data-do="front">Front view</button></div>';
   const frame = document.createElement("iframe");
@@ -71,7 +78,7 @@ function laneNode(press) {
     tell(frame);
     try { if (frame.contentWindow) listen(frame.contentWindow); } catch { /* a frame that is not ours */ }
   });
-  node.insertBefore(frame, node.querySelector(".tools"));
+  node.insertBefore(frame, node.querySelector(".notes"));
   node.addEventListener("click", (event) => {
     const button = /** @type {HTMLButtonElement | null} */ (/** @type {Element} */ (event.target).closest("[data-do]"));
     if (button) press(button);
@@ -82,7 +89,10 @@ function laneNode(press) {
 /** @param {HTMLElement} node @param {Lane} lane */
 function showLane(node, lane) {
   const frame = /** @type {HTMLIFrameElement} */ (node.querySelector("iframe"));
-  if (frame.getAttribute("src") !== lane.address) frame.setAttribute("src", lane.address);
+  if (frame.getAttribute("src") !== lane.address) {
+    frame.setAttribute("src", lane.address);
+    note(node, ".drawing", "");
+  }
   frame.title = `view of the scene, lane ${lane.letter}, ${lane.loss}`;
   node.style.order = String(lane.tone);
   node.classList.toggle("focus", lane.focus);
@@ -92,7 +102,23 @@ function showLane(node, lane) {
   chip.textContent = lane.letter;
   name.textContent = lane.loss;
   state.textContent = `step ${lane.step}${lane.phase === "running" ? "" : `, ${lane.phase}`}`;
+  note(node, ".trouble", lane.trouble);
 }
+
+/** Say something over the view, or nothing. @param {HTMLElement} node @param {string} line @param {string} text */
+function note(node, line, text) {
+  const place = /** @type {HTMLElement} */ (node.querySelector(line));
+  if (place.textContent !== text) place.textContent = text; // a screen reader reads each change
+}
+
+// 3D views say how they draw.
+addEventListener("message", ({ origin, source, data }) => {
+  if (origin !== location.origin || typeof data?.drawing !== "string") return;
+  for (const frame of document.querySelectorAll(".lane iframe")) {
+    const lane = /** @type {HTMLElement | null} */ (frame.closest(".lane"));
+    if (lane && /** @type {HTMLIFrameElement} */ (frame).contentWindow === source) note(lane, ".drawing", DRAWING[data.drawing] ?? "");
+  }
+});
 
 /** Tell a new desk which tab is open, and take the lens back to each step's own timestep. */
 function tellWhatIsShown() {

@@ -1,4 +1,4 @@
-"""The files of a folder or of a ZIP archive, read by name; and pictures among them, decoded to squares.
+"""The files of a folder or of a ZIP archive, read by name, and the pictures among them. Free of torch.
 
 Files are untrusted. Nothing is written or unpacked to disk, links out of a folder are not followed, and counts, sizes
 and pixels are limited. An archive is read entry by entry, so that its unpacked size does not matter for memory.
@@ -12,39 +12,24 @@ import re
 import stat
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
-from torch import Tensor
-
-from sdlab.errors import first_line
-from sdlab.pictures import MAX_BYTES, MAX_PIXELS
-from sdlab.priors.sources import as_bytes
+from sdlab.decoding import MAGIC_BYTES, MAX_BYTES, is_picture, pixels_of, square_of
+from sdlab.quoting import first_line
 
 MAX_FILES = 200_000  # in a folder or an archive, pictures or not
 MAX_ARCHIVE = 500_000_000  # bytes of an archive
 MAX_UNPACKED = 4_000_000_000  # bytes of all its files
 ENTRY = b"PK\x01\x02"  # begins each entry in an archive's list of files
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the memory that LZMA needs is up to the file
-MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
-MAGIC_BYTES = 12
-FORMATS = ("PNG", "JPEG", "WEBP")
 WANTED = "give a folder, or a ZIP file, of PNG, JPEG or WebP pictures"
-TURNS = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-DETAIL = 2  # JPEG may be decoded at a reduced size, but no smaller than this many times the square
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
+HEADER_BYTES = 65_536  # of a picture, which say how large it is
+SHOWN_SKIPPED = 5  # files in a note
+SHOWN_NAME = 60  # characters
 
 Read = Callable[[str, int], bytes]  # (name, most): the first `most` bytes of a file; may raise any error
 
@@ -215,65 +200,76 @@ def _digest(content: bytes) -> str:
 # ---- pictures --------------------------------------------------------------------------------------------
 
 
-def is_picture(head: bytes) -> bool:
-    """Return whether a file's first bytes are those of a PNG, JPEG or WebP."""
-    return MAGIC.match(head) is not None
+def sorted_out(files: Files, read: Read, skipped: dict[str, str]) -> Iterator[str | None]:
+    """Yield, for each of the files, its name if its first bytes are those of a picture, else None. Files that are named
+    like pictures and are none go to `skipped`, with the reason."""
+    for name in files.names:
+        reason = _refused(read, name)
+        if reason:
+            skipped[name] = reason
+        yield name if reason is None else None
 
 
-def square_of(raw: bytes, size: int) -> UInt8[Tensor, "4 size size"]:
-    """Decode a picture to premultiplied rgb and coverage in 0 .. 255, turned upright as its EXIF data say.
-
-    A picture with transparent parts fits whole into the square, centred, and the rest is transparent; of any other, the
-    central square is taken. Of an animation, the first frame is. Raises ValueError with the reason.
-    """
-    if len(raw) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES:,} bytes")
+def _refused(read: Read, name: str) -> str | None:
+    """Return None for a picture; otherwise why it is skipped, or "" if it is not named like a picture either."""
+    is_named_so = name.lower().endswith(SUFFIXES)
     try:
-        with Image.open(BytesIO(raw), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}")
-            picture.draft(None, (DETAIL * size, DETAIL * size))
-            picture.load()
-            square = _fitted(picture, size, _turn_of(picture))
-    except ValueError:
-        raise
-    except UnidentifiedImageError:
-        raise ValueError("damaged") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
-    except Exception as e:  # decoders raise all kinds of errors on malformed input
-        text = first_line(e, 80)
-        raise ValueError("truncated" if "truncated" in text.lower() else text) from e
-    rgba = np.asarray(square, np.float32)[None] / 255
-    return as_bytes(rgba[..., :3], rgba[..., 3])[0]
+        if is_picture(read(name, MAGIC_BYTES)):
+            return None
+    except Exception as e:  # reading from an archive raises all kinds of errors
+        return reason_of(e) if is_named_so else ""
+    return "not PNG, JPEG or WebP" if is_named_so else ""
 
 
-def _turn_of(picture: Image.Image) -> Image.Transpose | None:
-    """Return what turns a picture upright, None if it is or if its EXIF data cannot be read."""
+def none_found(given: str, skipped: Mapping[str, str]) -> ValueError:
+    """Return the error for files without a picture among them."""
+    why = f". Skipped: {reasons(skipped)}" if skipped else ""
+    return ValueError(f"{given} contains no pictures: {WANTED}{why}")
+
+
+def check_archive(raw: bytes, given: str, most_pixels: int | None = None) -> None:
+    """Raise ValueError, which begins with `given`, unless `raw` is a ZIP file with a picture that can be decoded, and
+    its pictures have at most `most_pixels` together."""
+    files = Archive(raw, given)
+    skipped = dict(files.skipped)
+    with files.reading() as read:
+        names = [name for name in sorted_out(files, read, skipped) if name is not None]
+        if not names:
+            raise none_found(given, skipped)
+        pixels = sum(_size(read, name) for name in names) if most_pixels is not None else 0
+        if most_pixels is not None and pixels > most_pixels:
+            raise ValueError(f"{given} has pictures of {pixels:,} pixels together; the limit is {most_pixels:,}")
+        for name in names:
+            try:
+                square_of(read(name, MAX_BYTES + 1), 8)
+            except Exception as e:
+                skipped[name] = reason_of(e)
+            else:
+                return
+    raise ValueError(f"{given} contains no picture that can be read: {reasons(skipped)}")
+
+
+def _size(read: Read, name: str) -> int:
+    """Return how many pixels a picture has; 0 if its beginning does not say, and it will not be decoded either."""
     try:
-        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # parsers raise all kinds of errors on malformed input, and the pixels are fine without
-        return None
+        return pixels_of(read(name, HEADER_BYTES))
+    except Exception:
+        return 0
 
 
-def _fitted(picture: Image.Image, size: int, turn: Image.Transpose | None) -> Image.Image:
-    """Return a picture as a premultiplied RGBa square."""
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema() != (255, 255):
-            scale = size / max(picture.size)
-            shape = (max(round(scale * picture.width), 1), max(round(scale * picture.height), 1))
-            small = _turned(picture.convert("RGBa").resize(shape, Image.Resampling.LANCZOS), turn)
-            square = Image.new("RGBa", (size, size))
-            square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
-            return square
-    if picture.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    left, top = (max(side - min(picture.size), 0) / 2 for side in picture.size)
-    box = (left, top, picture.width - left, picture.height - top)
-    square = picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, box)
-    return _turned(square, turn).convert("RGBA").convert("RGBa")
+def reason_of(error: Exception) -> str:
+    """Return why a file is skipped, in a few words."""
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error, 80)
 
 
-def _turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return picture if turn is None else picture.transpose(turn)
+def reasons(skipped: Mapping[str, str]) -> str:
+    """Return the first of the skipped files, with the reasons."""
+    named = [f"{_shown(name)} ({skipped[name]})" for name in sorted(skipped)[:SHOWN_SKIPPED]]
+    more = f" and {len(skipped) - SHOWN_SKIPPED:,} more" if len(skipped) > SHOWN_SKIPPED else ""
+    return ", ".join(named) + more
+
+
+def _shown(name: str) -> str:
+    """Return a file's name for messages: printable, and only the end of a long one."""
+    name = name if name.isprintable() else ascii(name)[1:-1]
+    return name if len(name) <= SHOWN_NAME else f"...{name[3 - SHOWN_NAME :]}"

@@ -1,0 +1,129 @@
+"""The border of the server: which requests reach the application at all, and the headers of every answer.
+
+Gradio mounts about 90 routes, of which the page needs four; uploads, proxies and handlers among the others would be
+open to everybody. So `OPEN` lists what is answered, and everything else is 404. The page's own HTML is in
+`sdlab.ui.front`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from sdlab.web import ANYWHERE, Site, refusal
+
+TOKEN, FILE, KNOB = r"[A-Za-z0-9_-]{1,64}", r"[A-Za-z0-9_@-][A-Za-z0-9_.@-]{0,127}", r"[^/]{1,128}"
+
+
+class Route(NamedTuple):
+    """A route that is answered: its method ("WS" for a WebSocket) and a pattern of the whole path."""
+
+    method: str
+    pattern: str
+
+
+OPEN = (
+    Route("GET", "/"),  # the page
+    # Gradio's
+    Route("GET", f"/assets/{FILE}"),
+    Route("GET", "/theme\\.css"),
+    Route("GET", "/static/js/iframeResizer\\.contentWindow\\.min\\.js"),
+    Route("GET", "/favicon\\.ico"),
+    # the page's modules and its desk
+    Route("GET", f"/page/{FILE}"),
+    Route("POST", "/desk"),
+    Route("GET", f"/here/{TOKEN}"),
+    Route("GET", f"/news/{TOKEN}"),
+    Route("POST", f"/do/{TOKEN}"),
+    Route("POST", f"/uploads/{TOKEN}/{KNOB}"),
+    Route("GET", f"/results/{TOKEN}/{TOKEN}"),
+    # views
+    Route("GET", f"/viewport/{TOKEN}/"),
+    Route("GET", f"/viewport/{TOKEN}/why"),
+    Route("GET", f"/viewport/{TOKEN}"),
+    Route("WS", f"/viewport/{TOKEN}/?"),
+    Route("GET", f"/flat/{FILE}"),
+    Route("GET", f"/flat/{TOKEN}/"),
+    Route("GET", f"/flat/{TOKEN}/(now|ground)"),
+    Route("POST", f"/flat/{TOKEN}/start"),
+)
+COMPILED = [(route.method, re.compile(route.pattern)) for route in OPEN]
+LINKED = ("/", "/favicon.ico")  # what another site may link to, and what a browser fetches by itself
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+}
+NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of answers that are no pages
+
+
+def methods_at(path: str) -> set[str]:
+    """Return the methods with which `path` is answered."""
+    return {method for method, pattern in COMPILED if pattern.fullmatch(path)}
+
+
+class Guard:
+    """Refuses foreign hosts and origins and unlisted routes, removes the prefix of `site` from paths, and adds security
+    headers. A WebSocket's origin is left to its route, which can say why. Plain ASGI: Starlette's own base class
+    buffers event streams."""
+
+    def __init__(self, app: ASGIApp, site: Site = ANYWHERE) -> None:
+        self._app = app
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        scope = {**scope, "path": self._inner(scope["path"]), "root_path": ""}
+        refused = self._refused(scope, headers)
+        if refused is None:
+            await self._app(scope, receive, _with_headers(send))
+        elif scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).close()  # the handshake ends with 403
+        else:
+            await refusal(*refused)(scope, receive, _with_headers(send))
+
+    def _inner(self, path: str) -> str:
+        """Return a path without the prefix, which some proxies pass on and others remove."""
+        prefix = self._site.prefix
+        return path.removeprefix(prefix) or "/" if f"{path}/".startswith(f"{prefix}/") else path
+
+    def _refused(self, scope: Scope, headers: Headers) -> tuple[str, int] | None:
+        """Return text and status of the refusal, None for a request that may pass."""
+        path, method = scope["path"], scope.get("method", "WS")
+        if unknown := self._site.unknown_host(headers):
+            return unknown, 421
+        linked = "origin" not in headers and method in ("GET", "HEAD") and path in LINKED
+        if method != "WS" and not linked and not self._site.is_own(headers):
+            return self._site.foreign_origin(headers), 403
+        methods = methods_at(path)
+        if not methods:
+            return "There is nothing at this address.", 404
+        if method not in methods and not (method == "HEAD" and "GET" in methods):
+            return f"This address is for {' and '.join(sorted(methods))} only.", 405
+        return None
+
+
+def _with_headers(send: Send) -> Send:
+    """Return `send` that adds the security headers; a page's own policy decides who may frame it."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            policy = headers.setdefault("Content-Security-Policy", NOTHING)
+            ancestors = policy.rpartition("frame-ancestors ")[2]
+            if ancestors in ("'none'", "'self'"):  # a list of sites cannot be said in the older header
+                headers["X-Frame-Options"] = "DENY" if ancestors == "'none'" else "SAMEORIGIN"
+        await send(message)
+
+    return send_with_headers
