@@ -30,7 +30,11 @@ from sdlab.ui.visitors import MAX_LANES, VISITOR_FILES, VISITOR_LANES, Visitors,
 
 
 def small(**changes: Any) -> Settings:
-    """Return quick settings within every range."""
+    """Return quick settings within every range, of splats or of another `kind` of scene."""
+    kind = str(changes.pop("kind", "splats"))
+    if kind != "splats":
+        base = default_settings("mixture", kind)
+        return base.patch_all([(path.replace("__", "."), value) for path, value in changes.items()])
     base = [("scene.n_init", 60), ("scene.max_gaussians", 90), ("scene.scale_max", 0.1), ("steps", 100_000)]
     return preset("mixture").patch_all([*base, *((path.replace("__", "."), value) for path, value in changes.items())])
 
@@ -95,6 +99,8 @@ HEAVY: dict[str, list[dict[str, Any]]] = {  # by budget, settings within each ra
         {"camera__views": 8, "camera__resolution": 512, "scene__max_gaussians": 20_000},
         {"scene__scale_max": 5.0, "scene__max_gaussians": 20_000, "camera__resolution": 256},
         {"camera__resolution": 512, "scene__n_init": 20_000, "scene__scale_max": 0.2},
+        {"camera__resolution": 512, "kind": "field", "scene__samples": 128},
+        {"camera__views": 8, "kind": "field", "scene__samples": 128, "scene__hidden": 64},
         {"camera__fovy": 10.0, "camera__resolution": 512, "scene__max_gaussians": 20_000},
     ],
     "a step would evaluate": [
@@ -121,7 +127,8 @@ def prior_of(s: Settings, **other: Any) -> Prior:
 
 @pytest.mark.parametrize(("said", "changes"), [(said, each) for said, some in HEAVY.items() for each in some])
 def test_a_step_beyond_a_budget_is_refused_with_a_knob_and_what_is_allowed(said: str, changes: dict[str, Any]):
-    run = with_prior(Run.of(small()), 128 if "training step" in said else 64)  # where one view counts as four
+    side = 128 if "training step" in said else 64  # of 128 pixels, one view counts as four
+    run = with_prior(Run.of(small(kind=changes.get("kind", "splats"))), side)
     wanted = small(**changes)
     why = refused(wanted, run)
     path = why.partition(" = ")[0]
@@ -389,11 +396,12 @@ def test_a_page_may_wait_for_a_few_files_at_a_time():
 
 
 def test_files_asked_for_together_stay_within_the_limit(visitor: Browser):
-    free = visitor.page.shelves._gate
-    with free:  # nothing is made meanwhile
-        visitor.page.act(visitor.token, [{"do": "make", "kind": "toml"}] * 10)
-        told(visitor, "files are being made already")
-        assert len(visitor.desk.shelf.list()) == VISITOR_FILES
+    turns = visitor.page.shelves._turns
+    turns.take()  # nothing is made meanwhile
+    visitor.page.act(visitor.token, [{"do": "make", "kind": "toml"}] * 10)
+    told(visitor, "files are being made already")
+    assert len(visitor.desk.shelf.list()) == VISITOR_FILES
+    turns.pass_on()
     assert visitor.desk.shelf.join(20)
 
 

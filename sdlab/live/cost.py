@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from sdlab.live.state import Run, with_begun
+from sdlab.scenes.field import Field
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.types import PERP_ROLES, Prior
@@ -17,6 +18,8 @@ from sdlab.types import PERP_ROLES, Prior
 SPLAT_SECONDS = 1.2e-6  # per Gaussian and view, forward and backward
 PAIR_SECONDS = 1e-7  # per Gaussian, tile that its box touches, and view
 PIXEL_SECONDS = 4e-8  # per pixel and view
+SAMPLE_SECONDS, SAMPLE_BYTES = 4e-7, 120  # per sample of a volume, forward and backward
+WIDTH = 32  # of a volume's decoder, beyond which a sample costs more
 SCENE_SECONDS = 2e-6  # per Gaussian: optimiser, density control
 SPLAT_BYTES, PAIR_BYTES, PIXEL_BYTES = 600, 16, 100  # that the passes of all views hold at once
 EXTENT = 2.5  # half-width of a Gaussian's box in standard deviations, for an opacity of 0.1
@@ -66,6 +69,15 @@ class Load(NamedTuple):
         return self.settings.scene.batch(self.settings.camera)
 
     @property
+    def samples(self) -> float:
+        """Samples along the rays of all views, if none is in empty space; in units of one of a decoder with the default
+        width."""
+        scene = self.settings.scene
+        if not isinstance(scene, Field):
+            return 0.0
+        return self.views * self.side**2 * scene.samples * max(scene.hidden / WIDTH, 1.0)
+
+    @property
     def pairs(self) -> float:
         """(Gaussian, tile) pairs per view, if all Gaussians have their largest size."""
         s = self.settings
@@ -79,6 +91,8 @@ class Load(NamedTuple):
     @property
     def drawing_seconds(self) -> float:
         """Time of rendering one step's views and differentiating the renders, on one core of a CPU."""
+        if isinstance(self.settings.scene, Field):
+            return SAMPLE_SECONDS * self.samples
         if not isinstance(self.settings.scene, Splats):
             return 0.0
         per_view = SPLAT_SECONDS * self.gaussians + PAIR_SECONDS * self.pairs + PIXEL_SECONDS * self.side**2
@@ -107,7 +121,7 @@ class Load(NamedTuple):
     @property
     def step_bytes(self) -> float:
         """Memory that one step needs besides what the run keeps, on the CPU."""
-        drawn = 0.0
+        drawn = SAMPLE_BYTES * self.samples
         if isinstance(self.settings.scene, Splats):
             per_view = SPLAT_BYTES * self.gaussians + PAIR_BYTES * self.pairs + PIXEL_BYTES * self.side**2
             drawn = self.views * per_view

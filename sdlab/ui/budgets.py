@@ -25,6 +25,9 @@ MOST: Mapping[str, int] = {
     "scene.n_init": 20_000,
     "scene.max_gaussians": 20_000,
     "scene.trail": 400,
+    "scene.samples": 128,
+    "scene.hidden": 64,
+    "scene.channels": 32,
     "scene.shap_e_steps": 64,
     "losses.rank": 32,
     "losses.lessons": 4,
@@ -34,6 +37,7 @@ MOST: Mapping[str, int] = {
     "losses.leg_steps": 20,
 }
 MOST_OF_KIND: Mapping[str, Mapping[str, int]] = {  # of knobs that scenes of several kinds have
+    "field": {"scene.resolution": 128},
     "image": {"scene.n": 16},
     "points": {"scene.n": 500},
     "gaussian": {"scene.n": 500},
@@ -51,13 +55,16 @@ class Budget(NamedTuple):
     knobs: tuple[str, ...]
 
 
-DRAWING = ("camera.views", "camera.resolution", "scene.max_gaussians", "scene.n_init", "scene.scale_max", "camera.fovy")
+DRAWING = (
+    *("camera.views", "camera.resolution", "camera.fovy", "camera.distance_min"),
+    *("scene.max_gaussians", "scene.n_init", "scene.scale_max", "scene.samples", "scene.hidden"),
+)
 BUDGETS = (
     Budget(
         lambda load: load.drawing_seconds,
         0.5,
         "drawing a step's views would take about {:.2g} s, and visitors of this server may use {:.2g} s",
-        (*DRAWING, "camera.distance_min"),
+        DRAWING,
     ),
     Budget(
         lambda load: load.evaluations,
