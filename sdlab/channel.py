@@ -85,9 +85,11 @@ class Turnstile:
     `SLACK` less than the next in line. Otherwise each of its short turns would follow a long one of another.
     """
 
-    def __init__(self, meter: Callable[[], int] = lambda: 0) -> None:
-        """`meter` returns the size of the process in bytes."""
+    def __init__(self, meter: Callable[[], int] = lambda: 0, finish: Callable[[], object] = lambda: None) -> None:
+        """`meter` returns the size of the process in bytes. `finish` waits until the device has done what it was given:
+        only then is it known how long that took."""
         self.meter = meter
+        self.finish = finish
         self._changed = threading.Condition()
         self._waiting: dict[Account, deque[object]] = {}  # tickets by account, both in order of arrival
         self._away: dict[Account, tuple[float, float]] = {}  # when an account left, and until when it is waited for
@@ -136,6 +138,11 @@ class Turnstile:
             self._held = False
             self._away[account] = now, now + min(2 * account.absence + SHORTEST_ABSENCE, LONGEST_ABSENCE)
             self._changed.notify_all()
+
+    def is_shared(self, account: Account) -> bool:
+        """Return whether another account than `account`, the holder, waits."""
+        with self._changed:
+            return any(other is not account for other in self._waiting)
 
     def due(self, account: Account, since: float) -> bool:
         """Return whether the holder, `account` since then, should let another account go first."""
@@ -221,8 +228,12 @@ class Turn:
         self._size = self._turnstile.meter()
 
     def _end(self) -> None:
-        self._grown, self._size = self.grown, None
-        self._turnstile.leave(self.account, self._since)
+        try:
+            if self._turnstile.is_shared(self.account):
+                self._turnstile.finish()
+        finally:
+            self._grown, self._size = self.grown, None
+            self._turnstile.leave(self.account, self._since)
 
 
 _mine = threading.local()  # `turn`: the one that this thread holds; `rested`: seconds that it has waited in `rest`

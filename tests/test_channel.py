@@ -233,6 +233,33 @@ def test_growth_is_charged_to_the_turn_during_which_it_happens():
     assert (one.grown, other.grown) == (4, 1)
 
 
+def test_a_devices_work_is_waited_for_and_charged_if_others_wait():
+    done: list[str] = []
+
+    def finish() -> None:
+        time.sleep(0.2)
+        done.append("the device's work")
+
+    gate, quick, other = Turnstile(finish=finish), Account(), Account()
+    with gate.turn(quick):
+        pass
+    assert done == []
+    assert quick.used < 0.1
+
+    def waits() -> None:
+        with gate.turn(other):
+            pass
+
+    with gate.turn(quick):
+        thread = threading.Thread(target=waits)
+        thread.start()
+        while not gate.is_shared(quick):
+            time.sleep(0.001)
+    thread.join()
+    assert done == ["the device's work"]
+    assert quick.used > 0.2
+
+
 def test_an_interrupted_wait_leaves_no_ticket_behind(monkeypatch: pytest.MonkeyPatch):
     gate, waiting = Turnstile(), Account()
 

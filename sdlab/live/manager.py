@@ -71,6 +71,13 @@ class PriorPool:
         return same[: -MOST_ON_GPU if kind == "cuda" else -MOST_PRIORS]
 
 
+def _finisher(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until `device` has done what it was given; a CPU always has."""
+    if device.type != "cuda":
+        return lambda: None
+    return lambda: torch.cuda.synchronize(device)
+
+
 @dataclass
 class Seat:
     """A running session with its thread. `id` is unguessable and serves as the token of its viewport."""
@@ -105,7 +112,8 @@ class Manager:
         self.idle = idle
         self.pool = PriorPool(batching)
         self.memory = memory
-        self.turnstile = None if batching else Turnstile(resident_bytes)  # batching needs steps that overlap
+        finish = _finisher(self.device)
+        self.turnstile = None if batching else Turnstile(resident_bytes, finish)  # batching needs steps that overlap
         self._lock = threading.Lock()
         self._seats: dict[str, Seat] = {}
         self._closing = threading.Event()
