@@ -15,7 +15,7 @@ from sdlab.live.messages import Patch
 from sdlab.settings import Settings, preset
 from sdlab.ui.server import build
 from sdlab.ui.server import server as page_server
-from sdlab.viewport.client import STATIC
+from sdlab.viewport.client import CORNERS, LIGHTS, STATIC, client_html
 
 SOON = 3.0  # seconds within which a lost connection is said
 HEAVY = 3.0  # seconds more that a loaded machine may take
@@ -124,7 +124,10 @@ def test_news_that_was_lost_on_its_way_is_told_again(page, site: Site):
     page.route("**/news/**", swallow)
     token = page.get_attribute(".lane iframe", "src").split("/")[1]
     site.manager._seats[token].session.send(Patch.one("losses.sds.cfg", 33.0))
-    until(lambda: any("33" in text for text in lost) or len(lost) > 8)
+    end = time.monotonic() + LONG
+    while not any("33" in text for text in lost) and time.monotonic() < end:
+        page.wait_for_timeout(50)  # which also serves the routes
+    assert any('"form"' in text and "33" in text for text in lost), "the page was told, and did not hear it"
     page.unroute("**/news/**")
     page.wait_for_function("document.querySelector('#knob-losses-sds-cfg').value === '33'")
 
@@ -197,6 +200,19 @@ def test_a_view_knows_how_it_is_drawn(renderer: str | None, drawing: str, blank)
     blank.evaluate("for (let i = 0; i < 3; i++) document.querySelector('canvas').getContext('webgl2')")
     blank.wait_for_function("said.length")
     assert blank.evaluate("said") == [{"drawing": drawing}], "once"
+
+
+def test_what_is_changed_in_the_client_is_there_once(blank):
+    blank.route("http://view.test/client", lambda route: route.fulfill(body=client_html(), content_type="text/html"))
+    blank.add_init_script(
+        "const plain = TextDecoder.prototype.decode;"
+        "TextDecoder.prototype.decode = function (...given) {"
+        "  const text = plain.apply(this, given); if (text.length >= 1e6) window.code = text; return text; };"
+    )
+    blank.goto("http://view.test/client")
+    blank.wait_for_function("window.code")
+    for old, _ in (CORNERS, LIGHTS):
+        assert blank.evaluate("old => window.code.split(old).length - 1", old) == 1
 
 
 @pytest.fixture
