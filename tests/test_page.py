@@ -442,7 +442,7 @@ def test_a_tab_closed_at_once_frees_its_seat(
 ):
     monkeypatch.setattr("sdlab.ui.page.ARRIVING", 2.0)
     monkeypatch.setattr("sdlab.ui.page.Page.leave", lambda pages, page: None)  # as when it had no connection yet
-    monkeypatch.setattr("sdlab.ui.page.Page.poll", lambda pages, token, page: {})  # no poll is a sign of life
+    monkeypatch.setattr("sdlab.ui.page.Page.poll", lambda pages, token, page, missed: {})  # no poll is a sign of life
     open_tab(ready=False)
     until(lambda: manager.count() == 1)
     until(lambda: manager.count() == 0, 20)
