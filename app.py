@@ -24,6 +24,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def parser() -> argparse.ArgumentParser:
     """Return the parser; on a Hugging Face Space the server is public by default."""
     on_space = "SPACE_ID" in os.environ
+    if on_space:  # whose proxies name the visitors' addresses
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     p = argparse.ArgumentParser(prog="app.py", description="Watch score distillation shape a 3D object, live.")
     p.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1", help="address to listen on")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
@@ -52,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
         "--batch-sessions",
         action="store_true",
         help="visitors share forward passes, for a GPU with many visitors; runs then repeat only up to rounding",
+    )
+    p.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="memory that the server may use; runs that would need more are refused or paused (default: 80%% of the "
+        "machine's or container's)",
     )
     p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
     p.add_argument("--log", metavar="FILE", help="append libraries' messages and tracebacks to FILE (default: dropped)")
@@ -123,6 +132,7 @@ def build(args: argparse.Namespace) -> Any:
     device = choose_device(args.device)
 
     from sdlab.live.manager import Manager
+    from sdlab.live.memory import Memory, bound
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
     from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
@@ -133,10 +143,13 @@ def build(args: argparse.Namespace) -> Any:
     named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
-    manager = Manager(device, args.max_sessions, args.grace, idle, batching=args.batch_sessions)
+    memory = Memory(None if args.memory is None else int(args.memory * 1e9))
+    manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
-    return build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ, site=site)
+    app = build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ, site=site)
+    bound(memory.limit)
+    return app
 
 
 def say_rasteriser(device: Any) -> None:

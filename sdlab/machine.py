@@ -14,6 +14,8 @@ from pathlib import Path
 
 import platformdirs
 
+CGROUP = Path("/sys/fs/cgroup")  # of a Linux container
+
 
 @functools.cache
 def n_processors() -> int:
@@ -22,7 +24,7 @@ def n_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" where there is no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
         limits.append(math.ceil(int(quota) / int(period)))
     return max(1, min(limits))
 
@@ -35,6 +37,17 @@ def n_cores() -> int:
     with contextlib.suppress(KeyError, ValueError):
         limits.append(int(os.environ["OMP_NUM_THREADS"]))
     return max(1, min(limits))
+
+
+def memory_bytes() -> int:
+    """Return how much memory this process may use: the machine's, or less by its container's limit."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and 1 of control groups
+        with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" without a limit
+            limits.append(int((CGROUP / name).read_text()))
+    return min(limits)
 
 
 def has_nvidia_gpu() -> bool:

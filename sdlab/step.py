@@ -7,7 +7,6 @@ seed, step -> rng -> cameras -> rgb -> z -> t, noise, z_t -> eps -> residual -> 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import sample_background, sample_cameras
+from sdlab.channel import working_clock
 from sdlab.errors import memory_explained
 from sdlab.optim import OptimSettings, SceneOptimiser
 from sdlab.prompts import PromptBank, PromptSettings
@@ -150,15 +150,16 @@ class Report:
 
 
 class Stopwatch:
-    """Measures seconds per stage; on CUDA the time to launch kernels, not to run them."""
+    """Measures seconds of work per stage, without waiting for other sessions; on CUDA the time to launch kernels, not
+    to run them."""
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._last = working_clock()
 
     def lap(self, stage: str) -> None:
         """Add the time since the last lap to `stage`."""
-        now = time.perf_counter()
+        now = working_clock()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
         self._last = now
 
@@ -295,7 +296,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int
 
     Returns the number of network evaluations per view.
     """
-    started = time.perf_counter()
+    started = working_clock()
     share_cores(prior)
     scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
     rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), s.progress(state.step)
@@ -306,7 +307,7 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int
         asks = loss.fits_guidance or aux.fitted == 0  # always at first, so that errors surface at once
         guidance = loss.gradient(x, model, aux) if asks else Guidance(torch.zeros_like(z))
     loss.fit(x, model, aux, guidance)
-    state.seconds += time.perf_counter() - started
+    state.seconds += working_clock() - started
     state.prior_seconds += model.seconds
     return model.nfe
 

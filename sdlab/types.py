@@ -18,7 +18,6 @@ Residual   what a loss returns, in units of eps: d loss / d z0 = w(t) * residual
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from types import MappingProxyType
@@ -29,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sdlab.channel import rest, working_clock
 from sdlab.rng import StepRng
 from sdlab.shapes import Cloud as Cloud
 from sdlab.shapes import RawSplats as RawSplats
@@ -289,17 +289,19 @@ class BoundPrior:
     def eps(self, z_t: Tensor, t: Tensor, *roles: str) -> list[Tensor]:
         """Predict the noise for all `roles` in one forward pass; return one [B, C, H, W] per role.
 
+        Other sessions may go first (`sdlab.channel.rest`).
         Raises KeyError for a role that is not bound, naming those that are.
         """
         missing = [r for r in roles if r not in self.conds]
         if missing:
             raise KeyError(f"role {missing[0]!r} is not bound; this step has {sorted(self.conds)}")
         n = len(roles)
-        started = time.perf_counter()
+        rest()
+        started = working_clock()
         with torch.no_grad():
             cond = cat_conds([self.conds[r] for r in roles])
             out = self.prior.eps(z_t.repeat(n, 1, 1, 1), t.repeat(n), cond)
-        self.seconds += time.perf_counter() - started
+        self.seconds += working_clock() - started
         self.nfe += n
         return list(out.chunk(n))
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 from waiting import until
 
+from sdlab.channel import SLACK
 from sdlab.errors import give_back
 from sdlab.live import manager as manager_module
+from sdlab.live.clients import Client
 from sdlab.live.manager import Manager, PriorPool
 from sdlab.live.messages import Applied, Branched, Failed, Patch, Pause, Rejected, Resume, Stop
 from sdlab.priors import PriorConfig, gallery, silent
@@ -33,7 +35,8 @@ def manager():
 
 def test_seats_are_separate_and_fair(manager, quick):
     long = quick.patch("steps", 100_000)
-    a, b = manager.open(long), manager.open(long.patch("prompt.text", "a blue car"))
+    clients = Client(), Client()
+    a, b = manager.open(long, clients[0]), manager.open(long.patch("prompt.text", "a blue car"), clients[1])
     for seat in (a, b):
         until(lambda seat=seat: seat.session.status.phase == "ready")
     assert a.id != b.id
@@ -41,10 +44,10 @@ def test_seats_are_separate_and_fair(manager, quick):
     a.session.send(Resume())
     b.session.send(Resume())
     until(lambda: a.session.state.step > 5 and b.session.state.step > 5)
-    start = a.session.state.step, b.session.state.step
+    start = [client.account.used for client in clients]
     time.sleep(1.5)
-    steps = a.session.state.step - start[0], b.session.state.step - start[1]
-    assert abs(steps[0] - steps[1]) <= 0.1 * sum(steps) / 2 + 2, steps
+    used = [client.account.used - before for client, before in zip(clients, start, strict=True)]
+    assert abs(used[0] - used[1]) <= 0.1 * sum(used) / 2 + SLACK, used
     assert not torch.equal(a.session.state.scene.params["means"], b.session.state.scene.params["means"])
 
 
@@ -54,12 +57,13 @@ def ready(seat):
 
 
 @pytest.mark.slow
-def test_four_lanes_with_other_losses_get_the_same_number_of_steps(quick):
+def test_four_lanes_of_one_page_get_the_same_number_of_steps_with_any_losses(quick):
     """A warm-up step counts as a turn."""
     manager = Manager(max_sessions=4)
     long = quick.patch_all([("steps", 100_000), ("losses.vdm.operator", "linear"), ("losses.vsd.network", "copy")])
     long = long.patch_all([("losses.vdm.warm_up", 8), ("losses.vsd.warm_up", 0)])
-    seats = [ready(manager.open(long.patch("active", loss))) for loss in ("sds", "vdm", "vsd", "sbp")]
+    page = Client()
+    seats = [ready(manager.open(long.patch("active", loss), page)) for loss in ("sds", "vdm", "vsd", "sbp")]
     for seat in seats:
         seat.session.send(Resume())
     until(lambda: all(seat.session.state.step > 3 for seat in seats), 60)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sdlab.auxiliary.fitted import FittedNet, initialised
+from sdlab.channel import rest
 from sdlab.knobs import knob
 from sdlab.rng import StepRng
 from sdlab.transfer import upload
@@ -100,6 +101,7 @@ class Score(FittedNet):
             return
         seen = _cameras_of(x.z0, model)
         for k in range(lessons):
+            rest()
             draws = [self._draw(x, model, seen, k * every + j, p_null, gamma) for j in range(every)]
             self._lesson(x.z0, draws, cat_conds([model.conds[ROLE]] * every), lr, gamma)
             model.nfe += every

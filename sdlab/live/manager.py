@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -17,8 +18,11 @@ from sdlab.channel import Turnstile
 from sdlab.console import say
 from sdlab.errors import give_back, reason
 from sdlab.live.building import prepare_for
+from sdlab.live.clients import NO_LIMIT, Client
+from sdlab.live.memory import Memory, resident_bytes
 from sdlab.live.messages import Patch, Stop
-from sdlab.live.session import Session
+from sdlab.live.session import Fork, Session
+from sdlab.live.state import Run
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings
@@ -67,6 +71,13 @@ class PriorPool:
         return same[: -MOST_ON_GPU if kind == "cuda" else -MOST_PRIORS]
 
 
+def _finisher(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until `device` has done what it was given; a CPU always has."""
+    if device.type != "cuda":
+        return lambda: None
+    return lambda: torch.cuda.synchronize(device)
+
+
 @dataclass
 class Seat:
     """A running session with its thread. `id` is unguessable and serves as the token of its viewport."""
@@ -74,15 +85,17 @@ class Seat:
     id: str
     session: Session
     thread: threading.Thread
+    client: Client = field(default_factory=Client)
     last_seen: float = field(default_factory=time.monotonic)
     ends_at: float | None = None  # end of the grace period, once the page was closed
     on_close: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Manager:
-    """Opens, finds and ends sessions. They take turns step by step, or with `batching` share the prior's forward passes
-    (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was closed, so that a reload finds it again,
-    or after `idle` seconds without a sign of life."""
+    """Opens, finds and ends sessions. Their clients share the device's time (`sdlab.channel.Turnstile`), or with
+    `batching` the prior's forward passes (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was
+    closed, so that a reload finds it again, or after `idle` seconds without a sign of life. `memory` is the limit to
+    keep, None for no limit."""
 
     def __init__(
         self,
@@ -91,17 +104,23 @@ class Manager:
         grace: float = 60.0,
         idle: float = 3600.0,
         batching: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.max_sessions = max_sessions
         self.grace = grace
         self.idle = idle
         self.pool = PriorPool(batching)
-        self.turnstile = None if batching else Turnstile()  # batching needs steps that overlap
+        self.memory = memory
+        finish = _finisher(self.device)
+        self.turnstile = None if batching else Turnstile(resident_bytes, finish)  # batching needs steps that overlap
         self._lock = threading.Lock()
         self._seats: dict[str, Seat] = {}
         self._closing = threading.Event()
         threading.Thread(target=self._sweep, name="sdlab-sweeper", daemon=True).start()
+        if memory is not None:
+            how = (self._sessions, self._closing)
+            threading.Thread(target=memory.watch, args=how, name="sdlab-memory", daemon=True).start()
 
     def preload(self, settings: Settings) -> None:
         """Load and compile for the first user in the background. An error is said on the console; the sessions that
@@ -115,9 +134,20 @@ class Manager:
 
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
 
-    def open(self, settings: Settings) -> Seat:
-        """Start a new session in its own thread, waiting for Resume. RuntimeError when all seats are taken."""
-        return self._seat(Session(settings, self.device, self.pool.get, self.turnstile))
+    def open(self, settings: Settings, client: Client | None = None) -> Seat:
+        """Start a new session of `client` (None: a new one without limits) in its own thread, waiting for Resume.
+        RuntimeError when all seats are taken, or all that the client may have, or the memory is full."""
+        client = client or Client()
+        return self._seat(self._session(settings, client), client)
+
+    def _session(self, settings: Settings, client: Client, origin: Future[Fork] | None = None) -> Session:
+        def admit(wanted: Settings, run: Run) -> None:
+            client.admit(wanted, run)
+            if self.memory is not None and self.device.type == "cpu":
+                self.memory.admit(wanted, run)
+
+        turn = (self.turnstile or Turnstile(resident_bytes)).turn(client.account)
+        return Session(settings, self.device, self.pool.get, turn, origin, admit)
 
     def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
         """Open a seat whose session continues from the exact state of another, running or paused as its parent is,
@@ -133,29 +163,38 @@ class Manager:
         settings = parent.session.settings
         settings.patch_all(changes)
         with self._lock:
-            self._must_have_room()  # before requesting a copy from the other session
-        session = Session(settings, self.device, self.pool.get, self.turnstile, parent.session.branch())
+            self._must_have_room(parent.client)  # before requesting a copy from the other session
+        session = self._session(settings, parent.client, parent.session.branch())
         if changes:
             session.send(Patch(changes))
-        return self._seat(session)
+        return self._seat(session, parent.client)
 
-    def _seat(self, session: Session) -> Seat:
+    def _seat(self, session: Session, client: Client) -> Seat:
         """Start `session` in its own thread and return its seat."""
         thread = threading.Thread(target=session.run, kwargs={"start": False}, name="sdlab-session", daemon=True)
         with self._lock:
-            self._must_have_room()
-            seat = Seat(secrets.token_urlsafe(16), session, thread)
+            self._must_have_room(client)
+            seat = Seat(secrets.token_urlsafe(16), session, thread, client)
             self._seats[seat.id] = seat
         thread.start()
         return seat
 
-    def _must_have_room(self) -> None:
-        """Raise RuntimeError when all seats are taken. The caller holds the lock."""
+    def _must_have_room(self, client: Client) -> None:
+        """Raise RuntimeError when all seats are taken, or all that the client may have, or the memory is full. The
+        caller holds the lock."""
         if len(self._seats) >= self.max_sessions:
             raise RuntimeError(
                 f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
                 "or start the server with a larger --max-sessions"
             )
+        own = sum(seat.client.address == client.address for seat in self._seats.values()) if client.address else 0
+        if client.most_seats is not None and own >= client.most_seats:
+            raise RuntimeError(
+                f"your address has {own} of this server's {self.max_sessions} seats, and may have {client.most_seats}: "
+                f"close a lane or a page first, or wait until one that was closed is free; {NO_LIMIT}"
+            )
+        if self.memory is not None:
+            self.memory.must_have_room()
 
     def get(self, seat_id: str) -> Seat | None:
         """Return the seat, or None if it has ended. Counts as a sign of life."""
@@ -188,6 +227,10 @@ class Manager:
         for callback in seat.on_close:
             with contextlib.suppress(Exception):  # a callback that fails must not skip the others
                 callback()
+
+    def _sessions(self) -> list[Session]:
+        with self._lock:
+            return [seat.session for seat in self._seats.values()]
 
     def count(self) -> int:
         with self._lock:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sdlab.channel import EventLog, Latest, Turnstile
+from sdlab.channel import Account, EventLog, Halted, Latest, Turn, Turnstile
 from sdlab.errors import reason
 from sdlab.export.writers import Material, material_of, write_results
 from sdlab.knobs import FrozenDict
@@ -65,6 +65,11 @@ PUBLISH_EVERY = 0.1  # seconds; a viewer cannot use more, and each frame costs a
 SYNC_EVERY = 10  # steps between reading statistics back from a GPU, and thus between events `Stepped`
 
 T = TypeVar("T")
+Admit = Callable[[Settings, Run], None]
+
+
+def anything(settings: Settings, run: Run) -> None:
+    """Admit all settings."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,9 @@ class Fork:
 
 
 class Session:
-    """A run that follows commands, see the top of this file. `turnstile` is shared by the sessions of one device.
+    """A run that follows commands, see the top of this file. `turn` is its turn at the turnstile of its device.
+
+    `admit` is called with settings before they are adopted and with the run as it is; its ValueError refuses them.
 
     With `origin`, which another session's `branch` returned, the run continues from that state as soon as it is known;
     commands wait until then.
@@ -90,8 +97,9 @@ class Session:
         settings: Settings,
         device: torch.device | str = "cpu",
         load: LoadPrior = load_prior,
-        turnstile: Turnstile | None = None,
+        turn: Turn | None = None,
         origin: Future[Fork] | None = None,
+        admit: Admit = anything,
     ) -> None:
         self.device = torch.device(device)
         self.latest: Latest[Frame] = Latest()
@@ -101,11 +109,10 @@ class Session:
         self.running = False
         self.steps_left: int | None = None  # until the pause that an Advance asked for
         self._run = Run.of(settings)
-        self._turnstile = turnstile or Turnstile()
+        self.turn = turn or Turnstile().turn(Account())
+        self._admit = admit
         self._builder = Builder(self.device, load, self._set_status)
-        self._watching = Watching(
-            self._turnstile, lambda: self._inbox.put(lambda: self._watching.look(self._run, now=True))
-        )
+        self._watching = Watching(self.turn, lambda: self._inbox.put(lambda: self._watching.look(self._run, now=True)))
         self.lens = self._watching.lens
         self.comparison = self._watching.comparison
         self._origin = origin
@@ -429,7 +436,7 @@ class Session:
                 if self._run.state is None:
                     self.prepare()  # a second try after a failure
                 self.steps_left = (self.steps_left or 0) + command.n if isinstance(command, Advance) else None
-                self.running, self._error = True, None
+                self.running, self._error, self.turn.stop = True, None, ""
                 self._settle()
             case Reset():
                 run = self._run.following(self.settings, self.settings)
@@ -469,6 +476,7 @@ class Session:
         before, changes = self._run, tuple(changes)
         try:
             new = before.settings.patch_all(changes)
+            self._admit(new, before)
         except ValueError as e:
             self._reject(changes, str(e))
             return
@@ -550,12 +558,15 @@ class Session:
         inputs = self._run.inputs()
         started = time.perf_counter()
         try:
-            with self._turnstile:
+            with self.turn:
                 if needs_warm_up(*inputs[:2]):
                     warm_up(*inputs)
                     report = None
                 else:
                     report = step(*inputs)
+        except Halted as e:
+            self._halted(e)
+            return
         except (Exception, SystemExit) as e:  # a library that exits would end the thread, and with it the run
             self._recover(e)
             return
@@ -637,6 +648,15 @@ class Session:
         if number == self.settings.planned_end and self._until is None:
             return f"finished the planned {self.settings.steps} steps; press Start to continue"
         return ""
+
+    def _halted(self, why: Halted) -> None:
+        """Undo the patch before a step that was halted; without one, pause and say why."""
+        if self._run.undo is not None:
+            self._recover(why)
+            return
+        self.running, self.steps_left = False, None
+        self._say(Noted(self._run.step, str(why)))
+        self._settle()
 
     def _recover(self, error: BaseException) -> None:
         """Undo the patch before a step that raised; without one, stop and say why. The state is kept either way."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from sdlab.channel import Latest, Turnstile
+from sdlab.channel import Latest, Turn
 from sdlab.errors import reason
 from sdlab.lens import Comparison, LensPictures, comparison_steps, probe, texts_with_truth, views_of_step
 from sdlab.live.state import Run
@@ -24,13 +24,13 @@ class Watching:
     """The lens and the comparison of one session. `lens` and `comparison` may be read by any thread; the methods are
     for the owner of the run. `news` is called by another thread when the lens could show more than before."""
 
-    def __init__(self, turnstile: Turnstile, news: Callable[[], None]) -> None:
+    def __init__(self, turn: Turn, news: Callable[[], None]) -> None:
         self.lens: Latest[LensPictures] = Latest()
         self.comparison: Latest[Comparison] = Latest()
         self.row: int | None = None  # the view that the lens shows, None while nobody looks
         self.t: int | None = None  # the timestep that the lens probes, None for that of each step
         self.exact = False  # whether the lens shows exact predictions beside the network's
-        self._turnstile = turnstile
+        self._turn = turn
         self._news = news
         self._drawing: Drawing | None = None
         self._drawn_for: Prior | None = None
@@ -51,7 +51,7 @@ class Watching:
             return
         started = time.perf_counter()
         try:
-            with self._turnstile:
+            with self._turn:
                 seen = self._seen(run, self.row)
         except Exception as e:  # a look must not end a run
             seen = LensPictures(loss=run.effective.active, reason=f"nothing to show: {reason(e)}")
@@ -113,7 +113,7 @@ class Watching:
         if self._comparing is None:
             return
         try:
-            with self._turnstile:
+            with self._turn:
                 seen = next(self._comparing, None)
         except Exception:
             self._comparing = None

@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdlab.channel import rest
 from sdlab.priors import closed_form_kernels as kernels
 from sdlab.priors.closed_form_kernels import f32
 
@@ -151,6 +152,7 @@ def posterior_mean(
     z = z_t.to(torch.float64 if candidates is None else torch.float32)
     out = torch.empty_like(z, memory_format=torch.contiguous_format)
     for i, (a, s, row) in enumerate(zip(alpha.flatten().tolist(), sigma.flatten().tolist(), shares, strict=True)):
+        rest()
         q = Query(z[i].flatten(1).contiguous(), a, s**2 + (a * spread) ** 2)
         logs, means = [], []
         for gallery, share in zip(galleries, row, strict=True):

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from sdlab.channel import Account, Turnstile
 from sdlab.priors.closed_form import Background, Gallery
 from sdlab.priors.sources import Drawn, Source, unheard
 
 MEMORY_SHARE = 0.25
+_TURNSTILE = Turnstile()
 
 
 class Order(NamedTuple):
@@ -86,8 +88,15 @@ SHARED = Galleries(int(MEMORY_SHARE * psutil.virtual_memory().total))
 
 
 def drawn(source: Source, order: Order, factor: int | None, progress: Drawn = unheard) -> Gallery:
-    """Draw the gallery of `order` from its source, ready for its device; see `Gallery.of` for `factor`."""
-    rgba = source.draw(order.key, order.count, order.size, order.seed, progress)
+    """Draw the gallery of `order` from its source, ready for its device; see `Gallery.of` for `factor`. Galleries that
+    are drawn at the same time take turns, so that together they use one core."""
+    with _TURNSTILE.turn(Account()) as turn:
+
+        def report(done: int, total: int) -> None:
+            turn.rest()
+            progress(done, total)
+
+        rgba = source.draw(order.key, order.count, order.size, order.seed, report)
     if len(rgba) == 0:
         raise ValueError(f"{source.name} has no image for {order.key!r}")
     gallery = Gallery.of(rgba, order.background, factor)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sdlab.channel import rest, turn_of_thread
 from sdlab.machine import n_processors
 from sdlab.raster import cpu_kernels as kernels
 from sdlab.types import Render, ScreenInfo
@@ -114,29 +115,39 @@ def get_threads() -> int:
 
 
 def run_jobs(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run the jobs on the caller's thread and on workers from the pool; re-raise the first failure.
+    """Run the jobs on the caller's thread and on workers from the pool; re-raise the first failure. Other sessions may
+    go first between two jobs (`sdlab.channel.rest`)."""
+    waiting = deque(jobs)
+    while waiting:
+        _run_some(waiting)
+        if waiting:
+            rest()
+
+
+def _run_some(waiting: deque[Callable[[], None]]) -> None:
+    """Run the jobs, removing them from `waiting`, until all are done or another session is due.
 
     The caller takes jobs too, so it neither idles nor waits for a pool that is busy with other callers.
     """
-    helpers = min(get_threads(), len(jobs)) - 1
-    if helpers < 1:
-        for job in jobs:
-            job()
-        return
-    waiting = deque(jobs)
+    turn, others_are_due = turn_of_thread(), False
+
+    def one() -> bool:
+        try:
+            job = waiting.popleft()
+        except IndexError:
+            return False
+        job()
+        return True
 
     def work() -> None:
-        while True:
-            try:
-                job = waiting.popleft()
-            except IndexError:
-                return
-            job()
+        while not others_are_due and one():
+            pass
 
-    pool = _executor()
-    futures = [pool.submit(work) for _ in range(helpers)]
+    helpers = min(get_threads(), len(waiting)) - 1
+    futures = [_executor().submit(work) for _ in range(helpers)]
     try:
-        work()
+        while not others_are_due and one():
+            others_are_due = turn is not None and turn.due()
     finally:
         for future in futures:
             if not future.cancel():

@@ -29,7 +29,7 @@ def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
     _run(desk, act)
     _set(page, desk, act)
     _arrange(page, desk, lane, act)
-    _show(desk, lane, act)
+    _show(page, desk, lane, act)
 
 
 def _run(desk: Desk, act: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None
                     page.close(other)
 
 
-def _show(desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
+def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
     """Control views, the timeline, the tabs and results."""
     match act:
         case {"do": "front"}:
@@ -133,16 +133,17 @@ def _show(desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
         case {"do": "exact", "on": bool(on)}:
             desk.show_exact(on)
         case {"do": "make", "kind": kind}:
-            _make(desk, lane, str(kind))
+            _make(page, desk, lane, str(kind))
         case {"do": "cancel", "id": result}:
             desk.shelf.cancel(str(result))
 
 
-def _make(desk: Desk, lane: Lane, kind: str) -> None:
+def _make(page: Page, desk: Desk, lane: Lane, kind: str) -> None:
     """Make a file of a lane's current state: the session copies it between two steps, the shelf does the rest."""
 
     def put(answer: Future[Material]) -> None:
         try:
+            page.visitors.must_have_room(sum(result.phase in ("waiting", "working") for result in desk.shelf.list()))
             desk.shelf.start(kind, answer.result())
         except Exception as e:  # in the session's thread: any failure: the run continues
             lane.say("error", str(e))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import secrets
 from collections.abc import AsyncIterator
@@ -18,8 +19,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from sdlab.live.clients import NO_LIMIT
 from sdlab.ui.desk import nothing
 from sdlab.ui.panels import no_session
+from sdlab.ui.visitors import MESSAGES, PATIENCE
 from sdlab.web import capped_body, refusal
 
 if TYPE_CHECKING:
@@ -72,14 +75,18 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
     ended = closing or asyncio.Event()
 
     @router.get("/news/{token}")
-    def news(token: str, page: str = "", missed: bool = False) -> Response:
-        return JSONResponse(pages.poll(token, page, missed), headers=NO_STORE)
+    async def news(token: str, page: str = "", missed: bool = False) -> Response:
+        if (refused := await _held_up(pages.delay(token))) is not None:
+            return refused
+        return JSONResponse(await run_in_threadpool(pages.poll, token, page, missed), headers=NO_STORE)
 
     @router.post("/do/{token}")
     async def do(token: str, request: Request) -> Response:
         said = await _said(request)
         if isinstance(said, Response):
             return said
+        if (refused := await _held_up(pages.delay(token, len(said) if isinstance(said, list) else 1))) is not None:
+            return refused
         if not await run_in_threadpool(pages.act, token, said):
             return refusal("this session has ended", 404)
         return Response(status_code=204)
@@ -92,7 +99,8 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
         said = said if isinstance(said, dict) else {}
         dark, token = said.get("dark") is True, str(said.get("token") or "")
         page = page or secrets.token_urlsafe(16)
-        return JSONResponse(await run_in_threadpool(pages.arrive, page, token, dark), headers=NO_STORE)
+        address = client_address(request)
+        return JSONResponse(await run_in_threadpool(pages.arrive, page, token, dark, address), headers=NO_STORE)
 
     @router.get("/here/{token}")
     async def here(token: str, page: str = "") -> Response:
@@ -102,6 +110,32 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
         return StreamingResponse(_presence(pages, token, page, ended), media_type="text/event-stream", headers=headers)
 
     return router
+
+
+async def _held_up(seconds: float) -> Response | None:
+    """Wait for `seconds`, or return the refusal of a request for which that would be too long."""
+    if seconds > PATIENCE:
+        return refusal(f"too many messages: this server takes {MESSAGES[0]:.0f} a second; {NO_LIMIT}", 429)
+    await asyncio.sleep(seconds)
+    return None
+
+
+def client_address(request: Any) -> str:
+    """Return the network address of a browser, of IPv6 the network; "" if unknown, as behind a proxy on this machine
+    that does not tell.
+
+    uvicorn has replaced a proxy's address by the one that the proxy names if it trusts the proxy: one on this machine,
+    or those in the environment variable FORWARDED_ALLOW_IPS. Any other client could name whatever it likes.
+    """
+    try:
+        address = ipaddress.ip_address(getattr(request.client, "host", ""))
+    except ValueError:
+        return ""
+    if address.is_loopback:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 async def _presence(pages: Page, token: str, page: str, ended: asyncio.Event) -> AsyncIterator[str]:

@@ -32,7 +32,8 @@ class Desk:
 
     shelf: Shelf  # files made from its lanes
 
-    def __init__(self, first: Lane, page: str = "", dark: bool = False) -> None:
+    def __init__(self, first: Lane, page: str = "", dark: bool = False, most_lanes: int = MAX_LANES) -> None:
+        self.most_lanes = most_lanes
         self.id = secrets.token_urlsafe(16)
         self.page = page  # the page that shows it (Gradio's session hash): each piece of news is sent once
         self.dark = dark  # theme of the page, also for views still to be opened
@@ -67,8 +68,8 @@ class Desk:
     def add(self, lane: Lane) -> None:
         """Add a lane. ValueError when there is no room; the caller then closes its seat."""
         with self._lock:
-            if len(self._tones) >= MAX_LANES:
-                raise ValueError(f"there are {MAX_LANES} lanes already: close one first")
+            if len(self._tones) >= self.most_lanes:
+                raise ValueError(f"there are {self.most_lanes} lanes already: close one first")
             self._tones[lane] = min(set(range(MAX_LANES)) - set(self._tones.values()))
         self._link()
         self.look_at(lane)

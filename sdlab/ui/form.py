@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sdlab.knobs import Knob, knobs_of
 from sdlab.losses import Distillation
@@ -128,13 +128,28 @@ def _notch(k: Knob) -> float:
 # ---- the whole form --------------------------------------------------------------------------------------
 
 
-def form_html(settings: Settings, presets: Sequence[str], locked: Collection[str] = ()) -> str:
-    """Return the form: losses, preset picker and groups of knobs. It holds all losses, priors and scenes; the page
-    shows the active ones. Knobs at `locked` paths are disabled."""
+class Rules(NamedTuple):
+    """What a server's visitors may change: not the knobs at `locked` paths, and within the ranges of the knobs that
+    `shown` returns for a knob and the kind of scene."""
+
+    locked: Collection[str] = ()
+    shown: Callable[[Knob, str], Knob] = lambda k, kind: k
+
+    def control(self, k: Knob, owner: str, symbol: str = "", kind: str = "") -> str:
+        """Return the control of a knob under these rules."""
+        return control(self.shown(k, kind), owner, k.path in self.locked, symbol)
+
+
+NO_RULES = Rules()
+
+
+def form_html(settings: Settings, presets: Sequence[str], rules: Rules = NO_RULES) -> str:
+    """Return the form: losses, preset picker and groups of knobs, under the rules of the server. It holds all losses,
+    priors and scenes; the page shows the active ones."""
     return (
-        f'<div class="card">{_losses(settings, locked)}</div>'
+        f'<div class="card">{_losses(settings, rules)}</div>'
         f'<div class="card">{_picker(presets)}</div>'
-        f'<div class="card groups">{"".join(_groups(settings, locked))}</div>'
+        f'<div class="card groups">{"".join(_groups(settings, rules))}</div>'
     )
 
 
@@ -167,16 +182,14 @@ def _picker(presets: Sequence[str]) -> str:
     )
 
 
-def _losses(settings: Settings, locked: Collection[str]) -> str:
+def _losses(settings: Settings, rules: Rules) -> str:
     """Return the buttons that select the loss, and a card for each: description, formula, the texts it uses, knobs."""
     knobs = settings.knobs()
     cards = ""
     for name, loss in settings.losses.items():
         owner = f"losses.{name}"
-        texts = "".join(control(knobs[path], owner, path in locked) for path in wordings_of(loss))
-        cards += (
-            f'<section data-owner="{owner}">{loss_card(loss)}{texts}{_knobs_of_loss(loss, owner, locked)}</section>'
-        )
+        texts = "".join(rules.control(knobs[path], owner) for path in wordings_of(loss))
+        cards += f'<section data-owner="{owner}">{loss_card(loss)}{texts}{_knobs_of_loss(loss, owner, rules)}</section>'
     return f"{loss_toggle(settings)}{cards}"
 
 
@@ -203,22 +216,22 @@ def _buttons(losses: Mapping[str, Distillation], names: Sequence[str]) -> str:
     return f'<div class="toggle">{cells}</div>'
 
 
-def _knobs_of_loss(loss: Distillation, owner: str, locked: Collection[str]) -> str:
+def _knobs_of_loss(loss: Distillation, owner: str, rules: Rules) -> str:
     """Return a loss's knobs: the first few that take effect at once, the others in a fold (how its network is built and
     trained, and rarely used ones)."""
     found = list(knobs_of(loss, ""))
     first_rebuild = next((i for i, k in enumerate(found) if k.apply == "rebuild"), len(found))
     n = min(first_rebuild, SHOWN_KNOBS)
-    shown, folded = ("".join(_of_loss(loss, k, owner, locked) for k in some) for some in (found[:n], found[n:]))
+    shown, folded = ("".join(_of_loss(loss, k, owner, rules) for k in some) for some in (found[:n], found[n:]))
     if not folded:
         return shown
     title = f"More {html.escape(loss.title)} settings"
     return f'{shown}<details class="more" data-group="{owner}"><summary>{title}</summary>{folded}</details>'
 
 
-def _of_loss(loss: Distillation, k: Knob, owner: str, locked: Collection[str]) -> str:
+def _of_loss(loss: Distillation, k: Knob, owner: str, rules: Rules) -> str:
     path = f"{owner}.{k.path}"
-    return control(k._replace(path=path), owner, path in locked, symbol_of(k, loss))
+    return rules.control(k._replace(path=path), owner, symbol_of(k, loss))
 
 
 def symbol_of(k: Knob, loss: Distillation) -> str:
@@ -248,7 +261,7 @@ def wordings_of(loss: Distillation) -> list[str]:
     return [WORDINGS[role] for role in loss.roles if role in WORDINGS]
 
 
-def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
+def _groups(settings: Settings, rules: Rules) -> list[str]:
     """Return a fold for each group of settings except the losses."""
     folds = []
     with_a_loss = {path for loss in settings.losses.values() for path in wordings_of(loss)}
@@ -257,13 +270,13 @@ def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
             continue
         members = {"prior": priors(), "scene": scenes()}.get(prefix)
         if prefix == "optim":
-            body = _rates(group, locked)
+            body = _rates(group, rules)
         elif members is None:
-            body = _knobs(group, prefix, "", locked, with_a_loss)
+            body = _knobs(group, prefix, "", rules, with_a_loss)
         else:
             body = "".join(
                 f'<section data-owner="{prefix}/{kind}">'
-                f"{_knobs(group if kind == group.kind else cls(), prefix, f'{prefix}/{kind}', locked)}</section>"
+                f"{_knobs(group if kind == group.kind else cls(), prefix, f'{prefix}/{kind}', rules)}</section>"
                 for kind, cls in members.items()
             )
         title = html.escape(TITLES.get(prefix, prefix.capitalize()))
@@ -271,19 +284,19 @@ def _groups(settings: Settings, locked: Collection[str]) -> list[str]:
     return folds
 
 
-def _rates(group: Any, locked: Collection[str]) -> str:
+def _rates(group: Any, rules: Rules) -> str:
     """Return the learning rates of each scene, and the knobs that all scenes share."""
     knobs = knobs_of(group, "optim")
     owned = {f"optim.lr_{name}": f"scene/{kind}" for kind, cls in scenes().items() for name in cls.parameters}
     body = "".join(
         f'<section data-owner="{owner}">'
-        + "".join(control(k, "optim", k.path in locked) for k in knobs if owned.get(k.path) == owner)
+        + "".join(rules.control(k, "optim") for k in knobs if owned.get(k.path) == owner)
         + "</section>"
         for owner in dict.fromkeys(owned.values())
     )
-    return body + "".join(control(k, "optim", k.path in locked) for k in knobs if k.path not in owned)
+    return body + "".join(rules.control(k, "optim") for k in knobs if k.path not in owned)
 
 
-def _knobs(group: Any, prefix: str, owner: str, locked: Collection[str], elsewhere: Collection[str] = ()) -> str:
+def _knobs(group: Any, prefix: str, owner: str, rules: Rules, elsewhere: Collection[str] = ()) -> str:
     found = [k for k in knobs_of(group, prefix) if k.path not in KEPT_ELSEWHERE and k.path not in elsewhere]
-    return "".join(control(k, owner or prefix, k.path in locked) for k in found)
+    return "".join(rules.control(k, owner or prefix, kind=owner.partition("/")[2]) for k in found)

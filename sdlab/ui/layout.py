@@ -17,7 +17,7 @@ from gradio.themes.utils import fonts
 
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
-from sdlab.ui.form import form_html, form_state
+from sdlab.ui.form import Rules, form_html, form_state
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
 from sdlab.ui.visitors import Visitors
 from sdlab.ui.wording import TITLE
@@ -70,7 +70,7 @@ def blocks(visitors: Visitors, preset: str | None, device: torch.device) -> gr.B
             with gr.Column(elem_id="side"):
                 with gr.Column(elem_classes=["card"]):
                     _part("controls", "controls.js", _controls(visitors.settings.prompt.text))
-                form = form_html(visitors.settings, visitors.presets, visitors.locked)
+                form = form_html(visitors.settings, visitors.presets, Rules(visitors.locked, visitors.shown))
                 state = {**form_state(visitors.settings), "preset": preset}
                 _part("form", "form.js", visitors.told(form), visitors.told(state))
             with gr.Column(elem_id="readings", elem_classes=["card"]):

@@ -18,7 +18,7 @@ from sdlab.ui.desk import Desk
 from sdlab.ui.lane import Lane
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import UPLOADS, Bringing
-from sdlab.ui.visitors import ARRIVING, MAX_LANES, Visitors, limits
+from sdlab.ui.visitors import ARRIVING, PATIENCE, Visitors, limits
 from sdlab.viewport.splat_view import Viewports
 
 
@@ -38,13 +38,14 @@ class Page:
 
     # ---- pages come, poll and go -------------------------------------------------------------------------
 
-    def arrive(self, page: str, token: str = "", dark: bool = False) -> dict[str, Any]:
-        """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none."""
+    def arrive(self, page: str, token: str = "", dark: bool = False, address: str = "") -> dict[str, Any]:
+        """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none.
+        `address` is that of the browser, "" if unknown."""
         with self._lock:
             desk = self._desks.get(token)
         if desk is None:
             try:
-                desk = self._open(page, dark)
+                desk = self._open(page, dark, address)
             except (RuntimeError, OSError) as e:
                 return no_seat(self.visitors.told(str(e)), page)
         else:
@@ -69,6 +70,16 @@ class Page:
         if missed:
             own.forget()
         return {"panels": self.visitors.told(own.news())}
+
+    def delay(self, token: str, acts: int = 0) -> float:
+        """Return how many seconds a request has to wait that brings this number of acts, or asks for news (0): requests
+        that come too fast are held up. Above `PATIENCE`, refuse it."""
+        with self._lock:
+            desk = self._desks.get(token)
+        if desk is None or not desk.lanes:
+            return 0.0
+        client = desk.focus.seat.client
+        return client.messages.take(acts, PATIENCE) if acts else client.polls.take(1, PATIENCE)
 
     def act(self, token: str, said: Any) -> bool:
         """Perform acts on a desk, one or a list; return False when the desk is gone."""
@@ -111,6 +122,7 @@ class Page:
                 f"{UPLOADS[knob].kind!r}, and it is {getattr(lane.settings, group).kind!r}"
             )
         in_use = {Path(path) for other in desk.lanes for path in other.files()}
+        self.visitors.charge_upload(lane.seat.client, len(raw))
         path = desk.uploads.keep(knob, name, raw, in_use, limits(bool(self.visitors.locked)))
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
@@ -133,13 +145,14 @@ class Page:
 
     # ---- lanes -------------------------------------------------------------------------------------------
 
-    def _open(self, page: str, dark: bool) -> Desk:
+    def _open(self, page: str, dark: bool, address: str) -> Desk:
         """Open a desk for a page in place of the one it had; RuntimeError when all seats are taken."""
         previous = self._of_page(page)
         if previous is not None:
             self.close(*previous.lanes)
-        lane = self._lane(self._manager.open(self.visitors.settings), self._preset, dark)
-        desk = Desk(lane, page, dark)
+        client = self.visitors.client(address, self._manager.max_sessions)
+        lane = self._lane(self._manager.open(self.visitors.settings, client), self._preset, dark)
+        desk = Desk(lane, page, dark, self.visitors.most_lanes)
         try:
             desk.shelf = self.shelves.open(desk.id)
         except OSError:
@@ -164,8 +177,7 @@ class Page:
     def branch(self, desk: Desk, lane: Lane) -> None:
         """Add a lane that continues from the current step of another; a refusal goes to the status line."""
         try:
-            if len(desk.lanes) >= MAX_LANES:
-                raise ValueError(f"there are {MAX_LANES} lanes already: close one first")
+            self.visitors.must_have_lane(len(desk.lanes))
             other = self._lane(self._manager.branch(lane.seat.id), lane.preset, desk.dark)
             other.view.begin_like(lane.view)
             try:
@@ -183,7 +195,7 @@ class Page:
         tone = desk.take_out(lane)
         self.close(lane)
         try:
-            other = self._lane(self._manager.open(settings), preset, desk.dark)
+            other = self._lane(self._manager.open(settings, lane.seat.client), preset, desk.dark)
         except (RuntimeError, OSError) as e:
             if desk.lanes:
                 desk.look_at(desk.lanes[0])

@@ -9,10 +9,14 @@ from collections.abc import Collection
 from typing import Any
 
 from sdlab import settings as catalogue
+from sdlab.knobs import Knob
+from sdlab.live.clients import NO_LIMIT, Bucket, Client
+from sdlab.live.state import Run
 from sdlab.parsing import OWN, VISITOR, Limits
 from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
+from sdlab.ui.budgets import Budgets
 from sdlab.ui.uploads import NAME, UPLOADS
 from sdlab.ui.veil import Veil, name_of
 
@@ -28,7 +32,12 @@ LOCKED = (*(f"prior.{name}" for name in (*NETWORK, *GALLERY)), "scene.picture", 
 DEFAULTS = {"scene.shap_e": ""}
 PATHS = ("prior.path", "scene.file", "scene.picture")  # knobs that may hold a path
 
-MAX_LANES = 4  # per page
+MAX_LANES, VISITOR_LANES = 4, 3  # per page
+VISITOR_FILES = 3  # results of one page that are not finished
+MESSAGES = 20.0, 80.0  # acts a second of one page, and at once; a slider that is dragged sends about 30
+POLLS = 10.0, 40.0  # requests for news; a page sends 2
+UPLOADED = 1_000_000.0, 60_000_000.0  # bytes a second of one page, and at once: 60 MB a minute
+PATIENCE = 2.0  # seconds for which messages that come too fast are held up, before they are refused
 MAX_UPLOAD = 20_000_000  # bytes of one uploaded file
 MAX_SETTINGS = 20_000  # characters of a settings file
 OWNER_IDLE, VISITOR_IDLE = 3600.0, 600.0  # seconds without a sign of life after which a seat ends
@@ -61,10 +70,51 @@ class Visitors:
         own = settings.knobs()
         self._paths = {path: own[path].value for path in PATHS if path in own and own[path].value}
         self.veil = Veil(self._paths.values()) if locked else None
+        shipped = {name: catalogue.preset(name) for name in catalogue.preset_names()}
         # priors of presets that read no files and load nothing
-        shipped = (catalogue.preset(name).prior for name in catalogue.preset_names())
-        self._harmless = {prior for prior in shipped if isinstance(prior, GalleryPrior) and not prior.path}
-        self.presets = [name for name in catalogue.preset_names() if self.allows(catalogue.preset(name))]
+        self._harmless = {s.prior for s in shipped.values() if isinstance(s.prior, GalleryPrior) and not s.prior.path}
+        self.presets = [name for name, wanted in shipped.items() if self.allows(wanted)]
+        self.budgets = Budgets([settings, *(shipped[name] for name in self.presets)]) if self.locked else None
+        self.most_lanes = VISITOR_LANES if self.locked else MAX_LANES
+
+    def client(self, address: str, seats: int) -> Client:
+        """Return a new client at a network address ("" if unknown), with its limits on a server that has `seats`."""
+        if self.budgets is None:
+            return Client()
+        own = max(seats // 2, 1)
+        return Client(address, own, self.budgets, Bucket(*MESSAGES), Bucket(*POLLS), Bucket(*UPLOADED))
+
+    def shown(self, k: Knob, kind: str) -> Knob:
+        """Return a knob as the form shows it, for a scene of this `kind`: with the range that visitors have."""
+        if self.budgets is None:
+            return k
+        own = self.budgets.range_of(k, kind)
+        if own is k:
+            return k
+        return own._replace(help=f"{k.help} (here at most {own.hi:,}; on your own computer {k.hi:,})")
+
+    def must_have_room(self, unfinished: int) -> None:
+        """Raise ValueError if a page with so many `unfinished` results may not ask for another."""
+        if self.locked and unfinished >= VISITOR_FILES:
+            raise ValueError(
+                f"{unfinished} files are being made already, and visitors of this server may have {VISITOR_FILES} at a "
+                f"time: wait for one, or cancel one; {NO_LIMIT}"
+            )
+
+    def must_have_lane(self, lanes: int) -> None:
+        """Raise ValueError if a page with so many `lanes` may not have another."""
+        if lanes >= self.most_lanes:
+            more = f", as many as visitors of this server may have; {NO_LIMIT}" if self.locked else ""
+            raise ValueError(f"there are {lanes} lanes already: close one first{more}")
+
+    def charge_upload(self, client: Client, size: int) -> None:
+        """Raise ValueError if `client` uploads more than it may."""
+        wait = client.uploads.take(size)
+        if wait > 0:
+            raise ValueError(
+                f"an upload of {size / 1e6:.1f} MB: visitors of this server may upload {60 * UPLOADED[0] / 1e6:.0f} MB "
+                f"a minute; try again in {wait:.0f} s; {NO_LIMIT}"
+            )
 
     def allows(self, wanted: Settings) -> bool:
         """Return whether a visitor may run these settings; another prior would bypass the lock on the prior's path."""
@@ -94,7 +144,13 @@ class Visitors:
         wanted = self._with_paths(catalogue.from_toml(text, name))
         if not self.allows(wanted):
             raise ValueError(f"{name}: it is for another prior, and this server's prior cannot be changed")
-        return self.fit(wanted)
+        wanted = self.fit(wanted)
+        if self.budgets is not None:
+            try:
+                self.budgets(wanted, Run.of(self.settings))
+            except ValueError as e:
+                raise ValueError(f"{name}: {e}") from e
+        return wanted
 
     def told(self, what: Any) -> Any:
         """Return a text or JSON as visitors may see it: without the server's folders."""
