@@ -202,6 +202,34 @@ def test_a_view_knows_how_it_is_drawn(renderer: str | None, drawing: str, blank)
     assert blank.evaluate("said") == [{"drawing": drawing}], "once"
 
 
+def test_a_press_on_the_page_shows_its_effect_at_the_full_rate(browser):
+    page = browser.new_page()
+    page.route("http://view.test/", lambda route: route.fulfill(body="<p>", content_type="text/html"))
+    page.clock.install(time=0)
+    page.goto("http://view.test/")
+    page.add_script_tag(path=STATIC / "view.js")
+    page.evaluate(
+        "const draw = () => requestAnimationFrame(draw); draw();"
+        "window.worker = new Worker(URL.createObjectURL(new Blob([''])))"
+    )
+    page.clock.run_for(2000)
+
+    def pictures(pressed: bool, ms: int) -> int:
+        """How many are drawn within `ms` of something new."""
+        page.clock.run_for(1000)
+        before = page.evaluate("Number(document.documentElement.dataset.drawn)")
+        if pressed:
+            page.evaluate("dispatchEvent(new MessageEvent('message', { source: parent, data: { pressed: true } }))")
+        page.evaluate("worker.dispatchEvent(new MessageEvent('message'))")
+        page.clock.run_for(ms)
+        return page.evaluate("Number(document.documentElement.dataset.drawn)") - before
+
+    assert pictures(False, 90) == 1, "pictures of a run leave time for it"
+    assert pictures(False, 900) == 3
+    assert [pictures(True, 90), pictures(False, 90), pictures(False, 90)] == [3, 3, 1], "two changes, then as before"
+    page.close()
+
+
 def test_what_is_changed_in_the_client_is_there_once(blank):
     blank.route("http://view.test/client", lambda route: route.fulfill(body=client_html(), content_type="text/html"))
     blank.add_init_script(
