@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import time
 import warnings
@@ -85,6 +86,7 @@ def limit(seconds: float, memory: int) -> None:
         return
     sys.dont_write_bytecode = True  # modules imported from here on could not be written whole
     _limit(resource.RLIMIT_CPU, int(time.process_time() + seconds) + 2)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time, to the millisecond; it ends the process
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":
@@ -95,6 +97,7 @@ def limit(seconds: float, memory: int) -> None:
 def lift_limits() -> None:
     """Lift the limits of the previous file on time and memory, which do not hold for receiving the next."""
     if resource is not None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _limit(resource.RLIMIT_CPU, None)
         _limit(resource.RLIMIT_AS, None)
 

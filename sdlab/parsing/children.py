@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,9 @@ IDLE = 20.0  # seconds after which an unused child ends
 AT_ONCE = 4  # files that are parsed at once
 BUSY = 5.0  # a file may take its CPU time this many times over, on a machine that is busy with other things
 STARTING = 60.0  # seconds in which a child must have read the file and imported its modules
+OF_TIME = {int(getattr(signal, name, 0)) for name in ("SIGPROF", "SIGXCPU")} - {
+    0
+}  # end a process that used up its time
 ROOT = str(Path(__file__).parents[2])
 START = f"import sys; sys.path.insert(0, {ROOT!r}); from sdlab.parsing.child import main; main()"
 SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # idle threads cost address space
@@ -125,6 +129,13 @@ class Child:
         used = self._measured.cpu_times()
         return used.user + used.system
 
+    def cause_of_death(self) -> str:
+        """Return why a process that was not ended from here gives no reply."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if -self._process.wait(1) in OF_TIME:
+                return self._limits.too_slow
+        return "is damaged: its parser crashed; re-export it"
+
     def end(self) -> None:
         """Kill the process and wait until it is gone."""
         self._process.kill()
@@ -173,7 +184,7 @@ class Children:
         except (EOFError, OSError, wire.Garbled, psutil.Error):
             if child is None:
                 return wire.Reply(failure="cannot be read now: this computer cannot start another process")
-            return wire.Reply(failure=child.refusal or "is damaged: its parser crashed; re-export it")
+            return wire.Reply(failure=child.refusal or child.cause_of_death())
         finally:
             self._leave(child, fit)
 
