@@ -164,7 +164,8 @@ class FieldScene:
         rgb, alpha, depth = pixels.split((3, 1, 1), 1)
         behind = background.to(device).repeat_interleave(cams.height * cams.width, 0)
         rgb = rgb + (1 - alpha) * behind
-        return Render(*(x.view(*shape, -1).permute(0, 3, 1, 2).contiguous() for x in (rgb, alpha, depth)))
+        rgb, alpha, depth = (x.view(*shape, -1).permute(0, 3, 1, 2).contiguous() for x in (rgb, alpha, depth))
+        return Render(rgb, alpha, depth)
 
     def _along(self, rays: Rays, offsets: Tensor, views: int) -> Tensor:
         """Return premultiplied rgb, alpha and depth of rays, [R, 5]; `views` > 0 keeps what penalties need."""

@@ -21,11 +21,12 @@ HERE = 'new URL(".",document.baseURI).href.replace(/\\/$/,"")'  # the page's fol
 SLASH = '<script>if(!location.pathname.endsWith("/"))location.replace(location.pathname+"/"+location.search)</script>'
 SCRIPT = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
 MANIFEST = '<link rel="manifest" href="/manifest.json" />'  # of an installable app, which this is not
+ICON = '<link rel="icon" href="./favicon.ico" />'
 
 
 def at_any_address(html: str) -> str:
     """Return Gradio's HTML for `PLACE` with the browser's address in its place."""
-    html = html.replace(MANIFEST, "").replace(f'"{PLACE}"', HERE).replace(PLACE, "")
+    html = html.replace(MANIFEST, ICON).replace(f'"{PLACE}"', HERE).replace(PLACE, "")
     return html.replace("<head>", f"<head>{SLASH}", 1)
 
 

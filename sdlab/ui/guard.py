@@ -20,21 +20,23 @@ TOKEN, FILE, KNOB = r"[A-Za-z0-9_-]{1,64}", r"[A-Za-z0-9_@-][A-Za-z0-9_.@-]{0,12
 
 
 class Route(NamedTuple):
-    """A route that is answered: its method ("WS" for a WebSocket) and a pattern of the whole path."""
+    """A route that is answered: its method ("WS" for a WebSocket) and a pattern of the whole path. Pages of other sites
+    may ask for what is `public`, which is the same for everybody."""
 
     method: str
     pattern: str
+    public: bool = False
 
 
 OPEN = (
-    Route("GET", "/"),  # the page
+    Route("GET", "/", public=True),  # the page
     # Gradio's
-    Route("GET", f"/assets/{FILE}"),
-    Route("GET", "/theme\\.css"),
-    Route("GET", "/static/js/iframeResizer\\.contentWindow\\.min\\.js"),
-    Route("GET", "/favicon\\.ico"),
+    Route("GET", f"/assets/{FILE}", public=True),
+    Route("GET", "/theme\\.css", public=True),
+    Route("GET", "/static/js/iframeResizer\\.contentWindow\\.min\\.js", public=True),
+    Route("GET", "/favicon\\.ico", public=True),
     # the page's modules and its desk
-    Route("GET", f"/page/{FILE}"),
+    Route("GET", f"/page/{FILE}", public=True),
     Route("POST", "/desk"),
     Route("GET", f"/here/{TOKEN}"),
     Route("GET", f"/news/{TOKEN}"),
@@ -46,13 +48,11 @@ OPEN = (
     Route("GET", f"/viewport/{TOKEN}/why"),
     Route("GET", f"/viewport/{TOKEN}"),
     Route("WS", f"/viewport/{TOKEN}/?"),
-    Route("GET", f"/flat/{FILE}"),
+    Route("GET", f"/flat/{FILE}", public=True),
     Route("GET", f"/flat/{TOKEN}/"),
     Route("GET", f"/flat/{TOKEN}/(now|ground)"),
     Route("POST", f"/flat/{TOKEN}/start"),
 )
-COMPILED = [(route.method, re.compile(route.pattern)) for route in OPEN]
-LINKED = ("/", "/favicon.ico")  # what another site may link to, and what a browser fetches by itself
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -63,9 +63,9 @@ HEADERS = {
 NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of answers that are no pages
 
 
-def methods_at(path: str) -> set[str]:
-    """Return the methods with which `path` is answered."""
-    return {method for method, pattern in COMPILED if pattern.fullmatch(path)}
+def routes_at(path: str) -> list[Route]:
+    """Return the routes that answer at `path`."""
+    return [route for route in OPEN if re.fullmatch(route.pattern, path)]
 
 
 class Guard:
@@ -101,10 +101,10 @@ class Guard:
         path, method = scope["path"], scope.get("method", "WS")
         if unknown := self._site.unknown_host(headers):
             return unknown, 421
-        linked = "origin" not in headers and method in ("GET", "HEAD") and path in LINKED
-        if method != "WS" and not linked and not self._site.is_own(headers):
+        found = routes_at(path)
+        if method != "WS" and not any(route.public for route in found) and not self._site.is_own(headers):
             return self._site.foreign_origin(headers), 403
-        methods = methods_at(path)
+        methods = {route.method for route in found}
         if not methods:
             return "There is nothing at this address.", 404
         if method not in methods and not (method == "HEAD" and "GET" in methods):

@@ -25,7 +25,7 @@ from sdlab.web import ANYWHERE, Site, refusal
 
 UNKNOWN_VIEW = 4404
 FOREIGN_ORIGIN = 4403
-NONSENSE = 1008  # "policy violation"
+NORMAL, NONSENSE = 1000, 1008  # close codes of WebSockets; the latter is "policy violation"
 MAX_FRAME = 65_536  # bytes that a browser may send at once; a camera move has about 200
 MOST_PIXELS = 100_000  # of a browser's window, in each direction
 FAR = 1e6  # the greatest distance in a camera move, in world units
@@ -173,4 +173,5 @@ async def _relay(browser: WebSocket, view: SplatView) -> None:
         if isinstance(end, Exception) and not isinstance(end, (WebSocketDisconnect, websockets.ConnectionClosed)):
             raise end
     if browser.application_state is WebSocketState.CONNECTED and browser.client_state is WebSocketState.CONNECTED:
-        await browser.close(*(ending[0] if ending else ()))
+        code, why = ending[0] if ending else (NORMAL, None)
+        await browser.close(code, why)
