@@ -161,7 +161,7 @@ def say_rasteriser(device: Any) -> None:
 
     announcement = announcement_for(device)
     if announcement:
-        print(f"Rasteriser: {announcement} ...", flush=True)
+        tell(f"Rasteriser: {announcement} ...")
     rasteriser = backend_for(device)
     if rasteriser.note:
         say(f"Rasteriser: {rasteriser.note}.", NAME)

@@ -225,9 +225,10 @@ def from_toml(text: str, where: str = "settings", base: Settings | None = None) 
     if any(line.partition("=")[0].count(".") > MAX_LEVELS for line in text.splitlines()):  # tomllib would take seconds
         raise ValueError(f"{where}: tables are nested too deeply")
     try:
-        doc = tomllib.loads(text)
+        doc = tomllib.loads(text.removeprefix("\ufeff"))  # the byte order mark of a Windows editor
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{where} is not valid TOML: {e}") from e
+        odd = "; it is not encoded in UTF-8, save it as UTF-8" if any(c in text for c in "\ufffd\0") else ""
+        raise ValueError(f"{where} is not valid TOML: {e}{odd}") from e
     doc.pop("about", None)  # title and description of a preset, see `about`
     kinds = {}
     start = base or default_settings()
@@ -293,5 +294,5 @@ def uploads_of(text: str) -> str:
 
 
 def _about(text: str) -> dict[str, Any]:
-    found = tomllib.loads(text).get("about", {})
+    found = tomllib.loads(text.removeprefix("\ufeff")).get("about", {})
     return found if isinstance(found, dict) else {}

@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import Request
 from fastapi.responses import PlainTextResponse
 
+UNREAD = (403, 404, 405, 409, 413, 415, 421)  # statuses that are decided before the body is read
 HUB = "https://huggingface.co https://*.hf.space"  # the Hub shows a Space's page in a frame
 HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,253}))(?::([0-9]{1,5}))?")
 PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -182,12 +183,13 @@ def embedders(on_space: bool) -> str:
 
 
 def refusal(text: str, status: int) -> PlainTextResponse:
-    """Return an answer that says why a request was not done. A body that is too large is not read to its end.
+    """Return an answer that says why a request was not done. One that is refused before its body has been read ends
+    the connection, or the server would have to take the rest of it.
 
     It is plain text without what a browser could take for markup, since names and contents of files are quoted in it.
     """
     harmless = "".join(c if c.isprintable() and c not in "<>&" else "_" for c in text)
-    return PlainTextResponse(harmless, status, {"Connection": "close"} if status == 413 else None)
+    return PlainTextResponse(harmless, status, {"Connection": "close"} if status in UNREAD else None)
 
 
 async def capped_body(request: Request, most: int) -> bytes | None:

@@ -38,15 +38,15 @@ NO_UPGRADE = {"Host": "$http_host", "Connection": "close"}
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[Callable[[Site], int]]:
+def started() -> Iterator[Callable[..., int]]:
     """Starts a server for a site and returns its port."""
     running = []
 
     @functools.cache
-    def start(site: Site) -> int:
+    def start(site: Site, on_space: bool = False) -> int:
         settings = preset("mixture").patch_all([("scene.n_init", 60), ("scene.max_gaussians", 90), ("camera.views", 1)])
         manager = Manager(max_sessions=20)
-        made = server(build(manager, settings, "mixture", site=site), port=0)
+        made = server(build(manager, settings, "mixture", site=site, on_space=on_space), port=0)
         thread = threading.Thread(target=made.run, daemon=True)
         thread.start()
         running.append((made, thread))
@@ -260,3 +260,24 @@ def test_the_page_says_in_words_that_its_address_is_hidden(browser, started, pub
     line.wait_for()
     assert json.dumps(line.text_content()).count("X-Forwarded-Host") == 1
     page.context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("site", "shown"), [("https://huggingface.co", True), ("https://evil.example", False)])
+def test_on_a_space_the_hub_frames_the_page_and_nobody_else(browser, site: str, shown: bool, started):
+    port = started(Site(), on_space=True)
+    context = browser.new_context()
+    context.grant_permissions(["local-network-access"])  # this Space is on the same machine
+    page = context.new_page()
+    page.set_default_timeout(1000 * LONG)
+    frame = f'<iframe allow="local-network-access *" src="http://localhost:{port}/" width="900" height="700"></iframe>'
+    page.route(f"{site}/**", lambda route: route.fulfill(body=frame, content_type="text/html"))
+    if shown:
+        page.goto(f"{site}/spaces/me/lab")
+        view = page.frame_locator("iframe").frame_locator(".lane iframe").locator("html[data-drawn]")
+        view.wait_for(state="attached")
+    else:
+        with page.expect_console_message(lambda message: "frame-ancestors" in message.text):
+            page.goto(f"{site}/spaces/me/lab")
+        assert not page.frames[1].query_selector("#status")
+    context.close()

@@ -15,7 +15,7 @@ from sdlab.live.messages import Patch
 from sdlab.settings import Settings, preset
 from sdlab.ui.server import build
 from sdlab.ui.server import server as page_server
-from sdlab.viewport.client import STATIC
+from sdlab.viewport.client import CORNERS, LIGHTS, STATIC, client_html
 
 SOON = 3.0  # seconds within which a lost connection is said
 HEAVY = 3.0  # seconds more that a loaded machine may take
@@ -124,7 +124,10 @@ def test_news_that_was_lost_on_its_way_is_told_again(page, site: Site):
     page.route("**/news/**", swallow)
     token = page.get_attribute(".lane iframe", "src").split("/")[1]
     site.manager._seats[token].session.send(Patch.one("losses.sds.cfg", 33.0))
-    until(lambda: any("33" in text for text in lost) or len(lost) > 8)
+    end = time.monotonic() + LONG
+    while not any("33" in text for text in lost) and time.monotonic() < end:
+        page.wait_for_timeout(50)  # which also serves the routes
+    assert any('"form"' in text and "33" in text for text in lost), "the page was told, and did not hear it"
     page.unroute("**/news/**")
     page.wait_for_function("document.querySelector('#knob-losses-sds-cfg').value === '33'")
 
@@ -197,6 +200,47 @@ def test_a_view_knows_how_it_is_drawn(renderer: str | None, drawing: str, blank)
     blank.evaluate("for (let i = 0; i < 3; i++) document.querySelector('canvas').getContext('webgl2')")
     blank.wait_for_function("said.length")
     assert blank.evaluate("said") == [{"drawing": drawing}], "once"
+
+
+def test_a_press_on_the_page_shows_its_effect_at_the_full_rate(browser):
+    page = browser.new_page()
+    page.route("http://view.test/", lambda route: route.fulfill(body="<p>", content_type="text/html"))
+    page.clock.install(time=0)
+    page.goto("http://view.test/")
+    page.add_script_tag(path=STATIC / "view.js")
+    page.evaluate(
+        "const draw = () => requestAnimationFrame(draw); draw();"
+        "window.worker = new Worker(URL.createObjectURL(new Blob([''])))"
+    )
+    page.clock.run_for(2000)
+
+    def pictures(pressed: bool, ms: int) -> int:
+        """How many are drawn within `ms` of something new."""
+        page.clock.run_for(1000)
+        before = page.evaluate("Number(document.documentElement.dataset.drawn)")
+        if pressed:
+            page.evaluate("dispatchEvent(new MessageEvent('message', { source: parent, data: { pressed: true } }))")
+        page.evaluate("worker.dispatchEvent(new MessageEvent('message'))")
+        page.clock.run_for(ms)
+        return page.evaluate("Number(document.documentElement.dataset.drawn)") - before
+
+    assert pictures(False, 90) == 1, "pictures of a run leave time for it"
+    assert pictures(False, 900) == 3
+    assert [pictures(True, 90), pictures(False, 90), pictures(False, 90)] == [3, 3, 1], "two changes, then as before"
+    page.close()
+
+
+def test_what_is_changed_in_the_client_is_there_once(blank):
+    blank.route("http://view.test/client", lambda route: route.fulfill(body=client_html(), content_type="text/html"))
+    blank.add_init_script(
+        "const plain = TextDecoder.prototype.decode;"
+        "TextDecoder.prototype.decode = function (...given) {"
+        "  const text = plain.apply(this, given); if (text.length >= 1e6) window.code = text; return text; };"
+    )
+    blank.goto("http://view.test/client")
+    blank.wait_for_function("window.code")
+    for old, _ in (CORNERS, LIGHTS):
+        assert blank.evaluate("old => window.code.split(old).length - 1", old) == 1
 
 
 @pytest.fixture

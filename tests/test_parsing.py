@@ -229,6 +229,20 @@ def test_a_child_is_used_again_until_it_has_grown(none_left: None, monkeypatch: 
     assert ran("2") == 2
 
 
+def test_what_a_child_used_before_does_not_count(none_left: None):
+    child = children.Child()
+    child.expect(SMALL)
+    child.hold_to_limits()
+    request = children.Request("builtins:eval", (), (), b"sum(range(10**7))")
+    assert child.ask(request, ()).result == sum(range(10**7))
+    child.expect(Limits(0.001, 1))
+    child.hold_to_limits()
+    assert child.refusal == "", "it has not begun"
+    assert child.is_alive()
+    child.end()
+    assert not child.is_alive()
+
+
 def test_the_limits_of_one_file_do_not_hold_for_the_next(none_left: None):
     ran("1", Limits(1.0, 0))
     assert parsing.parsed(len, bytes(300_000_000), given="x", limits=SMALL) == 300_000_000

@@ -3,11 +3,12 @@
 import dataclasses
 import pickle
 import time
+from pathlib import Path
 
 import pytest
 
 from sdlab import settings
-from sdlab.knobs import MOST_SHOWN, FrozenDict, check, parse
+from sdlab.knobs import MOST_SHOWN, FrozenDict, check, parse, read_file
 from sdlab.settings import Settings, from_toml, to_toml
 
 
@@ -79,6 +80,30 @@ def test_no_refusal_repeats_an_over_long_value(text, n):
     with pytest.raises(ValueError, match=r"own\.toml: ") as e:
         from_toml(text.format(long=n * "x"), "own.toml")
     assert MOST_SHOWN * "x" not in str(e.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_settings_are_read_as_a_browser_or_an_editor_gives_them(encoding):
+    text = 'steps = 7\n[about]\nuploads = "a.glb"\n'.encode(encoding).decode()
+    assert from_toml(text, "own.toml").steps == 7
+    assert settings.uploads_of(text) == "a.glb"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_settings_in_another_encoding_say_so(encoding):
+    raw = '[prompt]\ntext = "ein grüner Bär"\nsteps = [\n'.encode(encoding)
+    with pytest.raises(ValueError, match=r"own\.toml is not valid TOML: .*; it is not encoded in UTF-8, save"):
+        from_toml(raw.decode("utf-8", "replace"), "own.toml")  # as browsers decode a file
+
+
+@pytest.mark.parametrize(
+    "given", ["'/no/such.ply'", '"/no/such.ply"', " /no/such.ply", "/no/such.ply\n", " '/no/such.ply' "]
+)
+def test_a_file_with_something_around_its_path_is_hinted_at(given):
+    with pytest.raises(ValueError, match=r"scene\.file cannot be read: .*around it, it is '/no/such\.ply'$"):
+        read_file(Path(given), 10, "scene.file")
+    with pytest.raises(ValueError, match=r"scene\.file cannot be read: No such file or directory$"):
+        read_file(Path("/no/such.ply"), 10, "scene.file")
 
 
 def test_no_refusal_repeats_an_over_long_name():

@@ -105,6 +105,9 @@ PICTURES = {
     "16 bits of grey": (tiny.png(np.full((4, 4), 40_000, np.uint16)), (40_000 / 65535,) * 3),
     "8 bits of grey": (tiny.png(np.full((4, 4), 150, np.uint8)), (150 / 255,) * 3),
     "grey with alpha": (tiny.png(np.full((4, 4, 2), 200, np.uint8)), (200 / 255,) * 3),
+    "a palette": (tiny.png(np.full((4, 4), 1, np.uint8), palette=TEXEL), np.array(TEXEL) / 255),
+    "JPEG": (tiny.png(np.full((16, 16, 3), TEXEL, np.uint8), "JPEG", quality=100), np.array(TEXEL) / 255),
+    "WebP": (tiny.png(np.full((4, 4, 3), TEXEL, np.uint8), "WEBP", lossless=True), np.array(TEXEL) / 255),
     "RGB": (tiny.png(np.full((4, 4, 3), TEXEL, np.uint8)), np.array(TEXEL) / 255),
 }
 
@@ -117,6 +120,20 @@ def test_textures_of_any_depth(name: str) -> None:
     assert colour(raw) == pytest.approx(expected, abs=NEAR)
     texels = mesh_of(raw, "the file").textures.texels[:, :3] / 255
     assert texels.mean(0) == pytest.approx(expected, abs=NEAR)
+
+
+@pytest.mark.parametrize("kind", ["f4", "u1", "u2"])
+def test_texture_coordinates_may_be_normalised_integers(kind: str) -> None:
+    halves = np.zeros((8, 8, 3), np.uint8)
+    halves[:, :4], halves[:, 4:] = (255, 0, 0), (0, 0, 255)
+    top = 1 if kind == "f4" else np.iinfo(kind).max
+    attributes = {"POSITION": ("f4", SQUARE), "TEXCOORD_0": (kind, top * CORNERS)}
+    material = {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}
+    found = start(tiny.glb(attributes, HALVES, material, tiny.png(halves))).found
+    assert isinstance(found, Cloud)
+    left = found.points[:, 1] < 0.49  # x of the file is y here
+    assert found.rgbs[left].mean(0) == pytest.approx((1, 0, 0), abs=NEAR)
+    assert found.rgbs[found.points[:, 1] > 0.51].mean(0) == pytest.approx((0, 0, 1), abs=NEAR)
 
 
 def test_no_point_lies_in_a_hole_of_a_texture() -> None:

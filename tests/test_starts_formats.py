@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import math
 import pickle
 import re
@@ -19,7 +20,7 @@ import trimesh
 from tiny_clouds import HALVES, SQUARE
 
 from sdlab.export.writers import write_ply, write_splat
-from sdlab.meshes import kinds
+from sdlab.meshes import kinds, ply
 from sdlab.meshes.surface import mesh_of
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.starts import gaussians
@@ -61,8 +62,7 @@ def known(n: int = 600) -> RawSplats:
 
 def same(found: RawSplats, wanted: RawSplats, place: float, width: float, alpha: float, rgb: float) -> None:
     """Compare places, relative widths along all axes, opacities and colours within tolerances."""
-    order, other = (np.lexsort(np.rint(s.means / 0.05).T) for s in (found, wanted))
-    assert len(order) == len(other)
+    assert len(found.means) == len(wanted.means)
     near = abs(found.means[:, None] - wanted.means).max(2).argmin(1)
     assert len(set(near.tolist())) == len(near), "each is one of the wanted"
     assert abs(found.means - wanted.means[near]).max() < place
@@ -118,13 +118,14 @@ def test_own_splat_is_read(tmp_path: Path) -> None:
     same(splats((tmp_path / "s").read_bytes()), known(), 1e-6, 0.03, 0.005, 0.005)
 
 
-def splatting(s: RawSplats, **more: Any) -> bytes:
+def splatting(s: RawSplats, rotation: str = "f4", opacity: str = "f4", **more: Any) -> bytes:
     name = "KHR_gaussian_splatting"
+    tops = [1 if kind == "f4" else np.iinfo(kind).max for kind in (rotation, opacity)]
     attributes = {
         "POSITION": ("f4", s.means),
-        f"{name}:ROTATION": ("f4", s.quats[:, [1, 2, 3, 0]]),
+        f"{name}:ROTATION": (rotation, tops[0] * s.quats[:, [1, 2, 3, 0]]),
         f"{name}:SCALE": ("f4", s.log_scales),
-        f"{name}:OPACITY": ("f4", 1 / (1 + np.exp(-s.opacity_logits))),
+        f"{name}:OPACITY": (opacity, tops[1] / (1 + np.exp(-s.opacity_logits))),
         f"{name}:SH_DEGREE_0_COEF_0": ("f4", (s.rgbs - 0.5) / 0.28209479177387814),
     }
     extension = {name: {"kernel": "ellipse", "colorSpace": more.pop("space", "srgb_rec709_display")}}
@@ -134,6 +135,8 @@ def splatting(s: RawSplats, **more: Any) -> bytes:
 
 def test_gaussians_in_gltf() -> None:
     same(splats(splatting(known())), known(), 1e-6, 1e-4, 1e-5, 1e-5)
+    for kinds_of, width in ((("i2", "u2"), 1e-3), (("i1", "u1"), 0.1)):
+        same(splats(splatting(known(), *kinds_of)), known(), 1e-6, width, 0.005, 1e-5)
     half = math.sqrt(0.5)
     moved = splats(
         splatting(known(), node={"translation": [1, 2, 3], "rotation": [half, 0, 0, half], "scale": [2, 2, 2]})
@@ -156,6 +159,20 @@ def test_discs_get_a_thickness() -> None:
     thin = np.exp(found.found.log_scales[:, 2] - found.found.log_scales[:, :2].max(1))
     assert thin == pytest.approx(np.full(600, 0.01), rel=1e-4)
     assert np.allclose(found.found.log_scales[:, :2], known().log_scales[:, :2], atol=1e-6)
+
+
+def test_quaternions_of_any_length() -> None:
+    for length in (1e-3, 1.0, 40.0):
+        columns = columns_of(known()) | {f"rot_{i}": ("f4", length * known().quats[:, i]) for i in range(4)}
+        same(splats(tiny.ply(columns)), known(), 1e-6, 1e-4, 1e-5, 1e-5)
+    none = splats(tiny.ply(columns_of(known()) | {f"rot_{i}": ("f4", np.zeros(600)) for i in range(4)}))
+    assert (none.quats == (1, 0, 0, 0)).all()
+
+
+def test_a_single_gaussian() -> None:
+    found = splats(tiny.ply(columns_of(known(1))))
+    same(found._replace(means=known(1).means), known(1), 1e-6, 1e-4, 1e-5, 1e-5)
+    assert np.isfinite(found.means).all()
 
 
 @pytest.mark.parametrize("missing", ["rot_0", "rot_3", "opacity", "scale_0", "scale_1"])
@@ -373,6 +390,35 @@ def test_glb_without_scenes_shows_all_its_nodes() -> None:
     assert len(mesh_of(bare, "the file").faces) == 2
 
 
+def test_nodes_of_gltf_place_what_they_hold() -> None:
+    at = {"POSITION": ("f4", SQUARE)}
+
+    def box(raw: bytes) -> list[list[float]]:
+        points = start(raw, 4000).found[0]
+        return [points.min(0).round(1).tolist(), points.max(0).round(1).tolist()]
+
+    two = [{"mesh": 0}, {"mesh": 0, "translation": [4, 0, 0]}]
+    second = tiny.glb(at, HALVES, nodes=two, scenes=[{"nodes": [0]}, {"nodes": [1]}], scene=1)
+    assert box(second) == [[4, 0, 0], [5, 1, 0]], "of several scenes, the default one"
+    assert box(tiny.glb(at, HALVES, node={"scale": [-1, 2, 1]})) == [[-1, 0, 0], [0, 2, 0]]
+    quantised = {"POSITION": ("i2", 32767 * SQUARE)}
+    assert box(tiny.glb(quantised, HALVES, extensionsRequired=["KHR_mesh_quantization"])) == [[0, 0, 0], [1, 1, 0]]
+    apart = [{"mesh": 0, "scale": [2, 2, 2]}, {"mesh": 0, "translation": [4, 0, 0]}]
+    assert box(tiny.glb(quantised, HALVES, nodes=apart, scenes=[{"nodes": [0, 1]}])) == [[0, 0, 0], [5, 2, 0]]
+    assert not start(tiny.glb(quantised, HALVES, extensionsRequired=["KHR_mesh_quantization"])).remarks
+
+
+def test_texture_that_a_ply_names_is_said() -> None:
+    raw = tiny.ply(tiny.positions(SQUARE), "ascii", comments=["TextureFile skin.png"])
+    assert start(raw).remarks == ("the colours in 'skin.png' are not read: a GLB holds its colours",)
+
+
+def test_extensions_of_gltf_that_change_the_picture_are_said() -> None:
+    for more in ({"extensionsUsed": ["KHR_texture_transform"]}, {"extensionsRequired": ["EXT_mesh_gpu_instancing"]}):
+        found = start(tiny.glb({"POSITION": ("f4", SQUARE)}, HALVES, **more))
+        assert found.remarks == (f"extensions of glTF that are not read: {next(iter(more.values()))[0]}",)
+
+
 HEAD = "ply\nformat ascii 1.0\nelement vertex {}\nproperty float x\nproperty float y\nproperty float z\n{}end_header\n"
 LISTS = {
     "triangles": ("face 2", "uchar int", "3 0 1 2\n3 0 2 3\n"),
@@ -382,6 +428,38 @@ LISTS = {
     "a strip with a restart": ("tristrips 1", "int int", "7 0 1 3 -1 1 2 3\n"),
     "two strips": ("tristrips 2", "int int", "3 0 1 3\n3 1 2 3\n"),
 }
+
+
+MANY = (
+    "property uchar tag\n{}property float weight\nproperty list {} int vertex_indices\nproperty uchar red\n"
+    "property ushort green\n"
+)
+
+
+@pytest.mark.parametrize("counts", ["uchar", "uint"])
+@pytest.mark.parametrize("second", ["", "property list uchar short more\n"])
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+def test_lists_of_different_lengths_among_other_columns(counts: str, second: str, form: str) -> None:
+    order, types = ">" if "big" in form else "<", {v: k for k, v in tiny.NAMES.items()}
+    g = np.random.default_rng(0)
+    head = f"ply\nformat {form} 1.0\nelement face 50\n{MANY.format(second, counts)}end_header\n".encode()
+    body, wanted, others = b"", [], []
+    for row in range(50):
+        corners, more = (g.integers(0, 9, int(g.integers(0, 6))).tolist() for _ in range(2))
+        wanted.append(corners)
+        others.append((row, row / 8, 200 - row, 60_000 - row))
+        fields = [("uchar", [row]), *([("uchar", [len(more)]), ("short", more)] if second else [])]
+        fields += [("float", [row / 8]), (counts, [len(corners)]), ("int", corners)]
+        fields += [("uchar", [200 - row]), ("ushort", [60_000 - row])]
+        if form == "ascii":
+            body += (" ".join(f"{value:g}" for _, values in fields for value in values) + "\n").encode()
+        else:
+            body += b"".join(np.array(values, order + types[kind]).tobytes() for kind, values in fields)
+    table = ply.read(head + body).tables["face"]
+    found = table.lists["vertex_indices"]
+    assert [found.flat[a:b].tolist() for a, b in itertools.pairwise(found.begins)] == wanted
+    columns = (table.columns[name].tolist() for name in ("tag", "weight", "red", "green"))
+    assert list(zip(*columns, strict=True)) == others
 
 
 @pytest.mark.parametrize("name", LISTS)

@@ -19,6 +19,7 @@ from sdlab.export.writers import write_ply
 from sdlab.live.manager import Seat
 from sdlab.live.messages import Noted, Patch, Reset
 from sdlab.live.session import Session
+from sdlab.meshes.surface import mesh_of
 from sdlab.priors.mixture import MixturePrior
 from sdlab.rng import StepRng
 from sdlab.scenes.splats import Splats, SplatScene
@@ -144,6 +145,21 @@ def test_stray_points_do_not_decide_the_size(what: str, many: int, away: float, 
     assert "left out" in scene.note
 
 
+@pytest.mark.parametrize("kind", ["stl", "ply", "glb"])
+@pytest.mark.parametrize("side", [0.01, 1.0])
+def test_stray_faces_do_not_decide_the_size_of_a_mesh(kind: str, side: float) -> None:
+    """A scene and a gallery see the same box, whether the stray triangle is a speck or as large as its sides."""
+    box = trimesh.creation.box((2, 2, 2)).subdivide().subdivide()
+    speck = trimesh.Trimesh(side * np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0.0)]) + (90, 0, 0), [(0, 1, 2)])
+    raw = trimesh.util.concatenate([box, speck]).export(file_type=kind)
+    found = start(raw)
+    assert np.ptp(places(found.found), axis=0) == pytest.approx((2, 2, 2), rel=0.02)
+    assert found.remarks == ("1 of 193 faces lies more than 5 times as far out as the rest and is left out",)
+    mesh = mesh_of(raw, "the file", "z", math.sqrt(3))
+    assert len(mesh.faces) == 192
+    assert np.ptp(mesh.vertices[np.unique(mesh.faces)], axis=0) == pytest.approx((2, 2, 2), rel=1e-5)
+
+
 def test_nothing_is_stray_in_usual_shapes() -> None:
     g = np.random.default_rng(0)
     line = np.stack([np.linspace(0, 1, 400), np.zeros(400), np.zeros(400)], 1)
@@ -183,6 +199,7 @@ def test_own_scene_keeps_its_frame(older: bool, tmp_path: Path) -> None:
     assert turned[:, 0] == pytest.approx(-wanted.means[:, 1], abs=1e-6), "it can be turned"
     small = built(raw, tmp_path, bound=0.5)
     assert np.linalg.norm(means(small), axis=1).max() <= 0.8, "it does not fit, so it is fitted as any other file"
+    assert "larger than scene.bound = 0.5, so it is scaled to scene.radius = 0.8" in small.note
     assert "keeps its size" not in small.note
 
 

@@ -133,6 +133,7 @@ def test_the_oldest_files_go_first_that_nobody_needs(site: Site):
         ("scene.file", b"PK\x03\x04 and so on", r"'x\.glb' is an archive \(ZIP\)"),
         ("scene.file", BOX[:300], r"'x\.glb' is damaged or incomplete"),
         ("scene.file", POINTS + b"nan\n", r"'x\.glb' contains NaN or infinity"),
+        ("scene.file", POINTS.replace(b"vertex 1", b"vertex 0")[:-4], r"'x\.glb' holds no points"),
         ("scene.file", b"v 0 0 0\nv 1 0 0\n", r"'x\.glb' is a mesh without faces"),
         ("scene.file", b"", r"'x\.glb' is empty: GLB, OBJ, STL and PLY"),
         ("scene.file", picture(), r"'x\.glb' has an unknown format"),
@@ -274,12 +275,12 @@ def test_refusals_are_plain_text_without_markup_or_paths_of_the_server(monkeypat
     monkeypatch.setattr(visitors, "MAX_UPLOAD", 1000)
     monkeypatch.setattr(Path, "write_bytes", full)
     site = Site(for_visitors=True)
-    options = {"knob": "scene.file", "token": "own", "raw": BOX[:900], "Origin": "http://testserver", **asked}
+    options = {"knob": "scene.file", "token": "own", "raw": BOX[:900], "Origin": "", **asked}
     answer = site.client.post(
         f"/uploads/{options['token']}/{options['knob']}",
         content=options["raw"],
         params={"name": MARKUP},
-        headers={"Origin": options["Origin"]},
+        headers={"Origin": options["Origin"]} if options["Origin"] else {},
     )
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"

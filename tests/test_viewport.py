@@ -572,3 +572,13 @@ def closed_with(client: ClientConnection, timeout: float = 5.0) -> int:
             pass
     assert client.close_code is not None
     return client.close_code
+
+
+@pytest.mark.parametrize("target", ["/nowhere", "/gradio_api/upload", "/viewport/guess/"])
+def test_a_refused_body_is_not_read_to_its_end(port: int, target: str):
+    head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = (b"100000\r\n" + bytes(0x100000) + b"\r\n") * 64  # of 1 MB
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sender:
+        sender.sendall(head.encode())
+        with pytest.raises(OSError, match=r"reset|Broken pipe|abort"):
+            sender.sendall(chunks)

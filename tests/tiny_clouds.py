@@ -258,8 +258,12 @@ CORNERS = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float)
 HALVES = np.array([(0, 1, 2), (0, 2, 3)])
 
 
-def png(values: np.ndarray, mode: str | None = None) -> bytes:
-    """Return an array as PNG; uint16 [H, W] has 16 bits of grey."""
+def png(values: np.ndarray, form: str = "PNG", palette: Sequence[int] | None = None, **options: Any) -> bytes:
+    """Return an array as an encoded picture; uint16 [H, W] has 16 bits of grey. With `palette`, RGB of colour 1, the
+    values are colours 0 and 1."""
+    image = Image.fromarray(values)
+    if palette is not None:
+        image.putpalette([0, 0, 0, *palette])
     file = io.BytesIO()
-    Image.fromarray(values, mode).save(file, "PNG") if mode else Image.fromarray(values).save(file, "PNG")
+    image.save(file, form, **options)
     return file.getvalue()

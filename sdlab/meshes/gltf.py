@@ -26,6 +26,8 @@ COMPRESSED = {
 }
 IGNORED = {"KHR_texture_transform", "EXT_mesh_gpu_instancing"}
 HARMLESS = ("KHR_mesh_quantization", "KHR_materials_", "KHR_gaussian_splatting", "EXT_texture_webp", "KHR_lights_")
+NORMALISED = {"POSITION", "TEXCOORD_0"}  # attributes that may be integers, and that trimesh does not normalise
+FLOAT = 5126  # type of a component
 NUMBERS = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 
@@ -105,23 +107,41 @@ def remarks_on(glb: Glb) -> list[str]:
 
 
 def for_trimesh(glb: Glb) -> bytes:
-    """Return the GLB with vertex colours under a name that trimesh leaves alone.
+    """Return the GLB with vertex colours under a name that trimesh leaves alone, and normalised numbers as floats.
 
-    trimesh rounds vertex colours to 8 bits and drops them where there is a texture. Compression that has a fallback is
-    removed, since trimesh would warn about it.
+    trimesh rounds vertex colours to 8 bits and drops them where there is a texture, and reads normalised integers as
+    they are. Compression that has a fallback is removed, since trimesh would warn about it.
     """
-    tree = copy.deepcopy(glb.tree)
+    tree, binary = copy.deepcopy(glb.tree), bytearray(glb.binary)
+    floats: dict[int, int] = {}  # accessor of floats for each of integers
     for mesh in tree.get("meshes", []):
         for primitive in mesh["primitives"]:
             for extension in COMPRESSED:
                 primitive.get("extensions", {}).pop(extension, None)
             if primitive.get("mode") != POINTS and "COLOR_0" in primitive["attributes"]:
                 primitive["attributes"][COLOR_0] = primitive["attributes"].pop("COLOR_0")
+            for name in NORMALISED & primitive["attributes"].keys():
+                number = primitive["attributes"][name]
+                if number not in floats and glb.tree["accessors"][number].get("normalized"):
+                    floats[number] = _appended(tree, binary, accessor(glb, number))
+                primitive["attributes"][name] = floats.get(number, number)
     text = json.dumps(tree).encode()
     text += b" " * (-len(text) % 4)
-    chunks = [(b"JSON", text), (b"BIN\x00", glb.binary)]
+    chunks = [(b"JSON", text), (b"BIN\x00", bytes(binary))]
     body = b"".join(len(data).to_bytes(4, "little") + name + data for name, data in chunks)
     return b"glTF" + (2).to_bytes(4, "little") + (12 + len(body)).to_bytes(4, "little") + body
+
+
+def _appended(tree: dict[str, Any], binary: bytearray, values: np.ndarray) -> int:
+    """Append values [n, k] as an accessor of floats to a tree and its binary chunk; return its number."""
+    binary += bytes(-len(binary) % 4)
+    view = {"buffer": 0, "byteOffset": len(binary), "byteLength": 4 * values.size}
+    kind = {"componentType": FLOAT, "count": len(values), "type": f"VEC{values.shape[1]}"}
+    tree["accessors"].append({**kind, "bufferView": len(tree["bufferViews"])})
+    tree["bufferViews"].append(view)
+    binary += values.astype("<f4").tobytes()
+    tree["buffers"][0]["byteLength"] = len(binary)
+    return len(tree["accessors"]) - 1
 
 
 # ---- Gaussians ----------------------------------------------------------------------------------------------------
@@ -184,7 +204,7 @@ def accessor(glb: Glb, number: int) -> np.ndarray:
     declared = glb.tree["accessors"][number]
     view = glb.tree["bufferViews"][declared["bufferView"]]
     if "sparse" in declared or view.get("buffer", 0) != 0:
-        raise ValueError("Gaussians in a sparse accessor or another buffer")
+        raise ValueError("a sparse accessor, or one in another buffer")
     kind, width, count = np.dtype("<" + NUMBERS[declared["componentType"]]), WIDTHS[declared["type"]], declared["count"]
     row = kind.itemsize * width
     stride = view.get("byteStride", row)

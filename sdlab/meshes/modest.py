@@ -107,10 +107,10 @@ def _levels(tree: dict[str, Any]) -> int | None:
 
 
 def _numbers(accessor: dict[str, Any]) -> int:
-    """Return how many numbers an accessor stands for. Raises ValueError for a negative count."""
+    """Return how many numbers an accessor stands for. Raises ValueError for an impossible count."""
     count = int(accessor["count"])
-    if count < 0:
-        raise ValueError(f"{count} elements")
+    if not 0 <= count < 2**53:
+        raise ValueError(f"{accessor['count']} elements")
     return count * WIDTHS[accessor["type"]]
 
 
@@ -130,7 +130,7 @@ def _mismatch(tree: dict[str, Any], binary: bytes) -> str:
         if view.get("buffer", 0) in internal:
             held = min(held, len(binary) - int(view.get("byteOffset", 0)))
         if needed + row > held or needed < 0:
-            return f"accessor {number} needs {needed + row:,} bytes, and its part of the file has {max(held, 0):,}"
+            return f"accessor {number} reaches beyond its part of the file, which has {max(held, 0):,} bytes"
     for mesh in tree.get("meshes", []):
         for part in mesh["primitives"]:
             for name, number in part["attributes"].items():

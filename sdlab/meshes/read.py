@@ -19,6 +19,7 @@ from sdlab.meshes import gltf, ply
 from sdlab.meshes.kinds import STL_HEAD, TRIANGLE, Unsupported, kind_of, stl_triangles
 from sdlab.meshes.modest import must_be_modest
 from sdlab.meshes.parts import GREY, Part, Points, of_cloud, of_tables, of_trimesh
+from sdlab.meshes.stray import without_stray_faces
 from sdlab.quoting import first_line
 
 MAX_BYTES = 200_000_000
@@ -48,6 +49,7 @@ class Parsed(NamedTuple):
         if self.kind == "ply":
             with self.damage_explained():
                 found, remarks = of_tables(self.source.tables)
+                remarks += [_unread(c.split()[1]) for c in self.source.comments if c.startswith("TextureFile ")][:1]
             sets = Contents(remarks=tuple(remarks))
             sets = sets._replace(parts=(found,)) if isinstance(found, Part) else sets._replace(points=(found,))
         elif self.kind == "stl":
@@ -59,7 +61,10 @@ class Parsed(NamedTuple):
         if any(p.faces.min() < 0 or p.faces.max() >= len(p.vertices) for p in sets.parts):
             raise ValueError(f"{self.given} {MISSING}")
         must_be_finite(self.given, *(_used(p) for p in sets.parts))
-        return sets
+        if not sets.parts:
+            return sets
+        parts, remarks = without_stray_faces(sets.parts)
+        return sets._replace(parts=parts, remarks=(*sets.remarks, *remarks))
 
     def is_y_up(self, up: str) -> bool:
         """Return whether `up`, one of `UPS`, means y up and front +z (glTF's frame) for this file."""
@@ -84,8 +89,8 @@ class Parsed(NamedTuple):
         """Parse with trimesh, with embedded materials and textures but without external files."""
         import trimesh
 
-        raw = {"glb": gltf.for_trimesh, "obj": _plain_obj, "stl_ascii": _plain_stl}[self.kind](self.source)
         with self.damage_explained():
+            raw = {"glb": gltf.for_trimesh, "obj": _plain_obj, "stl_ascii": _plain_stl}[self.kind](self.source)
             loaded: Any = trimesh.load(
                 BytesIO(raw), file_type=self.kind, resolver=None, allow_remote=False, process=False
             )
@@ -161,6 +166,10 @@ def fitting(at: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
     return middle, radius / reach if reach > 0 else 1.0
 
 
+def _unread(name: str) -> str:
+    return f"the colours in {name[:60]!r} are not read: a GLB holds its colours"
+
+
 def _used(part: Part) -> np.ndarray:
     """Return the vertices that faces use [n, 3]."""
     used = np.zeros(len(part.vertices), bool)
@@ -185,7 +194,7 @@ def _unread_materials(raw: bytes) -> list[str]:
     named = re.search(rb"(?:^|\n)mtllib +([^\r\n]{1,80})", raw)
     if named is None or not re.search(rb"(?:^|\n)usemtl ", raw):
         return []
-    return [f"the colours in {named[1].decode('utf-8', 'replace').strip()!r} are not read: a GLB holds its colours"]
+    return [_unread(named[1].decode("utf-8", "replace").strip())]
 
 
 def _plain_stl(raw: bytes) -> bytes:

@@ -75,11 +75,15 @@ class Child:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, request: Request, kinds: Collection[type], limits: Limits) -> wire.Reply:
+    def expect(self, limits: Limits) -> None:
+        """Measure from now on for the next file."""
+        self._limits, self._began, self._asked = limits, None, time.monotonic()
+
+    def ask(self, request: Request, kinds: Collection[type]) -> wire.Reply:
         """Return the reply to a request. Raises EOFError, OSError, Garbled or psutil.Error if there is none."""
         questions: Any = self._process.stdin
         answers: Any = self._process.stdout
-        self._limits, self._began, self._asked = limits, None, time.monotonic()
+        limits = self._limits
         head = {"target": request.target, "args": request.args, "needs": request.needs, "bytes": len(request.raw)}
         wire.send(questions, {**head, "seconds": limits.seconds, "memory": limits.memory}, request.raw)
         if wire.receive(answers) != wire.READY:
@@ -162,8 +166,8 @@ class Children:
         self._arrive()
         child, fit = None, False
         try:
-            child = self._take()
-            reply = child.ask(request, kinds, limits)
+            child = self._take(limits)
+            reply = child.ask(request, kinds)
             fit = reply.fit and not child.refusal
             return reply
         except (EOFError, OSError, wire.Garbled, psutil.Error):
@@ -185,14 +189,15 @@ class Children:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
 
-    def _take(self) -> Child:
-        """Return an idle child, or a new one."""
+    def _take(self, limits: Limits) -> Child:
+        """Return an idle child, or a new one, for a file with these limits."""
         with self._changed:
             found = self._idle.pop() if self._idle else None
         if found is not None and not found.is_alive():
             found.end()
             found = None
         child = found or Child()
+        child.expect(limits)  # before the keeper sees it among the busy ones
         with self._changed:
             self._busy.append(child)
             self._watch()
@@ -241,7 +246,8 @@ class Children:
             with self._changed:
                 if self._keeper is not threading.current_thread():
                     return
-                self._changed.wait_for(lambda: bool(self._busy), 1.0)
+                if not self._busy:
+                    self._changed.wait(1.0)
             time.sleep(TICK)
 
     def _superfluous(self) -> list[Child]:
@@ -254,11 +260,12 @@ class Children:
         """Start a spare child."""
         with contextlib.suppress(EOFError, OSError, wire.Garbled, psutil.Error):  # the next file will say so
             child = Child()
+            child.expect(Limits(STARTING, 10**9))
             with self._changed:
                 self._busy.append(child)
             fit = False
             try:
-                fit = child.ask(self._ready, (), Limits(STARTING, 0)).fit
+                fit = child.ask(self._ready, ()).fit
             finally:
                 self._put_back(child, fit)
         with self._changed:
@@ -271,8 +278,12 @@ class Children:
             ended, self._idle = self._idle, []
             for child in self._busy:
                 child.refuse("cannot be read: the program is about to end")
+            keeper = self._keeper
+            self._changed.notify_all()
         for child in ended:
             child.end()
+        if keeper is not None:  # it ends by itself, and a thread must not outlive the interpreter
+            keeper.join(2.0)
 
 
 CHILDREN = Children()

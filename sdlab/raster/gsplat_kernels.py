@@ -37,7 +37,7 @@ LISTED = re.compile(r"^[ \t]*(?:__INS__|__LAUNCH_KERNEL__)\((\d+)\)[ \t]*\n", re
 FLAGS = ("-O3", "-Wno-attributes")
 NVCC_FLAGS = ("-O3", "-use_fast_math")
 # by CUDA version of torch: torch's own packages do not contain the compiler
-PIP_PACKAGES = {"13.0": "nvidia-cuda-nvcc==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.*"}
+PIP_PACKAGES = {"13.0": "nvidia-cuda-nvcc~=13.0.0 nvidia-cuda-crt~=13.0.0 nvidia-nvvm~=13.0.0 nvidia-cuda-cccl~=13.0.0"}
 CPU_MINUTES = 8.0  # for one kind of GPU, on one core (CUDA 13.0, g++ 12)
 LONGEST_MINUTES = 0.6  # the slowest file, and linking
 USUAL = Path("/usr/local/cuda")  # where installers put the toolkit

@@ -34,6 +34,7 @@ from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings, views_of
 from sdlab.rng import StepRng
 from sdlab.scenes import Preview, SceneConfig
+from sdlab.transfer import upload
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 from sdlab.volume import gaussians, mesh
 from sdlab.volume.empty import Occupancy
@@ -162,7 +163,7 @@ class FieldScene:
             blocks = zip(*(part.split(AT_A_TIME) for part in (*rays, offsets)), strict=True)
             pixels = torch.cat([self._along(Rays(*block[:-1]), block[-1], 0) for block in blocks])
         rgb, alpha, depth = pixels.split((3, 1, 1), 1)
-        behind = background.to(device).repeat_interleave(cams.height * cams.width, 0)
+        behind = upload(background, device).repeat_interleave(cams.height * cams.width, 0)
         rgb = rgb + (1 - alpha) * behind
         rgb, alpha, depth = (x.view(*shape, -1).permute(0, 3, 1, 2).contiguous() for x in (rgb, alpha, depth))
         return Render(rgb, alpha, depth)

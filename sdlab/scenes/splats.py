@@ -164,10 +164,13 @@ class Splats(SceneConfig):
     def _placed(self, start: Start) -> tuple[Cloud | RawSplats, list[str]]:
         """Turn the start, centre it and scale it to `radius`; a scene of this program that fits keeps its own frame."""
         found, remarks = turned(start.found, self.turn), list(start.remarks)
-        if start.is_own and isinstance(found, RawSplats) and abs(found.means).max() <= self.bound:
+        fits = isinstance(found, RawSplats) and abs(found.means).max() <= self.bound + SLACK
+        if start.is_own and fits:
             remarks.append("a scene of this program keeps its size and place, so scene.radius has no effect")
         else:
             found = fitted(found, self.radius)
+            beyond = f"is larger than scene.bound = {self.bound:g}, so it is scaled to scene.radius = {self.radius:g}"
+            remarks += [f"a scene of this program {beyond}"] if start.is_own else []
         return found, [f"scene.file = {self.file!r}: {'; '.join(remarks)}"] if remarks else []
 
     def _limited(self, params: dict[str, Tensor]) -> list[str]:

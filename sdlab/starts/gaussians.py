@@ -7,6 +7,7 @@ constant is read: a Gaussian here has one colour from all sides.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -34,9 +35,9 @@ SOG_FILES = {"means": 2, "scales": 1, "quats": 1, "sh0": 1}  # pictures of each 
 
 
 class Gaussians(NamedTuple):
-    """Gaussians as a file stores them; float64, infinite or NaN where the file is."""
+    """Gaussians as a file stores them; floats, infinite or NaN where the file is."""
 
-    means: np.ndarray  # [N, 3]
+    means: np.ndarray  # [N, 3] float64
     quats: np.ndarray  # [N, 4] wxyz, of any length
     log_scales: np.ndarray  # [N, 3]
     opacity_logits: np.ndarray  # [N]
@@ -82,7 +83,7 @@ def _of_ply(file: Ply) -> Gaussians | None:
     if "scale_2" in columns:
         scales = _stacked(columns, "scale", 3)
     else:
-        scales = np.concatenate([scales, scales.max(1, keepdims=True) - np.log(FLAT)], 1)
+        scales = np.concatenate([scales, scales.max(1, keepdims=True) - math.log(FLAT)], 1)
         remarks.append("its Gaussians are discs (2DGS) and get a hundredth of their width as thickness")
     rgbs, remark = of_columns(columns, vertex.types)
     if rgbs is None:
@@ -100,7 +101,9 @@ def missing_columns(columns: Mapping[str, Any]) -> list[str]:
 
 
 def _stacked(columns: Mapping[str, np.ndarray], name: str, count: int) -> np.ndarray:
-    return np.stack([columns[f"{name}_{i}"] for i in range(count)], 1).astype(np.float64)
+    """Return columns [n, count] as float32; beyond its range, infinity."""
+    with np.errstate(over="ignore"):
+        return np.stack([columns[f"{name}_{i}"] for i in range(count)], 1).astype(np.float32, copy=False)
 
 
 def _of_packed_ply(file: Ply) -> Gaussians:

@@ -5,15 +5,17 @@ Each function says what it left out or changed, in remarks that continue "scene.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from sdlab.meshes.read import LARGEST
+from sdlab.meshes.stray import left_out, near, told
 from sdlab.shapes import Cloud, RawSplats
 from sdlab.starts.gaussians import FLAT, HALF_STEP, Gaussians
 
 FAR_OFF = 100.0  # a middle this many times as far from the origin as its points from it costs float32 its detail
-STRAY, BULK = 5.0, 0.95  # points are stray at STRAY times the distance within which a share BULK lies
-OPAQUE = float(np.log((1 - HALF_STEP) / HALF_STEP))
+OPAQUE = math.log((1 - HALF_STEP) / HALF_STEP)
 
 
 def sound_cloud(at: np.ndarray, rgbs: np.ndarray, given: str) -> tuple[Cloud, list[str]]:
@@ -23,8 +25,8 @@ def sound_cloud(at: np.ndarray, rgbs: np.ndarray, given: str) -> tuple[Cloud, li
     """
     good = np.all([(abs(at) < LARGEST).all(1), np.isfinite(rgbs).all(1)], axis=0)
     remarks = _left_out(good, "points", given)
-    near, more = _without_stray(at[good], "points")
-    return Cloud(_centred(at[good][near]), rgbs[good][near].astype(np.float32)), remarks + more
+    kept, more = _without_stray(at[good], "points")
+    return Cloud(_centred(at[good][kept]), rgbs[good][kept].astype(np.float32)), remarks + more
 
 
 def sound_splats(found: Gaussians, given: str, keep_stray: bool = False) -> tuple[RawSplats, list[str]]:
@@ -39,16 +41,12 @@ def sound_splats(found: Gaussians, given: str, keep_stray: bool = False) -> tupl
     remarks = [*found.remarks, *_left_out(good, "Gaussians", given), *remarks, *more]
     kept = np.flatnonzero(good)
     if not keep_stray:
-        near, more = _without_stray(found.means[kept], "Gaussians")
-        kept = kept[near]
+        around, more = _without_stray(found.means[kept], "Gaussians")
+        kept = kept[around]
         remarks += more
     rest = (_unit(found.quats[kept]), log_scales[kept], opacities[kept], found.rgbs[kept])
     means = found.means[kept].astype(np.float32) if keep_stray else _centred(found.means[kept])
-    return RawSplats(means, *(column.astype(np.float32) for column in rest)), remarks
-
-
-def _told(count: int, total: int, what: str, one: str, more: str) -> str:
-    return f"{count:,} of {total:,} {what} {one if count == 1 else more}"
+    return RawSplats(means, *(column.astype(np.float32, copy=False) for column in rest)), remarks
 
 
 def _left_out(good: np.ndarray, what: str, given: str) -> list[str]:
@@ -58,20 +56,16 @@ def _left_out(good: np.ndarray, what: str, given: str) -> list[str]:
         raise ValueError(f"{given} holds no {what}")
     if bad == len(good):
         raise ValueError(f"{given} contains NaN or infinity in each of its {bad:,} {what}: repair or re-export it")
-    told = _told(bad, len(good), what, "contains NaN or infinity and is", "contain NaN or infinity and are")
-    return [f"{told} left out"] if bad else []
+    said = told(bad, len(good), what, "contains NaN or infinity and is", "contain NaN or infinity and are")
+    return [f"{said} left out"] if bad else []
 
 
 def _without_stray(at: np.ndarray, what: str) -> tuple[np.ndarray, list[str]]:
-    """Return which points [N, 3] are not stray [N], and a remark on the others: they would shrink the rest."""
+    """Return which points [N, 3] are not stray [N], and a remark on the others."""
     distances = np.linalg.norm(at - np.median(at, axis=0), axis=1)
-    bulk = float(np.quantile(distances, BULK, method="lower"))
-    near = distances <= STRAY * bulk
-    stray = int((~near).sum())
-    if not stray or bulk == 0:
-        return np.ones(len(at), bool), []
-    far = f"more than {STRAY:g} times as far out as the rest and"
-    return near, [_told(stray, len(at), what, f"lies {far} is", f"lie {far} are") + " left out"]
+    kept = near(distances, np.ones(len(at)))
+    stray = int((~kept).sum())
+    return kept, [left_out(stray, len(at), what)] if stray else []
 
 
 def _centred(at: np.ndarray) -> np.ndarray:
@@ -86,7 +80,7 @@ def _finite_opacities(logits: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return infinite logits as those of a byte of 0 or 255, from which converters make them."""
     count = int(np.isinf(logits).sum())
     limited = f"limited to {HALF_STEP:.1%} and {1 - HALF_STEP:.1%}"
-    remark = _told(count, len(logits), "opacities", f"is infinite and {limited}", f"are infinite and {limited}")
+    remark = told(count, len(logits), "opacities", f"is infinite and {limited}", f"are infinite and {limited}")
     return np.where(np.isinf(logits), np.sign(logits) * OPAQUE, logits), [remark] if count else []
 
 
@@ -99,12 +93,12 @@ def _with_thickness(log_scales: np.ndarray) -> tuple[np.ndarray, list[str]]:
         "has no thickness and gets a hundredth of its width",
         "have no thickness and get a hundredth of their width",
     )
-    remark = _told(count, len(log_scales), "Gaussians", has, have)
-    return np.where(flat, widest - np.log(FLAT), log_scales), [remark] if count else []
+    remark = told(count, len(log_scales), "Gaussians", has, have)
+    return np.where(flat, widest - math.log(FLAT), log_scales), [remark] if count else []
 
 
 def _unit(quats: np.ndarray) -> np.ndarray:
     """Return quaternions [N, 4] with unit length, those that have it to the bit; zero becomes the identity."""
     lengths = np.linalg.norm(quats, axis=1, keepdims=True)
     divisors = np.where((lengths == 0) | (abs(lengths - 1) < 1e-6), 1, lengths)
-    return np.where(lengths > 0, quats / divisors, (1.0, 0, 0, 0))
+    return np.where(lengths > 0, quats / divisors, np.array((1, 0, 0, 0), quats.dtype))

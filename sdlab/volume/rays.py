@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdlab.transfer import upload
 from sdlab.types import Cameras
 
 NEAREST = 0.01  # distance from the camera at which rays begin
@@ -37,7 +38,7 @@ class Samples(NamedTuple):
 
 def rays_of(cams: Cameras, device: torch.device) -> Rays:
     """Return the rays through the centres of all pixels."""
-    viewmats, Ks = cams.viewmats.to(device), cams.Ks.to(device)
+    viewmats, Ks = upload(cams.viewmats, device), upload(cams.Ks, device)
     columns = torch.arange(cams.width, device=device) + 0.5
     rows = torch.arange(cams.height, device=device) + 0.5
     x = (columns - Ks[:, 0, 2:3]) / Ks[:, 0, :1]  # [B, W]
@@ -59,8 +60,8 @@ def jitter(cams: Cameras, device: torch.device) -> Tensor:
     view always has the same samples, and losses that compare two scenes see no difference between equal ones.
     """
     keys = [zlib.crc32(view.numpy().tobytes()) for view in cams.viewmats.cpu().contiguous()]
-    offsets = torch.tensor([key / 2**32 for key in keys], device=device)
-    return offsets.repeat_interleave(cams.height * cams.width)
+    offsets = torch.tensor([key / 2**32 for key in keys])
+    return upload(offsets, device).repeat_interleave(cams.height * cams.width)
 
 
 def sample(rays: Rays, bound: float, count: int, offsets: Tensor, occupied: Tensor) -> Samples:

@@ -9,8 +9,9 @@
   const REST = 3; // from the start of a picture to the next, in multiples of the time that one takes
   const STILL = 3000, STILL_REST = 10, LONGEST = 10000; // the same in a still view, for changes that come without a message
   const AWAKE = 1500; // ms for which the user counts as active after an input
-  const FIRST = 4; // pictures at the start are drawn at full rate
+  const FIRST = 10; // pictures at the start are drawn at full rate
   const NEWS = 3; // pictures until something new is visible: one takes it in, the next shows it
+  const EAGER = 2 * NEWS; // pictures of news that are drawn at full rate after a press on the page: Start, Step, Reset
   const TELL = 200, LOOK = 4; // ms between messages to the other views, and between checks whether a picture is done
   const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i; // in the names of renderers without a GPU
   const root = document.documentElement;
@@ -18,6 +19,7 @@
   const native = window.requestAnimationFrame.bind(window), cancel = window.cancelAnimationFrame.bind(window);
   let touched = 0, told = 0; // times
   let owed = NEWS; // pictures still to draw for news
+  let eager = 0; // of them, those to be drawn at full rate
   let drawn = 0, fence = null; // time of the last picture, and the fence that signals its end
   let count = 0, took = 0, before = 0; // pictures; duration of the last two, one of which may include compiling
   let gl = null, known = false; // whether the page knows how this browser draws
@@ -31,6 +33,7 @@
       if (touched - told > TELL) { told = touched; others.postMessage(0); }
       hurry();
     }, { capture: true, passive: true });
+  addEventListener("message", ({ source, data }) => { if (source === parent && data?.pressed) eager = EAGER; });
   window.Worker = class extends window.Worker {
     constructor(...options) {
       super(...options);
@@ -70,7 +73,7 @@
   const rest = () => {
     const now = performance.now();
     if (busy()) return LOOK;
-    if (now - touched < AWAKE || count < FIRST) return 0;
+    if (now - touched < AWAKE || count < FIRST || (owed > 0 && eager > 0)) return 0;
     const usual = Math.min(took, before);
     const pause = owed > 0 ? Math.max(SELDOM, REST * usual) : Math.min(Math.max(STILL, STILL_REST * usual), LONGEST);
     return Math.max(drawn + pause - now, 0);
@@ -88,6 +91,7 @@
     frame = 0;
     drawing = true;
     drawn = performance.now();
+    if (owed > 0) eager -= 1;
     owed -= 1;
     const callbacks = [...waiting.values()];
     waiting.clear();

@@ -4,6 +4,7 @@
 import { act, newDesk, part } from "./news.js";
 import { listen } from "./keys.js";
 import { isDark } from "./memory.js";
+import { hurryViews } from "./stage.js";
 
 const MAX_LINES = 3; // of the prompt before it scrolls
 
@@ -14,6 +15,7 @@ export function mount(element) {
   const again = /** @type {HTMLButtonElement} */ (element.querySelector("#again"));
   for (const button of buttons)
     button.addEventListener("click", () => {
+      hurryViews();
       act(button.id === "pause" ? { do: "pause" } : { do: button.id, prompt: text() });
     });
   again.addEventListener("click", () => newDesk(isDark()));
