@@ -133,6 +133,7 @@ def build(args: argparse.Namespace) -> Any:
 
     from sdlab.live.manager import Manager
     from sdlab.live.memory import Memory, bound
+    from sdlab.priors.galleries import MEMORY_SHARE, SHARED
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
     from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
@@ -144,6 +145,7 @@ def build(args: argparse.Namespace) -> Any:
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
     memory = Memory(None if args.memory is None else int(args.memory * 1e9))
+    SHARED.max_bytes = min(SHARED.max_bytes, int(MEMORY_SHARE * memory.limit))
     manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()

@@ -22,7 +22,7 @@ from sdlab.live.messages import Advance, Goto, Patch, Rejected, Reset, Resume
 from sdlab.live.state import Run
 from sdlab.settings import Settings, default_settings, preset, scenes, to_toml
 from sdlab.types import Prior
-from sdlab.ui import answers, budgets
+from sdlab.ui import answers, budgets, flat_view
 from sdlab.ui.budgets import BUDGETS, Budgets
 from sdlab.ui.form import Rules, form_html
 from sdlab.ui.page import Page
@@ -486,3 +486,16 @@ def test_a_run_that_started_resumes_after_a_refusal(visitor: Browser):
         visitor.act(do="knob", knob="camera.views", value=value)
     until(lambda: session.state.step > 5)
     assert session.running
+
+
+def test_moving_the_start_of_points_counts_as_an_act(manager: Manager):
+    page = Page(manager, Views(), Visitors(*public(preset("playground"))), "playground")
+    browser = Browser(page, "page")
+    ready(browser)
+    lane = browser.desk.focus
+    lane.seat.client.messages = Bucket(rate=0.1, burst=1.0)
+    app = FastAPI()
+    app.include_router(flat_view.routes(flat_view.FlatViews(manager)))
+    client = TestClient(app)
+    codes = [client.post(f"/flat/{lane.seat.id}/start", json={"x": 0.5, "y": 0.5}).status_code for _ in range(2)]
+    assert codes == [200, 429]

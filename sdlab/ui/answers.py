@@ -19,10 +19,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from sdlab.live.clients import NO_LIMIT
 from sdlab.ui.desk import nothing
+from sdlab.ui.pace import held_up
 from sdlab.ui.panels import no_session
-from sdlab.ui.visitors import MESSAGES, PATIENCE
 from sdlab.web import capped_body, refusal
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
 
     @router.get("/news/{token}")
     async def news(token: str, page: str = "", missed: bool = False) -> Response:
-        if (refused := await _held_up(pages.delay(token))) is not None:
+        if (refused := await held_up(pages.delay(token))) is not None:
             return refused
         return JSONResponse(await run_in_threadpool(pages.poll, token, page, missed), headers=NO_STORE)
 
@@ -85,7 +84,7 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
         said = await _said(request)
         if isinstance(said, Response):
             return said
-        if (refused := await _held_up(pages.delay(token, len(said) if isinstance(said, list) else 1))) is not None:
+        if (refused := await held_up(pages.delay(token, len(said) if isinstance(said, list) else 1))) is not None:
             return refused
         if not await run_in_threadpool(pages.act, token, said):
             return refusal("this session has ended", 404)
@@ -110,14 +109,6 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
         return StreamingResponse(_presence(pages, token, page, ended), media_type="text/event-stream", headers=headers)
 
     return router
-
-
-async def _held_up(seconds: float) -> Response | None:
-    """Wait for `seconds`, or return the refusal of a request for which that would be too long."""
-    if seconds > PATIENCE:
-        return refusal(f"too many messages: this server takes {MESSAGES[0]:.0f} a second; {NO_LIMIT}", 429)
-    await asyncio.sleep(seconds)
-    return None
 
 
 def client_address(request: Any) -> str:

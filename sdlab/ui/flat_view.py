@@ -40,6 +40,8 @@ from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame, Term
 from sdlab.ui import critic
 from sdlab.ui.formulas import formula, letters
+from sdlab.ui.pace import held_up
+from sdlab.ui.visitors import PATIENCE
 from sdlab.web import capped_body, refusal
 
 STATIC = Path(__file__).parent / "static" / "flat"
@@ -190,6 +192,11 @@ class FlatViews:
                 [mixture.weights[:, None] / mixture.weights.sum(), mixture.means.flatten(1), mixture.stds[:, None]], 1
             ).astype(np.float32)
         return pack({**header, "kind": "plane", "reach": REACH, "names": list(prior.names)}, arrays)
+
+    def delay(self, token: str) -> float:
+        """Return how many seconds a change of the start has to wait, see `sdlab.ui.page.Page.delay`."""
+        seat = self._manager._seats.get(token)
+        return seat.client.messages.take(1, PATIENCE) if seat is not None else 0.0
 
     def move_start(self, session: Session, x: float, y: float) -> tuple[float, float]:
         """Reset the run to start at x, y, or as near as the knobs allow; return that place. A run that was running, or
@@ -348,6 +355,8 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
         body = await capped_body(request, MOST_BYTES)
         if body is None:
             return refusal(f"a request to move the start may have at most {MOST_BYTES} bytes", 413)
+        if (refused := await held_up(views.delay(token))) is not None:
+            return refused
         try:
             x, y = _place(body)
             at = views.move_start(session, x, y)
