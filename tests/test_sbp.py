@@ -88,7 +88,7 @@ def test_wording_of_source_and_target():
     assert wording(s, "source", "front view") == "a red bear, painting"
     assert wording(s, "target", "front view") == "a red bear"
     assert wording(PromptSettings(source="a {blurry thing"), "source", "side view") == "a {blurry thing"
-    with pytest.raises(ValueError, match=r"prompt\.source = .*unknown placeholder \{promt\}; only \{prompt\}"):
+    with pytest.raises(ValueError, match=r"prompt\.source = .*unknown placeholder .\{promt\}.; only \{prompt\}"):
         PromptSettings(source="{promt}, blurry")
 
 
