@@ -724,7 +724,7 @@ class Session:
         frame = frame or frame_of(self._run, self.in_detail)
         self._published_at = time.monotonic()
         self.latest.set(frame)
-        self._watching.look(self._run)
+        self._watching.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
 
     def _film(self) -> None:
         """Add the current state to the timeline's film, if a shot is due. Images of a flat scene may cost a decoder

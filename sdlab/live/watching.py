@@ -49,15 +49,16 @@ class Watching:
         """Update the lens if somebody looks and it is due, or `now`."""
         if self.row is None or run.state is None or not (now or time.monotonic() >= self._due):
             return
-        started = time.perf_counter()
+        took = 0.0
         try:
-            with self._turn:
+            with self._turn:  # waiting for it is no time of the lens
+                started = time.perf_counter()
                 seen = self._seen(run, self.row)
+                took = time.perf_counter() - started
         except Exception as e:  # a look must not end a run
             seen = LensPictures(loss=run.effective.active, reason=f"nothing to show: {reason(e)}")
         if seen is not None:
             self.lens.set(seen)
-        took = time.perf_counter() - started
         self._due = time.monotonic() + max(LENS_EVERY, LENS_SHARE * took)
 
     def _seen(self, run: Run, row: int) -> LensPictures | None:
