@@ -392,10 +392,10 @@ def test_run_and_resume_from_the_command_line(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_preset_makes_a_bear():
-    """Recognised by the judge in all of eight views, in the colour that was asked for."""
+    """Recognised by the judge in all of eight views, in the colour that was asked for, after 200 of 500 steps."""
     from sdlab.toybox import judge
 
-    session = Session(preset("gallery-field"))
+    session = Session(preset("gallery-field").patch("steps", 200))
     session.run(until=session.settings.steps)
     cams: Cameras = turntable(8, session.effective.camera, 64)
     with torch.no_grad():

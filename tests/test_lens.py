@@ -14,7 +14,7 @@ from sdlab.lens.colours import LATENT_REACH, MOST, false_colours, is_pixels, rou
 from sdlab.lens.colours import shown as as_shown
 from sdlab.lens.numbers import places
 from sdlab.live import watching
-from sdlab.live.messages import Advance, Compare, Goto, Patch, Reset, Stop
+from sdlab.live.messages import Compare, Goto, Patch, Reset, Stop
 from sdlab.live.session import Session
 from sdlab.live.watching import Drawing
 from sdlab.losses.jsd import JSD
@@ -199,18 +199,6 @@ def test_all_views_come_with_the_one_that_is_looked_at(small):
     for seen in (of_step, lens.probe(*parts(session), t=300, row=1)):
         assert len(seen.views) == len(seen.renders) == 3
         assert seen.view == seen.views[1]
-
-
-def test_a_paused_run_shows_its_last_step_however_long_the_lens_took_before(small, monkeypatch):
-    monkeypatch.setattr(watching, "LENS_EVERY", 1e6)  # after one look, the next is due tomorrow
-    session = begun(small)
-    session.watch_lens(True)
-    for n in (1, 2):
-        session.do(Advance(1))
-        session.run(until=n)
-        seen = session.lens.get()
-        assert seen is not None
-        assert seen.t == int(session.report.x.t[0]), f"step {n}"
 
 
 def test_of_a_scene_that_is_gone_nothing_is_shown(small):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from waiting import until
 
-from sdlab.live import checkpoint
+from sdlab.live import checkpoint, watching
 from sdlab.live.messages import (
     Advance,
     Applied,
@@ -106,6 +106,16 @@ def live(quick):
     x.send(Stop())
     x.thread.join(10)
     assert not x.thread.is_alive()
+
+
+def test_a_paused_run_shows_its_last_step_in_the_lens_however_long_a_look_took(live, monkeypatch):
+    monkeypatch.setattr(watching, "LENS_EVERY", 1e6)  # seconds from one look to the next while the run goes on
+    live.session.watch_lens(True)
+    live.wait(lambda s: s.watched[0] is not None)
+    for _ in range(2):
+        live.advance(1)
+        drawn = int(live.session.report.x.t[0])
+        live.wait(lambda s, drawn=drawn: s.lens.get() is not None and s.lens.get().t == drawn, 5)
 
 
 def test_two_equal_runs_are_equal_and_another_seed_is_not(quick):
