@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdlab.cameras import CameraSettings
+from sdlab.cameras import CameraSettings, turntable
 from sdlab.density import RowSurgeon
+from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
-from sdlab.prompts import PromptBank, PromptSettings
+from sdlab.prompts import PromptBank, PromptSettings, views_of
 from sdlab.rng import StepRng
 from sdlab.types import Cameras, Cond, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
@@ -202,6 +203,23 @@ def require_camera_scene(scene: AnyScene) -> Scene:
     if isinstance(scene, FlatScene):
         raise ValueError(f"scene.kind: this needs a scene seen through cameras (splats), not {type(scene).__name__}")
     return scene
+
+
+def preview_of_views(
+    scene: Scene,
+    prior: Prior,
+    prompt: PromptSettings,
+    camera: CameraSettings,
+    drawn: tuple[Cameras, Render] | None,
+) -> Preview:
+    """Return the renders of the last step, or front and back of `scene` before the first; see `Scene.preview`."""
+    if drawn is not None:
+        cams, render = drawn
+    else:
+        cams = turntable(2, camera, camera.resolution or prior.image_size)
+        with torch.no_grad():
+            render = scene.render(cams, torch.ones(2, 3))
+    return Preview(to_uint8(render.rgb), tuple(views_of(prompt, cams)))
 
 
 @dataclass(frozen=True)

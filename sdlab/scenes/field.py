@@ -26,14 +26,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import normalize, softplus
 
-from sdlab.cameras import CameraSettings, turntable
+from sdlab.cameras import CameraSettings
 from sdlab.density import RowSurgeon
 from sdlab.knobs import knob
-from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
-from sdlab.prompts import PromptBank, PromptSettings, views_of
+from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
-from sdlab.scenes import Preview, SceneConfig
+from sdlab.scenes import Preview, SceneConfig, preview_of_views
 from sdlab.transfer import upload
 from sdlab.types import Cameras, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 from sdlab.volume import gaussians, mesh
@@ -197,14 +196,7 @@ class FieldScene:
         camera: CameraSettings,
         drawn: tuple[Cameras, Render] | None,
     ) -> Preview:
-        """Return the renders of the last step, or front and back before the first."""
-        if drawn is not None:
-            cams, render = drawn
-        else:
-            cams = turntable(2, camera, camera.resolution or prior.image_size)
-            with torch.no_grad():
-                render = self.render(cams, torch.ones(2, 3))
-        return Preview(to_uint8(render.rgb), tuple(views_of(prompt, cams)))
+        return preview_of_views(self, prior, prompt, camera, drawn)
 
     # ---- a step -------------------------------------------------------------------------------------------------
 

@@ -20,17 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdlab.cameras import CameraSettings, turntable
+from sdlab.cameras import CameraSettings
 from sdlab.console import Remark
 from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
 from sdlab.meshes.read import UPS
-from sdlab.pictures import to_uint8
 from sdlab.priors import Progress, silent
-from sdlab.prompts import PromptBank, PromptSettings, views_of
+from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.raster import announcement_for, backend_for, rasteriser_for, warm_up, world_covariances
 from sdlab.rng import StepRng
-from sdlab.scenes import Preview, SceneConfig
+from sdlab.scenes import Preview, SceneConfig, preview_of_views
 from sdlab.starts.clouds import Start, read_cloud
 from sdlab.starts.placing import fitted, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
@@ -272,14 +271,7 @@ class SplatScene:
         camera: CameraSettings,
         drawn: tuple[Cameras, Render] | None,
     ) -> Preview:
-        """Return the renders of the last step, or front and back before the first."""
-        if drawn is not None:
-            cams, render = drawn
-        else:
-            cams = turntable(2, camera, camera.resolution or prior.image_size)
-            with torch.no_grad():
-                render = self.render(cams, torch.ones(2, 3))
-        return Preview(to_uint8(render.rgb), tuple(views_of(prompt, cams)))
+        return preview_of_views(self, prior, prompt, camera, drawn)
 
     def render(self, cams: Cameras, background: Tensor) -> Render:
         """Render views of the cloud over `background` [B, 3]."""
