@@ -22,6 +22,7 @@ from sdlab.meshes.colours import SH_C0, of_columns, to_display
 from sdlab.meshes.kinds import SPLAT, SPZ_MAGIC, Unsupported
 from sdlab.meshes.ply import PACKED, Ply
 from sdlab.meshes.read import Parsed
+from sdlab.starts.placing import times
 
 MOST = 2_000_000  # Gaussians in a file: as many as scene.max_gaussians can allow
 FLAT = 100.0  # a disc (2DGS) becomes this many times as wide as it is thick
@@ -295,16 +296,14 @@ def _of_primitive(primitive: gltf.Placed) -> Gaussians:
 
 def _turned(quats: np.ndarray, turn: np.ndarray) -> np.ndarray:
     """Return quaternions wxyz [n, 4] turned by a rotation matrix."""
-    w, x, y, z = _quaternion(turn)
-    left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])  # q b = left @ b
-    return quats @ left.T
+    return quats @ times(_quaternion(turn)).T
 
 
-def _quaternion(m: np.ndarray) -> np.ndarray:
+def _quaternion(m: np.ndarray) -> list[float]:
     """Return the unit quaternion wxyz of a rotation matrix."""
     squares = 1 + np.array([m.trace(), *(2 * m[i, i] - m.trace() for i in range(3))])  # 4 times w^2, x^2, y^2, z^2
     i = int(squares.argmax())
     a, b, c = m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]
     d, e, f = m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1]
     row = np.array([(squares[0], a, b, c), (a, squares[1], d, e), (b, d, squares[2], f), (c, e, f, squares[3])])[i]
-    return row / np.linalg.norm(row)
+    return (row / np.linalg.norm(row)).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,8 +37,13 @@ def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> 
     )
     if isinstance(found, Cloud):
         return found._replace(points=found.points @ rows.T)
-    left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]], np.float32)  # q b = left @ b
-    return found._replace(means=found.means @ rows.T, quats=found.quats @ left.T)
+    return found._replace(means=found.means @ rows.T, quats=found.quats @ times(q).astype(np.float32).T)
+
+
+def times(q: Sequence[float]) -> np.ndarray:
+    """Return the matrix [4, 4] by which a quaternion wxyz is multiplied with `q` from the left: q b = times(q) @ b."""
+    w, x, y, z = q
+    return np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
 
 
 def fitted(found: Cloud | RawSplats, radius: float) -> Cloud | RawSplats:
