@@ -41,7 +41,7 @@ def constant(sigma: float, rgb: tuple[float, float, float], **knobs) -> FieldSce
         raw = math.log(math.expm1(sigma))  # softplus(raw) = sigma
         scene.params["decoder"][-4:] = torch.tensor([raw, *(math.log(c / (1 - c)) for c in rgb)])
     scene._empty.updates = 0
-    scene._look()
+    scene.look()
     return scene
 
 

@@ -76,7 +76,9 @@ class Field(SceneConfig):
     ) -> FieldScene:
         """Build the scene."""
         v = new_volume(self.resolution, self.channels, self.hidden, rng("scene"))
-        return FieldScene(self, Parameter(v.planes.to(device)), Parameter(v.decoder.to(device)))
+        scene = FieldScene(self, Parameter(v.planes.to(device)), Parameter(v.decoder.to(device)))
+        scene.look()
+        return scene
 
 
 class Seen(NamedTuple):
@@ -99,7 +101,6 @@ class FieldScene:
         self._empty = Occupancy(planes.device)
         self._steps = 0
         self._seen: Seen | None = None
-        self._look()
 
     @property
     def volume(self) -> Volume:
@@ -146,7 +147,8 @@ class FieldScene:
     def _delta(self) -> float:
         return 2 * self.config.bound / self.config.samples
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Find out where the volume is empty; before the first look, it counts as full everywhere."""
         self._empty.update(self.density, self.config.bound)
 
     # ---- rendering ----------------------------------------------------------------------------------------------
@@ -234,7 +236,7 @@ class FieldScene:
         self._steps += 1
         self._seen = None
         if self._steps % self.config.empty_every == 0:
-            self._look()
+            self.look()
 
     def observe(self, info: ScreenInfo | None) -> None:
         """A volume has no density control."""
@@ -262,10 +264,10 @@ class FieldScene:
 
     def surface(self, progress: Callable[[int, int], None], cells: int) -> mesh.Mesh:
         """Return vertices [V, 3], faces [F, 3] and colours [V, 3] of the surface; see `sdlab.volume.mesh`."""
-        return mesh.surface(self.density_and_colour, self._empty.occupied, self.config.bound, cells, progress)
+        return mesh.surface(self.density, self.density_and_colour, self._empty, self.config.bound, cells, progress)
 
     def _surface(self) -> gaussians.Surface:
-        return gaussians.surface(self.density, self.density_and_colour, self._empty.occupied, self.config.bound)
+        return gaussians.surface(self.density, self.density_and_colour, self._empty, self.config.bound)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool3d
+from torch.nn.functional import interpolate, max_pool3d
 
 CELLS = 40  # along each side of the cube
 DECAY = 0.9  # of a cell's opacity from one update to the next, so that a cell empties only after several looks
@@ -29,6 +29,13 @@ class Occupancy:
         """Continue from saved opacities, after a number of updates."""
         self.opacity, self.updates = opacity, updates
         self.occupied = max_pool3d(opacity[None], 3, 1, 1)[0] > VISIBLE
+
+    def cells(self, count: int, bound: float) -> tuple[Tensor, Tensor]:
+        """Return the cells that may be visible in a grid with `count` along each side of the cube: their indices
+        [M, 3] and their centres [M, 3] in the world."""
+        finer = interpolate(self.occupied[None, None].float(), size=(count,) * 3, mode="nearest")[0, 0]
+        index = torch.nonzero(finer)
+        return index, (index + 0.5) * (2 * bound / count) - bound
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], bound: float) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sdlab.types import RawSplats, SplatSnapshot
+from sdlab.volume.empty import Occupancy
 
 CELLS = 64  # along each side of the cube
 WIDTH = 0.45  # standard deviation in cells: neighbours overlap without gaps, and the outline hardly grows
@@ -37,14 +38,12 @@ class Surface(NamedTuple):
 def surface(
     density: Callable[[Tensor], Tensor],
     density_and_colour: Callable[[Tensor], tuple[Tensor, Tensor]],
-    occupied: Tensor,
+    empty: Occupancy,
     bound: float,
 ) -> Surface:
-    """Return the cells that can be seen; `occupied` bool [G, G, G] tells where to look, in the cube of half `bound`."""
+    """Return the cells that can be seen in the cube [-bound, bound]^3; `empty` tells where to look."""
     cell = 2 * bound / CELLS
-    near = torch.nn.functional.interpolate(occupied[None, None].float(), size=(CELLS,) * 3, mode="nearest")[0, 0]
-    index = torch.nonzero(near)
-    means = (index + 0.5) * cell - bound
+    index, means = empty.cells(CELLS, bound)
     depth = torch.zeros((CELLS,) * 3, device=means.device)
     if len(means):
         depth[index.unbind(1)] = cell * density(means)
