@@ -7,6 +7,7 @@ that reads ten numbers leaves the GPU idle ten times. On a CPU nothing is copied
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
+
+def to_numpy(x: Tensor) -> Any:
+    """Return a float32 copy in the computer's memory, as an array."""
+    return x.detach().float().cpu().clone().numpy()
 
 
 def numbers(values: Mapping[str, Tensor]) -> dict[str, float]:

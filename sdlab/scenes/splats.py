@@ -33,7 +33,7 @@ from sdlab.scenes import Preview, SceneConfig, preview_of_views
 from sdlab.starts.clouds import Start, read_cloud
 from sdlab.starts.placing import fitted, spacing, turned
 from sdlab.starts.shap_e import REPOSITORY, STEPS, shap_e_points
-from sdlab.transfer import upload
+from sdlab.transfer import to_numpy, upload
 from sdlab.types import Cameras, Cloud, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"
@@ -323,21 +323,21 @@ class SplatScene:
     def snapshot(self) -> SplatSnapshot:
         p = self.params
         return SplatSnapshot(
-            _numpy(p["means"]),
-            _numpy(world_covariances(p["quats"], p["log_scales"].exp())),
-            _numpy(p["color_logits"].sigmoid()),
-            _numpy(p["opacity_logits"].sigmoid()[:, None]),
+            to_numpy(p["means"]),
+            to_numpy(world_covariances(p["quats"], p["log_scales"].exp())),
+            to_numpy(p["color_logits"].sigmoid()),
+            to_numpy(p["opacity_logits"].sigmoid()[:, None]),
         )
 
     @torch.no_grad()
     def splats(self) -> RawSplats:
         p = self.params
         return RawSplats(
-            _numpy(p["means"]),
-            _numpy(torch.nn.functional.normalize(p["quats"], dim=-1)),
-            _numpy(p["log_scales"]),
-            _numpy(p["opacity_logits"]),
-            _numpy(p["color_logits"].sigmoid()),
+            to_numpy(p["means"]),
+            to_numpy(torch.nn.functional.normalize(p["quats"], dim=-1)),
+            to_numpy(p["log_scales"]),
+            to_numpy(p["opacity_logits"]),
+            to_numpy(p["color_logits"].sigmoid()),
         )
 
     def solid(self) -> None:
@@ -367,7 +367,3 @@ class SplatScene:
             self.params[name] = Parameter(state[name].to(device=device, dtype=old.dtype, copy=True))
         self._density.pull = state["pull"].to(device=device, copy=True)
         self._density.seen = state["seen"].to(device=device, copy=True)
-
-
-def _numpy(t: Tensor) -> Any:
-    return t.detach().float().cpu().clone().numpy()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdlab.transfer import to_numpy
 from sdlab.types import RawSplats, SplatSnapshot
 from sdlab.volume.empty import Occupancy
 
@@ -68,7 +69,7 @@ def snapshot(s: Surface) -> SplatSnapshot:
     """Return the Gaussians for viewers."""
     n = len(s.means)
     covariances = np.broadcast_to(np.float32(s.sigma**2) * np.eye(3, dtype=np.float32), (n, 3, 3)).copy()
-    return SplatSnapshot(_numpy(s.means), covariances, _numpy(s.rgbs), _numpy(s.opacities[:, None]))
+    return SplatSnapshot(to_numpy(s.means), covariances, to_numpy(s.rgbs), to_numpy(s.opacities[:, None]))
 
 
 def raw(s: Surface) -> RawSplats:
@@ -77,8 +78,4 @@ def raw(s: Surface) -> RawSplats:
     quats = np.zeros((n, 4), np.float32)
     quats[:, 0] = 1
     log_scales = np.full((n, 3), math.log(s.sigma), np.float32)
-    return RawSplats(_numpy(s.means), quats, log_scales, _numpy(torch.logit(s.opacities)), _numpy(s.rgbs))
-
-
-def _numpy(t: Tensor) -> np.ndarray:
-    return t.detach().float().cpu().clone().numpy()
+    return RawSplats(to_numpy(s.means), quats, log_scales, to_numpy(torch.logit(s.opacities)), to_numpy(s.rgbs))

@@ -28,8 +28,8 @@ def surface(
 ) -> Mesh:
     """Return vertices [V, 3] in the world, faces [F, 3] counter-clockwise from outside, colours [V, 3] in [0, 1].
 
-    `empty` tells where to look in the cube [-bound, bound]^3, which has `cells` cells along each side. Raises ValueError
-    if the density is below `LEVEL` everywhere.
+    `empty` tells where to look in the cube [-bound, bound]^3, which has `cells` cells along each side. Raises
+    ValueError if the density is below `LEVEL` everywhere.
     """
     from skimage.measure import marching_cubes
 
