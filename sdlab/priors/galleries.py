@@ -11,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-import psutil
 import torch
 
 from sdlab.channel import Account, Turnstile
+from sdlab.machine import memory_bytes
 from sdlab.priors.closed_form import Background, Gallery
 from sdlab.priors.sources import Drawn, Source, unheard
 
@@ -84,7 +84,7 @@ class Galleries:
                 total -= dropped.nbytes
 
 
-SHARED = Galleries(int(MEMORY_SHARE * psutil.virtual_memory().total))
+SHARED = Galleries(int(MEMORY_SHARE * memory_bytes()))
 
 
 def drawn(source: Source, order: Order, factor: int | None, progress: Drawn = unheard) -> Gallery:
