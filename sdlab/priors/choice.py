@@ -90,6 +90,6 @@ def choose_engine(
 def cpu_has_bf16() -> bool:
     """Return whether the CPU multiplies bf16 natively (AMX or AVX512-bf16); others would only emulate it."""
     with contextlib.suppress(EngineFailure):
-        return "BF16" in openvino.new_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in probes)

@@ -44,7 +44,7 @@ class OpenVinoEngine:
     def __init__(
         self, unet: nn.Module, shapes: Shapes, key: str, precision: str, threads: int, progress: Progress
     ) -> None:
-        self._core = new_core()
+        self._core = core()
         self._unet = unet
         options = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -277,14 +277,16 @@ def _waves(unet: Any, z_t: Tensor, t: Tensor) -> Tensor:
     return unet.get_time_embed(sample=z_t, timestep=t)
 
 
-_cores: list[Any] = []  # kept until the process ends
+def core() -> Any:
+    """Return the Core that all engines of the process share. Raises EngineFailure when openvino cannot be imported."""
+    return _core_of(library())
 
 
-def new_core() -> Any:
-    """Return a new Core, which is never destroyed: its CPU plugin gives the thread a signal stack on processors with
-    AMX or AVX-512, frees it with itself, and the next signal, such as Ctrl-C, would end the process."""
-    _cores.append(library().Core())
-    return _cores[-1]
+@functools.cache
+def _core_of(openvino: Any) -> Any:
+    """Return a Core that is never destroyed: its CPU plugin gives the thread a signal stack on processors with AMX or
+    AVX-512, frees it with itself, and the next signal, such as Ctrl-C, would end the process."""
+    return openvino.Core()
 
 
 @functools.cache
