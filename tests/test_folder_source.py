@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_pictures import stored_as
 
 from sdlab import decoding, folders
 from sdlab.folders import check_archive
@@ -341,18 +342,7 @@ def test_palettes_may_have_transparent_entries():
 def test_pictures_are_turned_upright(orientation: int, form: str):
     """Each orientation's picture, stored turned, comes out the same."""
     upright = two_halves((64, 64))
-    stored = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    picture = upright.transpose(stored[orientation]) if orientation in stored else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    picture, exif = stored_as(upright, orientation)
     options = {"quality": 95} if form == "JPEG" else {}
     got = square_of(encoded(picture, form, exif=exif, **options), 16)
     assert (got.int() - square_of(encoded(upright), 16).int()).abs().float().mean() < 8

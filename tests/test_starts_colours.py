@@ -11,8 +11,9 @@ import pytest
 import tiny_clouds as tiny
 import torch
 import trimesh
-from PIL import ExifTags, Image
+from PIL import Image
 from tiny_clouds import BLUE, CORNERS, HALVES, RED, SQUARE
+from tiny_pictures import stored_as
 
 from sdlab.decoding import picture_of
 from sdlab.export.mesh import write_glb
@@ -268,19 +269,7 @@ def test_picture_is_turned_upright(form: str, orientation: int) -> None:
     """The stored image is such that its EXIF orientation gives one with a red left upper quarter."""
     upright = np.zeros((16, 16, 3), np.uint8)
     upright[:8, :8, 0] = 255
-    back = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = Image.fromarray(upright)
-    stored = stored.transpose(back[orientation]) if orientation > 1 else stored
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
+    stored, exif = stored_as(Image.fromarray(upright), orientation)
     found = picture(stored, format=form, exif=exif)
     assert found[0, :3, :3].min() > 0.8
     assert max(found[0, 5:, :].max(), found[0, :, 5:].max()) < 0.2
