@@ -115,6 +115,7 @@ class Session:
         self._watching = Watching(self.turn, lambda: self._inbox.put(lambda: self._watching.look(self._run, now=True)))
         self.lens = self._watching.lens
         self.comparison = self._watching.comparison
+        self.around = self._watching.around  # up to date while `in_detail`
         self._origin = origin
         self._held: list[Command] = []  # until `origin` is known
         self._inbox: queue.SimpleQueue[Command | Callable[[], None]] = queue.SimpleQueue()
@@ -725,6 +726,8 @@ class Session:
         self._published_at = time.monotonic()
         self.latest.set(frame)
         self._watching.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
+        if self.in_detail:
+            self._watching.go_around(self._run, now=not self.running)
 
     def _film(self) -> None:
         """Add the current state to the timeline's film, if a shot is due. Images of a flat scene may cost a decoder
