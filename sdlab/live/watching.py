@@ -55,7 +55,7 @@ class Watching:
         self._drawing: Drawing | None = None
         self._drawn_for: Prior | None = None
         self._due = self._around_due = 0.0
-        self._took = 0.0  # seconds, by the last look
+        self._took = self._around_took = 0.0  # seconds, by the last look
         self._comparing: Iterator[Comparison] | None = None
 
     def watch(self, run: Run, row: int | None, t: int | None, exact: bool = False) -> None:
@@ -120,7 +120,9 @@ class Watching:
             self.around.clear()
         else:
             self.around.set(Around(run.step, images))
-        self._around_due = time.monotonic() + max(AROUND_EVERY, AROUND_SHARE * took)
+        usual = min(took, self._around_took)  # the first time may also compile
+        self._around_took = took
+        self._around_due = time.monotonic() + max(AROUND_EVERY, AROUND_SHARE * usual)
 
     # ---- the exact predictions ---------------------------------------------------------------------------
 
