@@ -16,6 +16,7 @@ ROWS = [
     {"parsing", "decoding"},
     {"pictures", "folders"},
     {"cameras", "optim", "plane", "modes"},
+    {"metrics"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
     {"meshes"},

@@ -31,6 +31,7 @@ from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
 from sdlab.losses import NOISE
+from sdlab.metrics.images import saturation
 from sdlab.pictures import grid
 from sdlab.plane import HELD, REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
@@ -275,10 +276,9 @@ def _digest(what: Any) -> str:
 
 
 def saturation_of(pictures: np.ndarray) -> list[float]:
-    """Return the mean distance between the largest and the smallest of R, G, B, as in `sdlab.toybox.figures`: uint8
-    [M, H, W, 3] -> M numbers in [0, 1]."""
-    distance = pictures.max(-1) - pictures.min(-1)
-    return [round(float(share), 4) for share in distance.mean((1, 2)) / 255]
+    """Return the saturation of images, uint8 [M, H, W, 3] -> M numbers in [0, 1]."""
+    rgb = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    return [round(share, 4) for share in saturation(rgb).tolist()]
 
 
 def sheet_of(pictures: np.ndarray) -> bytes:
@@ -303,7 +303,7 @@ def true_saturation(prompt: str) -> float | None:
     if not colour:
         return None
     shots = [judge.shot_of(i, figures.plain_facts(name, colour)) for i in range(TRUE_PICTURES)]
-    return round(float(figures.saturation(judge.render(shots).float() / 255).mean()), 4)
+    return round(float(saturation(judge.render(shots).float() / 255).mean()), 4)
 
 
 # ---- routes ----------------------------------------------------------------------------------------------------------
