@@ -15,7 +15,7 @@ ROWS = [
     | {"console", "transfer"},
     {"parsing", "decoding"},
     {"pictures", "folders"},
-    {"cameras", "optim", "plane"},
+    {"cameras", "noise", "optim", "plane"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
     {"meshes"},
