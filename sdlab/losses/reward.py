@@ -176,7 +176,7 @@ class RewardSDS(Distillation[Any]):
         found = [self._candidate(k, x, model, aux) for k in reversed(range(self.noises))][::-1]
         scores = torch.stack([self._score(x, one, model) for one in found])
         weights = self._weights(scores)
-        residual = sum(w.view(-1, 1, 1, 1) * one.guidance.residual for w, one in zip(weights, found, strict=True))
+        residual = (weights[..., None, None, None] * torch.stack([one.guidance.residual for one in found])).sum(0)
         first, best = found[0].guidance, scores.argmax(0)
         picked = Asked(*(_rows([getattr(one.asked, name) for one in found], best) for name in Asked._fields))
         return Guidance(
