@@ -249,6 +249,7 @@ def test_a_run_goes_through_the_new_losses_and_reward_vsd_shares_the_psi_of_vsd(
     assert session.state.skipped == 0
 
 
+@pytest.mark.slow
 def test_the_judge_prefers_what_the_prompt_says():
     shots = [judge.shot_of(i, judge.own_shot(0).facts._replace(**facts)) for i, facts in enumerate(FACTS)]
     rgb = judge.render(shots).float() / 255

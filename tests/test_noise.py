@@ -61,11 +61,10 @@ def test_the_same_camera_twice_sees_the_same_and_another_seed_does_not(kind):
     assert abs(correlation(one, of(kind, 200.0, 10.0))) < 0.1, "from the other side"
 
 
-@pytest.mark.parametrize("kind", ["world", "object"])
-@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize(("kind", "share"), [("world", 1.0), ("object", 1.0), ("object", 0.6)])
 def test_a_view_is_white_and_standard_normal(kind, share):
-    """Over 1500 seeds: mean, variance and fourth moment of every entry, and the correlation of every pair."""
-    like, n = torch.zeros(1, 1, 8, 8), 1500
+    """Over 600 seeds: mean, variance and fourth moment of every entry, and the correlation of every pair."""
+    like, n = torch.zeros(1, 1, 8, 8), 600
     seen = torch.stack(
         [of(kind, 30.0, 20.0, seed=seed, share=share, like=like).flatten() for seed in range(n)]
     ).double()
@@ -73,7 +72,7 @@ def test_a_view_is_white_and_standard_normal(kind, share):
     covariance = seen.T @ seen / n - torch.eye(64)
     assert covariance.abs().max() < 5 * (2 / n) ** 0.5
     assert covariance.square().mean() * n == pytest.approx(1 + 1 / 64, rel=0.1), "no more than chance"
-    assert seen.pow(4).mean() == pytest.approx(3.0, abs=0.15)
+    assert seen.pow(4).mean() == pytest.approx(3.0, abs=0.2)
 
 
 def test_the_noise_of_an_object_is_an_orthonormal_mixture_of_independent_cells(monkeypatch):
