@@ -49,7 +49,7 @@ class ScheduleSettings:
         "fresh",
         help=(
             "fresh: drawn for every view and step; world: a function of the camera (FSD); object: fixed to the surface "
-            "(CFD). The last two last the whole run, another seed makes another object; for a falling t"
+            "(CFD). The last two last the whole run and belong to a falling t, such as linear"
         ),
         choices=NOISES,
     )
