@@ -15,7 +15,7 @@ ROWS = [
     | {"console", "transfer"},
     {"parsing", "decoding"},
     {"pictures", "folders"},
-    {"cameras", "noise", "optim", "plane"},
+    {"cameras", "modes", "noise", "optim", "plane"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
     {"meshes"},
