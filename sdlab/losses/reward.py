@@ -3,7 +3,7 @@ loss.
 
 Each view gets K noises in place of one. The inner loss is evaluated with each; the image that it estimates there,
 x0-hat of the guided prediction, is scored by a reward; and the residuals r_k are added with weights rho_k that follow
-the scores:
+the scores, the best first:
 
     residual = rho_1 r_1 + ... + rho_K r_K
 
@@ -87,7 +87,7 @@ class RewardSDS(Distillation[Any]):
     kind: ClassVar[str] = "reward"
     title: ClassVar[str] = "RewardSDS"
     paper: ClassVar[str] = "RewardSDS: Aligning Score Distillation via Reward-Weighted Sampling, Chachy et al., 2025"
-    formula: ClassVar[str] = "w(t) [ rho_1 r_1 + ... + rho_K r_K ],  r_k of the inner loss with noise k"
+    formula: ClassVar[str] = "w(t) [ rho_1 r_1 + ... + rho_K r_K ],  r_k of the inner loss, r_1 with eps(best)"
     look_for: ClassVar[str] = (
         "the inner loss, steered by a judge: more of what the prompt says, and what fools the judge; K times as slow"
     )
