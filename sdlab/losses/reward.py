@@ -8,7 +8,7 @@ the scores, the best first:
     residual = rho_1 r_1 + ... + rho_K r_K
 
 With K = 1 this is the inner loss. Around VSD it is the paper's RewardVSD. The inner loss keeps its knobs, its stages
-and what it trains, which learns from the first noise alone, so that no reward biases it. A loss that finds its own
+and what it trains, which learns from the step's own noise, so that no reward biases it. A loss that finds its own
 noise (SDI, PFD, ISM) differs between the K only as far as it draws some, by `inversion_eta`.
 
 Weights, of each view by itself (released code: min-max, K = 7):
