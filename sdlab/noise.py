@@ -95,7 +95,8 @@ def on_surface(seed: int, behind: Tensor, points: Tensor, opaque: Tensor) -> Ten
     entries = ENTRIES * height * width
     x, y, z = (cells[:, i] * prime for i, prime in enumerate(PRIMES))
     entry = torch.bitwise_xor(torch.bitwise_xor(x, y), z).remainder(entries)
-    entry, pixel = owners(entry[opaque], _pixels(height, width).to(points.device)[opaque], height * width)
+    pixel = upload(_pixels(height, width), points.device)
+    entry, pixel = owners(entry[opaque], pixel[opaque], height * width)
     table = upload(_drawn(seed, "object noise", (channels, entries)), points.device)
     # in float64, whose sums do not depend on their order once rounded to float32
     total = torch.zeros(channels, height * width, dtype=torch.float64, device=points.device)

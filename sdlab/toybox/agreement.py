@@ -11,6 +11,7 @@ from torch import Tensor
 from sdlab.toybox import judge
 from sdlab.toybox.grammar import read
 from sdlab.toybox.objects import OBJECTS
+from sdlab.transfer import upload
 
 LEAST_CHANCE = 1e-6  # the judge's float32 probabilities mean nothing below
 
@@ -27,7 +28,7 @@ def agreement(texts: Sequence[str], rgb: Tensor) -> Tensor:
         for question, answer in _asked(text).items():
             known = judge.QUESTIONS[question]
             total[i] += chances[question][i, known.index(answer)].clamp_min(LEAST_CHANCE).log()
-    return total.to(rgb.device)
+    return upload(total, rgb.device)
 
 
 @functools.lru_cache(maxsize=64)
