@@ -15,7 +15,7 @@ ROWS = [
     | {"console", "transfer"},
     {"parsing", "decoding"},
     {"pictures", "folders"},
-    {"cameras", "optim", "plane", "modes"},
+    {"cameras", "modes", "noise", "optim", "plane"},
     {"metrics"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
