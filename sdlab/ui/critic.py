@@ -33,18 +33,22 @@ def knows(prior: PriorConfig) -> bool:
     return isinstance(prior, DiffusersPrior) and prior.path == "toybox"
 
 
-def chance(pictures: np.ndarray, prompt: str) -> float | None:
-    """Return the mean probability that images, uint8 [B, H, W, 3], show the object that `prompt` names, in the colour
-    that it names; None when the judge knows no such object. Takes about 10 ms."""
+def chance(pictures: np.ndarray, *prompts: str) -> float | None:
+    """Return the mean probability that images, uint8 [B, H, W, 3], show the object that their prompt names, in the
+    colour that it names; None when the judge knows no such object. The images take the prompts in turn. Takes about
+    10 ms."""
     try:
-        name, colour = asked_for(prompt)
+        asked = [asked_for(prompt) for prompt in prompts]
     except ValueError:
         return None
     with _loading:
         classifier = _judge()
     rgb = torch.from_numpy(pictures[:MOST_PICTURES].copy()).permute(0, 3, 1, 2)
     said = judge.chances(classifier, rgb)
-    right = said["object"][:, classifier.questions["object"].index(name)]
-    if colour in classifier.questions["colour"]:
-        right = right * said["colour"][:, classifier.questions["colour"].index(colour)]
-    return float(right.mean())
+    right = []
+    for row in range(len(rgb)):
+        name, colour = asked[row % len(asked)]
+        right.append(float(said["object"][row, classifier.questions["object"].index(name)]))
+        if colour in classifier.questions["colour"]:
+            right[-1] *= float(said["colour"][row, classifier.questions["colour"].index(colour)])
+    return sum(right) / len(right)

@@ -293,7 +293,7 @@ class Desk:
                 tone,
                 LETTERS[tone],
                 each.settings.loss.title,
-                each.settings.prompt.text,
+                " / ".join(each.settings.prompts),
                 each.step,
                 each.stats if each.judged is None else {**each.stats, "judge": each.judged},
             )

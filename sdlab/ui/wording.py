@@ -39,7 +39,10 @@ LABELS = {
 }
 LABELS_OF_PATHS = {  # of names that mean different things in different groups
     "prior.source": "Images from",
+    "prompt.fourth": "Fourth prompt",
+    "prompt.second": "Second prompt",
     "prompt.source": "Source prompt",
+    "prompt.third": "Third prompt",
     "schedule.start": "Schedules start at step",
 }
 CHOICES = {"lora": "LoRA", "sds": "SDS"}
