@@ -13,6 +13,7 @@ from sdlab.live.session import Session
 from sdlab.rng import StepRng
 from sdlab.settings import preset
 from sdlab.starts.drawn import BEYOND, drawn_pictures, seed_of
+from sdlab.toybox import judge
 from sdlab.toybox.pictures import COLOURS
 from sdlab.toybox.sketch import RIBBON, sketch_points
 from sdlab.toybox.surface import object_points
@@ -91,9 +92,10 @@ def test_a_scene_starts_as_a_sketch():
 def test_strokes_are_told_from_renders_on_either_ground():
     found = style.trained(64, count=150, tested=50)
     assert found.accuracy > 0.85
-    features = torch.stack([found.mean, found.mean + 3 * found.weights * found.std])
-    one, painted = found.chances(features).tolist()
-    assert painted > one
+    classifier = judge.load()
+    texts = ("a red elephant", "a red elephant, painting")
+    plain, painted = (style.textures(classifier, drawn_pictures(text, 4, 64, BEYOND, "")) for text in texts)
+    assert float(found.chances(plain).max()) < 0.5 < float(found.chances(painted).min())
 
 
 # ---- benches ---------------------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def few(monkeypatch):
     monkeypatch.setattr(style, "trained", lambda size: CHEAP)
 
 
-CHEAP = style.Style(torch.zeros(160), torch.ones(160), torch.ones(160) / 160, torch.tensor(0.0), 0.5)
+CHEAP = style.Style(torch.zeros(192), torch.ones(192), torch.ones(192) / 192, torch.tensor(0.0), 0.5)
 
 
 def runner_for(name):

@@ -88,7 +88,7 @@ def chances(views: torch.Tensor, prompts: Sequence[str]) -> list[float]:
     """Return the judge's chance of the object that each view's prompt asks for; the views [n, 3, S, S] in [0, 1] take
     the prompts in turn."""
     found = classifier()
-    said = judge.chances(classifier, views.cpu())["object"]
+    said = judge.chances(found, views.cpu())["object"]
     names = [found.questions["object"].index(asked_for(prompt)[0]) for prompt in prompts]
     return [float(p[names[i % len(names)]]) for i, p in enumerate(said)]
 

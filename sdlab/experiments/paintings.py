@@ -114,12 +114,12 @@ def _sdedit(runner: Runner, s: Settings, z: Tensor, t: int) -> Tensor:
 
 def _figures(rgb: Float[Tensor, "n 3 S S"], s: Settings, case: Case) -> dict[str, float]:
     size = rgb.shape[-1]
-    features = judge.features(classifier(), rgb)
+    textures = style.textures(classifier(), rgb)
     true, covered = _unpainted(s, case, len(rgb), size)
     errors = ((rgb - true).square() * covered).sum((1, 2, 3)) / (3 * covered.sum((1, 2, 3)))
     text = f"a {case.colour} {case.object}"
     return {
-        "style": round(float(style.trained(size).chances(features).mean()), 4),
+        "style": round(float(style.trained(size).chances(textures).mean()), 4),
         "seen": round(statistics.fmean(chances(rgb, [text])), 4),
         "truth": round(float((-10 * errors.log10()).mean()), 2),
     }

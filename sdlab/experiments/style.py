@@ -1,7 +1,9 @@
-"""Is it a painting? A linear classifier on the judge's features, because the judge itself has no such question.
+"""Is it a painting? A linear classifier on textures, because the judge has no such question.
 
-It is trained on pictures of the judge's series, of every object in every colour, half of them painted. Paintings of the
-toybox have grounds of their own, which would give them away; here either kind has either ground, so only strokes count.
+Textures are mean and standard deviation over the image of what the judge's first two layers respond to; its last ones
+tell objects apart, painted or not. The classifier is trained on pictures of the judge's series, half of them painted.
+Paintings of the toybox have grounds of their own, which would give them away; here either kind has either ground, so
+that only strokes count.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.pictures import Shot
 from sdlab.toybox.words import PAINTING
 
-TRAINED, TESTED = 1500, 500  # pictures of each kind
+TRAINED, TESTED = 600, 300  # pictures of each kind
 FIRST = judge.HELD_OUT + 2_000_000  # in the judge's series, which has not seen them
 DECAY = 1e-3
+STAGES = (slice(0, 3), slice(3, 7))  # of the judge's layers: 32 channels at half the resolution, 64 at a quarter
 
 
 class Style(NamedTuple):
-    """The classifier: weights [d] on standardised features, and its accuracy on pictures that it was not trained on."""
+    """The classifier: weights [d] of standardised textures, and its accuracy on pictures that it was not trained on."""
 
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
@@ -35,9 +38,22 @@ class Style(NamedTuple):
     bias: Float[Tensor, ""]
     accuracy: float
 
-    def chances(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return the chance of each picture, given by its features, that it is a painting."""
-        return torch.sigmoid((features - self.mean) / self.std @ self.weights + self.bias)
+    def chances(self, textures: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return the chance that each picture is a painting, given its textures."""
+        return torch.sigmoid((textures - self.mean) / self.std @ self.weights + self.bias)
+
+
+@torch.no_grad()
+def textures(classifier: judge.Classifier, rgb: Float[Tensor, "n 3 S S"]) -> Float[Tensor, "n d"]:
+    """Return the textures of images in [0, 1] (uint8: 0 to 255) of any size."""
+    parts = []
+    for x in judge.shown_to(classifier, rgb):
+        found, x = [], 2 * x - 1
+        for stage in STAGES:
+            x = classifier.layers[stage](x)
+            found += [x.mean((2, 3)), x.std((2, 3))]
+        parts.append(torch.cat(found, 1))
+    return torch.cat(parts)
 
 
 @functools.cache
@@ -45,10 +61,10 @@ def trained(size: int, count: int = TRAINED, tested: int = TESTED) -> Style:
     """Return the classifier for pictures of `size` pixels; deterministic. Renders 2 (count + tested) pictures."""
     classifier = judge.load()
 
-    def features(style: str, n: int, first: int) -> Tensor:
-        return judge.features(classifier, judge.render(_shots(style, n, first), size))
+    def drawn(style: str, first: int) -> Tensor:
+        return textures(classifier, judge.render(_shots(style, count + tested, first), size))
 
-    painted, plain = features(PAINTING, count + tested, 0), features("", count + tested, count + tested)
+    painted, plain = drawn(PAINTING, 0), drawn("", count + tested)
     x = torch.cat([painted[:count], plain[:count]])
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     weights, bias = _fitted((x - mean) / std, torch.arange(2 * count) < count)

@@ -75,6 +75,7 @@ def run(runner: Runner, name: str, out: Path, quick: bool = False) -> dict[str, 
 
     Writes <name>.json and <name>.png to the folder `out`; results so far are written even if it is interrupted.
     """
+    out.mkdir(parents=True, exist_ok=True)
     task, journal = TASKS[name], Journal(out)
     trials = task.trials(runner.settings, quick)
     keys = [_key(name, label, case) for label, case in trials]

@@ -62,8 +62,8 @@ class Illusion(SceneConfig):
     )
     views: int = knob(2, 2, 4, "views of a picture, each with its own prompt; flip has 2", apply="restart")
     n: int = knob(2, 1, 64, "number of pictures, each an independent seed", apply="restart")
-    brightness: float = knob(0.5, 0.0, 1.0, "brightness at the start", apply="restart")
-    noise: float = knob(0.2, 0.0, 1.0, "standard deviation of the noise at the start", apply="restart")
+    brightness: float = knob(0.6, 0.0, 1.0, "brightness at the start", apply="restart")
+    noise: float = knob(0.1, 0.0, 1.0, "standard deviation of the noise at the start", apply="restart")
     light: float = knob(1.5, 0.5, 4.0, "overlay: brightness of the light table; at 1 white needs two clear sheets")
 
     def __post_init__(self) -> None:
@@ -171,7 +171,8 @@ def seen_as(transform: str, pixels: Tensor, turn: int, light: float) -> Tensor:
         return base.flip(-2) if turn else base
     if transform == "turn":
         return torch.rot90(base, turn, (-2, -1))
-    return (light * base * torch.rot90(upper, turn, (-2, -1))).clamp(max=1)
+    exposed = light * base * torch.rot90(upper, turn, (-2, -1))
+    return exposed - (exposed - 1).clamp(min=0).detach()  # at most 1, yet overexposed pixels can still be darkened
 
 
 def names_of_views(c: Illusion) -> tuple[str, ...]:
