@@ -30,17 +30,22 @@ KINDS: Mapping[str, tuple[tuple[str, Any], ...]] = {
     OVERLAY: (("scene.transform", "overlay"), ("scene.views", 2)),
     FOUR: (("scene.transform", "overlay"), ("scene.views", 4)),
 }
+# Objects whose mean of a picture and a turned picture the judge reads as both, found by trying all 496 pairs. Either
+# has the same colour, as no picture can be red and blue in one place.
 PAIRS = (
-    ("a red bear", "a blue teapot"),
-    ("a green frog", "a purple castle"),
-    ("a yellow duck", "a gray elephant"),
-    ("a brown owl", "a turquoise mug"),
-    ("an orange cat", "a black rocket"),
-    ("a white rabbit", "a red car"),
-    ("a pink pig", "a green cactus"),
-    ("a blue penguin", "an orange pumpkin"),
+    ("a brown cat", "a brown rabbit"),
+    ("an orange mug", "an orange pumpkin"),
+    ("a yellow duck", "a yellow house"),
+    ("a green frog", "a green clock"),
+    ("a turquoise person", "a turquoise cactus"),
+    ("a gray robot", "a gray lamp"),
+    ("a red house", "a red mug"),
+    ("a brown dog", "a brown owl"),
 )
-FOURS = (("a red bear", "a blue teapot", "a green frog", "a yellow duck"),)
+FOURS = (
+    ("a brown cat", "a brown rabbit", "a brown dog", "a brown owl"),
+    ("a green frog", "a green clock", "a green mug", "a green house"),
+)
 ABOVE = 0.8  # chance from which a view counts as read
 SHOWN = 96  # pixels per side of a view in the picture
 GAP = 8  # pixels between the pictures of a run

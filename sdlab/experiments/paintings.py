@@ -40,7 +40,7 @@ from sdlab.toybox.figures import plain_facts
 from sdlab.types import BoundPrior
 
 PRESET = "painting-to-real"
-OBJECTS = ("elephant", "car", "owl", "castle", "frog", "teapot")
+OBJECTS = ("elephant", "car", "owl", "castle")
 PAINTED = f"{PROMPT}, painting"
 START = "the paintings"
 SDEDIT = {"SDEdit, t = 300": 300, "SDEdit, t = 500": 500, "SDEdit, t = 700": 700}
@@ -50,9 +50,10 @@ METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # on top of the preset
     "SBP, the preset": (),
     "SBP, paper's form": (("losses.sbp.form", "paper"),),
     "SBP, corruption words": (("prompt.source", f"{PROMPT}, {DESCRIPTORS}"),),
-    "SBP, full bridge": (("losses.sbp.form", "full"),),
+    "SBP, full bridge": (("losses.sbp.form", "full"), ("losses.sbp.leg_steps", 4)),
     "DDS": (("active", "dds"), ("scene.drawn", PROMPT)),
     "SDS": (("active", "sds"),),
+    "SDS, CFG 1": (("active", "sds"), ("losses.sds.cfg", 1.0)),
     **dict.fromkeys(SDEDIT, (("steps", 1),)),
 }
 TRUE_EACH = 16  # rendered pictures per caption

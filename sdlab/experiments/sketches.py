@@ -32,11 +32,11 @@ from sdlab.toybox import judge
 
 PRESET = "sketch-to-real"
 OBJECTS = ("bear", "car", "robot", "elephant", "teapot", "owl")
-START = "the sketch"
+START, PRESETS_OWN = "the sketch", "SBP, two stages"
 METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # on top of the preset
     START: (("steps", 1),),
     "SDS": (("active", "sds"),),
-    "SBP, two stages": (),
+    PRESETS_OWN: (),
     "SBP, bridge only": (("losses.sbp.stage", "bridge"),),
 }
 TRUE_EACH = 4  # rendered objects per caption, each from all sides
@@ -135,6 +135,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def shown(found: Sequence[tuple[dict[str, Any], np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """Return caption and strip of every run, object by object."""
+    """Return caption and strip of every method for the first object, and of sketch and preset for the others."""
     order = sorted(found, key=lambda one: OBJECTS.index(one[0]["object"]))
-    return [(f"{row['prompt']}, {row['method']}", strip) for row, strip in order]
+    first = order[0][0]["object"]
+    kept = [(row, strip) for row, strip in order if row["object"] == first or row["method"] in (START, PRESETS_OWN)]
+    return [(f"{row['prompt']}, {row['method']}", strip) for row, strip in kept]
