@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from sdlab.settings import Settings
 Measured = tuple[dict[str, Any], np.ndarray]  # what is known of a run, and its images as one strip
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the module of a task has."""
 
