@@ -229,6 +229,7 @@ class SceneConfig(ABC):
     kind: ClassVar[str]
     parameters: ClassVar[tuple[str, ...]]  # names in the built scene's `params`
     wordings: ClassVar[tuple[str, ...]] = ()  # paths of the prompts that it has beside the first
+    modes: ClassVar[tuple[str, ...]] = ()  # of `sdlab.modes.MODES`, in which its renders can be shown
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (optional: most scenes compile nothing)
         """Do in advance what the first step would otherwise wait for (compile kernels)."""
