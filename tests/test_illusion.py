@@ -14,6 +14,7 @@ from sdlab.live.session import Session
 from sdlab.priors.mixture import MixturePrior
 from sdlab.prompts import PromptBank, PromptSettings, texts_of
 from sdlab.rng import StepRng
+from sdlab.scenes import illusion as illusions
 from sdlab.scenes.illusion import Illusion, seen_as, turns_of
 from sdlab.settings import preset
 from sdlab.step import step
@@ -208,7 +209,8 @@ def test_frames_name_the_views():
 
 
 @pytest.mark.parametrize(("transform", "rests"), [("turn", [0, 18]), ("flip", [0, 18]), ("overlay", [0, 9])])
-def test_the_animation_rests_at_every_view(transform, rests, tmp_path):
+def test_the_animation_rests_at_every_view(transform, rests, tmp_path, monkeypatch):
+    monkeypatch.setattr(illusions, "FILM_SIZE", 32)
     session = started(illusion(transform=transform))
     files = session.export(tmp_path)
     assert (tmp_path / "turn.gif") in files

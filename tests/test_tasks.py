@@ -13,9 +13,9 @@ from sdlab.live.session import Session
 from sdlab.rng import StepRng
 from sdlab.settings import preset
 from sdlab.starts.drawn import BEYOND, drawn_pictures, seed_of
-from sdlab.toybox import judge
+from sdlab.toybox import judge, sketch
 from sdlab.toybox.pictures import COLOURS
-from sdlab.toybox.sketch import RIBBON, sketch_points
+from sdlab.toybox.sketch import sketch_points
 from sdlab.toybox.surface import object_points
 
 SMALL = [("prior.images", 24), ("prior.null_images", 48), ("prior.size", 32), ("prior.candidates", 16)]
@@ -66,17 +66,16 @@ def test_a_sketch_is_near_the_object_in_a_few_flat_colours():
         sketch_points("a zorb", 100, rng(0))
 
 
-def test_ribbons_leave_gaps():
-    """A sketch covers less of the surface than points all over it."""
+def test_ribbons_leave_gaps(monkeypatch):
+    """Wide ribbons, under which nothing shows through, cover more."""
 
-    def covered(points):
-        cells = np.unique(np.floor(points / (2 * RIBBON)).astype(int), axis=0)
-        return len(cells)
+    def covered():
+        points = sketch_points("a red snowman", 6000, np.random.default_rng(0)).points
+        return len(np.unique(np.floor(points / 0.08).astype(int), axis=0))
 
-    rng = np.random.default_rng(0)
-    assert covered(sketch_points("a red snowman", 3000, rng).points) < 0.9 * covered(
-        object_points("a red snowman", 3000, rng).points
-    )
+    narrow = covered()
+    monkeypatch.setattr(sketch, "RIBBON", 9.0)
+    assert narrow < 0.85 * covered()
 
 
 def test_a_scene_starts_as_a_sketch():
@@ -108,6 +107,8 @@ def few(monkeypatch):
     monkeypatch.setattr(illusions, "FOURS", illusions.FOURS[:1])
     monkeypatch.setattr(paintings, "OBJECTS", ("elephant",))
     monkeypatch.setattr(sketches, "OBJECTS", ("bear",))
+    monkeypatch.setattr(sketches, "TRUE_EACH", 2)
+    monkeypatch.setattr(sketches, "METHODS", dict(list(sketches.METHODS.items())[:2]))
     monkeypatch.setattr(style, "trained", lambda size: CHEAP)
 
 

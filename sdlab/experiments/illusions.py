@@ -48,6 +48,7 @@ FOURS = (
 )
 ABOVE = 0.8  # chance from which a view counts as read
 SHOWN = 96  # pixels per side of a view in the picture
+SETS_SHOWN = 3
 GAP = 8  # pixels between the pictures of a run
 
 
@@ -147,5 +148,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def shown(found: Sequence[tuple[dict[str, Any], np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """Return caption and strip of every run."""
-    return [(f"{row['kind']}: {' / '.join(row['prompts'])}", strip) for row, strip in found]
+    """Return caption and strip of the first `SETS_SHOWN` sets of prompts of each way of looking."""
+    rows = []
+    for kind in KINDS:
+        own = [(row, strip) for row, strip in found if row["kind"] == kind][:SETS_SHOWN]
+        rows += [(f"{kind}: {' / '.join(row['prompts'])}", strip) for row, strip in own]
+    return rows

@@ -44,8 +44,8 @@ class Style(NamedTuple):
 
 
 @torch.no_grad()
-def textures(classifier: judge.Classifier, rgb: Float[Tensor, "n 3 S S"]) -> Float[Tensor, "n d"]:
-    """Return the textures of images in [0, 1] (uint8: 0 to 255) of any size."""
+def textures(classifier: judge.Classifier, rgb: Tensor) -> Float[Tensor, "n d"]:
+    """Return the textures of images [n, 3, S, S] of any size, in [0, 1] (uint8: 0 to 255)."""
     parts = []
     for x in judge.shown_to(classifier, rgb):
         found, x = [], 2 * x - 1
