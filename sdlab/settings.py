@@ -107,6 +107,11 @@ class Settings:
         return self.losses[self.active].among(self.losses)
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the scene's views; one for all of them unless the scene is an illusion."""
+        return self.prompt.texts[: self.scene.prompts]
+
+    @property
     def perp_neg(self) -> bool:
         """Whether Perp-Neg is active; it needs view words."""
         return self.guidance.perp_neg and self.prompt.view_dependent

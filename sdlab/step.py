@@ -268,7 +268,7 @@ class Views(NamedTuple):
 def take_views(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwatch) -> Views:
     """Render the scene with this step's cameras and encode it; scenes in the prior's space need neither."""
     if isinstance(scene, FlatScene):
-        z = scene.latents(rng)
+        z = scene.latents(rng, prior)
         watch.lap("render")
         return Views(scene.cams, None, z)
     cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)

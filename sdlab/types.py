@@ -43,7 +43,11 @@ PERP_ROLES = ("perp pos", "perp neg 1", "perp neg 2")  # bound only with Perp-Ne
 
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    """B cameras looking at the scene; angles in degrees, distance in world units."""
+    """B cameras looking at the scene; angles in degrees, distance in world units.
+
+    `prompts` holds the number of each view's prompt, see `sdlab.prompts.PromptSettings.texts`; without any, all views
+    have the first.
+    """
 
     viewmats: Float[Tensor, "B 4 4"]
     Ks: Float[Tensor, "B 3 3"]
@@ -52,6 +56,7 @@ class Cameras:
     azimuth: Float[Tensor, " B"]
     elevation: Float[Tensor, " B"]
     distance: Float[Tensor, " B"]
+    prompts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return int(self.viewmats.shape[0])
@@ -65,6 +70,7 @@ class Cameras:
             azimuth=self.azimuth[rows],
             elevation=self.elevation[rows],
             distance=self.distance[rows],
+            prompts=self.prompts[rows],
         )
 
 

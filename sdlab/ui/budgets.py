@@ -41,6 +41,7 @@ MOST: Mapping[str, int] = {
 MOST_OF_KIND: Mapping[str, Mapping[str, int]] = {  # of knobs that scenes of several kinds have
     "field": {"scene.resolution": 128},
     "image": {"scene.n": 16},
+    "illusion": {"scene.n": 8},
     "points": {"scene.n": 500},
     "gaussian": {"scene.n": 500},
 }

@@ -297,7 +297,7 @@ class Desk:
                 tone,
                 LETTERS[tone],
                 each.settings.loss.title,
-                each.settings.prompt.text,
+                " / ".join(each.settings.prompts),
                 each.step,
                 {**each.stats, **each.measured, **({} if each.judged is None else {"judge": each.judged})},
             )
