@@ -35,6 +35,7 @@ CLOSED: Mapping[str, str] = dict.fromkeys(
     ("prior.path", "prior.revision", "scene.file", "scene.picture", "scene.shap_e"), FILE
 )
 OWN_MODELS = ("", "toybox")  # values of prior.path that load nothing from elsewhere
+SHAP_E = "shap-e"  # begins the values of scene.start for which scene.shap_e is loaded
 
 Admit = Callable[[Settings, Settings], Settings]
 
@@ -108,9 +109,10 @@ def write(
 
 
 def left_out(settings: Settings, base: Settings, closed: Collection[str] = CLOSED) -> list[str]:
-    """Return the knobs that `write` leaves out, although they differ from `base`."""
+    """Return the knobs that `write` leaves out, although they differ from `base` and matter."""
     before = _with_kinds(base, settings.prior.kind, settings.scene.kind)
-    return [path for path, _ in before.differences(settings) if path in closed]
+    found = [path for path, _ in before.differences(settings) if path in closed]
+    return [path for path in found if path != "scene.shap_e" or settings.knob("scene.start").value.startswith(SHAP_E)]
 
 
 def nearest(settings: Settings, presets: Mapping[str, Settings]) -> str | None:
@@ -173,7 +175,7 @@ def loads(settings: Settings, own: Settings) -> str:
     knobs, known = settings.knobs(), own.knobs()
     for path in ("prior.path", "scene.start"):
         value = knobs[path].value if path in knobs else ""
-        harmless = value in OWN_MODELS if path == "prior.path" else not value.startswith("shap-e")
+        harmless = value in OWN_MODELS if path == "prior.path" else not value.startswith(SHAP_E)
         if not harmless and not (path in known and known[path].value == value):
             return path
     return ""
@@ -302,7 +304,7 @@ def _refused(path: str, value: Any, before: Any, closed: Mapping[str, str]) -> s
     """Return why a link may not change a knob from `before` to `value`, or ""."""
     if path in closed:
         return closed[path] if value != before else ""
-    if "scene.shap_e" in closed and path == "scene.start" and value.startswith("shap-e") and value != before:
+    if "scene.shap_e" in closed and path == "scene.start" and value.startswith(SHAP_E) and value != before:
         return "it loads a model, which a link must not choose: set it on the page"
     return ""
 

@@ -284,6 +284,14 @@ def test_the_page_writes_the_link_that_opens_what_it_shows():
     assert nearest(PRESETS["gallery-sdi"], PRESETS) == "gallery-sdi"
 
 
+def test_a_link_of_a_shared_server_names_a_preset_and_works_elsewhere():
+    own = public(OWN)[0]
+    told = shared().told(own.patch("seed", 5), "gallery", None, Link(own))
+    assert (told["query"], told["remarks"]) == ("preset=gallery&seed=5", [])
+    assert shared().read(told["query"]).settings == own.patch("seed", 5)
+    assert opened(told["query"]).settings == OWN.patch("seed", 5)
+
+
 def test_what_a_link_cannot_hold_is_said():
     own = PRESETS["toybox"].patch("prior.path", "/models/mine")
     links = Links(Visitors(own))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from run_folders import run_folder, zipped
 from test_handlers import Views, ready
 from test_links import broken
 from waiting import until
@@ -23,7 +23,7 @@ from sdlab import packed
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Advance, Rejected
 from sdlab.live.session import Session
-from sdlab.packed import RECORD, SETTINGS, SUMS, TENSORS, VALUES
+from sdlab.packed import SETTINGS, SUMS, TENSORS, VALUES
 from sdlab.settings import Settings, default_settings, preset, to_toml
 from sdlab.ui.answers import routes
 from sdlab.ui.desk import Desk
@@ -119,9 +119,11 @@ def test_a_link_of_one_page_opens_the_same_run_on_another(page: Page):
 
 
 def test_an_edited_link_opens_anew_and_a_reload_goes_on(page: Page, manager: Manager):
-    tab = Tab(page, "tab", "?seed=3")
+    tab = Tab(page, "tab", "?seed=3&no.such=1")
+    assert len(tab.panels()["link"]["problems"]) == 1
     again = Tab(page, "again", "?seed=3", tab.token, fresh=False)
     assert again.token == tab.token, "a reload finds its run"
+    assert again.panels()["link"]["problems"] == (), "said once"
     edited = Tab(page, "edited", "?seed=4", tab.token)
     assert (edited.session.settings.seed, manager.count()) == (4, 2), "the first may be another tab's, and goes on"
     page.leave("edited")
@@ -139,7 +141,7 @@ def test_what_a_link_locks_is_refused_by_the_server_and_comes_back(page: Page):
     until(lambda: tab.session.settings.knob("losses.vdm.cfg").value == 3.0)
     tab.panels()
     tab.act(do="preset", preset="playground")
-    assert NO_PRESET in tab.panels()["status"]
+    assert NO_PRESET[1:] in tab.panels()["status"]
     tab.act(do="settings", settings=to_toml(settings().patch("seed", 3)), name="own.toml")
     assert tab.session.settings.seed == 0
     tab.act(do="branch")
@@ -180,29 +182,6 @@ def test_broken_links_over_http_are_answered_with_reasons_as_text(page: Page, ma
 # ---- runs in ZIP files -----------------------------------------------------------------------------------
 
 
-def run_folder(tab: Tab, folder: Path) -> Path:
-    """A run's folder as the command line writes it."""
-    text = to_toml(tab.session.settings)
-    (folder / SETTINGS).write_text(text)
-    (folder / RECORD).write_text(json.dumps({"settings": text}))
-    tab.session._ask(lambda: tab.session.save(folder / "checkpoint", {RECORD: json.dumps({"settings": text})})).result(
-        30
-    )
-    return folder
-
-
-def zipped(
-    folder: Path, change: Callable[[dict[str, bytes]], object] = lambda files: None, below: str = "bear/"
-) -> bytes:
-    files = {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-    change(files)
-    raw = BytesIO()
-    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(below + name, content)
-    return raw.getvalue()
-
-
 def brought(tab: Tab, raw: bytes) -> dict[str, Any]:
     bringing = tab.page.bringing(tab.token)
     assert bringing is not None
@@ -215,7 +194,7 @@ def saved(page: Page, tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     """A run's folder at step 10, and the parameters of that run at step 20."""
     tab = Tab(page, "first", "?seed=8&losses.sds.cfg=5")
     tab.steps(10)
-    return run_folder(tab, tmp_path), tab.steps(10)
+    return run_folder(tab.session, tmp_path), tab.steps(10)
 
 
 def test_a_dropped_run_opens_its_settings_and_continues_bit_for_bit(page: Page, saved):

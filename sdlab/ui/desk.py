@@ -166,8 +166,10 @@ class Desk:
 
     def come_back(self, page: str = "") -> None:
         """The page was reloaded; it begins with the first tab, the lens at each step's own timestep and nothing exact
-        in it."""
+        in it. What was wrong with its link was said."""
         self.page = page
+        if self.opened is not None:
+            self.opened.link = self.opened.link._replace(problems=())
         with self._lock:
             self._late_polls = None
         self.tab, self.t, self.exact = TABS[0], None, False

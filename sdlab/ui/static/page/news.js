@@ -127,8 +127,9 @@ export async function newDesk(dark, token = "") {
   const query = location.search, fresh = isFreshLink();
   const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh });
   if (answer?.ok) {
-    keepLink(query);
-    hear(await answer.json());
+    const told = await answer.json();
+    if (told.token) keepLink(query);
+    hear(told);
   } else if (answer) fail(await answer.text());
   poll();
   return answer !== undefined;
