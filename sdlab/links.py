@@ -210,7 +210,9 @@ class Names:
 def _parts(query: str, problems: list[str]) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of each part of a query, the first of a name."""
     if len(query) > MOST_CHARACTERS:
-        problems.append(f"the link has {len(query):,} characters, of which {MOST_CHARACTERS:,} are read at most")
+        problems.append(
+            f"the link has {len(query):,} characters; it is not read, since {MOST_CHARACTERS:,} are allowed"
+        )
         return
     given = query.removeprefix("?").split("&")
     if len(given) > MOST_PARTS:

@@ -152,7 +152,7 @@ def test_the_order_of_parts_does_not_matter():
         ("text=huge", "text = 'huge': must be one of normal, large"),
         ("lesson=esd", "lesson = 'esd': this version has no lessons"),
         ("=", "there is no knob ''"),
-        (f"prompt={'x' * MOST_CHARACTERS}", "characters, of which 8,000 are read at most"),
+        (f"prompt={'x' * MOST_CHARACTERS}", "characters and is not read: 8,000 are allowed"),
         ("&".join(f"x{n}=1" for n in range(MOST_PARTS + 1)), f"the first {MOST_PARTS} are read"),
     ],
 )

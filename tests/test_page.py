@@ -1136,7 +1136,7 @@ def test_a_link_is_copied_in_one_browser_and_opens_the_same_run_in_another(
     page.fill('[data-owner="losses.sds"] [data-path="losses.sds.cfg"] [data-field]', "3.3333333333")
     page.press('[data-owner="losses.sds"] [data-path="losses.sds.cfg"] [data-field]', "Enter")
     until(lambda: teacher.session.settings.knob("losses.sds.cfg").value == 3.3333333333)
-    until(lambda: "losses.sds.cfg=3.3333333333" in page.url)
+    until(lambda: "losses.sds.cfg=3.3333333333" in page.evaluate("location.search"))
     page.click("[data-share]")
     page.check('[data-hide="lens"]')
     page.check('[data-hide="link"]')

@@ -182,7 +182,7 @@ _LINK = (
     '<header><h2 id="share-title">A link to this run</h2><button aria-label="Close">&times;</button></header>'
     "<p>It opens the page with the same settings and seed, before the first step. You can edit it.</p>"
     '<textarea readonly rows="3" spellcheck="false" aria-label="The link"></textarea>'
-    '<div class="row"><button type="button" class="primary" data-copy>Copy</button>'
+    '<div class="row"><button type="button" class="primary" data-copy autofocus>Copy</button>'
     '<a target="_blank" rel="noopener">Open in a new tab</a><output></output></div>'
     '<ul class="remarks"></ul>'
     f"<fieldset><legend>What do you want to hide?</legend>{_ticks('hide', PARTS)}</fieldset>"

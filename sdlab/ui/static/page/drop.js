@@ -52,7 +52,16 @@ function take(dropped) {
   if (/\.toml$/i.test(file.name)) return openSettings(file);
   if (!/\.zip$/i.test(file.name))
     return say(`${file.name} is neither settings (.toml) nor a run's folder as a ZIP file; upload other files at their knobs.`);
-  upload(file, most, RUN, say, (problem) => say(problem || `The settings of ${file.name} are opened.`));
+  upload(file, most, RUN, say, (problem) => (problem ? say(problem) : make()));
+}
+
+/** @type {{ name: string, step: number } | null} the run that can be continued */
+let offered = null;
+
+/** Make the offer that there is, or close the box. */
+function make() {
+  if (!offered) return say("");
+  say(`The settings of ${offered.name} are opened. It was saved at step ${offered.step}.`, `Continue from step ${offered.step}`);
 }
 
 /** Say something in the box, or close it. @param {string} text @param {string} [offer] of its first button */
@@ -74,7 +83,8 @@ export function mount(element, props) {
   box = /** @type {HTMLElement} */ (element.querySelector(".offer"));
   box.querySelector("[data-yes]")?.addEventListener("click", () => { say(""); act({ do: "continue" }); });
   box.querySelector("[data-no]")?.addEventListener("click", () => { say(""); act({ do: "decline" }); });
-  part("offer", (/** @type {{ name: string, step: number } | null} */ run) => {
-    if (run) say(`The settings of ${run.name} are opened. It was saved at step ${run.step}.`, `Continue from step ${run.step}`);
+  part("offer", (run) => {
+    offered = run;
+    if (run) make();
   });
 }
