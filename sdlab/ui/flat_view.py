@@ -211,6 +211,7 @@ class FlatViews:
             raise PermissionError(f"{', '.join(sorted(locked))}: this server does not let visitors change it")
         knobs = [s.knob(path) for path in paths]
         found = [min(max(round(value, 3), k.lo or 0.0), k.hi or 0.0) for value, k in zip((x, y), knobs, strict=True)]
+        self._must_be_free(session, s.patch_all(zip(paths, found, strict=True)))
         frame = session.latest.get()
         over = not session.running and frame is not None and frame.step >= s.planned_end
         session.send(Patch(tuple(zip(paths, found, strict=True))))
@@ -218,6 +219,15 @@ class FlatViews:
         if over:
             session.send(Resume())
         return found[0], found[1]
+
+    def _must_be_free(self, session: Session, wanted: Settings) -> None:
+        """Raise PermissionError if `wanted` changes a knob that the link of the session's page locks."""
+        for seat in list(self._manager._seats.values()):
+            if seat.session is session:
+                try:
+                    seat.client.locks(session.settings, wanted)
+                except ValueError as e:
+                    raise PermissionError(str(e)) from e
 
 
 def _plane(header: dict[str, Any], session: Session, frame: Frame, flat: FlatFrame, run: int, row: int) -> bytes:
