@@ -103,8 +103,8 @@ class Settings:
 
     @property
     def loss(self) -> Distillation:
-        """The active loss."""
-        return self.losses[self.active]
+        """The active loss, around that which it wraps, if it does."""
+        return self.losses[self.active].among(self.losses)
 
     @property
     def prompts(self) -> tuple[str, ...]:

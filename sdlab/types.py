@@ -269,7 +269,8 @@ class BoundPrior:
 
     `conds` maps roles to the conditioning of the B images. `progress` is the step's position in the planned run, in
     [0, 1]. `rescale` and `perp_weights` [B, 2] tell `sdlab.guidance.guide` how to combine predictions (None: without
-    Perp-Neg). `nfe` counts network evaluations per view, `seconds` the time spent in the network.
+    Perp-Neg). `texts` are the B prompts with their view words, for losses that judge images; empty if unknown. `nfe`
+    counts network evaluations per view, `seconds` the time spent in the network.
     """
 
     def __init__(
@@ -281,6 +282,7 @@ class BoundPrior:
         progress: float = 1.0,
         rescale: float = 0.0,
         perp_weights: Tensor | None = None,
+        texts: Sequence[str] = (),
     ) -> None:
         self.prior = prior
         self.conds = conds
@@ -289,6 +291,7 @@ class BoundPrior:
         self.progress = progress
         self.rescale = rescale
         self.perp_weights = perp_weights
+        self.texts = tuple(texts)
         self.nfe = 0
         self.seconds = 0.0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdlab.arguments import add_device, add_out, claim, listed, positive
+from sdlab.experiments.measuring import add_features
 from sdlab.headless import interruptible
 from sdlab.options import DEFAULT_PRESET, choose_device, refuse_reserved, settings_for
 
@@ -48,6 +49,7 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_gallery_losses(commands)
     _add_gallery_residuals(commands)
     _add_esd(commands)
+    add_features(commands)
     _add_tasks(commands)
 
 

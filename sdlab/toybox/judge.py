@@ -12,6 +12,7 @@ A trained judge is a folder with `judge.safetensors` (float16) and `config.json`
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from sdlab.cameras import CameraSettings
 from sdlab.pictures import resize
 from sdlab.rng import StepRng
 from sdlab.toybox import pictures
@@ -98,6 +100,12 @@ def camera_of(rng: np.random.Generator, view: str, margin: float = 0.0) -> tuple
     centre = {FRONT: 0.0, SIDE: 90.0 if rng.random() < 0.5 else -90.0, BACK: 180.0}[view]
     half = pictures.HALF_BAND - margin
     return centre + rng.uniform(-half, half), elevation
+
+
+def data_camera(s: CameraSettings) -> CameraSettings:
+    """Return `s` with the distance and field of view of the judge's training images."""
+    at = pictures.DISTANCE
+    return dataclasses.replace(s, distance_min=at, distance_max=at, fovy=pictures.FOV_DEGREES)
 
 
 def seen_from(shot: Shot, rng: np.random.Generator, azimuth: float, elevation: float) -> Shot:
@@ -330,9 +338,14 @@ def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
 
     The view is "" if the predicted object has no front; the second colour is "" if no second object is predicted.
     """
-    best = {name: p.argmax(1).tolist() for name, p in chances(classifier, rgb).items()}
+    return most_likely(classifier, chances(classifier, rgb))
+
+
+def most_likely(classifier: Classifier, chances: dict[str, Tensor]) -> list[Truth]:
+    """Return the most likely answers by their probabilities [n, answers] per question, as `read` does."""
+    best = {name: p.argmax(1).tolist() for name, p in chances.items()}
     found = []
-    for i in range(len(rgb)):
+    for i in range(len(best["object"])):
         truth = Truth(*(classifier.questions[name][best[name][i]] for name in Truth._fields))
         view = truth.view if OBJECTS[truth.object].front else ""
         found.append(truth._replace(view=view, second_colour=truth.second_colour if truth.second else ""))

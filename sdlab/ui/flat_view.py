@@ -31,6 +31,7 @@ from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
 from sdlab.losses import NOISE
+from sdlab.metrics.images import saturation
 from sdlab.pictures import grid
 from sdlab.plane import HELD, REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
@@ -210,6 +211,7 @@ class FlatViews:
             raise PermissionError(f"{', '.join(sorted(locked))}: this server does not let visitors change it")
         knobs = [s.knob(path) for path in paths]
         found = [min(max(round(value, 3), k.lo or 0.0), k.hi or 0.0) for value, k in zip((x, y), knobs, strict=True)]
+        self._must_be_free(session, s.patch_all(zip(paths, found, strict=True)))
         frame = session.latest.get()
         over = not session.running and frame is not None and frame.step >= s.planned_end
         session.send(Patch(tuple(zip(paths, found, strict=True))))
@@ -217,6 +219,15 @@ class FlatViews:
         if over:
             session.send(Resume())
         return found[0], found[1]
+
+    def _must_be_free(self, session: Session, wanted: Settings) -> None:
+        """Raise PermissionError if `wanted` changes a knob that the link of the session's page locks."""
+        for seat in list(self._manager._seats.values()):
+            if seat.session is session:
+                try:
+                    seat.client.locks(session.settings, wanted)
+                except ValueError as e:
+                    raise PermissionError(str(e)) from e
 
 
 def _plane(header: dict[str, Any], session: Session, frame: Frame, flat: FlatFrame, run: int, row: int) -> bytes:
@@ -276,10 +287,9 @@ def _digest(what: Any) -> str:
 
 
 def saturation_of(pictures: np.ndarray) -> list[float]:
-    """Return the mean distance between the largest and the smallest of R, G, B, as in `sdlab.toybox.figures`: uint8
-    [M, H, W, 3] -> M numbers in [0, 1]."""
-    distance = pictures.max(-1) - pictures.min(-1)
-    return [round(float(share), 4) for share in distance.mean((1, 2)) / 255]
+    """Return the saturation of images, uint8 [M, H, W, 3] -> M numbers in [0, 1]."""
+    rgb = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    return [round(share, 4) for share in saturation(rgb).tolist()]
 
 
 def sheet_of(pictures: np.ndarray) -> bytes:
@@ -307,7 +317,7 @@ def true_saturation(*prompts: str) -> float | None:
         if not colour:
             return None
         shots = [judge.shot_of(i, figures.plain_facts(name, colour)) for i in range(TRUE_PICTURES)]
-        found.append(float(figures.saturation(judge.render(shots).float() / 255).mean()))
+        found.append(float(saturation(judge.render(shots).float() / 255).mean()))
     return round(sum(found) / len(found), 4)
 
 
