@@ -101,6 +101,7 @@ def few(monkeypatch):
     """Few runs of few steps."""
     monkeypatch.setattr(illusions, "PAIRS", illusions.PAIRS[:1])
     monkeypatch.setattr(illusions, "FOURS", illusions.FOURS[:1])
+    monkeypatch.setattr(illusions, "SEEDS", 1)
     monkeypatch.setattr(paintings, "OBJECTS", ("elephant",))
     monkeypatch.setattr(sketches, "OBJECTS", ("bear",))
     monkeypatch.setattr(sketches, "TRUE_EACH", 2)
