@@ -100,7 +100,6 @@ def test_strokes_are_told_from_renders_on_either_ground():
 def few(monkeypatch):
     """Few runs of few steps."""
     monkeypatch.setattr(illusions, "PAIRS", illusions.PAIRS[:1])
-    monkeypatch.setattr(illusions, "FOURS", illusions.FOURS[:1])
     monkeypatch.setattr(illusions, "SEEDS", 1)
     monkeypatch.setattr(paintings, "OBJECTS", ("elephant",))
     monkeypatch.setattr(sketches, "OBJECTS", ("bear",))

@@ -42,10 +42,7 @@ PAIRS = (
     ("a red house", "a red mug"),
     ("a brown dog", "a brown owl"),
 )
-FOURS = (
-    ("a brown cat", "a brown rabbit", "a brown dog", "a brown owl"),
-    ("a green frog", "a green clock", "a green mug", "a green house"),
-)
+FOURS = (("a brown cat", "a brown rabbit", "a brown dog", "a brown owl"),)
 SEEDS = 4  # pictures of a run
 ABOVE = 0.8  # chance from which a view counts as read
 SHOWN = 96  # pixels per side of a view in the picture
