@@ -146,9 +146,13 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def shown(found: Sequence[tuple[dict[str, Any], np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """Return caption and strip of the first `SETS_SHOWN` sets of prompts of each way of looking."""
+    """Return caption and strip of the first `SETS_SHOWN` sets of prompts of each way of looking, with as many pictures
+    as fit into the narrowest strip."""
+    narrowest = min(strip.shape[1] for _, strip in found)
     rows = []
     for kind in KINDS:
-        own = [(row, strip) for row, strip in found if row["kind"] == kind][:SETS_SHOWN]
-        rows += [(f"{kind}: {' / '.join(row['prompts'])}", strip) for row, strip in own]
+        for row, strip in [one for one in found if one[0]["kind"] == kind][:SETS_SHOWN]:
+            each = len(row["prompts"]) * SHOWN + GAP
+            fitting = max((narrowest + GAP) // each, 1) * each - GAP
+            rows.append((f"{kind}: {' / '.join(row['prompts'])}", strip[:, :fitting]))
     return rows
