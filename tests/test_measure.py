@@ -100,7 +100,7 @@ def test_an_object_with_one_front_and_one_with_three(made, tmp_path, capsys):
     assert "fronts/12" in head
     assert "T3" not in head, "only what was measured"
     assert str(made["three"]) in lines[1]
-    assert re.search(r"288/288 \[\d\d:\d\d<\d\d:\d\d", err), "progress with the time left"
+    assert re.search(r"264/264 \[\d\d:\d\d<\d\d:\d\d", err), "24 references for both, and the time left"
 
 
 def test_one_view_in_twelve_is_enough_to_count(made):

@@ -211,9 +211,9 @@ def _measure(args: argparse.Namespace, runs: Sequence[Made], tools: Tools) -> No
     from sdlab.progress import progress_bar
 
     wanted = Wanted(args.views, args.references, args.t3bench)
-    with progress_bar(1, "image") as bar:
-        measurer = Measurer(tools, wanted, bar.update)
-        bar.reset(measurer.images(runs))
+    measurer = Measurer(tools, wanted)
+    with progress_bar(measurer.images(runs), "image") as bar:
+        measurer.tick = bar.update
         measured: list[Measured] = []
         for made in runs:
             bar.set_description_str(made.folder.name)
