@@ -44,7 +44,7 @@ RESULT, CHECKPOINT = "result.json", "checkpoint"
 LIKENESS_VIEWS, PSNR = 12, "psnr_to_truth"
 OURS = re.compile(  # what runs of all kinds of scenes write; one of these is enough for a folder to contain a run
     r"settings\.toml|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|pictures\.png|"
-    r"picture-\d\d+\.png|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
+    r"(picture|sheet)-\d\d+\.png|turn\.gif|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
 )
 
 
@@ -582,7 +582,7 @@ def _result(session: Session, preset: str, wall: float) -> dict[str, Any]:
     state, s = session.state, session.effective
     return {
         "preset": preset,
-        "prompt": s.prompt.text,
+        "prompt": " / ".join(s.prompts),
         "prior": session.prior.name,
         "prior_commit": session.prior.commit,
         "engine": session.prior.engine_name,

@@ -309,14 +309,14 @@ def chances(classifier: Classifier, rgb: Tensor) -> dict[str, Tensor]:
     every answer stays the same.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in classifier.questions}
-    for x in _shown(classifier, rgb):
+    for x in shown_to(classifier, rgb):
         one, mirrored = classifier(x), classifier(x.flip(-1))
         for name, parts in found.items():
             parts.append((one[name].softmax(1) + mirrored[name].softmax(1)) / 2)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _shown(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
+def shown_to(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
     """Yield images of any size in batches of 256, as floats in [0, 1] resized to the classifier's input."""
     for part in rgb.split(256):
         x = part.float() / 255 if part.dtype == torch.uint8 else part
@@ -329,7 +329,7 @@ def features(classifier: Classifier, rgb: Tensor) -> Tensor:
 
     They are the input of the heads, averaged over the spatial positions, as FID does with its own network.
     """
-    parts = [classifier.layers(2 * x - 1).unflatten(1, (classifier.widths[-1], -1)) for x in _shown(classifier, rgb)]
+    parts = [classifier.layers(2 * x - 1).unflatten(1, (classifier.widths[-1], -1)) for x in shown_to(classifier, rgb)]
     return torch.cat(parts).mean(2)
 
 

@@ -25,14 +25,18 @@ def _judge() -> judge.Classifier:
     return judge.load()
 
 
-def chance(pictures: np.ndarray, prompt: str) -> float | None:
-    """Return the mean probability that images, uint8 [B, H, W, 3], show the object that `prompt` names, in the colour
-    that it names; None when the judge knows no such object. Takes about 10 ms."""
-    facts = facts_of(prompt)
-    if "object" not in facts:
+def chance(pictures: np.ndarray, *prompts: str) -> float | None:
+    """Return the mean probability that images, uint8 [B, H, W, 3], show the object that their prompt names, in the
+    colour that it names; None when the judge knows no such object. The images take the prompts in turn. Takes about
+    10 ms for each prompt."""
+    known = [facts_of(prompt) for prompt in prompts]
+    if not all("object" in facts for facts in known):
         return None
-    asked = {name: facts[name] for name in ("object", "colour") if name in facts}
-    return float(chance_of(_rgb(pictures[:MOST_PICTURES]), asked, _loaded()).mean())
+    rgb, found = _rgb(pictures[:MOST_PICTURES]), []
+    for first, facts in enumerate(known[: len(rgb)]):
+        asked = {name: facts[name] for name in ("object", "colour") if name in facts}
+        found.append(chance_of(rgb[first :: len(known)], asked, _loaded()))
+    return float(torch.cat(found).mean())
 
 
 def metrics(around: np.ndarray, prompt: str, known: bool) -> dict[str, float]:

@@ -201,7 +201,7 @@ class Lane:
         if not critic.knows(self.seat.session.effective.prior):
             return
         self._judged_step, self._judged_at = frame.step, now
-        chance = critic.chance(frame.preview, self.settings.prompt.text)
+        chance = critic.chance(frame.preview, *self.seat.session.effective.prompts)
         with self._lock:
             if chance is not None:
                 self.curves["judge"].add(frame.step, chance)
