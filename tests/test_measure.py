@@ -223,6 +223,13 @@ def test_a_run_in_the_plane_has_no_images(tmp_path, capsys):
     assert out == ""
 
 
+def test_an_illusion_has_more_than_one_prompt(tmp_path, capsys):
+    illusion = run("illusion", tmp_path / "run", "scene.n=1", "prior.size=32", *SMALL)
+    capsys.readouterr()
+    assert main(["metrics", str(illusion)]) == 2
+    assert "is a run of an illusion, whose views have prompts of their own" in capsys.readouterr().err
+
+
 def test_without_a_judge_only_what_is_known_is_printed(tmp_path, capsys):
     blob = run("mixture", tmp_path / "blob", "scene.n_init=40", "scene.max_gaussians=60")
     found, out, _ = measured(blob, "--views", 12, "--t3bench", capsys=capsys, folder=tmp_path)
