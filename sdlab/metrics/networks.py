@@ -130,6 +130,10 @@ def _of_open_clip(path: Path, architecture: str) -> Clip:
         network = open_clip.create_model(f"local-dir:{path}")
         tokenise = open_clip.get_tokenizer(f"local-dir:{path}")
     else:
+        if architecture not in open_clip.list_models():
+            raise ValueError(
+                f"open_clip has no architecture {architecture!r}; it lists them as open_clip.list_models()"
+            )
         network = open_clip.create_model(architecture, pretrained=str(path))
         tokenise = open_clip.get_tokenizer(architecture)
     network.requires_grad_(False).eval()
