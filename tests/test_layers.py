@@ -16,7 +16,7 @@ ROWS = [
     {"parsing", "decoding"},
     {"pictures", "folders"},
     {"packed"},
-    {"cameras", "optim", "plane"},
+    {"cameras", "optim", "plane", "modes"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
     {"meshes"},
