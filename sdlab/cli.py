@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | bench | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | toybox`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -16,6 +16,7 @@ from sdlab import console, headless
 from sdlab.arguments import add_device, positive, turntable_pixels
 from sdlab.bench import commands as bench
 from sdlab.experiments import commands as experiments
+from sdlab.experiments.measuring import add_metrics
 from sdlab.options import choose_device, plan_for, settings_for
 from sdlab.training import cli as toybox
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_sheet(commands)
     _add_list(commands)
+    add_metrics(commands)
     _add_bench(commands)
     _add_toybox(commands)
     return parser

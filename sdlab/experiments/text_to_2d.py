@@ -33,10 +33,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdlab.auxiliary.score import TrainsScore
-from sdlab.experiments.frechet import fid, kid
 from sdlab.experiments.objects import Runner, save_small, write_json
 from sdlab.experiments.variants import parse_variant
 from sdlab.live.session import Session
+from sdlab.metrics.distances import fid, kid
 from sdlab.pictures import to_uint8
 from sdlab.progress import progress_bar
 from sdlab.prompts import PromptBank, PromptSettings, views_of, wording

@@ -117,6 +117,7 @@ class Session:
         self.rendering = Rendering(self.turn, lambda: self._inbox.put(self._render))
         self.lens = self._watching.lens
         self.comparison = self._watching.comparison
+        self.around = self._watching.around  # up to date while `in_detail`
         self._origin = origin
         self._held: list[Command] = []  # until `origin` is known
         self._inbox: queue.SimpleQueue[Command | Callable[[], None]] = queue.SimpleQueue()
@@ -748,6 +749,8 @@ class Session:
         self.latest.set(frame)
         for looking in (self._watching, self.rendering):
             looking.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
+        if self.in_detail:
+            self._watching.go_around(self._run, now=not self.running)
 
     def _render(self) -> None:
         """Answer somebody who wants to see the scene rendered."""

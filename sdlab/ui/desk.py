@@ -261,6 +261,7 @@ class Desk:
     def _put_charts(self, told: dict[str, Any], lane: Lane, lanes: list[Lane]) -> None:
         for each in lanes:
             each.ask_the_judge()
+            each.measure()
         versions = tuple((each.seat.id, each.version) for each in lanes)
         frame = lane.seat.session.latest.version if not lane.stats else 0
         self._put(told, "charts", (versions, frame), lambda: self._charts(lane))
@@ -319,9 +320,9 @@ class Desk:
                 tone,
                 LETTERS[tone],
                 each.settings.loss.title,
-                each.settings.prompt.text,
+                " / ".join(each.settings.prompts),
                 each.step,
-                each.stats if each.judged is None else {**each.stats, "judge": each.judged},
+                {**each.stats, **each.measured, **({} if each.judged is None else {"judge": each.judged})},
             )
             for each, tone in tones.items()
         ]
