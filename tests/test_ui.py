@@ -362,7 +362,7 @@ def charts_of(desk: Desk) -> str:
     return desk.news().get("charts", "")
 
 
-ALWAYS = {"status", "controls", "stage", "timeline", "live", "preset", "form", "prompt"}  # whatever the tab
+ALWAYS = {"status", "controls", "stage", "timeline", "live", "preset", "form", "prompt", "offer"}  # whatever the tab
 BELOW = {"preview", "lens", "charts", "versus"}
 
 
