@@ -229,7 +229,7 @@ class Studio:
             texts = self.texts[part]
             s = method.settings.patch_all([("scene.n", len(texts)), ("seed", seed * BATCH_SEEDS + number)])
             if method.label == DDIM:
-                scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.runner.device, self.runner.prior, "")
+                scene = s.scene.build(StepRng(s.seed_of_start, BUILD_STEP), self.runner.device, self.runner.prior, "")
                 started = time.perf_counter()
                 found.append(self._ddim(texts, scene.params["latents"].detach()))
                 seconds += time.perf_counter() - started
