@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sdlab import cli
-from sdlab.experiments import objects
+from sdlab.experiments import objects, protocols
 from sdlab.experiments import text_to_2d as table31
 from sdlab.experiments.frechet import fid, kid
 from sdlab.live.session import Session
@@ -21,6 +21,7 @@ from sdlab.settings import preset
 from sdlab.toybox import judge
 from sdlab.toybox.figures import caption_of, plain_facts
 
+TUNED = protocols.TUNED
 FEW = ["--captions", "3", "--steps", "3"]
 
 
@@ -194,6 +195,8 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
         run(
             tiny,
             *FEW,
+            "--losses",
+            ",".join(TUNED),
             "--seeds",
             2,
             "--set",
@@ -208,7 +211,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
 
     # two rounds of two batches each, with the same draws for every loss
     seeds = [0, 1, 1000, 1001]
-    losses = [name for name in table31.METHODS if name != "ddim"]
+    losses = [name for name in TUNED if name != "ddim"]
     assert set(draws) == set(starts) == {(name, seed) for name in losses for seed in seeds}
     for seed in seeds:
         for name in losses:
@@ -220,7 +223,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
 
     result = found(tmp_path)
     rows = {row["method"]: row for row in result["rows"]}
-    assert list(rows) == ["true", *table31.METHODS]
+    assert list(rows) == ["true", *TUNED]
     for name, row in rows.items():
         assert row["note"] == ""
         assert row["seeds"] == len(row["fid_true"]["each"]) == 2
@@ -229,7 +232,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
             assert row[score]["std"] >= 0
         assert 0 <= row["object"]["mean"] <= 1
         assert ("seconds" in row) == (name != "true")
-    assert rows["true"]["fid_true"]["mean"] < min(rows[name]["fid_true"]["mean"] for name in table31.METHODS)
+    assert rows["true"]["fid_true"]["mean"] < min(rows[name]["fid_true"]["mean"] for name in TUNED)
     # three steps, and VDM's warm-up; psi's warm-up is a fifth of the steps, so none, and psi trains in the first of the
     # three, from four noises
     expected = {
@@ -337,14 +340,50 @@ def test_a_variant_has_a_row_of_its_own_and_what_it_says_wins():
     assert switches == [0.2, 0.6]
     optim = plain.settings.optim
     rates = [optim.lr_latents * optim.decay ** (k / 60) for k in range(60)]
-    assert sum(rates) == pytest.approx(table31.TRAVEL, rel=0.03)
+    assert sum(rates) == pytest.approx(protocols.TRAVEL, rel=0.03)
     assert plain.settings.losses["vsd"].warm_up == 12
     assert not plain.settings.prompt.view_dependent
+
+
+def test_the_thesis_has_its_own_scales_and_its_own_direction_of_csd():
+    """Section 5.1: s = 100, 7.5, 7.5, 40; w1 = w2 = 40, of which w2, of the negative prompt, falls to 0 in a fifth."""
+
+    def settings_of(defaults, changes):
+        return settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
+
+    labels = ["sds@thesis", "nfsd@thesis", "vsd@thesis", "sbp@thesis", "csd@thesis", "sbp@thesis:form=full", "sds"]
+    sds, nfsd, vsd, sbp, csd, full, tuned = (m.settings.loss for m in table31.methods(labels, settings_of))
+    assert (sds.cfg, nfsd.cfg, vsd.cfg, sbp.sds_cfg, sbp.w, sbp.switch) == (100, 7.5, 7.5, 40, 25, 0.2)
+    assert (csd.pos, csd.neg, csd.null, csd.noise) == (40, -40, 0, 0)
+    assert (csd.pos_end, csd.neg_end, csd.null_end, csd.noise_end, csd.ramp) == (40, 0, -40, 0, 0.2)
+    assert (full.form, full.stage, full.sds_cfg) == ("full", "two-stage", 40)
+    assert tuned.cfg == 7.5
+    assert {"sds@thesis", "csd@thesis", "sbp@thesis:form=full", "sds"} <= set(protocols.METHODS)
+
+
+@pytest.mark.slow
+def test_a_table_continues_where_it_ended(tiny, tmp_path, monkeypatch, capsys):
+    assert run(tiny, *FEW, "--losses", "ddim,sds", "--out", tmp_path) == 0
+    before = {row["method"]: row for row in found(tmp_path)["rows"]}
+    real, stepped = table31.step, set()
+
+    def step(state, s, *rest):
+        stepped.add(s.active)
+        return real(state, s, *rest)
+
+    monkeypatch.setattr(table31, "step", step)
+    assert run(tiny, *FEW, "--losses", "ddim,sds,csd@thesis", "--out", tmp_path) == 0
+    assert stepped == {"csd"}
+    after = {row["method"]: row for row in found(tmp_path)["rows"]}
+    assert "2 of 3 results are in" in capsys.readouterr().out
+    assert list(after) == ["true", "ddim", "sds", "csd@thesis"]
+    assert all(after[name] == before[name] for name in ("ddim", "sds"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--losses", "sds@paper"], "--losses sds@paper: no such protocol; there are sds@thesis"),
         (["--losses", "sdss"], "--losses sdss: did you mean sds?"),
         (["--losses", "dds"], "--losses dds: it edits an existing image"),
         (["--preset", "toybox"], "scene.kind is 'splats'"),
