@@ -27,6 +27,7 @@ from sdlab.auxiliary.score import TrainsScore
 from sdlab.cameras import turntable
 from sdlab.experiments.entropy_term import sizes
 from sdlab.experiments.journal import Journal, key_of
+from sdlab.experiments.measured import prior_images
 from sdlab.experiments.objects import (
     FRONT,
     JANUS_VIEWS,
@@ -41,9 +42,7 @@ from sdlab.experiments.objects import (
     write_json,
 )
 from sdlab.experiments.variants import TracedRun, Variant, describe, run_case
-from sdlab.priors.gallery import GalleryScores
 from sdlab.progress import print_above, run_bar
-from sdlab.toybox.sample import sample
 from sdlab.types import N_TIMESTEPS
 
 VARIANTS = ("vsd", "esd:lam=0.5", "esd:lam=1")
@@ -153,11 +152,7 @@ def _prior_share(runner: Runner, case: Case, journal: Journal) -> float:
     key = key_of(case.settings.patch("seed", 0), "share of fronts", prior.name, PRIOR_IMAGES)
     found = journal.get(key)
     if found is None:
-        if isinstance(prior, GalleryScores):
-            rgba = prior.source.draw(prior.source.key(text), PRIOR_IMAGES, prior.image_size, prior.config.seed)
-            shown = (rgba[:, :3] + 255 - rgba[:, 3:]).permute(0, 2, 3, 1).numpy()
-        else:
-            shown = (255 * sample(prior, [text] * PRIOR_IMAGES, scale=scale) + 0.5).astype(np.uint8)
+        shown = prior_images(runner, text, PRIOR_IMAGES, scale)
         fronts = sum(truth.view == FRONT for truth in runner.read(shown))
         found = {"prior": prior.name, "prompt": text, "cfg": scale, "share": fronts / len(shown)}
         journal.add(key, found)
