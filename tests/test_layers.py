@@ -30,6 +30,7 @@ ROWS = [
     {"headless", "viewport"},
     {"ui", "experiments"},
     {"bench"},
+    {"claims"},
     {"cli"},
     {"__main__"},
 ]

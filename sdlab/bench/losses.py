@@ -82,7 +82,8 @@ class Field:
         return {
             "ms": median(self.rounds, label),
             "least_ms": round(min(times[label] for times in self.rounds), 2),
-            "x_sds": ratio(self.rounds, label, BASE if label == BASE else _before(label)),
+            "x_sds": ratio(self.rounds, label, baseline := BASE if label == BASE else _before(label)),
+            "x_sds_each": [round(times[label] / times[baseline], 3) for times in self.rounds],
             "stages_ms": self.lanes[label].stages_ms(statistics.median),
         }
 
