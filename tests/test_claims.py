@@ -365,6 +365,7 @@ def test_a_real_experiment_end_to_end(tmp_path, monkeypatch, capsys):
     from sdlab.experiments import divergences
 
     monkeypatch.setattr(divergences, "DRAWS", 64)
+    monkeypatch.setattr(divergences, "SEEDS_QUICK", 2)
 
     def start(arguments, log):
         assert cli.main(list(arguments)) == 0

@@ -265,7 +265,7 @@ def test_a_lesson_beforehand_counts_as_evaluations(prior, tiny, monkeypatch):
     studio = table31.Studio(bench, table31.captions_for(prior, 2))
     wanted = [("active", "vsd"), ("losses.vsd.warm_up", 2), ("losses.vsd.every", 1), ("optim.lr_latents", 0.1)]
     s = settings(tiny).patch_all(wanted)
-    made = studio.make(table31.Method("vsd", s), 0)
+    made = studio.make(protocols.Method("vsd", s), 0)
     assert made.evaluations == (3 + 1) + 1 + 3 * (3 + 1)  # the first training pass also predicts, as a step does
     assert made.rgb.shape == (2, 3, 8, 8)
     assert 0 <= float(made.rgb.min()) <= float(made.rgb.max()) <= 1
@@ -278,7 +278,7 @@ def test_one_picture_alone_is_the_sessions_own(prior, tiny):
     bench.prepare()
     (facts,) = table31.captions_for(prior, 1)
     s = settings(tiny).patch_all([("active", "vdm"), ("losses.vdm.warm_up", 0), ("seed", 3000)])
-    made = table31.Studio(bench, [facts]).make(table31.Method("vdm", s), 3)
+    made = table31.Studio(bench, [facts]).make(protocols.Method("vdm", s), 3)
     session = Session(s.patch("prompt.text", caption_of(facts)))
     session.run(until=s.steps)
     assert torch.equal(made.rgb, session.prior.decode(session.state.scene.params["latents"].detach()))
@@ -332,9 +332,9 @@ def test_a_method_that_fails_is_noted_and_the_others_go_on(tiny, tmp_path, monke
 
 def test_a_variant_has_a_row_of_its_own_and_what_it_says_wins():
     def settings_of(defaults, changes):
-        return settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
+        return settings_for("toybox-2d", [*protocols.common(60), *defaults, *changes])
 
-    plain, variant = table31.methods(["sbp", "sbp:switch=0.6", "sbp"], settings_of)
+    plain, variant = protocols.methods(["sbp", "sbp:switch=0.6", "sbp"], settings_of)
     assert (plain.label, variant.label) == ("sbp", "sbp:switch=0.6")
     switches = [m.settings.losses["sbp"].switch for m in (plain, variant)]
     assert switches == [0.2, 0.6]
@@ -349,10 +349,10 @@ def test_the_thesis_has_its_own_scales_and_its_own_direction_of_csd():
     """Section 5.1: s = 100, 7.5, 7.5, 40; w1 = w2 = 40, of which w2, of the negative prompt, falls to 0 in a fifth."""
 
     def settings_of(defaults, changes):
-        return settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
+        return settings_for("toybox-2d", [*protocols.common(60), *defaults, *changes])
 
     labels = ["sds@thesis", "nfsd@thesis", "vsd@thesis", "sbp@thesis", "csd@thesis", "sbp@thesis:form=full", "sds"]
-    sds, nfsd, vsd, sbp, csd, full, tuned = (m.settings.loss for m in table31.methods(labels, settings_of))
+    sds, nfsd, vsd, sbp, csd, full, tuned = (m.settings.loss for m in protocols.methods(labels, settings_of))
     assert (sds.cfg, nfsd.cfg, vsd.cfg, sbp.sds_cfg, sbp.w, sbp.switch) == (100, 7.5, 7.5, 40, 25, 0.2)
     assert (csd.pos, csd.neg, csd.null, csd.noise) == (40, -40, 0, 0)
     assert (csd.pos_end, csd.neg_end, csd.null_end, csd.noise_end, csd.ramp) == (40, 0, -40, 0, 0.2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be decided here"
@@ -81,6 +81,14 @@ def exactly(holds: bool, figure: str, why: str) -> Verdict:
     return Verdict(HOLDS if holds else FAILS, figure, why)
 
 
+def one(rows: Rows, key: str, value: Any) -> Mapping[str, Any]:
+    """Return the row whose `key` is `value`; KeyError if there is none."""
+    for row in rows:
+        if row[key] == value:
+            return row
+    raise KeyError(f"{key} = {value}")
+
+
 def paired(rows: Rows, variant: str, first: Any, other: Any, measure: str, same: Sequence[str]) -> list[float]:
     """Return `measure` of `other` minus that of `first` for each pair of rows that agree in the keys `same`.
 
@@ -122,6 +130,3 @@ def number(value: float) -> str:
     """Write a number with three significant digits, as short as possible."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
-
-
-Decide = Callable[[Mapping[str, Any]], Verdict]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdlab.claims.claim import Claim, Paper, Unmeasured
-from sdlab.claims.decisions import Verdict, above, exactly, paired, positive, rank_correlation
+from sdlab.claims.decisions import Verdict, above, exactly, one, paired, positive, rank_correlation
 from sdlab.claims.experiments import COSTS, FIGURE_5, FIGURE_6, FIGURE_7, FIGURE_10
 
 Results = Mapping[str, Any]
@@ -40,19 +40,15 @@ def _scale(row: Mapping[str, Any]) -> str:
     return row["variant"].removeprefix("sds") if row["variant"].startswith("sds:cfg=") else ":"
 
 
-def _cost(r: Results, label: str) -> Mapping[str, Any]:
-    return next(row for row in r["rows"] if row["label"].startswith(label))
-
-
 def cheaper_than_vsd(r: Results) -> Verdict:
     """Time of a VSD step with LoRA over that of a VDM step, for each round."""
-    vsd, vdm = (_cost(r, label)["fastest"]["x_sds_each"] for label in ("vsd (lora)", "vdm"))
+    vsd, vdm = (one(r["rows"], "label", label)["fastest"]["x_sds_each"] for label in ("vsd (lora)", "vdm"))
     return above([a / b for a, b in zip(vsd, vdm, strict=True)], 1.0, "time of VSD's step over VDM's", "rounds")
 
 
 def no_more_evaluations(r: Results) -> Verdict:
     """Evaluations of the prior's network in a step of VDM and of SDS."""
-    vdm, sds = (_cost(r, label)["evaluations"] for label in ("vdm", "sds"))
+    vdm, sds = (one(r["rows"], "label", label)["evaluations"] for label in ("vdm", "sds"))
     return exactly(vdm <= sds, f"VDM {vdm}, SDS {sds}", "network evaluations of a step, counted")
 
 

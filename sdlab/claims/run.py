@@ -142,7 +142,7 @@ def verdict_of(claim: Claim, results: Any) -> Verdict:
     """Return the verdict, OPEN with the reason where the results lack what it needs, as after a run that failed."""
     try:
         return claim.decide(results)
-    except (KeyError, StopIteration, ValueError, ZeroDivisionError) as e:
+    except (KeyError, ValueError, ZeroDivisionError) as e:
         return Verdict(OPEN, "not measured", f"{claim.experiment.result} lacks {type(e).__name__}: {e}")
 
 

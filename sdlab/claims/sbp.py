@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdlab.claims.claim import Claim, Paper, Unmeasured
-from sdlab.claims.decisions import Verdict, above, exactly, paired, positive
+from sdlab.claims.decisions import Verdict, above, exactly, one, paired, positive
 from sdlab.claims.experiments import COSTS, FIGURE_53, TABLE_31
 
 Results = Mapping[str, Any]
@@ -15,7 +15,7 @@ SBP, SDS, FULL = "sbp@thesis", "sds@thesis", "sbp@thesis:form=full"
 
 def scores(r: Results, method: str, score: str) -> list[float]:
     """Return `score` of one row of table 3.1, by seed."""
-    return next(row[score]["each"] for row in r["rows"] if row["method"] == method)
+    return one(r["rows"], "method", method)[score]["each"]
 
 
 def table(low: str, high: str, what: str, score: str = "fid_true") -> Callable[[Results], Verdict]:
@@ -47,12 +47,11 @@ def slower_than(low: str, high: str, bound: float, what: str) -> Callable[[Resul
 
 def costs_as_sds(r: Results) -> Verdict:
     """Evaluations of the prior's network in a step of SBP and of SDS."""
-    found = {row["loss"]: row["evaluations"] for row in r["rows"]}
-    times = next(row["fastest"]["x_sds"] for row in r["rows"] if row["loss"] == "sbp")
+    sbp, sds = (one(r["rows"], "loss", loss) for loss in ("sbp", "sds"))
     return exactly(
-        found["sbp"] == found["sds"],
-        f"SBP {found['sbp']}, SDS {found['sds']}",
-        f"network evaluations of a step, counted; its time is {times:g} times that of SDS",
+        sbp["evaluations"] == sds["evaluations"],
+        f"SBP {sbp['evaluations']}, SDS {sds['evaluations']}",
+        f"network evaluations of a step, counted; its time is {sbp['fastest']['x_sds']:g} times that of SDS",
     )
 
 

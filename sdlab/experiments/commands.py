@@ -126,7 +126,12 @@ def _add_table31(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--captions", type=positive, metavar="N", help="number of captions (default 64)")
     p.add_argument("--steps", type=positive, metavar="N", help="steps per loss (default 60)")
     p.add_argument("--seeds", type=positive, metavar="N", help="images per caption (default 2)")
-    p.add_argument("--losses", default="", metavar="LIST", help=f"ddim, or {VARIANT_HELP} (default: the whole table)")
+    p.add_argument(
+        "--losses",
+        default="",
+        metavar="LIST",
+        help=f"ddim, or {VARIANT_HELP}; sds@thesis for the thesis' settings (default: the whole table)",
+    )
     p.add_argument("--preset", default="toybox-2d", help="preset with an image scene (default %(default)s)")
     p.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
@@ -137,6 +142,7 @@ def _add_table31(commands: argparse._SubParsersAction) -> None:
 
 
 def _table31(args: argparse.Namespace) -> int:
+    from sdlab.experiments import protocols
     from sdlab.experiments import text_to_2d as table
     from sdlab.experiments.objects import Runner
 
@@ -146,9 +152,9 @@ def _table31(args: argparse.Namespace) -> int:
     size = size._replace(captions=args.captions or size.captions, seeds=args.seeds or size.seeds)
 
     def settings(defaults: Sequence[str], changes: Sequence[str]) -> Settings:
-        return settings_for(args.preset, [*table.common(steps), *defaults, *args.set, *changes], steps=steps)
+        return settings_for(args.preset, [*protocols.common(steps), *defaults, *args.set, *changes], steps=steps)
 
-    wanted = table.methods(listed(args.losses) or table.METHODS, settings)
+    wanted = protocols.methods(listed(args.losses) or protocols.METHODS, settings)
     runner = Runner(settings((), ()), choose_device(args.device))
     return _measured(args, runner, lambda: table.run_table(runner, wanted, size, args.out))
 
