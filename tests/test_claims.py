@@ -338,7 +338,7 @@ def test_an_experiment_that_fails_decides_nothing_and_runs_again(tmp_path, capsy
     assert run_two(tmp_path, Started(code=3)) == []
     assert "two: failed with exit code 3" in (out := capsys.readouterr().out)
     assert "something broke" in out
-    assert "Not run yet." in (tmp_path / "claims.md").read_text()
+    assert "Not run yet:\n\n- 1: Two is | positive." in (tmp_path / "claims.md").read_text()
     assert len(run_two(tmp_path, Started())) == 1
 
 

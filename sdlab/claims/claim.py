@@ -44,6 +44,9 @@ class Experiment:
     def result_in(self, folder: Path) -> Path:
         return folder / self.folder / self.result
 
+    def pictures_in(self, folder: Path) -> list[Path]:
+        return [folder / self.folder / name for name in self.pictures]
+
     def spelled(self, plan: Plan) -> str:
         """Return the command as one types it in a shell."""
         return shlex.join(["python", "-m", "sdlab", *self.command(plan)])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
-from sdlab.claims.claim import Unmeasured
+from sdlab.claims.claim import Claim, Unmeasured
 from sdlab.claims.decisions import FAILS, HOLDS, LEVEL, OPEN
 
 if TYPE_CHECKING:
@@ -20,10 +20,12 @@ COLOURS = 128  # of it; sheets of renders and plots look the same with few
 
 
 class Section(NamedTuple):
-    """A paper on the page: its title, rows, pictures and what is not measured."""
+    """A paper on the page: its title, rows, claims whose experiments have not finished, pictures, and what is not
+    measured."""
 
     title: str
     rows: Sequence[Row]
+    pending: Sequence[Claim]
     pictures: Sequence[Path]
     unmeasured: Sequence[Unmeasured]
 
@@ -73,13 +75,16 @@ def _section(section: Section) -> list[str]:
         cells = (row.section, row.statement, row.figure, MARKS[row.outcome], row.why)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     if not section.rows:
-        lines = ["", "Not run yet."]
+        lines = []
     commands: dict[str, list[int]] = {}
     for number, row in enumerate(section.rows, 1):
         commands.setdefault(row.command, []).append(number)
     if commands:
         lines += ["", "Commands, by row:", ""]
         lines += [f"- {', '.join(map(str, numbers))}: `{command}`" for command, numbers in commands.items()]
+    if section.pending:
+        lines += ["", "Not run yet:", ""]
+        lines += [f"- {claim.section}: {claim.statement}" for claim in section.pending]
     if section.unmeasured:
         lines += ["", "Not measured:", ""]
         lines += [f"- {each.section}: {each.statement} ({each.why})" for each in section.unmeasured]

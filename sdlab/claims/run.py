@@ -49,7 +49,7 @@ def run_claims(
     `start` launches a command that writes to a log file.
     """
     journal = Journal(out)
-    needed = list({e.name: e for paper in papers for e in paper.experiments}.values())
+    needed = _all(papers)
     todo = [e for e in needed if not _finished(journal, e, plan, out)]
     if len(todo) < len(needed):
         print(f"{len(needed) - len(todo)} of {len(needed)} experiments are in {journal.path}", flush=True)
@@ -163,11 +163,8 @@ def _write(rows: Sequence[Row], papers: Sequence[Paper], plan: Plan, out: Path, 
         Section(
             paper.title,
             [row for row in rows if row.paper == paper.key],
-            [
-                e.out(out).parent / name if e.to_file else e.out(out) / name
-                for e in paper.experiments
-                for name in e.pictures
-            ],
+            [claim for claim in paper.claims if not _finished(journal, claim.experiment, plan, out)],
+            [picture for e in paper.experiments for picture in e.pictures_in(out)],
             paper.unmeasured,
         )
         for paper in papers
