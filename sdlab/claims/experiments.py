@@ -55,15 +55,15 @@ ESD = Experiment(
         *["bench", "esd", *_esd(plan), "--set", "schedule.t_min=0.02"],
         *(["--lambdas", "0,0.5,1"] if plan.quick else []),
     ],
-    (60, 600),
+    (75, 600),
     ("esd.png", "esd-views.png"),
 )
 DREAMTIME = Experiment(
     "esd-dreamtime",
     "esd-dreamtime",
     "esd.json",
-    lambda plan: ["bench", "esd", "--preset", "gallery-esd-dreamtime", *_esd(plan), "--lambdas", "0,0.5,1"],
-    (60, 400),
+    lambda plan: ["bench", "esd", "--preset", "gallery-esd-dreamtime", *_esd(plan), "--lambdas", "0,1"],
+    (50, 300),
     ("esd-views.png",),
 )
 TABLE_1 = Experiment(
@@ -79,9 +79,9 @@ TABLE_1 = Experiment(
 
 FIGURE_10 = _plotted("figure10", (25, 240))
 # one folder, so that the runs which the figures share are made once
-FIGURE_5 = _views("dreammapping-figure5", "dreammapping", (45, 300))
-FIGURE_6 = _views("dreammapping-figure6", "dreammapping", (30, 200))
-FIGURE_7 = _views("dreammapping-figure7", "dreammapping", (30, 200))
+FIGURE_5 = _views("dreammapping-figure5", "dreammapping", (40, 300))
+FIGURE_6 = _views("dreammapping-figure6", "dreammapping", (25, 200))
+FIGURE_7 = _views("dreammapping-figure7", "dreammapping", (25, 200))
 COSTS = Experiment(
     "losses",
     "losses",

@@ -92,7 +92,7 @@ def run(out: Path, quick: bool = False, stop: Callable[[], bool] = lambda: False
     for named, scale in ASKED:
         prompt = named or start
         keys = {loss: ("exact", f"{start}, {prompt}, {scale:g}", loss) for loss in LOSSES}
-        if not keys.values() <= drawn.keys():
+        if not set(keys.values()) <= drawn.keys():
             continue  # interrupted before
         pair = {loss: drawn[key] for loss, key in keys.items()}
         name = "all" if prompt == ALL else f"cfg-{scale:g}"
