@@ -194,7 +194,7 @@ def diversity_rows(up):
         each = {name: {"iv": 2 + sign + x, "likeness": 0.5 - 0.1 * sign + x} for name, x in (("a", 0.0), ("b", 0.01))}
         return {**each, "c": {"iv": 2 + sign, "likeness": 0.5 - 0.1 * sign - 0.01}}
 
-    return {"diversity": {"sds": of(-up), "jsd": of(up)}}
+    return {"diversity": {"sds": of(-up), "jsd": of(up)}, "rows": view_rows(["jsd"], ["sds"], up)}
 
 
 def made_up(experiment: str, claim: Claim, up: int):
@@ -207,7 +207,7 @@ def made_up(experiment: str, claim: Claim, up: int):
         "entropy": lambda: entropy_rows(up),
         "esd": lambda: esd_rows(up),
         "esd-dreamtime": lambda: esd_rows(up),
-        "esd-table1": lambda: {"rows": view_rows([esd.HALF, "jsd"], ["sds", "vsd"], up)},
+        "esd-table1": lambda: {"rows": view_rows([esd.HALF], ["sds:cfg=1", "vsd"], up)},
         "figure10": lambda: figure10_rows(up),
         "dreammapping-figure5": lambda: {"rows": figure5_rows(up)},
         "dreammapping-figure7": lambda: {"rows": view_rows(["vdm"], [dreammapping.LOW, dreammapping.HIGH], up)},

@@ -9,6 +9,7 @@ it contains 0. Exact statements, such as an equal number of evaluations, need no
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -101,6 +102,11 @@ def paired(rows: Rows, variant: str, first: Any, other: Any, measure: str, same:
 
     before, after = by_run(first), by_run(other)
     return [after[at] - before[at] for at in after if at in before]
+
+
+def any_scale(rows: Rows) -> list[dict[str, Any]]:
+    """Return the rows with variants such as "sds:cfg=2" named "sds", whatever scale suited the prior."""
+    return [{**row, "variant": re.sub(r":cfg=[0-9.]+$", "", row["variant"])} for row in rows]
 
 
 def slopes(rows: Rows, over: str, measure: str, same: Sequence[str]) -> list[float]:

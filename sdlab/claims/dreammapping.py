@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdlab.claims.claim import Claim, Paper, Unmeasured
-from sdlab.claims.decisions import Verdict, above, exactly, one, paired, positive, rank_correlation
+from sdlab.claims.decisions import Verdict, above, any_scale, exactly, one, paired, positive, rank_correlation
 from sdlab.claims.experiments import COSTS, FIGURE_5, FIGURE_6, FIGURE_7, FIGURE_10
 
 Results = Mapping[str, Any]
@@ -27,17 +27,8 @@ def grows_with_t(what: str, title: str) -> Callable[[Results], Verdict]:
 
 
 def table(measure: str, low: str, high: str, what: str) -> Callable[[Results], Verdict]:
-    """`measure` of the variant `high` less that of `low`, for each object and seed; "sds" is SDS at any scale."""
-
-    def decide(r: Results) -> Verdict:
-        rows = [{**row, "variant": row["variant"].removesuffix(_scale(row))} for row in r["rows"]]
-        return positive(paired(rows, "variant", low, high, measure, RUN), what)
-
-    return decide
-
-
-def _scale(row: Mapping[str, Any]) -> str:
-    return row["variant"].removeprefix("sds") if row["variant"].startswith("sds:cfg=") else ":"
+    """`measure` of the variant `high` less that of `low`, for each object and seed."""
+    return lambda r: positive(paired(any_scale(r["rows"]), "variant", low, high, measure, RUN), what)
 
 
 def cheaper_than_vsd(r: Results) -> Verdict:

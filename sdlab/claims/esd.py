@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdlab.claims.claim import Claim, Paper, Unmeasured
-from sdlab.claims.decisions import Verdict, paired, positive, slopes
+from sdlab.claims.decisions import Verdict, any_scale, paired, positive, slopes
 from sdlab.claims.experiments import DREAMTIME, ENTROPY, ESD, TABLE_1
 
 Results = Mapping[str, Any]
@@ -49,7 +49,7 @@ def fall_of_fronts(r: Results) -> Verdict:
 
 def table(measure: str, low: str, high: str, what: str) -> Callable[[Results], Verdict]:
     """`measure` of the variant `high` less that of `low`, for each object and seed."""
-    return lambda r: positive(paired(r["rows"], "variant", low, high, measure, RUN), what)
+    return lambda r: positive(paired(any_scale(r["rows"]), "variant", low, high, measure, RUN), what)
 
 
 PAPER = Paper(

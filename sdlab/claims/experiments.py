@@ -66,14 +66,20 @@ DREAMTIME = Experiment(
     (50, 300),
     ("esd-views.png",),
 )
-TABLE_1 = Experiment(
-    "esd-table1",
-    "esd-table1",
-    "esd-table1.json",
-    lambda plan: ["bench", "esd-table1", *_objects(plan), "--variants", "sds,vsd,esd:lam=0.5,esd:lam=1,jsd"],
-    (60, 400),
-    ("esd-table1.png",),
-)
+
+
+def _table1(plan: Plan) -> list[str]:
+    """With exact scores where lambda has an effect, else with the network."""
+    if plan.prior != GALLERY:
+        return ["bench", "esd-table1", *_objects(plan)]
+    size = ["--objects", "frog,bear", "--seeds", "1", "--steps", "100"]
+    whole = ["--objects", "bear,frog,rabbit,robot", "--seeds", "2", "--steps", "300"]
+    variants = "sds:cfg=1,vsd,esd:lam=0.5,esd:lam=1"
+    preset = ["--preset", "gallery-esd-views", "--set", "schedule.t_min=0.02", "--variants", variants]
+    return ["bench", "esd-table1", *preset, *(size if plan.quick else whole)]
+
+
+TABLE_1 = Experiment("esd-table1", "esd-table1", "esd-table1.json", _table1, (50, 400), ("esd-table1.png",))
 
 # ---- DreamMapping ------------------------------------------------------------------------------------------------
 
@@ -134,7 +140,8 @@ DIVERGENCES = Experiment(
 def _table2(plan: Plan) -> list[str]:
     options = _objects(plan)
     seeds = options.index("--seeds") + 1
-    return ["bench", "jsd-table2", *options[:seeds], "2" if plan.quick else "4", *options[seeds + 1 :]]
+    sized = [*options[:seeds], "2" if plan.quick else "4", *options[seeds + 1 :]]
+    return ["bench", "jsd-table2", *sized, "--set", "prompt.view_dependent=false"]
 
 
 TABLE_2 = Experiment("jsd-table2", "jsd-table2", "jsd-table2.json", _table2, (60, 500), ("jsd-table2.png",))

@@ -42,30 +42,33 @@ def write_page(page: Path, sections: Sequence[Section], command: str, took: str,
         for picture in section.pictures:
             if picture.exists():
                 folder.mkdir(exist_ok=True)
-                name = f"{picture.parent.name}-{picture.name}" if picture.parent.name != picture.stem else picture.name
+                name = picture.name if picture.stem.startswith(picture.parent.name) else _qualified(picture)
                 _copy(picture, folder / name)
-                lines += ["", f"![{picture.parent.name}, {picture.stem}]({folder.name}/{name})"]
+                lines += ["", f"![{Path(name).stem}]({folder.name}/{name})"]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _qualified(picture: Path) -> str:
+    return f"{picture.parent.name}-{picture.name}"
 
 
 def _head(sections: Sequence[Section], command: str, took: str, quick: bool) -> list[str]:
     rows = [row for section in sections for row in section.rows]
     short = " Short runs with few seeds: most rows need the whole command to be decided." if quick else ""
-    numbers = ", ".join(f"{sum(row.outcome == outcome for row in rows)} {word}" for outcome, word in WORDS.items())
+    numbers = ", ".join(f"{outcome} {sum(row.outcome == outcome for row in rows)}" for outcome in (HOLDS, FAILS, OPEN))
     return [
         "# Claims",
         "",
         f"`{command}` made this page; its experiments took {took}.{short}",
         "",
-        f"Of {len(rows)} claims, {numbers}. Each row is decided by figures of a command: the mean of a difference that "
-        "is positive if the claim holds, ± its standard error. A claim holds if the "
-        f"{LEVEL:.0%} interval by Student's t lies above 0, does not hold if it lies below, and cannot be decided if "
-        "it contains 0. Counts and identities are compared as they are. The priors are the toybox's: what holds for "
-        "Stable Diffusion may not hold for them, and the reverse.",
+        f"Verdicts on {len(rows)} claims: {numbers}. Each is decided by figures of a command: the mean of a difference that "
+        f"is positive if the claim holds, ± its standard error. A claim holds if the {100 * LEVEL:.0f} % interval by "
+        "Student's t lies above 0, does not hold if it lies below, and cannot be decided if it contains 0. Counts and "
+        "identities are compared as they are. The priors are the toybox's: what holds for Stable Diffusion may not hold "
+        "for them, and the reverse.",
     ]
 
 
-WORDS = {HOLDS: "hold", FAILS: "do not hold", OPEN: "cannot be decided"}
 MARKS = {HOLDS: "**holds**", FAILS: "**does not hold**", OPEN: "cannot be decided here"}
 
 

@@ -10,7 +10,10 @@ journalled, so that an interrupted experiment continues where it ended. Of each 
     saturation    mean of max(R, G, B) - min(R, G, B)
     sharpness     mean difference of a pixel from its surroundings
 
-and over the runs of one object, which differ in their seeds, its diversity: `iv` of all views of all runs, and the
+With a gallery of one object's own views, which has an exact classifier, iq, iv and fronts are those of
+`sdlab.experiments.esd_views`: the prior's posterior over the sides replaces the judge.
+
+And over the runs of one object, which differ in their seeds, the diversity: `iv` of all views of all runs, and the
 `likeness` of the runs.
 """
 
@@ -24,8 +27,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
+from sdlab.experiments import esd_views
 from sdlab.experiments.journal import Journal, key_of
 from sdlab.experiments.measured import Reader, entropies, entropy, fid, kid, likeness, prior_images
 from sdlab.experiments.objects import (
@@ -44,6 +49,7 @@ from sdlab.experiments.objects import (
 from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import Variant, describe, run_case
 from sdlab.export.writers import render_turntable
+from sdlab.priors.gallery import GalleryScores
 from sdlab.progress import print_above, run_bar
 
 VIEWS = 120  # as in the ESD and JSD papers
@@ -150,10 +156,14 @@ def _reference(runner: Runner, reader: Reader, case: Case) -> Tensor:
 def _row(runner: Runner, reader: Reader, outcome: Outcome, against: Tensor) -> dict[str, Any]:
     shown = views_around(runner, outcome, VIEWS)
     answers, features = reader.answers(shown), reader.features(shown)
-    iq, iv = entropies(answers)
     twelve = slice(0, VIEWS, VIEWS // JANUS_VIEWS)
     read = runner.read(shown[twelve])
+    fronts: float = sum(truth.view == FRONT for truth in read)
+    iq, iv = entropies(answers)
     s = outcome.case.settings
+    if isinstance(runner.prior, GalleryScores) and runner.prior.config.one_object:
+        exact = esd_views.shown(encoded(shown, runner), runner.prior, s.prompt.text)
+        fronts, iq, iv = exact.fronts * JANUS_VIEWS / VIEWS, exact.iq, exact.iv
     return {
         "object": outcome.case.object,
         "prompt": s.prompt.text,
@@ -162,7 +172,7 @@ def _row(runner: Runner, reader: Reader, outcome: Outcome, against: Tensor) -> d
         "seconds": round(outcome.seconds, 2),
         "note": outcome.note,
         "object_share": round(sum(truth.object == outcome.case.object for truth in read) / len(read), 3),
-        "fronts": sum(truth.view == FRONT for truth in read),
+        "fronts": fronts,
         "iq": round(iq, 4),
         "iv": round(iv, 4),
         "fid": round(fid(features, against), 4),
@@ -173,6 +183,13 @@ def _row(runner: Runner, reader: Reader, outcome: Outcome, against: Tensor) -> d
     }
 
 
+def encoded(shown: UInt8[np.ndarray, "n S S 3"], runner: Runner) -> Tensor:
+    """Return images as z [n, C, S, S] of the prior."""
+    rgb = torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        return runner.prior.encode(rgb.to(runner.device)).cpu()
+
+
 def _rounded(x: Tensor) -> list[float]:
     return [round(value, 4) for value in x.tolist()]
 
@@ -180,7 +197,7 @@ def _rounded(x: Tensor) -> list[float]:
 def _read(row: Mapping[str, Any]) -> str:
     note = f"; {row['note']}" if row["note"] else ""
     return (
-        f"FID {row['fid']:.2f}, IQ {row['iq']:.2f}, IV {row['iv']:.2f}, {row['fronts']} fronts, saturation "
+        f"FID {row['fid']:.2f}, IQ {row['iq']:.2f}, IV {row['iv']:.2f}, {row['fronts']:.3g} fronts, saturation "
         f"{row['saturation']:.3f}, sharpness {row['sharpness']:.4f}, {row['seconds']:.0f} s{note}"
     )
 
