@@ -61,11 +61,11 @@ def _head(sections: Sequence[Section], command: str, took: str, quick: bool) -> 
         "",
         f"`{command}` made this page; its experiments took {took}.{short}",
         "",
-        f"Verdicts on {len(rows)} claims: {numbers}. Each is decided by figures of a command: the mean of a difference that "
-        f"is positive if the claim holds, ± its standard error. A claim holds if the {100 * LEVEL:.0f} % interval by "
-        "Student's t lies above 0, does not hold if it lies below, and cannot be decided if it contains 0. Counts and "
-        "identities are compared as they are. The priors are the toybox's: what holds for Stable Diffusion may not hold "
-        "for them, and the reverse.",
+        f"Verdicts on {len(rows)} claims: {numbers}. Each is decided by figures of a command: the mean of a difference "
+        f"that is positive if the claim holds, ± its standard error. A claim holds if the {100 * LEVEL:.0f} % interval "
+        "by Student's t lies above 0, does not hold if it lies below, and cannot be decided if it contains 0. Counts "
+        "and identities are compared as they are. The priors are the toybox's: what holds for Stable Diffusion may not "
+        "hold for them, and the reverse.",
     ]
 
 
