@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from sdlab.training import cli as toybox
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 for success, 2 for bad input or a failed run, 130 after Ctrl-C."""
+    """Return the exit code: 0 for success, 2 for bad input or a failed run, 130 after Ctrl-C, 141 if nobody reads the
+    output."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not a terminal or file, or closed
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # paths may not fit its encoding
     args = _parser().parse_args(argv)
@@ -31,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while loading; once a run takes steps, it handles Ctrl-C and writes its results
         console.say("interrupted")
         return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python flushes it at the end
+        return 141
     except (ValueError, OSError, RuntimeError) as e:
         console.say(_one_line(e))
         return 2

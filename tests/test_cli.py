@@ -244,6 +244,16 @@ def test_lists(what, word, capsys):
     assert word in capsys.readouterr().out
 
 
+def test_a_reader_that_leaves_is_no_error():
+    """As in `python -m sdlab list knobs | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "sdlab", "list", "knobs"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_settings_file_can_be_run_in_place_of_a_preset(done, tmp_path):
     assert run("run", done / "settings.toml", "--size", 48, "--steps", 2, "--out", tmp_path / "again") == 0
     result = json.loads((tmp_path / "again" / "result.json").read_text())

@@ -538,7 +538,21 @@ LEAKS = (tempfile.gettempdir(), str(Path.home()), str(Path(gradio.__file__).pare
 def nonsense(count: int, seed: int = 19) -> Iterator[bytes]:
     """Bodies: JSON of the wrong shape, cut or wild bytes."""
     rng = random.Random(seed)
-    verbs = ["start", "knob", "preset", "settings", "goto", "make", "close", "view", "probe", "look", "nothing", 3]
+    verbs = [
+        "start",
+        "knob",
+        "preset",
+        "settings",
+        "goto",
+        "make",
+        "close",
+        "view",
+        "draw",
+        "probe",
+        "look",
+        "nothing",
+        3,
+    ]
     keys = ["knob", "value", "lane", "prompt", "settings", "name", "step", "row", "t", "kind", "id", "dark", "token"]
     for i in range(count):
         act = {"do": rng.choice(verbs), **{k: rng.choice(ODD) for k in rng.sample(keys, 4)}}

@@ -36,6 +36,7 @@ class View(SplatView):
 
     def __init__(self) -> None:
         self._film_at = None
+        self._rendered = None
 
     def link(self, peers: Any) -> None: ...
     def begin_like(self, other: Any) -> None: ...
@@ -578,3 +579,15 @@ def test_settings_that_are_none_are_refused_and_nothing_changes(manager: Manager
     opened(browser, text)
     assert said in browser.panels()["status"]
     assert browser.desk.focus.settings == before
+
+
+def test_the_view_shows_only_what_its_scene_can_show(browser: Browser):
+    ready(browser)
+    lane, asked = browser.desk.focus, []
+    lane.view.show_as = asked.append
+    for mode in ("depth", "x-ray", 3, "count", "splats"):
+        browser.act(do="draw", mode=mode, lane=lane.seat.id)
+    assert asked == ["depth", "count", "splats"]
+    stage = browser.panels()["stage"][0]
+    assert [mode for mode, _ in stage["modes"]] == ["splats", "color", "depth", "opacity", "normals", "count"]
+    assert (stage["mode"], stage["legend"]) == ("splats", "")

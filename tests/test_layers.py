@@ -15,7 +15,7 @@ ROWS = [
     | {"console", "transfer"},
     {"parsing", "decoding"},
     {"pictures", "folders"},
-    {"cameras", "optim", "plane"},
+    {"cameras", "optim", "plane", "modes"},
     {"schedule", "guidance", "inversion", "auxiliary"},
     {"toybox"},
     {"meshes"},

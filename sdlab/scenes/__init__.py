@@ -228,6 +228,7 @@ class SceneConfig(ABC):
 
     kind: ClassVar[str]
     parameters: ClassVar[tuple[str, ...]]  # names in the built scene's `params`
+    modes: ClassVar[tuple[str, ...]] = ()  # of `sdlab.modes.MODES`, in which its renders can be shown
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (optional: most scenes compile nothing)
         """Do in advance what the first step would otherwise wait for (compile kernels)."""

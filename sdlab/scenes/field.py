@@ -29,6 +29,7 @@ from torch.nn.functional import normalize, softplus
 from sdlab.cameras import CameraSettings
 from sdlab.density import RowSurgeon
 from sdlab.knobs import knob
+from sdlab.modes import MODES
 from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.rng import StepRng
@@ -54,6 +55,7 @@ class Field(SceneConfig):
 
     kind: ClassVar[str] = "field"
     parameters: ClassVar[tuple[str, ...]] = ("planes", "decoder")
+    modes: ClassVar[tuple[str, ...]] = tuple(mode for mode in MODES if mode != "count")
 
     start: str = knob(
         "cone",

@@ -25,6 +25,7 @@ from sdlab.console import Remark
 from sdlab.density import RULES, DensityControl, RowSurgeon
 from sdlab.knobs import knob
 from sdlab.meshes.read import UPS
+from sdlab.modes import MODES
 from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.raster import announcement_for, backend_for, rasteriser_for, warm_up, world_covariances
@@ -48,6 +49,7 @@ class Splats(SceneConfig):
     """Gaussians that start as a ball or from something closer to the target."""
 
     kind: ClassVar[str] = "splats"
+    modes: ClassVar[tuple[str, ...]] = MODES
     parameters: ClassVar[tuple[str, ...]] = ("means", "quats", "log_scales", "opacity_logits", "color_logits")
 
     start: str = knob(

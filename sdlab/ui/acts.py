@@ -14,7 +14,7 @@ from sdlab.export.writers import Material
 from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
 from sdlab.settings import Settings
 from sdlab.ui.desk import TABS, Desk
-from sdlab.ui.lane import WAITS_FOR_READY, Lane
+from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
@@ -118,6 +118,8 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
     match act:
         case {"do": "front"}:
             lane.view.look_from_front()
+        case {"do": "draw", "mode": str(mode)} if mode in view_modes(lane.seat.session.effective.scene):
+            lane.view.show_as(mode)
         case {"do": "goto", "step": step}:
             lane.send(Goto(_whole(step)))
         case {"do": "replay"}:

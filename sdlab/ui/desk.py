@@ -17,11 +17,11 @@ from sdlab.live.messages import Command, Phase
 from sdlab.ui import charts, panels
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
-from sdlab.ui.lane import Lane
+from sdlab.ui.lane import Lane, view_modes
 from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
 from sdlab.ui.visitors import MAX_LANES
-from sdlab.ui.wording import duration, short, size
+from sdlab.ui.wording import MODE_LABELS, duration, short, size
 
 LETTERS = "ABCD"
 TABS = ("lens", "charts", "versus", "results")
@@ -258,6 +258,9 @@ class Desk:
                 "phase": lane.seat.session.status.phase,
                 "focus": lane is self._focus,
                 "trouble": lane.view.trouble,
+                "modes": [[mode, MODE_LABELS[mode]] for mode in view_modes(lane.seat.session.effective.scene)],
+                "mode": lane.view.mode,
+                "legend": lane.view.legend,
             }
             for lane, tone in tones.items()
         ]

@@ -23,6 +23,7 @@ from sdlab.live.messages import (
     Stepped,
     Went,
 )
+from sdlab.scenes import SceneConfig
 from sdlab.settings import Settings
 from sdlab.ui import critic
 from sdlab.ui.charts import PLOTS, Curve, Mark
@@ -31,7 +32,7 @@ from sdlab.ui.form import wordings_of
 from sdlab.ui.panels import Message, Tone, status
 from sdlab.ui.uploads import UPLOADS
 from sdlab.ui.wording import label_of
-from sdlab.viewport.splat_view import SplatView
+from sdlab.viewport.splat_view import SPLATS, SplatView
 
 MAX_MARKS = 60
 JUDGED_EVERY = 2.0  # seconds
@@ -40,6 +41,11 @@ GOES_ON = "changed; press Start to continue with it"
 OTHER_PROMPT = "the object changes to match the new prompt; Reset starts over"
 REFUSED_FOR = 30.0  # seconds for which a refusal stays on the status line
 PATH = re.compile(r"[a-z]\w*(?:\.\w+)+")  # the path of a knob in a text
+
+
+def view_modes(scene: SceneConfig) -> tuple[str, ...]:
+    """Return in which ways a view may show a scene."""
+    return (SPLATS, *scene.modes) if scene.modes else ()
 
 
 class News(NamedTuple):

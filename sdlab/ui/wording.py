@@ -37,6 +37,14 @@ LABELS = {
     "target_cfg": "Target CFG",
     "warm_up": "Warm-up",
 }
+MODE_LABELS = {  # what a view shows; the browser draws the first, the run's rasteriser the others
+    "splats": "Gaussians",
+    "color": "Render",
+    "depth": "Depth",
+    "opacity": "Opacity",
+    "normals": "Normals",
+    "count": "Gaussians per pixel",
+}
 LABELS_OF_PATHS = {  # of names that mean different things in different groups
     "prior.source": "Images from",
     "prompt.source": "Source prompt",

@@ -20,10 +20,13 @@ from sdlab.channel import Latest
 from sdlab.console import say
 from sdlab.errors import reason
 from sdlab.live.manager import Seat
+from sdlab.modes import MODES
 from sdlab.pictures import grid
 from sdlab.types import Frame, SplatSnapshot
 from sdlab.viewport.private import muted, start_server
+from sdlab.viewport.rendered import RenderedView, Renders
 
+SPLATS = "splats"  # the mode in which the browser draws
 UPDATE_EVERY = 0.1  # seconds; a browser on a small machine draws splats no more often
 WAIT = 0.5  # seconds between checks for a closed view
 EYE = (3.6, 0.9, 1.1)  # in front of the object, slightly from its left and above
@@ -39,6 +42,8 @@ ECHO = 0.4  # seconds for which a browser still reports camera moves that the se
 FILM_SECONDS, FILM_SHOT = 8.0, 0.2  # of a film; upper limit for one shot
 FILM_END = 1.2  # seconds of the last shot
 FLOOR_COLOUR = {False: (226, 226, 230), True: (44, 44, 50)}  # by theme: dark or not
+EMPTY_COLOUR = {False: (1.0, 1.0, 1.0), True: (0.08, 0.08, 0.08)}  # of renders where there is nothing, by theme
+JPEG_QUALITY = 92
 
 
 Film = tuple[tuple[int, SplatSnapshot | np.ndarray], ...]  # (step, Gaussians or the images of a flat scene)
@@ -64,8 +69,11 @@ class SplatView:
     trouble = ""  # for the user
     obstacle = ""  # why a browser's last attempt to connect failed
 
-    def __init__(self, latest: Latest[Frame], dark: bool = False) -> None:
+    def __init__(self, latest: Latest[Frame], dark: bool = False, renders: Renders | None = None) -> None:
+        """With `renders`, `show_as` may show what the session's rasteriser draws."""
         self._latest = latest
+        self._rendered = RenderedView(renders, self._put_behind) if renders is not None else None
+        self._behind = False  # whether an image hangs behind the scene
         self._closed = threading.Event()
         self._dark = dark
         self._peers: tuple[SplatView, ...] = ()  # views whose cameras follow this one
@@ -103,6 +111,8 @@ class SplatView:
         if self._closed.is_set():
             return
         self._dark = dark
+        if self._rendered is not None:
+            self._rendered.dress(EMPTY_COLOUR[dark])
         self._server.gui.configure_theme(dark_mode=dark, show_logo=False, show_share_button=False)
         self._lay_floor()
 
@@ -115,7 +125,7 @@ class SplatView:
             FLOOR_COLOUR[self._dark],
             thickness=1.0,
             thickness_units="screen",
-            visible=self._picture is None,
+            visible=self._picture is None and not self._behind,
         )
 
     def look_from_front(self) -> None:
@@ -125,6 +135,37 @@ class SplatView:
                 client.camera.position = EYE if self._picture is None else EYE_OF_PICTURES
                 client.camera.look_at = (0.0, 0.0, 0.0)
                 client.camera.up_direction = (0.0, 0.0, 1.0)
+
+    # ---- renders -----------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """What the view shows: SPLATS, or one of `sdlab.modes.MODES`."""
+        return (self._rendered and self._rendered.mode) or SPLATS
+
+    @property
+    def legend(self) -> str:
+        """What the colours of a mode mean, or why it shows nothing; "" for Gaussians."""
+        return self._rendered.legend if self._rendered is not None else ""
+
+    def show_as(self, mode: str) -> None:
+        """Show Gaussians drawn by the browser (SPLATS), or renders in one of `sdlab.modes.MODES`. ValueError for
+        another word."""
+        if mode != SPLATS and mode not in MODES:
+            raise ValueError(f"view {mode!r}; there are {', '.join((SPLATS, *MODES))}")
+        if self._rendered is not None and not self._closed.is_set():
+            self._rendered.show(None if mode == SPLATS else mode)
+
+    def _put_behind(self, picture: np.ndarray | None) -> None:
+        """Hang an image behind the scene and hide the Gaussians, or the reverse (None)."""
+        shown = picture is not None and self._film_at is None
+        self._server.scene.set_background_image(picture if shown else None, "jpeg", jpeg_quality=JPEG_QUALITY)
+        if shown == self._behind:
+            return
+        self._behind = shown
+        if self._splats is not None:
+            self._splats.visible = not shown
+        self._lay_floor()
 
     # ---- cameras that move together ----------------------------------------------------------------------
 
@@ -145,6 +186,8 @@ class SplatView:
 
     def _moved(self, camera: Any) -> None:
         """Pass a camera move (viser's handle) on to the peers, unless it echoes a move that the server made."""
+        if self._rendered is not None:
+            self._rendered.moved(camera)
         if time.monotonic() - self._told > ECHO:
             for peer in self._peers:
                 peer._move_to(camera)
@@ -175,6 +218,8 @@ class SplatView:
         """Play the film until its end, until the view closes or until another film comes."""
         self._film_changed = False
         film = self._film
+        self._film_at = film[0][0] if film else None
+        self._put_behind(None)  # films are made of Gaussians
         pause = min(FILM_SECONDS / max(len(film), 1), FILM_SHOT)
         for i, (step, shot) in enumerate(film):
             self._film_at = step
@@ -188,10 +233,13 @@ class SplatView:
             if self._film_changed or self._closed.is_set():
                 break
         self._film_at = None
+        self.show_as(self.mode)
 
     def close(self) -> None:
         """Close the view without waiting; its thread stops the server, and so disconnects browsers, within `WAIT` s."""
         self._closed.set()
+        if self._rendered is not None:
+            self._rendered.close()
 
     def join(self, timeout: float) -> bool:
         """Wait until a closed view has ended; return False after `timeout` seconds."""
@@ -257,7 +305,12 @@ class SplatView:
             self._lay_floor()
         if self._splats is None:
             self._splats = self._server.scene.add_gaussian_splats(
-                "/splats", scene.means, scene.covariances, scene.rgbs, scene.opacities
+                "/splats",
+                scene.means,
+                scene.covariances,
+                scene.rgbs,
+                scene.opacities,
+                visible=not self._behind,
             )
         else:
             self._splats.set_gaussians(scene.means, scene.covariances, scene.rgbs, scene.opacities)
@@ -289,7 +342,7 @@ class Viewports:
 
     def open(self, seat: Seat, dark: bool = False) -> SplatView:
         """Open a view of the seat's session; it closes with the seat."""
-        view = SplatView(seat.session.latest, dark)
+        view = SplatView(seat.session.latest, dark, seat.session.rendering)
         with self._lock:
             self._views[seat.id] = view
         seat.on_close.append(lambda: self._forget(seat.id))

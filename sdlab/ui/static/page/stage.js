@@ -13,7 +13,7 @@ const DRAWING = {
   off: "WebGL is off in this browser, so the 3D view stays empty. The lens below shows the images of the run.",
 };
 
-/** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean, trouble: string }} Lane */
+/** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean, trouble: string, modes: [string, string][], mode: string, legend: string }} Lane */
 
 /** @param {HTMLElement} element */
 export function mount(element) {
@@ -47,7 +47,7 @@ export function mount(element) {
     for (const lane of lanes) {
       let node = nodes.get(lane.token);
       if (!node) {
-        node = laneNode((button) => press(button, lane.token));
+        node = laneNode((button) => press(button, lane.token), (mode) => act({ do: "draw", lane: lane.token, mode }));
         stage.append(node);
         nodes.set(lane.token, node);
         resting.forEach(wake);
@@ -62,16 +62,16 @@ export function mount(element) {
   });
 }
 
-/** @param {(button: HTMLButtonElement) => void} press */
-function laneNode(press) {
+/** @param {(button: HTMLButtonElement) => void} press @param {(mode: string) => void} draw */
+function laneNode(press, draw) {
   const node = document.createElement("figure");
   node.className = "lane";
   node.innerHTML =
     '<figcaption><button type="button" class="name" data-do="focus"><i class="chip"></i><b></b><span></span></button>' +
     '<button type="button" data-do="keep" title="Keep this lane and close the others">keep</button>' +
     '<button type="button" data-do="close" title="Close this lane" aria-label="Close this lane">&times;</button></figcaption>' +
-    '<div class="notes" role="status"><p class="trouble"></p><p class="drawing"></p></div>' +
-    '<div class="tools"><button type="button" data-do="branch" title="Add a lane that continues from this step">' +
+    '<div class="notes" role="status"><p class="trouble"></p><p class="drawing"></p><p class="legend"></p></div>' +
+    '<div class="tools"><select data-mode title="What the view shows, and who draws it" aria-label="What the view shows" hidden></select><button type="button" data-do="branch" title="Add a lane that continues from this step">' +
     'Branch here</button><button type="button" data-do="front">Front view</button></div>';
   const frame = document.createElement("iframe");
   frame.addEventListener("load", () => {
@@ -83,6 +83,8 @@ function laneNode(press) {
     const button = /** @type {HTMLButtonElement | null} */ (/** @type {Element} */ (event.target).closest("[data-do]"));
     if (button) press(button);
   });
+  const mode = /** @type {HTMLSelectElement} */ (node.querySelector("[data-mode]"));
+  mode.addEventListener("change", () => draw(mode.value));
   return node;
 }
 
@@ -103,6 +105,20 @@ function showLane(node, lane) {
   name.textContent = lane.loss;
   state.textContent = `step ${lane.step}${lane.phase === "running" ? "" : `, ${lane.phase}`}`;
   note(node, ".trouble", lane.trouble);
+  note(node, ".legend", lane.legend);
+  showModes(/** @type {HTMLSelectElement} */ (node.querySelector("[data-mode]")), lane);
+}
+
+/** Offer the ways in which a view may show its scene. @param {HTMLSelectElement} select @param {Lane} lane */
+function showModes(select, lane) {
+  const offered = lane.modes.map(([mode]) => mode).join();
+  if (select.dataset.offered !== offered) {
+    select.dataset.offered = offered;
+    select.replaceChildren(...lane.modes.map(([mode, label]) => new Option(label, mode)));
+    select.hidden = !lane.modes.length;
+    select.dataset.shown = "";
+  }
+  if (select.dataset.shown !== lane.mode) select.value = select.dataset.shown = lane.mode; // a choice under way stays
 }
 
 /** Say something over the view, or nothing. @param {HTMLElement} node @param {string} line @param {string} text */
