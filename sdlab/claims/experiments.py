@@ -38,7 +38,7 @@ def _plotted(name: str, seconds: tuple[float, float]) -> Experiment:
 
 # ---- ESD ---------------------------------------------------------------------------------------------------------
 
-ENTROPY = _plotted("entropy", (20, 200))
+ENTROPY = _plotted("entropy", (15, 200))
 
 
 def _esd(plan: Plan) -> list[str]:
@@ -55,7 +55,7 @@ ESD = Experiment(
         *["bench", "esd", *_esd(plan), "--set", "schedule.t_min=0.02"],
         *(["--lambdas", "0,0.5,1"] if plan.quick else []),
     ],
-    (75, 600),
+    (60, 600),
     ("esd.png", "esd-views.png"),
 )
 DREAMTIME = Experiment(
@@ -63,7 +63,7 @@ DREAMTIME = Experiment(
     "esd-dreamtime",
     "esd.json",
     lambda plan: ["bench", "esd", "--preset", "gallery-esd-dreamtime", *_esd(plan), "--lambdas", "0,1"],
-    (50, 300),
+    (45, 300),
     ("esd-views.png",),
 )
 
@@ -79,21 +79,24 @@ def _table1(plan: Plan) -> list[str]:
     return ["bench", "esd-table1", *preset, *(size if plan.quick else whole)]
 
 
-TABLE_1 = Experiment("esd-table1", "esd-table1", "esd-table1.json", _table1, (50, 400), ("esd-table1.png",))
+TABLE_1 = Experiment("esd-table1", "esd-table1", "esd-table1.json", _table1, (45, 400), ("esd-table1.png",))
 
 # ---- DreamMapping ------------------------------------------------------------------------------------------------
 
-FIGURE_10 = _plotted("figure10", (25, 240))
+FIGURE_10 = _plotted("figure10", (15, 240))
 # one folder, so that the runs which the figures share are made once
-FIGURE_5 = _views("dreammapping-figure5", "dreammapping", (40, 300))
+FIGURE_5 = _views("dreammapping-figure5", "dreammapping", (30, 300))
 FIGURE_6 = _views("dreammapping-figure6", "dreammapping", (25, 200))
 FIGURE_7 = _views("dreammapping-figure7", "dreammapping", (25, 200))
 COSTS = Experiment(
     "losses",
     "losses",
     "losses.json",
-    lambda plan: ["bench", "losses", "--preset", "toybox", *(["--quick"] if plan.quick else [])],
-    (60, 200),
+    lambda plan: [
+        *["bench", "losses", "--preset", "toybox", "--losses", "sbp,vdm,vsd"],
+        *(["--quick"] if plan.quick else []),
+    ],
+    (50, 200),
     to_file=True,
 )
 

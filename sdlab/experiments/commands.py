@@ -87,7 +87,7 @@ def _plotted(args: argparse.Namespace) -> int:
     out = args.out or Path(f"bench-{args.what}.json")
     more = {"weights": args.weights} if "weights" in args else {}
     code = _stoppable(lambda stop: import_module(args.module).run(out, quick=args.quick, stop=stop, **more))
-    if out.exists():
+    if code == 0 or out.exists():  # interrupted before anything was finished, there is no file
         print(f"written to {out}")
     return code
 
