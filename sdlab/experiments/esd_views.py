@@ -170,7 +170,7 @@ def _row(runner: Runner, entry: Entry, done: TracedRun) -> dict[str, Any]:
     with torch.no_grad():
         z = prior.encode(outcome.sides.render(cams, torch.ones(len(cams), 3)).rgb)
     reading = shown(z, prior, s.prompt.text)
-    looks = image_stats(views_around(runner, outcome, JANUS_VIEWS))
+    looks = image_stats(views_around(runner, outcome, JANUS_VIEWS), digits=6)
     return {
         "object": entry.case.object,
         "prompt": s.prompt.text,

@@ -177,7 +177,7 @@ def _row(runner: Runner, reader: Reader, outcome: Outcome, against: Tensor) -> d
         "iv": round(iv, 4),
         "fid": round(fid(features, against), 4),
         "kid": round(kid(features, against), 5),
-        **image_stats(shown),
+        **image_stats(shown, digits=6),
         "answers": {name: _rounded(p.mean(0)) for name, p in answers.items()},
         "features": [_rounded(each) for each in features[twelve]],
     }
