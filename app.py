@@ -48,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"preset to begin with, or a .toml file (default {DEFAULT_PRESET}; with --prior {NETWORK_PRESET})",
     )
     p.add_argument("--prior", help="toybox, a folder in the diffusers layout, or owner/name on the Hub")
+    p.add_argument(
+        "--trust-links",
+        action="store_true",
+        help="links to the page may choose files and models, too; opening one then reads or downloads them",
+    )
     p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if available)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
     p.add_argument(
@@ -149,7 +154,8 @@ def build(args: argparse.Namespace) -> Any:
     manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
-    app = build_server(manager, settings, named, locked, on_space="SPACE_ID" in os.environ, site=site)
+    on_space = "SPACE_ID" in os.environ
+    app = build_server(manager, settings, named, locked, on_space, site, trust_links=args.trust_links)
     bound(memory.limit)
     return app
 

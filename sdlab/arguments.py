@@ -98,14 +98,14 @@ def claimed(out: Path, given: str = "--out") -> Iterator[None]:
         yield
 
 
-def claim_file(out: Path, inputs: Iterable[Path] = ()) -> None:
+def claim_file(out: Path, inputs: Iterable[Path] = (), given: str = "--out") -> None:
     """Like `claim`, for a file. Raises ValueError, too, if it is one of the `inputs` of the command."""
-    claim(out.parent)
+    claim(out.parent, given)
     try:
         is_folder, resolved = out.is_dir(), out.resolve()
     except (OSError, ValueError) as e:
-        raise ValueError(f"--out {out}: cannot write there ({getattr(e, 'strerror', None) or e})") from e
+        raise ValueError(f"{given} {out}: cannot write there ({getattr(e, 'strerror', None) or e})") from e
     if is_folder:
-        raise ValueError(f"--out {out}: this is a folder; give a file name")
+        raise ValueError(f"{given} {out}: this is a folder; give a file name")
     if resolved in {path.resolve() for path in inputs}:
-        raise ValueError(f"--out {out}: this file is an input, which would be overwritten; give another name")
+        raise ValueError(f"{given} {out}: this file is an input, which would be overwritten; give another name")

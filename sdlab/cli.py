@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | bench | claims | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | toybox`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -17,6 +17,7 @@ from sdlab.arguments import add_device, positive, turntable_pixels
 from sdlab.bench import commands as bench
 from sdlab.claims import commands as claims
 from sdlab.experiments import commands as experiments
+from sdlab.experiments.measuring import add_metrics
 from sdlab.options import choose_device, plan_for, settings_for
 from sdlab.training import cli as toybox
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_sheet(commands)
     _add_list(commands)
+    add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)
     _add_toybox(commands)

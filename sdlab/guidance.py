@@ -6,7 +6,7 @@
                perpendicular to its own direction
 
 Losses with plain CFG between the prompt and the empty prompt call `guide`, which applies the settings: SDS, VSD, ESD,
-ASD, VDM, JSD, SDI and the first stage of SBP. The others combine predictions in their own way.
+ASD, VDM, JSD, SDI, PFD and the first stage of SBP. The others combine predictions in their own way.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sdlab.live.messages import Event
     from sdlab.live.session import Session
     from sdlab.options import Plan
+    from sdlab.scenes import AnyScene
     from sdlab.settings import Settings
     from sdlab.types import Prior
 
@@ -40,10 +41,10 @@ CHECKPOINT_EVERY = float(os.environ.get("SDLAB_CHECKPOINT_EVERY", "20"))
 
 SETTINGS, RECORD, DIARY = "settings.toml", "run.json", "metrics.jsonl"
 RESULT, CHECKPOINT = "result.json", "checkpoint"
-LIKENESS_VIEWS = 12
+LIKENESS_VIEWS, PSNR = 12, "psnr_to_truth"
 OURS = re.compile(  # what runs of all kinds of scenes write; one of these is enough for a folder to contain a run
     r"settings\.toml|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|pictures\.png|"
-    r"picture-\d\d+\.png|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
+    r"(picture|sheet)-\d\d+\.png|turn\.gif|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
 )
 
 
@@ -390,7 +391,8 @@ def _drive(job: Job) -> Done:
         if console.failure:
             where = unsaved or f"the state is in {job.out / CHECKPOINT}"
             raise RuntimeError(f"stopped at step {session.state.step} because {console.failure}; {where}")
-        result = {**_result(session, job.preset, wall), **rasteriser, **_likeness(session)}
+        psnr = likeness(session.state.scene, session.effective, session.prior)
+        result = {**_result(session, job.preset, wall), **rasteriser, **({} if psnr is None else {PSNR: psnr})}
         _write_results(session, job, result, unsaved)
     if unsaved:
         raise OSError(f"{unsaved}; the results are in {job.out}")
@@ -399,15 +401,15 @@ def _drive(job: Job) -> Done:
         f"{_size_of(session.state.scene)}, results in {job.out}",
         sys.stdout,
     )
-    if "psnr_to_truth" in result:
-        _say(f"{result['psnr_to_truth']} dB PSNR to the mesh's own renders, {LIKENESS_VIEWS} views", sys.stdout)
+    if PSNR in result:
+        _say(f"{result[PSNR]} dB PSNR to the mesh's own renders, {LIKENESS_VIEWS} views", sys.stdout)
     return Done(interrupted(), session.prior)
 
 
-def _likeness(session: Session) -> dict[str, float]:
-    """Return the mean PSNR of the scene's views to the prior's own, on white, if its source knows them."""
-    if session.effective.prior.kind != "gallery":
-        return {}
+def likeness(scene: AnyScene, s: Settings, prior: Prior) -> float | None:
+    """Return the mean PSNR in dB of the scene's views to the prior's own, on white; None if its source has none."""
+    if s.prior.kind != "gallery":
+        return None
     import torch
 
     from sdlab.cameras import turntable
@@ -415,16 +417,15 @@ def _likeness(session: Session) -> dict[str, float]:
     from sdlab.priors.gallery import GalleryScores
     from sdlab.scenes import FlatScene
 
-    scene, s, prior = session.state.scene, session.effective, session.prior
     if isinstance(scene, FlatScene):
-        return {}
+        return None
     cams = turntable(LIKENESS_VIEWS, s.camera, prior.image_size)
     truth = prior.source.truth(cams) if isinstance(prior, GalleryScores) else None
     if truth is None:
-        return {}
+        return None
     with torch.no_grad():
-        seen = scene.render(cams, torch.ones(len(cams), 3, device=session.device)).rgb.cpu()
-    return {"psnr_to_truth": round(float(psnr(seen.clamp(0, 1), truth).mean()), 2)}
+        seen = scene.render(cams, torch.ones(len(cams), 3)).rgb.cpu()
+    return round(float(psnr(seen.clamp(0, 1), truth).mean()), 2)
 
 
 def _write_results(session: Session, job: Job, result: dict[str, Any], unsaved: str) -> None:
@@ -581,7 +582,7 @@ def _result(session: Session, preset: str, wall: float) -> dict[str, Any]:
     state, s = session.state, session.effective
     return {
         "preset": preset,
-        "prompt": s.prompt.text,
+        "prompt": " / ".join(s.prompts),
         "prior": session.prior.name,
         "prior_commit": session.prior.commit,
         "engine": session.prior.engine_name,

@@ -25,6 +25,7 @@ class OptimSettings:
     lr_planes: float = knob(1e-2, 0.0, 1.0, "learning rate of a field's planes", log=True)
     lr_decoder: float = knob(1e-3, 0.0, 1.0, "learning rate of a field's decoder", log=True)
     lr_latents: float = knob(1e-2, 0.0, 1.0, "learning rate of images in the prior's space", log=True)
+    lr_pixels: float = knob(2e-2, 0.0, 1.0, "learning rate of an illusion's pixels", log=True)
     lr_points: float = knob(3e-2, 0.0, 1.0, "learning rate of points in the plane", log=True)
     lr_mean: float = knob(1e-2, 0.0, 1.0, "learning rate of a Gaussian's mean", log=True)
     lr_log_std: float = knob(1e-2, 0.0, 1.0, "learning rate of a Gaussian's log standard deviation", log=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ class PromptSettings:
     """The prompt and the templates derived from it."""
 
     text: str = knob("a red bear", hi=MAX_PROMPT, help="what to create")
+    second: str = knob("a blue teapot", hi=MAX_PROMPT, help="illusions: the prompt of a picture's second view")
+    third: str = knob("a green tree", hi=MAX_PROMPT, help="illusions of three or four views: the prompt of the third")
+    fourth: str = knob("a yellow duck", hi=MAX_PROMPT, help="illusions of four views: the prompt of the fourth")
     negative: str = knob(NEGATIVE, hi=MAX_PROMPT, help="what to avoid; used by NFSD, CSD and ISM")
     target: str = knob(
         f"{PROMPT}, {QUALITY}", hi=MAX_PROMPT, help="target prompt of SBP; {prompt} is replaced by the prompt"
@@ -62,6 +65,15 @@ class PromptSettings:
                     f"prompt.{name} = {shown(text)}: unknown placeholder {shown(odd[0])}; only {PROMPT} is replaced"
                 )
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts by number; `Cameras.prompts` holds the number of each view's."""
+        return self.text, self.second, self.third, self.fourth
+
+    def of(self, number: int) -> PromptSettings:
+        """Return the same settings with the prompt of this number, 0 to 3, as `text`."""
+        return self if number == 0 else replace(self, text=self.texts[number])
+
 
 ROLES = ("pos", "plain", "uncond", "neg", "ref", "target", "source")
 
@@ -82,10 +94,12 @@ def wording(s: PromptSettings, role: str, view: str) -> str:
     raise ValueError(f"unknown prompt role {role!r}: must be one of {', '.join(ROLES)}")
 
 
-def texts_of(s: PromptSettings, roles: Iterable[str], perp_neg: bool) -> list[str]:
-    """Return every text that steps with these roles, or Perp-Neg, can request, whatever the cameras."""
+def texts_of(s: PromptSettings, roles: Iterable[str], perp_neg: bool, prompts: int = 1) -> list[str]:
+    """Return every text that steps with these roles, or Perp-Neg, can request, whatever the cameras; `prompts` is the
+    number of prompts that the scene has."""
     requested = [*roles, *(("pos",) if perp_neg else ())]
-    return list(dict.fromkeys(wording(s, role, view) for role in requested for view in VIEW_WORDS))
+    each = [s.of(number) for number in range(prompts)]
+    return list(dict.fromkeys(wording(own, role, view) for own in each for role in requested for view in VIEW_WORDS))
 
 
 class PromptBank:
@@ -113,8 +127,8 @@ class PromptBank:
         if reference is not None and "ref" in roles:
             rest = tuple(role for role in roles if role != "ref")
             return {**self.bind(s, rest, cams), **self.bind(reference, ("ref",), cams)}
-        views = views_of(s, cams)
-        return {role: cat_conds([self._embed(wording(s, role, v)) for v in views]) for role in roles}
+        views = list(zip(prompts_of(s, cams), views_of(s, cams), strict=True))
+        return {role: cat_conds([self._embed(wording(own, role, v)) for own, v in views]) for role in roles}
 
     def perp_neg(self, s: PromptSettings, cams: Cameras) -> tuple[dict[str, Cond], Tensor]:
         """Return the conditioning of `PERP_ROLES` for the B views of `cams`, and the weights [B, 2] of the negatives.
@@ -123,8 +137,9 @@ class PromptBank:
         """
         bound: dict[str, list[Cond]] = {role: [] for role in PERP_ROLES}
         weights = []
-        front, side, back, above = (self._embed(wording(s, "pos", word)) for word in VIEW_WORDS)
-        for azimuth, elevation in zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True):
+        angles = zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True)
+        for own, (azimuth, elevation) in zip(prompts_of(s, cams), angles, strict=True):
+            front, side, back, above = (self._embed(wording(own, "pos", word)) for word in VIEW_WORDS)
             overhead = elevation > s.overhead_angle
             r, both = perp_neg_weights(azimuth, overhead)
             if overhead:
@@ -151,3 +166,13 @@ def views_of(s: PromptSettings, cams: Cameras) -> list[str]:
     """Return the view word of each camera."""
     angles = zip(cams.azimuth.tolist(), cams.elevation.tolist(), strict=True)
     return [view_word(a, e, s.front_angle, s.overhead_angle) for a, e in angles]
+
+
+def prompts_of(s: PromptSettings, cams: Cameras) -> list[PromptSettings]:
+    """Return the settings of each camera, with its own prompt as `text`."""
+    return [s.of(number) for number in cams.prompts or (0,) * len(cams)]
+
+
+def names_of(s: PromptSettings, cams: Cameras) -> tuple[str, ...]:
+    """Return what tells the views of a flat scene apart: the prompt of each if they have their own, otherwise ""."""
+    return tuple(own.text for own in prompts_of(s, cams)) if cams.prompts else ("",) * len(cams)

@@ -16,13 +16,18 @@ from sdlab.transfer import upload
 class StepRng:
     """`StepRng(seed, step)("camera")` returns a new CPU `torch.Generator` that depends on these three values only."""
 
-    def __init__(self, seed: int, step: int) -> None:
+    def __init__(self, seed: int, step: int, prefix: str = "") -> None:
         self.seed = seed
         self.step = step
+        self._prefix = prefix
 
     def __call__(self, stream: str) -> torch.Generator:
-        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{stream}".encode(), digest_size=7).digest()
+        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{self._prefix}{stream}".encode(), digest_size=7).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+    def branch(self, prefix: str) -> StepRng:
+        """Return other streams of the same step: their names begin with `prefix`."""
+        return StepRng(self.seed, self.step, self._prefix + prefix)
 
     def randn(self, stream: str, like: torch.Tensor) -> torch.Tensor:
         """Draw standard normal noise with the shape, dtype and device of `like`; drawn on the CPU in float32, so that

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdlab.knobs import knob
+from sdlab.noise import KINDS as NOISES
 from sdlab.rng import StepRng
 from sdlab.types import N_TIMESTEPS
 
@@ -43,6 +44,17 @@ class ScheduleSettings:
         "1-alphabar",
         help="w(t): 1-alphabar (DreamFusion), uniform (1), fantasia3d (sqrt(alphabar) (1-alphabar)), sigma/alpha (ISM)",
         choices=("1-alphabar", "uniform", "fantasia3d", "sigma/alpha"),
+    )
+    noise: str = knob(
+        "fresh",
+        help=(
+            "fresh: drawn for every view and step; world: a function of the camera (FSD); object: fixed to the surface "
+            "(CFD). The last two last the whole run and belong to a falling t, such as linear"
+        ),
+        choices=NOISES,
+    )
+    noise_share: float = knob(
+        1.0, 0.0, 1.0, "share of the noise that lasts; the rest is fresh, at the same variance (CFD: sqrt(beta))"
     )
 
     def __post_init__(self) -> None:

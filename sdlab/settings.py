@@ -104,8 +104,13 @@ class Settings:
 
     @property
     def loss(self) -> Distillation:
-        """The active loss."""
-        return self.losses[self.active]
+        """The active loss, around that which it wraps, if it does."""
+        return self.losses[self.active].among(self.losses)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the scene's views; one for all of them unless the scene is an illusion."""
+        return self.prompt.texts[: self.scene.prompts]
 
     @property
     def perp_neg(self) -> bool:

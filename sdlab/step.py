@@ -17,8 +17,9 @@ from torch import Tensor
 from sdlab.cameras import sample_background, sample_cameras
 from sdlab.channel import working_clock
 from sdlab.errors import memory_explained
+from sdlab.noise import draw
 from sdlab.optim import OptimSettings, SceneOptimiser
-from sdlab.prompts import PromptBank, PromptSettings
+from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
 from sdlab.rng import StepRng
 from sdlab.scenes import AnyScene, FlatScene
 from sdlab.schedule import sample_t, weight
@@ -175,10 +176,11 @@ def step(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Report
     scene, loss = state.scene, s.loss
 
     # cameras -> rgb -> z, differentiable
-    cams, render, z = take_views(scene, s, prior, rng, watch)
+    seen = take_views(scene, s, prior, rng, watch)
+    cams, render, z = seen
 
     # schedule -> t, noise -> z_t, detached; drawn on the CPU, so that all devices see the same values
-    x = add_noise(z.detach(), s, rng, prior, progress)
+    x = add_noise(z.detach(), s, rng, prior, progress, seen)
     reference = state.reference if loss.needs_reference else None
     if reference is not None:
         with torch.no_grad():
@@ -266,7 +268,7 @@ class Views(NamedTuple):
 def take_views(scene: AnyScene, s: Settings, prior: Prior, rng: StepRng, watch: Stopwatch) -> Views:
     """Render the scene with this step's cameras and encode it; scenes in the prior's space need neither."""
     if isinstance(scene, FlatScene):
-        z = scene.latents(rng)
+        z = scene.latents(rng, prior)
         watch.lap("render")
         return Views(scene.cams, None, z)
     cams = sample_cameras(s.camera, rng, s.camera.resolution or prior.image_size)
@@ -301,8 +303,9 @@ def warm_up(state: State, s: Settings, prior: Prior, prompts: PromptBank) -> int
     scene, loss, aux = state.scene, s.loss, state.aux[s.loss.aux_name()]
     rng, progress = StepRng(s.seed, FIRST_WARM_UP - aux.fitted), s.progress(state.step)
     with torch.no_grad():
-        cams, _, z = take_views(scene, s, prior, rng, Stopwatch())
-        x = add_noise(z, s, rng, prior, progress)
+        seen = take_views(scene, s, prior, rng, Stopwatch())
+        cams, _, z = seen
+        x = add_noise(z, s, rng, prior, progress, seen)
         model = bind_prior(prior, s, prompts, cams, rng, progress)
         asks = loss.fits_guidance or aux.fitted == 0  # always at first, so that errors surface at once
         guidance = loss.gradient(x, model, aux) if asks else Guidance(torch.zeros_like(z))
@@ -340,12 +343,16 @@ def bind_prior(
     if s.perp_neg:
         more, weights = prompts.perp_neg(s.prompt, cams)
         conds, weights = conds | more, upload(weights, prior.device)
-    return BoundPrior(prior, conds, cams, rng, progress, s.guidance.rescale, weights)
+    texts = [wording(s.prompt, "pos", view) for view in views_of(s.prompt, cams)]
+    return BoundPrior(prior, conds, cams, rng, progress, s.guidance.rescale, weights, texts)
 
 
-def add_noise(z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float) -> Noised:
-    """Draw this step's t and noise for z0 [B, C, H, W]."""
+def add_noise(
+    z0: Tensor, s: Settings, rng: StepRng, prior: Prior, progress: float, seen: Views | None = None
+) -> Noised:
+    """Draw this step's t and noise for z0 [B, C, H, W]; `seen` tells noise that depends on camera or surface both."""
     t = upload(sample_t(s.schedule, rng, z0.shape[0], progress), z0.device)
-    noise = rng.randn("noise", z0)
+    cams, render = (seen.cams, seen.render) if seen is not None else (None, None)
+    noise = draw(s.schedule.noise, s.schedule.noise_share, rng, z0, cams, render)
     alpha, sigma = prior.marginal(t)
     return Noised(z0, noise, t, alpha, sigma, alpha * z0 + sigma * noise)

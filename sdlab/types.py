@@ -43,7 +43,11 @@ PERP_ROLES = ("perp pos", "perp neg 1", "perp neg 2")  # bound only with Perp-Ne
 
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    """B cameras looking at the scene; angles in degrees, distance in world units."""
+    """B cameras looking at the scene; angles in degrees, distance in world units.
+
+    `prompts` holds the number of each view's prompt, see `sdlab.prompts.PromptSettings.texts`; without any, all views
+    have the first.
+    """
 
     viewmats: Float[Tensor, "B 4 4"]
     Ks: Float[Tensor, "B 3 3"]
@@ -52,6 +56,7 @@ class Cameras:
     azimuth: Float[Tensor, " B"]
     elevation: Float[Tensor, " B"]
     distance: Float[Tensor, " B"]
+    prompts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return int(self.viewmats.shape[0])
@@ -65,6 +70,7 @@ class Cameras:
             azimuth=self.azimuth[rows],
             elevation=self.elevation[rows],
             distance=self.distance[rows],
+            prompts=self.prompts[rows],
         )
 
 
@@ -263,7 +269,8 @@ class BoundPrior:
 
     `conds` maps roles to the conditioning of the B images. `progress` is the step's position in the planned run, in
     [0, 1]. `rescale` and `perp_weights` [B, 2] tell `sdlab.guidance.guide` how to combine predictions (None: without
-    Perp-Neg). `nfe` counts network evaluations per view, `seconds` the time spent in the network.
+    Perp-Neg). `texts` are the B prompts with their view words, for losses that judge images; empty if unknown. `nfe`
+    counts network evaluations per view, `seconds` the time spent in the network.
     """
 
     def __init__(
@@ -275,6 +282,7 @@ class BoundPrior:
         progress: float = 1.0,
         rescale: float = 0.0,
         perp_weights: Tensor | None = None,
+        texts: Sequence[str] = (),
     ) -> None:
         self.prior = prior
         self.conds = conds
@@ -283,6 +291,7 @@ class BoundPrior:
         self.progress = progress
         self.rescale = rescale
         self.perp_weights = perp_weights
+        self.texts = tuple(texts)
         self.nfe = 0
         self.seconds = 0.0
 

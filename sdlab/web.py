@@ -60,6 +60,11 @@ class Site:
         return cls(frozenset(f"{url.scheme}://{url.netloc}".lower() for url in parsed), frozenset(known), path)
 
     @property
+    def urls(self) -> list[str]:
+        """Return the public addresses of the page, each with a slash at its end."""
+        return [f"{origin}{self.prefix}/" for origin in sorted(self.origins)]
+
+    @property
     def is_public(self) -> bool:
         """Return whether an address was given that other machines can reach."""
         return any(not _is_loopback(urlsplit(origin).hostname or "") for origin in self.origins)

@@ -106,6 +106,9 @@ HEAVY: dict[str, list[dict[str, Any]]] = {  # by budget, settings within each ra
     "a step would evaluate": [
         {"active": "sdi", "losses__sdi__inversion_steps": 20, "camera__views": 8},
         {"active": "sbp", "losses__sbp__form": "full", "losses__sbp__leg_steps": 20, "camera__views": 8},
+        {"active": "pfd", "losses__pfd__reverse_steps": 20, "camera__views": 8},
+        {"active": "pfd", "guidance__perp_neg": True, "camera__views": 4},
+        {"active": "reward", "losses__reward__inner": "jsd", "losses__reward__noises": 8},
     ],
     "a training step of psi": [{"active": "vsd", "losses__vsd__every": 4, "camera__views": 8}],
     "psi would train on": [{"active": "esd", "losses__esd__every": 4, "losses__esd__lessons": 4, "camera__views": 8}],

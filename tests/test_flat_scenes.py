@@ -19,6 +19,7 @@ from sdlab.priors.mixture import PLACES, MixturePrior
 from sdlab.priors.plane_network import TrainedPlane
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, require_camera_scene
+from sdlab.scenes.illusion import Illusion
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings, from_toml, losses, preset, scenes, to_toml
@@ -55,6 +56,7 @@ FLAT = {
     "image": pictures(),
     "points": plane(n=12),
     "gaussian": plane("playground-gaussian", n=16),
+    "illusion": dataclasses.replace(pictures(), scene=Illusion(n=1)),
 }
 
 
@@ -78,9 +80,9 @@ def test_every_loss_moves_it(kind, loss):
     assert session.state.skipped == 0
     after = session.state.scene.state_dict()
     moved = [float((after[name] - before[name]).abs().max()) for name in before]
-    if loss == "dds":  # source and target prompt are equal, so there is nothing to edit
+    if losses()[loss].needs_reference:  # source and target prompt are equal, so there is nothing to edit
         assert max(moved) < 1e-6
-    elif loss != "sbp" or kind == "image":  # on the plane, source and target prompt name the same place
+    elif loss != "sbp" or kind in ("image", "illusion"):  # on the plane, source and target prompt name the same place
         assert max(moved) > 1e-4
 
 
@@ -110,7 +112,7 @@ def test_frames_hold_pictures_and_no_splats(kind):
     frame = session.latest.get()
     assert frame.scene is None
     assert frame.preview.dtype == np.uint8
-    assert len(frame.views) == len(frame.preview) == (2 if kind == "image" else 1)
+    assert len(frame.views) == len(frame.preview) == (2 if kind in ("image", "illusion") else 1)
     assert frame.preview.std() > 1
     assert "n_gaussians" not in frame.stats
 
@@ -121,11 +123,12 @@ def test_it_leaves_its_results(kind, tmp_path, capsys):
     file = tmp_path / "settings.toml"
     file.write_text(to_toml(FLAT[kind].patch("steps", 5)), encoding="utf-8")
     assert main(["run", str(file), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    names = {p.name for p in (tmp_path / "run").glob("*.png")}
+    names = {p.name for p in (tmp_path / "run").iterdir() if p.suffix in (".png", ".gif")}
     expected = {
         "image": {"pictures.png", "picture-00.png", "picture-01.png"},
         "points": {"trajectories.png", "beside-sds.png", "control-variate.png"},
         "gaussian": {"samples.png"},
+        "illusion": {"pictures.png", "picture-00.png", "picture-01.png", "turn.gif"},
     }
     assert names == expected[kind]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 5
@@ -170,7 +173,7 @@ def test_sds_brings_pictures_to_the_mixture():
 def test_the_number_of_pictures_is_the_batch_whatever_the_cameras(views):
     s = pictures(n=5).patch("camera.views", views)
     session = ran(s, until=2)
-    assert session.state.scene.latents(StepRng(0, 0)).shape == (5, 3, 16, 16)
+    assert session.state.scene.latents(StepRng(0, 0), session.prior).shape == (5, 3, 16, 16)
 
 
 def test_a_picture_to_start_from(tmp_path):

@@ -12,6 +12,8 @@ HOGS = {  # at the ends of what visitors may choose, one kind of load each
     "pixels": {"camera.views": 8, "camera.resolution": 512, "scene.max_gaussians": 4000},
     "inversion": {"active": "sdi", "losses.sdi.inversion_steps": 20, "camera.views": 8},
     "bridge": {"active": "sbp", "losses.sbp.form": "full", "losses.sbp.leg_steps": 20, "camera.views": 8},
+    "two ways": {"active": "pfd", "losses.pfd.reverse_steps": 20, "losses.pfd.inversion_steps": 20, "camera.views": 8},
+    "noises": {"active": "reward", "losses.reward.inner": "sdi", "losses.reward.noises": 8, "camera.views": 8},
     "psi": {
         **{"active": "vsd", "losses.vsd.rank": 32, "losses.vsd.lessons": 3, "losses.vsd.every": 4},
         **{"losses.vsd.network": "copy", "losses.vsd.warm_up": 500, "camera.views": 8},

@@ -440,15 +440,17 @@ def test_cosines_of_all_losses(small):
     found = compared(*parts(session))
     at = {name: i for i, name in enumerate(found.losses)}
     assert found.losses == tuple(ALL)
-    assert found.cosines.shape == (12, 12)
-    assert found.pictures.shape[:2] == (12, 2)
+    assert found.cosines.shape == (len(ALL), len(ALL))
+    assert found.pictures.shape[:2] == (len(ALL), 2)
     assert found.pictures.shape[2:] == found.renders.shape[1:]
     np.testing.assert_array_equal(found.cosines, found.cosines.T)
-    others = [i for name, i in at.items() if name != "dds"]
+    editing = [i for name, i in at.items() if losses()[name].needs_reference]
+    others = [i for i in at.values() if i not in editing]
     assert (found.cosines[others, others] == 1).all()
-    assert np.isnan(found.cosines[at["dds"]]).all(), "what is zero has no direction"
-    assert found.rms[at["dds"]] == 0
-    assert "as it is now: zero" in found.notes[at["dds"]]
+    for i in editing:
+        assert np.isnan(found.cosines[i]).all(), "what is zero has no direction"
+        assert found.rms[i] == 0
+        assert "as it is now: zero" in found.notes[i]
     assert found.cosines[at["csd"], at["sds"]] == pytest.approx(1, abs=1e-6)
     assert found.rms[at["csd"]] == pytest.approx(found.rms[at["sds"]], rel=1e-5)
     assert abs(found.cosines[at["sbp"], at["sds"]]) < 0.99
@@ -553,9 +555,9 @@ def test_points_are_drawn_all_together():
 
     found = compared(*parts(session))
     assert found.renders.shape == (1, MOST, MOST, 3)
-    assert found.pictures.shape == (12, 1, MOST, MOST, 3)
+    assert found.pictures.shape == (len(ALL), 1, MOST, MOST, 3)
     silent = [name for name, rms in zip(found.losses, found.rms, strict=True) if rms == 0]
-    assert silent == ["dds", "sbp"], "this plane takes both of its prompts for the same"
+    assert silent == ["dds", "pds", "sbp"], "this plane takes both of its prompts for the same"
     for i, rms in enumerate(found.rms):
         assert np.array_equal(found.pictures[i], found.renders) == (rms == 0)
     assert np.array_equal(np.isnan(found.cosines.diagonal()), found.rms == 0)
@@ -647,7 +649,7 @@ def test_every_loss_has_figures(small, loss):
     s = small.patch_all([("active", loss), ("losses.csd.ramp", 1.0)])
     report = begun(s).report
     found = lens.stats_of(report, s.loss)
-    assert ("noise_correlation" in found) == (loss not in ("sdi", "ism", "jsd"))
+    assert ("noise_correlation" in found) == (loss not in ("sdi", "pfd", "ism", "jsd"))
     assert {"control_correlation", "guidance_rms", "guidance_share"} <= found.keys()
     assert all(value.shape == () and bool(torch.isfinite(value)) for value in found.values())
     if loss == "dds":

@@ -116,6 +116,12 @@ def test_terms_are_described(name):
         ("sdi", {"inversion_steps": 2, "inversion_cfg": 1.0}, (4, 0)),
         ("sdi", {"inversion_steps": 2, "inversion_cfg": 0.0}, (4, 0)),
         ("sbp", {"form": "full", "leg_steps": 2}, (4, 0)),
+        ("pfd", {"inversion_steps": 2, "reverse_steps": 3}, (10, 0)),
+        ("pfd", {"inversion_steps": 2, "inversion_cfg": 1.0, "reverse_steps": 1}, (4, 0)),
+        ("reward", {"noises": 1}, (2, 0)),
+        ("reward", {"noises": 3}, (6, 0)),
+        ("reward", {"noises": 3, "inner": "pfd"}, (120, 0)),
+        ("reward", {"noises": 3, "inner": "vsd"}, (9, 1)),
     ],
 )
 def test_evaluations_follow_the_knobs(name, knobs, expected, setting):

@@ -74,12 +74,24 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outputs(finished, images, tmp_path_factory):
+def illusions(images):
+    """The settings of a run of illusions that writes every kind of file."""
+    from sdlab.scenes.illusion import Illusion
+    from sdlab.settings import from_toml
+
+    file = images.with_name("illusions.toml")
+    s = dataclasses.replace(from_toml(images.read_text()), scene=Illusion(n=1, transform="overlay"))
+    file.write_text(to_toml(s))
+    return file
+
+
+@pytest.fixture(scope="module")
+def outputs(finished, images, illusions, tmp_path_factory):
     """The names of all files that runs of every kind of scene write."""
     folder = tmp_path_factory.mktemp("kinds")
     names = {p.name for p in finished.iterdir()}
     kinds = {"splats"}
-    for settings in (images, "playground", "playground-gaussian", "gallery-field"):
+    for settings in (images, illusions, "playground", "playground-gaussian", "gallery-field"):
         out = folder / Path(settings).stem
         assert run("run", settings, "--steps", 2, "--size", 48, "--out", out) == 0
         kinds.add(json.loads((out / "result.json").read_text())["preset"])
@@ -92,9 +104,8 @@ def outputs(finished, images, tmp_path_factory):
 
 
 def test_each_output_of_each_kind_of_run_makes_a_folder_contain_a_run(outputs, tmp_path, capsys):
-    assert {"scene.ply", "pictures.png", "picture-00.png", "trajectories.png", "samples.png", "beside-sds.png"} <= set(
-        outputs
-    )
+    expected = {"scene.ply", "pictures.png", "picture-00.png", "trajectories.png", "samples.png", "beside-sds.png"}
+    assert {*expected, "sheet-01.png", "turn.gif"} <= set(outputs)
     for name in outputs:
         out = tmp_path / name
         out.mkdir()

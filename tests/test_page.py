@@ -20,11 +20,12 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from run_folders import run_folder, zipped
 from waiting import LONG, until
 
 from sdlab.export.writers import render_turntable
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Applied, Event, Failed, Noted, Patch, Rejected, Skipped, Status, Stepped
+from sdlab.live.messages import Advance, Applied, Event, Failed, Noted, Patch, Rejected, Reset, Skipped, Status, Stepped
 from sdlab.live.session import Session
 from sdlab.settings import PRESETS, Settings, from_toml, preset, preset_names, to_toml
 from sdlab.toybox import judge
@@ -1120,3 +1121,83 @@ def test_a_locked_prior_is_not_got_round_with_a_preset():
     assert "elsewhere" not in locked.presets, "it would load another folder"
     assert "mixture" in locked.presets, "it loads none"
     assert locked.fit(preset("mixture")).scene.shap_e == ""
+
+
+# ---- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_a_link_is_copied_in_one_browser_and_opens_the_same_run_in_another(
+    browser, open_tab: Callable[..., Tab], manager: Manager, address: str
+):
+    teacher = open_tab(permissions=["clipboard-read", "clipboard-write"])
+    page = teacher.page
+    teacher.type("#prompt textarea", "<i>a south & east</i>")
+    page.fill('[data-owner="losses.sds"] [data-path="losses.sds.cfg"] [data-field]', "3.3333333333")
+    page.press('[data-owner="losses.sds"] [data-path="losses.sds.cfg"] [data-field]', "Enter")
+    until(lambda: teacher.session.settings.knob("losses.sds.cfg").value == 3.3333333333)
+    until(lambda: "losses.sds.cfg=3.3333333333" in page.evaluate("location.search"))
+    page.click("[data-share]")
+    page.check('[data-hide="lens"]')
+    page.check('[data-hide="link"]')
+    page.check('[data-lock="losses"]')
+    page.check("[data-text]")
+    page.click("[data-copy]")
+    page.wait_for_selector(".share output:text('Copied')")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.input_value(".share textarea")
+
+    student = Tab(browser, manager, f"{link}&no.such=<b>knob&seed=-1", view=False)
+    student.wait_for_phase("ready")
+    assert student.session.settings == teacher.session.settings
+    page = student.page
+    page.wait_for_selector(".link-notes:visible")
+    said = page.locator(".link-notes li").all_inner_texts()
+    assert said[0].startswith("there is no knob 'no.such'")
+    assert said[1].startswith("seed = -1: must be a whole number")
+    assert page.locator(".link-notes b").count() == 0
+    for hidden in ("#tabs [data-tab=lens]", "#lens-panel", "[data-share]"):
+        assert not page.locator(hidden).is_visible()
+    assert page.locator("#tabs [data-tab=charts][aria-selected=true]").is_visible(), "the first tab that is left"
+    assert page.locator('[data-owner="losses.sds"] [data-path="losses.sds.cfg"] [data-field]').is_disabled()
+    assert page.evaluate("document.documentElement.classList.contains('large')")
+    for tab in (teacher, student):
+        tab.session.send(Advance(50))
+    until(lambda: all(tab.session.status.phase == "paused" for tab in (teacher, student)))
+    ran = [tab.session.state.scene.params for tab in (teacher, student)]
+    assert all(torch.equal(ran[0][name], ran[1][name]) for name in ran[0]), "bit for bit"
+    token = student.token
+    page.reload()
+    student.wait_for_phase("paused")
+    assert student.token == token, "a reload goes on, whatever the address says by now"
+    student.close()
+
+
+@pytest.mark.browser
+def test_settings_and_a_run_are_dropped_onto_the_page(open_tab: Callable[..., Tab], tmp_path: Path):
+    tab = open_tab()
+
+    def drop(name: str, content: bytes) -> None:
+        script = (
+            "([name, bytes]) => { const given = new DataTransfer();"
+            "given.items.add(new File([new Uint8Array(bytes)], name)); return given; }"
+        )
+        given = tab.page.evaluate_handle(script, [name, list(content)])
+        tab.page.dispatch_event("#stage", "dragover", {"dataTransfer": given})
+        tab.page.wait_for_selector(".drop-here:visible")
+        tab.page.dispatch_event("#stage", "drop", {"dataTransfer": given})
+        tab.page.wait_for_selector(".drop-here", state="hidden")
+
+    drop("own.toml", to_toml(settings().patch("seed", 6)).encode())
+    until(lambda: tab.session.settings.seed == 6)
+    tab.session.send(Advance(10))
+    until(lambda: tab.session.state.step == 10)
+    run = zipped(run_folder(tab.session, tmp_path))
+    tab.session.send(Reset())
+    drop("cat.png", b"x")
+    tab.page.wait_for_selector(".offer:visible :text('neither settings')")
+    drop("bear.zip", b"PK")
+    tab.page.wait_for_selector(".offer:visible :text('is no ZIP file')")
+    drop("bear.zip", run)
+    tab.page.click(".offer button:text('Continue from step 10')")
+    until(lambda: tab.session.state.step == 10 and tab.step == 10)

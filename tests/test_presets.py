@@ -173,6 +173,28 @@ CONSTANTS = {
         "optim.lr_latents": 0.01,
         "steps": 2500,
     },
+    "sbp-painting": {
+        "active": "sbp",
+        "losses.sbp.stage": "bridge",
+        "losses.sbp.w": 25.0,
+        "prompt.source": "{prompt}, painting",
+        "prompt.target": "{prompt}",
+        "optim.lr_latents": 0.01,
+    },
+    "sbp-sketch": {
+        "active": "sbp",
+        "losses.sbp.stage": "two-stage",
+        "losses.sbp.switch": 0.8,
+        "losses.sbp.sds_cfg": 100.0,
+        "steps": 25000,
+    },
+    "sbp-illusion": {
+        "active": "sbp",
+        "scene.transform": "overlay",
+        "scene.views": 4,
+        "losses.sbp.stage": "two-stage",
+        "losses.sbp.w": 25.0,
+    },
     "prolificdreamer-2d": {
         "active": "vsd",
         "losses.vsd.cfg": 7.5,

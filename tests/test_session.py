@@ -10,6 +10,7 @@ import torch
 from waiting import until
 
 from sdlab.live import checkpoint, watching
+from sdlab.live import session as sessions
 from sdlab.live.messages import (
     Advance,
     Applied,
@@ -116,6 +117,24 @@ def test_a_paused_run_shows_its_last_step_in_the_lens_however_long_a_look_took(l
         live.advance(1)
         drawn = int(live.session.report.x.t[0])
         live.wait(lambda s, drawn=drawn: s.lens.get() is not None and s.lens.get().t == drawn, 5)
+
+
+def test_views_around_the_object_are_rendered_for_charts_and_change_nothing(quick, monkeypatch):
+    monkeypatch.setattr(watching, "AROUND_EVERY", 0.0)
+    monkeypatch.setattr(watching, "AROUND_SHARE", 0.0)
+    monkeypatch.setattr(sessions, "PUBLISH_EVERY", 0.0)
+    seen = []
+
+    def shown(session):
+        session.in_detail = True
+        session.listen_to_steps(lambda step: seen.append(session.around.get()))
+
+    watched, alone = finished(quick, 12, before=shown), finished(quick, 12)
+    assert [around.step for around in seen] == list(range(1, 13))
+    assert seen[-1].images.shape == (12, 16, 16, 3)
+    assert len({image.tobytes() for image in seen[-1].images}) > 6, "from all sides"
+    assert alone.around.get() is None, "nobody looks"
+    assert same(watched, alone)
 
 
 def test_two_equal_runs_are_equal_and_another_seed_is_not(quick):

@@ -118,13 +118,13 @@ def test_own_splat_is_read(tmp_path: Path) -> None:
     same(splats((tmp_path / "s").read_bytes()), known(), 1e-6, 0.03, 0.005, 0.005)
 
 
-def splatting(s: RawSplats, rotation: str = "f4", opacity: str = "f4", **more: Any) -> bytes:
+def splatting(s: RawSplats, rotation: str = "f4", opacity: str = "f4", draft: bool = False, **more: Any) -> bytes:
     name = "KHR_gaussian_splatting"
     tops = [1 if kind == "f4" else np.iinfo(kind).max for kind in (rotation, opacity)]
     attributes = {
         "POSITION": ("f4", s.means),
         f"{name}:ROTATION": (rotation, tops[0] * s.quats[:, [1, 2, 3, 0]]),
-        f"{name}:SCALE": ("f4", s.log_scales),
+        f"{name}:SCALE": ("f4", s.log_scales if draft else np.exp(s.log_scales)),
         f"{name}:OPACITY": (opacity, tops[1] / (1 + np.exp(-s.opacity_logits))),
         f"{name}:SH_DEGREE_0_COEF_0": ("f4", (s.rgbs - 0.5) / 0.28209479177387814),
     }
@@ -135,6 +135,7 @@ def splatting(s: RawSplats, rotation: str = "f4", opacity: str = "f4", **more: A
 
 def test_gaussians_in_gltf() -> None:
     same(splats(splatting(known())), known(), 1e-6, 1e-4, 1e-5, 1e-5)
+    same(splats(splatting(known(), draft=True)), known(), 1e-6, 1e-4, 1e-5, 1e-5)
     for kinds_of, width in ((("i2", "u2"), 1e-3), (("i1", "u1"), 0.1)):
         same(splats(splatting(known(), *kinds_of)), known(), 1e-6, width, 0.005, 1e-5)
     half = math.sqrt(0.5)

@@ -12,8 +12,8 @@ from PIL import Image
 from sdlab import cli
 from sdlab.experiments import objects, protocols
 from sdlab.experiments import text_to_2d as table31
-from sdlab.experiments.frechet import fid, kid
 from sdlab.live.session import Session
+from sdlab.metrics.distances import fid, kid
 from sdlab.options import settings_for
 from sdlab.prompts import PromptBank
 from sdlab.rng import StepRng

@@ -30,6 +30,7 @@ from sdlab.live.messages import (
     Went,
 )
 from sdlab.live.session import Session
+from sdlab.live.watching import Around
 from sdlab.losses import Distillation
 from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
 from sdlab.toybox import judge
@@ -525,6 +526,30 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.lane._judged_at -= 10.0
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "what it said was of another prompt"
+
+
+def test_views_around_the_object_are_measured_once_a_step(driven: Driven, monkeypatch: pytest.MonkeyPatch):
+    driven.lane.measure()
+    assert driven.lane.measured == {}, "nothing was rendered yet"
+    red = np.zeros((12, 16, 16, 3), np.uint8)
+    red[..., 0] = 51
+    driven.session.around.set(Around(3, red))
+    for _ in range(2):
+        driven.lane.measure()
+    assert driven.lane.measured == pytest.approx({"saturation": 0.2, "sharpness": 0})
+    assert driven.lane.curves["saturation"].points() == [(3, pytest.approx(0.2))]
+    assert driven.lane.curves["fronts"].last() is None, "the judge does not know this prior"
+    monkeypatch.setattr("sdlab.ui.critic.knows", lambda prior: True)
+    driven.session.around.set(Around(4, red))
+    driven.lane.measure()
+    assert driven.lane.curves["fronts"].last() in range(13)
+    assert 0 <= driven.lane.curves["variety"].last() <= np.log(4)
+    text = charts_of(Desk(driven.lane))
+    assert "Fronts of 12" in text
+    assert "View variety, IV" in text
+    driven.say(stepped(5), stepped(1))
+    driven.lane.read()
+    assert driven.lane.measured == {}, "a reset forgets them"
 
 
 def test_the_judge_knows_the_toybox_as_a_network_and_as_a_gallery():

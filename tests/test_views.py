@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sdlab import cli
-from sdlab.experiments import commands, divergences, entropy, eps_statistics, measured, playground, views
+from sdlab.experiments import commands, divergences, entropy, eps_statistics, playground, reader, views
 from sdlab.experiments.tables import AS_VDM, TABLES
 from sdlab.live.session import Session
 from sdlab.settings import preset
@@ -23,18 +23,18 @@ TINY = ["--set", "scene.n_init=40", "--set", "scene.max_gaussians=60", "--set", 
 
 def test_variety_counts_answers_and_quality_their_certainty():
     sure = {"object": torch.tensor([[1.0, 0.0]] * 4), "view": torch.eye(4)}
-    assert measured.entropies(sure) == pytest.approx((0.0, math.log(4)))
+    assert reader.entropies(sure) == pytest.approx((0.0, math.log(4)))
     unsure = {"view": torch.full((3, 4), 0.25)}
-    assert measured.entropies(unsure) == pytest.approx((math.log(4), math.log(4)))
+    assert reader.entropies(unsure) == pytest.approx((math.log(4), math.log(4)))
 
 
 def test_likeness_is_the_cosine_of_equal_views():
     a = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert measured.likeness([a, 3 * a]) == pytest.approx(1)
-    assert measured.likeness([a, a.flip(0)]) == pytest.approx(0)
-    assert measured.likeness([a, a, a.flip(0)]) == pytest.approx(1 / 3)
-    with pytest.raises(ValueError, match="1 runs form no pairs"):
-        measured.likeness([a])
+    assert reader.likeness([a, 3 * a]) == pytest.approx(1)
+    assert reader.likeness([a, a.flip(0)]) == pytest.approx(0)
+    assert reader.likeness([a, a, a.flip(0)]) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="1 result"):
+        reader.likeness([a])
 
 
 def test_equal_runs_have_no_diversity_of_their_own():

@@ -294,6 +294,24 @@ def _save_clip_tokenizer(folder: Path) -> None:
     )
 
 
+def clip(folder: Path, seed: int = 0) -> Path:
+    """Save a CLIPModel for images of 32 pixels, with its tokenizer and its preprocessing."""
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+
+    torch.manual_seed(seed)
+    _save_text(folder, seed)
+    for file in (folder / "tokenizer").iterdir():
+        file.rename(folder / file.name)
+    narrow = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=WIDTH, **narrow)
+    CLIPModel(
+        CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    ).save_pretrained(folder)
+    shown = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(shown))
+    return folder
+
+
 def shap_e(folder: Path, seed: int = 0) -> Path:
     """Save a ShapEPipeline that turns any prompt into something like a crumpled sheet."""
     from diffusers import HeunDiscreteScheduler, PriorTransformer, ShapEPipeline

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdlab.arguments import add_device, add_out, claim, listed, positive
+from sdlab.experiments.measuring import add_features
 from sdlab.headless import interruptible
 from sdlab.options import DEFAULT_PRESET, choose_device, refuse_reserved, settings_for
 
@@ -51,6 +52,8 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_esd(commands)
     _add_views(commands)
     _add_divergences(commands)
+    add_features(commands)
+    _add_tasks(commands)
 
 
 def add_distilling(commands: argparse._SubParsersAction) -> None:
@@ -375,6 +378,38 @@ def _divergences(args: argparse.Namespace) -> int:
 
     claim(args.out)
     divergences.run(args.out, args.quick)
+    return 0
+
+
+def _add_tasks(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("tasks", help="illusions, painting to real, 3D sketch to real (tasks of the SBP thesis)")
+    add_out(p, "tasks")
+    p.add_argument("--only", default="", metavar="LIST", help="of illusion, painting, sketch (default: all)")
+    p.add_argument("--quick", action="store_true", help="fewer runs")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
+    )
+    p.add_argument("--steps", type=positive, help="steps per run (default: from each preset)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    add_device(p)
+    p.set_defaults(call=_tasks)
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from sdlab.experiments import tasks
+    from sdlab.experiments.objects import Runner
+
+    refuse_reserved(args.set, ("active", "prompt.text"))
+    names = tasks.parse_tasks(args.only, "--only")
+    all_settings = [
+        settings_for(tasks.TASKS[name].PRESET, args.set, steps=args.steps, seed=args.seed) for name in names
+    ]
+    device = choose_device(args.device)
+    for name, s in zip(names, all_settings, strict=True):
+        runner = Runner(s, device, float("inf"))
+        code = _measured(args, runner, lambda name=name, runner=runner: tasks.run(runner, name, args.out, args.quick))
+        if code:
+            return code
     return 0
 
 

@@ -30,6 +30,7 @@ from sdlab import machine
 from sdlab.auxiliary.score import ExactScores
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.losses.esd import ESD
+from sdlab.metrics.entropies import entropy, quality, variety
 from sdlab.plane import density
 from sdlab.priors.mixture import PLACES, MixturePrior, MixtureScores
 from sdlab.prompts import PromptBank, PromptSettings
@@ -85,7 +86,7 @@ def run(out: Path | None = None, quick: bool = False, stop: Callable[[], bool] =
         "views": VIEWS,
         "steps": steps,
         "seeds": seeds,
-        "of_the_prior": round(_entropy(torch.tensor(WEIGHTS)), 3),
+        "of_the_prior": round(float(entropy(torch.tensor(WEIGHTS))), 3),
         "rows": rows,
         "machine": machine.processor(),
     }
@@ -145,12 +146,7 @@ def _outcome(prior: MixtureScores, views: Tensor, apart: float) -> Outcome:
     m = prior.mixture(PROMPT)
     distance = (views.double()[:, None] - m.means[None]).square().sum((2, 3, 4))
     posterior = torch.softmax(m.weights.log() - 0.5 * distance / STD**2, 1)  # [N, 4]
-    iq = statistics.fmean(_entropy(row) for row in posterior)
-    return Outcome(views.flatten(1), _entropy(posterior.mean(0)), iq, apart)
-
-
-def _entropy(p: Tensor) -> float:
-    return float(-(p * p.clamp_min(1e-12).log()).sum())
+    return Outcome(views.flatten(1), variety(posterior), quality(posterior), apart)
 
 
 def _print(r: dict[str, Any]) -> None:

@@ -33,13 +33,11 @@ from sdlab.arguments import listed, real
 from sdlab.cameras import turntable
 from sdlab.experiments.journal import Journal, key_of
 from sdlab.experiments.objects import (
-    JANUS_VIEWS,
     RED,
     STRIP_SIZE,
     Case,
     Runner,
     cases,
-    data_camera,
     save_strips,
     views_around,
     write_json,
@@ -47,12 +45,15 @@ from sdlab.experiments.objects import (
 from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import TracedRun, run_case
 from sdlab.export.writers import render_turntable
+from sdlab.metrics.entropies import entropy, quality, variety
 from sdlab.priors.closed_form import Background, unpacked
 from sdlab.priors.gallery import GalleryPrior, GalleryScores
 from sdlab.priors.sources.toybox import circle
 from sdlab.progress import print_above, run_bar
 from sdlab.settings import Settings
+from sdlab.toybox.judge import data_camera
 from sdlab.toybox.pictures import HALF_BAND
+from sdlab.toybox.readings import JANUS_VIEWS
 
 PRESET = "gallery-esd-views"
 LAMBDAS = (0.0, 0.5, 0.7, 0.85, 1.0)
@@ -202,15 +203,10 @@ def read(views: Float[Tensor, "N C P"], x: Float[Tensor, "I C P"], azimuths: Ten
     of_sides = torch.zeros(len(views), len(sides), dtype=posterior.dtype).index_add_(1, side, posterior)
     return Reading(
         round(float(per_view.sum()), 2),
-        abs(round(float(_entropy(of_sides.mean(0))), 3)),
-        abs(round(float(_entropy(of_sides).mean()), 3)),
+        round(variety(of_sides), 3),
+        round(quality(of_sides), 3),
         [round(p, 3) for p in per_view.tolist()],
     )
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """Return the entropy in nats over the last dimension."""
-    return -torch.special.xlogy(p, p).sum(-1)
 
 
 def _strip(done: TracedRun, row: dict[str, Any]) -> np.ndarray:
@@ -254,7 +250,7 @@ def _summary(rows: Sequence[dict[str, Any]], runner: Runner, planned: int, secon
 def prior_variety(front_share: float, images: int) -> float:
     """Return the entropy in nats of the azimuths of the prior's own images."""
     counts = torch.unique(torch.tensor(circle(images, front_share)), return_counts=True)[1].double()
-    return float(_entropy(counts / counts.sum()))
+    return float(entropy(counts / counts.sum()))
 
 
 def _line_of(rows: Sequence[dict[str, Any]], lam: float, name: str | None = None) -> dict[str, Any]:

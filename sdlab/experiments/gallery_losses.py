@@ -1,8 +1,8 @@
 """Distil the same objects with every loss on exact scores: `python -m sdlab bench gallery-losses`.
 
-Each loss runs with its gallery preset and the number of steps planned there. DDS edits, so it needs something to edit:
-its runs begin with SDS on the same object in another colour, and halfway the loss becomes DDS and the prompt names the
-asked colour. Its steps and seconds cover both halves.
+Each loss runs with its gallery preset and the number of steps planned there. DDS and PDS edit, so they need something
+to edit: their runs begin with SDS on the same object in another colour, and halfway the loss is changed and the prompt
+names the asked colour. Their steps and seconds cover both halves.
 
 Of each object, `VIEWS` views are read for object and colour and `JANUS_VIEWS` for fronts. Saturation and sharpness are
 those of `bench six`, averaged over the objects.
@@ -44,7 +44,6 @@ from sdlab.toybox import pictures
 PRESET = "gallery"
 OBJECTS = ("bear", "car", "robot")
 COLOUR = "red"
-EDIT = "dds"  # the loss that changes an object instead of making one
 SHOWN = 4  # views of each object on the contact sheet
 
 
@@ -71,17 +70,18 @@ def entries(names: Sequence[str], objects: Sequence[str], settings: Sequence[Set
     found = []
     for loss, s in zip(names, settings, strict=True):
         for case in cases(s, objects, COLOUR):
-            found.append(Entry(loss, preset_for(loss), edited(case) if loss == EDIT else case))
+            found.append(Entry(loss, preset_for(loss), edited(case, loss) if s.loss.needs_reference else case))
     return found
 
 
-def edited(case: Case) -> Case:
-    """Return a run that makes the object in another colour by the preset `gallery`, and halfway begins to edit it."""
+def edited(case: Case, loss: str) -> Case:
+    """Return a run that makes the object in another colour by the preset `gallery`, and halfway begins to edit it by
+    `loss`."""
     colours = tuple(pictures.COLOURS)
     other = colours[(colours.index(case.colour) + len(colours) // 2) % len(colours)]
     first = case.settings.patch_all([("active", preset(PRESET).active), ("prompt.text", f"a {other} {case.object}")])
     half = case.settings.steps // 2
-    change = Patch((("active", EDIT), ("prompt.text", case.settings.prompt.text), ("schedule.start", half)))
+    change = Patch((("active", loss), ("prompt.text", case.settings.prompt.text), ("schedule.start", half)))
     return case._replace(settings=first, planned={half: change})
 
 

@@ -13,7 +13,6 @@ term vanishes at the timesteps of the run, the experiment cannot show that ESD r
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections import Counter
@@ -22,27 +21,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from sdlab.auxiliary.score import TrainsScore
 from sdlab.cameras import turntable
 from sdlab.experiments.entropy_term import sizes
 from sdlab.experiments.journal import Journal, key_of
-from sdlab.experiments.measured import prior_images
 from sdlab.experiments.objects import (
-    FRONT,
-    JANUS_VIEWS,
     Case,
     Runner,
     cases,
-    data_camera,
     front_strip,
     row_of,
     save_strips,
     true_fronts,
     write_json,
 )
+from sdlab.experiments.references import prior_images
 from sdlab.experiments.variants import TracedRun, Variant, describe, run_case
+from sdlab.metrics.entropies import entropy
+from sdlab.pictures import to_uint8
 from sdlab.progress import print_above, run_bar
+from sdlab.toybox.judge import data_camera
+from sdlab.toybox.readings import JANUS_VIEWS
+from sdlab.toybox.words import FRONT
 from sdlab.types import N_TIMESTEPS
 
 VARIANTS = ("vsd", "esd:lam=0.5", "esd:lam=1")
@@ -152,7 +154,7 @@ def _prior_share(runner: Runner, case: Case, journal: Journal) -> float:
     key = key_of(case.settings.patch("seed", 0), "share of fronts", prior.name, PRIOR_IMAGES)
     found = journal.get(key)
     if found is None:
-        shown = prior_images(runner, text, PRIOR_IMAGES, scale)
+        shown = to_uint8(prior_images(prior, text, PRIOR_IMAGES, scale))
         fronts = sum(truth.view == FRONT for truth in runner.read(shown))
         found = {"prior": prior.name, "prompt": text, "cfg": scale, "share": fronts / len(shown)}
         journal.add(key, found)
@@ -168,8 +170,8 @@ def _term(runner: Runner, run: TracedRun) -> list[dict[str, Any]]:
 def variety(row: dict[str, Any]) -> float:
     """Return the entropy in nats of the view words read around the object; 1.04 for three fronts, three backs and six
     sides, 0 if all views are read alike."""
-    counts = Counter(truth["view"] for truth in row["read"]).values()
-    return round(-sum(n / sum(counts) * math.log(n / sum(counts)) for n in counts), 3) + 0.0
+    counts = torch.tensor([*Counter(truth["view"] for truth in row["read"]).values()]).double()
+    return round(float(entropy(counts / counts.sum())), 3)
 
 
 # ---- the summary -------------------------------------------------------------------------------------------------

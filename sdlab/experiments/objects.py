@@ -11,7 +11,6 @@ to the last, without loading.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import math
@@ -30,7 +29,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from sdlab import machine
-from sdlab.cameras import CameraSettings, look_at, turntable, view_word
+from sdlab.cameras import look_at, turntable, view_word
 from sdlab.export.writers import render_turntable, stack_strips, write_ply
 from sdlab.live.building import prepare_for
 from sdlab.live.manager import PriorPool
@@ -41,12 +40,13 @@ from sdlab.progress import print_above, run_bar
 from sdlab.scenes import AnyScene, Scene, require_camera_scene
 from sdlab.settings import Settings
 from sdlab.toybox import judge, pictures
+from sdlab.toybox.judge import data_camera
 from sdlab.toybox.objects import OBJECTS
+from sdlab.toybox.readings import JANUS_VIEWS
+from sdlab.toybox.words import FRONT
 
 VIEWS = 8  # turntable views read for object and colour, 45 degrees apart
 RECOGNISED = 5  # views that must be read as the object
-JANUS_VIEWS = 12  # 30 degrees apart: no view lies on the border between the azimuth ranges of two view words
-FRONT = "front view"
 TOLERANCE = 1  # views by which the number of fronts of an object may differ from the true number
 MODES = {"off": False, "on": True}  # prompt.view_dependent
 PORTRAIT = (35.0, 15.0)  # azimuth and elevation in degrees: a three-quarter view from the front
@@ -247,12 +247,6 @@ def _print_status(text: str) -> None:
 
 
 # ---- results ---------------------------------------------------------------------------------------------
-
-
-def data_camera(s: CameraSettings) -> CameraSettings:
-    """Return `s` with the distance and field of view of the judge's training images."""
-    at = pictures.DISTANCE
-    return dataclasses.replace(s, distance_min=at, distance_max=at, fovy=pictures.FOV_DEGREES)
 
 
 def views_around(runner: Runner, outcome: Outcome, views: int) -> np.ndarray:

@@ -39,11 +39,11 @@ from sdlab.experiments.objects import (
     write_json,
 )
 from sdlab.experiments.variants import DEPENDS, Draw, TracedRun, Variant, agreements, describe, digests, run_case
+from sdlab.metrics.images import saturation, sharpness
 from sdlab.progress import print_above, run_bar
 from sdlab.prompts import PromptBank
 from sdlab.scenes import FlatScene
 from sdlab.toybox.asked import asked_for
-from sdlab.toybox.figures import fine_detail, saturation
 
 SIX = ("sds", "vsd", "esd", "vdm", "sbp", "jsd")
 CUTOFFS = (0, 100, 300, 500)  # of DCA: none, and the three in the paper's ablation
@@ -138,7 +138,7 @@ def _own_images(runner: Runner, outcome: Outcome, scene: FlatScene) -> np.ndarra
 def image_stats(shown: np.ndarray, digits: int = 4) -> dict[str, float]:
     """Return the mean saturation and sharpness of images, uint8 [n, S, S, 3], rounded to `digits` decimals."""
     rgb = torch.from_numpy(shown).permute(0, 3, 1, 2) / 255
-    found = {"saturation": saturation(rgb), "sharpness": fine_detail(rgb)}
+    found = {"saturation": saturation(rgb), "sharpness": sharpness(rgb)}
     return {name: round(float(each.mean()), digits) for name, each in found.items()}
 
 

@@ -35,11 +35,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdlab.auxiliary.score import TrainsScore
-from sdlab.experiments.frechet import fid, kid
 from sdlab.experiments.journal import Journal, key_of
 from sdlab.experiments.objects import Runner, save_small, write_json
 from sdlab.experiments.protocols import DDIM, Method
 from sdlab.live.session import Session
+from sdlab.metrics.distances import fid, kid
+from sdlab.metrics.images import saturation
 from sdlab.pictures import to_uint8
 from sdlab.progress import progress_bar
 from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
@@ -47,7 +48,7 @@ from sdlab.rng import StepRng
 from sdlab.settings import Settings
 from sdlab.step import BUILD_STEP, needs_warm_up, step, warm_up
 from sdlab.toybox import judge, pictures
-from sdlab.toybox.figures import caption_of, plain_facts, saturation
+from sdlab.toybox.figures import caption_of, plain_facts
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.sample import denoised
 from sdlab.toybox.words import Facts

@@ -2,7 +2,7 @@
 
 `sdlab.experiments.tables` names them. Every variant of a loss makes the same objects with the same seeds; a run is
 journalled, so that an interrupted experiment continues where it ended. Of each run are measured, on white, as
-`sdlab.experiments.measured` defines them:
+`sdlab.experiments.reader` defines them:
 
     iq, iv        quality and variety of the views
     fid, kid      distance of the views to the prior's own images of the prompt, `REFERENCES` of them
@@ -32,25 +32,29 @@ from torch import Tensor
 
 from sdlab.experiments import esd_views
 from sdlab.experiments.journal import Journal, key_of
-from sdlab.experiments.measured import Reader, entropies, entropy, fid, kid, likeness, prior_images
+from sdlab.experiments.reader import Reader, channels_first, entropies, likeness
 from sdlab.experiments.objects import (
-    FRONT,
-    JANUS_VIEWS,
     STRIP_SIZE,
     Case,
     Outcome,
     Runner,
     cases,
-    data_camera,
     save_strips,
     views_around,
     write_json,
 )
+from sdlab.experiments.references import prior_images
 from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import Variant, describe, run_case
 from sdlab.export.writers import render_turntable
+from sdlab.metrics.distances import fid, kid
+from sdlab.metrics.entropies import variety
+from sdlab.pictures import to_uint8
 from sdlab.priors.gallery import GalleryScores
 from sdlab.progress import print_above, run_bar
+from sdlab.toybox.judge import data_camera
+from sdlab.toybox.readings import JANUS_VIEWS
+from sdlab.toybox.words import FRONT
 
 VIEWS = 120  # as in the ESD and JSD papers
 SHOWN = 8  # of them on the contact sheet
@@ -150,7 +154,8 @@ def run_views(
 def _reference(runner: Runner, reader: Reader, case: Case) -> Tensor:
     s = case.settings
     scale = float(getattr(s.loss, s.loss.guidance_knob, 1.0)) if s.loss.guidance_knob else 1.0
-    return reader.features(prior_images(runner, s.prompt.text, REFERENCES.get(s.prior.kind, SAMPLES), scale))
+    shown = prior_images(runner.prior, s.prompt.text, REFERENCES.get(s.prior.kind, SAMPLES), scale)
+    return reader.features(np.ascontiguousarray(to_uint8(shown)))
 
 
 def _row(runner: Runner, reader: Reader, outcome: Outcome, against: Tensor) -> dict[str, Any]:
@@ -185,7 +190,7 @@ def _row(runner: Runner, reader: Reader, outcome: Outcome, against: Tensor) -> d
 
 def encoded(shown: UInt8[np.ndarray, "n S S 3"], runner: Runner) -> Tensor:
     """Return images as z [n, C, S, S] of the prior."""
-    rgb = torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255
+    rgb = channels_first(shown).float() / 255
     with torch.no_grad():
         return runner.prior.encode(rgb.to(runner.device)).cpu()
 
@@ -221,12 +226,9 @@ def diversity(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     for name in dict.fromkeys(row["object"] for row in rows):
         own = [row for row in rows if row["object"] == name]
         if len(own) > 1:
-            together = {
-                question: torch.tensor([row["answers"][question] for row in own]).mean(0)
-                for question in own[0]["answers"]
-            }
+            answers = [torch.tensor([row["answers"][question] for row in own]) for question in own[0]["answers"]]
             found[name] = {
-                "iv": round(sum(float(entropy(p)) for p in together.values()), 4),
+                "iv": round(sum(variety(p) for p in answers), 4),
                 "likeness": round(likeness([torch.tensor(row["features"]) for row in own]), 4),
                 "runs": len(own),
             }

@@ -108,14 +108,20 @@ def write_ply(path: Path, s: RawSplats) -> int:
     which a scene that starts from the file keeps its frame. Gaussians with a value that is not finite are dropped.
     Raises OSError if the file cannot be written.
     """
+    raw, count = ply_bytes(s)
+    path.write_bytes(raw)
+    return count
+
+
+def ply_bytes(s: RawSplats) -> tuple[bytes, int]:
+    """Return the file that `write_ply` writes, and the number of Gaussians in it."""
     s = finite(s)
     normals = np.zeros_like(s.means)
     values = (s.means, normals, (s.rgbs - 0.5) / SH_C0, s.opacity_logits[:, None], s.log_scales, s.quats)
     table = np.concatenate(values, 1).astype("<f4")
     header = ["ply", "format binary_little_endian 1.0", f"comment {COMMENT}", f"element vertex {len(table)}"]
     header += [f"property float {name}" for name in COLUMNS] + ["end_header", ""]
-    path.write_bytes("\n".join(header).encode("ascii") + table.tobytes())
-    return len(table)
+    return "\n".join(header).encode("ascii") + table.tobytes(), len(table)
 
 
 def write_splat(path: Path, s: RawSplats) -> int:

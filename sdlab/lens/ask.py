@@ -43,7 +43,14 @@ class PaddedPrior(BoundPrior):
 
     def __init__(self, plain: BoundPrior, widths: Sequence[int]) -> None:
         super().__init__(
-            plain.prior, plain.conds, plain.cams, plain.rng, plain.progress, plain.rescale, plain.perp_weights
+            plain.prior,
+            plain.conds,
+            plain.cams,
+            plain.rng,
+            plain.progress,
+            plain.rescale,
+            plain.perp_weights,
+            plain.texts,
         )
         self._widths = widths
 
@@ -63,13 +70,13 @@ def ground_of(state: State, s: Settings, prior: Prior, step: int, t: int | None 
     rng, progress = StepRng(s.seed, step), s.progress(step)
     # a scene in the prior's space may remember its last samples
     scene = copy.deepcopy(state.scene) if isinstance(state.scene, FlatScene) else state.scene
-    cams, render, z = take_views(scene, s, prior, rng, Stopwatch())
-    x = add_noise(z, s, rng, prior, progress)
+    seen = take_views(scene, s, prior, rng, Stopwatch())
+    x = add_noise(seen.z, s, rng, prior, progress, seen)
     if t is not None:
         levels = torch.full_like(x.t, t)
         alpha, sigma = prior.marginal(levels)
         x = x._replace(t=levels, alpha=alpha, sigma=sigma, z_t=alpha * x.z0 + sigma * x.noise)
-    return Ground(x, cams, render.rgb if render is not None else None, rng, progress)
+    return Ground(x, seen.cams, seen.render.rgb if seen.render is not None else None, rng, progress)
 
 
 def ask(name: str, ground: Ground, state: State, s: Settings, prior: Prior, prompts: PromptBank) -> Answer:

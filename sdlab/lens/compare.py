@@ -14,7 +14,7 @@ from sdlab.lens.ask import Ground, ask, ground_of
 from sdlab.lens.colours import arrow, decodable, is_plane, no_pictures, push_colours, shown, ways
 from sdlab.lens.numbers import cosines
 from sdlab.pictures import resize
-from sdlab.prompts import PromptBank, views_of
+from sdlab.prompts import PromptBank, names_of, views_of
 from sdlab.schedule import weight
 from sdlab.settings import Settings
 from sdlab.step import State, share_cores
@@ -141,7 +141,7 @@ def _compared(
         tuple(row.note for row in rows),
         sum(row.seconds > 0 for row in rows),
         tuple(ground.x.t.tolist()),
-        ("",) * len(blank) if ground.rgb is None else tuple(views_of(s.prompt, ground.cams)),
+        _names(len(blank), ground, s),
         blank if renders is None else renders,
         np.stack(drawn),
         flat.square().mean((1, 2)).sqrt().numpy(),
@@ -150,3 +150,11 @@ def _compared(
         tuple(row.seconds for row in rows),
         reason,
     )
+
+
+def _names(pictures: int, ground: Ground, s: Settings) -> tuple[str, ...]:
+    """Return the names of the pictures; points of the plane are views in one picture."""
+    if ground.rgb is not None:
+        return tuple(views_of(s.prompt, ground.cams))
+    names = names_of(s.prompt, ground.cams)
+    return names if len(names) == pictures else ("",) * pictures

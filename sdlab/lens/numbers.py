@@ -70,7 +70,8 @@ def cosines(rows: Tensor) -> Tensor:
     """Return the cosines [L, L] between rows [L, D]; NaN for rows that are zero or not finite."""
     rms = rows.square().mean(-1, keepdim=True).sqrt()
     unit = torch.where(rms > SILENT, rows / rms, torch.nan) / rows.shape[-1] ** 0.5
-    between = (unit @ unit.mT).clamp(-1, 1)
+    between = unit @ unit.mT
+    between = ((between + between.mT) / 2).clamp(-1, 1)  # a product of many rows is symmetric up to rounding only
     own = between.diagonal()
     own.copy_(torch.where(own.isnan(), own, 1.0))  # exactly 1, without rounding
     return between

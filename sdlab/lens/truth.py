@@ -28,7 +28,9 @@ class Exact(NamedTuple):
 
 def texts_with_truth(s: Settings) -> list[str]:
     """Return the texts whose exact predictions the lens compares under `s`, whatever the cameras."""
-    return texts_of(s.prompt, [role for role in s.loss.roles if _compared(role, s)], perp_neg=False)
+    return texts_of(
+        s.prompt, [role for role in s.loss.roles if _compared(role, s)], perp_neg=False, prompts=s.scene.prompts
+    )
 
 
 def exact_ones(

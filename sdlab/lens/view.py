@@ -29,7 +29,7 @@ from sdlab.lens.truth import Exact, exact_ones, said
 from sdlab.losses import Distillation
 from sdlab.pictures import resize, to_uint8
 from sdlab.priors.truth import Truth
-from sdlab.prompts import PromptBank, views_of
+from sdlab.prompts import PromptBank, prompts_of, views_of
 from sdlab.schedule import weight
 from sdlab.settings import Settings
 from sdlab.step import Report, State, share_cores
@@ -106,6 +106,8 @@ def _seen(
         raise ValueError(f"view {row}: this step has {len(x.z0)}, the first is 0")
     if is_plane(prior):
         return _drawn_on_plane(x, guidance, s, prior, row, note)
+    if cams.prompts:
+        s = replace(s, prompt=prompts_of(s.prompt, cams)[row])
     if rgb is None:
         return _drawn(x, None, "", guidance, s, prior, row, note, truth)
     views = tuple(views_of(s.prompt, cams))

@@ -46,7 +46,7 @@ def prepare_for(s: Settings, prior: Prior, device: torch.device, progress: Progr
 def read_under(s: Settings, losses: Iterable[Distillation] | None = None) -> list[str]:
     """Return the texts that steps under `s` can request, of the active loss or of `losses`."""
     roles = dict.fromkeys(role for loss in losses or (s.loss,) for role in loss.roles)
-    return texts_of(s.prompt, roles, s.perp_neg)
+    return texts_of(s.prompt, roles, s.perp_neg, s.scene.prompts)
 
 
 def batches_of(s: Settings) -> set[int]:

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sdlab.errors import first_line
 from sdlab.files import digest, flush, remove, scratch_for, sweep
+from sdlab.packed import SETTINGS, SUMS, TENSORS, VALUES, PackedRun
 from sdlab.settings import Settings, from_toml
 
 KEPT = 2
 FORMAT = 2  # 1, of version 0.1, has no hashes
-TENSORS, VALUES, SUMS, SETTINGS = "tensors.safetensors", "values.json", "SHA256SUMS", "settings.toml"
 DAMAGED = ".damaged"  # suffix of a checkpoint that a resumed run has passed over
 
 Parts = Mapping[str, Mapping[str, Any]]
@@ -159,17 +161,38 @@ def _read(path: Path) -> Saved:
     checked = (path / SUMS).exists()
     names = _check(path) if checked else {p.name for p in path.glob("*.toml")}
     header = json.loads((path / VALUES).read_text(encoding="utf-8"))
-    if header.get("format") not in (1, FORMAT):
-        raise ValueError(f"format {header.get('format')!r}, this version reads up to {FORMAT}")
+    _must_be_known(header)
     if header["format"] != 1 and not checked:
         raise ValueError(f"{SUMS} is missing")
     # copied, since the tensors of `load_file` are the file: it could be removed or cut while a run uses them
     tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
-    if sorted(tensors) != header["tensors"]:
-        raise ValueError(f"the tensors do not match the list in {VALUES}")
-    parts = _join(header["values"], "", tensors)
+    parts = _parts(header, tensors)
     texts = {name: (path / name).read_bytes().decode("utf-8") for name in names}
     return Saved(int(header["step"]), parts, texts, checked)
+
+
+def _must_be_known(header: Mapping[str, Any]) -> None:
+    """Raise ValueError for a format of another version."""
+    if header.get("format") not in (1, FORMAT):
+        raise ValueError(f"format {header.get('format')!r}, this version reads up to {FORMAT}")
+
+
+def _parts(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the parts of a checkpoint. ValueError if its tensors are not those that it lists."""
+    if sorted(tensors) != header["tensors"]:
+        raise ValueError(f"the tensors do not match the list in {VALUES}")
+    return _join(header["values"], "", tensors)
+
+
+def unpack(run: PackedRun) -> Saved:
+    """Return the checkpoint of a run in an archive. ValueError that says what is wrong with it."""
+    try:
+        header = json.loads(run.values)
+        _must_be_known(header)
+        parts = _parts(header, load_bytes(run.tensors.tobytes()))
+        return Saved(int(header["step"]), parts, {SETTINGS: run.present}, True)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
+        raise ValueError(f"the checkpoint of step {run.step} cannot be read: {first_line(e)}") from e
 
 
 def _check(path: Path) -> set[str]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sdlab.channel import Account
 from sdlab.live.session import Admit, anything
+from sdlab.settings import Settings
 
 NO_LIMIT = "on your own computer there is no such limit"  # ends every refusal that only visitors get
+
+
+def no_locks(before: Settings, wanted: Settings) -> None:
+    """Lock no knob."""
 
 
 class Bucket:
@@ -49,3 +55,4 @@ class Client:
     polls: Bucket = field(default_factory=Bucket)  # requests for news a second
     uploads: Bucket = field(default_factory=Bucket)  # bytes a second
     account: Account = field(default_factory=Account)
+    locks: Callable[[Settings, Settings], None] = no_locks  # raises ValueError for a change of a locked knob

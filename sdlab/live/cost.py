@@ -103,7 +103,8 @@ class Load(NamedTuple):
         """Images of 64 x 64 pixels, or as many of another size as have that number of pixels, that networks evaluate in
         one step of the active loss."""
         s = self.settings
-        perp = len(PERP_ROLES) if s.perp_neg else 0
+        # Perp-Neg asks for more roles in every guided pass, which without it has two
+        perp = (len(PERP_ROLES) - 1) * s.loss.calls().count(2) if s.perp_neg else 0
         return self.views * (s.loss.evaluations()[0] + perp) * (self.prior_side / SIDE) ** 2
 
     @property

@@ -142,6 +142,7 @@ class Manager:
 
     def _session(self, settings: Settings, client: Client, origin: Future[Fork] | None = None) -> Session:
         def admit(wanted: Settings, run: Run) -> None:
+            client.locks(run.settings, wanted)
             client.admit(wanted, run)
             if self.memory is not None and self.device.type == "cpu":
                 self.memory.admit(wanted, run)

@@ -117,6 +117,7 @@ class Session:
         self.rendering = Rendering(self.turn, lambda: self._inbox.put(self._render))
         self.lens = self._watching.lens
         self.comparison = self._watching.comparison
+        self.around = self._watching.around  # up to date while `in_detail`
         self._origin = origin
         self._held: list[Command] = []  # until `origin` is known
         self._inbox: queue.SimpleQueue[Command | Callable[[], None]] = queue.SimpleQueue()
@@ -190,6 +191,11 @@ class Session:
         """Request a copy of what the run has made so far, to export; never blocks. RuntimeError as the result when
         there is nothing."""
         return self._ask(self._exportable)
+
+    def continue_from(self, saved: checkpoint.Saved) -> Future[None]:
+        """Request to continue from a checkpoint, paused, with the settings in it; never blocks. ValueError as the
+        result if that is not possible, which leaves the run as it was."""
+        return self._ask(lambda: self._continue_from(saved))
 
     def watch_lens(self, on: bool, row: int = 0, t: int | None = None, exact: bool = False) -> None:
         """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`, with `exact`
@@ -338,22 +344,37 @@ class Session:
     def restore(self, folder: Path) -> str:
         """Continue from the newest whole checkpoint in `folder`, with its settings; return why newer ones were passed
         over, or "". ValueError when none can be used, which leaves the session as it was."""
-        (run, moment), passed_over = checkpoint.newest(folder, lambda saved: self._restored(saved, folder))
-        run.timeline.note(moment.step, "load", f"loaded a checkpoint of step {moment.step}")
-        run.timeline.keep(moment)
-        self._switch(run)
-        self._film()
+        where = f"the checkpoint in {folder}"
+        (run, moment), passed_over = checkpoint.newest(folder, lambda saved: self._restored(saved, where))
+        self._load(run, moment)
         return passed_over
 
-    def _restored(self, saved: checkpoint.Saved, folder: Path) -> tuple[Run, Moment]:
-        """Return a run that continues from a checkpoint in `folder`, and the moment in it. ValueError if it does not
-        fit."""
+    def _load(self, run: Run, moment: Moment, event: Event | None = None) -> None:
+        """Switch to a run that continues from the moment in a checkpoint, and report `event`."""
+        run.timeline.note(moment.step, "load", f"loaded a checkpoint of step {moment.step}")
+        run.timeline.keep(moment)
+        self._switch(run, event)
+        self._film()
+
+    def _restored(self, saved: checkpoint.Saved, where: str, admit: Admit = anything) -> tuple[Run, Moment]:
+        """Return a run that continues from a checkpoint, and the moment in it. ValueError, which begins with `where`,
+        if it does not fit or `admit` refuses its settings."""
         try:
             settings = checkpoint.settings_of(saved)
+            admit(settings, self._run)
             moment = Moment(saved.step, settings, settings, saved.parts)
             return dataclasses.replace(self._builder.resumed(self._run, moment), timeline=Timeline()), moment
         except Exception as e:
-            raise ValueError(f"the checkpoint in {folder} cannot be restored: {reason(e)}") from e
+            raise ValueError(f"{where} cannot be restored: {reason(e)}") from e
+
+    def _continue_from(self, saved: checkpoint.Saved) -> None:
+        try:
+            run, moment = self._restored(saved, "the checkpoint", self._admit)
+        finally:
+            self._settle()
+        self.running, self.steps_left, self._error = False, None, None
+        self._load(run, moment, Went(moment.step))
+        self._settle()
 
     # ---- the inbox ---------------------------------------------------------------------------------------
 
@@ -728,6 +749,8 @@ class Session:
         self.latest.set(frame)
         for looking in (self._watching, self.rendering):
             looking.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
+        if self.in_detail:
+            self._watching.go_around(self._run, now=not self.running)
 
     def _render(self) -> None:
         """Answer somebody who wants to see the scene rendered."""

@@ -1,4 +1,5 @@
-"""What a viewer looks at closely: the lens on one view of a step, and the comparison of all losses."""
+"""What a viewer looks at closely: the lens on one view of a step, the comparison of all losses, and the views around
+the object that charts measure."""
 
 from __future__ import annotations
 
@@ -6,27 +7,46 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
+import torch
+
+from sdlab.cameras import turntable
 from sdlab.channel import Latest, Turn
 from sdlab.errors import reason
 from sdlab.lens import Comparison, LensPictures, comparison_steps, probe, texts_with_truth, views_of_step
 from sdlab.live.state import Run
+from sdlab.pictures import to_uint8
 from sdlab.priors import PriorConfig
+from sdlab.priors.judged import knows
 from sdlab.priors.truth import Truth, truth_of
+from sdlab.scenes import FlatScene
 from sdlab.settings import Settings
 from sdlab.types import Prior
 
 LENS_EVERY = 0.3  # seconds
 LENS_SHARE = 20.0  # pause between looks, as a multiple of the last look's duration: the lens takes under 1 / 20
+AROUND_VIEWS = 12
+AROUND_EVERY, AROUND_SHARE = 2.0, 50.0  # as for the lens: rendering the views around takes under 1 / 50
+
+
+class Around(NamedTuple):
+    """The object after a step: uint8 [AROUND_VIEWS, S, S, 3] on white, evenly around it, the first of its front."""
+
+    step: int
+    images: np.ndarray
 
 
 class Watching:
-    """The lens and the comparison of one session. `lens` and `comparison` may be read by any thread; the methods are
-    for the owner of the run. `news` is called by another thread when the lens could show more than before."""
+    """The lens and the comparison of one session, and the views around its object. `lens`, `comparison` and `around`
+    may be read by any thread; the methods are for the owner of the run. `news` is called by another thread when the
+    lens could show more than before."""
 
     def __init__(self, turn: Turn, news: Callable[[], None]) -> None:
         self.lens: Latest[LensPictures] = Latest()
         self.comparison: Latest[Comparison] = Latest()
+        self.around: Latest[Around] = Latest()
         self.row: int | None = None  # the view that the lens shows, None while nobody looks
         self.t: int | None = None  # the timestep that the lens probes, None for that of each step
         self.exact = False  # whether the lens shows exact predictions beside the network's
@@ -34,8 +54,8 @@ class Watching:
         self._news = news
         self._drawing: Drawing | None = None
         self._drawn_for: Prior | None = None
-        self._due = 0.0
-        self._took = 0.0  # seconds, by the last look
+        self._due = self._around_due = 0.0
+        self._took = self._around_took = 0.0  # seconds, by the last look
         self._comparing: Iterator[Comparison] | None = None
 
     def watch(self, run: Run, row: int | None, t: int | None, exact: bool = False) -> None:
@@ -80,6 +100,29 @@ class Watching:
         else:
             return None
         return replace(seen, note="; ".join(n for n in (seen.note, note) if n))
+
+    # ---- the views around ---------------------------------------------------------------------------------
+
+    def go_around(self, run: Run, now: bool = False) -> None:
+        """Render the views around the object if they are due, or `now`, and the scene has changed and has sides."""
+        seen = self.around.get()
+        if not (now or time.monotonic() >= self._around_due) or (seen is not None and seen.step == run.step):
+            return
+        took = 0.0
+        try:
+            with self._turn:
+                started = time.perf_counter()
+                images = views_around(run)
+                took = time.perf_counter() - started
+        except Exception:  # a look must not end a run; without the views, their charts end
+            images = None
+        if images is None:
+            self.around.clear()
+        else:
+            self.around.set(Around(run.step, images))
+        usual = min(took, self._around_took)  # the first time may also compile
+        self._around_took = took
+        self._around_due = time.monotonic() + max(AROUND_EVERY, AROUND_SHARE * usual)
 
     # ---- the exact predictions ---------------------------------------------------------------------------
 
@@ -136,6 +179,21 @@ class Watching:
         self.stop_comparing()
         self.lens.clear()
         self.comparison.clear()
+        self.around.clear()
+
+
+@torch.no_grad()
+def views_around(run: Run) -> np.ndarray | None:
+    """Return the views around the object, see `Around`; None for a scene that has no sides. What the toybox's judge can
+    read is seen from the distance of its training images."""
+    from sdlab.toybox.judge import data_camera  # imports numba, which takes half a second
+
+    state, s, prior, _ = run.inputs()
+    if isinstance(state.scene, FlatScene):
+        return None
+    camera = data_camera(s.camera) if knows(s.prior) else s.camera
+    cams = turntable(AROUND_VIEWS, camera, prior.image_size)
+    return to_uint8(state.scene.render(cams, torch.ones(AROUND_VIEWS, 3)).rgb)
 
 
 class Drawing:

@@ -8,6 +8,7 @@ program needs to know about the loss: titles, formulas, the terms it combines, w
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -123,6 +124,11 @@ class Distillation(ABC, Generic[A]):
         """Train the auxiliary with its own optimiser, after `gradient` returned `guidance` for the same batch."""
         return
 
+    def among(self, losses: Mapping[str, Distillation]) -> Distillation:
+        """Return the loss as steps follow it, given the losses of the settings by name. A loss that wraps another
+        returns itself around that one, with the knobs that it has there."""
+        return self
+
     def one_step_target(self, x: Noised, residual: Tensor) -> Tensor:
         """Return where the residual [B, C, H, W] leads in one full step: z0, shifted by the difference between the
         x0-hats of the residual's two sides. For SDS and SDI this is x0-hat of the guided prediction."""
@@ -164,6 +170,12 @@ class Distillation(ABC, Generic[A]):
     def warm_up_steps(self) -> int:
         """Return how many training steps a new auxiliary takes before the scene moves: the knob `warm_up`, else 0."""
         return int(getattr(self, "warm_up", 0))
+
+
+def member(kind: str) -> type[Distillation]:
+    """Return the loss in the file `kind`.py of this folder; for losses that wrap one, which import no other."""
+    module = importlib.import_module(f"{__name__}.{kind}")
+    return next(cls for cls in vars(module).values() if getattr(cls, "kind", "") == kind)
 
 
 def first_of(names: tuple[str, ...], preds: Mapping[str, Tensor]) -> str:

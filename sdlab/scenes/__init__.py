@@ -136,8 +136,8 @@ class FlatScene(ABC):
         self.config = config
 
     @abstractmethod
-    def latents(self, rng: StepRng) -> Tensor:
-        """Return this step's events [B, C, H, W], differentiable in the parameters."""
+    def latents(self, rng: StepRng, prior: Prior) -> Tensor:
+        """Return this step's events [B, C, H, W] in the space of `prior`, differentiable in the parameters."""
 
     def constrain(self) -> None:  # noqa: B027  (optional)
         """Called after every optimiser step."""
@@ -228,6 +228,7 @@ class SceneConfig(ABC):
 
     kind: ClassVar[str]
     parameters: ClassVar[tuple[str, ...]]  # names in the built scene's `params`
+    wordings: ClassVar[tuple[str, ...]] = ()  # paths of the prompts that it has beside the first
     modes: ClassVar[tuple[str, ...]] = ()  # of `sdlab.modes.MODES`, in which its renders can be shown
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027  (optional: most scenes compile nothing)
@@ -240,6 +241,11 @@ class SceneConfig(ABC):
     def fallback(self, device: torch.device) -> str:
         """Return the reason why this scene is drawn more slowly on `device` than it could be, or ""."""
         return ""
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts that its views have: see `sdlab.prompts.PromptSettings.texts`."""
+        return 1
 
     def batch(self, camera: CameraSettings) -> int:
         """Return how many events a step passes to the prior."""

@@ -61,7 +61,7 @@ class GaussianScene(FlatScene):
         mean, log_std = self.params["mean"], self.params["log_std"]
         return (mean + log_std.exp() * xi.to(mean)).view(-1, 2, 1, 1)
 
-    def latents(self, rng: StepRng) -> Tensor:
+    def latents(self, rng: StepRng, prior: Prior) -> Tensor:
         samples = self._sample(torch.randn(len(self.cams), 2, generator=rng("samples")))
         self._seen = samples.detach()
         return samples

@@ -20,11 +20,13 @@ from sdlab.cameras import CameraSettings, look_at
 from sdlab.knobs import knob
 from sdlab.pictures import grid, read_picture, to_uint8
 from sdlab.priors import Progress, silent
+from sdlab.prompts import MAX_PROMPT, PROMPT
 from sdlab.rng import StepRng
 from sdlab.scenes import FlatScene, SceneConfig
+from sdlab.starts.drawn import drawn_pictures, seed_of
 from sdlab.types import Cond, Prior
 
-STARTS = ("noise", "grey", "picture")
+STARTS = ("noise", "grey", "picture", "drawn")
 INIT_SPREAD = 0.1  # standard deviation around a common start, so that several images do not stay identical
 
 
@@ -38,7 +40,7 @@ class Images(SceneConfig):
     n: int = knob(4, 1, 256, "number of images, each an independent seed", apply="restart")
     start: str = knob(
         "noise",
-        help="starting point: noise (as in papers), uniform grey, or an image file",
+        help="starting point: noise (as in papers), uniform grey, an image file, or drawn by the toybox, each anew",
         apply="restart",
         choices=STARTS,
     )
@@ -46,6 +48,13 @@ class Images(SceneConfig):
         "",
         hi=500,
         help="path of the starting image, for start = picture (painting to photo); white shows through",
+        apply="restart",
+    )
+
+    drawn: str = knob(
+        f"{PROMPT}, painting",
+        hi=MAX_PROMPT,
+        help="what the toybox draws, for start = drawn; {prompt} is replaced by the prompt",
         apply="restart",
     )
 
@@ -62,17 +71,24 @@ class Images(SceneConfig):
     def build(
         self, rng: StepRng, device: torch.device, prior: Prior, prompt: str, progress: Progress = silent
     ) -> ImageScene:
-        """Build the scene. Raises ValueError if the starting image cannot be read."""
+        """Build the scene. Raises ValueError if the starting image cannot be read or drawn."""
         noise = torch.randn(self.n, *prior.shape, generator=rng("scene")).to(device)
         if self.start == "noise":
-            latents = noise
-        else:
-            rgb = torch.full((1, 3, prior.image_size, prior.image_size), 0.5)
-            if self.start == "picture":
-                rgb = read_picture(Path(self.picture), prior.image_size, "scene.picture")
-            with torch.no_grad():
-                latents = prior.encode(rgb.to(device)) + (INIT_SPREAD * noise if self.n > 1 else 0.0)
+            return ImageScene(self, noise)
+        rgb = self._started(rng, prior.image_size, prompt)
+        with torch.no_grad():
+            latents = prior.encode(rgb.to(device))
+        if self.n > 1 and self.start != "drawn":  # a common start
+            latents = latents + INIT_SPREAD * noise
         return ImageScene(self, latents.expand(self.n, *prior.shape).clone())
+
+    def _started(self, rng: StepRng, size: int, prompt: str) -> Tensor:
+        """Return the starting images, [1, 3, size, size] or one for each."""
+        if self.start == "picture":
+            return read_picture(Path(self.picture), size, "scene.picture")
+        if self.start == "drawn":
+            return drawn_pictures(self.drawn.replace(PROMPT, prompt), self.n, size, seed_of(rng), "scene.drawn")
+        return torch.full((1, 3, size, size), 0.5)
 
 
 class ImageScene(FlatScene):
@@ -84,7 +100,7 @@ class ImageScene(FlatScene):
         cams = look_at(front, front, front + 3.0, 40.0, 1, 1)
         super().__init__(config, {"latents": latents}, (channels, height, width), cams)
 
-    def latents(self, rng: StepRng) -> Tensor:
+    def latents(self, rng: StepRng, prior: Prior) -> Tensor:
         # a view, not the parameter itself: the gradient must reach a leaf through a graph, as with any other scene
         return self.params["latents"].view_as(self.params["latents"])
 

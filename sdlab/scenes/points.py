@@ -79,7 +79,7 @@ class PointScene(FlatScene):
         """
         return np.stack([*self._way[-steps - 1 : -1], self._now()] if len(self._way) <= KEPT else [self._now()])
 
-    def latents(self, rng: StepRng) -> Tensor:
+    def latents(self, rng: StepRng, prior: Prior) -> Tensor:
         points = self.params["points"]
         return points.view_as(points)  # a view: the gradient must reach the leaf through a graph
 

@@ -38,7 +38,7 @@ from sdlab.transfer import to_numpy, upload
 from sdlab.types import Cameras, Cloud, Prior, RawSplats, Render, ScreenInfo, SplatSnapshot
 
 EITHER = "shap-e or ball"
-STARTS = ("ball", "object", "file", "shap-e", EITHER)
+STARTS = ("ball", "object", "sketch", "file", "shap-e", EITHER)
 OVERLAP = 1.5  # initial standard deviation relative to the distance between neighbours, for a closed surface
 SLACK = 1e-4  # by which a value may exceed a limit without a remark
 PALEST = 0.02  # initial colours are kept this far from 0 and 1, where the sigmoid saturates
@@ -54,15 +54,18 @@ class Splats(SceneConfig):
 
     start: str = knob(
         "ball",
-        help="starting shape: a ball, a toybox object, a file (mesh, points or Gaussians), or Shap-E's output; "
-        "'shap-e or ball' falls back to the ball if Shap-E is not available",
+        help="starting shape: a ball, a toybox object or a crude sketch of it, a file (mesh, points or Gaussians), or "
+        "Shap-E's output; 'shap-e or ball' falls back to the ball if Shap-E is not available",
         apply="restart",
         choices=STARTS,
     )
     n_init: int = knob(1000, 1, 200_000, "initial number of Gaussians", apply="restart")
     radius: float = knob(0.8, 0.05, 2.0, "radius of the starting shape", apply="restart")
     start_text: str = knob(
-        "", hi=500, help="text for the toybox object or Shap-E; if empty, the initial prompt", apply="restart"
+        "",
+        hi=500,
+        help="text for the toybox object, its sketch or Shap-E; if empty, the initial prompt",
+        apply="restart",
     )
     file: str = knob(
         "",
@@ -203,6 +206,10 @@ class Splats(SceneConfig):
             from sdlab.toybox.surface import object_points  # imports numba, which takes half a second
 
             return Start(object_points(text, self.n_init, numbers))
+        if self.start == "sketch":
+            from sdlab.toybox.sketch import sketch_points
+
+            return Start(sketch_points(text, self.n_init, numbers))
         if self.start in ("shap-e", EITHER):
             return Start(shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps, progress))
         return read_cloud(Path(self.file).expanduser(), self.n_init, numbers, "scene.file", self.file_up)

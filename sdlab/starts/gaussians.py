@@ -264,7 +264,10 @@ FORMATS = {"splat": _of_splat, "spz": _of_spz, "sog": _of_sog, "ply_packed": _of
 
 
 def _of_glb(glb: gltf.Glb) -> Gaussians | None:
-    """Decode KHR_gaussian_splatting, https://github.com/KhronosGroup/glTF/tree/main/extensions/2.0/Khronos."""
+    """Decode KHR_gaussian_splatting, https://github.com/KhronosGroup/glTF/tree/main/extensions/2.0/Khronos.
+
+    Scales are linear. Drafts of before the extension was ratified had logarithms, most of which are negative.
+    """
     found = [_of_primitive(primitive) for primitive in gltf.gaussians_of(glb)]
     if not found:
         return None
@@ -285,10 +288,12 @@ def _of_primitive(primitive: gltf.Placed) -> Gaussians:
     if not size > 0 or abs(linear @ linear.T / size**2 - np.eye(3)).max() > 0.01 or np.linalg.det(linear) < 0:
         raise Unsupported("has a node that stretches or mirrors Gaussians: export it without that transform")
     rgbs = (0.5 + SH_C0 * colour).clip(0, 1)
+    with np.errstate(divide="ignore"):
+        log_scales = scale if (scale < 0).any() else np.log(scale)
     return Gaussians(
         arrays["POSITION"] @ linear.T + primitive.matrix[:3, 3],
         _turned(rotation[:, [3, 0, 1, 2]], linear / size),
-        scale + np.log(size),
+        log_scales + np.log(size),
         logit(opacity),
         to_display(rgbs) if primitive.is_linear else rgbs,
     )

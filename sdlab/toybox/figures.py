@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdlab.metrics.images import saturation, sharpness, softened
 from sdlab.toybox import judge, pictures, sample
 from sdlab.toybox.judge import Classifier, Share, Truth, read, score, share
 from sdlab.toybox.objects import OBJECTS, seconds_of
@@ -192,19 +193,7 @@ def without_view(prior: Prior, classifier: Classifier, sampling: Sampling, count
 # ---- descriptors ------------------------------------------------------------------------------------------------
 
 
-def softened(x: Tensor) -> Tensor:
-    """Return the mean over 3 x 3 pixels."""
-    return torch.nn.functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def saturation(x: Tensor) -> Tensor:
-    """Return the mean of max(R, G, B) - min(R, G, B). Like every statistic here: [n, 3, S, S] -> [n]."""
-    return (x.amax(1) - x.amin(1)).mean((1, 2))
-
-
-def fine_detail(x: Tensor) -> Tensor:
-    """Return the mean absolute difference between a pixel and its 3 x 3 mean."""
-    return (x - softened(x)).abs().mean((1, 2, 3))
+# Like those of `sdlab.metrics.images`, every statistic takes [n, 3, S, S] and returns [n].
 
 
 def steepest_edges(x: Tensor) -> Tensor:
@@ -255,7 +244,7 @@ def asymmetry(x: Tensor) -> Tensor:
 Statistic = Callable[[Tensor], Tensor]
 MEASURES: dict[str, tuple[str, Statistic, int]] = {  # word -> name of the statistic, the statistic, expected sign
     "oversaturated": ("saturation", saturation, 1),
-    "smooth": ("fine detail", fine_detail, -1),
+    "smooth": ("fine detail", sharpness, -1),
     "pixelated": ("blocks", blocks, 1),
     "cartoon": ("dark outlines", dark_outlines, 1),
     "foggy": ("contrast", contrast, -1),

@@ -12,6 +12,7 @@ A trained judge is a folder with `judge.safetensors` (float16) and `config.json`
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from sdlab.cameras import CameraSettings
 from sdlab.pictures import resize
 from sdlab.rng import StepRng
 from sdlab.toybox import pictures
@@ -98,6 +100,12 @@ def camera_of(rng: np.random.Generator, view: str, margin: float = 0.0) -> tuple
     centre = {FRONT: 0.0, SIDE: 90.0 if rng.random() < 0.5 else -90.0, BACK: 180.0}[view]
     half = pictures.HALF_BAND - margin
     return centre + rng.uniform(-half, half), elevation
+
+
+def data_camera(s: CameraSettings) -> CameraSettings:
+    """Return `s` with the distance and field of view of the judge's training images."""
+    at = pictures.DISTANCE
+    return dataclasses.replace(s, distance_min=at, distance_max=at, fovy=pictures.FOV_DEGREES)
 
 
 def seen_from(shot: Shot, rng: np.random.Generator, azimuth: float, elevation: float) -> Shot:
@@ -301,14 +309,14 @@ def chances(classifier: Classifier, rgb: Tensor) -> dict[str, Tensor]:
     every answer stays the same.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in classifier.questions}
-    for x in _shown(classifier, rgb):
+    for x in shown_to(classifier, rgb):
         one, mirrored = classifier(x), classifier(x.flip(-1))
         for name, parts in found.items():
             parts.append((one[name].softmax(1) + mirrored[name].softmax(1)) / 2)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _shown(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
+def shown_to(classifier: Classifier, rgb: Tensor) -> Iterator[Tensor]:
     """Yield images of any size in batches of 256, as floats in [0, 1] resized to the classifier's input."""
     for part in rgb.split(256):
         x = part.float() / 255 if part.dtype == torch.uint8 else part
@@ -321,7 +329,7 @@ def features(classifier: Classifier, rgb: Tensor) -> Tensor:
 
     They are the input of the heads, averaged over the spatial positions, as FID does with its own network.
     """
-    parts = [classifier.layers(2 * x - 1).unflatten(1, (classifier.widths[-1], -1)) for x in _shown(classifier, rgb)]
+    parts = [classifier.layers(2 * x - 1).unflatten(1, (classifier.widths[-1], -1)) for x in shown_to(classifier, rgb)]
     return torch.cat(parts).mean(2)
 
 
@@ -330,9 +338,14 @@ def read(classifier: Classifier, rgb: Tensor) -> list[Truth]:
 
     The view is "" if the predicted object has no front; the second colour is "" if no second object is predicted.
     """
-    best = {name: p.argmax(1).tolist() for name, p in chances(classifier, rgb).items()}
+    return most_likely(classifier, chances(classifier, rgb))
+
+
+def most_likely(classifier: Classifier, chances: dict[str, Tensor]) -> list[Truth]:
+    """Return the most likely answers by their probabilities [n, answers] per question, as `read` does."""
+    best = {name: p.argmax(1).tolist() for name, p in chances.items()}
     found = []
-    for i in range(len(rgb)):
+    for i in range(len(best["object"])):
         truth = Truth(*(classifier.questions[name][best[name][i]] for name in Truth._fields))
         view = truth.view if OBJECTS[truth.object].front else ""
         found.append(truth._replace(view=view, second_colour=truth.second_colour if truth.second else ""))

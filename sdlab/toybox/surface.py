@@ -28,15 +28,19 @@ def object_points(text: str, n: int, rng: np.random.Generator) -> Cloud:
     A second object is included if the text names one ("a bear wearing a blue hat"). Raises ValueError, listing the
     objects, if it names none.
     """
-    name, colour, second, second_colour = _named_in(text)
+    name, colour, second, second_colour = named_in(text)
     parts = table(name, 0, second)
-    own, other = (np.array(COLOURS[c]) for c in (colour, second_colour))
-    paints = np.clip(parts.shares[:, :1] * own + parts.shares[:, 1:] * other + parts.rests, 0, 1)
     points, owners = _outside(parts, n, rng)
-    return Cloud(points.astype(np.float32), paints[owners].astype(np.float32))
+    return Cloud(points.astype(np.float32), paints_of(parts, colour, second_colour)[owners].astype(np.float32))
 
 
-def _named_in(text: str) -> tuple[str, str, str, str]:
+def paints_of(parts: Table, colour: str, second_colour: str) -> np.ndarray:
+    """Return the colour of each part, [K, 3] in [0, 1], of an object of these colours."""
+    own, other = (np.array(COLOURS[c]) for c in (colour, second_colour))
+    return np.clip(parts.shares[:, :1] * own + parts.shares[:, 1:] * other + parts.rests, 0, 1)
+
+
+def named_in(text: str) -> tuple[str, str, str, str]:
     """Return (object, its colour, second object or "", its colour), with natural colours where none is named."""
     said = read(text)
     if not said.object:
@@ -50,14 +54,8 @@ def _named_in(text: str) -> tuple[str, str, str, str]:
 
 def _outside(parts: Table, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Sample n surface points [n, 3] that lie inside no other part, and the index [n] of the part each belongs to."""
-    many = TRIES * n
-    areas = np.array([_area(kind, size) for kind, size in zip(parts.kinds.tolist(), parts.sizes, strict=True)])
-    owners = np.repeat(np.arange(len(areas)), rng.multinomial(many, areas / areas.sum()))
-    points = np.empty((many, 3))
-    for k, (kind, size) in enumerate(zip(parts.kinds.tolist(), parts.sizes, strict=True)):
-        own = owners == k
-        points[own] = _on_surface(kind, size, int(own.sum()), rng) @ parts.turns[k].T + parts.centres[k]
-    free = np.ones(many, bool)
+    points, owners = on_surfaces(parts, TRIES * n, rng)
+    free = np.ones(len(points), bool)
     for k, kind in enumerate(parts.kinds.tolist()):
         local = (points - parts.centres[k]) @ parts.turns[k] / parts.sizes[k]
         free &= ~_inside(kind, local) | (owners == k)
@@ -65,6 +63,17 @@ def _outside(parts: Table, n: int, rng: np.random.Generator) -> tuple[np.ndarray
     if len(seen) < n:  # almost everything is hidden: fill up by resampling
         seen = np.concatenate([seen, rng.choice(seen, n - len(seen))])
     return points[seen], owners[seen]
+
+
+def on_surfaces(parts: Table, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Sample n points [n, 3] evenly from the surfaces of all parts, and the index [n] of the part each belongs to."""
+    areas = np.array([_area(kind, size) for kind, size in zip(parts.kinds.tolist(), parts.sizes, strict=True)])
+    owners = np.repeat(np.arange(len(areas)), rng.multinomial(n, areas / areas.sum()))
+    points = np.empty((n, 3))
+    for k, (kind, size) in enumerate(zip(parts.kinds.tolist(), parts.sizes, strict=True)):
+        own = owners == k
+        points[own] = _on_surface(kind, size, int(own.sum()), rng) @ parts.turns[k].T + parts.centres[k]
+    return points, owners
 
 
 def _area(kind: int, size: np.ndarray) -> float:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from sdlab import settings as catalogue
 from sdlab.export.writers import Material
+from sdlab.links import PRESET
 from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
 from sdlab.settings import Settings
 from sdlab.ui.desk import TABS, Desk
 from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
+from sdlab.ui.links import NO_PRESET
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
@@ -61,14 +63,25 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             _pick_preset(page, desk, name)
         case {"do": "settings", "settings": str(text), "name": str(name)}:
             try:
-                wanted = page.visitors.read(text, name)
+                pick_file(page, desk, text, name)
             except ValueError as e:
                 desk.focus.say("error", str(e))
-                return
-            gone = catalogue.uploads_of(text)
-            _pick(page, desk, None, wanted, f"upload again what these settings were used with: {gone}" if gone else "")
+        case {"do": "continue"} if desk.offer is not None:
+            desk.offer.accept(desk.focus)
+            desk.offer = None
+        case {"do": "decline"}:
+            desk.offer = None
         case {"do": "look", "dark": bool(dark)}:
             desk.set_dark(dark)
+
+
+def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") -> None:
+    """Let the lane in focus have the settings in the text of a file, about which the user should know `remark`.
+    ValueError that says what is wrong with the file `name`."""
+    wanted = page.visitors.read(text, name)
+    if gone := catalogue.uploads_of(text):
+        remark = f"upload again what these settings were used with: {gone}"
+    _pick(page, desk, None, wanted, remark)
 
 
 def _pick_preset(page: Page, desk: Desk, name: str) -> None:
@@ -80,8 +93,19 @@ def _pick_preset(page: Page, desk: Desk, name: str) -> None:
 
 
 def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> None:
-    """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`."""
+    """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`, as far
+    as no knob is locked."""
     lane = desk.focus
+    if desk.opened is not None:
+        link = desk.opened.link
+        try:
+            if link.locks(PRESET):
+                raise ValueError(NO_PRESET)
+            wanted = link.kept(lane.settings, wanted)
+        except ValueError as e:
+            desk.forget("preset")  # the page shows the one that was picked
+            lane.say("error", str(e))
+            return
     if _needs_new_run(wanted, lane.settings):
         page.replace(desk, lane, wanted, preset)
     else:

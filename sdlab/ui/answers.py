@@ -97,9 +97,11 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
             return said
         said = said if isinstance(said, dict) else {}
         dark, token = said.get("dark") is True, str(said.get("token") or "")
+        query, fresh = str(said.get("query") or ""), said.get("fresh") is True
         page = page or secrets.token_urlsafe(16)
         address = client_address(request)
-        return JSONResponse(await run_in_threadpool(pages.arrive, page, token, dark, address), headers=NO_STORE)
+        found = await run_in_threadpool(pages.arrive, page, token, dark, address, query, fresh)
+        return JSONResponse(found, headers=NO_STORE)
 
     @router.get("/here/{token}")
     async def here(token: str, page: str = "") -> Response:

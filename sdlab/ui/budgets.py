@@ -35,10 +35,13 @@ MOST: Mapping[str, int] = {
     "losses.warm_up": 500,
     "losses.inversion_steps": 20,
     "losses.leg_steps": 20,
+    "losses.reverse_steps": 20,
+    "losses.noises": 8,
 }
 MOST_OF_KIND: Mapping[str, Mapping[str, int]] = {  # of knobs that scenes of several kinds have
     "field": {"scene.resolution": 128},
     "image": {"scene.n": 16},
+    "illusion": {"scene.n": 8},
     "points": {"scene.n": 500},
     "gaussian": {"scene.n": 500},
 }
@@ -70,19 +73,22 @@ BUDGETS = (
         lambda load: load.evaluations,
         200,
         "a step would evaluate the prior on {:,.0f} images, and visitors of this server may have {:,.0f}",
-        ("camera.views", "scene.n", "losses.inversion_steps", "losses.leg_steps", "active", "guidance.perp_neg"),
+        (
+            *("camera.views", "scene.n", "losses.inversion_steps", "losses.leg_steps", "losses.reverse_steps"),
+            *("losses.noises", "losses.inner", "active", "guidance.perp_neg"),
+        ),
     ),
     Budget(
         lambda load: load.lesson,
         32,
         "a training step of psi would take {:,.0f} images, and visitors of this server may have {:,.0f}",
-        ("losses.every", "camera.views", "scene.n", "active"),
+        ("losses.every", "camera.views", "scene.n", "losses.inner", "active"),
     ),
     Budget(
         lambda load: load.lessons,
         96,
         "psi would train on {:,.0f} images per step, and visitors of this server may have {:,.0f}",
-        ("losses.lessons", "losses.every", "camera.views", "scene.n", "active"),
+        ("losses.lessons", "losses.every", "camera.views", "scene.n", "losses.inner", "active"),
     ),
 )
 
@@ -128,8 +134,9 @@ class Budgets:
         size = getattr(run.prior, "n_parameters", 0)
         copies = getattr(wanted.loss, "network", "") == "copy" and wanted.loss not in {s.loss for s in self.shipped}
         if copies and size > COPIED:
+            name = getattr(wanted.loss, "inner", wanted.active)
             raise ValueError(
-                f"losses.{wanted.active}.network = 'copy': visitors of this server may copy networks of at most "
+                f"losses.{name}.network = 'copy': visitors of this server may copy networks of at most "
                 f"{COPIED:,} parameters, and this prior's has {size:,}; choose 'lora'; {NO_LIMIT}"
             )
 

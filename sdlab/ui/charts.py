@@ -106,6 +106,21 @@ PLOTS = (
         "probability that the images show what the prompt asks for, according to the toybox's judge",
         ("judge",),
     ),
+    Plot(
+        "fronts",
+        "Fronts of 12",
+        "views around the object that the judge reads as a front: 3 for an object with one front",
+        ("fronts",),
+    ),
+    Plot(
+        "variety",
+        "View variety, IV",
+        "entropy in nats of the view words that the judge reads around the object: 0 if all views look alike, 1.04 for "
+        "three fronts, three backs and six sides",
+        ("iv_view",),
+    ),
+    Plot("saturation", "Saturation", "mean of max(R, G, B) - min(R, G, B) around the object", ("saturation",)),
+    Plot("sharpness", "Sharpness", "mean distance of a pixel from its surroundings, around the object", ("sharpness",)),
 )
 
 

@@ -15,9 +15,11 @@ from typing import Any
 from sdlab.lens import Comparison, LensPictures
 from sdlab.live.messages import Command, Phase
 from sdlab.ui import charts, panels
+from sdlab.ui.dropped import Offer
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
 from sdlab.ui.lane import Lane, view_modes
+from sdlab.ui.links import Opened
 from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
 from sdlab.ui.visitors import MAX_LANES
@@ -32,13 +34,22 @@ class Desk:
 
     shelf: Shelf  # files made from its lanes
 
-    def __init__(self, first: Lane, page: str = "", dark: bool = False, most_lanes: int = MAX_LANES) -> None:
+    def __init__(
+        self,
+        first: Lane,
+        page: str = "",
+        dark: bool = False,
+        most_lanes: int = MAX_LANES,
+        opened: Opened | None = None,
+    ) -> None:
         self.most_lanes = most_lanes
+        self.opened = opened  # the link that the page was opened with
         self.id = secrets.token_urlsafe(16)
         self.page = page  # the page that shows it (Gradio's session hash): each piece of news is sent once
         self.dark = dark  # theme of the page, also for views still to be opened
         self.tab = TABS[0]
         self.uploads = Uploads()
+        self.offer: Offer | None = None  # to continue a run that was dropped onto the page
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
         self.exact = False  # whether the lens shows exact predictions beside the network's
@@ -155,13 +166,21 @@ class Desk:
 
     def come_back(self, page: str = "") -> None:
         """The page was reloaded; it begins with the first tab, the lens at each step's own timestep and nothing exact
-        in it."""
+        in it. What was wrong with its link was said."""
         self.page = page
+        if self.opened is not None:
+            self.opened.link = self.opened.link._replace(problems=())
         with self._lock:
             self._late_polls = None
         self.tab, self.t, self.exact = TABS[0], None, False
         self._watch()
         self.forget()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the page's connection has ended and nothing was heard from it since."""
+        with self._lock:
+            return self._late_polls is not None
 
     def is_there(self, polling: bool) -> bool:
         """Return whether a request proves that the page is still open. A page has one poll under way at a time, so the
@@ -196,6 +215,10 @@ class Desk:
         self._put(told, "timeline", lane.history())
         self._put(told, "live", _live(lane))
         self._put(told, "preset", lane.preset)
+        offer = self.offer
+        self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
+        if (opened := self.opened) is not None:
+            self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
         self._put_form(told, lane, read[lane].stale)
         match self.tab:
             case "lens":
@@ -238,6 +261,7 @@ class Desk:
     def _put_charts(self, told: dict[str, Any], lane: Lane, lanes: list[Lane]) -> None:
         for each in lanes:
             each.ask_the_judge()
+            each.measure()
         versions = tuple((each.seat.id, each.version) for each in lanes)
         frame = lane.seat.session.latest.version if not lane.stats else 0
         self._put(told, "charts", (versions, frame), lambda: self._charts(lane))
@@ -296,9 +320,9 @@ class Desk:
                 tone,
                 LETTERS[tone],
                 each.settings.loss.title,
-                each.settings.prompt.text,
+                " / ".join(each.settings.prompts),
                 each.step,
-                each.stats if each.judged is None else {**each.stats, "judge": each.judged},
+                {**each.stats, **each.measured, **({} if each.judged is None else {"judge": each.judged})},
             )
             for each, tone in tones.items()
         ]

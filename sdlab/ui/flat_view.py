@@ -31,9 +31,11 @@ from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
 from sdlab.losses import NOISE
+from sdlab.metrics.images import saturation
 from sdlab.pictures import grid
 from sdlab.plane import HELD, REACH, shares
 from sdlab.scenes.gaussian import GaussianFit
+from sdlab.scenes.illusion import Illusion
 from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings
@@ -60,7 +62,7 @@ TRUE_PICTURES = 16  # drawn to measure their saturation
 
 def is_flat(settings: Settings) -> bool:
     """Return whether a run of these settings is shown at flat/{token}/ rather than viewport/{token}/."""
-    return isinstance(settings.scene, (Points, GaussianFit, Images))
+    return isinstance(settings.scene, (Points, GaussianFit, Images, Illusion))
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -146,8 +148,8 @@ class FlatViews:
                 "formula": formula(text),
                 "colours": {term.written: term.colour for term in (*s.loss.terms, NOISE)},
             },
-            "prompt": s.prompt.text,
-            "ground": _digest([repr(s.prior), s.prompt.text]),
+            "prompt": " / ".join(s.prompts),
+            "ground": _digest([repr(s.prior), *s.prompts]),
             "planned": s.planned_end,
             "start": start,
         }
@@ -177,13 +179,13 @@ class FlatViews:
     def ground(self, session: Session) -> bytes | None:
         """Return the message of the route "ground"; None before there is a prior."""
         s = session.effective
-        header = {"ground": _digest([repr(s.prior), s.prompt.text])}
+        header = {"ground": _digest([repr(s.prior), *s.prompts])}
         try:
             prior: Any = session.prior
         except RuntimeError:
             return None
         if tuple(prior.shape) != (2, 1, 1) or not hasattr(prior, "mixture"):
-            true = true_saturation(s.prompt.text) if critic.knows(s.prior) else None
+            true = true_saturation(*s.prompts) if critic.knows(s.prior) else None
             return pack({**header, "kind": "pictures", "true": true}, {})
         arrays = {"alphas_cumprod": _alphas_cumprod(prior)}
         for name, text in (("asked", s.prompt.text), ("all", "")):
@@ -209,6 +211,7 @@ class FlatViews:
             raise PermissionError(f"{', '.join(sorted(locked))}: this server does not let visitors change it")
         knobs = [s.knob(path) for path in paths]
         found = [min(max(round(value, 3), k.lo or 0.0), k.hi or 0.0) for value, k in zip((x, y), knobs, strict=True)]
+        self._must_be_free(session, s.patch_all(zip(paths, found, strict=True)))
         frame = session.latest.get()
         over = not session.running and frame is not None and frame.step >= s.planned_end
         session.send(Patch(tuple(zip(paths, found, strict=True))))
@@ -216,6 +219,15 @@ class FlatViews:
         if over:
             session.send(Resume())
         return found[0], found[1]
+
+    def _must_be_free(self, session: Session, wanted: Settings) -> None:
+        """Raise PermissionError if `wanted` changes a knob that the link of the session's page locks."""
+        for seat in list(self._manager._seats.values()):
+            if seat.session is session:
+                try:
+                    seat.client.locks(session.settings, wanted)
+                except ValueError as e:
+                    raise PermissionError(str(e)) from e
 
 
 def _plane(header: dict[str, Any], session: Session, frame: Frame, flat: FlatFrame, run: int, row: int) -> bytes:
@@ -275,10 +287,9 @@ def _digest(what: Any) -> str:
 
 
 def saturation_of(pictures: np.ndarray) -> list[float]:
-    """Return the mean distance between the largest and the smallest of R, G, B, as in `sdlab.toybox.figures`: uint8
-    [M, H, W, 3] -> M numbers in [0, 1]."""
-    distance = pictures.max(-1) - pictures.min(-1)
-    return [round(float(share), 4) for share in distance.mean((1, 2)) / 255]
+    """Return the saturation of images, uint8 [M, H, W, 3] -> M numbers in [0, 1]."""
+    rgb = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    return [round(share, 4) for share in saturation(rgb).tolist()]
 
 
 def sheet_of(pictures: np.ndarray) -> bytes:
@@ -291,19 +302,23 @@ def sheet_of(pictures: np.ndarray) -> bytes:
 
 
 @functools.lru_cache(maxsize=64)
-def true_saturation(prompt: str) -> float | None:
-    """Return the saturation of the toybox's true images of a prompt, None if it names no object or no colour."""
+def true_saturation(*prompts: str) -> float | None:
+    """Return the mean saturation of the toybox's true images of the prompts, None if one names no object or no
+    colour."""
     from sdlab.toybox import figures, judge
     from sdlab.toybox.asked import asked_for
 
-    try:
-        name, colour = asked_for(prompt)
-    except ValueError:
-        return None
-    if not colour:
-        return None
-    shots = [judge.shot_of(i, figures.plain_facts(name, colour)) for i in range(TRUE_PICTURES)]
-    return round(float(figures.saturation(judge.render(shots).float() / 255).mean()), 4)
+    found = []
+    for prompt in prompts:
+        try:
+            name, colour = asked_for(prompt)
+        except ValueError:
+            return None
+        if not colour:
+            return None
+        shots = [judge.shot_of(i, figures.plain_facts(name, colour)) for i in range(TRUE_PICTURES)]
+        found.append(float(saturation(judge.render(shots).float() / 255).mean()))
+    return round(sum(found) / len(found), 4)
 
 
 # ---- routes ----------------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def form_html(settings: Settings, presets: Sequence[str], rules: Rules = NO_RULE
     """Return the form: losses, preset picker and groups of knobs, under the rules of the server. It holds all losses,
     priors and scenes; the page shows the active ones."""
     return (
-        f'<div class="card">{_losses(settings, rules)}</div>'
+        f'<div class="card">{_prompts(settings, rules)}{_losses(settings, rules)}</div>'
         f'<div class="card">{_picker(presets)}</div>'
         f'<div class="card groups">{"".join(_groups(settings, rules))}</div>'
     )
@@ -179,6 +179,17 @@ def _picker(presets: Sequence[str]) -> str:
         f'<select id="preset" data-preset>{"".join(options)}</select>'
         '<button type="button" data-open title="Open a settings file (TOML) saved from this page">Open</button>'
         '<input type="file" accept=".toml" data-settings hidden><p data-about-preset></p></div>'
+    )
+
+
+def _prompts(settings: Settings, rules: Rules) -> str:
+    """Return the prompts that scenes have beside the first, a section for each such scene."""
+    knobs = settings.knobs()
+    return "".join(
+        f'<section data-owner="scene/{kind}">'
+        f"{''.join(rules.control(knobs[path], f'scene/{kind}') for path in cls.wordings)}</section>"
+        for kind, cls in scenes().items()
+        if cls.wordings
     )
 
 
@@ -264,7 +275,8 @@ def wordings_of(loss: Distillation) -> list[str]:
 def _groups(settings: Settings, rules: Rules) -> list[str]:
     """Return a fold for each group of settings except the losses."""
     folds = []
-    with_a_loss = {path for loss in settings.losses.values() for path in wordings_of(loss)}
+    elsewhere = {path for loss in settings.losses.values() for path in wordings_of(loss)}
+    elsewhere |= {path for cls in scenes().values() for path in cls.wordings}
     for prefix, group in settings.groups().items():
         if prefix.startswith("losses."):
             continue
@@ -272,7 +284,7 @@ def _groups(settings: Settings, rules: Rules) -> list[str]:
         if prefix == "optim":
             body = _rates(group, rules)
         elif members is None:
-            body = _knobs(group, prefix, "", rules, with_a_loss)
+            body = _knobs(group, prefix, "", rules, elsewhere)
         else:
             body = "".join(
                 f'<section data-owner="{prefix}/{kind}">'

@@ -20,6 +20,7 @@ GREEK = {"eps": "epsilon", "lam": "lambda"} | {
         "mu",
         "phi",
         "psi",
+        "rho",
         "sigma",
         "tau",
         "theta",

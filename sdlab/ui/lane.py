@@ -70,6 +70,7 @@ class Lane:
         self._message: Message | None = None
         seat.session.in_detail = True
         self._judged_step, self._judged_at = 0, 0.0
+        self._measured_step = -1
         self._forget_curves()
 
     def _forget_curves(self) -> None:
@@ -77,6 +78,7 @@ class Lane:
         self.marks: list[Mark] = []
         self.stats: dict[str, float] = {}  # of the last step
         self.judged: float | None = None  # the judge's last answer, None where it does not know the object
+        self.measured: dict[str, float] = {}  # metrics of the last views around the object
         self._last_step = 0
         self.version = getattr(self, "version", 0) + 1  # of what the charts show
 
@@ -199,13 +201,28 @@ class Lane:
         if not critic.knows(self.seat.session.effective.prior):
             return
         self._judged_step, self._judged_at = frame.step, now
-        chance = critic.chance(frame.preview, self.settings.prompt.text)
+        chance = critic.chance(frame.preview, *self.seat.session.effective.prompts)
         with self._lock:
             if chance is not None:
                 self.curves["judge"].add(frame.step, chance)
             if chance is not None or self.judged is not None:
                 self.judged = chance
                 self.version += 1
+
+    def measure(self) -> None:
+        """Add the metrics of the newest views around the object to the curves."""
+        around = self.seat.session.around.get()
+        if around is None or around.step == self._measured_step:
+            return
+        self._measured_step = around.step
+        known = critic.knows(self.seat.session.effective.prior)
+        found = critic.metrics(around.images, self.settings.prompt.text, known)
+        with self._lock:
+            self.measured = found
+            for plot in PLOTS:
+                if (value := plot.value(found)) is not None:
+                    self.curves[plot.name].add(around.step, value)
+            self.version += 1
 
     def _take(self, event: Event, stale: set[str], waiting: list[str]) -> None:
         match event:

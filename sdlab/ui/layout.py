@@ -8,6 +8,7 @@ ms on the server and as long in the browser.
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from gradio.themes.utils import fonts
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
+from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
-from sdlab.ui.visitors import Visitors
+from sdlab.ui.uploads import RUN
+from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.ui.wording import TITLE
 
 STATIC = Path(__file__).parent / "static"
@@ -57,10 +60,11 @@ def head() -> str:
     return "".join(f'<link rel="modulepreload" href="page/{name}">' for name in MODULES)
 
 
-def blocks(visitors: Visitors, preset: str | None, device: torch.device) -> gr.Blocks:
-    """Return the page; to be mounted with `theme`, `head` and page.css."""
+def blocks(visitors: Visitors, preset: str | None, device: torch.device, urls: Sequence[str] = ()) -> gr.Blocks:
+    """Return the page, which is published at `urls`; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
+        _part("link", "link.js", _LINK, {"urls": list(urls)})
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
@@ -84,6 +88,7 @@ def blocks(visitors: Visitors, preset: str | None, device: torch.device) -> gr.B
                     _part("comparing", "comparing.js", _COMPARING)
                     _panel("versus", no_comparison())
                 _part("results", "results.js", _RESULTS)
+        _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
     return page
 
@@ -157,11 +162,42 @@ _COMPARING = '<button type="button" id="compare" class="primary">Compare all los
 _RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
 
 
+def _ticks(word: str, names: Mapping[str, str]) -> str:
+    """Return a box to tick for each name, with its label."""
+    return "".join(
+        f'<label><input type="checkbox" data-{word}="{name}"> {html.escape(label)}</label>'
+        for name, label in names.items()
+    )
+
+
+_DROP = (
+    '<div class="drop-here" hidden><p>Drop settings (.toml), or a run&#8217;s folder as a ZIP file</p></div>'
+    '<div class="offer card" role="status" hidden><p></p><button type="button" class="primary" data-yes></button>'
+    '<button type="button" data-no>Not now</button></div>'
+)
+_LINK = (
+    '<div class="link-notes card" role="status" hidden><p></p><ul></ul>'
+    '<button type="button" aria-label="Close these remarks">&times;</button></div>'
+    '<dialog class="share" aria-labelledby="share-title"><form method="dialog">'
+    '<header><h2 id="share-title">A link to this run</h2><button aria-label="Close">&times;</button></header>'
+    "<p>It opens the page with the same settings and seed, before the first step. You can edit it.</p>"
+    '<textarea readonly rows="3" spellcheck="false" aria-label="The link"></textarea>'
+    '<div class="row"><button type="button" class="primary" data-copy autofocus>Copy</button>'
+    '<a target="_blank" rel="noopener">Open in a new tab</a><output></output></div>'
+    '<ul class="remarks"></ul>'
+    f"<fieldset><legend>What do you want to hide?</legend>{_ticks('hide', PARTS)}</fieldset>"
+    f"<fieldset><legend>What must stay as it is?</legend>{_ticks('lock', LOCKABLE)}</fieldset>"
+    '<fieldset><legend>Size of the text</legend><label><input type="checkbox" data-text> Large, for a projector</label>'
+    "</fieldset></form></dialog>"
+)
+
+
 def _title_bar(device: torch.device) -> str:
     where = {"cpu": "on the CPU", "cuda": "on the GPU"}.get(device.type, f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
+        '<button type="button" data-share title="A link to this run, or a lesson">Link</button>'
         '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
         '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'
         '<span class="sun">&#9728;</span><span class="moon">&#9790;</span></button></header>'

@@ -15,19 +15,29 @@ from sdlab.settings import Settings
 from sdlab.ui import acts
 from sdlab.ui.answers import another_tab, no_seat, session_over
 from sdlab.ui.desk import Desk
+from sdlab.ui.dropped import Offer, read_run
 from sdlab.ui.lane import Lane
+from sdlab.ui.links import Links, Opened
 from sdlab.ui.results import Shelves
-from sdlab.ui.uploads import UPLOADS, Bringing
+from sdlab.ui.uploads import RUN, UPLOADS, Bringing, name_shown
 from sdlab.ui.visitors import ARRIVING, PATIENCE, Visitors, limits
 from sdlab.viewport.splat_view import Viewports
 
 
 class Page:
     """Keeps the desks by token. Everybody starts with the settings of `visitors`, which are `preset` or a variation
-    of it."""
+    of it, or with those of the link that they open, as far as `links` allow it."""
 
-    def __init__(self, manager: Manager, viewports: Viewports, visitors: Visitors, preset: str | None = None) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        viewports: Viewports,
+        visitors: Visitors,
+        preset: str | None = None,
+        links: Links | None = None,
+    ) -> None:
         self.visitors = visitors
+        self._links = links or Links(visitors)
         self.shelves = Shelves(visitors.shared)  # by token of a desk
         self._manager = manager
         self._viewports = viewports
@@ -38,14 +48,27 @@ class Page:
 
     # ---- pages come, poll and go -------------------------------------------------------------------------
 
-    def arrive(self, page: str, token: str = "", dark: bool = False, address: str = "") -> dict[str, Any]:
-        """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none.
-        `address` is that of the browser, "" if unknown."""
+    def arrive(
+        self,
+        page: str,
+        token: str = "",
+        dark: bool = False,
+        address: str = "",
+        query: str = "",
+        fresh: bool = False,
+    ) -> dict[str, Any]:
+        """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none or
+        the page was opened with a `fresh` link. `address` is that of the browser, "" if unknown; `query` is that of
+        the page's address."""
         with self._lock:
             desk = self._desks.get(token)
+        if desk is not None and fresh:
+            if desk.has_left:  # its tab has opened the link, and its seat may be the last one
+                self.close(*desk.lanes)
+            desk = None
         if desk is None:
             try:
-                desk = self._open(page, dark, address)
+                desk = self._open(page, dark, address, query)
             except (RuntimeError, OSError) as e:
                 return no_seat(self.visitors.told(str(e)), page)
         else:
@@ -110,7 +133,23 @@ class Page:
         if desk is None:
             return None
         lane = desk.focus
-        return Bringing(desk.uploads, lambda knob, name, raw: self._bring(desk, lane, knob, name, raw))
+
+        def receive(knob: str, name: str, raw: bytes) -> None:
+            if knob == RUN:
+                self._bring_run(desk, lane, name, raw)
+            else:
+                self._bring(desk, lane, knob, name, raw)
+
+        return Bringing(desk.uploads, receive)
+
+    def _bring_run(self, desk: Desk, lane: Lane, name: str, raw: bytes) -> None:
+        """Open the settings of a run that was dropped onto the page, and offer to continue it. ValueError when the file
+        cannot be used."""
+        shared = bool(self.visitors.locked)
+        self.visitors.charge_upload(lane.seat.client, len(raw))
+        run = read_run(raw, name_shown(name), limits(shared), shared)
+        acts.pick_file(self, desk, run.settings, name, run.remark)
+        desk.offer = Offer(name_shown(name), run) if run.step >= 0 else None
 
     def _bring(self, desk: Desk, lane: Lane, knob: str, name: str, raw: bytes) -> None:
         """Let a run use a file, a scene's after a reset if it has started. ValueError when the file cannot be used,
@@ -145,14 +184,16 @@ class Page:
 
     # ---- lanes -------------------------------------------------------------------------------------------
 
-    def _open(self, page: str, dark: bool, address: str) -> Desk:
+    def _open(self, page: str, dark: bool, address: str, query: str) -> Desk:
         """Open a desk for a page in place of the one it had; RuntimeError when all seats are taken."""
         previous = self._of_page(page)
         if previous is not None:
             self.close(*previous.lanes)
         client = self.visitors.client(address, self._manager.max_sessions)
-        lane = self._lane(self._manager.open(self.visitors.settings, client), self._preset, dark)
-        desk = Desk(lane, page, dark, self.visitors.most_lanes)
+        link = self._links.read(query, self._preset)
+        client.locks = link.must_keep
+        lane = self._lane(self._manager.open(link.settings, client), link.preset, dark)
+        desk = Desk(lane, page, dark, self.visitors.most_lanes, Opened(self._links, link))
         try:
             desk.shelf = self.shelves.open(desk.id)
         except OSError:

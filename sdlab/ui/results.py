@@ -21,6 +21,7 @@ from fastapi.responses import FileResponse
 from PIL import Image
 
 from sdlab.errors import first_line
+from sdlab.export.interchange import write_cameras, write_gaussian_glb, write_growth, write_spz
 from sdlab.export.mesh import ABOUT, write_glb
 from sdlab.export.writers import (
     FILM_FRAMES,
@@ -44,8 +45,9 @@ from sdlab.ui.wording import TITLE
 from sdlab.web import refusal
 
 MOST = 24  # files per shelf
+CAMERA_PIXELS = 512  # side of the images that the exported cameras describe
 MOST_BYTES = 400_000_000
-MOST_WAITING = 8  # jobs; each holds a copy of the scene
+MOST_WAITING = 10  # jobs: one of each format; each holds a copy of the scene
 LONGEST_REST = 0.05  # seconds
 
 Phase = Literal["waiting", "working", "done", "cancelled", "failed"]
@@ -110,6 +112,21 @@ FORMATS: Mapping[str, Format] = {
         "32 bytes per Gaussian, for web viewers. z is up, the front faces +x.",
         lambda path, m, progress: write_splat(path, _splats(m)),
     ),
+    "spz": Format(
+        ".spz",
+        "application/octet-stream",
+        "Gaussians, SPZ",
+        "About a fifth of the PLY's size, rounded; SuperSplat, Babylon, Cesium and Spark read it. y is up, the front "
+        "faces +z.",
+        lambda path, m, progress: write_spz(path, _splats(m)),
+    ),
+    "khr": Format(
+        ".gaussians.glb",
+        "model/gltf-binary",
+        "Gaussians, GLB",
+        "glTF with KHR_gaussian_splatting; programs that do not know it show points. y is up, the front faces +z.",
+        lambda path, m, progress: write_gaussian_glb(path, _splats(m)),
+    ),
     "glb": Format(
         ".glb",
         "model/gltf-binary",
@@ -124,6 +141,20 @@ FORMATS: Mapping[str, Format] = {
         f"One turn around the object: {FILM_FRAMES} frames, {FILM_FRAMES / FILM_RATE:g} seconds.",
         lambda path, m, progress: write_turntable(path, m.solid or _splats(m), m.settings.camera, progress=progress),
     ),
+    "growth": Format(
+        ".growth.zip",
+        "application/zip",
+        "Growth, PLY files",
+        "The run so far, one PLY per moment; SuperSplat plays them on its timeline.",
+        lambda path, m, progress: write_growth(path, m.film, progress),
+    ),
+    "cameras": Format(
+        ".cameras.json",
+        "application/json",
+        "Cameras",
+        f"The turntable's {FILM_FRAMES} cameras as transforms.json, as instant-ngp and nerfstudio read it.",
+        lambda path, m, progress: write_cameras(path, m.settings.camera, CAMERA_PIXELS),
+    ),
     "html": Format(
         ".html",
         "text/html",
@@ -134,7 +165,7 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-OF_SPLATS = ("ply", "splat", "glb", "mp4", "html", "toml")  # in the order of the page
+OF_SPLATS = ("ply", "spz", "khr", "splat", "glb", "mp4", "html", "growth", "cameras", "toml")  # in this order
 OF_PICTURES = ("png", "toml")
 
 

@@ -24,6 +24,7 @@ from sdlab.live.manager import Manager
 from sdlab.settings import Settings
 from sdlab.ui import answers, flat_view, front, layout, results, uploads
 from sdlab.ui.guard import Guard
+from sdlab.ui.links import Links
 from sdlab.ui.page import Page
 from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.viewport import proxy
@@ -41,15 +42,17 @@ def build(
     locked: Collection[str] = (),
     on_space: bool = False,
     site: Site = ANYWHERE,
+    trust_links: bool = False,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
-    addresses of `site`. The manager's sessions end with the application.
+    addresses of `site`. `trust_links` lets links choose files and models where the page itself may. The manager's
+    sessions end with the application.
     """
     viewports = Viewports()
     visitors = Visitors(settings, locked)
-    page = Page(manager, viewports, visitors, preset)
+    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,7 +81,7 @@ def build(
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
     gr.mount_gradio_app(
         app,
-        layout.blocks(visitors, preset, manager.device),
+        layout.blocks(visitors, preset, manager.device, site.urls),
         path="/",
         root_path="",  # whatever GRADIO_ROOT_PATH says: see `front`
         theme=layout.theme(),

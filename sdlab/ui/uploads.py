@@ -29,6 +29,8 @@ from sdlab.settings import Settings, default_settings
 from sdlab.starts import clouds
 from sdlab.web import capped_body, refusal
 
+RUN = "run"  # in the place of a knob: a ZIP file of a run's folder
+MOST_RUN = 500_000_000  # bytes of one
 MOST_KEPT = 8  # files per desk
 PATIENCE = 600.0  # seconds that an upload may take
 FOLDER = "sdlab-uploads-"  # begins the names of folders with uploads
@@ -125,7 +127,7 @@ class Uploads:
         """Keep a file and return its path; beyond `MOST_KEPT`, the oldest file that is not `in_use` is deleted. Raises
         a ValueError that begins with `name` when the knob cannot use the file or it exceeds `limits`, RuntimeError
         when the desk is gone."""
-        UPLOADS[knob].check(raw, _shown(name), limits)
+        UPLOADS[knob].check(raw, name_shown(name), limits)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the session of this file has ended")
@@ -160,7 +162,7 @@ def without_uploads(settings: Settings) -> tuple[Settings, dict[str, str]]:
     return settings.patch_all(changes), {path: file.name.partition("-")[2] for path, file in gone.items()}
 
 
-def _shown(name: str) -> str:
+def name_shown(name: str) -> str:
     """Return a file name as messages show it."""
     return repr(name if len(name) <= NAME else f"...{name[-NAME:]}")
 
@@ -182,8 +184,8 @@ def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], in
         bringing = find(token)
         if bringing is None:
             return refusal("this session has ended", 404)
-        if knob not in UPLOADS:
-            return refusal(f"{_shown(knob)} takes no file: allowed are {', '.join(UPLOADS)}", 404)
+        if knob not in UPLOADS and knob != RUN:
+            return refusal(f"{name_shown(knob)} takes no file: allowed are {', '.join(UPLOADS)}", 404)
         if not bringing.uploads.arriving.acquire(blocking=False):
             return refusal("another upload is in progress: wait for it", 409)
         try:
@@ -191,18 +193,18 @@ def routes(find: Callable[[str], Bringing | None], max_bytes: Callable[[str], in
             async with asyncio.timeout(PATIENCE):
                 raw = await capped_body(request, most)
             if raw is None:
-                return refusal(f"{_shown(name)} is too large: {most:,} bytes are allowed", 413)
+                return refusal(f"{name_shown(name)} is too large: {most:,} bytes are allowed", 413)
             await run_in_threadpool(bringing.receive, knob, name, raw)
         except TimeoutError:
-            return refusal(f"{_shown(name)} was not uploaded within {PATIENCE:.0f} s: try again", 408)
+            return refusal(f"{name_shown(name)} was not uploaded within {PATIENCE:.0f} s: try again", 408)
         except ClientDisconnect:  # the user cancelled
             return Response(status_code=400)
         except (ValueError, RuntimeError) as e:
             return refusal(str(e), 422)
         except MemoryError:
-            return refusal(f"{_shown(name)} needs more memory than is available", 422)
+            return refusal(f"{name_shown(name)} needs more memory than is available", 422)
         except OSError as e:
-            return refusal(f"{_shown(name)} could not be saved: {e.strerror or 'the disk refused it'}", 507)
+            return refusal(f"{name_shown(name)} could not be saved: {e.strerror or 'the disk refused it'}", 507)
         finally:
             bringing.uploads.arriving.release()
         return Response(status_code=204)

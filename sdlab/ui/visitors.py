@@ -17,7 +17,7 @@ from sdlab.priors.gallery import GalleryPrior
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui.budgets import Budgets
-from sdlab.ui.uploads import NAME, UPLOADS
+from sdlab.ui.uploads import MOST_RUN, NAME, RUN, UPLOADS
 from sdlab.ui.veil import Veil, name_of
 
 # Each set of prior knobs is one more prior in the pool, and a path could name any folder or model; so could the paths
@@ -52,8 +52,10 @@ def public(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
 
 
 def max_bytes(knob: str, locked: bool) -> int:
-    """Return the size limit of a file for `knob`; lower where visitors upload it because the path is locked."""
-    return min(UPLOADS[knob].most, MAX_UPLOAD) if locked else UPLOADS[knob].most
+    """Return the size limit of a file for `knob`, or of a run's; lower where visitors upload it because paths are
+    locked."""
+    most = MOST_RUN if knob == RUN else UPLOADS[knob].most
+    return min(most, MAX_UPLOAD) if locked else most
 
 
 def limits(locked: bool) -> Limits:
@@ -73,7 +75,8 @@ class Visitors:
         shipped = {name: catalogue.preset(name) for name in catalogue.preset_names()}
         # priors of presets that read no files and load nothing
         self._harmless = {s.prior for s in shipped.values() if isinstance(s.prior, GalleryPrior) and not s.prior.path}
-        self.presets = [name for name, wanted in shipped.items() if self.allows(wanted)]
+        self.offered = {name: wanted for name, wanted in shipped.items() if self.allows(wanted)}
+        self.presets = list(self.offered)
         self.budgets = Budgets([settings, *(shipped[name] for name in self.presets)]) if self.locked else None
         self.most_lanes = VISITOR_LANES if self.locked else MAX_LANES
 
@@ -141,15 +144,19 @@ class Visitors:
         name = name if len(name) <= NAME else f"...{name[-NAME:]}"
         if len(text) > MAX_SETTINGS:
             raise ValueError(f"{name} has {len(text):,} characters; settings have at most {MAX_SETTINGS:,}")
-        wanted = self._with_paths(catalogue.from_toml(text, name))
+        try:
+            return self.admitted(self._with_paths(catalogue.from_toml(text, name)), self.settings)
+        except ValueError as e:
+            raise ValueError(str(e) if str(e).startswith(name) else f"{name}: {e}") from e
+
+    def admitted(self, wanted: Settings, before: Settings) -> Settings:
+        """Return settings as visitors may have them. ValueError that says why not; if it is about a change from
+        `before`, it begins with the path of the knob."""
         if not self.allows(wanted):
-            raise ValueError(f"{name}: it is for another prior, and this server's prior cannot be changed")
+            raise ValueError("it is for another prior, and this server's prior cannot be changed")
         wanted = self.fit(wanted)
         if self.budgets is not None:
-            try:
-                self.budgets(wanted, Run.of(self.settings))
-            except ValueError as e:
-                raise ValueError(f"{name}: {e}") from e
+            self.budgets(wanted, Run.of(before))
         return wanted
 
     def told(self, what: Any) -> Any:

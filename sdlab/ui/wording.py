@@ -47,7 +47,10 @@ MODE_LABELS = {  # what a view shows; the browser draws the first, the run's ras
 }
 LABELS_OF_PATHS = {  # of names that mean different things in different groups
     "prior.source": "Images from",
+    "prompt.fourth": "Fourth prompt",
+    "prompt.second": "Second prompt",
     "prompt.source": "Source prompt",
+    "prompt.third": "Third prompt",
     "schedule.start": "Schedules start at step",
 }
 CHOICES = {"lora": "LoRA", "sds": "SDS"}

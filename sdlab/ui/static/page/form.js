@@ -3,11 +3,10 @@
 
 import { act, part } from "./news.js";
 import { arrows } from "./arrows.js";
+import { openSettings } from "./drop.js";
 import { chooseFile } from "./files.js";
 import { mountFormulas } from "./formula.js";
 import { mountKnob } from "./knob.js";
-
-const MAX_SETTINGS = 100000; // bytes; more than the server accepts, so that the server can say why it refuses a file
 
 /** @typedef {{ values: Record<string, any>, owners: string[], preset: string | null }} Shown */
 
@@ -39,9 +38,7 @@ function mountPresets(element, preset) {
 
   picker.addEventListener("change", () => { describe(); act({ do: "preset", preset: picker.value }); });
   const open = /** @type {HTMLButtonElement} */ (element.querySelector("[data-open]"));
-  chooseFile(open, /** @type {HTMLInputElement} */ (element.querySelector("[data-settings]")), async (file) => {
-    act({ do: "settings", settings: await file.slice(0, MAX_SETTINGS).text(), name: file.name });
-  });
+  chooseFile(open, /** @type {HTMLInputElement} */ (element.querySelector("[data-settings]")), openSettings);
   show(preset);
   part("preset", show);
 }

@@ -1,7 +1,7 @@
 // @ts-check
 // What the browser remembers: per tab the desk, so that a reloaded page finds its runs; in general the look of the page.
 
-const DESK = "sdlab-desk", THEME = "sdlab-theme", LARGE = "sdlab-large";
+const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
 
 /** @param {Storage} storage @param {string} key @param {string} value */
 function keep(storage, key, value) {
@@ -21,6 +21,10 @@ export const keepTheme = (dark) => keep(localStorage, THEME, dark ? "dark" : "li
 export const keepLarge = (large) => keep(localStorage, LARGE, large ? "yes" : "no");
 export const wasLarge = () => recall(() => localStorage, LARGE) === "yes";
 
+export const isLarge = () => document.documentElement.classList.contains("large");
+/** @param {boolean} large */
+export const setLarge = (large) => document.documentElement.classList.toggle("large", large);
+
 export const isDark = () => document.body.classList.contains("dark");
 
 /** Apply the chosen theme; without a choice, keep the system's. */
@@ -29,6 +33,11 @@ export function restoreTheme() {
   if (kept !== null) document.body.classList.toggle("dark", kept === "dark");
   return isDark();
 }
+
+/** Remember the query of the address for which this tab has its desk. @param {string} query */
+export const keepLink = (query) => keep(sessionStorage, LINK, query);
+/** Whether the address has a query that this tab's desk is not for: a link was followed, or the address was edited. */
+export const isFreshLink = () => location.search !== "" && location.search !== (recall(() => sessionStorage, LINK) ?? "");
 
 /** The desk that this tab had before it was loaded, "" if none. */
 export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";

@@ -3,7 +3,7 @@
 // do/TOKEN. Requests of a kind follow one another, so that none overtakes another. A stream from here/TOKEN stays open;
 // its end tells the server that the page was closed.
 
-import { keptDesk, restoreTheme } from "./memory.js";
+import { isFreshLink, keepLink, keptDesk, restoreTheme } from "./memory.js";
 
 import { answered, asking, isLost } from "./connection.js";
 
@@ -124,9 +124,13 @@ async function flush() {
 
 /** Ask for a desk: the one of `token`, or a new one. @param {boolean} dark */
 export async function newDesk(dark, token = "") {
-  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token });
-  if (answer?.ok) hear(await answer.json());
-  else if (answer) fail(await answer.text());
+  const query = location.search, fresh = isFreshLink();
+  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh });
+  if (answer?.ok) {
+    const told = await answer.json();
+    if (told.token) keepLink(query);
+    hear(told);
+  } else if (answer) fail(await answer.text());
   poll();
   return answer !== undefined;
 }

@@ -2,6 +2,7 @@
 // The stage: one to four lanes, each with a view in a frame of its own.
 
 import { act, part } from "./news.js";
+import { acceptDrops } from "./drop.js";
 import { listen } from "./keys.js";
 import { isDark, keepDesk } from "./memory.js";
 
@@ -76,7 +77,7 @@ function laneNode(press, draw) {
   const frame = document.createElement("iframe");
   frame.addEventListener("load", () => {
     tell(frame);
-    try { if (frame.contentWindow) listen(frame.contentWindow); } catch { /* a frame that is not ours */ }
+    try { if (frame.contentWindow) for (const follow of [listen, acceptDrops]) follow(frame.contentWindow); } catch { /* a frame that is not ours */ }
   });
   node.insertBefore(frame, node.querySelector(".notes"));
   node.addEventListener("click", (event) => {

@@ -2,14 +2,13 @@
 // The title bar: large text, and light or dark. The system's theme is followed until the user chooses one.
 
 import { act } from "./news.js";
-import { isDark, keepLarge, keepTheme, restoreTheme, wasLarge } from "./memory.js";
+import { isDark, isLarge, keepLarge, keepTheme, restoreTheme, setLarge, wasLarge } from "./memory.js";
 import { tellViews } from "./stage.js";
 
 /** @param {HTMLElement} element */
 export function mount(element) {
-  const root = document.documentElement;
-  root.classList.toggle("large", wasLarge());
-  element.querySelector("[data-large]")?.addEventListener("click", () => keepLarge(root.classList.toggle("large")));
+  setLarge(wasLarge());
+  element.querySelector("[data-large]")?.addEventListener("click", () => keepLarge(setLarge(!isLarge())));
   const tell = () => {
     tellViews();
     act({ do: "look", dark: isDark() });
