@@ -32,7 +32,6 @@ from torch import Tensor
 
 from sdlab.experiments import esd_views
 from sdlab.experiments.journal import Journal, key_of
-from sdlab.experiments.reader import Reader, channels_first, entropies, likeness
 from sdlab.experiments.objects import (
     STRIP_SIZE,
     Case,
@@ -43,6 +42,7 @@ from sdlab.experiments.objects import (
     views_around,
     write_json,
 )
+from sdlab.experiments.reader import Reader, channels_first, entropies, likeness
 from sdlab.experiments.references import prior_images
 from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import Variant, describe, run_case
