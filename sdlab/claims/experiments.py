@@ -134,8 +134,8 @@ DIVERGENCES = Experiment(
     "divergences",
     "divergences",
     "divergences.json",
-    lambda plan: ["bench", "divergences", *(["--quick"] if plan.quick else [])],
-    (15, 30),
+    lambda plan: ["bench", "divergences"],
+    (15, 15),
     ("divergences.png",),
 )
 
