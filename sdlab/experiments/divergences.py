@@ -198,14 +198,16 @@ def plot(r: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(12.5, 3.6), layout="constrained")
     first, second, third = figure.subplots(1, 3)
-    for name in ("kl", "jeffreys", "geometric", "discriminator", "jsd"):
-        first.plot(*([row[key] for row in r["divergences"]] for key in ("a", name)), label=name)
+    for name, style in (("kl", "-"), ("jeffreys", "--"), ("discriminator", ":"), ("jsd", "-"), ("geometric", "--")):
+        first.plot(*([row[key] for row in r["divergences"]] for key in ("a", name)), style, label=name)
     first.axhline(math.log(2), color="gray", linestyle="--", label="ln 2")
     first.set(title="divergences of (a, 1 - a) and (1 - a, a)", xlabel="a", ylim=(0, 3))
     for scale, loss in itertools.product(SCALES, ("sds", "jsd")):
         rms = [_mean(r["gradients"], "rms", cfg=scale, loss=loss, distance=d) for d in DISTANCES]
         second.loglog(DISTANCES, rms, marker="o", markersize=3, label=f"{loss}, CFG {scale:g}")
     second.set(title="root mean square of the gradient", xlabel="distance from the Gaussian")
+    second.set_xticks(DISTANCES, [f"{d:g}" for d in DISTANCES])
+    second.minorticks_off()
     for what, title in (("error", f"difference from {MANY} steps"), ("noise", "change by fresh noise")):
         third.loglog(
             STEPS, [_mean(r["inversion"], what, steps=n) for n in STEPS], marker="o", markersize=3, label=title
