@@ -55,7 +55,7 @@ class PFD(Distillation[None]):
     kind: ClassVar[str] = "pfd"
     title: ClassVar[str] = "PFD"
     paper: ClassVar[str] = "Probability-Flow Distillation, Ramanan and Rajagopalan, 2026, algorithm 1"
-    formula: ClassVar[str] = "w(t) sigma/alpha [ eps(flow) - kappa ],  down and up the prior's flow"
+    formula: ClassVar[str] = "w(t) sigma/alpha [ eps(flow) - kappa ],  up and down the flow of the prior"
     look_for: ClassVar[str] = (
         "finer detail than SDI, because the target is one image instead of a mean; best with t falling; the slowest"
     )
