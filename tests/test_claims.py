@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sdlab import cli
-from sdlab.claims import decisions, dreammapping, esd, jsd, page, run, sbp
+from sdlab.claims import decisions, dreammapping, esd, experiments, jsd, page, run, sbp
 from sdlab.claims.claim import Claim, Experiment, Paper, Plan, Unmeasured
 from sdlab.claims.decisions import FAILS, HOLDS, OPEN, above, exactly, paired, positive, slopes, spread
 from sdlab.claims.papers import PAPERS, papers
@@ -355,7 +355,7 @@ def test_an_interrupted_experiment_is_told_to_end_and_is_not_in_the_journal(tmp_
 
 
 def test_other_commands_have_other_keys():
-    quick, whole = (run.key_of(jsd.PAPER.experiments[0], Plan(quick=quick)) for quick in (True, False))
+    quick, whole = (run.key_of(experiments.PLAYGROUND, Plan(quick=quick)) for quick in (True, False))
     assert quick != whole
 
 
