@@ -110,7 +110,7 @@ TABLE_31_ROWS = (
 
 
 def _table31(plan: Plan) -> list[str]:
-    size = (3, 3, 15) if plan.quick else (16, 3, 60)
+    size = (4, 2, 15) if plan.quick else (16, 3, 60)
     options = zip(("--captions", "--seeds", "--steps"), map(str, size), strict=True)
     flat = [word for pair in options for word in pair]
     quick = ["--quick"] if plan.quick else []
