@@ -23,9 +23,9 @@ def _network(plan: Plan) -> list[str]:
     return [] if plan.prior in (GALLERY, TOYBOX) else ["--set", f"prior.path={plan.prior}"]
 
 
-def _views(name: str, folder: str, seconds: tuple[float, float], *more: str) -> Experiment:
+def _views(name: str, folder: str, seconds: tuple[float, float]) -> Experiment:
     return Experiment(
-        name, folder, f"{name}.json", lambda plan: ["bench", name, *_objects(plan), *more], seconds, (f"{name}.png",)
+        name, folder, f"{name}.json", lambda plan: ["bench", name, *_objects(plan)], seconds, (f"{name}.png",)
     )
 
 
