@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,8 +33,6 @@ def write_page(page: Path, sections: Sequence[Section], command: str, took: str,
     """Write the page and copies of the pictures that exist."""
     page.parent.mkdir(parents=True, exist_ok=True)
     folder = page.with_suffix("")
-    if folder.exists():
-        shutil.rmtree(folder)
     lines = [*_head(sections, command, took, quick)]
     for section in sections:
         lines += ["", f"## {section.title}", *_section(section)]
