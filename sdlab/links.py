@@ -210,9 +210,7 @@ class Names:
 def _parts(query: str, problems: list[str]) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of each part of a query, the first of a name."""
     if len(query) > MOST_CHARACTERS:
-        problems.append(
-            f"the link has {len(query):,} characters; it is not read, since {MOST_CHARACTERS:,} are allowed"
-        )
+        problems.append(f"the link has {len(query):,} characters and is not read: {MOST_CHARACTERS:,} are allowed")
         return
     given = query.removeprefix("?").split("&")
     if len(given) > MOST_PARTS:

@@ -278,9 +278,11 @@ def preset_names() -> list[str]:
 def _preset_text(name: str) -> str:
     names = preset_names()
     if name not in names:
-        near = difflib.get_close_matches(name[:100], names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no preset {shown(name)}; {hint}presets are {', '.join(names)}")
+        near = difflib.get_close_matches(name[:100], names, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(
+            f"there is no preset {shown(name)}; {hint}`python -m sdlab list presets` shows all {len(names)}"
+        )
     return (PRESETS / f"{name}.toml").read_text(encoding="utf-8")
 
 

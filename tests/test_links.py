@@ -11,6 +11,7 @@ from urllib.parse import quote_plus
 
 import pytest
 
+from sdlab import options
 from sdlab.knobs import Knob
 from sdlab.links import (
     ALIASES,
@@ -27,6 +28,7 @@ from sdlab.links import (
     write,
 )
 from sdlab.settings import Settings, default_settings, from_toml, preset, preset_names, priors, scenes, to_toml
+from sdlab.ui import visitors
 from sdlab.ui.layout import STATIC
 from sdlab.ui.links import LOCKABLE, PARTS, Links
 from sdlab.ui.visitors import Visitors, public
@@ -260,6 +262,10 @@ def test_limits_of_a_shared_server_hold_for_links(query: str, said: str):
     assert len(found.problems) == 1
     assert said in found.problems[0]
     assert dict(public(OWN)[0].differences(found.settings)) == {"steps": 77} | ({"seed": 3} if "seed" in query else {})
+
+
+def test_links_choose_none_of_the_knobs_that_hold_a_path():
+    assert CLOSED.keys() >= {*options.PATHS, *visitors.PATHS}
 
 
 def test_an_owner_may_trust_links():

@@ -100,7 +100,7 @@ def test_an_object_with_one_front_and_one_with_three(made, tmp_path, capsys):
     assert "fronts/12" in head
     assert "T3" not in head, "only what was measured"
     assert str(made["three"]) in lines[1]
-    assert re.search(r"288/288 \[\d\d:\d\d<\d\d:\d\d", err), "progress with the time left"
+    assert re.search(r"264/264 \[\d\d:\d\d<\d\d:\d\d", err), "24 references for both, and the time left"
 
 
 def test_one_view_in_twelve_is_enough_to_count(made):
@@ -221,6 +221,13 @@ def test_a_run_in_the_plane_has_no_images(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "is a run of points in the plane: it has no images to measure" in err
     assert out == ""
+
+
+def test_an_illusion_has_more_than_one_prompt(tmp_path, capsys):
+    illusion = run("illusion", tmp_path / "run", "scene.n=1", "prior.size=32", *SMALL)
+    capsys.readouterr()
+    assert main(["metrics", str(illusion)]) == 2
+    assert "is a run of an illusion, whose views have prompts of their own" in capsys.readouterr().err
 
 
 def test_without_a_judge_only_what_is_known_is_printed(tmp_path, capsys):

@@ -1173,31 +1173,34 @@ def test_a_link_is_copied_in_one_browser_and_opens_the_same_run_in_another(
     student.close()
 
 
+DROP = """([name, bytes]) => {
+  const dataTransfer = new DataTransfer(), place = document.querySelector("#stage");
+  dataTransfer.items.add(new File([new Uint8Array(bytes)], name));
+  const say = (what) => place.dispatchEvent(new DragEvent(what, { dataTransfer, bubbles: true, cancelable: true }));
+  say("dragover");
+  const shown = !document.querySelector(".drop-here").hidden;
+  say("drop");
+  return shown && document.querySelector(".drop-here").hidden;
+}"""
+
+
 @pytest.mark.browser
-def test_settings_and_a_run_are_dropped_onto_the_page(open_tab: Callable[..., Tab], tmp_path: Path):
-    tab = open_tab()
-
+def test_settings_and_a_run_are_dropped_onto_the_page(browser, tmp_path: Path):
     def drop(name: str, content: bytes) -> None:
-        script = (
-            "([name, bytes]) => { const given = new DataTransfer();"
-            "given.items.add(new File([new Uint8Array(bytes)], name)); return given; }"
-        )
-        given = tab.page.evaluate_handle(script, [name, list(content)])
-        tab.page.dispatch_event("#stage", "dragover", {"dataTransfer": given})
-        tab.page.wait_for_selector(".drop-here:visible")
-        tab.page.dispatch_event("#stage", "drop", {"dataTransfer": given})
-        tab.page.wait_for_selector(".drop-here", state="hidden")
+        assert tab.page.evaluate(DROP, [name, list(content)]), "a sign is shown while the file is over the page"
 
-    drop("own.toml", to_toml(settings().patch("seed", 6)).encode())
-    until(lambda: tab.session.settings.seed == 6)
-    tab.session.send(Advance(10))
-    until(lambda: tab.session.state.step == 10)
-    run = zipped(run_folder(tab.session, tmp_path))
-    tab.session.send(Reset())
-    drop("cat.png", b"x")
-    tab.page.wait_for_selector(".offer:visible :text('neither settings')")
-    drop("bear.zip", b"PK")
-    tab.page.wait_for_selector(".offer:visible :text('is no ZIP file')")
-    drop("bear.zip", run)
-    tab.page.click(".offer button:text('Continue from step 10')")
-    until(lambda: tab.session.state.step == 10 and tab.step == 10)
+    with visitor_of(browser, settings(), view=False) as tab:
+        tab.wait_for_phase("ready")
+        drop("own.toml", to_toml(settings().patch("seed", 6)).encode())
+        until(lambda: tab.session.settings.seed == 6)
+        tab.session.send(Advance(10))
+        until(lambda: tab.session.state.step == 10)
+        run = zipped(run_folder(tab.session, tmp_path))
+        tab.session.send(Reset())
+        drop("cat.png", b"x")
+        tab.page.wait_for_selector(".offer:visible :text('neither settings')")
+        drop("bear.zip", b"PK")
+        tab.page.wait_for_selector(".offer:visible :text('is no ZIP file')")
+        drop("bear.zip", run)
+        tab.page.click(".offer button:text('Continue from step 10')")
+        until(lambda: tab.session.state.step == 10 and tab.step == 10)

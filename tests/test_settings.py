@@ -191,7 +191,7 @@ def test_a_preset_may_say_only_what_differs_from_another(tmp_path, monkeypatch):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"toybx.*did you mean toybox.*mixture"):
+    with pytest.raises(ValueError, match=r"toybx.*did you mean toybox.*list presets"):
         settings.preset("toybx")
 
 

@@ -59,6 +59,7 @@ export function mountShare(element, urls) {
     large.checked = isLarge();
     show();
     dialog.showModal();
+    dialog.scrollTop = 0; // whatever has the focus
   });
   return (/** @type {Link} */ now) => {
     link = now;
