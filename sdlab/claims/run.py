@@ -164,7 +164,7 @@ def _write(rows: Sequence[Row], papers: Sequence[Paper], plan: Plan, out: Path, 
             paper.title,
             [row for row in rows if row.paper == paper.key],
             [claim for claim in paper.claims if not _finished(journal, claim.experiment, plan, out)],
-            [picture for e in paper.experiments for picture in e.pictures_in(out)],
+            [picture for e in paper.experiments if _finished(journal, e, plan, out) for picture in e.pictures_in(out)],
             paper.unmeasured,
         )
         for paper in papers
