@@ -232,8 +232,9 @@ def _member(group: str, members: Mapping[str, type], kind: str) -> type:
     return members[kind]
 
 
-def from_toml(text: str, where: str = "settings", base: Settings | None = None) -> Settings:
-    """Parse TOML on top of `base` (None: the defaults); ValueError names the file (`where`) and the knob."""
+def from_toml(text: str, where: str = "settings") -> Settings:
+    """Parse TOML on top of the defaults, or of the preset that its [about] table names as `base`; ValueError names the
+    file (`where`) and the knob."""
     if any(line.partition("=")[0].count(".") > MAX_LEVELS for line in text.splitlines()):  # tomllib would take seconds
         raise ValueError(f"{where}: tables are nested too deeply")
     try:
@@ -241,9 +242,12 @@ def from_toml(text: str, where: str = "settings", base: Settings | None = None) 
     except (ValueError, RecursionError) as e:
         odd = "; it is not encoded in UTF-8, save it as UTF-8" if any(c in text for c in "\ufffd\0") else ""
         raise ValueError(f"{where} is not valid TOML: {e}{odd}") from e
-    doc.pop("about", None)  # title and description of a preset, see `about`
+    told = doc.pop("about", None)  # title and description of a preset, see `about`
     kinds = {}
-    start = base or default_settings()
+    try:
+        start = preset(str(told["base"])) if isinstance(told, dict) and told.get("base") else default_settings()
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
     for group in ("prior", "scene"):
         table, kind = doc.get(group, {}), getattr(start, group).kind
         kinds[group] = str(table.pop("kind", kind)) if isinstance(table, dict) else kind
@@ -291,9 +295,7 @@ def preset(name: str) -> Settings:
 
     `base` in its [about] table names another preset that it builds on.
     """
-    text = _preset_text(name)
-    base = _about(text).get("base")
-    return from_toml(text, f"preset {name}", preset(base) if base else None)
+    return from_toml(_preset_text(name), f"preset {name}")
 
 
 def about(name: str) -> dict[str, str]:

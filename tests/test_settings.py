@@ -188,6 +188,9 @@ def test_a_preset_may_say_only_what_differs_from_another(tmp_path, monkeypatch):
     assert three.prior == settings.default_settings().prior, "another kind of prior starts from its defaults"
     assert settings.about("two")["title"] == "Two"
     assert settings.about("three")["title"] == "three", "title and text are not inherited"
+    assert settings.from_toml((tmp_path / "two.toml").read_text(), "a copy of it") == two, "a file may do so, too"
+    with pytest.raises(ValueError, match=r"own.toml: there is no preset 'oen'; did you mean one"):
+        settings.from_toml('[about]\nbase = "oen"\n', "own.toml")
 
 
 def test_unknown_preset_lists_the_known_ones():
