@@ -10,6 +10,7 @@ models; see `CLOSED`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -155,8 +156,8 @@ def read(
     base = _of_kinds(said, base, closed, problems)
     names = Names(base, said.get("active"))
     settings = _admitted(base, _changes(said, base, names, closed, problems), own, admit, problems)
-    hide = _listed(said.get("hide", ""), "hide", lambda name: name if name in parts else names.find(name), problems)
-    lock = _listed(said.get("lock", ""), "lock", lambda name: name if name in LOCKS else names.find(name), problems)
+    hide = _listed(said.get("hide", ""), "hide", parts, names, problems)
+    lock = _listed(said.get("lock", ""), "lock", LOCKS, names, problems)
     text = said.get("text", "")
     if text and text not in TEXT_SIZES:
         problems.append(f"text = {shown(text)}: must be one of {', '.join(TEXT_SIZES)}")
@@ -247,7 +248,9 @@ def _base(
         return name, presets[name]
     why = "it loads a file or a model, which a link must not choose"
     if name not in catalogue.preset_names():
-        why = f"there is no such preset; presets are {', '.join(presets)}"
+        near = difflib.get_close_matches(name[:100], presets, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"presets are {', '.join(presets)}"
+        why = f"there is no such preset; {hint}"
     problems.append(f"preset = {shown(name)}: {why}")
     return None, own
 
@@ -355,12 +358,13 @@ def _admitted(base: Settings, changes: dict[str, Any], own: Settings, admit: Adm
                 return own
 
 
-def _listed(text: str, word: str, find: Callable[[str], str], problems: list[str]) -> tuple[str, ...]:
-    """Return the names in a list as `find` returns them; its ValueError goes to the problems."""
-    names: dict[str, None] = {}
+def _listed(text: str, word: str, own: Collection[str], names: Names, problems: list[str]) -> tuple[str, ...]:
+    """Return the names in a list: those that the word has of its `own`, and groups and knobs. Others are problems."""
+    found: dict[str, None] = {}
     for name in filter(None, (name.strip() for name in text.split(","))):
         try:
-            names[find(name)] = None
+            found[name if name in own else names.find(name)] = None
         except ValueError as e:
-            problems.append(f"{word} = {shown(name)}: {e}")
-    return tuple(names)
+            near = difflib.get_close_matches(name[:100], own, n=1, cutoff=0.7)
+            problems.append(f"{word} = {shown(name)}: {f'did you mean {near[0]}?' if near else e}")
+    return tuple(found)
