@@ -650,7 +650,7 @@ def app(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--preset", "toybx"), "did you mean toybox?"),
+        (("--preset", "toybx"), "did you mean toybox"),
         (("--device", "mars"), "--device mars: expected auto, cpu, cuda, or cuda:N such as cuda:1"),
         (("--port", "ninety"), "--port ninety: a number from 0 to 65535 is needed"),
         (("--max-sessions", "0"), "--max-sessions 0: at least 1 is needed"),
