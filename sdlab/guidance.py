@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdlab.cameras import degrees_from_front
 from sdlab.knobs import knob
-from sdlab.types import PERP_ROLES, BoundPrior
+from sdlab.types import PERP_ROLES, Asked, BoundPrior, Noised
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,17 @@ def guide(model: BoundPrior, z_t: Tensor, t: Tensor, scale: float) -> tuple[Tens
     if model.rescale > 0:
         hat = rescaled(hat, eps_c, model.rescale)
     return hat, {"pos": eps_c, "uncond": eps_u}
+
+
+def edit(x: Noised, model: BoundPrior, scale: float) -> tuple[Tensor, dict[str, Tensor], dict[str, Asked]]:
+    """Return by how much the guided prediction differs from that of the reference with its own prompt and the same
+    noise (Delta Denoising Score, Hertz et al., 2023); the predictions by role, and where the reference's were asked."""
+    assert x.ref is not None, "the step renders the reference of a loss that needs one"
+    eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
+    z_ref = x.alpha * x.ref + x.sigma * x.noise
+    ref_c, ref_u = model.eps(z_ref, x.t, "ref", "uncond")
+    preds = {"pos": eps_c, "uncond": eps_u, "ref": ref_c}
+    return cfg(eps_u, eps_c, scale) - cfg(ref_u, ref_c, scale), preds, {"ref": Asked(z_ref, x.t)}
 
 
 def rescaled(hat: Tensor, eps_c: Tensor, share: float) -> Tensor:

@@ -29,6 +29,17 @@ UNCOND = Term(
     colour="slate",
     broad=True,
 )
+REF = Term(
+    "ref",
+    "eps_ref",
+    "reference",
+    "the prior's estimate of the reference, given the reference's prompt",
+    "away from the reference",
+    subtracted=True,
+    colour="wine",
+    formula="eps(reference; its prompt)",
+    noisy="the reference with this step's noise",
+)
 NEG = Term(
     "neg",
     "eps_n",

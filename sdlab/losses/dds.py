@@ -14,22 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from sdlab.guidance import cfg
+from sdlab.guidance import edit
 from sdlab.knobs import knob
-from sdlab.losses import POS, UNCOND, Distillation
-from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
-
-REF = Term(
-    "ref",
-    "eps_ref",
-    "reference",
-    "the prior's estimate of the reference, given the reference's prompt",
-    "away from the reference",
-    subtracted=True,
-    colour="wine",
-    formula="eps(reference; its prompt)",
-    noisy="the reference with this step's noise",
-)
+from sdlab.losses import POS, REF, UNCOND, Distillation
+from sdlab.types import BoundPrior, Guidance, Noised, Term
 
 
 @dataclass(frozen=True)
@@ -58,10 +46,5 @@ class DDS(Distillation[None]):
         return (2, 2)
 
     def gradient(self, x: Noised, model: BoundPrior, aux: None) -> Guidance:
-        assert x.ref is not None, "the step renders the reference of a loss that needs one"
-        eps_c, eps_u = model.eps(x.z_t, x.t, "pos", "uncond")
-        z_ref = x.alpha * x.ref + x.sigma * x.noise
-        ref_c, ref_u = model.eps(z_ref, x.t, "ref", "uncond")
-        residual = cfg(eps_u, eps_c, self.cfg) - cfg(ref_u, ref_c, self.cfg)
-        preds = {"pos": eps_c, "uncond": eps_u, "ref": ref_c}
-        return Guidance(residual, preds, asked={"ref": Asked(z_ref, x.t)})
+        residual, preds, asked = edit(x, model, self.cfg)
+        return Guidance(residual, preds, asked=asked)
