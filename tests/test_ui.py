@@ -655,6 +655,7 @@ def test_the_preview_holds_its_pictures():
     [
         ("eps_u + s (eps_c - eps_u)", "<i>&epsilon;</i><sub>u</sub></span></span> <span>+ <span"),
         ("a (b - c) - lam d", '</span> <span>&minus; <span class="symbol" data-symbol="lam"><i>&lambda;</i>'),
+        ("lam ],  b of the other, d", " of the other,</span> <span><span"),
         ("eps_phi", "<i>&epsilon;</i><sub>&phi;</sub>"),
         ("w(t) noise", 'data-symbol="w(t)"><i>w</i>(<span class="symbol" data-symbol="t"><i>t</i></span>)</span>'),
         ("eps_psi(camera)", 'data-symbol="eps_psi(camera)"><i>&epsilon;</i><sub>&psi;</sub>(camera)</span>'),
