@@ -609,6 +609,10 @@ def test_a_chart_is_drawn_inside_its_box_with_marks():
     assert "outside" not in text
     assert "no steps yet" in chart("Empty", [Line(Curve())], [])
     Parsed(chart("Flat", [Line(_flat())], []))
+    nothing = Curve()
+    for step in (1, 9):
+        nothing.add(step, 0.0)
+    assert "-0.5" not in chart("Fronts", [Line(nothing)], []), "a count is not negative"
     there_and_back = Curve()
     for _ in range(2):
         there_and_back.add(50, 0.7)
