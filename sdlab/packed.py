@@ -76,7 +76,7 @@ def _with_checkpoint(run: PackedRun, read: Read, step: int, folder: str, names: 
     """Return `run` with a checkpoint. ValueError that says what is wrong with it."""
     if f"{folder}{SUMS}" not in names:
         raise ValueError(f"{SUMS} is missing")
-    sums = dict(line.split("  ", 1)[::-1] for line in _text(read, f"{folder}{SUMS}", SUMS).splitlines())
+    sums = hashes(_text(read, f"{folder}{SUMS}", SUMS))
     content = {}
     for name in (TENSORS, VALUES, SETTINGS, RECORD):
         if name not in sums or f"{folder}{name}" not in names:
@@ -92,6 +92,14 @@ def _with_checkpoint(run: PackedRun, read: Read, step: int, folder: str, names: 
         raise ValueError(f"it belongs to other settings than {SETTINGS}")
     tensors = np.frombuffer(content[TENSORS], np.uint8)
     return run._replace(step=step, tensors=tensors, values=values, present=present, remark="")
+
+
+def hashes(text: str) -> dict[str, str]:
+    """Return name -> hash of the files that a checkpoint lists. ValueError if the list is damaged."""
+    lines = [line.partition("  ") for line in text.splitlines()]
+    if not all(name for _, _, name in lines):
+        raise ValueError(f"{SUMS} is damaged")
+    return {name: digest for digest, _, name in lines}
 
 
 def _text(read: Read, name: str, given: str) -> str:

@@ -214,6 +214,16 @@ def test_a_dropped_run_opens_its_settings_and_continues_bit_for_bit(page: Page, 
     assert tab.panels()["offer"] is None
 
 
+def test_an_offer_is_gone_with_its_settings_and_not_made_where_they_are_locked(page: Page, saved):
+    tab = Tab(page, "second")
+    assert brought(tab, zipped(saved[0]))["offer"]
+    tab.act(do="preset", preset="playground")
+    assert tab.panels()["offer"] is None
+    locked = Tab(page, "third", "?lock=preset")
+    assert brought(locked, zipped(saved[0]))["offer"] is None
+    assert "locked by the link" in locked.panels()["status"]
+
+
 def test_on_a_shared_server_a_run_brings_its_settings_only(manager: Manager, saved):
     folder, _ = saved
     tab = Tab(Page(manager, Views(), Visitors(settings(), ("prior.seed",))), "visitor")
@@ -241,6 +251,8 @@ AT = "checkpoint/00000010/"
             "it belongs to other settings than settings.toml",
         ),
         (lambda f: f.update({AT + SUMS: b"\xff\xfe"}), "SHA256SUMS is not encoded in UTF-8"),
+        (lambda f: f.update({AT + SUMS: f[AT + SUMS][:-25]}), "SHA256SUMS"),
+        (lambda f: f.update({AT + SUMS: b"12345"}), "SHA256SUMS is damaged"),
         (lambda f: renamed(f, AT + TENSORS, "../../" + AT + "x/" + TENSORS), "tensors.safetensors is missing"),
     ],
 )

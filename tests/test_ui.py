@@ -609,6 +609,10 @@ def test_a_chart_is_drawn_inside_its_box_with_marks():
     assert "outside" not in text
     assert "no steps yet" in chart("Empty", [Line(Curve())], [])
     Parsed(chart("Flat", [Line(_flat())], []))
+    nothing = Curve()
+    for step in (1, 9):
+        nothing.add(step, 0.0)
+    assert "-0.5" not in chart("Fronts", [Line(nothing)], []), "a count is not negative"
     there_and_back = Curve()
     for _ in range(2):
         there_and_back.add(50, 0.7)
@@ -655,6 +659,7 @@ def test_the_preview_holds_its_pictures():
     [
         ("eps_u + s (eps_c - eps_u)", "<i>&epsilon;</i><sub>u</sub></span></span> <span>+ <span"),
         ("a (b - c) - lam d", '</span> <span>&minus; <span class="symbol" data-symbol="lam"><i>&lambda;</i>'),
+        ("lam ],  b of the other, d", " of the other,</span> <span><span"),
         ("eps_phi", "<i>&epsilon;</i><sub>&phi;</sub>"),
         ("w(t) noise", 'data-symbol="w(t)"><i>w</i>(<span class="symbol" data-symbol="t"><i>t</i></span>)</span>'),
         ("eps_psi(camera)", 'data-symbol="eps_psi(camera)"><i>&epsilon;</i><sub>&psi;</sub>(camera)</span>'),

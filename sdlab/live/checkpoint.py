@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdlab.errors import first_line
 from sdlab.files import digest, flush, remove, scratch_for, sweep
-from sdlab.packed import SETTINGS, SUMS, TENSORS, VALUES, PackedRun
+from sdlab.packed import SETTINGS, SUMS, TENSORS, VALUES, PackedRun, hashes
 from sdlab.settings import Settings, from_toml
 
 KEPT = 2
@@ -197,7 +197,7 @@ def unpack(run: PackedRun) -> Saved:
 
 def _check(path: Path) -> set[str]:
     """Return the names of the texts in a checkpoint; ValueError if a file does not have the hash written with it."""
-    sums = dict(line.split("  ", 1)[::-1] for line in (path / SUMS).read_text(encoding="ascii").splitlines())
+    sums = hashes((path / SUMS).read_text(encoding="ascii"))
     for name in (TENSORS, VALUES):
         if name not in sums:
             raise ValueError(f"{SUMS} does not list {name}")

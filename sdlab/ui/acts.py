@@ -75,13 +75,13 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             desk.set_dark(dark)
 
 
-def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") -> None:
-    """Let the lane in focus have the settings in the text of a file, about which the user should know `remark`.
-    ValueError that says what is wrong with the file `name`."""
+def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") -> bool:
+    """Let the lane in focus have the settings in the text of a file, about which the user should know `remark`, and
+    return whether no lock forbids it. ValueError that says what is wrong with the file `name`."""
     wanted = page.visitors.read(text, name)
     if gone := catalogue.uploads_of(text):
         remark = f"upload again what these settings were used with: {gone}"
-    _pick(page, desk, None, wanted, remark)
+    return _pick(page, desk, None, wanted, remark)
 
 
 def _pick_preset(page: Page, desk: Desk, name: str) -> None:
@@ -92,10 +92,11 @@ def _pick_preset(page: Page, desk: Desk, name: str) -> None:
     _pick(page, desk, name, wanted)
 
 
-def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> None:
+def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> bool:
     """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`, as far
-    as no knob is locked."""
+    as no knob is locked; return False if that leaves nothing."""
     lane = desk.focus
+    desk.offer = None  # it was to continue a run of other settings
     if desk.opened is not None:
         link = desk.opened.link
         try:
@@ -105,12 +106,13 @@ def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: 
         except ValueError as e:
             desk.forget("preset")  # the page shows the one that was picked
             lane.say("error", str(e))
-            return
+            return False
     if _needs_new_run(wanted, lane.settings):
         page.replace(desk, lane, wanted, preset)
     else:
         lane.pick(preset, wanted)
     desk.focus.remark = remark
+    return True
 
 
 def _needs_new_run(wanted: Settings, now: Settings) -> bool:

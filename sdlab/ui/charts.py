@@ -151,7 +151,7 @@ def chart(
     if not log:
         low = min(low, 0.0)
     if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+        low, high = (low - 0.5, high + 0.5) if log or low < 0 else (0.0, 1.0)
     first, end = min(points[0][0] for _, points in curves), max(points[-1][0] for _, points in curves)
 
     def x(step: float) -> float:

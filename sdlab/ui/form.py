@@ -167,7 +167,7 @@ def _owner(settings: Settings, prefix: str) -> str:
 
 
 def _picker(presets: Sequence[str]) -> str:
-    options = ['<option value="" hidden data-about="Settings from a file.">Your settings</option>']
+    options = ['<option value="" hidden data-about="Settings from a file or a link.">Your settings</option>']
     for name in presets:
         note = about(name)
         options.append(

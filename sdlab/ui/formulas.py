@@ -34,8 +34,8 @@ SYMBOL = re.compile(r"(?<![&;])\b([A-Za-z]+)(?:_([A-Za-z0-9]+))?\b(\([^()]*\))?"
 
 
 def formula(text: str) -> str:
-    """Return a formula as HTML. Each summand is a span that stays on one line; each symbol is a span that carries its
-    plain name, so that the page can find it and show its value."""
+    """Return a formula as HTML. Each summand or remark is a span that stays on one line; each symbol is a span that
+    carries its plain name, so that the page can find it and show its value."""
     return " ".join(f"<span>{_symbols(html.escape(part, quote=False), named=True)}</span>" for part in summands(text))
 
 
@@ -45,10 +45,11 @@ def symbols_of(text: str) -> list[str]:
 
 
 def summands(text: str) -> list[str]:
-    """Split a formula before each + and - outside parentheses, where a line may break."""
+    """Split a formula before each + and - and after each comma, outside parentheses, where a line may break."""
     found = [""]
-    for word in text.split(" "):
-        if word in ("+", "-") and found[-1].count("(") == found[-1].count(")"):
+    for word in text.split():
+        breaks = word in ("+", "-") or found[-1].endswith(",")
+        if breaks and found[-1].count("(") == found[-1].count(")"):
             found.append(word)
         else:
             found[-1] = f"{found[-1]} {word}" if found[-1] else word

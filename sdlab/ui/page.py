@@ -148,8 +148,8 @@ class Page:
         shared = bool(self.visitors.locked)
         self.visitors.charge_upload(lane.seat.client, len(raw))
         run = read_run(raw, name_shown(name), limits(shared), shared)
-        acts.pick_file(self, desk, run.settings, name, run.remark)
-        desk.offer = Offer(name_shown(name), run) if run.step >= 0 else None
+        if acts.pick_file(self, desk, run.settings, name, run.remark) and run.step >= 0:
+            desk.offer = Offer(name_shown(name), run)
 
     def _bring(self, desk: Desk, lane: Lane, knob: str, name: str, raw: bytes) -> None:
         """Let a run use a file, a scene's after a reset if it has started. ValueError when the file cannot be used,
