@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | toybox`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from sdlab import console, headless
 from sdlab.arguments import add_device, positive, turntable_pixels
 from sdlab.bench import commands as bench
+from sdlab.claims import commands as claims
 from sdlab.experiments import commands as experiments
 from sdlab.experiments.measuring import add_metrics
 from sdlab.options import choose_device, plan_for, settings_for
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_list(commands)
     add_metrics(commands)
     _add_bench(commands)
+    claims.add_command(commands)
     _add_toybox(commands)
     return parser
 

@@ -84,6 +84,7 @@ class Settings:
     active: str = knob("sds", help="the active loss")
     steps: int = knob(800, 1, 1_000_000, "planned length of the run; schedules are relative to it")
     seed: int = knob(0, 0, 2**31 - 1, "random seed", apply="restart")
+    start_seed: int = knob(-1, -1, 2**31 - 1, "random seed of the starting scene alone; -1: as seed", apply="restart")
     prompt: PromptSettings = field(default_factory=PromptSettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
@@ -120,6 +121,12 @@ class Settings:
     def planned_end(self) -> int:
         """The step at which the planned run ends."""
         return self.schedule.start + self.steps
+
+    @property
+    def seed_of_start(self) -> int:
+        """The seed of the starting scene: runs with the same one and other seeds differ only in the noise of the steps,
+        as in section 5.3 of the JSD paper."""
+        return self.seed if self.start_seed < 0 else self.start_seed
 
     def progress(self, step: int) -> float:
         """Return the position of `step` in the planned run, from 0 (start) to 1 (end); above 1 after the end."""
@@ -271,9 +278,11 @@ def preset_names() -> list[str]:
 def _preset_text(name: str) -> str:
     names = preset_names()
     if name not in names:
-        near = difflib.get_close_matches(name[:100], names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no preset {shown(name)}; {hint}presets are {', '.join(names)}")
+        near = difflib.get_close_matches(name[:100], names, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(
+            f"there is no preset {shown(name)}; {hint}`python -m sdlab list presets` shows all {len(names)}"
+        )
     return (PRESETS / f"{name}.toml").read_text(encoding="utf-8")
 
 

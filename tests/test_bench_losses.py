@@ -69,7 +69,7 @@ def test_both_engines_run_and_each_prior_is_loaded_once(short, tmp_path, monkeyp
     monkeypatch.setattr(DiffusersPrior, "load", lambda self, *a: loads.append(self.engine) or load(self, *a))
     monkeypatch.setattr(bench, "preset", lambda name: base)
     entries = bench.entries
-    monkeypatch.setattr(bench, "entries", lambda s: [e for e in entries(s) if e.loss in ("sds", "vsd")])
+    monkeypatch.setattr(bench, "entries", lambda s, only: [e for e in entries(s, only) if e.loss in ("sds", "vsd")])
     result = bench.run(quick=True)
     assert loads == ["auto", "torch"]
     assert result["engines"]["fastest"].startswith("openvino")
@@ -129,3 +129,10 @@ def test_a_step_that_fails_ends_the_bench_and_names_the_loss(quick, monkeypatch)
     monkeypatch.setattr(session, "step", step)
     with pytest.raises(RuntimeError, match="step 1 of sds failed: ArithmeticError: no such number"):
         lanes.Lane(quick, 2)
+
+
+def test_some_losses_can_be_measured_beside_sds():
+    base = preset("gallery")
+    assert {entry.loss for entry in bench.entries(base, ["vdm"])} == {"sds", "vdm"}
+    with pytest.raises(ValueError, match="vdn"):
+        bench.entries(base, ["vdn"])

@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_the_results(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "toybx", "--out", "{tmp}/a"], ["toybx", "did you mean toybox", "mixture"]),
+        (["run", "toybx", "--out", "{tmp}/a"], ["toybx", "did you mean toybox", "list presets"]),
         (["run", "mixture", "--set", "losses.sds.cgf=3", "--out", "{tmp}/a"], ["losses.sds.cgf", "losses.sds.cfg"]),
         (["run", "mixture", "--set", "losses.sds.cfg=900", "--out", "{tmp}/a"], ["losses.sds.cfg", "900", "0 to 200"]),
         (["run", "mixture", "--set", "losses.sds.cfg", "--out", "{tmp}/a"], ["--set", "PATH=VALUE"]),

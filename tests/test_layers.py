@@ -32,6 +32,7 @@ ROWS = [
     {"headless", "viewport"},
     {"ui", "experiments"},
     {"bench"},
+    {"claims"},
     {"cli"},
     {"__main__"},
 ]

@@ -17,8 +17,10 @@ from sdlab.cli import main
 from sdlab.experiments import measure
 from sdlab.experiments.references import prior_images
 from sdlab.experiments.run_folders import Made, load
+from sdlab.live import checkpoint
 from sdlab.metrics import networks, t3bench
 from sdlab.metrics.distances import fid
+from sdlab.settings import preset
 from sdlab.toybox import judge
 from sdlab.toybox.surface import object_points
 
@@ -27,10 +29,10 @@ COUNT = 4000  # Gaussians of an object
 CPU = torch.device("cpu")
 
 
-def run(preset: str, out: Path, *assignments: str, seed: int = 0) -> Path:
+def run(name: str, out: Path, *assignments: str, seed: int = 0) -> Path:
     """Take one step, and return the folder."""
     sets = [part for text in assignments for part in ("--set", text)]
-    arguments = ["run", preset, *sets, "--steps", "1", "--seed", str(seed), "--out", str(out), "--size", "16"]
+    arguments = ["run", name, *sets, "--steps", "1", "--seed", str(seed), "--out", str(out), "--size", "16"]
     assert main(arguments) == 0
     return out
 
@@ -100,7 +102,7 @@ def test_an_object_with_one_front_and_one_with_three(made, tmp_path, capsys):
     assert "fronts/12" in head
     assert "T3" not in head, "only what was measured"
     assert str(made["three"]) in lines[1]
-    assert re.search(r"288/288 \[\d\d:\d\d<\d\d:\d\d", err), "progress with the time left"
+    assert re.search(r"264/264 \[\d\d:\d\d<\d\d:\d\d", err), "24 references for both, and the time left"
 
 
 def test_one_view_in_twelve_is_enough_to_count(made):
@@ -221,6 +223,12 @@ def test_a_run_in_the_plane_has_no_images(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "is a run of points in the plane: it has no images to measure" in err
     assert out == ""
+
+
+def test_an_illusion_has_more_than_one_prompt(made, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "settings_of", lambda saved: preset("illusion"))
+    assert main(["metrics", str(made["one"])]) == 2
+    assert "is a run of an illusion, whose views have prompts of their own" in capsys.readouterr().err
 
 
 def test_without_a_judge_only_what_is_known_is_printed(tmp_path, capsys):

@@ -163,7 +163,7 @@ def test_a_session_renders_what_is_asked_while_it_waits_and_while_it_runs():
     thread.start()
     session.rendering.ask(shot())  # before there is a scene
     session.send(Patch((("steps", 100_000),)))
-    until(lambda: session.status.phase == "ready", 60)
+    until(lambda: session.status.phase == "ready", 180)  # kernels may have to be compiled
     session.rendering.ask(shot("depth", FINE))
     until(lambda: (seen := session.rendering.seen.get()) is not None and seen.shot.mode == "depth")
     session.send(Resume())

@@ -223,7 +223,7 @@ def test_a_folder_in_use_is_left_alone(command, done, finished, tmp_path, capsys
 
 def test_every_knob_with_a_text_is_known_to_be_a_path_or_not():
     texts = {"prompt.text", "prompt.negative", "prompt.target", "prompt.source", "scene.start_text", "active"}
-    texts |= {"prior.revision", "prior.variant"}
+    texts |= {"prior.revision", "prior.variant", "prompt.second", "prompt.third", "prompt.fourth", "scene.drawn"}
     for prior in priors():
         for scene in scenes():
             for path, knob in default_settings(prior, scene).knobs().items():

@@ -113,6 +113,13 @@ def test_no_refusal_repeats_an_over_long_name():
         assert MOST_SHOWN * "x" not in str(e.value)
 
 
+def test_the_start_has_the_seed_of_the_run_unless_it_is_given_one(s):
+    t = s.patch("seed", 7)
+    assert (t.start_seed, t.seed_of_start) == (-1, 7)
+    assert "start_seed" not in to_toml(t), "files of before mean what they meant"
+    assert t.patch("start_seed", 0).seed_of_start == 0
+
+
 def test_a_pair_moves_as_one_change(s):
     t = s.patch_all([("camera.distance_min", 4.0), ("camera.distance_max", 5.0)])
     assert (t.camera.distance_min, t.camera.distance_max) == (4.0, 5.0)
@@ -184,7 +191,7 @@ def test_a_preset_may_say_only_what_differs_from_another(tmp_path, monkeypatch):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"toybx.*did you mean toybox.*mixture"):
+    with pytest.raises(ValueError, match=r"toybx.*did you mean toybox.*list presets"):
         settings.preset("toybx")
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sdlab import cli
-from sdlab.experiments import objects
+from sdlab.experiments import objects, protocols
 from sdlab.experiments import text_to_2d as table31
 from sdlab.live.session import Session
 from sdlab.metrics.distances import fid, kid
@@ -21,6 +21,7 @@ from sdlab.settings import preset
 from sdlab.toybox import judge
 from sdlab.toybox.figures import caption_of, plain_facts
 
+TUNED = protocols.TUNED
 FEW = ["--captions", "3", "--steps", "3"]
 
 
@@ -194,6 +195,8 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
         run(
             tiny,
             *FEW,
+            "--losses",
+            ",".join(TUNED),
             "--seeds",
             2,
             "--set",
@@ -208,7 +211,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
 
     # two rounds of two batches each, with the same draws for every loss
     seeds = [0, 1, 1000, 1001]
-    losses = [name for name in table31.METHODS if name != "ddim"]
+    losses = [name for name in TUNED if name != "ddim"]
     assert set(draws) == set(starts) == {(name, seed) for name in losses for seed in seeds}
     for seed in seeds:
         for name in losses:
@@ -220,7 +223,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
 
     result = found(tmp_path)
     rows = {row["method"]: row for row in result["rows"]}
-    assert list(rows) == ["true", *table31.METHODS]
+    assert list(rows) == ["true", *TUNED]
     for name, row in rows.items():
         assert row["note"] == ""
         assert row["seeds"] == len(row["fid_true"]["each"]) == 2
@@ -229,7 +232,7 @@ def test_all_methods_make_pictures_from_the_same_start_and_draws(tiny, tmp_path,
             assert row[score]["std"] >= 0
         assert 0 <= row["object"]["mean"] <= 1
         assert ("seconds" in row) == (name != "true")
-    assert rows["true"]["fid_true"]["mean"] < min(rows[name]["fid_true"]["mean"] for name in table31.METHODS)
+    assert rows["true"]["fid_true"]["mean"] < min(rows[name]["fid_true"]["mean"] for name in TUNED)
     # three steps, and VDM's warm-up; psi's warm-up is a fifth of the steps, so none, and psi trains in the first of the
     # three, from four noises
     expected = {
@@ -262,7 +265,7 @@ def test_a_lesson_beforehand_counts_as_evaluations(prior, tiny, monkeypatch):
     studio = table31.Studio(bench, table31.captions_for(prior, 2))
     wanted = [("active", "vsd"), ("losses.vsd.warm_up", 2), ("losses.vsd.every", 1), ("optim.lr_latents", 0.1)]
     s = settings(tiny).patch_all(wanted)
-    made = studio.make(table31.Method("vsd", s), 0)
+    made = studio.make(protocols.Method("vsd", s), 0)
     assert made.evaluations == (3 + 1) + 1 + 3 * (3 + 1)  # the first training pass also predicts, as a step does
     assert made.rgb.shape == (2, 3, 8, 8)
     assert 0 <= float(made.rgb.min()) <= float(made.rgb.max()) <= 1
@@ -275,7 +278,7 @@ def test_one_picture_alone_is_the_sessions_own(prior, tiny):
     bench.prepare()
     (facts,) = table31.captions_for(prior, 1)
     s = settings(tiny).patch_all([("active", "vdm"), ("losses.vdm.warm_up", 0), ("seed", 3000)])
-    made = table31.Studio(bench, [facts]).make(table31.Method("vdm", s), 3)
+    made = table31.Studio(bench, [facts]).make(protocols.Method("vdm", s), 3)
     session = Session(s.patch("prompt.text", caption_of(facts)))
     session.run(until=s.steps)
     assert torch.equal(made.rgb, session.prior.decode(session.state.scene.params["latents"].detach()))
@@ -329,22 +332,58 @@ def test_a_method_that_fails_is_noted_and_the_others_go_on(tiny, tmp_path, monke
 
 def test_a_variant_has_a_row_of_its_own_and_what_it_says_wins():
     def settings_of(defaults, changes):
-        return settings_for("toybox-2d", [*table31.common(60), *defaults, *changes])
+        return settings_for("toybox-2d", [*protocols.common(60), *defaults, *changes])
 
-    plain, variant = table31.methods(["sbp", "sbp:switch=0.6", "sbp"], settings_of)
+    plain, variant = protocols.methods(["sbp", "sbp:switch=0.6", "sbp"], settings_of)
     assert (plain.label, variant.label) == ("sbp", "sbp:switch=0.6")
     switches = [m.settings.losses["sbp"].switch for m in (plain, variant)]
     assert switches == [0.2, 0.6]
     optim = plain.settings.optim
     rates = [optim.lr_latents * optim.decay ** (k / 60) for k in range(60)]
-    assert sum(rates) == pytest.approx(table31.TRAVEL, rel=0.03)
+    assert sum(rates) == pytest.approx(protocols.TRAVEL, rel=0.03)
     assert plain.settings.losses["vsd"].warm_up == 12
     assert not plain.settings.prompt.view_dependent
+
+
+def test_the_thesis_has_its_own_scales_and_its_own_direction_of_csd():
+    """Section 5.1: s = 100, 7.5, 7.5, 40; w1 = w2 = 40, of which w2, of the negative prompt, falls to 0 in a fifth."""
+
+    def settings_of(defaults, changes):
+        return settings_for("toybox-2d", [*protocols.common(60), *defaults, *changes])
+
+    labels = ["sds@thesis", "nfsd@thesis", "vsd@thesis", "sbp@thesis", "csd@thesis", "sbp@thesis:form=full", "sds"]
+    sds, nfsd, vsd, sbp, csd, full, tuned = (m.settings.loss for m in protocols.methods(labels, settings_of))
+    assert (sds.cfg, nfsd.cfg, vsd.cfg, sbp.sds_cfg, sbp.w, sbp.switch) == (100, 7.5, 7.5, 40, 25, 0.2)
+    assert (csd.pos, csd.neg, csd.null, csd.noise) == (40, -40, 0, 0)
+    assert (csd.pos_end, csd.neg_end, csd.null_end, csd.noise_end, csd.ramp) == (40, 0, -40, 0, 0.2)
+    assert (full.form, full.stage, full.sds_cfg) == ("full", "two-stage", 40)
+    assert tuned.cfg == 7.5
+    assert {"sds@thesis", "csd@thesis", "sbp@thesis:form=full", "sds"} <= set(protocols.METHODS)
+
+
+@pytest.mark.slow
+def test_a_table_continues_where_it_ended(tiny, tmp_path, monkeypatch, capsys):
+    assert run(tiny, *FEW, "--losses", "ddim,sds", "--out", tmp_path) == 0
+    before = {row["method"]: row for row in found(tmp_path)["rows"]}
+    real, stepped = table31.step, set()
+
+    def step(state, s, *rest):
+        stepped.add(s.active)
+        return real(state, s, *rest)
+
+    monkeypatch.setattr(table31, "step", step)
+    assert run(tiny, *FEW, "--losses", "ddim,sds,csd@thesis", "--out", tmp_path) == 0
+    assert stepped == {"csd"}
+    after = {row["method"]: row for row in found(tmp_path)["rows"]}
+    assert "2 of 3 results are in" in capsys.readouterr().out
+    assert list(after) == ["true", "ddim", "sds", "csd@thesis"]
+    assert all(after[name] == before[name] for name in ("ddim", "sds"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--losses", "sds@paper"], "--losses sds@paper: no such protocol; there are sds@thesis"),
         (["--losses", "sdss"], "--losses sdss: did you mean sds?"),
         (["--losses", "dds"], "--losses dds: it edits an existing image"),
         (["--preset", "toybox"], "scene.kind is 'splats'"),

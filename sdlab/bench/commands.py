@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sdlab.arguments import add_device, add_out, claim, positive
+from sdlab.arguments import add_device, add_out, claim, listed, positive
 from sdlab.options import DEFAULT_PRESET, choose_device, settings_for
 
 # name -> (module, help) of benchmarks that print a table and write one JSON file
@@ -41,6 +41,8 @@ def _add_bench(commands: argparse._SubParsersAction, what: str) -> None:
     p.add_argument("--quick", action="store_true", help="fewer repetitions")
     if what in ("step", "losses", "sessions"):
         p.add_argument("--preset", default=DEFAULT_PRESET, help="preset name (default %(default)s)")
+    if what == "losses":
+        p.add_argument("--losses", default="", metavar="NAMES", help="only SDS and these losses (default: all)")
     if what in ("sessions", "gpu"):
         add_device(p)
     if what == "gpu":
@@ -55,6 +57,8 @@ def _add_bench(commands: argparse._SubParsersAction, what: str) -> None:
 def _bench(args: argparse.Namespace) -> int:
     out = args.out or Path(f"bench-{args.what}.json")
     more: dict[str, Any] = {"name": args.preset} if "preset" in args else {}
+    if "losses" in args:
+        more["only"] = listed(args.losses)
     if "device" in args:
         more["device"] = choose_device(args.device)
     if "size" in args:

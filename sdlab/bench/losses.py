@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +47,16 @@ class Entry(NamedTuple):
         return f"{self.loss} ({self.network})" if self.network else self.loss
 
 
-def entries(base: Settings) -> list[Entry]:
-    """Return all losses, SDS first, each with every network that it can train."""
+def entries(base: Settings, only: Sequence[str] = ()) -> list[Entry]:
+    """Return all losses, or SDS and those in `only`, SDS first, each with every network that it can train.
+
+    Raises ValueError for an unknown loss.
+    """
     knobs = base.knobs()
     found = []
-    for loss in sorted(base.losses, key=lambda name: (name != BASE, name)):
+    for name in only:
+        base.patch("active", name)
+    for loss in sorted({BASE, *only} if only else base.losses, key=lambda name: (name != BASE, name)):
         s = base.patch("active", loss)
         if (path := f"losses.{loss}.warm_up") in knobs:
             s = s.patch(path, min(knobs[path].value, WARM_UP))
@@ -82,7 +88,8 @@ class Field:
         return {
             "ms": median(self.rounds, label),
             "least_ms": round(min(times[label] for times in self.rounds), 2),
-            "x_sds": ratio(self.rounds, label, BASE if label == BASE else _before(label)),
+            "x_sds": ratio(self.rounds, label, baseline := BASE if label == BASE else _before(label)),
+            "x_sds_each": [round(times[label] / times[baseline], 3) for times in self.rounds],
             "stages_ms": self.lanes[label].stages_ms(statistics.median),
         }
 
@@ -91,11 +98,14 @@ def _before(label: str) -> str:
     return f"{BASE} before {label}"
 
 
-def run(out: Path | None = None, quick: bool = False, name: str = DEFAULT_PRESET) -> dict[str, Any]:
-    """Measure all losses with the preset `name`, print a table, write JSON to `out`, and return the results."""
+def run(
+    out: Path | None = None, quick: bool = False, name: str = DEFAULT_PRESET, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure all losses, or SDS and those in `only`, with the preset `name`; print a table, write JSON to `out`, and
+    return the results."""
     seconds, rounds_min = (SECONDS_QUICK, ROUNDS_MIN_QUICK) if quick else (SECONDS, ROUNDS_MIN)
     base = preset(name).patch("scene.densify_every", 0)
-    lines, pool = entries(base), PriorPool()
+    lines, pool = entries(base, only), PriorPool()
     fields = {"fastest": Field(lines, pool)}
     if has_engines(base) and not fields["fastest"].engine.startswith("torch"):
         on_torch = [e._replace(settings=e.settings.patch("prior.engine", "torch")) for e in lines]

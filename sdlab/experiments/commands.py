@@ -4,6 +4,7 @@ toybox`). Heavy imports wait until a command runs."""
 from __future__ import annotations
 
 import argparse
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +50,8 @@ def add_benches(commands: argparse._SubParsersAction) -> None:
     _add_gallery_losses(commands)
     _add_gallery_residuals(commands)
     _add_esd(commands)
+    _add_views(commands)
+    _add_divergences(commands)
     add_features(commands)
     _add_tasks(commands)
 
@@ -86,9 +89,19 @@ def _add_plotted(commands: argparse._SubParsersAction, what: str) -> None:
 def _plotted(args: argparse.Namespace) -> int:
     out = args.out or Path(f"bench-{args.what}.json")
     more = {"weights": args.weights} if "weights" in args else {}
-    import_module(args.module).run(out, quick=args.quick, **more)
-    print(f"written to {out}")
-    return 0
+    code = _stoppable(lambda stop: import_module(args.module).run(out, quick=args.quick, stop=stop, **more))
+    if code == 0 or out.exists():  # interrupted before anything was finished, there is no file
+        print(f"written to {out}")
+    return code
+
+
+def _stoppable(measure: Callable[[Callable[[], bool]], Any]) -> int:
+    """Measure, passing a function that tells whether to stop. Return the exit code: 130 after Ctrl-C or SIGTERM, which
+    keep what is finished."""
+    stop = threading.Event()
+    with interruptible(stop.set) as interrupted:
+        measure(stop.is_set)
+    return 130 if interrupted() else 0
 
 
 # ---- the plane and images ----------------------------------------------------------------------------------------
@@ -105,8 +118,7 @@ def _playground(args: argparse.Namespace) -> int:
     from sdlab.experiments import playground
 
     claim(args.out)
-    playground.run(args.out, args.quick)
-    return 0
+    return _stoppable(lambda stop: playground.run(args.out, args.quick, stop))
 
 
 def _add_table31(commands: argparse._SubParsersAction) -> None:
@@ -117,7 +129,12 @@ def _add_table31(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--captions", type=positive, metavar="N", help="number of captions (default 64)")
     p.add_argument("--steps", type=positive, metavar="N", help="steps per loss (default 60)")
     p.add_argument("--seeds", type=positive, metavar="N", help="images per caption (default 2)")
-    p.add_argument("--losses", default="", metavar="LIST", help=f"ddim, or {VARIANT_HELP} (default: the whole table)")
+    p.add_argument(
+        "--losses",
+        default="",
+        metavar="LIST",
+        help=f"ddim, or {VARIANT_HELP}; sds@thesis for the thesis' settings (default: the whole table)",
+    )
     p.add_argument("--preset", default="toybox-2d", help="preset with an image scene (default %(default)s)")
     p.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob of every run; repeatable"
@@ -128,6 +145,7 @@ def _add_table31(commands: argparse._SubParsersAction) -> None:
 
 
 def _table31(args: argparse.Namespace) -> int:
+    from sdlab.experiments import protocols
     from sdlab.experiments import text_to_2d as table
     from sdlab.experiments.objects import Runner
 
@@ -137,9 +155,9 @@ def _table31(args: argparse.Namespace) -> int:
     size = size._replace(captions=args.captions or size.captions, seeds=args.seeds or size.seeds)
 
     def settings(defaults: Sequence[str], changes: Sequence[str]) -> Settings:
-        return settings_for(args.preset, [*table.common(steps), *defaults, *args.set, *changes], steps=steps)
+        return settings_for(args.preset, [*protocols.common(steps), *defaults, *args.set, *changes], steps=steps)
 
-    wanted = table.methods(listed(args.losses) or table.METHODS, settings)
+    wanted = protocols.methods(listed(args.losses) or protocols.METHODS, settings)
     runner = Runner(settings((), ()), choose_device(args.device))
     return _measured(args, runner, lambda: table.run_table(runner, wanted, size, args.out))
 
@@ -314,6 +332,53 @@ def _esd(args: argparse.Namespace) -> int:
     runs = esd_views.entries(s, names, lambdas, args.seeds)
     runner = Runner(s, choose_device(args.device), float("inf"))
     return _measured(args, runner, lambda: esd_views.run(runner, runs, args.out))
+
+
+def _add_views(commands: argparse._SubParsersAction) -> None:
+    """Add a command for each table and figure that compares 3D objects over 120 views."""
+    from sdlab.experiments.tables import TABLES
+
+    for name, table in TABLES.items():
+        p = commands.add_parser(name, help=table.title)
+        p.add_argument(
+            "--variants", default="", metavar="LIST", help=f"{VARIANT_HELP} (default: {','.join(table.variants)})"
+        )
+        p.add_argument("--objects", default="bear,cat,robot", metavar="NAMES", help="objects (default %(default)s)")
+        p.add_argument("--seeds", type=positive, default=2, metavar="N", help="seeds from --seed (default %(default)s)")
+        _add_comparing(p, name, seconds=60)
+        p.set_defaults(call=_views, table=name)
+
+
+def _views(args: argparse.Namespace) -> int:
+    from sdlab.experiments import tables, views
+    from sdlab.experiments.objects import parse_objects
+    from sdlab.experiments.variants import preset_for
+
+    table = tables.TABLES[args.table]
+    args.family = args.family or ("" if args.preset else "gallery")
+    of_vdm = settings_for(args.preset or preset_for("vdm", args.family), args.set).knob("losses.vdm.cfg").value
+    spelled = listed(args.variants) or [label.replace(tables.AS_VDM, f"sds:cfg={of_vdm:g}") for label in table.variants]
+    args.set = [*table.knobs, *args.set]
+    runner, variants = comparison(args, [("--variants", x) for x in spelled], ("active", "prompt.text"))
+    runs = views.entries(variants, parse_objects(args.objects, "--objects"), args.seeds)
+    return _measured(args, runner, lambda: views.run_views(runner, runs, args.out, args.table, args.steps))
+
+
+def _add_divergences(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "divergences", help="bounds of JSD's divergence, growth of its gradient, and the error of its inversion"
+    )
+    add_out(p, "divergences")
+    p.add_argument("--quick", action="store_true", help="fewer seeds")
+    p.set_defaults(call=_divergences)
+
+
+def _divergences(args: argparse.Namespace) -> int:
+    from sdlab.experiments import divergences
+
+    claim(args.out)
+    divergences.run(args.out, args.quick)
+    return 0
 
 
 def _add_tasks(commands: argparse._SubParsersAction) -> None:

@@ -14,10 +14,11 @@ like lambda = 1 for every lambda.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,21 +60,23 @@ class Outcome(NamedTuple):
     apart: float
 
 
-def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
-    """Measure, print a table, write JSON to `out` and a plot beside it, and return the results."""
-    steps, seeds = (150, 1) if quick else (800, 5)
+def run(out: Path | None = None, quick: bool = False, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Measure, print a table, write JSON to `out` and a plot beside it, and return the results. Once `stop` returns
+    True, the rows that are finished are written, without a plot."""
+    steps, seeds = (150, 3) if quick else (800, 5)
     prior = four_gaussians()
-    outcomes = {
-        (scores, lam): [spread(prior, lam, scores == "exact", steps, seed) for seed in range(seeds)]
-        for scores in ("exact", "learnt")
-        for lam in LAMBDAS
-    }
+    outcomes = {}
+    for scores, lam in itertools.product(("exact", "learnt"), LAMBDAS):
+        if stop():
+            break
+        outcomes[scores, lam] = [spread(prior, lam, scores == "exact", steps, seed) for seed in range(seeds)]
     rows = [
         {
             "scores": scores,
             "lambda": lam,
             "iv": round(statistics.fmean(o.iv for o in found), 3),
             "iv_spread": round(statistics.pstdev([o.iv for o in found]), 3),
+            "iv_each": [round(o.iv, 4) for o in found],
             "iq": round(statistics.fmean(o.iq for o in found), 3),
             "apart": round(statistics.fmean(o.apart for o in found), 3),
         }
@@ -90,8 +93,9 @@ def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
     _print(result)
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        plot(prior, {key: found[0].views for key, found in outcomes.items()}, result, out.with_suffix(".png"))
-        print(f"plot in {out.with_suffix('.png')}")
+        if len(outcomes) == 2 * len(LAMBDAS):
+            plot(prior, {key: found[0].views for key, found in outcomes.items()}, result, out.with_suffix(".png"))
+            print(f"plot in {out.with_suffix('.png')}")
     return result
 
 

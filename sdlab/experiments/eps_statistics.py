@@ -21,6 +21,7 @@ smaller s.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -58,18 +59,26 @@ class Known(NamedTuple):
     cond: Cond
 
 
-def run(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
-    """Measure, print a table, write JSON to `out` and a plot beside it, and return the results."""
+def run(out: Path | None = None, quick: bool = False, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Measure, print a table, write JSON to `out` and a plot beside it, and return the results. Once `stop` returns
+    True, the timesteps that are finished are written."""
     timesteps = QUICK_TIMESTEPS if quick else TIMESTEPS
     curves: dict[str, dict[str, Any]] = {}
     for name, make in PRIORS.items():
         known = make(quick)
-        rows = [stats_at(known, t) for t in timesteps]
+        rows = [stats_at(known, t) for t in itertools.takewhile(lambda t: not stop(), timesteps)]
+        if not rows:
+            break
         columns = {key: [row[key] for row in rows] for key in rows[0]}
-        curves[name] = {"engine": known.prior.engine_name, "events": len(known.z0), "t": list(timesteps), **columns}
+        curves[name] = {
+            "engine": known.prior.engine_name,
+            "events": len(known.z0),
+            "t": list(timesteps[: len(rows)]),
+            **columns,
+        }
     result = {"cutoff": VDM().dca_cutoff, "patch": PATCH, "curves": curves, "machine": machine.processor()}
     _print(result)
-    if out is not None:
+    if out is not None and curves:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         plot(result, out.with_suffix(".png"))
         print(f"plot in {out.with_suffix('.png')}")

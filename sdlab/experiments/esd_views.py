@@ -39,8 +39,10 @@ from sdlab.experiments.objects import (
     Runner,
     cases,
     save_strips,
+    views_around,
     write_json,
 )
+from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import TracedRun, run_case
 from sdlab.export.writers import render_turntable
 from sdlab.metrics.entropies import entropy, quality, variety
@@ -169,6 +171,7 @@ def _row(runner: Runner, entry: Entry, done: TracedRun) -> dict[str, Any]:
     with torch.no_grad():
         z = prior.encode(outcome.sides.render(cams, torch.ones(len(cams), 3)).rgb)
     reading = shown(z, prior, s.prompt.text)
+    looks = image_stats(views_around(runner, outcome, JANUS_VIEWS), digits=6)
     return {
         "object": entry.case.object,
         "prompt": s.prompt.text,
@@ -178,6 +181,7 @@ def _row(runner: Runner, entry: Entry, done: TracedRun) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 2),
         "note": outcome.note,
         **reading._asdict(),
+        **looks,
     }
 
 

@@ -42,10 +42,8 @@ PAIRS = (
     ("a red house", "a red mug"),
     ("a brown dog", "a brown owl"),
 )
-FOURS = (
-    ("a brown cat", "a brown rabbit", "a brown dog", "a brown owl"),
-    ("a green frog", "a green clock", "a green mug", "a green house"),
-)
+FOURS = (("a brown cat", "a brown rabbit", "a brown dog", "a brown owl"),)
+SEEDS = 4  # pictures of a run
 ABOVE = 0.8  # chance from which a view counts as read
 SHOWN = 96  # pixels per side of a view in the picture
 SETS_SHOWN = 3
@@ -58,7 +56,7 @@ def trials(s: Settings, quick: bool) -> list[tuple[str, Case]]:
     for kind, changes in KINDS.items():
         for prompts in FOURS if kind == FOUR else PAIRS[:2] if quick else PAIRS:
             named = zip(("text", "second", "third", "fourth"), prompts, strict=False)
-            own = s.patch_all([*changes, *((f"prompt.{name}", text) for name, text in named)])
+            own = s.patch_all([("scene.n", SEEDS), *changes, *((f"prompt.{name}", text) for name, text in named)])
             found.append((kind, Case(*asked_for(prompts[0]), own)))
     return found
 
@@ -148,9 +146,13 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def shown(found: Sequence[tuple[dict[str, Any], np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """Return caption and strip of the first `SETS_SHOWN` sets of prompts of each way of looking."""
+    """Return caption and strip of the first `SETS_SHOWN` sets of prompts of each way of looking, with as many pictures
+    as fit into the narrowest strip."""
+    narrowest = min(strip.shape[1] for _, strip in found)
     rows = []
     for kind in KINDS:
-        own = [(row, strip) for row, strip in found if row["kind"] == kind][:SETS_SHOWN]
-        rows += [(f"{kind}: {' / '.join(row['prompts'])}", strip) for row, strip in own]
+        for row, strip in [one for one in found if one[0]["kind"] == kind][:SETS_SHOWN]:
+            each = len(row["prompts"]) * SHOWN + GAP
+            fitting = max((narrowest + GAP) // each, 1) * each - GAP
+            rows.append((f"{kind}: {' / '.join(row['prompts'])}", strip[:, :fitting]))
     return rows

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdlab import console
 from sdlab.arguments import add_device, claim_file, positive, whole
+from sdlab.headless import interruptible
 from sdlab.options import choose_device
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def _metrics(args: argparse.Namespace) -> int:
         claim_file(args.json, given="--json")
     tools = _tools(args)  # before anything slow: weights may be missing
     runs, refused = _loaded(args.runs, choose_device(args.device))
-    if runs:
-        _measure(args, runs, tools)
+    if runs and _measure(args, runs, tools):
+        return 130
     return 2 if refused else 0
 
 
@@ -205,17 +206,19 @@ def _loaded(folders: Sequence[Path], device: torch.device) -> tuple[list[Made], 
     return found, refused
 
 
-def _measure(args: argparse.Namespace, runs: Sequence[Made], tools: Tools) -> None:
-    """Measure `runs`, print the table and write the JSON file."""
+def _measure(args: argparse.Namespace, runs: Sequence[Made], tools: Tools) -> bool:
+    """Measure `runs`, print the table and write the JSON file. Return whether Ctrl-C left some of them out."""
     from sdlab.experiments.measure import Measurer, Wanted, group_row, groups_of
     from sdlab.progress import progress_bar
 
     wanted = Wanted(args.views, args.references, args.t3bench)
-    with progress_bar(1, "image") as bar:
-        measurer = Measurer(tools, wanted, bar.update)
-        bar.reset(measurer.images(runs))
-        measured: list[Measured] = []
+    measurer = Measurer(tools, wanted)
+    measured: list[Measured] = []
+    with interruptible(lambda: None) as interrupted, progress_bar(measurer.images(runs), "image") as bar:
+        measurer.tick = bar.update
         for made in runs:
+            if interrupted():
+                break
             bar.set_description_str(made.folder.name)
             measured.append(measurer.measure(made))
     groups = [group_row(group) for group in groups_of(measured)]
@@ -224,6 +227,7 @@ def _measure(args: argparse.Namespace, runs: Sequence[Made], tools: Tools) -> No
     if args.json is not None:
         args.json.write_text(json.dumps({"runs": rows, "groups": groups, **wanted._asdict()}, indent=1) + "\n")
         console.tell(f"written to {args.json}")
+    return len(measured) < len(runs)
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -236,7 +240,7 @@ def table(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]) -> s
     entries = [*rows, *groups]
     shown = [column for column in COLUMNS if any(column.name in row for row in entries)]
     widths = [max(len(column.title), *(len(_cell(row, column)) for row in entries)) for column in shown]
-    first = max(len("run"), *map(len, named))
+    first = max(map(len, ["run", *named]))
     head = "run".ljust(first) + "".join(f"  {c.title:>{w}}" for c, w in zip(shown, widths, strict=True))
     lines = [head]
     for name, row in zip(named, entries, strict=True):

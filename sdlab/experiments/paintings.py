@@ -34,7 +34,7 @@ from sdlab.scenes.image import ImageScene
 from sdlab.settings import Settings
 from sdlab.starts.drawn import seed_of
 from sdlab.step import BUILD_STEP
-from sdlab.types import BoundPrior
+from sdlab.types import BoundPrior, Cameras
 
 PRESET = "painting-to-real"
 OBJECTS = ("elephant", "car", "owl", "castle")
@@ -78,11 +78,11 @@ def measure(runner: Runner, label: str, outcome: Outcome) -> tuple[dict[str, Any
     if not isinstance(scene, ImageScene):
         raise TypeError(f"{type(scene).__name__}: expected pictures")
     z = scene.params["latents"].detach()
-    if label in (START, *SDEDIT):
+    if label in (START, *SDEDIT):  # they take no steps of a loss
         start = s.scene.build(StepRng(s.seed, BUILD_STEP), runner.device, runner.prior, s.prompt.text)
         z = start.params["latents"].detach()
     if label in SDEDIT:
-        z = _sdedit(runner, s, z, SDEDIT[label])
+        z = _sdedit(runner, s, z, scene.cams, SDEDIT[label])
     shown = to_uint8(runner.prior.decode(z))
     row = {
         "method": label,
@@ -97,12 +97,9 @@ def measure(runner: Runner, label: str, outcome: Outcome) -> tuple[dict[str, Any
     return row, np.concatenate(list(shown), axis=1)
 
 
-def _sdedit(runner: Runner, s: Settings, z: Tensor, t: int) -> Tensor:
+def _sdedit(runner: Runner, s: Settings, z: Tensor, cams: Cameras, t: int) -> Tensor:
     """Return pictures noised to `t` and carried down the flow under the prompt."""
-    prior, cams = (
-        runner.prior,
-        s.scene.build(StepRng(s.seed, BUILD_STEP), runner.device, runner.prior, s.prompt.text).cams,
-    )
+    prior = runner.prior
     model = BoundPrior(prior, PromptBank(prior).bind(s.prompt, ("pos", "uncond"), cams))
     levels = torch.full((len(z),), t, device=z.device)
     alpha, sigma = prior.marginal(levels)

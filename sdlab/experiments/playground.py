@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from sdlab.types import Prior
 STARTS = {"north west": (-1.0, 1.0), "south east": (1.0, -1.0), "south west": (-1.0, -1.0)}  # Figures 10, 11, 12
 ALL = "all of them"
 ASKED = (("", 1.0), ("", 7.5), (ALL, 1.0))  # prompt ("" for the nearest) and guidance scale; the paper gives no scale
+SCORES = ("exact", "trained")
 LOSSES = ("sds", "jsd")
 LENGTHS = {"paper": 10, "long": 200}
 SEEDS = 1000
@@ -57,14 +59,19 @@ class Trajectories(NamedTuple):
         return float(np.corrcoef(pairs)[0, 1])
 
 
-def run(out: Path, quick: bool = False) -> dict[str, Any]:
-    """Measure, print a table, write playground.json and plots to the folder `out`, and return the results."""
+def run(out: Path, quick: bool = False, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Measure, print a table, write playground.json and plots to the folder `out`, and return the results. Once `stop`
+    returns True, what is finished is written."""
     seeds = 100 if quick else SEEDS
     base = preset("playground").patch_all([("scene.n", seeds), ("steps", max(LENGTHS.values()))])
-    priors = {scores: _prior(base, scores) for scores in ("exact", "trained")}
+    priors: dict[str, Prior] = {}  # made when they are needed: the second one is trained first
     rows: list[dict[str, Any]] = []
     drawn: dict[tuple[str, str, str], Trajectories] = {}
-    for scores, start, (named, scale), loss in itertools.product(priors, STARTS, ASKED, LOSSES):
+    for scores, start, (named, scale), loss in itertools.product(SCORES, STARTS, ASKED, LOSSES):
+        if stop():
+            break
+        if scores not in priors:
+            priors[scores] = _prior(base, scores)
         prompt, (x, y) = named or start, STARTS[start]
         changes = [("scene.start_x", x), ("scene.start_y", y), ("prompt.text", prompt), (f"losses.{loss}.cfg", scale)]
         s = base.patch_all([("active", loss), *changes])
@@ -87,7 +94,10 @@ def run(out: Path, quick: bool = False) -> dict[str, Any]:
     start = next(iter(STARTS))
     for named, scale in ASKED:
         prompt = named or start
-        pair = {loss: drawn["exact", f"{start}, {prompt}, {scale:g}", loss] for loss in LOSSES}
+        keys = {loss: ("exact", f"{start}, {prompt}, {scale:g}", loss) for loss in LOSSES}
+        if not set(keys.values()) <= drawn.keys():
+            continue  # interrupted before
+        pair = {loss: drawn[key] for loss, key in keys.items()}
         name = "all" if prompt == ALL else f"cfg-{scale:g}"
         plot_pair(priors["exact"], prompt, pair, out / f"trajectories-{name}.png")
         plot_control(pair, out / f"control-variate-{name}.png")
@@ -157,8 +167,8 @@ def agreement(drawn: dict[tuple[str, str, str], Trajectories]) -> dict[str, floa
     of equal seeds, relative to the distance that they moved."""
     found: dict[str, list[float]] = {}
     for (scores, case, loss), exact in drawn.items():
-        if scores == "exact":
-            other = drawn["trained", case, loss]
+        other = drawn.get(("trained", case, loss))
+        if scores == "exact" and other is not None:
             apart = np.linalg.norm(exact.paths[-1] - other.paths[-1], axis=-1).mean()
             moved = np.linalg.norm(exact.paths[-1] - exact.paths[0], axis=-1).mean()
             found.setdefault(loss, []).append(float(apart / moved))

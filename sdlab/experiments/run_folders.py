@@ -72,6 +72,8 @@ def load(folder: Path, device: torch.device, prior_of: LoadPrior) -> Made:
         raise ValueError(f"{folder} holds no usable run: {reason(e)}") from e
     if s.scene.kind in PLANE:
         raise ValueError(f"{folder} is a run of {s.scene.kind} in the plane: it has no images to measure")
+    if len(s.prompts) > 1:
+        raise ValueError(f"{folder} is a run of an illusion, whose views have prompts of their own: see `bench tasks`")
     prior, note, flat = None, "", "latents" in s.scene.parameters
     try:
         prior = prior_of(s.prior)

@@ -135,11 +135,11 @@ def _own_images(runner: Runner, outcome: Outcome, scene: FlatScene) -> np.ndarra
     return scene.pictures(runner.prior, PromptBank(runner.prior).prompt(outcome.case.settings.prompt))
 
 
-def image_stats(shown: np.ndarray) -> dict[str, float]:
-    """Return the mean saturation and sharpness of images, uint8 [n, S, S, 3]."""
+def image_stats(shown: np.ndarray, digits: int = 4) -> dict[str, float]:
+    """Return the mean saturation and sharpness of images, uint8 [n, S, S, 3], rounded to `digits` decimals."""
     rgb = torch.from_numpy(shown).permute(0, 3, 1, 2) / 255
     found = {"saturation": saturation(rgb), "sharpness": sharpness(rgb)}
-    return {name: round(float(each.mean()), 4) for name, each in found.items()}
+    return {name: round(float(each.mean()), digits) for name, each in found.items()}
 
 
 def _line(row: dict[str, Any]) -> str:

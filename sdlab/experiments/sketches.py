@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from sdlab.cameras import turntable
-from sdlab.experiments.frechet import kid
 from sdlab.experiments.illusions import classifier
 from sdlab.experiments.objects import JANUS_VIEWS, Case, Outcome, Runner, cases, data_camera, row_from
+from sdlab.metrics.distances import kid
 from sdlab.pictures import to_uint8
 from sdlab.priors.sources.toybox import ToyboxSource
 from sdlab.rng import StepRng

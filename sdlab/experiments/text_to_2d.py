@@ -9,8 +9,11 @@ the same captions and with DDIM samples, by distances between the judge's featur
   captions, shows its value for equal distributions. KID has no such bias.
 - A batch holds up to BATCH captions, each with its own text. A loss that trains psi has one psi per batch, conditioned
   on each image's text; in the thesis, every image has its own LoRA.
-- Guidance scales are the preset's, which suit the toybox: SDS 7.5 (thesis: 100, with 40 in SBP's first stage), CSD with
-  its paper's constants (thesis: its direction alone). Set them as `sds:cfg=101` to repeat the thesis.
+- Rows named LOSS@PROTOCOL have the settings of a protocol, such as `sds@thesis`: the thesis' guidance scales, SDS 100,
+  NFSD and VSD 7.5, SBP 40 in its first stage, and CSD's ramp in its direction. Rows without one have the preset's,
+  which suit the toybox: SDS 7.5, CSD with its paper's constants. `sbp@thesis:form=full` is the full bridge of
+  section 4.1.
+- Every row is journalled by seed: an interrupted table continues where it ended.
 - Seconds cover steps and warm-up, divided by the images of the batch, without loading and compiling. Evaluations are
   network evaluations per image; one training pass of psi counts as one.
 """
@@ -19,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,10 +35,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdlab.auxiliary.score import TrainsScore
+from sdlab.experiments.journal import Journal, key_of
 from sdlab.experiments.objects import Runner, save_small, write_json
-from sdlab.experiments.variants import parse_variant
+from sdlab.experiments.protocols import DDIM, Method
 from sdlab.live.session import Session
 from sdlab.metrics.distances import fid, kid
+from sdlab.metrics.images import saturation
 from sdlab.pictures import to_uint8
 from sdlab.progress import progress_bar
 from sdlab.prompts import PromptBank, PromptSettings, views_of, wording
@@ -50,39 +54,14 @@ from sdlab.toybox.sample import denoised
 from sdlab.toybox.words import Facts
 from sdlab.types import Cameras, Cond, Prior, cat_conds
 
-DDIM, TRUE = "ddim", "true"
-METHODS = (DDIM, "sds", "nfsd", "csd", "vsd", "sbp", "jsd", "esd", "vdm", "ism")
 STEPS = 60  # the whole table then takes about 40 minutes on two idle cores with a network of 64 pixels
+TRUE = "true"  # the row of real images
 BATCH = 16  # captions per batch
 SCALE, SAMPLING_STEPS = 4.0, 30  # of DDIM: the guidance scale on the prior's model card (thesis: 20 steps)
 LESSON = 10  # cost of one training pass of psi (forward and backward) in evaluations, to estimate the time left
 SHOWN = 8  # captions on the contact sheet
 CELL = 72  # pixels per side of an image on it
 BATCH_SEEDS = 1000  # distance between the seeds of two rounds, since each batch of a round has its own seed
-# Largest distance that Adam can move a value: the sum of its learning rates. From noise to an image it is about 2, but
-# steps do not all point the same way. With 3, NFSD and VSD are still half noise; with 6, few steps at a high rate match
-# many steps at a low one. Preset: 10, thesis: 25.
-TRAVEL = 6.0
-FADE = 0.1  # final share of the learning rate, close to the preset's rate; a high final rate leaves speckle
-
-# Knobs that a method sets on top of the preset.
-OWN: dict[str, tuple[str, ...]] = {
-    # the thesis' protocol is 500 steps of SDS, then 2000 of the bridge; the 50 steps of ramp between the two are left
-    # out, since they would take up most of a short run
-    "sbp": ("losses.sbp.stage=two-stage", "losses.sbp.switch=0.2", "optim.ramp=0"),
-}
-
-
-def common(steps: int) -> tuple[str, ...]:
-    """Return the assignments that all methods share in a run of `steps` steps."""
-    rate = TRAVEL / steps * math.log(1 / FADE) / (1 - FADE)
-    return (
-        "prompt.view_dependent=false",
-        f"optim.lr_latents={min(rate, 1.0):.4g}",
-        f"optim.decay={FADE}",
-        # the preset's share of the run; VDM keeps its 50 warm-up steps, since its small network is cheap and needs them
-        *(f"losses.{name}.warm_up={steps // 5}" for name in ("vsd", "esd", "asd")),
-    )
 
 
 class Size(NamedTuple):
@@ -96,32 +75,6 @@ class Size(NamedTuple):
 
 QUICK = Size(captions=8, seeds=1, true_each=4, ddim_each=1)
 QUICK_STEPS = 40
-
-
-class Method(NamedTuple):
-    """A row of the table to fill; `label` is its spelling on the command line."""
-
-    label: str
-    settings: Settings
-
-
-def methods(labels: Sequence[str], settings_of: Callable[[Sequence[str], Sequence[str]], Settings]) -> list[Method]:
-    """Return the methods of `labels`: "ddim", or a loss with some of its knobs set, such as "sbp:form=restoring".
-
-    `settings_of` turns assignments such as "active=sbp" into settings. It takes two lists: the method's defaults, which
-    the user may override, and the rest. Raises ValueError for an unknown method and for a preset without an image
-    scene.
-    """
-    found = []
-    for label in dict.fromkeys(labels):
-        loss, assignments = ("sds", []) if label == DDIM else parse_variant(label, "--losses")
-        s = settings_of(OWN.get(loss, ()), [f"active={loss}", *assignments])
-        if s.scene.kind != "image":
-            raise ValueError(f"--preset: its scene.kind is {s.scene.kind!r}; choose a preset with an image scene")
-        if s.loss.needs_reference:
-            raise ValueError(f"--losses {label}: it edits an existing image, but here every image starts from noise")
-        found.append(Method(label, s))
-    return found
 
 
 # ---- captions ----------------------------------------------------------------------------------------------------
@@ -229,7 +182,7 @@ class Studio:
             texts = self.texts[part]
             s = method.settings.patch_all([("scene.n", len(texts)), ("seed", seed * BATCH_SEEDS + number)])
             if method.label == DDIM:
-                scene = s.scene.build(StepRng(s.seed, BUILD_STEP), self.runner.device, self.runner.prior, "")
+                scene = s.scene.build(StepRng(s.seed_of_start, BUILD_STEP), self.runner.device, self.runner.prior, "")
                 started = time.perf_counter()
                 found.append(self._ddim(texts, scene.params["latents"].detach()))
                 seconds += time.perf_counter() - started
@@ -276,14 +229,14 @@ def _weight(s: Settings) -> int:
     return sum(s.loss.calls()) + psi
 
 
-def total_evaluations(wanted: Sequence[Method], size: Size) -> int:
-    """Return the evaluations of the whole table."""
+def total_evaluations(size: Size, todo: Sequence[Method]) -> int:
+    """Return the evaluations of the references and of `todo`, which holds a method once for each seed."""
     sampling = 2 * SAMPLING_STEPS
     rows = [
         sampling if m.label == DDIM else _weight(m.settings) * (m.settings.steps + m.settings.loss.warm_up_steps())
-        for m in wanted
+        for m in todo
     ]
-    return size.captions * (size.seeds * sum(rows) + size.ddim_each * sampling)
+    return size.captions * (sum(rows) + size.ddim_each * sampling)
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -314,6 +267,7 @@ def scores_of(made: Made, studio: Studio, against: References) -> dict[str, floa
         scores |= {f"fid_{name}": fid(found, features), f"kid_{name}": kid(found, features)}
     read = studio.runner.read(to_uint8(made.rgb))
     pairs = list(zip(read, studio.facts, strict=True))
+    scores["saturation"] = float(saturation(made.rgb).mean())
     scores["object"] = sum(seen.object == wanted.object for seen, wanted in pairs) / len(pairs)
     scores["colour"] = sum(seen.colour == wanted.colour for seen, wanted in pairs) / len(pairs)
     if made.seconds is not None:
@@ -357,9 +311,18 @@ def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -
     if size.captions < 2:
         raise ValueError(f"--captions {size.captions}: FID and KID need at least 2")
     facts = captions_for(runner.prior, size.captions)
-    bar = progress_bar(total_evaluations(wanted, size), "evaluation", smoothing=0)
-    studio = Studio(runner, facts, bar)
+    journal = Journal(out)
+
+    def key(method: Method, seed: int) -> str:
+        return key_of(method.settings, "table31", method.label, seed, size, runner.prior.name)
+
     rows = [Row(TRUE, "real images"), *(Row(m.label, _title(m)) for m in wanted)]
+    todo = [m for seed in range(size.seeds) for m in wanted if not journal.finished(key(m, seed))]
+    planned = len(wanted) * size.seeds
+    if len(todo) < planned:
+        print(f"{planned - len(todo)} of {planned} results are in {journal.path}")
+    bar = progress_bar(total_evaluations(size, todo), "evaluation", smoothing=0)
+    studio = Studio(runner, facts, bar)
     dimension = 0
 
     def save() -> list[Row]:
@@ -380,12 +343,19 @@ def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -
             rows[0].add(made, scores_of(made, studio, against))
         for seed in range(size.seeds):
             for method, row in zip(wanted, rows[1:], strict=True):
+                at = key(method, seed)
+                if journal.finished(at):
+                    row.add(*_recalled(journal, at))
+                    continue
                 bar.set_description_str(f"seed {seed}, {method.label}")
                 try:
                     made = studio.make(method, seed)
-                    row.add(made, scores_of(made, studio, against))
+                    scores = scores_of(made, studio, against)
                 except (RuntimeError, ValueError) as e:
                     row.note = f"seed {seed} failed: {type(e).__name__}: {e}"
+                else:
+                    row.add(made, scores)
+                    _remember(journal, at, made, scores)
                 save()  # a run of 40 minutes may be killed without a chance to write
     except Interrupted:
         pass
@@ -396,6 +366,21 @@ def run_table(runner: Runner, wanted: Sequence[Method], size: Size, out: Path) -
     _print(result)
     print(f"results in {out}" if finished else "nothing written")
     return result
+
+
+def _remember(journal: Journal, key: str, made: Made, scores: dict[str, float]) -> None:
+    """Journal the scores of a row and seed, and the images of it that the sheet shows."""
+    numbers = {"seconds": made.seconds, "evaluations": made.evaluations, "skipped": made.skipped, "scores": scores}
+    journal.add(key, numbers, np.concatenate(list(to_uint8(made.rgb[:SHOWN])), 1))
+
+
+def _recalled(journal: Journal, key: str) -> tuple[Made, dict[str, float]]:
+    found, strip = journal.get(key), journal.strip(key)
+    assert found is not None
+    assert strip is not None
+    size = len(strip)
+    rgb = torch.from_numpy(strip.copy()).unfold(1, size, size).permute(1, 2, 0, 3) / 255
+    return Made(rgb, found["seconds"], found["evaluations"], found["skipped"]), found["scores"]
 
 
 def _title(method: Method) -> str:
@@ -431,9 +416,10 @@ COLUMNS = {
     "kid_ddim": Column("KID DDIM", 1e3, ".1f"),
     "object": Column("object", 1e2, ".0f"),
     "colour": Column("colour", 1e2, ".0f"),
+    "saturation": Column("saturation", 1.0, ".3f"),
     "seconds": Column("s/image", 1.0, ".2f"),
 }
-WIDTH = 17  # characters of a column
+WIDTH = 16  # characters of a column
 
 
 def _print(result: dict[str, Any]) -> None:

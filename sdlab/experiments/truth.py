@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,9 +68,12 @@ class Case(NamedTuple):
     view: str
 
 
-def run(out: Path | None = None, quick: bool = False, weights: str = "toybox") -> dict[str, Any]:
+def run(
+    out: Path | None = None, quick: bool = False, weights: str = "toybox", stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Measure the network `weights` (as `prior.path`), print a table, write JSON to `out` and a plot beside it, and
-    return the results. ValueError for a network that was not trained on the toybox."""
+    return the results. Once `stop` returns True, what is finished is written. ValueError for a network that was not
+    trained on the toybox."""
     size = QUICK if quick else Size()
     config = DiffusersPrior(path=weights)
     prior = config.load(CPU)
@@ -79,6 +82,8 @@ def run(out: Path | None = None, quick: bool = False, weights: str = "toybox") -
     meter = Meter("texts", len(cases) + 1)
     rows: list[tuple[Case, np.ndarray]] = []
     for i, case in enumerate((*cases, Case("", NO_TEXT, NO_TEXT))):
+        if rows and stop():
+            break
         rows.append((case, measured(case.text, prior, truth, size.fresh if case.text else size.null_fresh)))
         meter(i + 1)
     result = {

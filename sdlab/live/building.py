@@ -171,7 +171,7 @@ class Builder:
         assert run.prior is not None
         s = run.begun
         self._loading("building the scene")
-        rng = StepRng(s.seed, BUILD_STEP)
+        rng = StepRng(s.seed_of_start, BUILD_STEP)
         scene = config.build(rng, self.device, run.prior, s.prompt.text, self._loading)
         state = State(scene, SceneOptimiser(scene.params, s.optim))
         run = dataclasses.replace(run, state=state, trace=Trace(), undo=None)

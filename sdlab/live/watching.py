@@ -28,7 +28,7 @@ from sdlab.types import Prior
 LENS_EVERY = 0.3  # seconds
 LENS_SHARE = 20.0  # pause between looks, as a multiple of the last look's duration: the lens takes under 1 / 20
 AROUND_VIEWS = 12
-AROUND_EVERY, AROUND_SHARE = 2.0, 50.0  # as for the lens: rendering the views around takes under 1 / 50
+AROUND_EVERY, AROUND_SHARE = 4.0, 50.0  # as for the lens: rendering the views around takes under 1 / 50
 
 
 class Around(NamedTuple):

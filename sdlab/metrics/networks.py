@@ -12,6 +12,7 @@ Nothing is downloaded. Images are resized to the network's size, so renders of 6
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -110,12 +111,14 @@ def clip(path: Path, architecture: str = "") -> Clip:
         raise ValueError(f"{given}: there is no such file or folder; weights are not downloaded, give their path")
     if path.is_dir() and not any((path / name).is_file() for name in (OPEN_CLIP_CONFIG, "config.json")):
         raise ValueError(f"{given}: neither {OPEN_CLIP_CONFIG} (open_clip) nor config.json (transformers) is in it")
+    plain = path.is_dir() and not (path / OPEN_CLIP_CONFIG).is_file()
+    if not plain:
+        try:
+            importlib.import_module("open_clip")
+        except Exception as e:  # it is missing, or what it needs does not fit together
+            raise ValueError(f"{given} needs open_clip: `pip install -e .[clip]` ({reason(e)})") from e
     try:
-        if path.is_dir() and not (path / OPEN_CLIP_CONFIG).is_file():
-            return _of_transformers(path)
-        return _of_open_clip(path, architecture)
-    except ImportError as e:
-        raise ValueError(f"{given} needs open_clip: `pip install -e .[clip]` ({reason(e)})") from e
+        return _of_transformers(path) if plain else _of_open_clip(path, architecture)
     except Exception as e:  # whatever a damaged file or a foreign layout makes these libraries raise
         raise ValueError(f"{given} cannot be read ({reason(e)})") from e
 
@@ -127,6 +130,10 @@ def _of_open_clip(path: Path, architecture: str) -> Clip:
         network = open_clip.create_model(f"local-dir:{path}")
         tokenise = open_clip.get_tokenizer(f"local-dir:{path}")
     else:
+        if architecture not in open_clip.list_models():
+            raise ValueError(
+                f"open_clip has no architecture {architecture!r}; it lists them as open_clip.list_models()"
+            )
         network = open_clip.create_model(architecture, pretrained=str(path))
         tokenise = open_clip.get_tokenizer(architecture)
     network.requires_grad_(False).eval()

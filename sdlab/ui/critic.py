@@ -41,7 +41,7 @@ def chance(pictures: np.ndarray, *prompts: str) -> float | None:
 
 def metrics(around: np.ndarray, prompt: str, known: bool) -> dict[str, float]:
     """Return the metrics that charts show of the views around an object, uint8 [n, S, S, 3] with n a multiple of 12; of
-    a prior that the judge knows with what it reads in them. Takes about 30 ms."""
+    a prior that the judge knows with what it reads in them. Takes about 0.1 s."""
     rgb = _rgb(around)
     found = {"saturation": float(saturation(rgb).mean()), "sharpness": float(sharpness(rgb).mean())}
     return {**found, **readings(rgb, prompt, _loaded(), sides=True)} if known else found

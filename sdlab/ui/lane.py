@@ -201,7 +201,8 @@ class Lane:
         if not critic.knows(self.seat.session.effective.prior):
             return
         self._judged_step, self._judged_at = frame.step, now
-        chance = critic.chance(frame.preview, *self.seat.session.effective.prompts)
+        prompts = self.settings.prompt.texts[: self.seat.session.effective.scene.prompts]
+        chance = critic.chance(frame.preview, *prompts)
         with self._lock:
             if chance is not None:
                 self.curves["judge"].add(frame.step, chance)
