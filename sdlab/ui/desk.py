@@ -216,8 +216,7 @@ class Desk:
         self._put(told, "live", _live(lane))
         self._put(told, "preset", lane.preset)
         offer = self.offer
-        if offer is not None or "offer" in self._shown:
-            self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
+        self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
         if (opened := self.opened) is not None:
             self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
         self._put_form(told, lane, read[lane].stale)
