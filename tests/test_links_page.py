@@ -267,6 +267,8 @@ def test_hashes_do_not_make_a_hostile_checkpoint_harmless_and_the_run_goes_on(pa
             files[AT + SUMS] = sums.encode()
 
         assert brought(tab, zipped(folder, change))["offer"]["step"] == 10
+        until(lambda: any(getattr(event, "path", "") == "losses.sds.cfg" for event in tab.session.events.since(0)[0]))
+        tab.panels()  # what is said about the settings comes first
         tab.act(do="continue")
         until(lambda: "cannot be" in tab.panels()["status"])
         assert tab.session.state.step == 0
