@@ -139,9 +139,12 @@ def test_what_a_link_locks_is_refused_by_the_server_and_comes_back(page: Page):
     assert tab.session.settings == settings()
     tab.act(do="knob", knob="losses.vdm.cfg", value=3.0)
     until(lambda: tab.session.settings.knob("losses.vdm.cfg").value == 3.0)
-    tab.panels()
-    tab.act(do="preset", preset="playground")
-    assert NO_PRESET[1:] in tab.panels()["status"]
+
+    def refused() -> bool:
+        tab.act(do="preset", preset="playground")
+        return NO_PRESET[1:] in tab.panels()["status"]
+
+    until(refused)  # events of the changes before it may replace what is said
     tab.act(do="settings", settings=to_toml(settings().patch("seed", 3)), name="own.toml")
     assert tab.session.settings.seed == 0
     tab.act(do="branch")
@@ -276,6 +279,8 @@ def test_hashes_do_not_make_a_hostile_checkpoint_harmless_and_the_run_goes_on(pa
             files[AT + SUMS] = sums.encode()
 
         assert brought(tab, zipped(folder, change))["offer"]["step"] == 10
+        until(lambda: any(getattr(event, "path", "") == "losses.sds.cfg" for event in tab.session.events.since(0)[0]))
+        tab.panels()  # what is said about the settings comes first
         tab.act(do="continue")
         until(lambda: "cannot be" in tab.panels()["status"])
         assert tab.session.state.step == 0
