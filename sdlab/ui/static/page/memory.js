@@ -3,9 +3,10 @@
 
 const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
 
-/** @param {Storage} storage @param {string} key @param {string} value */
+/** @param {() => Storage} storage whose mere mention fails where a frame may not store anything
+ * @param {string} key @param {string} value */
 function keep(storage, key, value) {
-  try { storage.setItem(key, value); } catch { /* storage may be forbidden in a frame */ }
+  try { storage().setItem(key, value); } catch { /* then the page forgets it */ }
 }
 
 /** @param {() => Storage} storage @param {string} key @returns {string | null} */
@@ -14,11 +15,11 @@ function recall(storage, key) {
 }
 
 /** @param {string} token */
-export const keepDesk = (token) => keep(sessionStorage, DESK, token);
+export const keepDesk = (token) => keep(() => sessionStorage, DESK, token);
 /** @param {boolean} dark */
-export const keepTheme = (dark) => keep(localStorage, THEME, dark ? "dark" : "light");
+export const keepTheme = (dark) => keep(() => localStorage, THEME, dark ? "dark" : "light");
 /** @param {boolean} large */
-export const keepLarge = (large) => keep(localStorage, LARGE, large ? "yes" : "no");
+export const keepLarge = (large) => keep(() => localStorage, LARGE, large ? "yes" : "no");
 export const wasLarge = () => recall(() => localStorage, LARGE) === "yes";
 
 export const isLarge = () => document.documentElement.classList.contains("large");
@@ -35,7 +36,7 @@ export function restoreTheme() {
 }
 
 /** Remember the query of the address for which this tab has its desk. @param {string} query */
-export const keepLink = (query) => keep(sessionStorage, LINK, query);
+export const keepLink = (query) => keep(() => sessionStorage, LINK, query);
 /** Whether the address has a query that this tab's desk is not for: a link was followed, or the address was edited. */
 export const isFreshLink = () => location.search !== "" && location.search !== (recall(() => sessionStorage, LINK) ?? "");
 
