@@ -229,7 +229,7 @@ def test_start_takes_the_prompt_as_typed(open_tab: Callable[..., Tab]):
     tab = open_tab()
     tab.page.fill("#prompt textarea, #prompt input", "a green tree")
     tab.page.click("#step")
-    until(lambda: tab.step == 1)
+    until(lambda: any(isinstance(e, Stepped) for e in tab.events()))  # told after the frame
     first = next(i for i, e in enumerate(tab.events()) if isinstance(e, Stepped))
     assert any(isinstance(e, Applied) and e.value == "a green tree" for e in tab.events()[:first])
 
