@@ -58,6 +58,7 @@ class SmallProxy:
 
     def __init__(self, location: Location, upstream: int, tls: ssl.SSLContext | None = None) -> None:
         self._location, self._upstream, self._tls = location, upstream, tls
+        self._serving: set[asyncio.Task | None] = set()  # the loop's own references are weak
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -79,6 +80,14 @@ class SmallProxy:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._serving.add(task)
+        try:
+            await self._answer(reader, writer)
+        finally:
+            self._serving.discard(task)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             request, *lines = head.strip().split("\r\n")
