@@ -40,6 +40,15 @@ REF = Term(
     formula="eps(reference; its prompt)",
     noisy="the reference with this step's noise",
 )
+INVERSION = Term(
+    "inversion",
+    "kappa",
+    "own noise",
+    "with the noise that the inversion found: the image itself",
+    "minus the noise found by inversion",
+    subtracted=True,
+    colour="amber",
+)
 NEG = Term(
     "neg",
     "eps_n",

@@ -24,18 +24,9 @@ from torch import Tensor
 from sdlab.guidance import guide
 from sdlab.inversion import flow_roles, invert
 from sdlab.knobs import knob
-from sdlab.losses import POS, UNCOND, Distillation
+from sdlab.losses import INVERSION, POS, UNCOND, Distillation
 from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
 
-INVERSION = Term(
-    "inversion",
-    "kappa",
-    "own noise",
-    "with the noise that the inversion found: the image itself",
-    "minus the noise found by inversion",
-    subtracted=True,
-    colour="amber",
-)
 FLOW = Term(
     "flow",
     "eps^_f",
