@@ -78,10 +78,14 @@ class Rendering:
         try:
             with self._turn:  # waiting for it is no time of the render
                 started = time.perf_counter()
-                self.seen.set(self._rendered(run.state.scene, shot if now else replace(shot, seconds=QUICK)))
+                seen = self._rendered(run.state.scene, shot if now else replace(shot, seconds=QUICK))
                 took = time.perf_counter() - started
         except Exception as e:  # a look must not end a run
-            self.seen.set(Rendered(shot, None, reason(e)))
+            seen = Rendered(shot, None, reason(e))
+        if seen.shown is not None:
+            height, width, _ = seen.shown.picture.shape
+            self._per_pixel = self._per_pixel[1], took / (height * width)
+        self.seen.set(seen)
         self._due = time.monotonic() + SHARE * took
 
     @torch.no_grad()
@@ -89,10 +93,7 @@ class Rendering:
         if isinstance(scene, FlatScene):
             return Rendered(shot, None, "a flat scene has no other sides")
         cams, behind = camera_of(shot, min(self._per_pixel)), torch.tensor(shot.background)
-        started = time.perf_counter()
-        shown = modes.show(shot.mode, scene.render(cams, behind[None]), cams, behind)
-        self._per_pixel = self._per_pixel[1], (time.perf_counter() - started) / (cams.width * cams.height)
-        return Rendered(shot, shown)
+        return Rendered(shot, modes.show(shot.mode, scene.render(cams, behind[None]), cams, behind))
 
 
 def camera_of(shot: Shot, per_pixel: float) -> Cameras:
