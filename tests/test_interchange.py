@@ -16,7 +16,6 @@ from sdlab.cameras import CameraSettings, turntable
 from sdlab.export.interchange import (
     FRAMES_MOST,
     of_snapshot,
-    upright,
     write_cameras,
     write_gaussian_glb,
     write_growth,
@@ -25,6 +24,7 @@ from sdlab.export.interchange import (
 from sdlab.meshes.colours import SH_C0
 from sdlab.raster import world_covariances
 from sdlab.starts.clouds import read_cloud
+from sdlab.starts.placing import to_y_up
 from sdlab.types import RawSplats, SplatSnapshot
 
 TURN = np.array([(0, 1, 0), (0, 0, 1), (1, 0, 0)])  # (x, y, z) of the world is (z, x, y) of glTF
@@ -51,8 +51,8 @@ def read_again(path: Path) -> RawSplats:
     return found
 
 
-def test_upright_is_a_rotation():
-    turned = upright(FIGURE)
+def test_y_up_is_a_rotation():
+    turned = to_y_up(FIGURE)
     assert np.array_equal(turned.means, FIGURE.means[:, [1, 2, 0]])
     assert np.allclose(covariances(turned), TURN @ covariances(FIGURE) @ TURN.T, atol=1e-7)
 
@@ -65,7 +65,7 @@ def test_our_reader_finds_what_was_written(write, suffix, scales, share, tmp_pat
     path = tmp_path / f"x{suffix}"
     assert write(path, broken()) == 898
     assert write(path, FIGURE) == 900
-    found, expected = read_again(path), upright(FIGURE)
+    found, expected = read_again(path), to_y_up(FIGURE)
     assert np.allclose(found.means, expected.means, atol=1 / 4096)
     assert np.allclose(found.log_scales, expected.log_scales, atol=scales * 1.01)
     assert np.allclose(1 / (1 + np.exp(-found.opacity_logits)), 1 / (1 + np.exp(-expected.opacity_logits)), atol=share)
@@ -76,7 +76,7 @@ def test_our_reader_finds_what_was_written(write, suffix, scales, share, tmp_pat
 
 def test_an_independent_reader_opens_the_spz(tmp_path):
     write_spz(tmp_path / "x.spz", FIGURE)
-    found, expected = gsply.read_spz(str(tmp_path / "x.spz")), upright(FIGURE)
+    found, expected = gsply.read_spz(str(tmp_path / "x.spz")), to_y_up(FIGURE)
     assert found.means.shape == (900, 3)
     assert np.allclose(found.means, expected.means, atol=1 / 4096)
     assert np.allclose(found.scales, expected.log_scales, atol=1 / 31)
@@ -111,7 +111,7 @@ def test_programs_without_the_extension_see_coloured_points(tmp_path):
     scene = trimesh.load_scene(tmp_path / "x.glb")
     (points,) = scene.geometry.values()
     assert isinstance(points, trimesh.PointCloud)
-    assert np.allclose(points.vertices, upright(FIGURE).means)
+    assert np.allclose(points.vertices, to_y_up(FIGURE).means)
     red = points.colors[FIGURE.rgbs[:, 0] > 0.5][0]
     assert red[0] > 190
     assert max(red[1:3]) < 10  # linear: 0.1 is 0.01

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,17 @@ import torch
 
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.export.writers import FILM_FRAMES, Film, Tally, finite, ply_bytes, unwatched
-from sdlab.meshes.colours import SH_C0
-from sdlab.meshes.gltf import SPLATTING
+from sdlab.meshes.colours import SH_C0, to_linear
+from sdlab.meshes.gltf import SPLATTING, glb_bytes
 from sdlab.starts.gaussians import SPZ_HEADER
-from sdlab.starts.placing import times
+from sdlab.starts.placing import to_y_up
 from sdlab.types import RawSplats, SplatSnapshot
 
-TO_UPRIGHT = (0.5, -0.5, -0.5, -0.5)  # wxyz: takes (x, y, z) of the world to (y, z, x)
 SPZ_VERSION = 3
 SPZ_FRACTION = 12  # bits after the point of a coordinate, of 24
 SPZ_COLOUR = 0.15  # a colour's byte is 255 (0.15 f_dc + 0.5)
 NGSP = b"NGSP"
 FRAMES_MOST = 240  # PLY files of a sequence
-
-
-def upright(s: RawSplats) -> RawSplats:
-    """Turn Gaussians from the world (z up, front +x) to y up, front +z."""
-    return s._replace(means=s.means[:, [1, 2, 0]], quats=(s.quats @ times(TO_UPRIGHT).T).astype(np.float32))
 
 
 # ---- SPZ ----------------------------------------------------------------------------------------------------------
@@ -47,7 +40,7 @@ def write_spz(path: Path, s: RawSplats) -> int:
     About 20 bytes per Gaussian before compression: positions to 1/4096, colours and opacities to 1/255 of their range
     in the format, log-scales to 1/16 within [-10, 5.9], rotations to 10 bits a component.
     """
-    s = upright(finite(s))
+    s = to_y_up(finite(s))
     fixed = np.rint(s.means.astype(np.float64) * 2**SPZ_FRACTION).astype(np.int64).clip(-(1 << 23), (1 << 23) - 1)
     parts = (
         _little(fixed, 3),
@@ -95,13 +88,12 @@ def write_gaussian_glb(path: Path, s: RawSplats) -> int:
     Programs that do not know the extension show coloured points. Scales are linear, opacities in [0, 1], rotations
     xyzw, colours as displayed.
     """
-    s = upright(finite(s))
+    s = to_y_up(finite(s))
     lengths = np.maximum(np.linalg.norm(s.quats, axis=1, keepdims=True), 1e-12)
     opacities = _sigmoid(s.opacity_logits)
-    linear = np.where(s.rgbs <= 0.04045, s.rgbs / 12.92, ((s.rgbs + 0.055) / 1.055) ** 2.4)  # COLOR_0 is linear
     attributes = {
         "POSITION": s.means,
-        "COLOR_0": np.concatenate([linear, opacities[:, None]], 1),
+        "COLOR_0": np.concatenate([to_linear(s.rgbs), opacities[:, None]], 1),
         f"{SPLATTING}:ROTATION": (s.quats / lengths)[:, [1, 2, 3, 0]],
         f"{SPLATTING}:SCALE": np.exp(s.log_scales),
         f"{SPLATTING}:OPACITY": opacities[:, None],
@@ -138,11 +130,7 @@ def _glb(attributes: dict[str, np.ndarray]) -> bytes:
         "bufferViews": views,
         "buffers": [{"byteLength": offset}],
     }
-    text = json.dumps(tree, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    binary = b"".join(values.tobytes() for values in attributes.values())
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+    return glb_bytes(tree, b"".join(values.tobytes() for values in attributes.values()))
 
 
 # ---- growth -------------------------------------------------------------------------------------------------------
@@ -179,9 +167,9 @@ def of_snapshot(shot: SplatSnapshot) -> RawSplats:
 
 def _quaternions(rotations: np.ndarray) -> np.ndarray:
     """Return unit quaternions wxyz [n, 4] of rotation matrices [n, 3, 3]."""
-    from viser.transforms import SO3
+    from scipy.spatial.transform import Rotation
 
-    return np.asarray(SO3.from_matrix(rotations).wxyz)
+    return Rotation.from_matrix(rotations).as_quat()[:, [3, 0, 1, 2]]
 
 
 # ---- cameras ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 
 from sdlab.compiled import kernel
 from sdlab.export.writers import Tally, finite, unwatched
+from sdlab.meshes.colours import to_linear
 from sdlab.raster.torch_project import rotation_matrices
 from sdlab.scenes import Solid
 from sdlab.types import RawSplats
@@ -43,8 +44,7 @@ def write_glb(path: Path, s: RawSplats | Solid, progress: Tally = unwatched, cel
     from trimesh.exchange.gltf import export_glb
 
     vertices, faces, rgbs = surface(s, progress, cells) if isinstance(s, RawSplats) else s.surface(progress, cells)
-    linear = np.where(rgbs <= 0.04045, rgbs / 12.92, ((rgbs + 0.055) / 1.055) ** 2.4)
-    colours = np.concatenate([linear, np.ones((len(linear), 1))], 1)
+    colours = np.concatenate([to_linear(rgbs), np.ones((len(rgbs), 1))], 1)
     mesh = trimesh.Trimesh(
         vertices[:, [1, 2, 0]],  # (x, y, z) of the world is (z, x, y) of glTF
         faces,

@@ -125,9 +125,14 @@ def for_trimesh(glb: Glb) -> bytes:
                 if number not in floats and glb.tree["accessors"][number].get("normalized"):
                     floats[number] = _appended(tree, binary, accessor(glb, number))
                 primitive["attributes"][name] = floats.get(number, number)
+    return glb_bytes(tree, bytes(binary))
+
+
+def glb_bytes(tree: Any, binary: bytes) -> bytes:
+    """Return a GLB of a tree and a binary chunk, whose length is a multiple of 4."""
     text = json.dumps(tree).encode()
     text += b" " * (-len(text) % 4)
-    chunks = [(b"JSON", text), (b"BIN\x00", bytes(binary))]
+    chunks = [(b"JSON", text), (b"BIN\x00", binary)]
     body = b"".join(len(data).to_bytes(4, "little") + name + data for name, data in chunks)
     return b"glTF" + (2).to_bytes(4, "little") + (12 + len(body)).to_bytes(4, "little") + body
 

@@ -18,6 +18,13 @@ def from_y_up(found: Cloud | RawSplats) -> Cloud | RawSplats:
     return _rotated(found, (0.5, 0.5, 0.5, 0.5))
 
 
+def to_y_up(found: RawSplats) -> RawSplats:
+    """Undo `from_y_up`: (x, y, z) here is (y, z, x) of glTF."""
+    turned = _rotated(found, (0.5, -0.5, -0.5, -0.5))
+    assert isinstance(turned, RawSplats)
+    return turned
+
+
 def turned(found: Cloud | RawSplats, degrees: float) -> Cloud | RawSplats:
     """Rotate about the vertical, counter-clockwise seen from above."""
     half = math.radians(degrees) / 2
