@@ -107,9 +107,7 @@ def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planne
 
     started = time.perf_counter()
     print(f"views of {JANUS_VIEWS} read as a front, without view words; one front has {true_fronts(runner.settings)}")
-    todo = [entry for entry in entries if not journal.finished(key(entry))]
-    if len(todo) < len(entries):
-        print(f"{len(entries) - len(todo)} of {len(entries)} runs are in {journal.path}")
+    todo = journal.unfinished(entries, key)
     shares: dict[str, float] = {}
     try:
         for case in {entry.case.object: entry.case for entry in entries if entry.variant == base}.values():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from sdlab.settings import Settings, default_settings
+
+Run = TypeVar("Run")
 
 
 class Journal:
@@ -41,6 +44,13 @@ class Journal:
     def finished(self, key: str) -> bool:
         """Return whether `key` has a result other than that of a run that failed."""
         return key in self._found and not self._found[key].get("note", "").startswith("failed")
+
+    def unfinished(self, runs: Sequence[Run], key: Callable[[Run], str]) -> list[Run]:
+        """Return the runs that have no result other than that of a failure, and print how many have one."""
+        todo = [run for run in runs if not self.finished(key(run))]
+        if len(todo) < len(runs):
+            print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {self.path}")
+        return todo
 
     def strip(self, key: str) -> UInt8[np.ndarray, "H W 3"] | None:
         """Return the image of `key`, None if it has none."""

@@ -109,9 +109,7 @@ def run_views(
         return entry, {**describe(entry.variant, runner.settings), **row}, np.concatenate(list(strip), 1)
 
     started = time.perf_counter()
-    todo = [entry for entry in entries if not journal.finished(key(entry))]
-    if len(todo) < len(entries):
-        print(f"{len(entries) - len(todo)} of {len(entries)} runs are in {journal.path}")
+    todo = journal.unfinished(entries, key)
     try:
         with run_bar(len(todo)) as bar:
             for entry, row, strip in runner.each(todo, work):
