@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | site | toybox`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -19,6 +19,7 @@ from sdlab.claims import commands as claims
 from sdlab.experiments import commands as experiments
 from sdlab.experiments.measuring import add_metrics
 from sdlab.options import choose_device, plan_for, settings_for
+from sdlab.site import commands as site
 from sdlab.training import cli as toybox
 
 
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)
+    site.add_command(commands)
     _add_toybox(commands)
     return parser
 

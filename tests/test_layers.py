@@ -32,7 +32,7 @@ ROWS = [
     {"headless", "viewport"},
     {"ui", "experiments"},
     {"bench"},
-    {"claims"},
+    {"claims", "site"},
     {"cli"},
     {"__main__"},
 ]
