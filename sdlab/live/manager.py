@@ -180,9 +180,13 @@ class Manager:
         thread.start()
         return seat
 
+    def must_have_room(self, client: Client) -> None:
+        """Raise RuntimeError when all seats are taken, or all that the client may have, or the memory is full."""
+        with self._lock:
+            self._must_have_room(client)
+
     def _must_have_room(self, client: Client) -> None:
-        """Raise RuntimeError when all seats are taken, or all that the client may have, or the memory is full. The
-        caller holds the lock."""
+        """See `must_have_room`; the caller holds the lock."""
         if len(self._seats) >= self.max_sessions:
             raise RuntimeError(
                 f"all {self.max_sessions} seats of this server are taken; try again when one is free, "

@@ -42,3 +42,10 @@ export const isFreshLink = () => location.search !== "" && location.search !== (
 
 /** The desk that this tab had before it was loaded, "" if none. */
 export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";
+
+/** The token in the address of a link back to a desk, which is taken out of it; "" if there is none. */
+export function takeBack() {
+  const token = /^#back=([\w-]{1,64})$/.exec(location.hash)?.[1] ?? "";
+  if (token) history.replaceState(history.state, "", location.pathname + location.search);
+  return token;
+}
