@@ -53,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="links to the page may choose files and models, too; opening one then reads or downloads them",
     )
+    p.add_argument(
+        "--own-loss",
+        type=Path,
+        metavar="FILE",
+        help="a loss of your own, in Python: a new file begins as an exercise; for a server on this machine only",
+    )
     p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if available)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
     p.add_argument(
@@ -133,7 +139,6 @@ def build(args: argparse.Namespace) -> Any:
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
-    settings = settings_for(preset, [], prior__path=args.prior)
     device = choose_device(args.device)
 
     from sdlab.live.manager import Manager
@@ -146,6 +151,8 @@ def build(args: argparse.Namespace) -> Any:
 
     site = Site.of_environment(args.public_url, args.root_path, args.host)
     local = args.host in LOOPBACK and not site.is_public
+    own = own_loss(args.own_loss, local and site.loopback) if args.own_loss is not None else None
+    settings = settings_for(preset, [], prior__path=args.prior)
     named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
@@ -155,9 +162,25 @@ def build(args: argparse.Namespace) -> Any:
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
-    app = build_server(manager, settings, named, locked, on_space, site, trust_links=args.trust_links)
+    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, own)
     bound(memory.limit)
     return app
+
+
+def own_loss(path: Path, local: bool) -> Any:
+    """Return the user's own loss in the file `path`, a new one if there is none; ValueError if it has an error, or
+    unless the server is `local`: what is in the file, or typed on the page, is code that the server runs."""
+    if not local or "SPACE_ID" in os.environ:
+        raise ValueError(
+            f"--own-loss {path}: it is code, so only a server that nobody else can reach runs it; leave out --host and "
+            "--public-url, and run it on your own machine"
+        )
+    from sdlab import own_loss
+
+    path = path.expanduser()
+    if own_loss.begin(path):
+        tell(f"{path} is new: an exercise to begin with")
+    return own_loss.OwnLoss(path)
 
 
 def say_rasteriser(device: Any) -> None:
@@ -184,14 +207,16 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
     host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
 
+    fragment = app.state.fragment
+
     def announce() -> None:
         while not server.started:
             if server.should_exit:
                 return
             time.sleep(0.05)
-        tell(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)")
+        tell(f"Score Distillation Lab is at {url}{fragment} (press Ctrl+C to stop)")
         if args.host in LOOPBACK and not args.no_browser and has_screen():
-            webbrowser.open(url)
+            webbrowser.open(url + fragment)
 
     threading.Thread(target=announce, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown

@@ -16,6 +16,7 @@ from sdlab.ui import acts
 from sdlab.ui.answers import another_tab, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.dropped import Offer, read_run
+from sdlab.ui.editor import Editor
 from sdlab.ui.lane import Lane
 from sdlab.ui.links import Links, Opened
 from sdlab.ui.results import Shelves
@@ -35,8 +36,10 @@ class Page:
         visitors: Visitors,
         preset: str | None = None,
         links: Links | None = None,
+        editor: Editor | None = None,
     ) -> None:
         self.visitors = visitors
+        self.editor = editor  # of the user's own loss
         self._links = links or Links(visitors)
         self.shelves = Shelves(visitors.shared)  # by token of a desk
         self._manager = manager
@@ -92,7 +95,22 @@ class Page:
             return session_over(page)
         if missed:
             own.forget()
+        if self.editor is not None:
+            self._follow(self.editor)
         return {"panels": self.visitors.told(own.news())}
+
+    def _follow(self, editor: Editor) -> None:
+        """Let all runs follow the file of the user's own loss, or tell all pages what is wrong with it."""
+        if not (problem := editor.look()):
+            return
+        with self._lock:
+            desks = list(self._desks.values())
+        for lane in [lane for desk in desks for lane in desk.lanes]:
+            lane.say("error", f"{problem}; {acts.STAYS}")
+
+    def _renewed(self, settings: Settings) -> Settings:
+        """Return the settings of a new run, with the newest version of the user's own loss."""
+        return settings if self.editor is None else self.editor.renewed(settings)
 
     def delay(self, token: str, acts: int = 0) -> float:
         """Return how many seconds a request has to wait that brings this number of acts, or asks for news (0): requests
@@ -192,8 +210,8 @@ class Page:
         client = self.visitors.client(address, self._manager.max_sessions)
         link = self._links.read(query, self._preset)
         client.locks = link.must_keep
-        lane = self._lane(self._manager.open(link.settings, client), link.preset, dark)
-        desk = Desk(lane, page, dark, self.visitors.most_lanes, Opened(self._links, link))
+        lane = self._lane(self._manager.open(self._renewed(link.settings), client), link.preset, dark)
+        desk = Desk(lane, page, dark, self.visitors.most_lanes, Opened(self._links, link), self.editor)
         try:
             desk.shelf = self.shelves.open(desk.id)
         except OSError:
@@ -236,7 +254,7 @@ class Page:
         tone = desk.take_out(lane)
         self.close(lane)
         try:
-            other = self._lane(self._manager.open(settings, lane.seat.client), preset, desk.dark)
+            other = self._lane(self._manager.open(self._renewed(settings), lane.seat.client), preset, desk.dark)
         except (RuntimeError, OSError) as e:
             if desk.lanes:
                 desk.look_at(desk.lanes[0])

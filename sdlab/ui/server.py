@@ -21,8 +21,10 @@ from fastapi.responses import FileResponse
 
 from sdlab import parsing
 from sdlab.live.manager import Manager
+from sdlab.own_loss import OwnLoss
 from sdlab.settings import Settings
 from sdlab.ui import answers, flat_view, front, layout, results, uploads
+from sdlab.ui.editor import Editor
 from sdlab.ui.guard import Guard
 from sdlab.ui.links import Links
 from sdlab.ui.page import Page
@@ -43,16 +45,21 @@ def build(
     on_space: bool = False,
     site: Site = ANYWHERE,
     trust_links: bool = False,
+    own: OwnLoss | None = None,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
     addresses of `site`. `trust_links` lets links choose files and models where the page itself may. The manager's
-    sessions end with the application.
+    sessions end with the application. `own` is the user's own loss, with an editor on the page; ValueError unless the
+    server is for its own user alone.
     """
+    if own is not None and (locked or on_space or not site.loopback):
+        raise ValueError(f"{own.name} is code, which only a server of your own runs")
+    editor = Editor(own, manager) if own is not None else None
     viewports = Viewports()
     visitors = Visitors(settings, locked)
-    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links))
+    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), editor)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,6 +73,7 @@ def build(
     # A redirect to an address with a slash would name the host and scheme that the proxy has used.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
+    app.state.fragment = editor.fragment if editor is not None else ""  # of the address that the program prints
     app.add_middleware(Guard, site=site)
     framed_by = embedders(on_space)
     for router in (  # before the page, which is mounted at / and would answer for every address
@@ -81,7 +89,7 @@ def build(
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
     gr.mount_gradio_app(
         app,
-        layout.blocks(visitors, preset, manager.device, site.urls),
+        layout.blocks(visitors, preset, manager.device, site.urls, own),
         path="/",
         root_path="",  # whatever GRADIO_ROOT_PATH says: see `front`
         theme=layout.theme(),
