@@ -26,7 +26,7 @@ ROWS = [
     {"density", "starts", "training"},
     {"scenes", "prompts"},
     {"settings"},
-    {"step", "options", "export", "links"},
+    {"step", "options", "own_loss", "export", "links"},
     {"lens"},
     {"live"},
     {"headless", "viewport", "lessons"},
