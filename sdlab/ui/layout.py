@@ -17,6 +17,7 @@ import torch
 from gradio.themes.utils import fonts
 
 from sdlab.own_loss import OwnLoss
+from sdlab.ui.api import Api
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
@@ -28,6 +29,7 @@ from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.ui.wording import TITLE
 
 STATIC = Path(__file__).parent / "static"
+MOST_CALLS = 32  # of programs that wait
 MODULES = {path.name: path for path in sorted((STATIC / "page").glob("*.js"))}
 
 
@@ -69,9 +71,10 @@ def blocks(
     urls: Sequence[str] = (),
     classroom: bool = False,
     own: OwnLoss | None = None,
+    endpoints: Api | None = None,
 ) -> gr.Blocks:
     """Return the page, which is published at `urls`, of a `classroom` or not, with an editor if the user has a loss of
-    their `own`; to be mounted with `theme`, `head` and page.css."""
+    their `own`, and with `endpoints` for programs; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
@@ -104,7 +107,9 @@ def blocks(
                     _part("own", "own.js", _OWN)
         _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
-    return page
+        if endpoints is not None:
+            endpoints.add()
+    return page.queue(max_size=MOST_CALLS) if endpoints is not None else page
 
 
 # ---- parts -----------------------------------------------------------------------------------------------
