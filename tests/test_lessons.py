@@ -402,8 +402,25 @@ def test_the_commands_exit_code_and_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert "1. Points walk (found at most -1 after 5 steps)" in capsys.readouterr().out
 
 
+def test_rows_of_other_lessons_stay_on_the_page(tmp_path: Path, rows: list[Row]):
+    page = tmp_path / "lessons.md"
+    page.write_text(f"Said.\n\n{HEADING}\n\n| what | kept |\n| short | replaced |\n| gone | dropped |\n")
+    write_page(page, [short()], rows)
+    text = page.read_text()
+    assert text.startswith(f"Said.\n\n{HEADING}\n")
+    assert "| what | kept |\n| short | 1. Points walk |" in text
+    assert "replaced" not in text
+    assert "dropped" not in text
+
+
+def test_the_page_explains_every_reading():
+    text = (Path(__file__).parents[1] / "docs" / "lessons.md").read_text(encoding="utf-8")
+    missing = [name for name, meaning in READINGS.items() if f"| `{name}` | {meaning} |" not in text]
+    assert not missing
+
+
 def test_a_page_without_a_hand_written_part_begins_with_a_title(tmp_path: Path, rows: list[Row]):
-    write_page(tmp_path / "new.md", [short()], rows, 2)
+    write_page(tmp_path / "new.md", [short()], rows)
     assert (tmp_path / "new.md").read_text().startswith(f"# Lessons\n\n{HEADING}\n")
 
 
