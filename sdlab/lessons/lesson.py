@@ -10,7 +10,7 @@ from sdlab.settings import Settings
 
 PLACES = (  # parts of the page that a lesson can point at, besides groups and knobs
     *("view", "status", "timeline", "prompt", "buttons", "losses", "formula", "knobs", "preset", "settings", "branch"),
-    *("lens", "charts", "compare", "results", "link"),
+    *("lens", "charts", "compare", "results", "own", "link"),
 )
 FLAGS = ("run", "pause", "reset", "branch")  # acts that take `true`
 ACTS = ("set", "preset", "advance", "mark", "compare", *FLAGS)
