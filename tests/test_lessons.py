@@ -19,7 +19,8 @@ from sdlab.lessons.readings import READINGS, Reader, Reading, must_be_reading
 from sdlab.lessons.walk import SKIPPED, Reached
 from sdlab.live.messages import Patch, Reset
 from sdlab.live.session import Session
-from sdlab.settings import preset
+from sdlab.own_loss import EXERCISE
+from sdlab.settings import losses, preset
 from sdlab.ui.lesson_page import inline, prose
 
 SHORT = """
@@ -379,6 +380,44 @@ def test_a_page_can_branch_and_compare():
     row = check(lesson, 1, torch.device("cpu"))[0]
     assert row.problems == []
     assert row.holds, row.figure
+
+
+WRITTEN = """
+title = "Written"
+number = 1
+minutes = 1
+summary = "A loss of one's own."
+preset = "playground"
+
+[[pages]]
+title = "SDS"
+text = "Write it."
+do = [{set = {losses.sds.cfg = 3.0}}]
+student = [{write = \"\"\"CODE\"\"\"}, {set = {active = "own"}}]
+wait = {reading = "compare.cosine.own.sds", at_least = 0.999}
+"""
+
+
+def test_what_a_learner_writes_is_used_in_a_check_alone():
+    right = EXERCISE.replace("eps_c - eps_u\n", "eps_u + self.cfg * (eps_c - eps_u) - x.noise\n")
+    for code, holds in ((right, True), (EXERCISE, False)):
+        lesson = read(WRITTEN.replace("CODE", code.replace("\\", "\\\\").replace('"""', "")), "written")
+        assert [act.what for act in lesson.pages[0].student] == ["write", "set"]
+        found = check(lesson, 1, torch.device("cpu"))[0]
+        assert found.holds is holds
+        assert not found.problems
+    assert "own" not in losses()
+
+
+def test_some_losses_are_compared_alone():
+    lesson = short(
+        ("do = [{run = true}]", 'do = [{compare = ["sds", "sdi"]}]'),
+        ('reading = "found", at_least = 0.9, steps = 5', 'reading = "compare.nfe.sdi", at_least = 1'),
+    )
+    assert lesson.pages[0].do[0].value == ("sds", "sdi")
+    assert check(lesson, 1, torch.device("cpu"), 0)[0].holds
+    with pytest.raises(ValueError, match="compare = 'sdx': must be true, or a list of asd"):
+        short(("do = [{run = true}]", 'do = [{compare = ["sdx"]}]'))
 
 
 def test_the_commands_exit_code_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
