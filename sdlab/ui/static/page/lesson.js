@@ -14,9 +14,9 @@ const PLACES = {
   losses: "#form .losses", formula: "#form .loss", knobs: '#form section[data-owner^="losses."]', preset: "#form .preset",
   settings: "#form .groups", branch: '[data-do="branch"]', link: "[data-share]",
   lens: '#tabs [data-tab="lens"]', charts: '#tabs [data-tab="charts"]', compare: '#tabs [data-tab="versus"]',
-  results: '#tabs [data-tab="results"]',
+  results: '#tabs [data-tab="results"]', own: '#tabs [data-tab="own"]',
 };
-const TABS = ["lens", "charts", "compare", "results"];
+const TABS = ["lens", "charts", "compare", "results", "own"];
 const LATER = 1500; // ms after which parts that an act has made are there
 
 /** The nodes of a part, a group or a knob. @param {string} name */
@@ -31,6 +31,10 @@ function outline(names) {
   const wanted = new Set(names.flatMap(nodesOf));
   for (const node of document.querySelectorAll(".pointed")) if (!wanted.has(/** @type {HTMLElement} */ (node))) node.classList.remove("pointed");
   for (const node of wanted) node.classList.add("pointed");
+  for (const node of document.querySelectorAll("[data-point]")) { // such as to an editor that this server has not
+    const button = /** @type {HTMLElement} */ (node);
+    button.hidden = !nodesOf(button.dataset.point ?? "").length;
+  }
 }
 
 /** Open what hides a part, and scroll to it. @param {string} name */
