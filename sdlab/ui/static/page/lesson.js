@@ -88,11 +88,10 @@ export function mount(element) {
     section.dataset.name = lesson?.name ?? "";
     section.hidden = !lesson;
     document.body.classList.toggle("in-lesson", Boolean(lesson));
-    dispatchEvent(new Event("resize")); // the view has another size
-    outline(lesson?.points ?? []);
-    if (!lesson) return;
+    if (!lesson) return outline([]);
     where.textContent = `${lesson.where}, page ${lesson.page + 1} of ${lesson.pages}`;
     body.innerHTML = lesson.html;
+    outline(lesson.points);
     back.disabled = lesson.page === 0;
     next.textContent = lesson.page + 1 < lesson.pages ? "Next" : "All lessons";
     body.scrollTop = 0;
