@@ -80,10 +80,11 @@ def blocks(
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
+        _part("lessons", "lessons.js", _menu(visitors))
         if classroom:
             _part("room", "room.js", _ROOM)
         with gr.Row(elem_id="desk"):
-            _part("lesson", "lesson.js", _lesson(visitors))
+            _part("lesson", "lesson.js", _LESSON)
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
@@ -241,16 +242,20 @@ _LINK = (
 )
 
 
-def _lesson(visitors: Visitors) -> str:
-    """Return the frame of a lesson's pages, and the menu of the lessons that this server can show."""
+_LESSON = (
+    '<section class="lesson card" aria-label="Lesson" hidden><header><p class="where"></p>'
+    '<button type="button" data-leave aria-label="Leave the lesson" title="Leave the lesson">&times;</button>'
+    '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
+    '<button type="button" data-back>Back</button>'
+    '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
+    '<button type="button" data-next>Next</button></footer></section>'
+)
+
+
+def _menu(visitors: Visitors) -> str:
+    """Return the menu of the lessons that this server can show."""
     offered = [lesson for lesson in listed() if lesson.preset in visitors.offered]
     return (
-        '<section class="lesson card" aria-label="Lesson" hidden><header><p class="where"></p>'
-        '<button type="button" data-leave aria-label="Leave the lesson" title="Leave the lesson">&times;</button>'
-        '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
-        '<button type="button" data-back>Back</button>'
-        '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
-        '<button type="button" data-next>Next</button></footer></section>'
         '<dialog class="share lessons" aria-labelledby="lessons-title"><form method="dialog">'
         '<header><h2 id="lessons-title">Lessons</h2><button aria-label="Close">&times;</button></header>'
         f"<p>Each replaces the present run by its own.</p>{menu(offered)}</form></dialog>"
