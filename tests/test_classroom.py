@@ -295,7 +295,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_the_pin_opens_and_a_cookie_keeps_open(clock: Clock):
     door = Door(PIN)
     assert door.enter("000000", "") is None
-    assert door.enter("４８１５１６", "") is None, "other digits are other characters"
+    assert door.enter("\uff14\uff18\uff11\uff15\uff11\uff16", "") is None, "other digits are other characters"
     cookie = door.enter(PIN, "")
     assert cookie is not None
     assert door.admits(cookie)
@@ -489,7 +489,10 @@ def test_a_student_reaches_no_other_seat_and_not_the_teachers_part(
     before = state()
     key = server.get("/teacher/room", headers=cookie).json()["desks"][1]["key"]
     acts: list[dict[str, Any]] = [
-        *({"do": verb, "lane": bob["seat"]} for verb in ("start", "step", "reset", "branch", "close", "front", "replay")),
+        *(
+            {"do": verb, "lane": bob["seat"]}
+            for verb in ("start", "step", "reset", "branch", "close", "front", "replay")
+        ),
         {"do": "prompt", "text": "a blue car", "lane": bob["seat"]},
         {"do": "knob", "knob": "seed", "value": 5, "lane": bob["seat"]},
         *({"do": verb, "seat": key} for verb in ("end", "freeze", "forget", "unlock")),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from sdlab.live.messages import Hold
 from sdlab.live.session import Session
 from sdlab.ui import acts, thumbnails
 from sdlab.ui.desk import Desk
@@ -71,7 +70,7 @@ class Classroom:
         it, or "". ValueError for what cannot be done."""
         match said:
             case {"do": "freeze", "on": bool(on)}:
-                self.freeze(on)
+                self._page.freeze(self._room, on)
                 return ""
             case {"do": "message", "text": str(text)}:
                 self._room.message = line_of(text, MESSAGE)
@@ -80,13 +79,6 @@ class Classroom:
                 self._room.latecomer = None
                 return ""
         return self._give(said, self._work(said))
-
-    def freeze(self, on: bool) -> None:
-        """Let no run take a step and no student do anything, or let them again."""
-        self._room.frozen = on
-        for desk, _ in self._desks():
-            for lane in desk.lanes:
-                lane.seat.session.send(Hold(on))
 
     def _work(self, said: Mapping[str, Any]) -> Callable[[Desk], str]:
         """Return what is to be done to each desk; it returns what is wrong. ValueError if there is no such thing."""

@@ -318,8 +318,10 @@ class Page:
             self._manager.close(seat.id)
             raise
         lane = Lane(seat, view, preset)
-        if self.room is not None and self.room.frozen:
-            seat.session.send(Hold())
+        if self.room is not None:
+            with self.room.gate:
+                if self.room.frozen:
+                    seat.session.send(Hold())
         seat.on_close.append(lambda: self._forget(lane))
         return lane
 
@@ -359,6 +361,13 @@ class Page:
             return
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
+
+    def freeze(self, room: Room, on: bool) -> None:
+        """Let no run of the room take a step, or let them again."""
+        with room.gate:
+            room.frozen = on
+            for session in self._manager.sessions():
+                session.send(Hold(on))
 
     def follow(self, desk: Desk, query: str) -> tuple[str, ...]:
         """Let a desk open a link, in place of all its lanes; return what is wrong with the link."""

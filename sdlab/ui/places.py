@@ -61,6 +61,7 @@ class Room:
     def __init__(self, seats: int) -> None:
         self.seats = seats
         self.frozen = False
+        self.gate = threading.Lock()  # held while runs are told to stand still, or asked whether they must
         self.message = ""  # of the teacher, to all
         self.latecomer: Callable[[Desk], None] | None = None  # called with each new desk that no link has opened
         self._lock = threading.Lock()

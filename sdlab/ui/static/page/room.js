@@ -16,12 +16,13 @@ export function mount(element) {
   const name = /** @type {HTMLInputElement} */ (element.querySelector("input"));
   name.addEventListener("change", () => act({ do: "name", name: name.value }));
   name.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.isComposing) name.blur(); });
-  part("room", (/** @type {Room} */ room) => {
-    number.textContent = `Seat ${room.number}`;
-    if (document.activeElement !== name) name.value = room.name;
-    say(frozen, room.frozen ? PAUSED : "");
-    say(message, room.message);
-    hold(room.frozen);
+  part("room", (/** @type {Room | null} */ room) => { // null while the page has no seat
+    say(number, room ? `Seat ${room.number}` : "No seat yet");
+    name.disabled = !room;
+    if (room && document.activeElement !== name) name.value = room.name;
+    say(frozen, room?.frozen ? PAUSED : "");
+    say(message, room?.message ?? "");
+    hold(room?.frozen ?? false);
   });
 }
 
