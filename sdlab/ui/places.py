@@ -63,7 +63,7 @@ class Room:
         self.frozen = False
         self.gate = threading.Lock()  # held while runs are told to stand still, or asked whether they must
         self.message = ""  # of the teacher, to all
-        self.latecomer: Callable[[Desk], None] | None = None  # called with each new desk that no link has opened
+        self.latecomer: Callable[[Desk], object] | None = None  # called with each new desk that no link has opened
         self._lock = threading.Lock()
         self._places: dict[int, Place] = {}  # by number
 
