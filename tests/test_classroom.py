@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,20 @@ from sdlab.ui.thumbnails import THUMBNAIL
 from sdlab.ui.visitors import Visitors, public
 
 PIN = "481516"
+LESSON = """
+title = "A short one"
+number = 1
+minutes = 1
+summary = "It is short."
+preset = "mixture"
+[[pages]]
+title = "One"
+text = "Nothing."
+[[pages]]
+title = "Two"
+text = "Something."
+ask = {question = "What?", choices = ["this", "that"], answer = 1, because = "so"}
+"""
 
 
 @pytest.fixture
@@ -230,6 +245,31 @@ def test_a_link_sets_hides_and_locks_and_the_next_one_unlocks(classroom: Classro
     classroom.act({"do": "preset", "preset": "playground"})
     assert ann.desk.focus.preset == "playground"
     assert ann.panels()["link"]["lock"] == ()
+
+
+def test_a_page_of_a_lesson_reaches_the_class_and_its_progress_the_teacher(
+    page: Page, classroom: Classroom, ann: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "short.toml").write_text(LESSON)
+    monkeypatch.setattr("sdlab.lessons.library.FOLDER", tmp_path)
+    assert classroom.choices()["lessons"] == [{"name": "short", "title": "A short one", "pages": ["One", "Two"]}]
+    classroom.act({"do": "link", "link": "?lock=preset,losses&seed=3"})  # which a lesson unlocks
+    classroom.act({"do": "lesson", "name": "short", "page": 1})
+    ready(ann)
+    progress = entry(classroom, 1)["lesson"]
+    assert (progress["title"], progress["page"], progress["pages"]) == ("A short one", 1, 2)
+    ann.act(do="predict", choice=1)
+    assert [each["right"] for each in entry(classroom, 1)["lesson"]["predictions"]] == [True]
+    assert entry(classroom, 1)["last"] == "made a prediction"
+    late = Browser(page, "late")
+    assert late.desk.walk is not None
+    assert late.desk.walk.page == 1
+    assert classroom.board()["late"] == "the lesson short, page 2"
+    for wrong, page_number in (("nowhere", 0), ("short", 2), ("short", -1)):
+        with pytest.raises(ValueError, match="lesson"):
+            classroom.act({"do": "lesson", "name": wrong, "page": page_number})
+    classroom.act({"do": "link", "link": "?seed=4"})
+    assert ann.desk.walk is None
 
 
 @pytest.mark.parametrize("link", ["", "hello", "http://10.0.0.5:7860/", "http://[::1/?seed"])

@@ -379,8 +379,10 @@ class Page:
         self.close(*(lane for lane in desk.lanes if lane is not kept))
         self.unlock(desk)
         kept.seat.client.locks = link.must_keep
-        desk.opened = Opened(self._links, link)
+        desk.opened, desk.walk = Opened(self._links, link), None
         self.replace(desk, kept, link.settings, link.preset)
+        if link.lesson and desk.lanes:
+            lessons.begin(self, desk, link)
         return link.problems
 
     def unlock(self, desk: Desk) -> None:
