@@ -118,7 +118,7 @@ def test_the_board_says_who_is_there_and_what_each_run_does(classroom: Classroom
     assert (first["number"], first["preset"], first["loss"], first["prompt"]) == (1, "mixture", "SDS", "a red bear")
     assert first["phase"] == "running"
     assert first["step"] > 0
-    assert first["last"] == "start"
+    assert first["last"] == "pressed Start"
     assert first["lesson"] is None
     assert not first["left"]
     assert (second["number"], second["phase"], second["last"]) == (2, "ready", "opened the page")

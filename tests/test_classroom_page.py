@@ -83,7 +83,7 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
     teacher.says(".seat h2", "1 · <i>Ann</i>")
     student.page.click("#start:enabled")
     teacher.says(".seat .state", "Running")
-    teacher.says(".seat .last", "start")
+    teacher.says(".seat .last", "pressed Start")
     until(lambda: teacher.page.evaluate("document.querySelector('.seat img').naturalWidth") > 0)
 
     teacher.page.fill("[name=text]", "Look at <b>this</b>")

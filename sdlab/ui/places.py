@@ -98,8 +98,10 @@ class Room:
 def worded(act: Mapping[str, Any]) -> str:
     """Return an act in a few words, "" for one that changes only what is looked at."""
     match act:
-        case {"do": "start" | "pause" | "step" | "reset" | "replay" as verb}:
-            said = verb
+        case {"do": "start" | "pause" | "step" | "reset" as button}:
+            said = f"pressed {button.capitalize()}"
+        case {"do": "replay"}:
+            said = "replayed the run"
         case {"do": "compare"}:
             said = "compared the losses"
         case {"do": "knob", "knob": "active", "value": value}:
