@@ -54,6 +54,7 @@ from sdlab.live.messages import (
 from sdlab.live.moments import Moment
 from sdlab.live.rendering import Rendering
 from sdlab.live.state import Run, Undo, moment_of
+from sdlab.live.tape import Tape
 from sdlab.live.timeline import Timeline
 from sdlab.live.watching import Watching
 from sdlab.prompts import PROMPT, PromptBank
@@ -110,6 +111,7 @@ class Session:
         self.running = False
         self.steps_left: int | None = None  # until the pause that an Advance asked for
         self._run = Run.of(settings)
+        self.tape = Tape()
         self.turn = turn or Turnstile().turn(Account())
         self._admit = admit
         self._builder = Builder(self.device, load, self._set_status)
@@ -322,6 +324,11 @@ class Session:
             undo = dataclasses.replace(undo, bank=PromptBank(undo.prior))
         return Fork(moment, self.timeline.branched(moment), self.running, self.steps_left, undo)
 
+    def take_over(self, fork: Fork) -> None:
+        """Continue from a state of another run. Raises any error of building it, which leaves the session as it was."""
+        run = self._builder.resumed(self._run, fork.moment)
+        self._switch(dataclasses.replace(run, timeline=fork.timeline, undo=fork.undo), Branched(fork.moment.step))
+
     def pinned(self) -> Settings:
         """Return the effective settings with the commit of a prior from the Hub, so that a run with them gets the same
         weights."""
@@ -429,8 +436,7 @@ class Session:
             return
         try:
             fork = self._origin.result()
-            run = self._builder.resumed(self._run, fork.moment)
-            self._switch(dataclasses.replace(run, timeline=fork.timeline, undo=fork.undo), Branched(fork.moment.step))
+            self.take_over(fork)
         except Exception as e:
             if self._until is not None:
                 raise
@@ -514,6 +520,8 @@ class Session:
             self._settle()
             return
         self._run = run
+        if not rebuilt and run.state is not None and new != before.settings:
+            run.stretch.note(changes)
         if run.prior is not before.prior:
             self._watching.stop_comparing()
             if not rebuilt and self.prior.engine_note:
@@ -539,7 +547,7 @@ class Session:
         run, undo = self._run, self._run.undo
         run.timeline.go_on()
         if undo is None and run.state is not None and before.prior is not None and before.bank is not None:
-            moment = moment or dataclasses.replace(self.moment(), settings=before.settings)
+            moment = moment or dataclasses.replace(self.moment(), settings=before.settings, place=None)
             run.timeline.keep(moment)
             undo = Undo(moment, before.prior, before.bank, run.timeline.number)
         if undo is not None:
@@ -568,6 +576,7 @@ class Session:
         """Switch to `run`, which has another scene, and report `event`."""
         frame = frame_of(run, self.in_detail)  # before anything changes: it may fail
         self._run = run
+        self.tape.add(run.stretch, run.step, self.state.scene.params)
         self._watching.forget()
         if event is not None:
             self._say(event)
@@ -597,6 +606,7 @@ class Session:
             self._run = dataclasses.replace(self._run, undo=None)
         self.timeline.go_on()
         try:
+            self._run.stretch.move(self._run.step, self.state.scene.params)
             if report is None:
                 self._show_warm_up()
             else:
@@ -677,6 +687,7 @@ class Session:
         if self._run.undo is not None:
             self._recover(why)
             return
+        self._run.stretch.remark(f"step {self._run.step + 1} was halted")
         self.running, self.steps_left = False, None
         self._say(Noted(self._run.step, str(why)))
         self._settle()
@@ -685,6 +696,7 @@ class Session:
         """Undo the patch before a step that raised; without one, stop and say why. The state is kept either way."""
         run, undo = self._run, self._run.undo
         if undo is None:
+            run.stretch.remark(f"step {run.step + 1} failed")
             self._fail(error)
             return
         if run.prior is not undo.prior:  # an auxiliary may build on the weights of its prior
@@ -697,8 +709,17 @@ class Session:
             self._fail(e)
             return
         self.timeline.forget(undo.noted)
+        self._unnote(run, undo.moment)
         self._reject(undo.changes, f"rolled back, its first step failed: {reason(error)}")
         self._settle()
+
+    def _unnote(self, failed: Run, moment: Moment) -> None:
+        """Record that the changes since `moment`, which `failed` had, were rolled back."""
+        stretch, place = self._run.stretch, moment.place
+        if place is not None and place.stretch is stretch:
+            stretch.undo(place.changes)
+        else:
+            stretch.note(failed.settings.differences(moment.settings))
 
     def _compare_on(self) -> None:
         """Compare one more loss, between two steps, if a comparison is under way."""
