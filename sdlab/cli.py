@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | grade | metrics | bench | claims | toybox`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -18,6 +18,7 @@ from sdlab.bench import commands as bench
 from sdlab.claims import commands as claims
 from sdlab.experiments import commands as experiments
 from sdlab.experiments.measuring import add_metrics
+from sdlab.grading import commands as grading
 from sdlab.options import choose_device, plan_for, settings_for
 from sdlab.training import cli as toybox
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_sheet(commands)
     _add_list(commands)
+    grading.add_command(commands)
     add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)

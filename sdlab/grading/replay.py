@@ -15,14 +15,14 @@ from sdlab.live.messages import Event, Failed, Patch, Rejected
 from sdlab.live.moments import Moment, bytes_of
 from sdlab.live.session import Admit, Fork, Session
 from sdlab.live.state import Run
-from sdlab.live.tape import Print, print_of
+from sdlab.live.tape import Changes, Print, print_of
 from sdlab.live.timeline import Timeline
 from sdlab.settings import Settings
 
 MOST_HELD = 2_000_000_000  # bytes of the states that later stretches come from
 
 Spot = tuple[str, int, int]  # a stretch's id, ticks and changes on it
-Visit = Callable[[Told, int, Session], None]  # called after each tick, and before the first
+Visit = Callable[[Spot, Session], None]  # sees every state
 
 
 class Impossible(Exception):
@@ -45,12 +45,11 @@ class Repeated:
 
 @dataclass
 class Replay:
-    """Repeats the stretches of one hand-in, which begin with `settings`, until `deadline` (time.monotonic). `admit`
-    raises ValueError for settings that may not run; `wanted` are places, besides the stretches' own, that `visit`
-    sees as they are after the changes there."""
+    """Repeats the stretches of one hand-in until `deadline` (time.monotonic). They begin with `settings`, of which some
+    are only a text that says why they cannot be read. `admit` raises ValueError for settings that may not run."""
 
     stretches: Sequence[Told]
-    settings: Mapping[str, Settings]
+    settings: Mapping[str, Settings | str]
     device: torch.device
     load: LoadPrior
     admit: Admit
@@ -81,28 +80,37 @@ class Replay:
 
     def _repeat(self, told: Told, result: Repeated, kept: Collection[tuple[int, int]]) -> None:
         session = self._begun(told)
-        at: dict[int, list[int]] = {}
-        for n, (tick, _) in enumerate(told.changes):
-            at.setdefault(tick, []).append(n)
         printed = {p.tick for p in told.prints}
-        self._keep(told, session, 0, 0, kept)
+        made = 0
         for tick in range(told.ticks + 1):
+            if tick:
+                self._advance(session)
+                result.ticks = tick
             if tick in printed:
                 result.prints[tick] = print_of(tick, session.state.step, session.state.scene.params)
-            self.visit(told, tick, session)
-            for n in at.get(tick, ()):
-                self._change(session, told, n)
-                self._keep(told, session, tick, n + 1, kept)
-            if tick < told.ticks:
-                self._advance(session)
-                result.ticks = tick + 1
-                done = sum(number <= tick for number, _ in told.changes) if kept else 0
-                self._keep(told, session, tick + 1, done, kept)
+            self._arrive(session, (told.id, tick, made), kept)
+            while made < len(told.changes) and told.changes[made][0] == tick:
+                self._change(session, told.changes[made][1])
+                made += 1
+                self._arrive(session, (told.id, tick, made), kept)
+
+    def _arrive(self, session: Session, spot: Spot, kept: Collection[tuple[int, int]]) -> None:
+        """Show the present state to the visitor, and keep it if a later stretch comes from it."""
+        self.visit(spot, session)
+        if spot[1:] in kept:
+            self._held[spot] = session.moment()
+            if bytes_of(self._held.values()) > MOST_HELD:
+                raise Impossible(f"its branches need more than {MOST_HELD / 1e9:g} GB of memory")
 
     def _begun(self, told: Told) -> Session:
         """Return a session at the start of a stretch."""
+        if told.lacks:
+            raise Impossible(f"it needs {told.lacks}")
         if told.settings:
-            session = self._session(self.settings[told.settings])
+            settings = self.settings[told.settings]
+            if isinstance(settings, str):
+                raise Impossible(settings)
+            session = self._session(settings)
             session.prepare()
         elif told.origin is not None:
             moment = self._held.get(told.origin)
@@ -125,9 +133,8 @@ class Replay:
         if isinstance(event, (Failed, Rejected)):
             self._refusals.append(event)
 
-    def _change(self, session: Session, told: Told, n: int) -> None:
-        """Make change number `n` of a stretch."""
-        changes = told.changes[n][1]
+    def _change(self, session: Session, changes: Changes | None) -> None:
+        """Make a change, unless it was undone."""
         if changes is None:
             return
         self._refusals.clear()
@@ -146,10 +153,3 @@ class Replay:
             why = self._refusals[-1].reason if self._refusals else "it was halted"
             raise Impossible(f"step {session.state.step + 1} fails: {why}")
         self._moved(1)
-
-    def _keep(self, told: Told, session: Session, tick: int, changes: int, kept: Collection[tuple[int, int]]) -> None:
-        """Keep the present state if a later stretch comes from it."""
-        if (tick, changes) in kept:
-            self._held[told.id, tick, changes] = session.moment()
-            if bytes_of(self._held.values()) > MOST_HELD:
-                raise Impossible(f"its branches need more than {MOST_HELD / 1e9:g} GB of memory")

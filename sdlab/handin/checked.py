@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from sdlab.knobs import shown
+from sdlab.live.tape import Print
 
 MOST_TEXT = 2000  # characters of a text
 
@@ -44,6 +45,13 @@ class Checked:
 
     def table(self, key: str) -> Checked:
         return Checked(f"{self.where}: {key}", self._given.get(key))
+
+    def as_it_is(self) -> dict[str, Any]:
+        return self._given
+
+    def print(self, key: str) -> Print:
+        """Return the print of a scene, [tick, step, digest, sizes]."""
+        return print_in(self._given.get(key), f"{self.where}: {key}")
 
     def plain(self, key: str) -> Any:
         """Return a value as it is."""
@@ -84,3 +92,11 @@ def number(value: Any, where: str) -> float:
     if type(value) not in (int, float) or abs(value) > 1e300 or not math.isfinite(value):
         raise ValueError(f"{where} = {shown(value)}: must be a finite number")
     return float(value)
+
+
+def print_in(row: Any, where: str) -> Print:
+    """Return the print of a scene; ValueError, which begins with `where`, for anything else."""
+    if not isinstance(row, list) or len(row) != 4 or not isinstance(row[2], str) or len(row[2]) > 64:
+        raise ValueError(f"{where}: a print must be [tick, step, digest, sizes]")
+    sizes = Checked(where, {"sizes": row[3]}).numbers("sizes")
+    return Print(whole(row[0], f"{where}: a tick"), whole(row[1], f"{where}: a step"), row[2], sizes)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from sdlab.handin.checked import Checked, document, number, whole
+from sdlab.handin.checked import Checked, document, number, print_in, whole
 from sdlab.live.tape import MOST_CHANGES, MOST_PRINTS, Changes, Place, Print, Stretch
 from sdlab.settings import Settings
 
@@ -22,6 +22,7 @@ class Told:
     the id of another stretch, with ticks and changes there; with neither, from a checkpoint."""
 
     id: str
+    lacks: str  # what it would need besides the hand-in to be repeated, "" for nothing
     settings: str
     origin: tuple[str, int, int] | None
     began: float  # seconds since 1970
@@ -45,26 +46,45 @@ def closure(stretches: Iterable[Stretch]) -> list[Stretch]:
     return list(found)[-MOST_STRETCHES:]
 
 
-def told(stretches: Iterable[Stretch], written: Callable[[Settings], str]) -> list[dict[str, Any]]:
-    """Return stretches as JSON; `written` keeps settings in a file of the hand-in and returns its name."""
-    return [_told(stretch, written) for stretch in stretches]
+@runtime_checkable
+class Writer(Protocol):
+    """Writes what a hand-in may say of settings. Both return also what it then lacks, "" for nothing."""
+
+    def settings(self, settings: Settings) -> tuple[str, str]:
+        """Keep settings in a file of the hand-in, and return its name."""
+        ...
+
+    def changes(self, changes: Changes) -> tuple[Changes, str]: ...
 
 
-def _told(stretch: Stretch, written: Callable[[Settings], str]) -> dict[str, Any]:
+def told(stretches: Iterable[Stretch], writer: Writer) -> list[dict[str, Any]]:
+    """Return stretches as JSON."""
+    return [_told(stretch, writer) for stretch in stretches]
+
+
+def _told(stretch: Stretch, writer: Writer) -> dict[str, Any]:
     origin: Any = None
+    lacks = []
     if isinstance(stretch.origin, Settings):
-        origin = {"settings": written(stretch.origin)}
+        name, lack = writer.settings(stretch.origin)
+        origin, lacks = {"settings": name}, [lack]
     elif stretch.origin is not None:
         place = stretch.origin
         origin = {"stretch": place.stretch.id, "tick": place.tick, "changes": place.changes}
+    changes: list[Any] = []
+    for tick, made in tuple(stretch.changes):
+        said, lack = (None, "") if made is None else writer.changes(made)
+        changes.append([tick, None if said is None else [list(one) for one in said]])
+        lacks.append(lack)
     return {
         "id": stretch.id,
+        "lacks": "; ".join(dict.fromkeys(lack for lack in lacks if lack)),
         "from": origin,
         "began": round(stretch.began, 3),
         "ticks": stretch.tick,
-        "changes": [[tick, None if made is None else [list(one) for one in made]] for tick, made in [*stretch.changes]],
-        "prints": [[p.tick, p.step, p.digest, dict(p.sizes)] for p in [*stretch.prints]],
-        "remarks": [list(remark) for remark in [*stretch.remarks][:MOST_REMARKS]],
+        "changes": changes,
+        "prints": [[p.tick, p.step, p.digest, dict(p.sizes)] for p in tuple(stretch.prints)],
+        "remarks": [list(remark) for remark in tuple(stretch.remarks)[:MOST_REMARKS]],
     }
 
 
@@ -95,13 +115,21 @@ def _read(given: Checked) -> Told:
         else:
             origin = start.text("stretch", ID), start.whole("tick"), start.whole("changes", MOST_CHANGES)
     changes = tuple(_change(row, given.where) for row in given.rows("changes", MOST_CHANGES))
-    prints = tuple(_print(row, given.where) for row in given.rows("prints", MOST_PRINTS + 2))
+    prints = tuple(print_in(row, given.where) for row in given.rows("prints", MOST_PRINTS + 2))
     remarks = tuple(_remark(row, given.where) for row in given.rows("remarks", MOST_REMARKS))
     for what, ticks in (("changes", [t for t, _ in changes]), ("prints", [p.tick for p in prints])):
         if ticks != sorted(ticks):
             raise ValueError(f"{given.where}: its {what} are not in order")
     return Told(
-        given.text("id", ID), settings, origin, given.number("began"), given.whole("ticks"), changes, prints, remarks
+        given.text("id", ID),
+        given.text("lacks"),
+        settings,
+        origin,
+        given.number("began"),
+        given.whole("ticks"),
+        changes,
+        prints,
+        remarks,
     )
 
 
@@ -114,13 +142,6 @@ def _change(row: Any, where: str) -> tuple[int, Changes | None]:
         if not all(isinstance(path, str) and isinstance(value, (str, int, float, bool)) for path, value in made):
             raise ValueError(f"{where}: a change must name a knob and its value")
     return whole(tick, f"{where}: the tick of a change"), made
-
-
-def _print(row: Any, where: str) -> Print:
-    if not isinstance(row, list) or len(row) != 4 or not isinstance(row[2], str) or len(row[2]) > 64:
-        raise ValueError(f"{where}: a print must be [tick, step, digest, sizes]")
-    sizes = Checked(where, {"sizes": row[3]}).numbers("sizes")
-    return Print(whole(row[0], f"{where}: a tick"), whole(row[1], f"{where}: a step"), row[2], sizes)
 
 
 def _remark(row: Any, where: str) -> tuple[int, str]:

@@ -27,7 +27,7 @@ from sdlab.export.writers import Material, material_of, write_results
 from sdlab.knobs import FrozenDict
 from sdlab.live import checkpoint
 from sdlab.live.building import Builder, LoadPrior, load_prior
-from sdlab.live.frames import frame_of, stats_of
+from sdlab.live.frames import flat_frame, frame_of, stats_of
 from sdlab.live.messages import (
     Advance,
     Applied,
@@ -54,9 +54,9 @@ from sdlab.live.messages import (
 from sdlab.live.moments import Moment
 from sdlab.live.rendering import Rendering
 from sdlab.live.state import Run, Undo, moment_of
-from sdlab.live.tape import Tape
+from sdlab.live.tape import Taken, Tape, print_of
 from sdlab.live.timeline import Timeline
-from sdlab.live.watching import Watching
+from sdlab.live.watching import Watching, views_around
 from sdlab.prompts import PROMPT, PromptBank
 from sdlab.scenes import FlatScene
 from sdlab.settings import Settings, to_toml
@@ -194,6 +194,11 @@ class Session:
         there is nothing."""
         return self._ask(self._exportable)
 
+    def taken(self) -> Future[Taken]:
+        """Request what a hand-in tells of this run; never blocks. It costs the run about 0.2 s between two steps.
+        RuntimeError as the result when there is nothing."""
+        return self._ask(self.take)
+
     def continue_from(self, saved: checkpoint.Saved) -> Future[None]:
         """Request to continue from a checkpoint, paused, with the settings in it; never blocks. ValueError as the
         result if that is not possible, which leaves the run as it was."""
@@ -323,6 +328,20 @@ class Session:
         if undo is not None:  # a bank of prompts belongs to one thread
             undo = dataclasses.replace(undo, bank=PromptBank(undo.prior))
         return Fork(moment, self.timeline.branched(moment), self.running, self.steps_left, undo)
+
+    def take(self) -> Taken:
+        """Return what a hand-in tells of this run as it is now. RuntimeError when there is nothing."""
+        run, tape = self._run, self.tape
+        if run.state is None:
+            raise RuntimeError(f"there is nothing to hand in: {self._failure or self.status.text}")
+        state, s, prior, bank = run.inputs()
+        with self.turn:
+            images = around = views_around(run)
+            if around is None and flat_frame(state.scene, None, s.loss) is None:
+                images = state.scene.preview(prior, bank, s.prompt, s.camera, None).images
+        place = run.stretch.place
+        now = print_of(place.tick, run.step, state.scene.params)
+        return Taken(place, now, tape.stretches, tape.dropped, s, images, around is not None, state.scene.stats())
 
     def take_over(self, fork: Fork) -> None:
         """Continue from a state of another run. Raises any error of building it, which leaves the session as it was."""

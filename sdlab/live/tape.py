@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,6 +94,19 @@ class Stretch:
             if len(self.prints) > MOST_PRINTS:
                 self._every *= 2
                 self.prints = [p for p in self.prints if p.tick % self._every == 0]
+
+
+class Taken(NamedTuple):
+    """What a hand-in tells of a run as it is now."""
+
+    place: Place
+    print: Print
+    stretches: tuple[Stretch, ...]
+    dropped: int  # stretches that are no longer known
+    settings: Settings  # that the next step would follow
+    pictures: np.ndarray | None  # uint8 [n, S, S, 3]: views around an object, or images; None for the plane
+    has_sides: bool
+    stats: Mapping[str, float]  # of the scene
 
 
 class Tape:

@@ -15,8 +15,10 @@ from sdlab.links import PRESET
 from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
 from sdlab.settings import Settings
 from sdlab.ui.desk import TABS, Desk
+from sdlab.ui.handin import hand_in
 from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
 from sdlab.ui.links import NO_PRESET
+from sdlab.ui.results import HAND_IN
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
@@ -160,8 +162,10 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
             desk.ask_at(None if t is None else _whole(t))
         case {"do": "exact", "on": bool(on)}:
             desk.show_exact(on)
-        case {"do": "make", "kind": kind}:
+        case {"do": "make", "kind": kind} if kind != HAND_IN:
             _make(page, desk, lane, str(kind))
+        case {"do": "hand-in", "name": str(name), "answer": str(answer)}:
+            hand_in(page, desk, name, answer)
         case {"do": "cancel", "id": result}:
             desk.shelf.cancel(str(result))
 

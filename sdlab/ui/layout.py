@@ -16,9 +16,11 @@ import gradio as gr
 import torch
 from gradio.themes.utils import fonts
 
+from sdlab.handin.manifest import ANSWER, NAME
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
+from sdlab.ui.handin import QUESTION
 from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
 from sdlab.ui.uploads import RUN
@@ -88,6 +90,7 @@ def blocks(visitors: Visitors, preset: str | None, device: torch.device, urls: S
                     _part("comparing", "comparing.js", _COMPARING)
                     _panel("versus", no_comparison())
                 _part("results", "results.js", _RESULTS)
+        _part("handin", "handin.js", _HAND_IN)
         _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
     return page
@@ -159,7 +162,21 @@ _SCRUB = (
     'to z_t. Drawing these images takes some seconds.">Compare with exact</button></div>'
 )
 _COMPARING = '<button type="button" id="compare" class="primary">Compare all losses at this step</button>'
-_RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
+_RESULTS = (
+    '<div class="hand-in-row"><button type="button" class="primary" data-hand-in>Hand in</button>'
+    "<span>Everything you did on this page as one file, for your teacher.</span></div>"
+    '<div class="kinds"></div><ul class="shelf"></ul>'
+)
+_HAND_IN = (
+    '<dialog class="share" aria-labelledby="hand-in-title"><form method="dialog">'
+    '<header><h2 id="hand-in-title">Hand in</h2><button aria-label="Close">&times;</button></header>'
+    "<p>One ZIP file with all runs of this page: settings, every change with its step, what you predicted in a lesson, "
+    "readings and a small film. It is not sent anywhere: you download it and pass it on.</p>"
+    f'<label class="field">Your name, if you like<input type="text" data-name maxlength="{NAME}" autocomplete="name">'
+    f'</label><label class="field">{QUESTION}<textarea data-answer rows="4" maxlength="{ANSWER}"></textarea></label>'
+    '<div class="row"><button type="button" class="primary" data-make>Make the file</button><a hidden></a>'
+    '<output role="status"></output></div></form></dialog>'
+)
 
 
 def _ticks(word: str, names: Mapping[str, str]) -> str:

@@ -38,6 +38,7 @@ from sdlab.knobs import shown
 from sdlab.pictures import grid
 from sdlab.settings import Settings, to_toml
 from sdlab.types import RawSplats
+from sdlab.ui import handin
 from sdlab.ui.recording import write_recording
 from sdlab.ui.turns import Turns
 from sdlab.ui.uploads import without_uploads
@@ -162,9 +163,17 @@ FORMATS: Mapping[str, Format] = {
         "The whole run as a 3D replay in one file that plays in a browser, without a network.",
         _recording,
     ),
+    "handin": Format(
+        ".zip",
+        "application/zip",
+        "Hand-in, ZIP",
+        "All runs of this page with every change, so that they can be repeated bit for bit.",
+        handin.write,
+    ),
 }
 
 
+HAND_IN = "handin"
 OF_SPLATS = ("ply", "spz", "khr", "splat", "glb", "mp4", "html", "growth", "cameras", "toml")  # in this order
 OF_PICTURES = ("png", "toml")
 

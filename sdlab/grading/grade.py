@@ -1,0 +1,251 @@
+"""Grade a folder of hand-ins: repeat each, compare, and tell in a table."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sdlab.errors import reason
+from sdlab.grading import compare
+from sdlab.grading.replay import Replay
+from sdlab.handin import archive, history, manifest
+from sdlab.handin.archive import HandIn
+from sdlab.handin.facts import differing
+from sdlab.handin.history import Told
+from sdlab.handin.manifest import Lane, Manifest
+from sdlab.knobs import read_file
+from sdlab.live.building import LoadPrior
+from sdlab.live.session import Admit, Session
+from sdlab.live.tape import Print
+from sdlab.parsing import VISITOR, parsed
+from sdlab.settings import Settings, from_toml
+
+MOST_HAND_INS = 1000  # in a folder
+MOST_COUNTED = 100_000  # ticks of a hand-in that the time left counts with
+
+Outcome = Literal["same bits", "nearly same", "differs", "not repeated", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A hand-in as it was read."""
+
+    file: str
+    hand_in: HandIn
+    manifest: Manifest
+    stretches: tuple[Told, ...]
+
+    @property
+    def student(self) -> str:
+        return printable(self.manifest.name) or f"({self.file})"
+
+    @property
+    def ticks(self) -> int:
+        return sum(min(stretch.ticks, MOST_COUNTED) for stretch in self.stretches)
+
+
+@dataclass
+class Row:
+    """A line of the table."""
+
+    file: str
+    student: str = ""
+    outcome: Outcome = "unreadable"
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+    @property
+    def is_fine(self) -> bool:
+        return not self.differences and self.outcome in ("same bits", "nearly same")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How hand-ins are graded: on which `device`, with which priors, which settings may run, for how many seconds each,
+    and compared with the `facts` of this computer and its `key`. With `sealed`, each must be sealed with that key."""
+
+    device: torch.device
+    load: LoadPrior
+    admit: Admit
+    seconds: float
+    facts: Mapping[str, object]
+    key: bytes
+    sealed: bool = False
+
+
+def read(path: Path) -> Given:
+    """Return the hand-in in a file. ValueError that begins with the file's name if it is none."""
+    raw = read_file(path, archive.MOST_BYTES, path.name)
+    found = parsed(archive.read, raw, path.name, given=path.name, kinds=(HandIn,), limits=VISITOR)
+    try:
+        return Given(path.name, found, manifest.read(found.manifest), history.read(found.history, found.settings))
+    except ValueError as e:
+        raise ValueError(f"{path.name}: {e}") from e
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the ZIP files in a folder. ValueError if there are none, or too many."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip" and path.is_file())
+    except OSError as e:
+        raise ValueError(f"FOLDER = {folder}: it cannot be read ({e.strerror or e})") from e
+    if not found:
+        raise ValueError(f"FOLDER = {folder}: there are no ZIP files in it")
+    if len(found) > MOST_HAND_INS:
+        raise ValueError(f"FOLDER = {folder}: there are {len(found):,} ZIP files in it; the limit is {MOST_HAND_INS}")
+    return found
+
+
+def graded(given: Given, terms: Terms, moved: Callable[[int], object]) -> Row:
+    """Return what came of repeating one hand-in; `moved` is told ticks as they are done."""
+    about = given.manifest
+    row = Row(given.file, given.student)
+    row.answers = [f"{printable(question)} {printable(answer)}" for question, answer in about.answers]
+    _check_seal(given, terms, row)
+    differ = differing(terms.facts, about.facts)
+    if differ:
+        row.notes.append(f"made on another machine, compared within a tolerance: {', '.join(map(printable, differ))}")
+    if about.dropped:
+        row.notes.append(f"{about.dropped:,} earlier runs were too many to be part of it")
+    _repeat(given, terms, row, not differ, moved)
+    return row
+
+
+def _check_seal(given: Given, terms: Terms, row: Row) -> None:
+    """Compare hashes and seal: of what no repetition can tell, such as predictions, they are the only proof."""
+    for name in given.hand_in.edited:
+        row.differences.append(f"{printable(name)} was edited after the file was made: its hash is another")
+    if not given.hand_in.edited and not archive.is_sealed(given.hand_in, terms.key):
+        text = "it is not sealed by this computer: nothing proves name, predictions and answers"
+        (row.differences if terms.sealed else row.notes).append(text)
+
+
+def _repeat(given: Given, terms: Terms, row: Row, exact: bool, moved: Callable[[int], object]) -> None:
+    finals: dict[str, tuple[Print, Mapping[str, float]]] = {}
+    lanes: dict[tuple[str, int, int], list[Lane]] = {}
+    for lane in given.manifest.lanes:
+        lanes.setdefault(lane.spot, []).append(lane)
+
+    def visit(spot: tuple[str, int, int], session: Session) -> None:
+        for lane in lanes.get(spot, ()):
+            taken = session.take()
+            finals[lane.letter] = taken.print._replace(tick=lane.print.tick), manifest.readings(taken)
+
+    replay = Replay(
+        given.stretches,
+        _settings(given),
+        terms.device,
+        terms.load,
+        terms.admit,
+        time.monotonic() + terms.seconds,
+        visit,
+    )
+    results = replay.run(moved)
+    names = _names(given.stretches)
+    bits = True
+    for told in given.stretches:
+        result = results[told.id]
+        if result.problem:
+            row.notes.append(
+                f"{names[told.id]} was repeated to tick {result.ticks:,} of {told.ticks:,}: {printable(result.problem)}"
+            )
+        row.differences += compare.prints(told, result, exact, names[told.id])
+        bits = bits and all(
+            said.digest == result.prints[said.tick].digest for said in told.prints if said.tick in result.prints
+        )
+        row.notes += [f"{names[told.id]}, tick {tick:,}: {printable(text)}" for tick, text in told.remarks]
+    for lane in given.manifest.lanes:
+        found = finals.get(lane.letter)
+        if found is None:
+            row.notes.append(f"lane {lane.letter} was not reached")
+            continue
+        now, read = found
+        if not compare.agree(lane.print, now, exact):
+            row.differences.append(f"lane {lane.letter}: the final state at step {lane.print.step} is another")
+        bits = bits and lane.print.digest == now.digest
+        row.differences += [f"lane {lane.letter}: {text}" for text in compare.readings(lane.readings, read, exact)]
+    unfinished = any(result.problem for result in results.values()) or not given.manifest.lanes
+    row.outcome = (
+        "differs" if row.differences else "not repeated" if unfinished else "same bits" if bits else "nearly same"
+    )
+
+
+def _settings(given: Given) -> dict[str, Settings | str]:
+    """Return the settings by name, or why they cannot be read."""
+    found: dict[str, Settings | str] = {}
+    for name, text in given.hand_in.settings.items():
+        try:
+            found[name] = from_toml(text, name)
+        except ValueError as e:
+            found[name] = str(e)
+    return found
+
+
+def _names(stretches: Sequence[Told]) -> dict[str, str]:
+    """Return what messages call each stretch."""
+    return {stretch.id: f"run {n}" for n, stretch in enumerate(stretches, 1)}
+
+
+def copies(given: Sequence[Given], rows: Mapping[str, Row]) -> None:
+    """Add to the rows which hand-ins have the same runs."""
+    for n, one in enumerate(given):
+        for other in given[:n]:
+            for a, b in ((one, other), (other, one)):
+                if compare.same_runs(a.stretches, b.stretches):
+                    same = a.student == b.student
+                    told = rows[a.file].notes if same else rows[a.file].differences
+                    told.append(f"it has the same run as {b.file} of {b.student}")
+                elif compare.same_steps(a.stretches, b.stretches):
+                    rows[a.file].notes.append(
+                        f"it has the same steps and changes as {b.file} of {b.student}, bit for bit"
+                    )
+
+
+def printable(text: object) -> str:
+    """Return a stranger's text on one line, without what a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())[:500]
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+COLUMNS = ("student", "outcome", "file")
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table."""
+    cells = [COLUMNS, *(_cells(row) for row in rows)]
+    widths = [min(max(len(line[i]) for line in cells), 40) for i in range(len(COLUMNS))]
+    return [
+        "  ".join(cell[:40].ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    ]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return row.student, row.outcome, row.file
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write the table, with all differences, notes and answers, as CSV. Raises OSError if it cannot be written."""
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # the mark makes Excel read UTF-8
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "differences", "notes", "answers"])
+        for row in rows:
+            more = ("; ".join(part) for part in (row.differences, row.notes, row.answers))
+            writer.writerow([_harmless(cell) for cell in (*_cells(row), *more)])
+
+
+def _harmless(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t") else cell
+
+
+def unreadable(path: Path, error: Exception) -> Row:
+    """Return the row of a file that is no hand-in."""
+    return Row(printable(path.name), "-", differences=[printable(reason(error))])
