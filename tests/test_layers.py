@@ -29,7 +29,7 @@ ROWS = [
     {"step", "options", "export", "links"},
     {"lens"},
     {"live"},
-    {"headless", "viewport", "handin"},
+    {"headless", "viewport", "lessons", "handin"},
     {"ui", "experiments"},
     {"bench", "grading"},
     {"claims"},
