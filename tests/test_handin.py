@@ -61,7 +61,7 @@ def wandered(page: Page) -> Browser:
     """A page whose knobs were moved while it ran, that went back, changed losses, branched, and started over."""
     browser = Browser(page, "student")
     session = browser.desk.focus.seat.session
-    until(lambda: session.status.phase == "ready")
+    until(lambda: session.status.phase == "ready", say=lambda: session.status.text)
     session.send(Resume())
     for scale in (20.0, 7.0, 30.0):
         before = session.state.step

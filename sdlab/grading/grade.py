@@ -13,6 +13,7 @@ import torch
 
 from sdlab.errors import reason
 from sdlab.grading import compare
+from sdlab.grading.lessons import Record, Rereading, record_in
 from sdlab.grading.replay import Replay
 from sdlab.handin import archive, history, manifest
 from sdlab.handin.archive import HandIn
@@ -40,6 +41,7 @@ class Given:
     hand_in: HandIn
     manifest: Manifest
     stretches: tuple[Told, ...]
+    lesson: Record | None
 
     @property
     def student(self) -> str:
@@ -60,6 +62,8 @@ class Row:
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    lesson: Record | None = None
+    confirmed: int = 0  # predicates that were reached again
 
     @property
     def is_fine(self) -> bool:
@@ -85,7 +89,8 @@ def read(path: Path) -> Given:
     raw = read_file(path, archive.MOST_BYTES, path.name)
     found = parsed(archive.read, raw, path.name, given=path.name, kinds=(HandIn,), limits=VISITOR)
     try:
-        return Given(path.name, found, manifest.read(found.manifest), history.read(found.history, found.settings))
+        about = manifest.read(found.manifest)
+        return Given(path.name, found, about, history.read(found.history, found.settings), record_in(about.lesson))
     except ValueError as e:
         raise ValueError(f"{path.name}: {e}") from e
 
@@ -106,7 +111,10 @@ def files_in(folder: Path) -> list[Path]:
 def graded(given: Given, terms: Terms, moved: Callable[[int], object]) -> Row:
     """Return what came of repeating one hand-in; `moved` is told ticks as they are done."""
     about = given.manifest
-    row = Row(given.file, given.student)
+    row = Row(given.file, given.student, lesson=given.lesson)
+    if given.lesson is not None:
+        row.differences += given.lesson.differences
+        row.notes += [given.lesson.problem] if given.lesson.problem else []
     row.answers = [f"{printable(question)} {printable(answer)}" for question, answer in about.answers]
     _check_seal(given, terms, row)
     differ = differing(terms.facts, about.facts)
@@ -133,7 +141,10 @@ def _repeat(given: Given, terms: Terms, row: Row, exact: bool, moved: Callable[[
     for lane in given.manifest.lanes:
         lanes.setdefault(lane.spot, []).append(lane)
 
+    again = Rereading(given.lesson, exact)
+
     def visit(spot: tuple[str, int, int], session: Session) -> None:
+        again.visit(spot, session)
         for lane in lanes.get(spot, ()):
             taken = session.take()
             finals[lane.letter] = taken.print._replace(tick=lane.print.tick), manifest.readings(taken)
@@ -171,6 +182,8 @@ def _repeat(given: Given, terms: Terms, row: Row, exact: bool, moved: Callable[[
             row.differences.append(f"lane {lane.letter}: the final state at step {lane.print.step} is another")
         bits = bits and lane.print.digest == now.digest
         row.differences += [f"lane {lane.letter}: {text}" for text in compare.readings(lane.readings, read, exact)]
+    row.confirmed = again.confirmed()
+    row.differences += [printable(text) for text in again.differences()]
     unfinished = any(result.problem for result in results.values()) or not given.manifest.lanes
     row.outcome = (
         "differs" if row.differences else "not repeated" if unfinished else "same bits" if bits else "nearly same"
@@ -215,7 +228,7 @@ def printable(text: object) -> str:
 
 # ---- the table ---------------------------------------------------------------------------------------------------
 
-COLUMNS = ("student", "outcome", "file")
+COLUMNS = ("student", "lesson", "page", "right", "wrong", "reached", "again", "outcome", "file")
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -228,7 +241,16 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return row.student, row.outcome, row.file
+    found = row.lesson
+    lesson = (
+        ("-",) * 6
+        if found is None
+        else (
+            *(printable(found.title), f"{found.page}/{found.pages}", str(found.right), str(found.wrong)),
+            *(str(found.reached), str(row.confirmed)),
+        )
+    )
+    return row.student, *lesson, row.outcome, row.file
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
