@@ -1,5 +1,6 @@
 """Hand-ins: made by a page with real sessions, repeated bit for bit, and found out when they were tampered with."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -13,10 +14,14 @@ import torch
 from test_handlers import Browser, Views
 from waiting import until
 
+from sdlab.cli import main
 from sdlab.grading import grade
 from sdlab.grading.grade import Row, Terms
 from sdlab.grading.policy import policy
 from sdlab.handin import archive, facts
+from sdlab.lessons import Lesson, Walk
+from sdlab.lessons.parsing import read as lesson_in
+from sdlab.lessons.readings import Reader
 from sdlab.live.manager import Manager, PriorPool
 from sdlab.live.messages import Advance, Goto, Patch, Reset, Resume
 from sdlab.live.session import Session
@@ -25,8 +30,35 @@ from sdlab.ui.page import Page
 from sdlab.ui.visitors import Visitors
 
 KEY = bytes(32)
+LESSON = """
+title = "Two pages"
+number = 1
+minutes = 1
+summary = "A lesson of the tests."
+preset = "mixture"
+
+[[pages]]
+title = "First"
+text = "Predict."
+ask = {question = "What comes?", choices = ["red", "green"], answer = 1, because = "so it is."}
+wait = {reading = "saturation", at_least = 0.0, steps = 2}
+
+[[pages]]
+title = "Second"
+text = "Look."
+ask = {question = "And now?", choices = ["more", "less"], answer = 0, because = "so it is."}
+do = [{mark = "before"}]
+wait = {reading = "sharpness", above = "before", by = -1.0}
+
+[[pages]]
+title = "Third"
+text = "Wait."
+wait = {step = 10}
+"""
 POOL = PriorPool()
-START = default_settings("mixture").patch_all([("scene.n_init", 20), ("camera.resolution", 16), ("steps", 500)])
+START = default_settings("mixture").patch_all(
+    [("scene.n_init", 20), ("camera.resolution", 16), ("steps", 500), ("losses.vsd.warm_up", 10)]
+)
 
 
 def took(session: Session, n: int) -> None:
@@ -34,6 +66,10 @@ def took(session: Session, n: int) -> None:
     end = session.state.step + n
     session.send(Advance(n))
     until(lambda: session.state.step == end and session.status.phase == "paused")
+
+
+def lesson() -> Lesson:
+    return lesson_in(LESSON, "two-pages")
 
 
 def sent(session: Session, *commands: Any) -> None:
@@ -54,6 +90,7 @@ def page() -> Iterator[Page]:
 def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdlab.handin.facts.key", lambda: KEY)
+        patch.setattr("sdlab.grading.lessons.load", lambda name: lesson())
         yield
 
 
@@ -69,8 +106,9 @@ def wandered(page: Page) -> Browser:
         session.send(Patch.one("losses.sds.cfg", scale))
     browser.act(do="pause")
     until(lambda: session.status.phase == "paused")
-    took(session, 60)
-    sent(session, Goto(session.state.step - 40), Patch.one("active", "vsd"))
+    took(session, 30)
+    walk(browser, session)
+    sent(session, Goto(session.state.step - 30), Patch.one("active", "vsd"))
     took(session, 8)  # after the warm-up of psi
     browser.act(do="branch", lane=browser.desk.focus.seat.id)
     other = browser.desk.focus.seat.session
@@ -79,8 +117,24 @@ def wandered(page: Page) -> Browser:
     sent(other, Patch.one("active", "sds"))
     took(other, 25)
     sent(session, Patch.one("seed", 3), Reset())
-    took(session, 45)
+    took(session, 25)
     return browser
+
+
+def walk(browser: Browser, session: Session) -> None:
+    """Go through the lesson: predict right, then wrong, and reach all pages' predicates."""
+    way = Walk(lesson())
+    reader = Reader(session)
+    for page in range(3):
+        way.turn_to(page)
+        way.predict(1)
+        for act in way.due(reader.step):
+            way.keep(act.value, reader.read)
+        took(session, 5)
+        until(lambda: (seen := session.around.get()) is not None and seen.step == session.state.step)
+        way.tick(reader.step, reader.read)
+    assert len(way.reached) == 3
+    browser.desk.walk = way
 
 
 def handed_in(browser: Browser, folder: Path, name: str, answer: str = "") -> Path:
@@ -133,6 +187,10 @@ def edited(path: Path, to: Path, name: str, edit: Callable[[Any], Any], with_sum
 def test_what_a_page_hands_in_is_repeated_bit_for_bit(made: Path):
     row = graded(made)
     assert (row.outcome, row.differences, row.notes) == ("same bits", [], [])
+    assert row.lesson is not None
+    assert (row.lesson.title, row.lesson.page, row.lesson.pages) == ("Two pages", 3, 3)
+    assert (row.lesson.right, row.lesson.wrong, row.lesson.skipped) == (1, 1, 0)
+    assert (row.lesson.reached, row.confirmed) == (3, 3)
     assert row.student == "Ada Lovelace"
     assert row.answers == ["What did you see? Two <faces>, then one."]
     given = grade.read(made)
@@ -156,6 +214,14 @@ def longest(tree: Any, changed: bool) -> Any:
 
 def another_reading(tree: Any) -> None:
     tree["lanes"][0]["readings"]["saturation"] += 0.1
+
+
+def a_better_reading(tree: Any) -> None:
+    tree["lesson"]["reached"][0]["value"] += 0.1
+
+
+def a_page_not_reached(tree: Any) -> None:
+    tree["lesson"]["reached"][1]["value"] -= 2.0
 
 
 def another_change(tree: Any) -> None:
@@ -185,6 +251,8 @@ def other_settings(tree: Any) -> None:
     [
         (archive.MANIFEST, another_reading, "saturation is"),
         (archive.MANIFEST, fewer_steps, "the final state at step"),
+        (archive.MANIFEST, a_better_reading, "page 1, step"),
+        (archive.MANIFEST, a_page_not_reached, "does not reach what it waits for"),
         (archive.HISTORY, another_change, "after the change losses.sds.cfg = 19.0"),
         (archive.HISTORY, a_later_change, "the bits differ at step"),
         (archive.HISTORY, no_change, "the bits differ at step"),
@@ -280,3 +348,113 @@ def test_what_cannot_run_here_is_not_repeated_and_says_why(made: Path, tmp_path:
     row = graded(made, seconds=-1.0)
     assert row.outcome == "not repeated"
     assert any("no time left" in note for note in row.notes)
+
+
+def test_a_change_that_was_rolled_back_is_not_repeated(
+    page: Page, key: None, tmp_path: Path, no_room_for_four_views: Callable[[], None]
+):
+    browser = Browser(page, "rolled back")
+    session = browser.desk.focus.seat.session
+    until(lambda: session.status.phase == "ready", say=lambda: session.status.text)
+    sent(session, Patch.one("camera.views", 2))
+    took(session, 5)
+    no_room_for_four_views()
+    sent(session, Patch.one("camera.views", 4))
+    took(session, 5)
+    assert session.settings.camera.views == 2
+    row = graded(handed_in(browser, tmp_path, ""))
+    assert (row.outcome, row.differences, row.notes) == ("same bits", [], [])
+
+
+def test_an_uploaded_file_is_named_and_not_repeated(page: Page, key: None, tmp_path: Path):
+    from sdlab.ui.handin import Writer
+    from sdlab.ui.uploads import FOLDER
+
+    writer = Writer(Visitors(START, ["scene.file"]))
+    said = writer.changes((("scene.start", "file"), ("scene.file", f"/tmp/{FOLDER}x/1-bear.glb"), ("seed", 3)))
+    assert said == (
+        (("scene.start", "file"), ("scene.file", "bear.glb"), ("seed", 3)),
+        "a file that was uploaded: bear.glb",
+    )
+    name, lacks = writer.settings(
+        default_settings("mixture").patch_all([("scene.start", "file"), ("scene.file", f"/tmp/{FOLDER}x/1-bear.glb")])
+    )
+    assert lacks == "a file that was uploaded: bear.glb"
+    assert FOLDER not in writer.files[name].decode()
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_grades_a_folder_and_goes_on_after_a_bad_file(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "class"
+    folder.mkdir()
+    shutil.copy(made, folder / "ada.zip")
+    (folder / "bad.zip").write_bytes(b"PK\x03\x04 nothing")
+    (folder / "notes.txt").write_text("not a hand-in")
+    edited(made, folder / "eve.zip", archive.MANIFEST, another_reading)
+    table = tmp_path / "grades.csv"
+    assert main(["grade", str(folder), "--csv", str(table), "--device", "cpu"]) == 1
+    told = capsys.readouterr().out
+    assert "eve.zip" in told
+    assert "lane A: saturation is" in told
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines()))
+    assert [row["outcome"] for row in rows] == ["same bits", "unreadable", "differs"]
+    assert "it has the same run as eve.zip" in rows[0]["notes"], "of the same name: she may hand in twice"
+    assert (rows[2]["right"], rows[2]["wrong"], rows[2]["reached"], rows[2]["again"]) == ("1", "1", "3", "3")
+    assert main(["grade", str(tmp_path / "nowhere")]) == 2
+
+
+# ---- hostile files -----------------------------------------------------------------------------------------------
+
+HOSTILE: dict[str, Any] = {
+    "deep": lambda tree: json.loads("[" * 500 + "]" * 500),
+    "a number for a name": lambda tree: {**tree, "name": 3},
+    "no lanes": lambda tree: {**tree, "lanes": {}},
+    "an infinite reading": lambda tree: {**tree, "lanes": [{**tree["lanes"][0], "readings": {"x": float("inf")}}]},
+    "a huge tick": lambda tree: {**tree, "lanes": [{**tree["lanes"][0], "tick": 10**30}]},
+    "another format": lambda tree: {**tree, "format": 99},
+    "a lesson that is none": lambda tree: {**tree, "lesson": {"lesson": "two-pages", "page": -1}},
+    "a long answer": lambda tree: {**tree, "answers": [{"question": "?", "answer": "x" * 10_000}]},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_manifest_that_no_page_writes_is_refused_in_one_sentence(made: Path, tmp_path: Path, what: str):
+    path = edited(made, tmp_path / "x.zip", archive.MANIFEST, HOSTILE[what])
+    with pytest.raises(ValueError, match=r"x\.zip: manifest\.json"):
+        grade.read(path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.update({"from": {"stretch": s["id"], "tick": 0, "changes": 0}}),
+        lambda s: s.update(changes=[[5, [["seed", 1]]], [3, [["seed", 1]]]]),
+        lambda s: s.update(prints=[[0, 0, "x" * 500, {}]]),
+        lambda s: s.update(ticks=-1),
+        lambda s: s.update({"from": {"settings": "../../etc/passwd"}}),
+        lambda s: s.update(changes=[[0, [["seed", {}]]]]),
+    ],
+)
+def test_a_history_that_no_page_writes_is_refused_in_one_sentence(made: Path, tmp_path: Path, edit: Any):
+    path = edited(made, tmp_path / "x.zip", archive.HISTORY, lambda tree: edit(tree["stretches"][0]))
+    with pytest.raises(ValueError, match=r"x\.zip: history\.json"):
+        grade.read(path)
+
+
+def test_what_is_too_large_is_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(archive.MANIFEST, b"0" * (archive.MOST_TEXT + 1))
+        file.writestr(archive.HISTORY, b"{}")
+        file.writestr(archive.SUMS, b"")
+    with pytest.raises(ValueError, match=r"x\.zip: manifest\.json has more than"):
+        grade.read(tmp_path / "x.zip")
+
+
+def test_strangers_texts_neither_move_the_cursor_nor_become_formulas(tmp_path: Path):
+    assert grade.printable("\x1b[2Jred\nline") == "[2Jred line"
+    grade.write_csv(tmp_path / "x.csv", [Row("a.zip", '=HYPERLINK("x")')])
+    assert "'=HYPERLINK" in (tmp_path / "x.csv").read_text(encoding="utf-8-sig")

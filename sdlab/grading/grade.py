@@ -14,7 +14,7 @@ import torch
 from sdlab.errors import reason
 from sdlab.grading import compare
 from sdlab.grading.lessons import Record, Rereading, record_in
-from sdlab.grading.replay import Replay
+from sdlab.grading.replay import Repeated, Replay, Spot
 from sdlab.handin import archive, history, manifest
 from sdlab.handin.archive import HandIn
 from sdlab.handin.facts import differing
@@ -122,7 +122,7 @@ def graded(given: Given, terms: Terms, moved: Callable[[int], object]) -> Row:
         row.notes.append(f"made on another machine, compared within a tolerance: {', '.join(map(printable, differ))}")
     if about.dropped:
         row.notes.append(f"{about.dropped:,} earlier runs were too many to be part of it")
-    _repeat(given, terms, row, not differ, moved)
+    _Repetition(given, row, exact=not differ).run(terms, moved)
     return row
 
 
@@ -135,59 +135,60 @@ def _check_seal(given: Given, terms: Terms, row: Row) -> None:
         (row.differences if terms.sealed else row.notes).append(text)
 
 
-def _repeat(given: Given, terms: Terms, row: Row, exact: bool, moved: Callable[[int], object]) -> None:
-    finals: dict[str, tuple[Print, Mapping[str, float]]] = {}
-    lanes: dict[tuple[str, int, int], list[Lane]] = {}
-    for lane in given.manifest.lanes:
-        lanes.setdefault(lane.spot, []).append(lane)
+class _Repetition:
+    """Repeats a hand-in, compares, and adds what it finds to a row; `exact` bit for bit."""
 
-    again = Rereading(given.lesson, exact)
+    def __init__(self, given: Given, row: Row, exact: bool) -> None:
+        self._given, self._row, self._exact = given, row, exact
+        self._again = Rereading(given.lesson, exact)
+        self._lanes: dict[Spot, list[Lane]] = {}
+        for lane in given.manifest.lanes:
+            self._lanes.setdefault(lane.spot, []).append(lane)
+        self._finals: dict[str, tuple[Print, Mapping[str, float]]] = {}  # by letter
+        self._same_bits = True
 
-    def visit(spot: tuple[str, int, int], session: Session) -> None:
-        again.visit(spot, session)
-        for lane in lanes.get(spot, ()):
+    def run(self, terms: Terms, moved: Callable[[int], object]) -> None:
+        given, row = self._given, self._row
+        deadline = time.monotonic() + terms.seconds
+        settings = _settings(given)
+        replay = Replay(given.stretches, settings, terms.device, terms.load, terms.admit, deadline, self._visit)
+        results = replay.run(moved)
+        for n, told in enumerate(given.stretches, 1):
+            self._compare_stretch(told, results[told.id], f"run {n}")
+        for lane in given.manifest.lanes:
+            self._compare_lane(lane, results.get(lane.spot[0], Repeated()))
+        row.confirmed = self._again.confirmed()
+        row.differences += [printable(text) for text in self._again.differences()]
+        is_whole = bool(given.manifest.lanes) and not any(result.problem for result in results.values())
+        fine: Outcome = "same bits" if self._same_bits else "nearly same"
+        row.outcome = "differs" if row.differences else fine if is_whole else "not repeated"
+
+    def _visit(self, spot: Spot, session: Session) -> None:
+        self._again.visit(spot, session)
+        for lane in self._lanes.get(spot, ()):
             taken = session.take()
-            finals[lane.letter] = taken.print._replace(tick=lane.print.tick), manifest.readings(taken)
+            self._finals[lane.letter] = taken.print, manifest.readings(taken)
 
-    replay = Replay(
-        given.stretches,
-        _settings(given),
-        terms.device,
-        terms.load,
-        terms.admit,
-        time.monotonic() + terms.seconds,
-        visit,
-    )
-    results = replay.run(moved)
-    names = _names(given.stretches)
-    bits = True
-    for told in given.stretches:
-        result = results[told.id]
+    def _compare_stretch(self, told: Told, result: Repeated, name: str) -> None:
+        row, found = self._row, result.prints
         if result.problem:
-            row.notes.append(
-                f"{names[told.id]} was repeated to tick {result.ticks:,} of {told.ticks:,}: {printable(result.problem)}"
-            )
-        row.differences += compare.prints(told, result, exact, names[told.id])
-        bits = bits and all(
-            said.digest == result.prints[said.tick].digest for said in told.prints if said.tick in result.prints
-        )
-        row.notes += [f"{names[told.id]}, tick {tick:,}: {printable(text)}" for tick, text in told.remarks]
-    for lane in given.manifest.lanes:
-        found = finals.get(lane.letter)
-        if found is None:
-            row.notes.append(f"lane {lane.letter} was not reached")
-            continue
-        now, read = found
-        if not compare.agree(lane.print, now, exact):
-            row.differences.append(f"lane {lane.letter}: the final state at step {lane.print.step} is another")
-        bits = bits and lane.print.digest == now.digest
-        row.differences += [f"lane {lane.letter}: {text}" for text in compare.readings(lane.readings, read, exact)]
-    row.confirmed = again.confirmed()
-    row.differences += [printable(text) for text in again.differences()]
-    unfinished = any(result.problem for result in results.values()) or not given.manifest.lanes
-    row.outcome = (
-        "differs" if row.differences else "not repeated" if unfinished else "same bits" if bits else "nearly same"
-    )
+            why = printable(result.problem)
+            row.notes.append(f"{name} was repeated to tick {result.ticks:,} of {told.ticks:,}: {why}")
+        row.notes += [f"{name}, tick {tick:,}: {printable(text)}" for tick, text in told.remarks]
+        row.differences += [printable(text) for text in compare.prints(told, result, self._exact, name)]
+        self._same_bits &= all(found[p.tick].digest == p.digest for p in told.prints if p.tick in found)
+
+    def _compare_lane(self, lane: Lane, result: Repeated) -> None:
+        row, name = self._row, f"lane {printable(lane.letter)}"
+        if lane.letter not in self._finals:
+            where = row.notes if result.problem else row.differences
+            where.append(f"{name}: its final state is not on the way of its runs")
+            return
+        now, read = self._finals[lane.letter]
+        if not compare.agree(lane.print, now, self._exact):
+            row.differences.append(f"{name}: the final state at step {lane.print.step:,} is another")
+        row.differences += [f"{name}: {text}" for text in compare.readings(lane.readings, read, self._exact)]
+        self._same_bits &= lane.print.digest == now.digest
 
 
 def _settings(given: Given) -> dict[str, Settings | str]:
@@ -199,11 +200,6 @@ def _settings(given: Given) -> dict[str, Settings | str]:
         except ValueError as e:
             found[name] = str(e)
     return found
-
-
-def _names(stretches: Sequence[Told]) -> dict[str, str]:
-    """Return what messages call each stretch."""
-    return {stretch.id: f"run {n}" for n, stretch in enumerate(stretches, 1)}
 
 
 def copies(given: Sequence[Given], rows: Mapping[str, Row]) -> None:

@@ -11,6 +11,7 @@ from sdlab.handin.checked import Checked
 from sdlab.lessons import Lesson, load
 from sdlab.lessons.lesson import OTHER, Wait
 from sdlab.lessons.readings import COMPARED, OF_FRAME, OTHERS, PLANE, VIEWS, Reader
+from sdlab.live.messages import Compare
 from sdlab.live.session import Session
 
 MOST_PAGES, MOST_MARKS = 200, 100
@@ -31,7 +32,12 @@ class Claim(NamedTuple):
     @property
     def late(self) -> int:
         """Steps after `step` at which the reading may have been made."""
-        return 0 if self.reading in AT_ONCE or self.reading.startswith(COMPARED) else LATE
+        return 0 if self.reading in AT_ONCE or self.is_compared else LATE
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is a number of a comparison of losses."""
+        return self.reading.startswith(COMPARED)
 
 
 @dataclass
@@ -138,6 +144,8 @@ class Rereading:
         if spot[0] not in self._readers:
             self._readers[spot[0]] = Reader(session)
         if any(not claim.late for claim in due) and len(self._seen) <= FEW:
+            if any(claim.is_compared for claim in due):
+                session.do(Compare())
             session.show()
         for claim in due:
             found = self._readers[spot[0]].read(claim.reading)
@@ -147,18 +155,19 @@ class Rereading:
 
     def confirmed(self) -> int:
         """Return how many of the predicates that are said to be reached were reached again."""
-        read = sum(claim.what.startswith("page") and not self._differs(claim) for claim in self.record.claims)
+        read = sum(claim.what.startswith("page") and not self._unlike(claim) for claim in self.record.claims)
         return read + sum(step <= self.last_step for step in self.record.by_steps)
 
     def differences(self) -> list[str]:
-        """Return the claims that did not come out again, in words."""
-        return [
-            f"{claim.what}, step {claim.step}: {text}" for claim in self.record.claims for text in self._differs(claim)
-        ]
+        """Return the claims that did not come out again, in words. Left out are those whose step is not known exactly,
+        such as a comparison that was made while the run went on."""
+        claims = (claim for claim in self.record.claims if not claim.is_compared)
+        return [f"{claim.what}, step {claim.step}: {text}" for claim in claims if (text := self._unlike(claim))]
 
-    def _differs(self, claim: Claim) -> list[str]:
+    def _unlike(self, claim: Claim) -> str:
+        """Return how a claim differs from what was read again, "" if it does not."""
         if claim.reading in TIMED:
-            return []
+            return ""
         if claim not in self._best:
-            return [f"{claim.reading} = {claim.value:g} was not reached in the repetition"]
-        return readings({claim.reading: claim.value}, {claim.reading: self._best[claim]}, self._exact)
+            return f"{claim.reading} = {claim.value:g} was not reached in the repetition"
+        return "".join(readings({claim.reading: claim.value}, {claim.reading: self._best[claim]}, self._exact))

@@ -123,6 +123,7 @@ class Replay:
         return session
 
     def _session(self, settings: Settings) -> Session:
+        self._must_have_time()
         self.admit(settings, Run.of(settings))
         session = Session(settings, self.device, self.load, admit=self.admit)
         session.in_detail = True  # statistics as on a page
@@ -142,10 +143,13 @@ class Replay:
         for event in self._refusals:
             raise Impossible(f"a change at step {session.state.step} is refused: {event.reason}")
 
-    def _advance(self, session: Session) -> None:
-        """Take one step or warm-up step."""
+    def _must_have_time(self) -> None:
         if time.monotonic() > self.deadline:
             raise TimeUp
+
+    def _advance(self, session: Session) -> None:
+        """Take one step or warm-up step."""
+        self._must_have_time()
         before = session.tape.stretches[-1].tick
         self._refusals.clear()
         session.advance()
