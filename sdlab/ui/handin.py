@@ -142,7 +142,7 @@ def _put(page: Page, desk: Desk, focus: Lane, asked: Mapping[Lane, Future[Taken]
     work = Work(
         own.settings,
         own.print.step,
-        name_given=name[: manifest.NAME],
+        name_given=(name or (desk.place.name if desk.place is not None else ""))[: manifest.NAME],
         answers=[(QUESTION, answer[: manifest.ANSWER])] if answer else [],
         lanes=[(desk.letter(lane), found) for lane, found in taken.items()],
         stretches=[stretch for tape in desk.tapes for stretch in tape.stretches],
