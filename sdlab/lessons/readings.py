@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import statistics
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -106,6 +107,7 @@ class Reader:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._lock = threading.RLock()
         self._next_event = 0
         self._steps: deque[Mapping[str, float]] = deque(maxlen=SMOOTHED)
         self._seen: tuple[Around | None, dict[str, float]] = (None, {})
@@ -119,12 +121,13 @@ class Reader:
 
     def read(self, name: str) -> Reading | None:
         """Return a reading, None while there is nothing to read."""
-        self._follow()
-        frame, around = self._session.latest.get(), self._session.around.get()
-        if frame is None:
-            return None
+        with self._lock:
+            self._follow()
+            frame, around = self._session.latest.get(), self._session.around.get()
+            if frame is None:
+                return None
+            value = self._value(name, frame)
         of_views = name in VIEWS and frame.scene is not None
-        value = self._value(name, frame)
         step = around.step if of_views and around is not None else frame.step
         return None if value is None else Reading(value, step)
 
@@ -144,12 +147,13 @@ class Reader:
 
     def around(self) -> dict[str, float]:
         """Return the metrics of the newest views around the object; empty while there are none."""
-        around, (seen, found) = self._session.around.get(), self._seen
-        if around is None or around is seen:
-            return found if around is not None else {}
-        found = critic.metrics(around.images, self._session.settings.prompt.text, self._is_judged)
-        self._seen = around, found
-        return found
+        with self._lock:
+            around, (seen, found) = self._session.around.get(), self._seen
+            if around is None or around is seen:
+                return found if around is not None else {}
+            found = critic.metrics(around.images, self._session.settings.prompt.text, self._is_judged)
+            self._seen = around, found
+            return found
 
     @property
     def _is_judged(self) -> bool:

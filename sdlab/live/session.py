@@ -212,6 +212,10 @@ class Session:
         result if that is not possible, which leaves the run as it was."""
         return self._ask(lambda: self._continue_from(saved))
 
+    def caught_up(self) -> Future[None]:
+        """Request a sign that the commands sent so far are carried out; never blocks."""
+        return self._ask(lambda: None)
+
     def watch_lens(self, on: bool, row: int = 0, t: int | None = None, exact: bool = False) -> None:
         """Keep `lens` up to date with view `row` of what the loss sees, at each step's timestep or at `t`, with `exact`
         beside the exact predictions; or close the lens. Never blocks."""

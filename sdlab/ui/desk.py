@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from sdlab.lens import Comparison, LensPictures
-from sdlab.live.messages import Command, Phase
+from sdlab.lessons import Walk
+from sdlab.live.messages import Command, Phase, Resume
 from sdlab.live.tape import Tape
 from sdlab.settings import OWN
 from sdlab.ui import charts, panels
@@ -21,12 +22,14 @@ from sdlab.ui.dropped import Offer
 from sdlab.ui.editor import Editor, card
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
-from sdlab.ui.lane import Lane, view_modes
+from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
+from sdlab.ui.lesson_page import lesson_page, page_key, walk_told
 from sdlab.ui.links import Opened
 from sdlab.ui.places import Place
 from sdlab.ui.results import FORMATS, HAND_IN, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
 from sdlab.ui.visitors import MAX_LANES
+from sdlab.ui.watch import Watch
 from sdlab.ui.wording import MODE_LABELS, duration, short, size
 
 LETTERS = "ABCD"
@@ -57,6 +60,8 @@ class Desk:
         self.tab = TABS[0]
         self.uploads = Uploads()
         self.offer: Offer | None = None  # to continue a run that was dropped onto the page
+        self.walk: Walk | None = None  # through the lesson that is open
+        self.watch = Watch()
         self.place: Place | None = None  # in a classroom
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
@@ -218,6 +223,11 @@ class Desk:
         for lane in self.lanes:
             lane.send(*commands, note=note, prompt=prompt if lane is self._focus else None)
 
+    def start(self, prompt: str | None = None) -> None:
+        """Let all lanes run, as soon as they can."""
+        loading = self._focus.seat.session.status.phase in ("loading", "compiling")
+        self.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
+
     # ---- from the sessions to the page -------------------------------------------------------------------
 
     def news(self) -> dict[str, Any]:
@@ -239,10 +249,14 @@ class Desk:
         self._put(told, "preset", lane.preset)
         offer = self.offer
         self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
+        walk = self.walk
         if (place := self.place) is not None:
             self._put(told, "room", place.told())
         if (opened := self.opened) is not None:
-            self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
+            self._put(told, "link", opened.key(lane, walk), lambda: opened.told(lane, walk))
+        self.watch.tick(walk, lane, self.lanes)
+        self._put(told, "lesson", page_key(walk), lambda: lesson_page(walk))
+        self._put(told, "walk", walk_told(walk))
         self._put(told, "handin", self._handed_in())
         self._put_form(told, lane, read[lane].stale)
         if (editor := self.editor) is not None:

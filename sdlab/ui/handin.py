@@ -138,7 +138,7 @@ def _put(page: Page, desk: Desk, focus: Lane, asked: Mapping[Lane, Future[Taken]
     has."""
     taken = {lane: future.result() for lane, future in asked.items() if future.exception() is None}
     own = taken.get(focus) or next(iter(taken.values()), None) or asked[focus].result()
-    walk = getattr(desk, "walk", None)
+    walk = desk.walk
     work = Work(
         own.settings,
         own.print.step,

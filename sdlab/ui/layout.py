@@ -17,11 +17,13 @@ import torch
 from gradio.themes.utils import fonts
 
 from sdlab.handin import manifest
+from sdlab.lessons import listed
 from sdlab.own_loss import OwnLoss
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
 from sdlab.ui.handin import QUESTION
+from sdlab.ui.lesson_page import menu
 from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
 from sdlab.ui.places import NAME
@@ -80,6 +82,7 @@ def blocks(
         if classroom:
             _part("room", "room.js", _ROOM)
         with gr.Row(elem_id="desk"):
+            _part("lesson", "lesson.js", _lesson(visitors))
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
@@ -251,11 +254,28 @@ _LINK = (
 )
 
 
+def _lesson(visitors: Visitors) -> str:
+    """Return the frame of a lesson's pages, and the menu of the lessons that this server can show."""
+    offered = [lesson for lesson in listed() if lesson.preset in visitors.offered]
+    return (
+        '<section class="lesson card" aria-label="Lesson" hidden><header><p class="where"></p>'
+        '<button type="button" data-leave aria-label="Leave the lesson" title="Leave the lesson">&times;</button>'
+        '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
+        '<button type="button" data-back>Back</button>'
+        '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
+        '<button type="button" data-next>Next</button></footer></section>'
+        '<dialog class="share lessons" aria-labelledby="lessons-title"><form method="dialog">'
+        '<header><h2 id="lessons-title">Lessons</h2><button aria-label="Close">&times;</button></header>'
+        f"<p>Each replaces the present run by its own.</p>{menu(offered)}</form></dialog>"
+    )
+
+
 def _title_bar(device: torch.device) -> str:
     where = {"cpu": "on the CPU", "cuda": "on the GPU"}.get(device.type, f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
+        '<button type="button" data-lessons title="Short lessons beside the run">Lessons</button>'
         '<button type="button" data-share title="A link to this run, or a lesson">Link</button>'
         '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
         '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'

@@ -16,7 +16,7 @@ from sdlab.live.clients import Client
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Hold
 from sdlab.settings import Settings
-from sdlab.ui import acts
+from sdlab.ui import acts, lessons
 from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.dropped import Offer, read_run
@@ -24,6 +24,7 @@ from sdlab.ui.editor import Editor
 from sdlab.ui.lane import Lane
 from sdlab.ui.line import Line, Ticket
 from sdlab.ui.links import Links, Opened
+from sdlab.ui.picking import pick_file
 from sdlab.ui.places import PAUSED, Room
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import RUN, UPLOADS, Bringing, name_shown
@@ -231,7 +232,7 @@ class Page:
         shared = bool(self.visitors.locked)
         self.visitors.charge_upload(lane.seat.client, len(raw))
         run = read_run(raw, name_shown(name), limits(shared), shared)
-        if acts.pick_file(self, desk, run.settings, name, run.remark) and run.step >= 0:
+        if pick_file(self, desk, run.settings, name, run.remark) and run.step >= 0:
             desk.offer = Offer(name_shown(name), run)
 
     def _bring(self, desk: Desk, lane: Lane, knob: str, name: str, raw: bytes) -> None:
@@ -297,6 +298,8 @@ class Page:
             raise
         with self._lock:
             self._desks[desk.id] = desk
+        if link.lesson:
+            lessons.begin(self, desk, link)
         self._manager.leave(seat.id, at_least=ARRIVING)  # the page may be closed before its first poll
         if self.room is not None and self.room.latecomer is not None and not ticket.query:
             self.room.latecomer(desk)
