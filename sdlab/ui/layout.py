@@ -263,6 +263,7 @@ def _lesson(visitors: Visitors) -> str:
         '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
         '<button type="button" data-back>Back</button>'
         '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
+        '<button type="button" data-hand-in hidden>Hand in</button>'
         '<button type="button" data-next>Next</button></footer></section>'
         '<dialog class="share lessons" aria-labelledby="lessons-title"><form method="dialog">'
         '<header><h2 id="lessons-title">Lessons</h2><button aria-label="Close">&times;</button></header>'

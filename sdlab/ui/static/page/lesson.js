@@ -51,7 +51,7 @@ export function mount(element) {
   /** @type {HTMLElement} */
   const section = find(".lesson"), where = find(".where"), body = find(".page"), said = find("[role=status]");
   /** @type {HTMLButtonElement} */
-  const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]");
+  const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]"), handIn = find("[data-hand-in]");
   /** @type {HTMLDialogElement} */
   const menu = find("dialog");
   /** @type {Shown | null} */
@@ -102,6 +102,7 @@ export function mount(element) {
     where.textContent = `${lesson.where}, page ${lesson.page + 1} of ${lesson.pages}`;
     body.innerHTML = lesson.html;
     back.disabled = lesson.page === 0;
+    handIn.hidden = lesson.page + 1 < lesson.pages;
     next.textContent = lesson.page + 1 < lesson.pages ? "Next" : "All lessons";
     body.scrollTop = 0;
     for (const name of lesson.points) if (TABS.includes(name)) nodesOf(name)[0]?.click();
