@@ -48,7 +48,7 @@ title = "Second"
 text = "Look."
 ask = {question = "And now?", choices = ["more", "less"], answer = 0, because = "so it is."}
 do = [{mark = "before"}]
-wait = {reading = "sharpness", above = "before", by = -1.0}
+wait = {reading = "sharpness", below = "before", times = 3.0}
 
 [[pages]]
 title = "Third"
@@ -221,7 +221,7 @@ def a_better_reading(tree: Any) -> None:
 
 
 def a_page_not_reached(tree: Any) -> None:
-    tree["lesson"]["reached"][1]["value"] -= 2.0
+    tree["lesson"]["reached"][1]["value"] += 10.0
 
 
 def another_change(tree: Any) -> None:
