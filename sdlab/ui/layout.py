@@ -16,12 +16,14 @@ import gradio as gr
 import torch
 from gradio.themes.utils import fonts
 
+from sdlab.handin import manifest
 from sdlab.lessons import listed
 from sdlab.own_loss import OwnLoss
 from sdlab.ui.api import Api
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
+from sdlab.ui.handin import QUESTION
 from sdlab.ui.lesson_page import menu
 from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
@@ -109,6 +111,7 @@ def blocks(
                 _part("results", "results.js", _RESULTS)
                 if own is not None:
                     _part("own", "own.js", _OWN)
+        _part("handin", "handin.js", _HAND_IN)
         _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
         if endpoints is not None:
@@ -187,7 +190,22 @@ _SCRUB = (
     'to z_t. Drawing these images takes some seconds.">Compare with exact</button></div>'
 )
 _COMPARING = '<button type="button" id="compare" class="primary">Compare all losses at this step</button>'
-_RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
+_RESULTS = (
+    '<div class="hand-in-row"><button type="button" class="primary" data-hand-in>Hand in</button>'
+    "<span>Everything you did on this page as one file, for your teacher.</span></div>"
+    '<div class="kinds"></div><ul class="shelf"></ul>'
+)
+_HAND_IN = (
+    '<dialog class="share" aria-labelledby="hand-in-title"><form method="dialog">'
+    '<header><h2 id="hand-in-title">Hand in</h2><button aria-label="Close">&times;</button></header>'
+    "<p>One ZIP file with all runs of this page: settings, every change with its step, what you predicted in a lesson, "
+    "readings and a small film. It is not sent anywhere: you download it and pass it on.</p>"
+    '<label class="field">Your name, if you like<input type="text" data-name autocomplete="name" '
+    f'maxlength="{manifest.NAME}"></label><label class="field">{QUESTION}<textarea data-answer rows="4" '
+    f'maxlength="{manifest.ANSWER}"></textarea></label>'
+    '<div class="row"><button type="button" class="primary" data-make>Make the file</button><a hidden></a>'
+    '<output role="status"></output></div></form></dialog>'
+)
 _OWN = (
     '<div class="own"><div class="write"><label for="own-text"></label>'
     '<textarea id="own-text" rows="20" wrap="off" spellcheck="false" autocomplete="off" autocapitalize="off" '
@@ -248,6 +266,7 @@ _LESSON = (
     '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
     '<button type="button" data-back>Back</button>'
     '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
+    '<button type="button" data-hand-in hidden>Hand in</button>'
     '<button type="button" data-next>Next</button></footer></section>'
 )
 

@@ -56,7 +56,7 @@ export function mount(element) {
   /** @type {HTMLElement} */
   const section = find(".lesson"), where = find(".where"), body = find(".page"), said = find("[role=status]");
   /** @type {HTMLButtonElement} */
-  const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]");
+  const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]"), handIn = find("[data-hand-in]");
   /** @type {Shown | null} */
   let shown = null;
   let turned = false; // by this reader, who then looks for the new page
@@ -93,6 +93,7 @@ export function mount(element) {
     body.innerHTML = lesson.html;
     outline(lesson.points);
     back.disabled = lesson.page === 0;
+    handIn.hidden = lesson.page + 1 < lesson.pages;
     next.textContent = lesson.page + 1 < lesson.pages ? "Next" : "All lessons";
     body.scrollTop = 0;
     for (const name of lesson.points) if (TABS.includes(name)) nodesOf(name)[0]?.click();
