@@ -18,6 +18,7 @@ from sdlab.console import own_words, say, tell
 from sdlab.options import DEFAULT_PRESET, NETWORK_PRESET
 
 NAME = "app.py"
+MOST_LISTED = 20  # kept runs
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -29,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="app.py", description="Watch score distillation shape a 3D object, live.")
     p.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1", help="address to listen on")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
-    p.add_argument("--port", default=port, help="port to listen on; 0 takes any free one (default %(default)s)")
+    p.add_argument("--port", help=f"port to listen on; 0 takes any free one (default {port}, with --desktop 0)")
+    p.set_defaults(usual_port=port)
     p.add_argument(
         "--public-url",
         action="append",
@@ -68,7 +70,18 @@ def parser() -> argparse.ArgumentParser:
         "machine's or container's)",
     )
     p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
+    p.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="keep runs on disk while they go, and offer each to its page again after a restart (default folder: runs, "
+        "in the cache folder)",
+    )
     p.add_argument("--log", metavar="FILE", help="append libraries' messages and tracebacks to FILE (default: dropped)")
+    p.add_argument(
+        "--desktop", action="store_true", help="show the page in a window of its own, whose end is the server's"
+    )
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     return p
 
@@ -93,16 +106,29 @@ def open_log(path: str) -> TextIO:
 
 def run(args: argparse.Namespace) -> int:
     """Serve as `args` say; return the exit code, see `main`."""
-    try:
-        if args.max_sessions < 1:
-            raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
-        listener = bind(args.host, args.port)  # before the slow imports
-        app = build(args)
-    except (ValueError, OSError) as e:
-        say(str(e), NAME)
-        return 2
-    serve(app, listener, args)
-    return 0
+    with contextlib.ExitStack() as stack:
+        try:
+            if args.max_sessions < 1:
+                raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
+            if args.desktop:
+                require_desktop(args)
+            port = args.port or ("0" if args.desktop else args.usual_port)
+            listener = bind(args.host, port)  # before the slow imports
+            app = build(args, stack)
+        except (ValueError, OSError) as e:
+            say(str(e), NAME)
+            return 2
+        return serve_window(app, listener) if args.desktop else serve(app, listener, args)
+
+
+def require_desktop(args: argparse.Namespace) -> None:
+    """Raise ValueError if the page cannot have a window of its own, or others could reach it."""
+    from sdlab.ui.desktop import require_window
+
+    if args.host not in LOOPBACK or args.public_url:
+        option = f"--public-url {args.public_url[0]}" if args.public_url else f"--host {args.host}"
+        raise ValueError(f"{option}: with --desktop, the server is for this computer only; leave one of them out")
+    require_window(has_screen())
 
 
 def bind(host: str, port: str) -> socket.socket:
@@ -128,8 +154,9 @@ def start_preset(args: argparse.Namespace) -> str:
     return args.preset or (NETWORK_PRESET if args.prior else DEFAULT_PRESET)
 
 
-def build(args: argparse.Namespace) -> Any:
-    """Return the application; ValueError for an unknown preset, prior or device."""
+def build(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
+    """Return the application, with what it holds in `stack`; ValueError for an unknown preset, prior or device, or a
+    folder that cannot be used."""
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
@@ -141,7 +168,7 @@ def build(args: argparse.Namespace) -> Any:
     from sdlab.priors.galleries import MEMORY_SHARE, SHARED
     from sdlab.settings import preset_names
     from sdlab.ui.server import build as build_server
-    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
+    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, VISITOR_UNSEEN, public
     from sdlab.web import Site
 
     site = Site.of_environment(args.public_url, args.root_path, args.host)
@@ -151,13 +178,31 @@ def build(args: argparse.Namespace) -> Any:
     idle = OWNER_IDLE if local else VISITOR_IDLE
     memory = Memory(None if args.memory is None else int(args.memory * 1e9))
     SHARED.max_bytes = min(SHARED.max_bytes, int(MEMORY_SHARE * memory.limit))
-    manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory)
-    manager.preload(settings)
+    unseen = None if local else VISITOR_UNSEEN
+    store = kept_runs(args.resume, stack) if args.resume is not None else None
+    manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory, unseen)
+    manager.preload(settings, measure=not local)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
-    app = build_server(manager, settings, named, locked, on_space, site, trust_links=args.trust_links)
+    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, store)
     bound(memory.limit)
     return app
+
+
+def kept_runs(folder: str, stack: contextlib.ExitStack) -> Any:
+    """Return the runs kept in a folder, "" for the default one, which is held in `stack`; print which there are. Raises
+    ValueError when it cannot be used."""
+    from sdlab.live.kept import Store
+    from sdlab.machine import cache_folder
+
+    store = Store(Path(folder).expanduser() if folder else cache_folder() / "runs")
+    stack.enter_context(store.held())
+    store.prune()
+    runs = store.list()
+    tell(f"Runs are kept in {store.folder}; there are {len(runs)}" + (", newest first:" if runs else ""))
+    for run in runs[:MOST_LISTED]:
+        tell(f"  {run}")
+    return store
 
 
 def say_rasteriser(device: Any) -> None:
@@ -175,14 +220,42 @@ def say_rasteriser(device: Any) -> None:
         tell(f"Rasteriser: {rasteriser.name} on {device}")
 
 
-def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
-    """Serve until interrupted; print the address once the page is ready, and open it in a browser if there is a
-    screen."""
+def address_of(host: str, listener: socket.socket) -> str:
+    """Return the address of the page for a browser on this machine."""
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+
+
+def serve_window(app: Any, listener: socket.socket) -> int:
+    """Serve a window with the page until it is closed; return 2 after one line on stderr if there can be none."""
+    from sdlab.ui.desktop import show
     from sdlab.ui.server import server as page_server
 
     server = page_server(app)
-    host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sdlab-server")
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.05)
+        url = address_of(listener.getsockname()[0], listener)
+        tell(f"Score Distillation Lab has a window of its own, and is at {url} meanwhile")
+        show(url)
+    except RuntimeError as e:
+        say(str(e), NAME)
+        return 2
+    finally:
+        server.should_exit = True
+        thread.join()
+    return 0
+
+
+def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
+    """Serve until interrupted, and return 0; print the address once the page is ready, and open it in a browser if
+    there is a screen."""
+    from sdlab.ui.server import server as page_server
+
+    server = page_server(app)
+    url = address_of(args.host, listener)
 
     def announce() -> None:
         while not server.started:
@@ -196,6 +269,7 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
     threading.Thread(target=announce, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(sockets=[listener])
+    return 0
 
 
 def has_screen() -> bool:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from sdlab.lens import Comparison, LensPictures
+from sdlab.live.clients import Client
 from sdlab.live.messages import Command, Phase
 from sdlab.ui import charts, panels
 from sdlab.ui.dropped import Offer
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
+from sdlab.ui.keeper import Returned
 from sdlab.ui.lane import Lane, view_modes
 from sdlab.ui.links import Opened
 from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
@@ -41,15 +43,16 @@ class Desk:
         dark: bool = False,
         most_lanes: int = MAX_LANES,
         opened: Opened | None = None,
+        token: str = "",
     ) -> None:
         self.most_lanes = most_lanes
         self.opened = opened  # the link that the page was opened with
-        self.id = secrets.token_urlsafe(16)
+        self.id = token or secrets.token_urlsafe(16)
         self.page = page  # the page that shows it (Gradio's session hash): each piece of news is sent once
         self.dark = dark  # theme of the page, also for views still to be opened
         self.tab = TABS[0]
         self.uploads = Uploads()
-        self.offer: Offer | None = None  # to continue a run that was dropped onto the page
+        self.offer: Offer | Returned | None = None  # to continue a run, dropped onto the page or from before a restart
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
         self.exact = False  # whether the lens shows exact predictions beside the network's
@@ -71,6 +74,11 @@ class Desk:
     @property
     def focus(self) -> Lane:
         return self._focus
+
+    @property
+    def client(self) -> Client:
+        """Whose the desk is."""
+        return self._focus.seat.client
 
     def lane(self, seat_id: str) -> Lane | None:
         """Return the lane of a seat."""
@@ -176,6 +184,12 @@ class Desk:
         self._watch()
         self.forget()
 
+    def claim(self) -> bool:
+        """Return whether the page that showed the desk has left; True to one caller only, whose page may show it."""
+        with self._lock:
+            left, self._late_polls = self._late_polls is not None, None
+        return left
+
     @property
     def has_left(self) -> bool:
         """Whether the page's connection has ended and nothing was heard from it since."""
@@ -216,7 +230,7 @@ class Desk:
         self._put(told, "live", _live(lane))
         self._put(told, "preset", lane.preset)
         offer = self.offer
-        self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
+        self._put(told, "offer", None if offer is None else offer.told)
         if (opened := self.opened) is not None:
             self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
         self._put_form(told, lane, read[lane].stale)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdlab.live.checkpoint import Saved
 from sdlab.live.manager import Seat
 from sdlab.live.messages import (
     Applied,
@@ -165,6 +166,16 @@ class Lane:
                 self._asked.pop(path, None)
         if changes:
             self.seat.session.send(Patch(changes))
+
+    def continue_from(self, saved: Saved, name: str) -> None:
+        """Continue from the checkpoint of a run, paused; the status line says why if that fails."""
+        answer = self.seat.session.continue_from(saved)
+
+        def told(_: object) -> None:
+            if (error := answer.exception()) is not None:
+                self.say("error", f"{name}: {error}")
+
+        answer.add_done_callback(told)
 
     # ---- from the session to the page --------------------------------------------------------------------
 

@@ -7,15 +7,18 @@ second, posts what the user does, and keeps a stream open whose end says that it
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdlab.live.kept import Store
 from sdlab.live.manager import Manager, Seat
 from sdlab.settings import Settings
 from sdlab.ui import acts
 from sdlab.ui.answers import another_tab, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.dropped import Offer, read_run
+from sdlab.ui.keeper import Keeper, Returned
 from sdlab.ui.lane import Lane
 from sdlab.ui.links import Links, Opened
 from sdlab.ui.results import Shelves
@@ -35,14 +38,17 @@ class Page:
         visitors: Visitors,
         preset: str | None = None,
         links: Links | None = None,
+        store: Store | None = None,
     ) -> None:
         self.visitors = visitors
+        self.keeper = Keeper(store, visitors, self.desks) if store is not None else None
         self._links = links or Links(visitors)
         self.shelves = Shelves(visitors.shared)  # by token of a desk
         self._manager = manager
         self._viewports = viewports
         self._preset = preset
         self._lock = threading.Lock()
+        self._returning: set[str] = set()  # tokens of kept runs for which a desk is being opened
         self._desks: dict[str, Desk] = {}  # by token
         self._refused: dict[str, str] = {}  # page -> why its desk could not be given another run
 
@@ -56,19 +62,22 @@ class Page:
         address: str = "",
         query: str = "",
         fresh: bool = False,
+        left: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none or
-        the page was opened with a `fresh` link. `address` is that of the browser, "" if unknown; `query` is that of
-        the page's address."""
+        the page was opened with a `fresh` link. Before a new one comes the first of the tokens in `left`, which the
+        browser has kept of pages with the same address, whose desk no page shows, or whose run was kept on disk.
+        `address` is that of the browser, "" if unknown; `query` is that of the page's address."""
         with self._lock:
             desk = self._desks.get(token)
         if desk is not None and fresh:
             if desk.has_left:  # its tab has opened the link, and its seat may be the last one
                 self.close(*desk.lanes)
             desk = None
+        desk = desk or self._left(left)
         if desk is None:
             try:
-                desk = self._open(page, dark, address, query)
+                desk = self._open(page, dark, address, query, left if fresh else (token, *left))
             except (RuntimeError, OSError) as e:
                 return no_seat(self.visitors.told(str(e)), page)
         else:
@@ -77,8 +86,9 @@ class Page:
             desk.set_dark(dark)
         return {"token": desk.id, "page": page}
 
-    def poll(self, token: str, page: str, missed: bool = False) -> dict[str, Any]:
-        """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer."""
+    def poll(self, token: str, page: str, missed: bool = False, hidden: bool = False) -> dict[str, Any]:
+        """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer.
+        `hidden` says that nobody can see the page now: it is behind other tabs or windows."""
         own = self._of_page(page)
         if own is not None and own.id != token:
             return {}  # the page has just been given another desk
@@ -90,6 +100,8 @@ class Page:
             return another_tab(page) if known else session_over(page)
         if self._find(token, polling=True) is None:
             return session_over(page)
+        if not own.has_left:
+            own.client.look(not hidden)
         if missed:
             own.forget()
         return {"panels": self.visitors.told(own.news())}
@@ -101,7 +113,7 @@ class Page:
             desk = self._desks.get(token)
         if desk is None or not desk.lanes:
             return 0.0
-        client = desk.focus.seat.client
+        client = desk.client
         return client.messages.take(acts, PATIENCE) if acts else client.polls.take(1, PATIENCE)
 
     def act(self, token: str, said: Any) -> bool:
@@ -109,6 +121,7 @@ class Page:
         desk = self._find(token)
         if desk is None:
             return False
+        desk.client.acted()
         for one in said if isinstance(said, list) else [said]:
             if isinstance(one, dict) and desk.lanes:
                 acts.perform(self, desk, one)
@@ -124,6 +137,7 @@ class Page:
         desk = self._of_page(page)  # None after a reload, which may be reported first
         if desk is not None:
             desk.leave()
+            desk.client.look(False)
             for lane in desk.lanes:
                 self._manager.leave(lane.seat.id)
 
@@ -182,27 +196,63 @@ class Page:
             self._manager.get(lane.seat.id)
         return desk
 
+    def desks(self) -> list[Desk]:
+        """Return all desks."""
+        with self._lock:
+            return list(self._desks.values())
+
+    def _left(self, tokens: Sequence[str]) -> Desk | None:
+        """Return the first desk of `tokens` that no page shows."""
+        with self._lock:
+            desks = [self._desks[token] for token in tokens if token in self._desks]
+        return next((desk for desk in desks if desk.claim()), None)
+
     # ---- lanes -------------------------------------------------------------------------------------------
 
-    def _open(self, page: str, dark: bool, address: str, query: str) -> Desk:
-        """Open a desk for a page in place of the one it had; RuntimeError when all seats are taken."""
+    def _open(self, page: str, dark: bool, address: str, query: str, tokens: Sequence[str] = ()) -> Desk:
+        """Open a desk for a page in place of the one it had, with the kept run of the first of `tokens` that has one;
+        RuntimeError when all seats are taken."""
         previous = self._of_page(page)
         if previous is not None:
             self.close(*previous.lanes)
         client = self.visitors.client(address, self._manager.max_sessions)
         link = self._links.read(query, self._preset)
         client.locks = link.must_keep
-        lane = self._lane(self._manager.open(link.settings, client), link.preset, dark)
-        desk = Desk(lane, page, dark, self.visitors.most_lanes, Opened(self._links, link))
+        opened = Opened(self._links, link)
+        token, returned = self._returned(tokens, opened)
+        settings, preset = returned.first if returned is not None else (link.settings, link.preset)
         try:
-            desk.shelf = self.shelves.open(desk.id)
-        except OSError:
-            self.close(lane)
-            raise
-        with self._lock:
-            self._desks[desk.id] = desk
+            lane = self._lane(self._manager.open(settings, client), preset, dark)
+            desk = Desk(lane, page, dark, self.visitors.most_lanes, opened, token)
+            desk.offer = returned
+            try:
+                desk.shelf = self.shelves.open(desk.id)
+            except OSError:
+                self.close(lane)
+                raise
+            with self._lock:
+                self._desks[desk.id] = desk
+        finally:
+            with self._lock:
+                self._returning.discard(token)
         self._manager.leave(lane.seat.id, at_least=ARRIVING)  # the page may be closed before its first poll
         return desk
+
+    def _returned(self, tokens: Sequence[str], opened: Opened) -> tuple[str, Returned | None]:
+        """Return the first of `tokens` under which a run was kept that this page may have, and the run; "" and None if
+        there is none. Until `_returning` lets go of the token, no other page gets the run."""
+        if (keeper := self.keeper) is None:
+            return "", None
+        for token in tokens:
+            with self._lock:
+                if token in self._desks or token in self._returning:
+                    continue
+                self._returning.add(token)
+            if (returned := keeper.find(token, opened)) is not None:
+                return token, returned
+            with self._lock:
+                self._returning.discard(token)
+        return "", None
 
     def _lane(self, seat: Seat, preset: str | None, dark: bool) -> Lane:
         """Return the lane of a seat just opened; OSError when the machine has no socket left for its view."""
@@ -217,9 +267,18 @@ class Page:
 
     def branch(self, desk: Desk, lane: Lane) -> None:
         """Add a lane that continues from the current step of another; a refusal goes to the status line."""
+        self._add(desk, lane, lambda: self._manager.branch(lane.seat.id), lane.preset)
+
+    def add(self, desk: Desk, settings: Settings, preset: str | None) -> Lane | None:
+        """Add a lane with a new run and return it; a refusal goes to the status line, and None is returned."""
+        lane = desk.focus
+        return self._add(desk, lane, lambda: self._manager.open(settings, lane.seat.client), preset)
+
+    def _add(self, desk: Desk, lane: Lane, seat: Callable[[], Seat], preset: str | None) -> Lane | None:
+        """Add a lane with the seat that `seat` opens; `lane` is told why if that fails."""
         try:
             self.visitors.must_have_lane(len(desk.lanes))
-            other = self._lane(self._manager.branch(lane.seat.id), lane.preset, desk.dark)
+            other = self._lane(seat(), preset, desk.dark)
             other.view.begin_like(lane.view)
             try:
                 desk.add(other)
@@ -228,8 +287,9 @@ class Page:
                 raise
         except (RuntimeError, ValueError, OSError) as e:
             lane.say("error", str(e))
-            return
+            return None
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
+        return other
 
     def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> None:
         """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one."""

@@ -20,6 +20,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse
 
 from sdlab import parsing
+from sdlab.live.kept import Store
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
 from sdlab.ui import answers, flat_view, front, layout, results, uploads
@@ -43,22 +44,27 @@ def build(
     on_space: bool = False,
     site: Site = ANYWHERE,
     trust_links: bool = False,
+    store: Store | None = None,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
-    addresses of `site`. `trust_links` lets links choose files and models where the page itself may. The manager's
-    sessions end with the application.
+    addresses of `site`. `trust_links` lets links choose files and models where the page itself may. Runs are kept in
+    `store`. The manager's sessions end with the application.
     """
     viewports = Viewports()
     visitors = Visitors(settings, locked)
-    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links))
+    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), store)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         parsing.stand_by(SPARE)
+        if page.keeper is not None:
+            page.keeper.start()
         yield
         parsing.close()
+        if page.keeper is not None:
+            page.keeper.close()
         viewports.close_all()
         manager.shutdown()
         page.shelves.close_all()

@@ -1,9 +1,9 @@
 // @ts-check
 // The page's line to the server: it polls GET news/TOKEN for the panels that changed, and posts what the user does to
 // do/TOKEN. Requests of a kind follow one another, so that none overtakes another. A stream from here/TOKEN stays open;
-// its end tells the server that the page was closed.
+// its end tells the server that the page was closed. A poll says whether the page is hidden.
 
-import { isFreshLink, keepLink, keptDesk, restoreTheme } from "./memory.js";
+import { desksLeft, isFreshLink, keepLink, keptDesk, restoreTheme } from "./memory.js";
 
 import { answered, asking, isLost } from "./connection.js";
 
@@ -67,7 +67,8 @@ async function poll() {
   const { token, page } = shown, next = performance.now() + POLL_EVERY;
   if (token) {
     asking();
-    const news = await fetched(`news/${token}?page=${encodeURIComponent(page)}${missed ? "&missed=1" : ""}`);
+    const said = `${missed ? "&missed=1" : ""}${document.hidden ? "&hidden=1" : ""}`;
+    const news = await fetched(`news/${token}?page=${encodeURIComponent(page)}${said}`);
     missed = !news;
     if (news) answered();
     if (news && token === shown.token) hear(news);
@@ -94,7 +95,11 @@ async function fetched(address) {
 // After a break, an answer under way may never come: ask again at once.
 const retry = () => { if (isLost()) { under.abort(); poll(); } };
 addEventListener("online", retry);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) retry(); });
+// The server slows a run that nobody sees, and must know at once when somebody does again.
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) retry();
+  poll();
+});
 
 // ---- acting ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +130,7 @@ async function flush() {
 /** Ask for a desk: the one of `token`, or a new one. @param {boolean} dark */
 export async function newDesk(dark, token = "") {
   const query = location.search, fresh = isFreshLink();
-  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh });
+  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh, left: desksLeft() });
   if (answer?.ok) {
     const told = await answer.json();
     if (told.token) keepLink(query);
