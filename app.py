@@ -19,6 +19,9 @@ from sdlab.options import DEFAULT_PRESET, NETWORK_PRESET
 
 NAME = "app.py"
 MOST_LISTED = 20  # kept runs
+SEATS = 20  # of a classroom
+GRACE, GRACE_OF_CLASS = 60.0, 300.0  # seconds; a lid that was closed, or a network that failed, costs no run
+ANY_HOST = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -55,6 +58,15 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="links to the page may choose files and models, too; opening one then reads or downloads them",
     )
+    p.add_argument(
+        "--classroom",
+        action="store_true",
+        help="a class with a teacher's page: students work as visitors, and the teacher sees and steers all seats",
+    )
+    p.add_argument(
+        "--seats", type=int, metavar="N", help=f"students in the classroom at the same time (default {SEATS})"
+    )
+    p.add_argument("--pin", help="of the teacher's page, 6 to 12 digits (default: a random one, printed at the start)")
     p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if available)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
     p.add_argument(
@@ -69,7 +81,12 @@ def parser() -> argparse.ArgumentParser:
         help="memory that the server may use; runs that would need more are refused or paused (default: 80%% of the "
         "machine's or container's)",
     )
-    p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
+    p.add_argument(
+        "--grace",
+        type=float,
+        help=f"seconds for which a closed page keeps its session (default {GRACE:.0f}, in a classroom "
+        f"{GRACE_OF_CLASS:.0f})",
+    )
     p.add_argument(
         "--resume",
         nargs="?",
@@ -108,27 +125,49 @@ def run(args: argparse.Namespace) -> int:
     """Serve as `args` say; return the exit code, see `main`."""
     with contextlib.ExitStack() as stack:
         try:
-            if args.max_sessions < 1:
-                raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
-            if args.desktop:
-                require_desktop(args)
+            check(args)
             port = args.port or ("0" if args.desktop else args.usual_port)
             listener = bind(args.host, port)  # before the slow imports
-            app = build(args, stack)
+            app = build(args, listener.getsockname()[1], stack)
         except (ValueError, OSError) as e:
             say(str(e), NAME)
             return 2
         return serve_window(app, listener) if args.desktop else serve(app, listener, args)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Complete and check the arguments, as far as that needs no slow imports; ValueError names the one that is
+    wrong."""
+    if args.max_sessions < 1:
+        raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
+    if not args.classroom and (args.seats is not None or args.pin is not None):
+        raise ValueError("--seats and --pin are for a classroom: add --classroom")
+    if args.classroom:
+        check_class(args)
+    if args.desktop:
+        require_desktop(args)
+
+
 def require_desktop(args: argparse.Namespace) -> None:
     """Raise ValueError if the page cannot have a window of its own, or others could reach it."""
     from sdlab.ui.desktop import require_window
 
-    if args.host not in LOOPBACK or args.public_url:
-        option = f"--public-url {args.public_url[0]}" if args.public_url else f"--host {args.host}"
-        raise ValueError(f"{option}: with --desktop, the server is for this computer only; leave one of them out")
+    others = [f"--host {args.host}"] if args.host not in LOOPBACK else []
+    others += ["--classroom"] if args.classroom else []
+    others += [f"--public-url {url}" for url in args.public_url]
+    if others:
+        raise ValueError(f"{others[0]}: with --desktop, the server is for this computer only; leave one of them out")
     require_window(has_screen())
+
+
+def check_class(args: argparse.Namespace) -> None:
+    """Complete and check the arguments of a classroom; ValueError names the one that is wrong."""
+    from sdlab.ui.pins import checked_pin, random_pin
+
+    args.seats = SEATS if args.seats is None else args.seats
+    if args.seats < 1:
+        raise ValueError(f"--seats {args.seats}: at least 1 is needed")
+    args.pin = random_pin() if args.pin is None else checked_pin(args.pin)
 
 
 def bind(host: str, port: str) -> socket.socket:
@@ -154,9 +193,9 @@ def start_preset(args: argparse.Namespace) -> str:
     return args.preset or (NETWORK_PRESET if args.prior else DEFAULT_PRESET)
 
 
-def build(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
-    """Return the application, with what it holds in `stack`; ValueError for an unknown preset, prior or device, or a
-    folder that cannot be used."""
+def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> Any:
+    """Return the application, which will listen on `port`, with what it holds in `stack`; ValueError for an unknown
+    preset, prior or device, or a folder that cannot be used."""
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
@@ -167,24 +206,30 @@ def build(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
     from sdlab.live.memory import Memory, bound
     from sdlab.priors.galleries import MEMORY_SHARE, SHARED
     from sdlab.settings import preset_names
+    from sdlab.ui.server import Class
     from sdlab.ui.server import build as build_server
-    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, VISITOR_UNSEEN, public
+    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, VISITOR_LANES, VISITOR_UNSEEN, public
     from sdlab.web import Site
 
     site = Site.of_environment(args.public_url, args.root_path, args.host)
-    local = args.host in LOOPBACK and not site.is_public
+    local = args.host in LOOPBACK and not site.is_public and not args.classroom
     named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
     memory = Memory(None if args.memory is None else int(args.memory * 1e9))
     SHARED.max_bytes = min(SHARED.max_bytes, int(MEMORY_SHARE * memory.limit))
-    unseen = None if local else VISITOR_UNSEEN
     store = kept_runs(args.resume, stack) if args.resume is not None else None
-    manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory, unseen)
-    manager.preload(settings, measure=not local)
+    sessions, grace, seats = args.max_sessions, GRACE, args.max_sessions
+    if args.classroom:  # nobody's lanes take another student's seat
+        sessions, grace, seats = args.seats * VISITOR_LANES, GRACE_OF_CLASS, args.seats
+    grace = grace if args.grace is None else args.grace
+    unseen = None if local else VISITOR_UNSEEN
+    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory, unseen)
+    manager.preload(settings, None if local else seats)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
-    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, store)
+    classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
+    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, store)
     bound(memory.limit)
     return app
 
@@ -237,7 +282,7 @@ def serve_window(app: Any, listener: socket.socket) -> int:
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.05)
-        url = address_of(listener.getsockname()[0], listener)
+        url = address(*listener.getsockname()[:2])
         tell(f"Score Distillation Lab has a window of its own, and is at {url} meanwhile")
         show(url)
     except RuntimeError as e:
@@ -255,7 +300,8 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
     from sdlab.ui.server import server as page_server
 
     server = page_server(app)
-    url = address_of(args.host, listener)
+    port = listener.getsockname()[1]
+    url = address("127.0.0.1" if args.host in ANY_HOST else args.host, port)
 
     def announce() -> None:
         while not server.started:
@@ -263,6 +309,8 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
                 return
             time.sleep(0.05)
         tell(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)")
+        if args.classroom:
+            tell_class(args, port, url)
         if args.host in LOOPBACK and not args.no_browser and has_screen():
             webbrowser.open(url)
 
@@ -270,6 +318,29 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(sockets=[listener])
     return 0
+
+
+def address(host: str, port: int) -> str:
+    """Return the address of the page at a host."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def addresses(args: argparse.Namespace, port: int, urls: Sequence[str] = ()) -> list[str]:
+    """Return the addresses that students can open: `urls` if there are any, or this machine's on its networks."""
+    from sdlab.machine import network_addresses
+
+    if urls:
+        return list(urls)
+    hosts = network_addresses() if args.host in ANY_HOST else [args.host]
+    return [address(host, port) for host in hosts or ["127.0.0.1"]]
+
+
+def tell_class(args: argparse.Namespace, port: int, url: str) -> None:
+    """Print what students and teacher open, and the PIN: here, and nowhere else."""
+    tell(f"Students: {'  or  '.join(args.public_url or addresses(args, port))}")
+    if args.host in LOOPBACK and not args.public_url:
+        tell("Only this computer reaches this address: add --host 0.0.0.0 for others.")
+    tell(f"Teacher:  {url}teacher/  PIN {args.pin}")
 
 
 def has_screen() -> bool:

@@ -114,7 +114,7 @@ def test_a_server_says_how_many_seats_it_carries(quick, monkeypatch: pytest.Monk
     monkeypatch.setattr(manager_module, "tell", told.append)
     monkeypatch.setattr(capacity, "SECONDS", 0.05)
     manager = Manager(max_sessions=4, memory=Memory(64_000_000_000))
-    manager.preload(quick, measure=True)
+    manager.preload(quick, 4)
     until(lambda: told)
     manager.shutdown()
     found = manager.capacity

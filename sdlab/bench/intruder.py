@@ -99,7 +99,7 @@ def succeeded(page: BrowserPage, own: Seat, others: Mapping[str, Seat], attempt:
     if status == 101:
         return f"{attempt.what}: the WebSocket sent a message"
     told = _json(text)
-    if isinstance(told, dict) and not told.get("token"):  # a page without a desk, which is told just that
+    if isinstance(told, dict) and told.get("token", "") in ("", own.desk):  # it is told that it has no other desk
         return ""
     return f"{attempt.what}: status {status}, {text[:80]!r}"
 

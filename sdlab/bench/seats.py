@@ -66,7 +66,7 @@ def alone(s: Settings, device: torch.device, most: int, seconds: float) -> dict[
     manager.preload(s)
     try:
         until(lambda: manager.pool.get(s.prior, device, lambda _: None), "the prior")
-        capacity = manager._measured(s)
+        capacity = manager.measured(s, most)
         counts = sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
         rows = [_together(manager, s, n, seconds, capacity) for n in counts]
         hidden = _hidden_share(manager, s, seconds) if most > 1 else None
@@ -246,8 +246,8 @@ def _refused(browser: Browser, site: Site) -> str:
     """Return what one page more than there are seats is told."""
     tab = Tab(browser, site, view=False)
     try:
-        tab.page.wait_for_selector("#again:not([hidden])")
-        return tab.page.inner_text("#status .say")
+        tab.page.wait_for_selector("#status .say")
+        return " ".join(tab.page.inner_text("#status [data-panel]").split())
     finally:
         tab.close()
 

@@ -132,27 +132,27 @@ class Manager:
             how = (self._sessions, self._closing)
             threading.Thread(target=memory.watch, args=how, name="sdlab-memory", daemon=True).start()
 
-    def preload(self, settings: Settings, measure: bool = False) -> None:
-        """Load and compile for the first user in the background; with `measure`, find out and print how many seats
-        there can be. An error is said on the console; the sessions that need the prior meet it again and report it to
-        their users."""
+    def preload(self, settings: Settings, users: int | None = None) -> None:
+        """Load and compile for the first user in the background; for a server with `users` at the same time, measure
+        and print how fast their runs can be. An error is said on the console; the sessions that need the prior meet it
+        again and report it to their users."""
 
         def work() -> None:
             try:
                 prepare_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
-                if measure:
-                    self.capacity = self._measured(settings)
+                if users is not None:
+                    self.capacity = self.measured(settings, users)
                     tell(f"Seats: {self.capacity}")
             except Exception as e:
                 say(f"the prior cannot be prepared: {reason(e)}")
 
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
 
-    def _measured(self, settings: Settings) -> Capacity:
-        """Return how many runs of `settings` there can be."""
+    def measured(self, settings: Settings, users: int) -> Capacity:
+        """Return how many runs of `settings` there can be, and how fast they are with as many `users`."""
         room = max(self.memory.limit - resident_bytes(), 0) if self.memory is not None else None
         turnstile = self.turnstile or Turnstile(finish=_finisher(self.device))
-        return measured(settings, self.device, self.pool.get, turnstile, self.max_sessions, self.history, room)
+        return measured(settings, self.device, self.pool.get, turnstile, users, self.history, room)
 
     def open(self, settings: Settings, client: Client | None = None) -> Seat:
         """Start a new session of `client` (None: a new one without limits) in its own thread, waiting for Resume.
@@ -200,9 +200,13 @@ class Manager:
         thread.start()
         return seat
 
+    def must_have_room(self, client: Client) -> None:
+        """Raise RuntimeError when all seats are taken, or all that the client may have, or the memory is full."""
+        with self._lock:
+            self._must_have_room(client)
+
     def _must_have_room(self, client: Client) -> None:
-        """Raise RuntimeError when all seats are taken, or all that the client may have, or the memory is full. The
-        caller holds the lock."""
+        """See `must_have_room`; the caller holds the lock."""
         if len(self._seats) >= self.max_sessions:
             raise RuntimeError(
                 f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
@@ -287,4 +291,4 @@ class Manager:
 
     def _is_unseen(self, seat: Seat, now: float) -> bool:
         """Return whether a seat runs although nobody has looked for a while."""
-        return self.unseen is not None and seat.session.running and now - seat.client.attended > self.unseen
+        return self.unseen is not None and seat.session.stepping and now - seat.client.attended > self.unseen

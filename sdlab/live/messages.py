@@ -37,6 +37,13 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Take no steps until told otherwise, whatever else is commanded; a run that was running then continues."""
+
+    on: bool = True
+
+
+@dataclass(frozen=True)
 class Advance:
     """Take `n` steps, then pause; several commands add up."""
 
@@ -65,7 +72,7 @@ class Stop:
     """End the session."""
 
 
-Command = Patch | Pause | Resume | Advance | Reset | Goto | Compare | Stop
+Command = Patch | Pause | Resume | Hold | Advance | Reset | Goto | Compare | Stop
 
 # ---- events ----------------------------------------------------------------------------------------------
 

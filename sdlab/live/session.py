@@ -38,6 +38,7 @@ from sdlab.live.messages import (
     Event,
     Failed,
     Goto,
+    Hold,
     Noted,
     Patch,
     Pause,
@@ -109,6 +110,7 @@ class Session:
         self.status = Status(0, "loading", "not started yet")
         self.in_detail = False  # whether statistics include those of a step's predictions; set while a page shows them
         self.running = False
+        self.on_hold = False  # takes no steps, although it may be `running`
         self.steps_left: int | None = None  # until the pause that an Advance asked for
         self._run = Run.of(settings)
         self.turn = turn or Turnstile().turn(Account())
@@ -158,6 +160,11 @@ class Session:
     def timeline(self) -> Timeline:
         """The history of the run."""
         return self._run.timeline
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the run takes steps as soon as it has a state."""
+        return self.running and not self.on_hold
 
     @property
     def watched(self) -> tuple[int | None, int | None]:
@@ -287,7 +294,7 @@ class Session:
                 return
             if self._error is not None and until is not None:
                 raise RuntimeError(f"stopped at step {self._run.step}: {reason(self._error)}") from self._error
-            if self.running and self._run.state is not None:
+            if self.stepping and self._run.state is not None:
                 for command in self._planned.pop(self._run.step, ()):
                     self.do(command)
                 self.advance()
@@ -388,7 +395,7 @@ class Session:
     def _serve(self) -> None:
         """Carry out all waiting commands; wait for one when there is nothing else to do."""
         while True:
-            waits = not self.running or self._run.state is None
+            waits = not self.stepping or self._run.state is None
             given_up = self._error is not None and self._until is not None
             idle = waits and not (self._stopped or given_up or self._watching.comparing)
             try:
@@ -474,6 +481,11 @@ class Session:
                     self.prepare()  # a second try after a failure
                 self.steps_left = (self.steps_left or 0) + command.n if isinstance(command, Advance) else None
                 self.running, self._error, self.turn.stop = True, None, ""
+                self._settle()
+            case Hold(on):
+                self.on_hold = on
+                if self._run.state is not None:
+                    self._publish()
                 self._settle()
             case Reset():
                 run = self._run.following(self.settings, self.settings)
@@ -738,7 +750,7 @@ class Session:
         """Restore the status line after a command that set its own."""
         if self._run.state is None:
             self._set_status("failed", self._failure)
-        elif self.running:
+        elif self.stepping:
             self._set_status("running", "running")
         elif progress := self._warm_up_progress():
             self._set_status("paused", f"paused at step {self._run.step}, {progress}")
@@ -762,13 +774,13 @@ class Session:
         self._published_at = time.monotonic()
         self.latest.set(frame)
         for looking in (self._watching, self.rendering):
-            looking.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
+            looking.look(self._run, now=not self.stepping)  # while paused, no later frame makes up for it
         if self.in_detail:
-            self._watching.go_around(self._run, now=not self.running)
+            self._watching.go_around(self._run, now=not self.stepping)
 
     def _render(self) -> None:
         """Answer somebody who wants to see the scene rendered."""
-        self.rendering.answer(self._run, self.running)
+        self.rendering.answer(self._run, self.stepping)
 
     def _film(self) -> None:
         """Add the current state to the timeline's film, if a shot is due. Images of a flat scene may cost a decoder

@@ -164,6 +164,8 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
             _make(page, desk, lane, str(kind))
         case {"do": "cancel", "id": result}:
             desk.shelf.cancel(str(result))
+        case {"do": "name", "name": str(name)} if desk.place is not None:
+            desk.place.call(name)
 
 
 def _make(page: Page, desk: Desk, lane: Lane, kind: str) -> None:

@@ -22,6 +22,7 @@ from sdlab.ui.form import form_state
 from sdlab.ui.keeper import Returned
 from sdlab.ui.lane import Lane, view_modes
 from sdlab.ui.links import Opened
+from sdlab.ui.places import Place
 from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
 from sdlab.ui.visitors import MAX_LANES
@@ -53,6 +54,7 @@ class Desk:
         self.tab = TABS[0]
         self.uploads = Uploads()
         self.offer: Offer | Returned | None = None  # to continue a run, dropped onto the page or from before a restart
+        self.place: Place | None = None  # in a classroom
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
         self.exact = False  # whether the lens shows exact predictions beside the network's
@@ -224,13 +226,16 @@ class Desk:
         told: dict[str, Any] = {} if self._shown else nothing()
         phases: set[Phase] = {each.seat.session.status.phase for each in read}
         self._put(told, "status", read[lane].status)
-        self._put(told, "controls", {"can": pressable(phases), "again": ""})
+        frozen = self.place is not None and self.place.room.frozen
+        self._put(told, "controls", {"can": pressable(phases, frozen), "again": ""})
         self._put(told, "stage", self._stage())
         self._put(told, "timeline", lane.history())
         self._put(told, "live", _live(lane))
         self._put(told, "preset", lane.preset)
         offer = self.offer
         self._put(told, "offer", None if offer is None else offer.told)
+        if (place := self.place) is not None:
+            self._put(told, "room", place.told())
         if (opened := self.opened) is not None:
             self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
         self._put_form(told, lane, read[lane].stale)
@@ -354,9 +359,11 @@ def nothing() -> dict[str, Any]:
     }
 
 
-def pressable(phases: Collection[Phase]) -> dict[str, bool]:
-    """Return which run buttons make sense while the lanes are in these phases. Start may be pressed while a lane is
-    still loading."""
+def pressable(phases: Collection[Phase], frozen: bool = False) -> dict[str, bool]:
+    """Return which run buttons make sense while the lanes are in these phases: none while the class is `frozen`. Start
+    may be pressed while a lane is still loading."""
+    if frozen:
+        return dict.fromkeys(("start", "pause", "step", "reset"), False)
     runs = "running" in phases
     idle = not frozenset(phases).isdisjoint(("ready", "paused", "failed"))
     return {"start": set(phases) != {"running"}, "pause": runs, "step": idle, "reset": idle or runs}

@@ -21,6 +21,7 @@ from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
 from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
+from sdlab.ui.places import NAME
 from sdlab.ui.uploads import RUN
 from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.ui.wording import TITLE
@@ -60,11 +61,20 @@ def head() -> str:
     return "".join(f'<link rel="modulepreload" href="page/{name}">' for name in MODULES)
 
 
-def blocks(visitors: Visitors, preset: str | None, device: torch.device, urls: Sequence[str] = ()) -> gr.Blocks:
-    """Return the page, which is published at `urls`; to be mounted with `theme`, `head` and page.css."""
+def blocks(
+    visitors: Visitors,
+    preset: str | None,
+    device: torch.device,
+    urls: Sequence[str] = (),
+    classroom: bool = False,
+) -> gr.Blocks:
+    """Return the page, which is published at `urls`, of a `classroom` or not; to be mounted with `theme`, `head` and
+    page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
+        if classroom:
+            _part("room", "room.js", _ROOM)
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
@@ -175,6 +185,11 @@ _DROP = (
     '<div class="offer card" role="status" hidden><p></p><button type="button" class="primary" data-yes></button>'
     '<button type="button" data-no>Not now</button></div>'
 )
+_ROOM = (
+    f'<div class="room"><b data-number></b><label>Your name, if you like <input type="text" maxlength="{NAME}" '
+    'autocomplete="off" spellcheck="false"></label><p class="frozen" role="status"></p>'
+    '<p class="message" role="status"></p></div>'
+)
 _LINK = (
     '<div class="link-notes card" role="status" hidden><p></p><ul></ul>'
     '<button type="button" aria-label="Close these remarks">&times;</button></div>'
@@ -185,6 +200,9 @@ _LINK = (
     '<div class="row"><button type="button" class="primary" data-copy autofocus>Copy</button>'
     '<a target="_blank" rel="noopener">Open in a new tab</a><output></output></div>'
     '<ul class="remarks"></ul>'
+    '<p class="back">To continue this very run elsewhere, or after this page was closed: <button type="button" '
+    "data-back>Copy a link back to it</button><output></output> Keep it to yourself: who has it has the run. A run "
+    "ends a while after its page was closed.</p>"
     f"<fieldset><legend>What do you want to hide?</legend>{_ticks('hide', PARTS)}</fieldset>"
     f"<fieldset><legend>What must stay as it is?</legend>{_ticks('lock', LOCKABLE)}</fieldset>"
     '<fieldset><legend>Size of the text</legend><label><input type="checkbox" data-text> Large, for a projector</label>'

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 # Gradio reads these: no telemetry, and no history of runs in the visitors' browsers.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -23,15 +23,27 @@ from sdlab import parsing
 from sdlab.live.kept import Store
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
-from sdlab.ui import answers, flat_view, front, layout, results, uploads
+from sdlab.ui import answers, flat_view, front, layout, results, teacher, uploads
+from sdlab.ui.classroom import Classroom
+from sdlab.ui.door import Door
 from sdlab.ui.guard import Guard
 from sdlab.ui.links import Links
 from sdlab.ui.page import Page
+from sdlab.ui.places import Room
 from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.viewport import proxy
 from sdlab.viewport.proxy import MAX_FRAME
 from sdlab.viewport.splat_view import Viewports
 from sdlab.web import ANYWHERE, Site, embedders, refusal
+
+
+class Class(NamedTuple):
+    """A classroom: its number of seats, the teacher's PIN, and the addresses that students open."""
+
+    seats: int
+    pin: str
+    addresses: tuple[str, ...] = ()
+
 
 SPARE = 2  # processes that wait for uploads, so that the first visitor's file does not delay the second's
 
@@ -44,17 +56,19 @@ def build(
     on_space: bool = False,
     site: Site = ANYWHERE,
     trust_links: bool = False,
+    classroom: Class | None = None,
     store: Store | None = None,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
-    addresses of `site`. `trust_links` lets links choose files and models where the page itself may. Runs are kept in
-    `store`. The manager's sessions end with the application.
+    addresses of `site`. `trust_links` lets links choose files and models where the page itself may. A `classroom` has a
+    teacher's page. Runs are kept in `store`. The manager's sessions end with the application.
     """
     viewports = Viewports()
     visitors = Visitors(settings, locked)
-    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), store)
+    room = Room(classroom.seats) if classroom is not None else None
+    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), room, store)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +86,7 @@ def build(
     # A redirect to an address with a slash would name the host and scheme that the proxy has used.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
-    app.add_middleware(Guard, site=site)
+    app.add_middleware(Guard, site=site, classroom=room is not None)
     framed_by = embedders(on_space)
     for router in (  # before the page, which is mounted at / and would answer for every address
         proxy.routes(viewports, framed_by, site),
@@ -83,11 +97,14 @@ def build(
         modules(),
     ):
         app.include_router(router)
+    if classroom is not None and room is not None:
+        teaching = Classroom(page, room, classroom.addresses)
+        app.include_router(teacher.routes(teaching, Door(classroom.pin)))
 
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
     gr.mount_gradio_app(
         app,
-        layout.blocks(visitors, preset, manager.device, site.urls),
+        layout.blocks(visitors, preset, manager.device, site.urls, room is not None),
         path="/",
         root_path="",  # whatever GRADIO_ROOT_PATH says: see `front`
         theme=layout.theme(),

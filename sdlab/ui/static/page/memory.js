@@ -17,8 +17,9 @@ function recall(storage, key) {
 }
 
 /** @param {string} token */
-export function keepDesk(token) {
-  keep(() => sessionStorage, DESK, token);
+export const keepDesk = (token) => keep(() => sessionStorage, DESK, token);
+/** @param {string} token */
+export function keepLast(token) {
   const others = lastDesks().filter((desk) => desk.token !== token);
   keep(() => localStorage, DESKS, JSON.stringify([{ token, query: location.search }, ...others].slice(0, MOST_DESKS)));
 }
@@ -60,3 +61,10 @@ export const isFreshLink = () => location.search !== "" && location.search !== (
 
 /** The desk that this tab had before it was loaded, "" if none. */
 export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";
+
+/** The token in the address of a link back to a desk, which is taken out of it; "" if there is none. */
+export function takeBack() {
+  const token = /^#back=([\w-]{1,64})$/.exec(location.hash)?.[1] ?? "";
+  if (token) history.replaceState(history.state, "", location.pathname + location.search);
+  return token;
+}
