@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 from test_handlers import Browser, Views, presets_are_read_once, ready, settings  # noqa: F401
 from waiting import LONG, until
 
+from sdlab.bench import visitor
 from sdlab.live import kept
 from sdlab.live.checkpoint import Saved
 from sdlab.live.kept import INDEX, MOST_AGE, Store
@@ -419,3 +421,42 @@ def test_a_server_killed_in_mid_run_offers_the_run_again_bit_for_bit(folder: Pat
     assert found.parts["scene"]["means"].equal(wanted.parts["scene"]["means"])
     assert found.parts["optim"].keys() == wanted.parts["optim"].keys()
     assert found.parts["session"]["regime"] == wanted.parts["session"]["regime"]
+
+
+@pytest.mark.nightly
+@pytest.mark.browser
+@pytest.mark.usefixtures("with_browser")
+def test_a_browser_that_was_killed_finds_its_run_at_the_same_address(folder: Path, tmp_path: Path):
+    from playwright.sync_api import sync_playwright
+
+    server = Program(folder)
+    seen: list[tuple[str, int]] = []
+    try:
+        for _ in range(2):
+            with sync_playwright() as p:
+                context = p.chromium.launch_persistent_context(
+                    tmp_path / "profile", executable_path=visitor._chromium(), args=list(visitor.SOFTWARE_GL)
+                )
+                page = context.new_page()
+                page.set_default_timeout(1000 * 2 * LONG)
+                page.goto(str(server.client.base_url))
+                page.wait_for_selector('#status [data-phase="ready"], #status [data-phase="paused"]')
+                if not seen:
+                    page.click("#start")
+                    page.wait_for_selector('#status [data-step]:not([data-step="0"])')
+                    page.click("#pause")
+                page.wait_for_selector('#status [data-phase="paused"]')
+                time.sleep(8)  # browsers write their storage after some seconds
+                seen.append(
+                    (
+                        page.evaluate("sessionStorage.getItem('sdlab-desk')"),
+                        int(page.get_attribute("#status .status", "data-step") or 0),
+                    )
+                )
+                for process in psutil.Process().children(recursive=True):
+                    if "chrom" in process.name():
+                        process.kill()
+    finally:
+        server.kill()
+    assert seen[0] == seen[1]
+    assert seen[0][1] > 0

@@ -271,10 +271,13 @@ class Calls:
 
 
 def _asked_for(path: str, body: bytes) -> str:
-    """Return the name of a request: "poll", the verb of the first act, or "arrive"."""
+    """Return the name of a request: "poll", the verb of the first act, or "arrive"; "refused" for acts that were
+    refused before they were read."""
     if path.startswith(NEWS):
         return "poll"
-    return json.loads(body)[0]["do"] if path.startswith(DO) else "arrive"
+    if not path.startswith(DO):
+        return "arrive"
+    return json.loads(body)[0]["do"] if body else "refused"
 
 
 class Site:

@@ -83,7 +83,9 @@ class Keeper:
         """Keep what has changed once more, as far as sessions answer quickly."""
         self._closing.set()
         if self._thread.ident is not None:
-            self._thread.join(PATIENCE)
+            self._thread.join(CLOSING)
+        if self._thread.is_alive():  # it waits for a session whose step takes long
+            return
         for desk in list(self._desks()):
             self.keep(desk, CLOSING)
 
