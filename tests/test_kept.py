@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 import torch
+import trimesh
 from test_handlers import Browser, Views, presets_are_read_once, ready, settings  # noqa: F401
 from waiting import LONG, until
 
@@ -40,7 +41,7 @@ class Server:
         own, locked = public(own or settings()) if shared else (own or settings(), ())
         self.manager = Manager(max_sessions=seats)
         visitors = Visitors(own, locked)
-        self.page = Page(self.manager, Views(), visitors, "mixture", Links(visitors), Store(folder))
+        self.page = Page(self.manager, Views(), visitors, "mixture", Links(visitors), store=Store(folder))
 
     @property
     def keeper(self) -> Keeper:
@@ -138,7 +139,13 @@ def test_only_the_last_checkpoint_stays_and_an_interrupted_one_changes_nothing(f
 
 @pytest.mark.parametrize(
     "index",
-    ["", "[]", "{}", '{"format": 2, "at": 1, "lanes": []}', '{"at": 1, "format": 1, "lanes": [{"part": "../x"}]}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2, "at": 1, "lanes": []}',
+        '{"at": 1, "format": 1, "lanes": [{"part": "../x", "files": {}}]}',
+    ],
 )
 def test_a_damaged_index_is_no_run(folder: Path, index: str):
     store = Store(folder)
@@ -213,6 +220,38 @@ def test_all_lanes_come_back(folder: Path, server: Server):
         after.act(do="continue")
         until(lambda: [lane.step for lane in after.desk.lanes] == [4, 4])
         assert [means(after, lane).equal(wanted[lane]) for lane in (0, 1)] == [True, True]
+    finally:
+        again.end()
+
+
+def test_a_run_that_started_from_an_uploaded_file_comes_back_with_it(folder: Path, server: Server, tmp_path: Path):
+    box = trimesh.creation.box()
+    bringing = server.page.bringing((before := arrived(server, "page")).token)
+    assert bringing is not None
+    ready(before)
+    bringing.receive("scene.file", "a box.ply", box.export(file_type="ply"))
+    until(lambda: before.desk.focus.settings.knob("scene.start").value == "file")
+    walked(before, 2)
+    server.keep(before)
+    walked(before, 1)
+    wanted = means(before)
+    server.end()
+    before.desk.uploads.close()
+
+    again = Server(folder)
+    try:
+        after = arrived(again, "page", before.token)
+        path = Path(after.desk.focus.settings.knob("scene.file").value)
+        assert path.read_bytes() == box.export(file_type="ply")
+        assert path.name.endswith("-a-box.ply")
+        after.act(do="continue")
+        until(lambda: after.desk.lanes[0].step == 2)
+        walked(after, 1)
+        assert means(after).equal(wanted)
+        again.keep(after)  # under its new name
+        kept_files = [path.name for path in folder.glob("*/files/*")]
+        assert len(kept_files) == 1
+        assert path.parent.name in kept_files[0]
     finally:
         again.end()
 

@@ -13,13 +13,15 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdlab.files import LOCK, Locked, held, remove, why, write_whole
+from sdlab.files import LOCK, Locked, held, remove, whole, why, write_whole
+from sdlab.knobs import FrozenDict
 from sdlab.live import checkpoint
 from sdlab.live.checkpoint import Saved
 from sdlab.live.moments import size_of
@@ -30,17 +32,21 @@ MOST_RUN = 400_000_000  # bytes of the state of one lane; an auxiliary network w
 MOST_BYTES = 4_000_000_000  # of all runs; the oldest are removed first
 MOST_AGE = 7 * 24 * 3600.0  # seconds
 NAME = re.compile(r"[0-9a-f]{64}")
+FILES = "files"
+FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 PART = re.compile(r"[0-9]{1,12}")  # the folder of a checkpoint
 PROMPT = 60  # characters of the prompt that a list shows
 
 
 class KeptLane(NamedTuple):
-    """The checkpoint of one lane, in the sub-folder `part`; `preset` is the one that was picked last."""
+    """The checkpoint of one lane, in the sub-folder `part`; `preset` is the one that was picked last. `files` are the
+    names, below `FILES`, of the uploaded files that it uses, by knob."""
 
     part: str
     step: int
     preset: str | None
     prompt: str
+    files: Mapping[str, str]
 
 
 class KeptRun(NamedTuple):
@@ -53,6 +59,10 @@ class KeptRun(NamedTuple):
     def load(self, lane: KeptLane) -> Saved:
         """Return the checkpoint of a lane. ValueError if it is damaged or gone."""
         return checkpoint.load(self.folder / lane.part)
+
+    def files(self, lane: KeptLane) -> dict[str, Path]:
+        """Return the uploaded files of a lane, by knob."""
+        return {knob: self.folder / FILES / name for knob, name in lane.files.items()}
 
     def __str__(self) -> str:
         first, *others = self.lanes
@@ -93,9 +103,11 @@ class Store:
         found = (_read(path) for path in self.folder.iterdir() if NAME.fullmatch(path.name))
         return sorted((run for run in found if run is not None), key=lambda run: -run.at)
 
-    def write(self, token: str, saved: Saved, preset: str | None, prompt: str) -> KeptLane:
-        """Write the checkpoint of a lane, to be named in `commit`. ValueError if it is too large, OSError if it cannot
-        be written."""
+    def write(
+        self, token: str, saved: Saved, preset: str | None, prompt: str, uploads: Mapping[str, Path] = FrozenDict()
+    ) -> KeptLane:
+        """Write the checkpoint of a lane, to be named in `commit`, and copies of its `uploads`, by knob. ValueError if
+        it is too large, OSError if it cannot be written."""
         if size_of(saved.parts) > MOST_RUN:
             raise ValueError(f"its state is larger than {MOST_RUN / 1e6:.0f} MB")
         folder = self._of(token)
@@ -106,16 +118,17 @@ class Store:
         except OSError:
             remove(folder / part)
             raise
-        return KeptLane(part, saved.step, preset, prompt[:PROMPT])
+        files = {knob: _copied(path, folder / FILES) for knob, path in uploads.items()}
+        return KeptLane(part, saved.step, preset, prompt[:PROMPT], files)
 
     def commit(self, token: str, lanes: Sequence[KeptLane]) -> None:
         """Let these be the run of a desk, and remove the checkpoints before. OSError if that cannot be written."""
         folder = self._of(token)
         told = {"format": FORMAT, "at": time.time(), "lanes": [lane._asdict() for lane in lanes]}
         write_whole(folder / INDEX, json.dumps(told))
-        parts = {lane.part for lane in lanes}
-        for path in folder.iterdir():
-            if path.name != INDEX and path.name not in parts:
+        used = {INDEX, FILES} | {lane.part for lane in lanes} | {name for lane in lanes for name in lane.files.values()}
+        for path in (*folder.iterdir(), *(folder / FILES).glob("*")):
+            if path.name not in used:
                 remove(path)
 
     def prune(self) -> None:
@@ -142,6 +155,16 @@ def ago(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
+def _copied(path: Path, folder: Path) -> str:
+    """Copy an uploaded file to a folder, unless that was done; return the name that it has there."""
+    name = f"{path.parent.name}-{path.name}"  # files of the same name may have been uploaded to several pages
+    if not (folder / name).exists():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with whole(folder / name) as scratch:
+            shutil.copyfile(path, scratch)
+    return name
+
+
 def _is_ours(path: Path) -> bool:
     return path.name == LOCK or NAME.fullmatch(path.name) is not None
 
@@ -161,8 +184,12 @@ def _lane(told: dict[str, Any]) -> KeptLane:
     """Return a lane of an index; ValueError, KeyError or TypeError if it is none."""
     if not PART.fullmatch(told["part"]):
         raise ValueError("no folder of a checkpoint")
-    preset = told["preset"]
-    return KeptLane(told["part"], int(told["step"]), None if preset is None else str(preset), str(told["prompt"]))
+    preset, files = told["preset"], dict(told["files"])
+    if not all(FILE.fullmatch(name) for name in files.values()):
+        raise ValueError("no name of an uploaded file")
+    return KeptLane(
+        told["part"], int(told["step"]), None if preset is None else str(preset), str(told["prompt"]), files
+    )
 
 
 def _bytes_in(folder: Path) -> int:

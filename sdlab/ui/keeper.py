@@ -16,10 +16,10 @@ from sdlab.errors import reason
 from sdlab.live import checkpoint
 from sdlab.live.checkpoint import Saved
 from sdlab.live.kept import MOST_AGE, KeptLane, KeptRun, Store, ago
-from sdlab.settings import Settings
+from sdlab.settings import Settings, to_toml
 from sdlab.ui.lane import Lane
 from sdlab.ui.links import Opened
-from sdlab.ui.uploads import without_uploads
+from sdlab.ui.uploads import Uploads, uploaded, without_uploads
 from sdlab.ui.visitors import Visitors
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ class Returned:
     """The run of a page that came back after its session had ended, which it may continue; its desk does not write over
     it before that is decided."""
 
-    def __init__(self, run: KeptRun, lanes: list[tuple[Saved, Settings, str | None]]) -> None:
+    def __init__(self, run: KeptRun, lanes: list[tuple[Saved, Settings, str | None]], uploads: Uploads) -> None:
         self._lanes = lanes
+        self.uploads = uploads  # which the desk gets
         first, others = run.lanes[0], len(run.lanes) - 1
         lost = f"; {others + 1 - len(lanes)} of its lanes cannot" if len(lanes) <= others else ""
         more = f" with {len(lanes)} lanes" if len(lanes) > 1 else ""
@@ -113,7 +114,7 @@ class Keeper:
 
     def _keep(self, desk: Desk, patience: float) -> None:
         before, now = self._written.get(desk.id, {}), {}
-        lanes = [lane for lane in desk.lanes if lane.step > 0 and not _has_uploads(lane)]
+        lanes = [lane for lane in desk.lanes if lane.step > 0]
         states = {lane: _state_of(lane) for lane in lanes}
         changed = [lane for lane in lanes if before.get(lane.seat.id, (None,))[0] != states[lane]]
         if not changed:
@@ -122,7 +123,8 @@ class Keeper:
         for lane in lanes:
             if lane in asked:
                 saved = asked[lane].result(patience)
-                kept = self._store.write(desk.id, saved, lane.preset, lane.settings.prompt.text)
+                files = uploaded(checkpoint.settings_of(saved))
+                kept = self._store.write(desk.id, saved, lane.preset, lane.settings.prompt.text, files)
                 now[lane.seat.id] = states[lane], kept
             else:
                 now[lane.seat.id] = before[lane.seat.id]
@@ -146,29 +148,27 @@ class Keeper:
         run = self._store.find(token) if token else None
         if run is None or time.time() - run.at > MOST_AGE:
             return None
-        lanes = []
+        lanes, uploads = [], Uploads()
         for lane in run.lanes:
             try:
                 saved = run.load(lane)
                 settings = checkpoint.settings_of(saved)
                 self._must_be_allowed(settings, opened)
-            except ValueError as e:
-                say(f"a kept run cannot be offered: {e}")
+                files = {knob: str(uploads.adopt(path)) for knob, path in run.files(lane).items()}
+                settings = settings.patch_all(list(files.items()))
+            except (ValueError, OSError) as e:
+                say(f"a kept run cannot be offered: {reason(e)}")
                 continue
+            saved = saved._replace(texts={**saved.texts, checkpoint.SETTINGS: to_toml(settings)})
             lanes.append((saved, settings, lane.preset))
-        return Returned(run, lanes) if lanes else None
+        return Returned(run, lanes, uploads) if lanes else None
 
     def _must_be_allowed(self, settings: Settings, opened: Opened) -> None:
-        """Raise ValueError if a page may not have these settings on this server."""
+        """Raise ValueError if a page may not have these settings, uploaded files aside, on this server."""
         opened.link.must_keep(opened.link.settings, settings)
-        if self._visitors.admitted(settings, settings) != settings or without_uploads(settings)[1]:
-            raise ValueError("it uses files that are gone, or that this server has others of")
-
-
-def _has_uploads(lane: Lane) -> bool:
-    """Return whether a run uses uploaded files, which go with its desk."""
-    session = lane.seat.session
-    return any(without_uploads(settings)[1] for settings in (session.settings, session.effective))
+        plain, _ = without_uploads(settings)
+        if self._visitors.admitted(plain, plain) != plain:
+            raise ValueError("its settings are not those that visitors of this server may have")
 
 
 def _state_of(lane: Lane) -> tuple[int, int]:

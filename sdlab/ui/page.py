@@ -292,6 +292,7 @@ class Page:
                 lane = self._lane(seat, preset, ticket.dark)
                 desk = Desk(lane, page, ticket.dark, self.visitors.most_lanes, opened, token)
                 desk.place, desk.offer = place, returned
+                desk.uploads = returned.uploads if returned is not None else desk.uploads
                 desk.shelf = self.shelves.open(desk.id)
             except OSError:
                 self._manager.close(seat.id)
