@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         "--seats", type=int, metavar="N", help=f"students in the classroom at the same time (default {SEATS})"
     )
     p.add_argument("--pin", help="of the teacher's page, 6 to 12 digits (default: a random one, printed at the start)")
+    p.add_argument(
+        "--own-loss",
+        type=Path,
+        metavar="FILE",
+        help="a loss of your own, in Python: a new file begins as an exercise; for a server on this machine only",
+    )
     p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if available)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
     p.add_argument(
@@ -199,7 +205,6 @@ def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> A
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
-    settings = settings_for(preset, [], prior__path=args.prior)
     device = choose_device(args.device)
 
     from sdlab.live.manager import Manager
@@ -213,6 +218,8 @@ def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> A
 
     site = Site.of_environment(args.public_url, args.root_path, args.host)
     local = args.host in LOOPBACK and not site.is_public and not args.classroom
+    own = own_loss(args.own_loss, local and site.loopback) if args.own_loss is not None else None
+    settings = settings_for(preset, [], prior__path=args.prior)
     named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
@@ -229,7 +236,7 @@ def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> A
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
     classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
-    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, store)
+    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, store)
     bound(memory.limit)
     return app
 
@@ -248,6 +255,22 @@ def kept_runs(folder: str, stack: contextlib.ExitStack) -> Any:
     for run in runs[:MOST_LISTED]:
         tell(f"  {run}")
     return store
+
+
+def own_loss(path: Path, local: bool) -> Any:
+    """Return the user's own loss in the file `path`, a new one if there is none; ValueError if it has an error, or
+    unless the server is `local`: what is in the file, or typed on the page, is code that the server runs."""
+    if not local or "SPACE_ID" in os.environ:
+        raise ValueError(
+            f"--own-loss {path}: it is code, so only a server that nobody else can reach runs it; leave out --host and "
+            "--public-url, and run it on your own machine"
+        )
+    from sdlab import own_loss
+
+    path = path.expanduser()
+    if own_loss.begin(path):
+        tell(f"{path} is new: an exercise to begin with")
+    return own_loss.OwnLoss(path)
 
 
 def say_rasteriser(device: Any) -> None:
@@ -303,16 +326,18 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
     port = listener.getsockname()[1]
     url = address("127.0.0.1" if args.host in ANY_HOST else args.host, port)
 
+    fragment = app.state.fragment
+
     def announce() -> None:
         while not server.started:
             if server.should_exit:
                 return
             time.sleep(0.05)
-        tell(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)")
+        tell(f"Score Distillation Lab is at {url}{fragment} (press Ctrl+C to stop)")
         if args.classroom:
             tell_class(args, port, url)
         if args.host in LOOPBACK and not args.no_browser and has_screen():
-            webbrowser.open(url)
+            webbrowser.open(url + fragment)
 
     threading.Thread(target=announce, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown

@@ -21,7 +21,7 @@ from sdlab.live.building import prepare_for
 from sdlab.live.capacity import Capacity, measured
 from sdlab.live.clients import NO_LIMIT, Client
 from sdlab.live.memory import Memory, resident_bytes
-from sdlab.live.messages import Patch, Pause, Stop
+from sdlab.live.messages import Command, Patch, Pause, Stop
 from sdlab.live.session import Fork, Session
 from sdlab.live.state import Run
 from sdlab.live.timeline import MOMENT_BYTES
@@ -252,6 +252,11 @@ class Manager:
         for callback in seat.on_close:
             with contextlib.suppress(Exception):  # a callback that fails must not skip the others
                 callback()
+
+    def send(self, command: Command) -> None:
+        """Send a command to all sessions."""
+        for session in self._sessions():
+            session.send(command)
 
     def _sessions(self) -> list[Session]:
         with self._lock:

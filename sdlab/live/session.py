@@ -46,6 +46,7 @@ from sdlab.live.messages import (
     Rejected,
     Reset,
     Resume,
+    Rewrite,
     Skipped,
     Status,
     Stepped,
@@ -59,7 +60,7 @@ from sdlab.live.timeline import MOMENT_BYTES, Timeline
 from sdlab.live.watching import Watching
 from sdlab.prompts import PROMPT, PromptBank
 from sdlab.scenes import FlatScene
-from sdlab.settings import Settings, to_toml
+from sdlab.settings import Settings, codes_of, to_toml
 from sdlab.step import Report, State, needs_warm_up, step, warm_up
 from sdlab.types import Frame, Prior
 
@@ -324,6 +325,14 @@ class Session:
             else:
                 self._settle()
 
+    def show(self) -> None:
+        """Finish a comparison under way, and publish a frame and the views around the object, for an owner that calls
+        `do` and `advance` itself."""
+        while self._watching.comparing:
+            self._compare_on()
+        self._publish()
+        self._watching.go_around(self._run, now=True)
+
     def moment(self) -> Moment:
         """Return a complete copy of the current state."""
         return moment_of(self._run)
@@ -344,7 +353,7 @@ class Session:
     def save(self, folder: Path, texts: Mapping[str, str] = FrozenDict()) -> Path:
         """Write a checkpoint of the current state into `folder`, with further `texts` by file name; return its path.
         OSError if it cannot be written."""
-        texts = {**texts, checkpoint.SETTINGS: to_toml(self.pinned())}
+        texts = {**texts, **codes_of(self.settings), checkpoint.SETTINGS: to_toml(self.pinned())}
         return checkpoint.save(folder, self.state.step, self.moment().parts, texts)
 
     def export(self, folder: Path, size: int = 256) -> list[Path]:
@@ -495,10 +504,12 @@ class Session:
                 self._settle()
             case Goto(number):
                 self._go_to(number)
-            case Compare():
+            case Compare(names):
                 self._builder.read_for_all_losses(self._run)
                 self._settle()
-                self._watching.compare(self._run)
+                self._watching.compare(self._run, names)
+            case Rewrite(loss) if loss is not type(self.settings.losses.get(loss.kind)):
+                self._adopt(self.settings.with_loss(loss), ((f"losses.{loss.kind}", "a new version"),))
             case Stop():
                 self._stopped = True
 
@@ -508,9 +519,12 @@ class Session:
         if all(kept < present for kept in timeline.steps()):
             timeline.keep(self.moment())  # to return to the current state
         moment = timeline.at(number)
+        now = self.settings  # the code of a loss is no part of the history
+        settings, begun = moment.settings.with_losses_of(now), moment.begun.with_losses_of(now)
         self._set_status("loading", f"going to step {moment.step}")
         try:
-            run = self._builder.resumed(self._run, moment)
+            target = dataclasses.replace(moment, settings=settings, begun=begun)
+            run = self._builder.resumed(self._run, target)
             if run.state is not None:
                 run.state.scene.note = self.state.scene.note  # about the same start
             self._switch(run, Went(moment.step))
@@ -522,13 +536,18 @@ class Session:
 
     def _patch(self, changes: Iterable[tuple[str, Any]]) -> None:
         """Validate `changes` and adopt them all or none; the run before them is restored if the next step fails."""
-        before, changes = self._run, tuple(changes)
+        changes = tuple(changes)
         try:
-            new = before.settings.patch_all(changes)
-            self._admit(new, before)
+            new = self.settings.patch_all(changes)
+            self._admit(new, self._run)
         except ValueError as e:
             self._reject(changes, str(e))
             return
+        self._adopt(new, changes)
+
+    def _adopt(self, new: Settings, changes: tuple[tuple[str, Any], ...]) -> None:
+        """Adopt the settings `new`, which differ by `changes`; the run before is restored if the next step fails."""
+        before = self._run
         moment = self.moment() if before.undo is None and before.state is not None else None
         try:
             run, waiting = self._builder.adopted(before, new)

@@ -15,8 +15,10 @@ from typing import Any
 from sdlab.lens import Comparison, LensPictures
 from sdlab.live.clients import Client
 from sdlab.live.messages import Command, Phase
+from sdlab.settings import OWN
 from sdlab.ui import charts, panels
 from sdlab.ui.dropped import Offer
+from sdlab.ui.editor import Editor, card
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
 from sdlab.ui.keeper import Returned
@@ -29,7 +31,7 @@ from sdlab.ui.visitors import MAX_LANES
 from sdlab.ui.wording import MODE_LABELS, duration, short, size
 
 LETTERS = "ABCD"
-TABS = ("lens", "charts", "versus", "results")
+TABS = ("lens", "charts", "versus", "results", "own")
 
 
 class Desk:
@@ -45,9 +47,11 @@ class Desk:
         most_lanes: int = MAX_LANES,
         opened: Opened | None = None,
         token: str = "",
+        editor: Editor | None = None,
     ) -> None:
         self.most_lanes = most_lanes
         self.opened = opened  # the link that the page was opened with
+        self.editor = editor  # of the user's own loss
         self.id = token or secrets.token_urlsafe(16)
         self.page = page  # the page that shows it (Gradio's session hash): each piece of news is sent once
         self.dark = dark  # theme of the page, also for views still to be opened
@@ -239,6 +243,9 @@ class Desk:
         if (opened := self.opened) is not None:
             self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
         self._put_form(told, lane, read[lane].stale)
+        if (editor := self.editor) is not None:
+            self._put(told, "card", (lane.seat.id, type(lane.settings.losses[OWN])), lambda: card(lane))
+            self._put(told, "own", editor.key(lane), lambda: editor.told(lane))
         match self.tab:
             case "lens":
                 self._put_lens(told, lane)

@@ -16,6 +16,7 @@ import gradio as gr
 import torch
 from gradio.themes.utils import fonts
 
+from sdlab.own_loss import OwnLoss
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
@@ -67,9 +68,10 @@ def blocks(
     device: torch.device,
     urls: Sequence[str] = (),
     classroom: bool = False,
+    own: OwnLoss | None = None,
 ) -> gr.Blocks:
-    """Return the page, which is published at `urls`, of a `classroom` or not; to be mounted with `theme`, `head` and
-    page.css."""
+    """Return the page, which is published at `urls`, of a `classroom` or not, with an editor if the user has a loss of
+    their `own`; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
@@ -88,7 +90,7 @@ def blocks(
                 state = {**form_state(visitors.settings), "preset": preset}
                 _part("form", "form.js", visitors.told(form), visitors.told(state))
             with gr.Column(elem_id="readings", elem_classes=["card"]):
-                _part("tabs", "tabs.js", _TABS)
+                _part("tabs", "tabs.js", _tabs(own is not None))
                 with gr.Row(elem_id="lens-panel"):
                     _panel("preview", no_preview())
                     _panel("lens", no_lens())
@@ -98,6 +100,8 @@ def blocks(
                     _part("comparing", "comparing.js", _COMPARING)
                     _panel("versus", no_comparison())
                 _part("results", "results.js", _RESULTS)
+                if own is not None:
+                    _part("own", "own.js", _OWN)
         _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
     return page
@@ -150,16 +154,21 @@ _TIMELINE = (
     '<div class="timeline"><button type="button" data-replay title="Replay the run">&#9655;</button>'
     '<div class="track"><i class="done"></i><span class="ticks"></span><b class="now"></b></div></div>'
 )
-_PANELS = ("lens-panel", "charts", "versus-panel", "results")  # shown by the tabs
-_TABS = (
-    '<nav role="tablist">'
-    + "".join(
+_PANELS = ("lens-panel", "charts", "versus-panel", "results", "own")  # shown by the tabs
+_TITLES = ("Lens", "Charts", "Compare losses", "Results", "My loss")
+
+
+def _tabs(own: bool) -> str:
+    """Return the tabs; the one of the user's own loss only if there is one."""
+    buttons = "".join(
         f'<button type="button" role="tab" data-tab="{name}" aria-controls="{panel}" '
         f'aria-selected="{str(name == TABS[0]).lower()}">{title}</button>'
-        for name, panel, title in zip(TABS, _PANELS, ("Lens", "Charts", "Compare losses", "Results"), strict=True)
+        for name, panel, title in zip(TABS, _PANELS, _TITLES, strict=True)
+        if own or name != "own"
     )
-    + "</nav>"
-)
+    return f'<nav role="tablist">{buttons}</nav>'
+
+
 _SCRUB = (
     '<div class="scrub"><label for="probe-t">Timestep t of the lens</label>'
     '<input id="probe-t" type="range" min="0" max="999" value="500"><output>as in each step</output>'
@@ -170,6 +179,20 @@ _SCRUB = (
 )
 _COMPARING = '<button type="button" id="compare" class="primary">Compare all losses at this step</button>'
 _RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
+_OWN = (
+    '<div class="own"><div class="write"><label for="own-text"></label>'
+    '<textarea id="own-text" rows="20" wrap="off" spellcheck="false" autocomplete="off" autocapitalize="off" '
+    'aria-describedby="own-keys own-error"></textarea>'
+    '<p id="own-error" class="say error" role="alert"></p>'
+    '<div class="row"><button type="button" class="primary" data-apply>Apply</button>'
+    '<button type="button" data-again title="Put the text of the exercise here; Apply then uses it">Start over</button>'
+    "<output data-said></output></div>"
+    '<p class="note" id="own-keys">Ctrl + Enter applies. Tab indents; to leave the text with the keyboard, press '
+    "Escape, then Tab.</p></div>"
+    '<div class="beside"><h3>Compared with SDS</h3><dl><dt>Cosine of the two gradients</dt><dd data-cosine></dd>'
+    '<dt>Ratio of their norms</dt><dd data-ratio></dd></dl><p class="note" data-about></p>'
+    '<button type="button" data-beside>Compare at this step</button></div></div>'
+)
 
 
 def _ticks(word: str, names: Mapping[str, str]) -> str:

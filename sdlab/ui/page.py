@@ -21,6 +21,7 @@ from sdlab.ui import acts
 from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.dropped import Offer, read_run
+from sdlab.ui.editor import Editor
 from sdlab.ui.keeper import Keeper, Returned
 from sdlab.ui.lane import Lane
 from sdlab.ui.line import Line, Ticket
@@ -48,10 +49,12 @@ class Page:
         preset: str | None = None,
         links: Links | None = None,
         room: Room | None = None,
+        editor: Editor | None = None,
         store: Store | None = None,
     ) -> None:
         self.visitors = visitors
         self.room = room
+        self.editor = editor  # of the user's own loss
         self.line = Line()
         self.keeper = Keeper(store, visitors, self.desks) if store is not None else None
         self._links = links or Links(visitors)
@@ -158,7 +161,22 @@ class Page:
             own.client.look(not hidden)
         if missed:
             own.forget()
+        if self.editor is not None:
+            self._follow(self.editor)
         return {"panels": self.visitors.told(own.news())}
+
+    def _follow(self, editor: Editor) -> None:
+        """Let all runs follow the file of the user's own loss, or tell all pages what is wrong with it."""
+        if not (problem := editor.look()):
+            return
+        with self._lock:
+            desks = list(self._desks.values())
+        for lane in [lane for desk in desks for lane in desk.lanes]:
+            lane.say("error", f"{problem}; {acts.STAYS}")
+
+    def _renewed(self, settings: Settings) -> Settings:
+        """Return the settings of a new run, with the newest version of the user's own loss."""
+        return settings if self.editor is None else self.editor.renewed(settings)
 
     def delay(self, token: str, acts: int = 0) -> float:
         """Return how many seconds a request has to wait that brings this number of acts, or asks for news (0): requests
@@ -286,11 +304,11 @@ class Page:
                     raise RuntimeError(OTHERS_FIRST)
                 token, returned = self._returned(ticket.kept, opened)
                 settings, preset = returned.first if returned is not None else (link.settings, link.preset)
-                seat = self._manager.open(settings, client)
+                seat = self._manager.open(self._renewed(settings), client)
                 place = self.room.place() if self.room is not None else None
             try:
                 lane = self._lane(seat, preset, ticket.dark)
-                desk = Desk(lane, page, ticket.dark, self.visitors.most_lanes, opened, token)
+                desk = Desk(lane, page, ticket.dark, self.visitors.most_lanes, opened, token, self.editor)
                 desk.place, desk.offer = place, returned
                 desk.uploads = returned.uploads if returned is not None else desk.uploads
                 desk.shelf = self.shelves.open(desk.id)
@@ -385,7 +403,7 @@ class Page:
         try:
             with self._door:  # or a page that waits would get the seat
                 self.close(lane)
-                seat = self._manager.open(settings, lane.seat.client)
+                seat = self._manager.open(self._renewed(settings), lane.seat.client)
             other = self._lane(seat, preset, desk.dark)
         except (RuntimeError, OSError) as e:
             if desk.lanes:

@@ -4,6 +4,7 @@
 
 const DESKS = "sdlab-desks", MOST_DESKS = 4;
 const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
+const EDITOR = "sdlab-editor";
 
 /** @param {() => Storage} storage whose mere mention fails where a frame may not store anything
  * @param {string} key @param {string} value */
@@ -58,6 +59,17 @@ export function restoreTheme() {
 export const keepLink = (query) => keep(() => sessionStorage, LINK, query);
 /** Whether the address has a query that this tab's desk is not for: a link was followed, or the address was edited. */
 export const isFreshLink = () => location.search !== "" && location.search !== (recall(() => sessionStorage, LINK) ?? "");
+
+/** The key with which this tab may write the user's own loss, "" without one. It comes with the address, from which it
+ * is removed: an address is copied, and shown on a wall. */
+export function editorKey() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("editor");
+  if (found) {
+    keep(() => sessionStorage, EDITOR, found);
+    history.replaceState(history.state, "", location.pathname + location.search);
+  }
+  return found ?? recall(() => sessionStorage, EDITOR) ?? "";
+}
 
 /** The desk that this tab had before it was loaded, "" if none. */
 export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";
