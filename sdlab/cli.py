@@ -1,4 +1,5 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | examples
+| toybox`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)
+    experiments.add_examples(commands)
     _add_toybox(commands)
     return parser
 

@@ -26,7 +26,7 @@ ROWS = [
     {"density", "starts", "training"},
     {"scenes", "prompts"},
     {"settings"},
-    {"step", "options", "export", "links"},
+    {"step", "options", "export", "links", "examples"},
     {"lens"},
     {"live"},
     {"headless", "viewport"},
