@@ -23,6 +23,7 @@ from PIL import Image
 from run_folders import run_folder, zipped
 from waiting import LONG, until
 
+from sdlab.bench.visitor import LIVE_ONLY, RETURNING
 from sdlab.export.writers import render_turntable
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Applied, Event, Failed, Noted, Patch, Rejected, Reset, Skipped, Status, Stepped
@@ -88,6 +89,7 @@ class Tab:
 
     def __init__(self, browser, manager: Manager, address: str, view: bool, **context) -> None:
         self.context = browser.new_context(viewport={"width": 960, "height": 640}, **context)
+        self.context.add_init_script(RETURNING)
         self.page = self.context.new_page()
         if not view:
             for views in ("**/viewport/**", "**/flat/**"):
@@ -140,7 +142,8 @@ class Tab:
 
     def view(self) -> np.ndarray:
         """The view in focus as it is drawn."""
-        return np.asarray(Image.open(io.BytesIO(self.page.locator(".lane.focus iframe").screenshot())).convert("RGB"))
+        shot = self.page.locator(".lane.focus iframe").screenshot(style=LIVE_ONLY)
+        return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
 
     def shoot(self, name: str) -> None:
         folder = ROOT / "test-artifacts"

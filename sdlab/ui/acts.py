@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from sdlab import settings as catalogue
+from sdlab.examples import Example
 from sdlab.export.writers import Material
 from sdlab.links import PRESET
 from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
@@ -61,6 +62,8 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             desk.focus.change(path, value)
         case {"do": "preset", "preset": str(name)} if name in page.visitors.presets:
             _pick_preset(page, desk, name)
+        case {"do": "example", "name": str(name)} if name in page.visitors.examples:
+            _open_example(page, desk, page.visitors.examples[name])
         case {"do": "settings", "settings": str(text), "name": str(name)}:
             try:
                 pick_file(page, desk, text, name)
@@ -84,6 +87,27 @@ def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") ->
     return _pick(page, desk, None, wanted, remark)
 
 
+def _open_example(page: Page, desk: Desk, example: Example) -> None:
+    """Let the lane in focus begin an example, with a second lane if it has two; that of an example before it closes.
+    Other lanes stay."""
+    if desk.focus.is_beside:
+        desk.look_at(next((lane for lane in desk.lanes if not lane.is_beside), desk.focus))
+    for other in desk.lanes:
+        if other.is_beside and other is not desk.focus:
+            page.close(other)
+    desk.focus.send(Pause())
+    before = desk.focus
+    if not _pick(page, desk, example.preset, example.settings):
+        return
+    lane = desk.focus
+    lane.is_beside = False
+    if lane is before:
+        lane.send(Reset())
+    lane.send(Resume())
+    if example.beside is not None:
+        page.beside(desk, lane, example.beside)
+
+
 def _pick_preset(page: Page, desk: Desk, name: str) -> None:
     wanted, now = page.visitors.fit(catalogue.preset(name)), desk.focus.settings
     has_own_prompt = wanted.prompt.text != Settings().prompt.text
@@ -94,7 +118,7 @@ def _pick_preset(page: Page, desk: Desk, name: str) -> None:
 
 def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> bool:
     """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`, as far
-    as no knob is locked; return False if that leaves nothing."""
+    as no knob is locked; return False if that leaves nothing, or no seat."""
     lane = desk.focus
     desk.offer = None  # it was to continue a run of other settings
     if desk.opened is not None:
@@ -108,7 +132,8 @@ def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: 
             lane.say("error", str(e))
             return False
     if _needs_new_run(wanted, lane.settings):
-        page.replace(desk, lane, wanted, preset)
+        if not page.replace(desk, lane, wanted, preset):
+            return False
     else:
         lane.pick(preset, wanted)
     desk.focus.remark = remark

@@ -23,6 +23,7 @@ from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
 from sdlab.ui.uploads import RUN
 from sdlab.ui.visitors import Visitors, max_bytes
+from sdlab.ui.welcome import EXAMPLES, OFFER, RECORDING, TOUR, examples
 from sdlab.ui.wording import TITLE
 
 STATIC = Path(__file__).parent / "static"
@@ -63,11 +64,14 @@ def head() -> str:
 def blocks(visitors: Visitors, preset: str | None, device: torch.device, urls: Sequence[str] = ()) -> gr.Blocks:
     """Return the page, which is published at `urls`; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
-        _part("title", "theme.js", _title_bar(device))
+        _part("title", "theme.js", _title_bar(device, bool(visitors.examples)))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
+                _part("tour", "tour.js", OFFER)
+                if visitors.examples:
+                    _part("examples", "examples.js", examples(visitors.examples.values()))
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
                     _part("status", "status.js", _STATUS)
                     _part("timeline", "timeline.js", _TIMELINE)
@@ -131,7 +135,7 @@ def _controls(prompt: str) -> str:
     )
 
 
-_STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>'
+_STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>' + RECORDING
 _STATUS = (  # live regions are read out only if they exist before they have a text
     '<p id="connection-line" role="alert"></p><p class="unseen" role="status" data-live></p>'
     '<div data-panel="status"></div>'
@@ -192,11 +196,12 @@ _LINK = (
 )
 
 
-def _title_bar(device: torch.device) -> str:
+def _title_bar(device: torch.device, with_examples: bool) -> str:
     where = {"cpu": "on the CPU", "cuda": "on the GPU"}.get(device.type, f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
+        f"{EXAMPLES if with_examples else ''}{TOUR}"
         '<button type="button" data-share title="A link to this run, or a lesson">Link</button>'
         '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
         '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'

@@ -30,6 +30,8 @@ PARTS = {  # of the page that a link can hide -> what the page calls them; page.
     "charts": "Charts",
     "compare": "Compare losses",
     "results": "Results",
+    "examples": "Examples",
+    "tour": "Tour",
     "link": "Link button",
 }
 LOCKABLE = {  # what the page offers to lock -> what it calls it; links can name any group or knob

@@ -7,10 +7,12 @@ second, posts what the user does, and keeps a stream open whose end says that it
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Resume
 from sdlab.settings import Settings
 from sdlab.ui import acts
 from sdlab.ui.answers import another_tab, no_seat, session_over
@@ -217,9 +219,24 @@ class Page:
 
     def branch(self, desk: Desk, lane: Lane) -> None:
         """Add a lane that continues from the current step of another; a refusal goes to the status line."""
+        self._add(desk, lane, lambda: self._manager.branch(lane.seat.id))
+
+    def beside(self, desk: Desk, lane: Lane, settings: Settings) -> None:
+        """Add a lane that runs `settings` from the first step, without taking the focus from `lane`; a refusal goes to
+        the status line."""
+        if desk.opened is not None:
+            settings = desk.opened.link.kept(lane.settings, settings)
+        other = self._add(desk, lane, lambda: self._manager.open(settings, lane.seat.client))
+        if other is not None:
+            other.is_beside = True
+            other.send(Resume())
+            desk.look_at(lane)
+
+    def _add(self, desk: Desk, lane: Lane, open_seat: Callable[[], Seat]) -> Lane | None:
+        """Add a lane with the view of another and return it, None if it is refused; the status line says why."""
         try:
             self.visitors.must_have_lane(len(desk.lanes))
-            other = self._lane(self._manager.branch(lane.seat.id), lane.preset, desk.dark)
+            other = self._lane(open_seat(), lane.preset, desk.dark)
             other.view.begin_like(lane.view)
             try:
                 desk.add(other)
@@ -228,11 +245,13 @@ class Page:
                 raise
         except (RuntimeError, ValueError, OSError) as e:
             lane.say("error", str(e))
-            return
+            return None
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
+        return other
 
-    def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> None:
-        """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one."""
+    def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> bool:
+        """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one. Return
+        False if there is no seat."""
         tone = desk.take_out(lane)
         self.close(lane)
         try:
@@ -244,9 +263,10 @@ class Page:
             else:
                 self._refused[desk.page] = str(e)
                 self._drop(desk)
-            return
+            return False
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
+        return True
 
     def close(self, *lanes: Lane) -> None:
         """End the sessions of lanes; a desk ends with its last lane."""

@@ -22,7 +22,7 @@ from fastapi.responses import FileResponse
 from sdlab import parsing
 from sdlab.live.manager import Manager
 from sdlab.settings import Settings
-from sdlab.ui import answers, flat_view, front, layout, results, uploads
+from sdlab.ui import answers, flat_view, front, layout, results, uploads, welcome
 from sdlab.ui.guard import Guard
 from sdlab.ui.links import Links
 from sdlab.ui.page import Page
@@ -100,14 +100,17 @@ def build(
 
 
 def modules() -> APIRouter:
-    """Return the route of the page's JavaScript modules, below /page."""
+    """Return the route of the page's JavaScript modules and of what a first visitor is shown, below /page."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/page/{name}")
     def module(name: str) -> Response:
-        if name not in layout.MODULES:
+        file, kept = layout.MODULES.get(name), "no-cache"
+        if file is None:
+            file, kept = welcome.FILES.get(name), "max-age=3600"
+        if file is None:
             return refusal("there is no such file", 404)
-        return FileResponse(layout.MODULES[name], media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+        return FileResponse(file, media_type=welcome.TYPES[file.suffix], headers={"Cache-Control": kept})
 
     return router
 

@@ -2,6 +2,7 @@
 // What the browser remembers: per tab the desk, so that a reloaded page finds its runs; in general the look of the page.
 
 const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
+const WELCOMED = "sdlab-welcomed", EXAMPLES = "sdlab-examples";
 
 /** @param {() => Storage} storage whose mere mention fails where a frame may not store anything
  * @param {string} key @param {string} value */
@@ -22,6 +23,14 @@ export const keepTheme = (dark) => keep(() => localStorage, THEME, dark ? "dark"
 export const keepLarge = (large) => keep(() => localStorage, LARGE, large ? "yes" : "no");
 export const wasLarge = () => recall(() => localStorage, LARGE) === "yes";
 
+/** Remember that this visitor has taken or refused the tour, or has started a run. */
+export const keepWelcomed = () => keep(() => localStorage, WELCOMED, "yes");
+export const wasWelcomed = () => recall(() => localStorage, WELCOMED) === "yes";
+/** @param {boolean} open */
+export const keepExamples = (open) => keep(() => localStorage, EXAMPLES, open ? "open" : "closed");
+/** Whether the examples were left open; null before the visitor opened or closed them. */
+export const wereExamplesOpen = () => { const kept = recall(() => localStorage, EXAMPLES); return kept && kept === "open"; };
+
 export const isLarge = () => document.documentElement.classList.contains("large");
 /** @param {boolean} large */
 export const setLarge = (large) => document.documentElement.classList.toggle("large", large);
@@ -39,6 +48,9 @@ export function restoreTheme() {
 export const keepLink = (query) => keep(() => sessionStorage, LINK, query);
 /** Whether the address has a query that this tab's desk is not for: a link was followed, or the address was edited. */
 export const isFreshLink = () => location.search !== "" && location.search !== (recall(() => sessionStorage, LINK) ?? "");
+
+/** Whether this page was opened by a link, before its desk has been asked for. */
+export const cameByLink = isFreshLink();
 
 /** The desk that this tab had before it was loaded, "" if none. */
 export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";
