@@ -3,6 +3,7 @@
 
 const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
 const WELCOMED = "sdlab-welcomed", EXAMPLES = "sdlab-examples";
+const EDITOR = "sdlab-editor";
 
 /** @param {() => Storage} storage whose mere mention fails where a frame may not store anything
  * @param {string} key @param {string} value */
@@ -51,6 +52,23 @@ export const isFreshLink = () => location.search !== "" && location.search !== (
 
 /** Whether this page was opened by a link, before its desk has been asked for. */
 export const cameByLink = isFreshLink();
+/** The key with which this tab may write the user's own loss, "" without one. It comes with the address, from which it
+ * is removed: an address is copied, and shown on a wall. */
+export function editorKey() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("editor");
+  if (found) {
+    keep(() => sessionStorage, EDITOR, found);
+    history.replaceState(history.state, "", location.pathname + location.search);
+  }
+  return found ?? recall(() => sessionStorage, EDITOR) ?? "";
+}
 
 /** The desk that this tab had before it was loaded, "" if none. */
 export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";
+
+/** The token in the address of a link back to a desk, which is taken out of it; "" if there is none. */
+export function takeBack() {
+  const token = /^#back=([\w-]{1,64})$/.exec(location.hash)?.[1] ?? "";
+  if (token) history.replaceState(history.state, "", location.pathname + location.search);
+  return token;
+}
