@@ -24,6 +24,7 @@ from run_folders import run_folder, zipped
 from test_lessons import SHORT
 from waiting import LONG, until
 
+from sdlab.bench.visitor import LIVE_ONLY, RETURNING
 from sdlab.export.writers import render_turntable
 from sdlab.live.clients import UNSEEN_SHARE
 from sdlab.live.manager import Manager, Seat
@@ -93,6 +94,7 @@ class Tab:
 
     def __init__(self, browser, manager: Manager, address: str, view: bool, **context) -> None:
         self.context = browser.new_context(viewport={"width": 960, "height": 640}, **context)
+        self.context.add_init_script(RETURNING)
         self.page = self.context.new_page()
         if not view:
             for views in ("**/viewport/**", "**/flat/**"):
@@ -145,7 +147,8 @@ class Tab:
 
     def view(self) -> np.ndarray:
         """The view in focus as it is drawn."""
-        return np.asarray(Image.open(io.BytesIO(self.page.locator(".lane.focus iframe").screenshot())).convert("RGB"))
+        shot = self.page.locator(".lane.focus iframe").screenshot(style=LIVE_ONLY)
+        return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
 
     def shoot(self, name: str) -> None:
         folder = ROOT / "test-artifacts"

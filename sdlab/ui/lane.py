@@ -65,6 +65,7 @@ class Lane:
         self.view = view
         self.preset = preset  # the last one picked
         self.remark = ""  # about the settings file that was opened
+        self.is_beside = False  # whether it is the second lane of an example, which the next one closes
         self._lock = threading.Lock()
         self._next_event = 0
         self._asked: dict[str, Any] = {}  # path -> value that a control asked for, until the session answers

@@ -16,7 +16,7 @@ from sdlab.handin.facts import facts
 from sdlab.live.clients import Client
 from sdlab.live.kept import Store
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Hold
+from sdlab.live.messages import Hold, Resume
 from sdlab.settings import Settings
 from sdlab.ui import acts, lessons
 from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
@@ -388,6 +388,19 @@ class Page:
         lane = desk.focus
         return self._add(desk, lane, lambda: self._manager.open(settings, lane.seat.client), preset)
 
+    def beside(self, desk: Desk, lane: Lane, settings: Settings) -> None:
+        """Add a lane that runs `settings` from the first step, without taking the focus from `lane`; a refusal goes to
+        the status line."""
+        if desk.opened is not None:
+            settings = desk.opened.link.kept(lane.settings, settings)
+        other = self._add(
+            desk, lane, lambda: self._manager.open(self._renewed(settings), lane.seat.client), lane.preset
+        )
+        if other is not None:
+            other.is_beside = True
+            other.send(Resume())
+            desk.look_at(lane)
+
     def _add(self, desk: Desk, lane: Lane, seat: Callable[[], Seat], preset: str | None) -> Lane | None:
         """Add a lane with the seat that `seat` opens; `lane` is told why if that fails."""
         try:
@@ -407,8 +420,9 @@ class Page:
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
         return other
 
-    def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> None:
-        """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one."""
+    def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> bool:
+        """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one. Return
+        False if there is no seat."""
         tone = desk.take_out(lane)
         try:
             with self._door:  # or a page that waits would get the seat
@@ -422,9 +436,10 @@ class Page:
             else:
                 self._refused[desk.page] = str(e)
                 self._drop(desk)
-            return
+            return False
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
+        return True
 
     def freeze(self, room: Room, on: bool) -> None:
         """Let no run of the room take a step, or let them again."""
