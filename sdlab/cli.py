@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | ...`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)
+    _add_lessons(commands)
     _add_toybox(commands)
     return parser
 
@@ -191,6 +192,27 @@ def _list(args: argparse.Namespace) -> int:
         for name, cls in members.items():
             print(f"{name:20} {(cls.__doc__ or '').strip().splitlines()[0]}")
     return 0
+
+
+def _add_lessons(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("lessons", help="list the lessons, or check that they show what they promise")
+    p.add_argument("names", nargs="*", metavar="NAME", help="lessons (default: all)")
+    p.add_argument(
+        "--check", action="store_true", help="walk the lessons without a page; exit code 1 if an effect fails"
+    )
+    p.add_argument("--seeds", type=positive, default=3, help="seeds of each check (default %(default)s)")
+    p.add_argument(
+        "--page-number", type=positive, metavar="N", help="check page N alone, as if it was opened by a link"
+    )
+    p.add_argument("--page", type=Path, metavar="FILE", help="write the table to a page, such as docs/lessons.md")
+    add_device(p)
+    p.set_defaults(call=_lessons)
+
+
+def _lessons(args: argparse.Namespace) -> int:
+    from sdlab.lessons import commands
+
+    return commands.run(args)
 
 
 # ---- commands of the packages ------------------------------------------------------------------------------------

@@ -298,6 +298,22 @@ def preset(name: str) -> Settings:
     return from_toml(_preset_text(name), f"preset {name}")
 
 
+def with_prompt_of(wanted: Settings, now: Settings) -> Settings:
+    """Return the `wanted` settings of a preset with the prompt of `now`, unless the preset has a prompt of its own or
+    another kind of prior, which may not know the words."""
+    if wanted.prior.kind != now.prior.kind or wanted.prompt.text != Settings().prompt.text:
+        return wanted
+    return wanted.patch("prompt.text", now.prompt.text)
+
+
+def needs_new_run(wanted: Settings, now: Settings) -> bool:
+    """Return whether a run cannot turn from settings `now` into the `wanted` ones. Points and pictures always start a
+    new run: they are over in seconds, and such presets are about where the run starts."""
+    if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
+        return True
+    return wanted.scene.kind != Settings().scene.kind and (wanted.scene, wanted.prior) != (now.scene, now.prior)
+
+
 def about(name: str) -> dict[str, str]:
     """Return `title` and `text` of a preset."""
     table = _about(_preset_text(name))

@@ -29,7 +29,7 @@ ROWS = [
     {"step", "options", "export", "links"},
     {"lens"},
     {"live"},
-    {"headless", "viewport"},
+    {"headless", "viewport", "lessons"},
     {"ui", "experiments"},
     {"bench"},
     {"claims"},

@@ -311,6 +311,14 @@ class Session:
             else:
                 self._settle()
 
+    def show(self) -> None:
+        """Finish a comparison under way, and publish a frame and the views around the object, for an owner that calls
+        `do` and `advance` itself."""
+        while self._watching.comparing:
+            self._compare_on()
+        self._publish()
+        self._watching.go_around(self._run, now=True)
+
     def moment(self) -> Moment:
         """Return a complete copy of the current state."""
         return moment_of(self._run)

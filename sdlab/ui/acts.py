@@ -85,11 +85,8 @@ def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") ->
 
 
 def _pick_preset(page: Page, desk: Desk, name: str) -> None:
-    wanted, now = page.visitors.fit(catalogue.preset(name)), desk.focus.settings
-    has_own_prompt = wanted.prompt.text != Settings().prompt.text
-    if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed: the prior knows its words
-        wanted = wanted.patch("prompt.text", now.prompt.text)
-    _pick(page, desk, name, wanted)
+    wanted = page.visitors.fit(catalogue.preset(name))
+    _pick(page, desk, name, catalogue.with_prompt_of(wanted, desk.focus.settings))
 
 
 def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> bool:
@@ -107,20 +104,12 @@ def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: 
             desk.forget("preset")  # the page shows the one that was picked
             lane.say("error", str(e))
             return False
-    if _needs_new_run(wanted, lane.settings):
+    if catalogue.needs_new_run(wanted, lane.settings):
         page.replace(desk, lane, wanted, preset)
     else:
         lane.pick(preset, wanted)
     desk.focus.remark = remark
     return True
-
-
-def _needs_new_run(wanted: Settings, now: Settings) -> bool:
-    """Return whether the present run cannot turn into the wanted one. Points and pictures always start a new run: they
-    are over in seconds, and such presets are about where the run starts."""
-    if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
-        return True
-    return wanted.scene.kind != Settings().scene.kind and (wanted.scene, wanted.prior) != (now.scene, now.prior)
 
 
 def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from sdlab.live import critic
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
@@ -40,7 +41,6 @@ from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame, Term
-from sdlab.ui import critic
 from sdlab.ui.formulas import formula, letters
 from sdlab.ui.pace import held_up
 from sdlab.ui.visitors import PATIENCE
