@@ -218,6 +218,7 @@ class Lane:
         self._measured_step = around.step
         known = critic.knows(self.seat.session.effective.prior)
         found = critic.metrics(around.images, self.settings.prompt.text, known)
+        found |= critic.metrics_of_sides(around.images, self.seat.session)
         with self._lock:
             self.measured = found
             for plot in PLOTS:
