@@ -13,13 +13,17 @@ from sdlab import settings as catalogue
 from sdlab.export.writers import Material
 from sdlab.links import PRESET
 from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
-from sdlab.settings import Settings
+from sdlab.own_loss import Flawed
+from sdlab.settings import OWN, Settings
 from sdlab.ui.desk import TABS, Desk
+from sdlab.ui.editor import Editor
 from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
 from sdlab.ui.links import NO_PRESET
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
+
+STAYS = "the version before it stays in use"  # after an error in the user's own loss
 
 
 def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
@@ -73,6 +77,23 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             desk.offer = None
         case {"do": "look", "dark": bool(dark)}:
             desk.set_dark(dark)
+        case {"do": "own", "text": str(text), "key": str(key)} if page.editor is not None:
+            _rewrite(page.editor, desk, text, key)
+        case {"do": "beside"} if page.editor is not None:
+            page.editor.compare(desk.focus)
+
+
+def _rewrite(editor: Editor, desk: Desk, text: str, key: str) -> None:
+    """Write the file of the user's own loss, unless the link that opened the page locks it."""
+    if desk.opened is not None and desk.opened.link.locks(f"losses.{OWN}"):
+        desk.focus.say("error", "your own loss is locked by the link that opened this page")
+        return
+    try:
+        editor.write(desk.focus, text, key)
+    except Flawed as e:
+        desk.focus.say("error", f"{e}; {STAYS}")
+    except ValueError as e:
+        desk.focus.say("error", str(e))
 
 
 def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") -> bool:
@@ -153,6 +174,8 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
             _make(page, desk, lane, str(kind))
         case {"do": "cancel", "id": result}:
             desk.shelf.cancel(str(result))
+        case {"do": "name", "name": str(name)} if desk.place is not None:
+            desk.place.call(name)
 
 
 def _make(page: Page, desk: Desk, lane: Lane, kind: str) -> None:

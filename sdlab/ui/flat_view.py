@@ -43,6 +43,7 @@ from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame, Term
 from sdlab.ui.formulas import formula, letters
 from sdlab.ui.pace import held_up
+from sdlab.ui.places import PAUSED
 from sdlab.ui.visitors import PATIENCE
 from sdlab.web import capped_body, refusal
 
@@ -202,8 +203,11 @@ class FlatViews:
 
     def move_start(self, session: Session, x: float, y: float) -> tuple[float, float]:
         """Reset the run to start at x, y, or as near as the knobs allow; return that place. A run that was running, or
-        had reached its end, continues. ValueError for a scene without a start, PermissionError if it is locked."""
+        had reached its end, continues. ValueError for a scene without a start, PermissionError if it is locked or the
+        run on hold."""
         s = session.settings
+        if session.on_hold:
+            raise PermissionError(PAUSED)
         if s.scene.kind not in START:
             raise ValueError(f"scene.kind = {s.scene.kind}: only points and a Gaussian have a start to move")
         paths = START[s.scene.kind]

@@ -4,7 +4,7 @@
 import { act, part } from "./news.js";
 import { acceptDrops } from "./drop.js";
 import { listen } from "./keys.js";
-import { isDark, keepDesk } from "./memory.js";
+import { isDark } from "./memory.js";
 
 const REST = 5000; // ms after which a button can be pressed again if its press was refused
 
@@ -59,7 +59,6 @@ export function mount(element) {
     if (!lanes.length || lanes[0].desk === desk) return;
     if (desk) tellWhatIsShown(); // a new desk on an old page
     desk = lanes[0].desk;
-    keepDesk(desk);
   });
 }
 
