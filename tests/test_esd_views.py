@@ -16,6 +16,7 @@ from sdlab.experiments import entropy_term, esd_views, janus_losses, objects
 from sdlab.experiments.journal import Journal, key_of
 from sdlab.experiments.variants import Variant
 from sdlab.live.session import Session
+from sdlab.priors import sides
 from sdlab.priors.gallery import GalleryPrior
 from sdlab.priors.mixture import MixturePrior
 from sdlab.priors.sources.toybox import ToyboxSource, circle, from_circle, read_key, shot_of
@@ -81,11 +82,11 @@ def test_views_that_are_images_of_the_prior_are_read_as_those():
     azimuths = torch.arange(12) * 30.0
     azimuths = (azimuths + 180) % 360 - 180
     x = torch.randn(12, 3, 64, generator=StepRng(0, 0)("x"), dtype=torch.float64)
-    all_sides = esd_views.read(x, x, azimuths, 0.3)
+    all_sides = sides.read(x, x, azimuths, 0.3)
     assert (all_sides.fronts, all_sides.iv, all_sides.iq) == (3, round(math.log(12), 3), 0)
-    janus = esd_views.read(x[:1].expand(12, -1, -1), x, azimuths, 0.3)
+    janus = sides.read(x[:1].expand(12, -1, -1), x, azimuths, 0.3)
     assert (janus.fronts, janus.iv, janus.iq) == (12, 0, 0)
-    undecided = esd_views.read(x.mean(0, keepdim=True), x, azimuths, 1000.0)
+    undecided = sides.read(x.mean(0, keepdim=True), x, azimuths, 1000.0)
     assert undecided.fronts == pytest.approx(3 / 12, abs=0.01)
     assert undecided.iq == pytest.approx(math.log(12), abs=0.01)
 
@@ -155,7 +156,7 @@ def test_moving_lambda_in_a_running_scene_takes_its_extra_fronts_away():
         cams = turntable(12, s.camera, 32)
         with torch.no_grad():
             z = prior.encode(session.state.scene.render(cams, torch.ones(12, 3)).rgb)
-        found.append(esd_views.shown(z, prior, s.prompt.text))
+        found.append(sides.shown(z, prior, s.prompt.text))
     vsd, esd = found
     assert vsd.fronts > 10
     assert esd.fronts < 6
