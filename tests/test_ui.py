@@ -362,7 +362,19 @@ def charts_of(desk: Desk) -> str:
     return desk.news().get("charts", "")
 
 
-ALWAYS = {"status", "controls", "stage", "timeline", "live", "preset", "form", "prompt", "offer"}  # whatever the tab
+ALWAYS = {
+    "status",
+    "controls",
+    "stage",
+    "timeline",
+    "live",
+    "preset",
+    "form",
+    "prompt",
+    "offer",
+    "lesson",
+    "walk",
+}  # whatever the tab
 BELOW = {"preview", "lens", "charts", "versus"}
 
 
