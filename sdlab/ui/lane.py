@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sdlab.lessons.readings import Reader
 from sdlab.live import critic
+from sdlab.live.checkpoint import Saved
 from sdlab.live.manager import Seat
 from sdlab.live.messages import (
     Applied,
@@ -64,6 +65,7 @@ class Lane:
         self.view = view
         self.preset = preset  # the last one picked
         self.remark = ""  # about the settings file that was opened
+        self.is_beside = False  # whether it is the second lane of an example, which the next one closes
         self._lock = threading.Lock()
         self._next_event = 0
         self._asked: dict[str, Any] = {}  # path -> value that a control asked for, until the session answers
@@ -177,6 +179,16 @@ class Lane:
                 self._asked.pop(path, None)
         if changes:
             self.seat.session.send(Patch(changes))
+
+    def continue_from(self, saved: Saved, name: str) -> None:
+        """Continue from the checkpoint of a run, paused; the status line says why if that fails."""
+        answer = self.seat.session.continue_from(saved)
+
+        def told(_: object) -> None:
+            if (error := answer.exception()) is not None:
+                self.say("error", f"{name}: {error}")
+
+        answer.add_done_callback(told)
 
     # ---- from the session to the page --------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ def pick_preset(page: Page, desk: Desk, name: str) -> None:
 
 def pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> bool:
     """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`, as far
-    as no knob is locked; return False if that leaves nothing."""
+    as no knob is locked; return False if that leaves nothing, or no seat."""
     lane = desk.focus
     desk.offer = None  # it was to continue a run of other settings
     if desk.opened is not None:
@@ -45,7 +45,8 @@ def pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: s
             lane.say("error", str(e))
             return False
     if catalogue.needs_new_run(wanted, lane.settings):
-        page.replace(desk, lane, wanted, preset)
+        if not page.replace(desk, lane, wanted, preset):
+            return False
     else:
         lane.pick(preset, wanted)
     desk.focus.remark = remark

@@ -85,6 +85,7 @@ function say(text) {
 
 /** @param {Frame} frame */
 async function show(frame) {
+  if (!latest.frame) parent.postMessage({ live: true }, location.origin);
   if (frame.kind === "plane") plane.take(frame, latest.frame);
   else await pictures.take(frame, latest.ground);
   latest.frame = frame;

@@ -5,6 +5,7 @@ import { act, part } from "./news.js";
 import { acceptDrops } from "./drop.js";
 import { listen } from "./keys.js";
 import { isDark } from "./memory.js";
+import { followLanes, giveWay, mountOpening } from "./opening.js";
 
 const REST = 5000; // ms after which a button can be pressed again if its press was refused
 
@@ -24,6 +25,7 @@ export function mount(element) {
   /** @type {Set<HTMLButtonElement>} */
   const resting = new Set(); // a second press would add another lane before the first one is there
   let desk = "";
+  mountOpening(element);
 
   /** @param {HTMLButtonElement} button */
   const wake = (button) => { button.disabled = false; resting.delete(button); };
@@ -40,6 +42,7 @@ export function mount(element) {
   };
 
   part("stage", (/** @type {Lane[]} */ lanes) => {
+    followLanes(lanes);
     for (const [token, node] of nodes) {
       if (lanes.some((lane) => lane.token === token)) continue;
       node.remove();
@@ -127,9 +130,11 @@ function note(node, line, text) {
   if (place.textContent !== text) place.textContent = text; // a screen reader reads each change
 }
 
-// 3D views say how they draw.
+// Views say when they show their scene, and 3D views how they draw.
 addEventListener("message", ({ origin, source, data }) => {
-  if (origin !== location.origin || typeof data?.drawing !== "string") return;
+  if (origin !== location.origin) return;
+  if (data?.live === true) giveWay();
+  if (typeof data?.drawing !== "string") return;
   for (const frame of document.querySelectorAll(".lane iframe")) {
     const lane = /** @type {HTMLElement | null} */ (frame.closest(".lane"));
     if (lane && /** @type {HTMLIFrameElement} */ (frame).contentWindow === source) note(lane, ".drawing", DRAWING[data.drawing] ?? "");
