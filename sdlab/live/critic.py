@@ -53,10 +53,10 @@ def metrics(pictures: np.ndarray, prompt: str, known: bool, sides: bool = True) 
 def metrics_of_sides(around: np.ndarray, session: Session) -> dict[str, float]:
     """Return `fronts`, `iv` and `iq` of the views around an object, by the posterior of a prior of one object's own
     sides, whose images are too small for the judge; nothing for other priors."""
-    s, prior = session.effective, session.prior if sides.knows(session.effective.prior) else None
-    if not isinstance(prior, GalleryScores):
+    if not sides.knows(session.effective.prior) or not isinstance(session.prior, GalleryScores):
         return {}
-    found = sides.shown(prior.encode(_rgb(around).to(prior.device)).cpu(), prior, s.prompt.text)
+    z = session.prior.encode(_rgb(around).to(session.prior.device)).cpu()
+    found = sides.shown(z, session.prior, session.effective.prompt.text)
     return {"fronts": found.fronts, "iv": found.iv, "iq": found.iq}
 
 
