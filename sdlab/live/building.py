@@ -16,6 +16,7 @@ import torch
 from sdlab.live.messages import Phase
 from sdlab.live.moments import Moment
 from sdlab.live.state import Run, Trace, moment_of, restore_counts
+from sdlab.live.tape import Stretch
 from sdlab.live.timeline import Timeline
 from sdlab.losses import Distillation
 from sdlab.optim import SceneOptimiser
@@ -79,7 +80,8 @@ class Builder:
 
     def started(self, run: Run, text: str) -> Run:
         """Return `run` with a fresh scene and a new timeline, whose first entry is `text`."""
-        run = dataclasses.replace(self._with_scene(run, run.begun.scene), timeline=Timeline())
+        run = self._with_scene(run, run.begun.scene)
+        run = dataclasses.replace(run, timeline=Timeline(), stretch=Stretch(run.begun))
         run.timeline.note(0, "start", text)
         run.timeline.keep(moment_of(run))
         return run
@@ -120,7 +122,8 @@ class Builder:
 
     def resumed(self, run: Run, moment: Moment) -> Run:
         """Return a run that continues from `moment`, of `run` or of another run, with the timeline of `run`."""
-        resumed = dataclasses.replace(run.following(moment.settings, moment.begun), state=None)
+        resumed = run.following(moment.settings, moment.begun)
+        resumed = dataclasses.replace(resumed, state=None, stretch=Stretch(moment.place))
         if resumed.prior is None or moment.settings.prior != run.settings.prior:
             resumed = self.with_prior(resumed, moment.settings)
         else:

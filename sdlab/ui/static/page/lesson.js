@@ -1,6 +1,7 @@
 // @ts-check
 // The lesson that is open: its page, the question before an effect, what the page waits for, and the parts it outlines.
 
+import { openMenu } from "./lessons.js";
 import { act, part } from "./news.js";
 
 /** @typedef {{ name: string, page: number, pages: number, where: string, html: string, points: string[] }} Shown */
@@ -55,9 +56,7 @@ export function mount(element) {
   /** @type {HTMLElement} */
   const section = find(".lesson"), where = find(".where"), body = find(".page"), said = find("[role=status]");
   /** @type {HTMLButtonElement} */
-  const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]");
-  /** @type {HTMLDialogElement} */
-  const menu = find("dialog");
+  const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]"), handIn = find("[data-hand-in]");
   /** @type {Shown | null} */
   let shown = null;
   let turned = false; // by this reader, who then looks for the new page
@@ -80,32 +79,21 @@ export function mount(element) {
     if (button?.dataset.point) goTo(button.dataset.point);
   });
 
-  const openMenu = () => {
-    for (const button of menu.querySelectorAll("[data-lesson]"))
-      button.setAttribute("aria-current", String(/** @type {HTMLElement} */ (button).dataset.lesson === shown?.name));
-    menu.showModal();
-  };
-  menu.addEventListener("click", (event) => {
-    const button = /** @type {HTMLElement | null} */ (/** @type {Element} */ (event.target).closest("[data-lesson]"));
-    if (!button) return;
-    menu.close();
-    turned = true;
-    if (button.dataset.lesson !== shown?.name) act({ do: "lesson", name: button.dataset.lesson });
-  });
-  document.addEventListener("click", (event) => {
-    if (/** @type {Element} */ (event.target).closest?.("[data-lessons]") && !menu.open) openMenu();
+  document.addEventListener("click", (event) => { // in the menu
+    if (/** @type {Element} */ (event.target).closest?.("[data-lesson]")) turned = true;
   });
 
   part("lesson", (/** @type {Shown | null} */ lesson) => {
     shown = lesson;
+    section.dataset.name = lesson?.name ?? "";
     section.hidden = !lesson;
     document.body.classList.toggle("in-lesson", Boolean(lesson));
-    dispatchEvent(new Event("resize")); // the view has another size
-    outline(lesson?.points ?? []);
-    if (!lesson) return;
+    if (!lesson) return outline([]);
     where.textContent = `${lesson.where}, page ${lesson.page + 1} of ${lesson.pages}`;
     body.innerHTML = lesson.html;
+    outline(lesson.points);
     back.disabled = lesson.page === 0;
+    handIn.hidden = lesson.page + 1 < lesson.pages;
     next.textContent = lesson.page + 1 < lesson.pages ? "Next" : "All lessons";
     body.scrollTop = 0;
     for (const name of lesson.points) if (TABS.includes(name)) nodesOf(name)[0]?.click();
