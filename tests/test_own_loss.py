@@ -295,6 +295,7 @@ def test_a_server_that_others_can_reach_takes_no_code(manager: Manager, own: Own
         (("--host", "0.0.0.0"), {}),
         (("--host", "192.0.2.1"), {}),
         (("--public-url", "https://lab.example"), {}),
+        (("--classroom", "--seats", "2"), {}),
         (("--host", "127.0.0.1"), {"SPACE_ID": "somebody/lab"}),
         (("--host", "127.0.0.1"), {"SPACE_HOST": "somebody-lab.hf.space"}),
     ],
@@ -310,7 +311,7 @@ def test_the_option_is_refused_in_one_line_and_the_file_neither_run_nor_made(
     for path in (file, new):
         args = app.parser().parse_args(["--preset", "mixture", "--own-loss", str(path), *arguments])
         with pytest.raises(ValueError, match=f"--own-loss {path}: it is code") as refused:
-            app.build(args)
+            app.build(args, 7860)
         assert "\n" not in str(refused.value)
     assert not ran.exists()
     assert not new.exists()

@@ -19,7 +19,7 @@ export function mount(element) {
   const said = /** @type {HTMLElement} */ (element.querySelector("[data-said]"));
   const apply = /** @type {HTMLButtonElement} */ (element.querySelector("[data-apply]"));
   const again = /** @type {HTMLButtonElement} */ (element.querySelector("[data-again]"));
-  const key = editorKey();
+  let key = editorKey();
   /** @type {Own | undefined} */
   let told;
 
@@ -41,7 +41,13 @@ export function mount(element) {
   };
   const send = () => { if (!apply.disabled) act({ do: "own", text: field.value, key }); };
 
-  field.readOnly = again.disabled = !key;
+  const unlock = () => { field.readOnly = again.disabled = !key; };
+  unlock();
+  addEventListener("hashchange", () => { // the printed address was opened in this tab
+    key = editorKey();
+    unlock();
+    state();
+  });
   field.addEventListener("input", state);
   apply.addEventListener("click", send);
   again.addEventListener("click", () => {
