@@ -22,17 +22,22 @@ export function mount(element) {
   let key = editorKey();
   /** @type {Own | undefined} */
   let told;
+  let behind = false; // the file has changed under what was typed
 
   const state = () => {
     const changed = told !== undefined && field.value !== told.text;
     apply.disabled = !key || !changed;
-    said.textContent = changed ? "changed, not applied yet" : told?.error ? "the version before it stays in use" : "in use";
+    behind &&= changed;
+    said.textContent = behind ? "the file has changed, too: Apply replaces it"
+      : changed ? "changed, not applied yet"
+      : told?.error ? "the version before it stays in use" : "in use";
     if (!key) said.textContent = READ_ONLY;
   };
   /** @param {Own} own */
   const show = (own) => {
     const untouched = told === undefined || field.value === told.text;
     if (untouched && field.value !== own.text) field.value = own.text;
+    behind ||= !untouched && told?.text !== own.text;
     told = own;
     label.textContent = own.name;
     if (error.textContent !== own.error) error.textContent = own.error; // read out again only if it is another one
