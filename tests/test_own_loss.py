@@ -172,6 +172,15 @@ def test_a_new_version_is_followed_between_steps_and_undone_if_its_first_step_fa
     assert why == [f"rolled back, its first step failed: mine.py, line {LINE}: KeyError: 16"]
 
 
+def test_a_new_version_is_no_change_of_a_knob_on_the_tape(own: OwnLoss, quick: Settings):
+    session = own_session(quick)
+    session.run(until=2)
+    own.write(SOLVED)
+    session.do(Rewrite(own.loss))
+    stretch = session.tape.stretches[-1]
+    assert (stretch.changes, stretch.remarks) == ([], [(2, "the code of losses.own was changed")])
+
+
 def test_going_back_in_time_keeps_the_newest_code(own: OwnLoss, quick: Settings):
     session = own_session(quick)
     session.run(until=2)
