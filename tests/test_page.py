@@ -21,10 +21,12 @@ import torch
 import trimesh
 from PIL import Image
 from run_folders import run_folder, zipped
+from test_lessons import SHORT
 from waiting import LONG, until
 
 from sdlab.bench.visitor import LIVE_ONLY, RETURNING
 from sdlab.export.writers import render_turntable
+from sdlab.live.clients import UNSEEN_SHARE
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Applied, Event, Failed, Noted, Patch, Rejected, Reset, Skipped, Status, Stepped
 from sdlab.live.session import Session
@@ -61,8 +63,11 @@ def presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     for name, text in texts.items():
         (folder / f"{name}.toml").write_text(text)
+    lessons = tmp_path_factory.mktemp("lessons")
+    (lessons / "short.toml").write_text(SHORT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdlab.settings.PRESETS", folder)
+        patch.setattr("sdlab.lessons.library.FOLDER", lessons)
         yield
 
 
@@ -446,10 +451,44 @@ def test_a_tab_closed_at_once_frees_its_seat(
 ):
     monkeypatch.setattr("sdlab.ui.page.ARRIVING", 2.0)
     monkeypatch.setattr("sdlab.ui.page.Page.leave", lambda pages, page: None)  # as when it had no connection yet
-    monkeypatch.setattr("sdlab.ui.page.Page.poll", lambda pages, token, page, missed: {})  # no poll is a sign of life
+    monkeypatch.setattr("sdlab.ui.page.Page.poll", lambda pages, *asked: {})  # no poll is a sign of life
     open_tab(ready=False)
     until(lambda: manager.count() == 1)
     until(lambda: manager.count() == 0, 20)
+
+
+@pytest.mark.browser
+def test_a_closed_page_is_found_again_at_its_address_and_a_hidden_one_is_slowed(
+    open_tab: Callable[..., Tab], manager: Manager, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(manager, "grace", 120.0)
+    tab = open_tab()
+    first, account, address = tab.token, tab.seat.client.account, tab.page.url
+    tab.page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.away ?? false })")
+    for away, share in (("true", UNSEEN_SHARE), ("false", 1.0)):
+        tab.page.evaluate(f"window.away = {away}; document.dispatchEvent(new Event('visibilitychange'))")
+        until(lambda share=share: account.share == share)
+
+    tab.page.click("#start")
+    tab.wait_for_step(3)
+    beside = tab.context.new_page()
+    beside.goto(address)
+    beside.wait_for_selector(".lane.focus iframe", state="attached")
+    assert first not in beside.get_attribute(".lane.focus iframe", "src"), "the other tab is still open"
+    tab.page.close()
+    until(lambda: account.share == UNSEEN_SHARE)
+    tab.page = tab.context.new_page()
+    tab.page.goto(f"{address}?text=large")
+    tab.page.wait_for_selector(".lane.focus iframe", state="attached")
+    assert tab.token != first, "another address"
+    tab.page.goto("about:blank")
+    again = tab.context.new_page()
+    again.goto(address)
+    again.wait_for_selector(".lane.focus iframe", state="attached")
+    assert first in again.get_attribute(".lane.focus iframe", "src")
+    assert int(again.get_attribute("#status .status", "data-step")) >= 3
+    for token in list(manager._seats):
+        manager.close(token)
 
 
 @pytest.mark.browser
@@ -1207,3 +1246,33 @@ def test_settings_and_a_run_are_dropped_onto_the_page(browser, tmp_path: Path):
         drop("bear.zip", run)
         tab.page.click(".offer button:text('Continue from step 10')")
         until(lambda: tab.session.state.step == 10 and tab.step == 10)
+
+
+# ---- lessons ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_a_lesson_from_its_menu_to_its_last_page(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    page = tab.page
+    page.click("[data-lessons]")
+    page.click('[data-lesson="short"]')
+    page.wait_for_selector(".lesson h2:has-text('Points walk')")
+    page.wait_for_selector(".lesson .waits.reached")
+    page.click(".lesson [data-next]")
+    page.wait_for_selector(".lesson.asks .question:has-text('Where to?')")
+    assert page.evaluate("document.activeElement.textContent") == "They turn"
+    assert not page.is_visible(".lesson .after"), "the effect comes after the prediction"
+    assert page.locator("#prompt.pointed, #stage.pointed").count() == 2
+    assert tab.session.settings.prompt.text == "north west"
+    page.wait_for_function("location.search.startsWith('?lesson=short&page=2')")
+    page.click('.lesson [data-choice="0"]')
+    page.wait_for_selector(".lesson .verdict:has-text('It is “East”: the score does.')")
+    page.wait_for_selector(".lesson .waits.reached")
+    assert page.input_value("#prompt textarea") == "east", "the controls follow"
+    page.reload()
+    page.wait_for_selector('.lesson [data-choice="0"][aria-pressed="true"]')
+    page.wait_for_selector(".lesson .waits.reached")
+    page.click("[data-leave]")
+    page.wait_for_selector(".lesson", state="hidden")
+    page.wait_for_function("!location.search.includes('lesson')")

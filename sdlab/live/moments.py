@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdlab.live.tape import Place
 from sdlab.settings import Settings
 from sdlab.transfer import download
 
@@ -25,6 +26,7 @@ class Moment:
     settings: Settings  # as requested, including knobs that wait for a reset
     begun: Settings  # as of the last reset
     parts: Mapping[str, Any]
+    place: Place | None = None  # on the tape; None for a checkpoint's
 
 
 def held(parts: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -56,6 +58,11 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def bytes_of(moments: Iterable[Moment]) -> int:
     """Return the bytes of the tensors of `moments`, counting shared ones once."""
     return sum({id(t): t.nbytes for moment in moments for t in _tensors(moment.parts)}.values())
+
+
+def size_of(parts: Mapping[str, Any]) -> int:
+    """Return the bytes of the tensors of one moment or checkpoint."""
+    return sum(tensor.nbytes for tensor in _tensors(parts))
 
 
 def _tensors(node: Mapping[str, Any]) -> Iterator[Tensor]:
