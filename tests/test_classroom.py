@@ -52,12 +52,18 @@ ask = {question = "What?", choices = ["this", "that"], answer = 1, because = "so
 def manager() -> Iterator[Manager]:
     manager = Manager(max_sessions=9)
     yield manager
-    manager.shutdown()
+    manager.shutdown(0.5)
+
+
+@pytest.fixture(scope="module")
+def visitors() -> Visitors:
+    """All presets are read, once."""
+    return Visitors(*public(settings()))
 
 
 @pytest.fixture
-def page(manager: Manager) -> Page:
-    return Page(manager, Views(), Visitors(*public(settings())), "mixture", room=Room(3))
+def page(manager: Manager, visitors: Visitors) -> Page:
+    return Page(manager, Views(), visitors, "mixture", room=Room(3))
 
 
 @pytest.fixture
@@ -236,7 +242,7 @@ def test_a_link_sets_hides_and_locks_and_the_next_one_unlocks(classroom: Classro
     assert "nonsense" in said
     ready(ann)
     told = ann.panels()["link"]
-    assert (told["hide"], told["lock"], told["text"]) == (("lens",), ("preset", "losses"), "large")
+    assert (told["hide"], told["lock"], told["text"]) == (["lens"], ["preset", "losses"], "large")
     assert ann.desk.focus.settings.seed == 7
     ann.act(do="preset", preset="playground")
     ann.act(do="knob", knob="losses.sds.cfg", value=33.0)
@@ -244,7 +250,7 @@ def test_a_link_sets_hides_and_locks_and_the_next_one_unlocks(classroom: Classro
     assert (ann.desk.focus.preset, ann.desk.focus.settings.loss.cfg == 33.0) == (None, False)  # type: ignore[attr-defined]
     classroom.act({"do": "preset", "preset": "playground"})
     assert ann.desk.focus.preset == "playground"
-    assert ann.panels()["link"]["lock"] == ()
+    assert ann.panels()["link"]["lock"] == []
 
 
 def test_a_page_of_a_lesson_reaches_the_class_and_its_progress_the_teacher(
