@@ -16,8 +16,10 @@ from sdlab.settings import OWN
 from sdlab.ui import lessons
 from sdlab.ui.desk import TABS, Desk
 from sdlab.ui.editor import Editor
+from sdlab.ui.handin import hand_in
 from sdlab.ui.lane import Lane, view_modes
 from sdlab.ui.picking import pick_file, pick_preset
+from sdlab.ui.results import HAND_IN
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
@@ -132,8 +134,10 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
             desk.ask_at(None if t is None else _whole(t))
         case {"do": "exact", "on": bool(on)}:
             desk.show_exact(on)
-        case {"do": "make", "kind": kind}:
+        case {"do": "make", "kind": kind} if kind != HAND_IN:
             _make(page, desk, lane, str(kind))
+        case {"do": "hand-in", "name": str(name), "answer": str(answer)}:
+            hand_in(page, desk, name, answer)
         case {"do": "cancel", "id": result}:
             desk.shelf.cancel(str(result))
         case {"do": "name", "name": str(name)} if desk.place is not None:

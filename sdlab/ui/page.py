@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from sdlab.handin.facts import facts
 from sdlab.live.clients import Client
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Hold
@@ -249,6 +250,10 @@ class Page:
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
         lane.use_file(knob, path, UPLOADS[knob].use(raw))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a hand-in says of this server."""
+        return facts(self._manager.device, batching=self._manager.turnstile is None)
 
     def _of_page(self, page: str) -> Desk | None:
         """Return the desk that a page shows."""

@@ -21,7 +21,7 @@ PAUSED = "the teacher has paused everybody"
 NAME = 24  # characters of a student's name
 SAID = 60  # characters of an act in words
 MESSAGE = 200  # characters of a message to all
-LOOKING = ("look", "tab", "view", "front", "draw", "focus", "name")  # acts that a frozen room allows
+LOOKING = ("look", "tab", "view", "front", "draw", "focus", "name", "hand-in")  # acts that a frozen room allows
 
 
 class Place:
@@ -122,6 +122,8 @@ def worded(act: Mapping[str, Any]) -> str:
             said = f"made a file ({kind})"
         case {"do": "lesson", "name": str(name)}:
             said = f"lesson {name}" if name else "left the lesson"
+        case {"do": "hand-in"}:
+            said = "handed in"
         case {"do": "predict"}:
             said = "made a prediction"
         case _:
