@@ -114,7 +114,7 @@ def test_nobody_adds_a_lane_while_others_wait(page: Page, manager: Manager):
     Waiting(page, "waits")
     page.close(*second.desk.lanes)
     first.act(do="branch")
-    assert "1 pages wait for a seat" in first.panels()["status"]
+    assert "1 page waits for a seat" in first.panels()["status"]
     assert len(first.desk.lanes) == 1
 
 

@@ -338,7 +338,7 @@ class Page:
         try:
             self.visitors.must_have_lane(len(desk.lanes))
             if waiting := len(self.line):
-                raise RuntimeError(f"no lane can be added: {waiting} pages wait for a seat")
+                raise RuntimeError(f"no lane can be added: {_pages(waiting)} for a seat")
             other = self._lane(self._manager.branch(lane.seat.id), lane.preset, desk.dark)
             other.view.begin_like(lane.view)
             try:
@@ -422,6 +422,10 @@ class Page:
             desk.place.give_back()
         with self._lock:
             self._desks.pop(desk.id, None)
+
+
+def _pages(waiting: int) -> str:
+    return "1 page waits" if waiting == 1 else f"{waiting} pages wait"
 
 
 def _short(error: Exception) -> str:
