@@ -145,7 +145,7 @@ def test_acts_are_told_in_words_and_looking_around_is_none():
 def test_numbers_are_used_again_and_keys_are_not(page: Page, classroom: Classroom, ann: Browser, bob: Browser):
     old = key(ann)
     assert classroom.act({"do": "end", "seat": old}) == ""
-    assert "Session ended" in ann.panels()["status"]
+    assert "the teacher ended it" in ann.panels()["status"]
     carl = Browser(page, "carl")
     assert carl.desk.place is not None
     assert carl.desk.place.number == 1

@@ -116,7 +116,7 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
         assert other.post("/desk", json={}).json()["token"]
     late = Seen(browser, address)
     late.says("#status strong", "You are number 1 in the line")
-    late.says(".room [data-number]", "No seat yet")
+    late.says(".room [data-number]", "No seat")
     teacher.says("#count", "2 of 2 seats taken, 1 waiting")
     teacher.page.on("dialog", lambda dialog: dialog.accept())
     teacher.page.locator(".seat", has_text="Seat 2").get_by_text("End").click()

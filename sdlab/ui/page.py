@@ -144,9 +144,9 @@ class Page:
             known = known or self.line.find(token) is not None
             if refused is not None:
                 return no_seat(refused, page)
-            return another_tab(page) if known else session_over(page)
+            return another_tab(page) if known else session_over(page, self.room is not None)
         if self._find(token, polling=True) is None:
-            return session_over(page)
+            return session_over(page, self.room is not None)
         if missed:
             own.forget()
         if self.editor is not None:
