@@ -18,6 +18,7 @@ from sdlab.console import own_words, say, tell
 from sdlab.options import DEFAULT_PRESET, NETWORK_PRESET
 
 NAME = "app.py"
+MOST_LISTED = 20  # kept runs
 SEATS = 20  # of a classroom
 GRACE, GRACE_OF_CLASS = 60.0, 300.0  # seconds; a lid that was closed, or a network that failed, costs no run
 ANY_HOST = ("0.0.0.0", "::")
@@ -32,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="app.py", description="Watch score distillation shape a 3D object, live.")
     p.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1", help="address to listen on")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
-    p.add_argument("--port", default=port, help="port to listen on; 0 takes any free one (default %(default)s)")
+    p.add_argument("--port", help=f"port to listen on; 0 takes any free one (default {port}, with --desktop 0)")
+    p.set_defaults(usual_port=port)
     p.add_argument(
         "--public-url",
         action="append",
@@ -94,7 +96,18 @@ def parser() -> argparse.ArgumentParser:
         help=f"seconds for which a closed page keeps its session (default {GRACE:.0f}, in a classroom "
         f"{GRACE_OF_CLASS:.0f})",
     )
+    p.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="keep runs on disk while they go, and offer each to its page again after a restart (default folder: runs, "
+        "in the cache folder)",
+    )
     p.add_argument("--log", metavar="FILE", help="append libraries' messages and tracebacks to FILE (default: dropped)")
+    p.add_argument(
+        "--desktop", action="store_true", help="show the page in a window of its own, whose end is the server's"
+    )
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     return p
 
@@ -119,20 +132,41 @@ def open_log(path: str) -> TextIO:
 
 def run(args: argparse.Namespace) -> int:
     """Serve as `args` say; return the exit code, see `main`."""
-    try:
-        if args.max_sessions < 1:
-            raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
-        if not args.classroom and (args.seats is not None or args.pin is not None):
-            raise ValueError("--seats and --pin are for a classroom: add --classroom")
-        if args.classroom:
-            check_class(args)
-        listener = bind(args.host, args.port)  # before the slow imports
-        app = build(args, listener.getsockname()[1])
-    except (ValueError, OSError) as e:
-        say(str(e), NAME)
-        return 2
-    serve(app, listener, args)
-    return 0
+    with contextlib.ExitStack() as stack:
+        try:
+            check(args)
+            port = args.port or ("0" if args.desktop else args.usual_port)
+            listener = bind(args.host, port)  # before the slow imports
+            app = build(args, listener.getsockname()[1], stack)
+        except (ValueError, OSError) as e:
+            say(str(e), NAME)
+            return 2
+        return serve_window(app, listener) if args.desktop else serve(app, listener, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Complete and check the arguments, as far as that needs no slow imports; ValueError names the one that is
+    wrong."""
+    if args.max_sessions < 1:
+        raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
+    if not args.classroom and (args.seats is not None or args.pin is not None):
+        raise ValueError("--seats and --pin are for a classroom: add --classroom")
+    if args.classroom:
+        check_class(args)
+    if args.desktop:
+        require_desktop(args)
+
+
+def require_desktop(args: argparse.Namespace) -> None:
+    """Raise ValueError if the page cannot have a window of its own, or others could reach it."""
+    from sdlab.ui.desktop import require_window
+
+    others = [f"--host {args.host}"] if args.host not in LOOPBACK else []
+    others += ["--classroom"] if args.classroom else []
+    others += [f"--public-url {url}" for url in args.public_url]
+    if others:
+        raise ValueError(f"{others[0]}: with --desktop, the server is for this computer only; leave one of them out")
+    require_window(has_screen())
 
 
 def check_class(args: argparse.Namespace) -> None:
@@ -168,8 +202,9 @@ def start_preset(args: argparse.Namespace) -> str:
     return args.preset or (NETWORK_PRESET if args.prior else DEFAULT_PRESET)
 
 
-def build(args: argparse.Namespace, port: int) -> Any:
-    """Return the application, which will listen on `port`; ValueError for an unknown preset, prior or device."""
+def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> Any:
+    """Return the application, which will listen on `port`, with what it holds in `stack`; ValueError for an unknown
+    preset, prior or device, or a folder that cannot be used."""
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
@@ -181,7 +216,7 @@ def build(args: argparse.Namespace, port: int) -> Any:
     from sdlab.settings import preset_names
     from sdlab.ui.server import Class
     from sdlab.ui.server import build as build_server
-    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, VISITOR_LANES, public
+    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, VISITOR_LANES, VISITOR_UNSEEN, public
     from sdlab.web import Site
 
     site = Site.of_environment(args.public_url, args.root_path, args.host)
@@ -193,18 +228,38 @@ def build(args: argparse.Namespace, port: int) -> Any:
     idle = OWNER_IDLE if local else VISITOR_IDLE
     memory = Memory(None if args.memory is None else int(args.memory * 1e9))
     SHARED.max_bytes = min(SHARED.max_bytes, int(MEMORY_SHARE * memory.limit))
-    sessions, grace = args.max_sessions, GRACE
+    store = kept_runs(args.resume, stack) if args.resume is not None else None
+    sessions, grace, seats = args.max_sessions, GRACE, args.max_sessions
     if args.classroom:  # nobody's lanes take another student's seat
-        sessions, grace = args.seats * VISITOR_LANES, GRACE_OF_CLASS
+        sessions, grace, seats = args.seats * VISITOR_LANES, GRACE_OF_CLASS, args.seats
     grace = grace if args.grace is None else args.grace
-    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory)
-    manager.preload(settings)
+    unseen = None if local else VISITOR_UNSEEN
+    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory, unseen)
+    manager.preload(settings, None if local else seats)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
     classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
-    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api)
+    app = build_server(
+        manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api, store
+    )
     bound(memory.limit)
     return app
+
+
+def kept_runs(folder: str, stack: contextlib.ExitStack) -> Any:
+    """Return the runs kept in a folder, "" for the default one, which is held in `stack`; print which there are. Raises
+    ValueError when it cannot be used."""
+    from sdlab.live.kept import Store
+    from sdlab.machine import cache_folder
+
+    store = Store(Path(folder).expanduser() if folder else cache_folder() / "runs")
+    stack.enter_context(store.held())
+    store.prune()
+    runs = store.list()
+    tell(f"Runs are kept in {store.folder}; there are {len(runs)}" + (", newest first:" if runs else ""))
+    for run in runs[:MOST_LISTED]:
+        tell(f"  {run}")
+    return store
 
 
 def own_loss(path: Path, local: bool) -> Any:
@@ -238,9 +293,38 @@ def say_rasteriser(device: Any) -> None:
         tell(f"Rasteriser: {rasteriser.name} on {device}")
 
 
-def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
-    """Serve until interrupted; print the address once the page is ready, and open it in a browser if there is a
-    screen."""
+def address_of(host: str, listener: socket.socket) -> str:
+    """Return the address of the page for a browser on this machine."""
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+
+
+def serve_window(app: Any, listener: socket.socket) -> int:
+    """Serve a window with the page until it is closed; return 2 after one line on stderr if there can be none."""
+    from sdlab.ui.desktop import show
+    from sdlab.ui.server import server as page_server
+
+    server = page_server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sdlab-server")
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.05)
+        url = address(*listener.getsockname()[:2])
+        tell(f"Score Distillation Lab has a window of its own, and is at {url} meanwhile")
+        show(url)
+    except RuntimeError as e:
+        say(str(e), NAME)
+        return 2
+    finally:
+        server.should_exit = True
+        thread.join()
+    return 0
+
+
+def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
+    """Serve until interrupted, and return 0; print the address once the page is ready, and open it in a browser if
+    there is a screen."""
     from sdlab.ui.server import server as page_server
 
     server = page_server(app)
@@ -263,6 +347,7 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
     threading.Thread(target=announce, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(sockets=[listener])
+    return 0
 
 
 def address(host: str, port: int) -> str:

@@ -72,12 +72,14 @@ class Account:
     """Whom a turnstile charges for time: one visitor, with all sessions of their page."""
 
     def __init__(self) -> None:
-        self.used = 0.0  # seconds; an account that comes back after a pause starts at the others' level
+        self.share = 1.0  # of the time that each account with a share of 1 gets, above 0; any thread may set it
+        self.used = 0.0  # seconds / share; an account that comes back after a pause starts at the others' level
         self.absence = 0.0  # usual seconds between two turns, a running average
 
 
 class Turnstile:
-    """A lock that accounts share by time: the waiting account that has held it for the fewest seconds goes next.
+    """A lock that accounts share by time: the waiting account that has held it for the fewest seconds, relative to its
+    share, goes next.
 
     Turns of one account are granted in the order of arrival, so that the sessions of one page take turns step by step.
     A holder lets others go first between two pieces of a long turn, see `rest`. An account is away for a moment after
@@ -134,7 +136,7 @@ class Turnstile:
         """Give up the lock that `account` has held `since` then."""
         with self._changed:
             now = time.monotonic()
-            account.used += now - since
+            account.used += (now - since) / account.share
             self._held = False
             self._away[account] = now, now + min(2 * account.absence + SHORTEST_ABSENCE, LONGEST_ABSENCE)
             self._changed.notify_all()
@@ -148,7 +150,7 @@ class Turnstile:
         """Return whether the holder, `account` since then, should let another account go first."""
         if not self._waiting:
             return False
-        used = account.used + time.monotonic() - since
+        used = account.used + (time.monotonic() - since) / account.share
         with self._changed:
             return any(other is not account and other.used < used for other in self._waiting)
 

@@ -128,6 +128,9 @@ def test_the_board_says_who_is_there_and_what_each_run_does(classroom: Classroom
     assert first["lesson"] is None
     assert not first["left"]
     assert (second["number"], second["phase"], second["last"]) == (2, "ready", "opened the page")
+    assert (second["left"], second["hidden"]) == (False, False)
+    bob.page.poll(bob.token, bob.name, hidden=True)
+    assert entry(classroom, 2)["hidden"]
     bob.leave()
     assert entry(classroom, 2)["left"]
     assert ann.panels()["room"]["number"] == 1

@@ -25,6 +25,7 @@ from test_lessons import SHORT
 from waiting import LONG, until
 
 from sdlab.export.writers import render_turntable
+from sdlab.live.clients import UNSEEN_SHARE
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Applied, Event, Failed, Noted, Patch, Rejected, Reset, Skipped, Status, Stepped
 from sdlab.live.session import Session
@@ -447,10 +448,44 @@ def test_a_tab_closed_at_once_frees_its_seat(
 ):
     monkeypatch.setattr("sdlab.ui.page.ARRIVING", 2.0)
     monkeypatch.setattr("sdlab.ui.page.Page.leave", lambda pages, page: None)  # as when it had no connection yet
-    monkeypatch.setattr("sdlab.ui.page.Page.poll", lambda pages, token, page, missed: {})  # no poll is a sign of life
+    monkeypatch.setattr("sdlab.ui.page.Page.poll", lambda pages, *asked: {})  # no poll is a sign of life
     open_tab(ready=False)
     until(lambda: manager.count() == 1)
     until(lambda: manager.count() == 0, 20)
+
+
+@pytest.mark.browser
+def test_a_closed_page_is_found_again_at_its_address_and_a_hidden_one_is_slowed(
+    open_tab: Callable[..., Tab], manager: Manager, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(manager, "grace", 120.0)
+    tab = open_tab()
+    first, account, address = tab.token, tab.seat.client.account, tab.page.url
+    tab.page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.away ?? false })")
+    for away, share in (("true", UNSEEN_SHARE), ("false", 1.0)):
+        tab.page.evaluate(f"window.away = {away}; document.dispatchEvent(new Event('visibilitychange'))")
+        until(lambda share=share: account.share == share)
+
+    tab.page.click("#start")
+    tab.wait_for_step(3)
+    beside = tab.context.new_page()
+    beside.goto(address)
+    beside.wait_for_selector(".lane.focus iframe", state="attached")
+    assert first not in beside.get_attribute(".lane.focus iframe", "src"), "the other tab is still open"
+    tab.page.close()
+    until(lambda: account.share == UNSEEN_SHARE)
+    tab.page = tab.context.new_page()
+    tab.page.goto(f"{address}?text=large")
+    tab.page.wait_for_selector(".lane.focus iframe", state="attached")
+    assert tab.token != first, "another address"
+    tab.page.goto("about:blank")
+    again = tab.context.new_page()
+    again.goto(address)
+    again.wait_for_selector(".lane.focus iframe", state="attached")
+    assert first in again.get_attribute(".lane.focus iframe", "src")
+    assert int(again.get_attribute("#status .status", "data-step")) >= 3
+    for token in list(manager._seats):
+        manager.close(token)
 
 
 @pytest.mark.browser

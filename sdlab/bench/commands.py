@@ -32,6 +32,7 @@ def add_subcommands(commands: argparse._SubParsersAction) -> None:
     for what in BENCHES:
         _add_bench(commands, what)
     _add_page(commands)
+    _add_seats(commands)
 
 
 def _add_bench(commands: argparse._SubParsersAction, what: str) -> None:
@@ -96,3 +97,49 @@ def _page(args: argparse.Namespace) -> int:
     page.run_page(s, args.preset, device, lambda m, first: server(build(m, first, name), port=0), size, args.out)
     print(f"written to {args.out}")
     return 0
+
+
+def _add_seats(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "seats", help="how many runs a server carries at how many steps a second, and whether they are kept apart"
+    )
+    add_out(p, "seats")
+    p.add_argument("--preset", default=DEFAULT_PRESET, help="preset name (default %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
+    p.add_argument("--seats", type=positive, default=8, metavar="N", help="most runs at a time (default %(default)s)")
+    p.add_argument("--seconds", type=positive, default=20, metavar="N", help="per row of the table (default 20)")
+    p.add_argument(
+        "--minutes",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="then open as many pages in a real browser for this long, which also try to get at each other's runs",
+    )
+    add_device(p)
+    p.set_defaults(call=_seats)
+
+
+def _seats(args: argparse.Namespace) -> int:
+    from sdlab.bench import seats
+
+    claim(args.out)
+    s, device = settings_for(args.preset, args.set), choose_device(args.device)
+
+    from sdlab.settings import preset_names
+    from sdlab.ui.server import build, server
+    from sdlab.ui.visitors import public
+
+    name = args.preset if args.preset in preset_names() else None
+    own, locked = public(s)
+    met = seats.run(
+        own,
+        args.preset,
+        device,
+        args.seats,
+        args.seconds,
+        args.minutes,
+        lambda m, first: server(build(m, first, name, locked), port=0),
+        args.out,
+    )
+    print(f"written to {args.out}")
+    return 0 if met else 1

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdlab.bench import distant
 from sdlab.errors import first_line
+from sdlab.live.clients import Client
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Event, Failed
 from sdlab.live.session import Session
@@ -99,11 +100,15 @@ def chromium() -> Iterator[Browser]:
 class Tab:
     """A newly opened page."""
 
-    def __init__(self, browser: Browser, site: Site) -> None:
+    def __init__(self, browser: Browser, site: Site, view: bool = True) -> None:
+        """`view` False leaves the 3D view out, which software draws slowly."""
         self._site = site
         self._context = browser.new_context(viewport=WINDOW)  # type: ignore[arg-type]
         self._context.add_init_script(OWN_TIMES)
         self.page = self._context.new_page()
+        if not view:
+            for views in ("**/viewport/**", "**/flat/**"):
+                self.page.route(views, lambda route: route.fulfill(body="", content_type="text/html"))
         self.page.set_default_timeout(1000 * PATIENCE)
         self.opened = time.perf_counter()
         self.page.goto(site.address)
@@ -217,8 +222,8 @@ class MeteredManager(Manager):
         super().__init__(device, max_sessions)
         self.meters: dict[str, Meter] = {}  # by seat
 
-    def open(self, settings: Settings) -> Seat:
-        return self._metered(super().open(settings))
+    def open(self, settings: Settings, client: Client | None = None) -> Seat:
+        return self._metered(super().open(settings, client))
 
     def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
         return self._metered(super().branch(seat_id, changes))
@@ -266,10 +271,13 @@ class Calls:
 
 
 def _asked_for(path: str, body: bytes) -> str:
-    """Return the name of a request: "poll", the verb of the first act, or "arrive"."""
+    """Return the name of a request: "poll", the verb of the first act, or "arrive"; "refused" for acts that were
+    refused before they were read."""
     if path.startswith(NEWS):
         return "poll"
-    return json.loads(body)[0]["do"] if path.startswith(DO) else "arrive"
+    if not path.startswith(DO):
+        return "arrive"
+    return json.loads(body)[0]["do"] if body else "refused"
 
 
 class Site:

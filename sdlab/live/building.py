@@ -17,7 +17,7 @@ from sdlab.live.messages import Phase
 from sdlab.live.moments import Moment
 from sdlab.live.state import Run, Trace, moment_of, restore_counts
 from sdlab.live.tape import Stretch
-from sdlab.live.timeline import Timeline
+from sdlab.live.timeline import MOMENT_BYTES, Timeline
 from sdlab.losses import Distillation
 from sdlab.optim import SceneOptimiser
 from sdlab.priors import PriorConfig, Progress, silent
@@ -57,10 +57,14 @@ def batches_of(s: Settings) -> set[int]:
 
 
 class Builder:
-    """Builds runs on `device`. `load` loads priors; `say` is called with phase and text before slow work."""
+    """Builds runs on `device`. `load` loads priors; `say` is called with phase and text before slow work. The moments
+    of a timeline take at most `history` bytes."""
 
-    def __init__(self, device: torch.device, load: LoadPrior, say: Callable[[Phase, str], None]) -> None:
+    def __init__(
+        self, device: torch.device, load: LoadPrior, say: Callable[[Phase, str], None], history: int = MOMENT_BYTES
+    ) -> None:
         self.device = device
+        self.history = history
         self._load = load
         self._say = say
 
@@ -81,7 +85,7 @@ class Builder:
     def started(self, run: Run, text: str) -> Run:
         """Return `run` with a fresh scene and a new timeline, whose first entry is `text`."""
         run = self._with_scene(run, run.begun.scene)
-        run = dataclasses.replace(run, timeline=Timeline(), stretch=Stretch(run.begun))
+        run = dataclasses.replace(run, timeline=Timeline(self.history), stretch=Stretch(run.begun))
         run.timeline.note(0, "start", text)
         run.timeline.keep(moment_of(run))
         return run

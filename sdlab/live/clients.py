@@ -12,6 +12,8 @@ from sdlab.channel import Account
 from sdlab.live.session import Admit, anything
 from sdlab.settings import Settings
 
+UNSEEN_SHARE = 0.25  # of the time of a client somebody looks at, while others want it
+
 NO_LIMIT = "on your own computer there is no such limit"  # ends every refusal that only visitors get
 
 
@@ -56,3 +58,17 @@ class Client:
     uploads: Bucket = field(default_factory=Bucket)  # bytes a second
     account: Account = field(default_factory=Account)
     locks: Callable[[Settings, Settings], None] = no_locks  # raises ValueError for a change of a locked knob
+    attended: float = field(default_factory=time.monotonic)  # when somebody last looked or did something
+    visible: bool = True  # whether somebody can see the page
+
+    def look(self, visible: bool) -> None:
+        """Note whether somebody looks: the page is `visible`, or hidden behind others, or closed. A client nobody looks
+        at has `UNSEEN_SHARE` of the time."""
+        self.visible = visible
+        self.account.share = 1.0 if visible else UNSEEN_SHARE
+        if visible:
+            self.attended = time.monotonic()
+
+    def acted(self) -> None:
+        """Note that somebody did something."""
+        self.attended = time.monotonic()

@@ -15,14 +15,16 @@ from weakref import WeakValueDictionary
 import torch
 
 from sdlab.channel import Turnstile
-from sdlab.console import say
+from sdlab.console import say, tell
 from sdlab.errors import give_back, reason
 from sdlab.live.building import prepare_for
+from sdlab.live.capacity import Capacity, measured
 from sdlab.live.clients import NO_LIMIT, Client
 from sdlab.live.memory import Memory, resident_bytes
-from sdlab.live.messages import Command, Patch, Stop
+from sdlab.live.messages import Command, Patch, Pause, Stop
 from sdlab.live.session import Fork, Session
 from sdlab.live.state import Run
+from sdlab.live.timeline import MOMENT_BYTES
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.batching import BatchingPrior
 from sdlab.settings import Settings
@@ -30,6 +32,8 @@ from sdlab.types import Prior
 
 MOST_PRIORS, MOST_ON_GPU = 8, 1  # that the pool keeps, per kind of device
 SWEEP_EVERY = 1.0  # seconds between checks for sessions that are over
+HISTORY_SHARE = 0.5  # of the memory, for the moments of all runs together
+UNSEEN = "paused: nobody has looked at this page for {:g} min; press Start to continue"
 TRIM_EVERY = 30.0  # seconds between returns of freed memory to the system
 
 
@@ -94,8 +98,9 @@ class Seat:
 class Manager:
     """Opens, finds and ends sessions. Their clients share the device's time (`sdlab.channel.Turnstile`), or with
     `batching` the prior's forward passes (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was
-    closed, so that a reload finds it again, or after `idle` seconds without a sign of life. `memory` is the limit to
-    keep, None for no limit."""
+    closed, so that a reload finds it again, or after `idle` seconds without a sign of life. Its run pauses after
+    `unseen` seconds in which nobody looked at it or did anything, None for never. `memory` is the limit to keep, None
+    for no limit."""
 
     def __init__(
         self,
@@ -105,15 +110,20 @@ class Manager:
         idle: float = 3600.0,
         batching: bool = False,
         memory: Memory | None = None,
+        unseen: float | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.max_sessions = max_sessions
         self.grace = grace
         self.idle = idle
+        self.unseen = unseen
         self.pool = PriorPool(batching)
         self.memory = memory
+        room = MOMENT_BYTES if memory is None else HISTORY_SHARE * memory.limit / max_sessions
+        self.history = int(min(room, MOMENT_BYTES))  # bytes of the moments that each run keeps to go back to
         finish = _finisher(self.device)
         self.turnstile = None if batching else Turnstile(resident_bytes, finish)  # batching needs steps that overlap
+        self.capacity: Capacity | None = None  # once it was measured
         self._lock = threading.Lock()
         self._seats: dict[str, Seat] = {}
         self._closing = threading.Event()
@@ -122,17 +132,27 @@ class Manager:
             how = (self.sessions, self._closing)
             threading.Thread(target=memory.watch, args=how, name="sdlab-memory", daemon=True).start()
 
-    def preload(self, settings: Settings) -> None:
-        """Load and compile for the first user in the background. An error is said on the console; the sessions that
-        need the prior meet it again and report it to their users."""
+    def preload(self, settings: Settings, users: int | None = None) -> None:
+        """Load and compile for the first user in the background; for a server with `users` at the same time, measure
+        and print how fast their runs can be. An error is said on the console; the sessions that need the prior meet it
+        again and report it to their users."""
 
         def work() -> None:
             try:
                 prepare_for(settings, self.pool.get(settings.prior, self.device, silent), self.device)
+                if users is not None:
+                    self.capacity = self.measured(settings, users)
+                    tell(f"Seats: {self.capacity}")
             except Exception as e:
                 say(f"the prior cannot be prepared: {reason(e)}")
 
         threading.Thread(target=work, name="sdlab-preload", daemon=True).start()
+
+    def measured(self, settings: Settings, users: int) -> Capacity:
+        """Return how many runs of `settings` there can be, and how fast they are with as many `users`."""
+        room = max(self.memory.limit - resident_bytes(), 0) if self.memory is not None else None
+        turnstile = self.turnstile or Turnstile(finish=_finisher(self.device))
+        return measured(settings, self.device, self.pool.get, turnstile, users, self.history, room)
 
     def open(self, settings: Settings, client: Client | None = None) -> Seat:
         """Start a new session of `client` (None: a new one without limits) in its own thread, waiting for Resume.
@@ -148,7 +168,7 @@ class Manager:
                 self.memory.admit(wanted, run)
 
         turn = (self.turnstile or Turnstile(resident_bytes)).turn(client.account)
-        return Session(settings, self.device, self.pool.get, turn, origin, admit)
+        return Session(settings, self.device, self.pool.get, turn, origin, admit, self.history)
 
     def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
         """Open a seat whose session continues from the exact state of another, running or paused as its parent is,
@@ -263,11 +283,18 @@ class Manager:
             now = time.monotonic()
             with self._lock:
                 over = [s.id for s in self._seats.values() if self._is_over(s, now)]
+                unseen = [s for s in self._seats.values() if self._is_unseen(s, now)]
             for seat_id in over:
                 self.close(seat_id)
+            for seat in unseen:
+                seat.session.send(Pause(UNSEEN.format((self.unseen or 0) / 60)))
             if now >= trimmed + TRIM_EVERY:  # from sessions that ended and films that were thinned
                 trimmed = now
                 give_back()
 
     def _is_over(self, seat: Seat, now: float) -> bool:
         return (seat.ends_at is not None and now > seat.ends_at) or now - seat.last_seen > self.idle
+
+    def _is_unseen(self, seat: Seat, now: float) -> bool:
+        """Return whether a seat runs although nobody has looked for a while."""
+        return self.unseen is not None and seat.session.stepping and now - seat.client.attended > self.unseen

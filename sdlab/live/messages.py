@@ -29,7 +29,9 @@ class Patch:
 
 @dataclass(frozen=True)
 class Pause:
-    """Stop stepping; the session still carries out commands."""
+    """Stop stepping; the session still carries out commands. `why` is for the user, of a pause they did not ask for."""
+
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ def bytes_of(moments: Iterable[Moment]) -> int:
     return sum({id(t): t.nbytes for moment in moments for t in _tensors(moment.parts)}.values())
 
 
+def size_of(parts: Mapping[str, Any]) -> int:
+    """Return the bytes of the tensors of one moment or checkpoint."""
+    return sum(tensor.nbytes for tensor in _tensors(parts))
+
+
 def _tensors(node: Mapping[str, Any]) -> Iterator[Tensor]:
     for value in node.values():
         if isinstance(value, Mapping):

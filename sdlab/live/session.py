@@ -57,7 +57,7 @@ from sdlab.live.moments import Moment
 from sdlab.live.rendering import Rendering
 from sdlab.live.state import Run, Undo, moment_of
 from sdlab.live.tape import Taken, Tape, print_of
-from sdlab.live.timeline import Timeline
+from sdlab.live.timeline import MOMENT_BYTES, Timeline
 from sdlab.live.watching import Watching, views_around
 from sdlab.prompts import PROMPT, PromptBank
 from sdlab.scenes import FlatScene
@@ -93,7 +93,7 @@ class Session:
     `admit` is called with settings before they are adopted and with the run as it is; its ValueError refuses them.
 
     With `origin`, which another session's `branch` returned, the run continues from that state as soon as it is known;
-    commands wait until then.
+    commands wait until then. The moments of its timeline take at most `history` bytes.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Session:
         turn: Turn | None = None,
         origin: Future[Fork] | None = None,
         admit: Admit = anything,
+        history: int = MOMENT_BYTES,
     ) -> None:
         self.device = torch.device(device)
         self.latest: Latest[Frame] = Latest()
@@ -117,7 +118,7 @@ class Session:
         self.tape = Tape()
         self.turn = turn or Turnstile().turn(Account())
         self._admit = admit
-        self._builder = Builder(self.device, load, self._set_status)
+        self._builder = Builder(self.device, load, self._set_status, history)
         self._watching = Watching(self.turn, lambda: self._inbox.put(lambda: self._watching.look(self._run, now=True)))
         self.rendering = Rendering(self.turn, lambda: self._inbox.put(self._render))
         self.lens = self._watching.lens
@@ -206,6 +207,11 @@ class Session:
         """Request what a hand-in tells of this run; never blocks. It costs the run about 0.2 s between two steps.
         RuntimeError as the result when there is nothing."""
         return self._ask(self.take)
+
+    def saved(self) -> Future[checkpoint.Saved]:
+        """Request the present state as a checkpoint holds it; never blocks. It costs the run one copy of its state
+        between two steps. RuntimeError as the result when there is no state."""
+        return self._ask(self._saved)
 
     def continue_from(self, saved: checkpoint.Saved) -> Future[None]:
         """Request to continue from a checkpoint, paused, with the settings in it; never blocks. ValueError as the
@@ -409,7 +415,8 @@ class Session:
             settings = checkpoint.settings_of(saved)
             admit(settings, self._run)
             moment = Moment(saved.step, settings, settings, saved.parts)
-            return dataclasses.replace(self._builder.resumed(self._run, moment), timeline=Timeline()), moment
+            resumed = self._builder.resumed(self._run, moment)
+            return dataclasses.replace(resumed, timeline=Timeline(self._builder.history)), moment
         except Exception as e:
             raise ValueError(f"{where} cannot be restored: {reason(e)}") from e
 
@@ -461,6 +468,11 @@ class Session:
             raise RuntimeError(f"there is nothing to branch from: {self._failure or self.status.text}")
         return self.fork()
 
+    def _saved(self) -> checkpoint.Saved:
+        """Return the state and the settings that steps follow; RuntimeError when there is no state."""
+        texts = {checkpoint.SETTINGS: to_toml(self.effective)}
+        return checkpoint.Saved(self.state.step, dict(self.moment().parts), texts, True)
+
     def _exportable(self) -> Material:
         """Return what can be exported now, even if the run has ended; RuntimeError when there is nothing."""
         if self._run.state is None:
@@ -494,7 +506,9 @@ class Session:
         match command:
             case Patch(changes):
                 self._patch(changes)
-            case Pause():
+            case Pause(why):
+                if why and self.running:
+                    self._say(Noted(self._run.step, why))
                 self.running = False
                 self.steps_left = None
                 if self._run.state is not None:

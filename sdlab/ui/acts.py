@@ -72,8 +72,8 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             except ValueError as e:
                 desk.focus.say("error", str(e))
         case {"do": "continue"} if desk.offer is not None:
-            desk.offer.accept(desk.focus)
-            desk.offer = None
+            offer, desk.offer = desk.offer, None
+            offer.accept(page, desk)
         case {"do": "decline"}:
             desk.offer = None
         case {"do": "look", "dark": bool(dark)}:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sdlab.ui.page import Page
 
 MAX_BODY = 1_000_000  # bytes of one request; a settings file is the largest part
+MAX_TOKEN, MOST_LEFT = 64, 4  # characters of a token, and how many a page may ask for when it arrives
 NO_STORE = {"Cache-Control": "no-store"}
 PULSE = 15.0  # seconds between signs that an open page is still connected; proxies close silent connections
 NUDGE = 4.0  # seconds after which a page in the line is told to ask again; timers of hidden pages may take a minute
@@ -85,10 +86,10 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
     ended = closing or asyncio.Event()
 
     @router.get("/news/{token}")
-    async def news(token: str, page: str = "", missed: bool = False) -> Response:
+    async def news(token: str, page: str = "", missed: bool = False, hidden: bool = False) -> Response:
         if (refused := await held_up(pages.delay(token))) is not None:
             return refused
-        return JSONResponse(await run_in_threadpool(pages.poll, token, page, missed), headers=NO_STORE)
+        return JSONResponse(await run_in_threadpool(pages.poll, token, page, missed, hidden), headers=NO_STORE)
 
     @router.post("/do/{token}")
     async def do(token: str, request: Request) -> Response:
@@ -110,8 +111,9 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
         dark, token = said.get("dark") is True, str(said.get("token") or "")
         query, fresh = str(said.get("query") or ""), said.get("fresh") is True
         page, back = page or secrets.token_urlsafe(16), said.get("back") is True
-        address = client_address(request)
-        found = await run_in_threadpool(pages.arrive, page, token, dark, address, query, fresh, back=back)
+        address, left = client_address(request), said.get("left")
+        tokens = [str(one)[:MAX_TOKEN] for one in left[:MOST_LEFT]] if isinstance(left, list) else []
+        found = await run_in_threadpool(pages.arrive, page, token, dark, address, query, fresh, tokens, back)
         return JSONResponse(found, headers=NO_STORE)
 
     @router.get("/here/{token}")

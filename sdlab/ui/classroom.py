@@ -165,6 +165,7 @@ def _entry(desk: Desk, place: Place) -> dict[str, Any]:
         "last": place.last,
         "ago": round(time.monotonic() - place.last_at),
         "left": desk.has_left,
+        "hidden": not desk.client.visible,
         "picture": thumbnails.version(session),
         "around": session.around.get() is not None,
         "lesson": None if desk.walk is None else desk.walk.record(),

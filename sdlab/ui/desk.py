@@ -14,6 +14,7 @@ from typing import Any
 
 from sdlab.lens import Comparison, LensPictures
 from sdlab.lessons import Walk
+from sdlab.live.clients import Client
 from sdlab.live.messages import Command, Phase, Resume
 from sdlab.live.tape import Tape
 from sdlab.settings import OWN
@@ -22,6 +23,7 @@ from sdlab.ui.dropped import Offer
 from sdlab.ui.editor import Editor, card
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
+from sdlab.ui.keeper import Returned
 from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
 from sdlab.ui.lesson_page import lesson_page, page_key, walk_told
 from sdlab.ui.links import Opened
@@ -49,17 +51,18 @@ class Desk:
         dark: bool = False,
         most_lanes: int = MAX_LANES,
         opened: Opened | None = None,
+        token: str = "",
         editor: Editor | None = None,
     ) -> None:
         self.most_lanes = most_lanes
         self.opened = opened  # the link that the page was opened with
         self.editor = editor  # of the user's own loss
-        self.id = secrets.token_urlsafe(16)
+        self.id = token or secrets.token_urlsafe(16)
         self.page = page  # the page that shows it (Gradio's session hash): each piece of news is sent once
         self.dark = dark  # theme of the page, also for views still to be opened
         self.tab = TABS[0]
         self.uploads = Uploads()
-        self.offer: Offer | None = None  # to continue a run that was dropped onto the page
+        self.offer: Offer | Returned | None = None  # to continue a run, dropped onto the page or from before a restart
         self.walk: Walk | None = None  # through the lesson that is open
         self.watch = Watch()
         self.place: Place | None = None  # in a classroom
@@ -86,6 +89,11 @@ class Desk:
     @property
     def focus(self) -> Lane:
         return self._focus
+
+    @property
+    def client(self) -> Client:
+        """Whose the desk is."""
+        return self._focus.seat.client
 
     def lane(self, seat_id: str) -> Lane | None:
         """Return the lane of a seat."""
@@ -202,6 +210,12 @@ class Desk:
         self._watch()
         self.forget()
 
+    def claim(self) -> bool:
+        """Return whether the page that showed the desk has left; True to one caller only, whose page may show it."""
+        with self._lock:
+            left, self._late_polls = self._late_polls is not None, None
+        return left
+
     @property
     def has_left(self) -> bool:
         """Whether the page's connection has ended and nothing was heard from it since."""
@@ -248,7 +262,7 @@ class Desk:
         self._put(told, "live", _live(lane))
         self._put(told, "preset", lane.preset)
         offer = self.offer
-        self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
+        self._put(told, "offer", None if offer is None else offer.told)
         walk = self.walk
         if (place := self.place) is not None:
             self._put(told, "room", place.told())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdlab.live.checkpoint import unpack
 from sdlab.live.clients import NO_LIMIT
 from sdlab.packed import PackedRun, run_in
 from sdlab.parsing import Limits, parsed
-from sdlab.ui.lane import Lane
+
+if TYPE_CHECKING:
+    from sdlab.ui.desk import Desk
+    from sdlab.ui.page import Page
 
 MOST_CHECKPOINT = 400_000_000  # bytes of the files of one; an auxiliary network with its optimiser takes 100 MB
 NO_STATE = f"its checkpoint was not loaded: this server is shared, and takes no state from files; {NO_LIMIT}"
@@ -20,19 +23,19 @@ class Offer(NamedTuple):
     name: str
     run: PackedRun
 
-    def accept(self, lane: Lane) -> None:
-        """Let a lane continue from the checkpoint, paused; its status line says if that fails."""
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the page is told."""
+        step = self.run.step
+        return {"step": step, "said": f"The settings of {self.name} are opened. It was saved at step {step}."}
+
+    def accept(self, page: Page, desk: Desk) -> None:
+        """Let the lane in focus continue from the checkpoint, paused; its status line says if that fails."""
+        lane = desk.focus
         try:
-            answer = lane.seat.session.continue_from(unpack(self.run))
+            lane.continue_from(unpack(self.run), self.name)
         except ValueError as e:
             lane.say("error", f"{self.name}: {e}")
-            return
-
-        def told(_: object) -> None:
-            if (error := answer.exception()) is not None:
-                lane.say("error", f"{self.name}: {error}")
-
-        answer.add_done_callback(told)
 
 
 def read_run(raw: bytes, given: str, limits: Limits, shared: bool) -> PackedRun:

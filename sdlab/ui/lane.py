@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sdlab.lessons.readings import Reader
 from sdlab.live import critic
+from sdlab.live.checkpoint import Saved
 from sdlab.live.manager import Seat
 from sdlab.live.messages import (
     Applied,
@@ -177,6 +178,16 @@ class Lane:
                 self._asked.pop(path, None)
         if changes:
             self.seat.session.send(Patch(changes))
+
+    def continue_from(self, saved: Saved, name: str) -> None:
+        """Continue from the checkpoint of a run, paused; the status line says why if that fails."""
+        answer = self.seat.session.continue_from(saved)
+
+        def told(_: object) -> None:
+            if (error := answer.exception()) is not None:
+                self.say("error", f"{name}: {error}")
+
+        answer.add_done_callback(told)
 
     # ---- from the session to the page --------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class Ticket:
     heard: float = field(default_factory=time.monotonic)  # time of its last poll
     left: float | None = None  # time when its stream ended
     told: Any = None  # what it was last told
+    kept: tuple[str, ...] = ()  # tokens of desks that its browser had
 
 
 class Line:

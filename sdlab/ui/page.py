@@ -8,11 +8,13 @@ a ticket in the place of a desk (`sdlab.ui.line`).
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdlab.handin.facts import facts
 from sdlab.live.clients import Client
+from sdlab.live.kept import Store
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Hold
 from sdlab.settings import Settings
@@ -21,6 +23,7 @@ from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.dropped import Offer, read_run
 from sdlab.ui.editor import Editor
+from sdlab.ui.keeper import Keeper, Returned
 from sdlab.ui.lane import Lane
 from sdlab.ui.line import Line, Ticket
 from sdlab.ui.links import Links, Opened
@@ -49,11 +52,13 @@ class Page:
         links: Links | None = None,
         room: Room | None = None,
         editor: Editor | None = None,
+        store: Store | None = None,
     ) -> None:
         self.visitors = visitors
         self.room = room
         self.editor = editor  # of the user's own loss
         self.line = Line()
+        self.keeper = Keeper(store, visitors, self.desks) if store is not None else None
         self._links = links or Links(visitors)
         self.shelves = Shelves(visitors.shared)  # by token of a desk
         self._manager = manager
@@ -61,6 +66,7 @@ class Page:
         self._preset = preset
         self._lock = threading.Lock()
         self._door = threading.Lock()  # held while a seat is given, or given back to be taken again
+        self._returning: set[str] = set()  # tokens of kept runs for which a desk is being opened
         self._desks: dict[str, Desk] = {}  # by token
         self._refused: dict[str, str] = {}  # page -> why its desk could not be given another run
 
@@ -74,17 +80,21 @@ class Page:
         address: str = "",
         query: str = "",
         fresh: bool = False,
+        left: Sequence[str] = (),
         back: bool = False,
     ) -> dict[str, Any]:
         """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none or
-        the page was opened with a `fresh` link, or a place in the line. `address` is that of the browser, "" if
-        unknown; `query` is that of the page's address. With `back`, the token is that of a link back to a run."""
+        the page was opened with a `fresh` link, or a place in the line. Before a new one comes the first of the tokens
+        in `left`, which the browser has kept of pages with the same address, whose desk no page shows, or whose run was
+        kept on disk. `address` is that of the browser, "" if unknown; `query` is that of the page's address. With
+        `back`, the token is that of a link back to a run."""
         with self._lock:
             desk = self._desks.get(token)
         if desk is not None and fresh:
             if desk.has_left:  # its tab has opened the link, and its seat may be the last one
                 self.close(*desk.lanes)
             desk = None
+        desk = desk or self._left(left)
         if desk is not None:
             desk.come_back(page)
             self._find(desk.id)
@@ -94,6 +104,7 @@ class Page:
         if ticket is None:
             ticket = Ticket(page, self._client(address))
         ticket.page, ticket.dark, ticket.query, ticket.told = page, dark, query, None
+        ticket.kept = tuple(left if fresh else (token, *left))
         return self._admit(ticket, GONE if back else "")
 
     def _admit(self, ticket: Ticket, remark: str = "") -> dict[str, Any]:
@@ -110,7 +121,7 @@ class Page:
                 return no_seat(self.visitors.told(f"{_short(e)}; {full}"), ticket.page)
             return self._waiting(ticket, _short(e))
         self.line.remove(ticket)
-        if remark:
+        if remark and desk.offer is None:
             desk.focus.say("warning", remark)
         return {"token": desk.id, "page": ticket.page}
 
@@ -129,8 +140,9 @@ class Page:
             client.most_seats = None
         return client
 
-    def poll(self, token: str, page: str, missed: bool = False) -> dict[str, Any]:
-        """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer."""
+    def poll(self, token: str, page: str, missed: bool = False, hidden: bool = False) -> dict[str, Any]:
+        """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer.
+        `hidden` says that nobody can see the page now: it is behind other tabs or windows."""
         own = self._of_page(page)
         if own is not None and own.id != token:
             return {"token": own.id}  # the page has just been given another desk
@@ -147,6 +159,8 @@ class Page:
             return another_tab(page) if known else session_over(page, self.room is not None)
         if self._find(token, polling=True) is None:
             return session_over(page, self.room is not None)
+        if not own.has_left:
+            own.client.look(not hidden)
         if missed:
             own.forget()
         if self.editor is not None:
@@ -173,7 +187,7 @@ class Page:
             desk = self._desks.get(token)
         ticket = self.line.find(token) if desk is None else None
         if desk is not None and desk.lanes:
-            client = desk.focus.seat.client
+            client = desk.client
         elif ticket is not None:
             client = ticket.client
         else:
@@ -185,6 +199,7 @@ class Page:
         desk = self._find(token)
         if desk is None:
             return False
+        desk.client.acted()
         for one in said if isinstance(said, list) else [said]:
             if isinstance(one, dict) and desk.lanes and (self.room is None or self.room.lets(desk.place, one)):
                 acts.perform(self, desk, one)
@@ -206,6 +221,7 @@ class Page:
         desk = self._of_page(page)  # None after a reload, which may be reported first
         if desk is not None:
             desk.leave()
+            desk.client.look(False)
             for lane in desk.lanes:
                 self._manager.leave(lane.seat.id)
 
@@ -270,40 +286,71 @@ class Page:
             self._manager.get(lane.seat.id)
         return desk
 
+    def _left(self, tokens: Sequence[str]) -> Desk | None:
+        """Return the first desk of `tokens` that no page shows."""
+        with self._lock:
+            desks = [self._desks[token] for token in tokens if token in self._desks]
+        return next((desk for desk in desks if desk.claim()), None)
+
     # ---- lanes -------------------------------------------------------------------------------------------
 
     def _open(self, ticket: Ticket) -> Desk:
-        """Open a desk for a page in place of the one it had; RuntimeError when it cannot have a seat now."""
-        page, client = ticket.page, ticket.client
+        """Open a desk for a page in place of the one it had, and offer the run that was kept for it, if one was;
+        RuntimeError when it cannot have a seat now."""
+        page, client, token = ticket.page, ticket.client, ""
         previous = self._of_page(page)
         if previous is not None:
             self.close(*previous.lanes)
-        with self._door:
-            self._must_have_room(client)
-            if self.line.before(ticket, self._has_room):
-                raise RuntimeError(OTHERS_FIRST)
-            link = self._links.read(ticket.query, self._preset)
-            client.locks = link.must_keep
-            seat = self._manager.open(self._renewed(link.settings), client)
-            place = self.room.place() if self.room is not None else None
+        self._must_have_room(client)  # pages that wait ask often
+        link = self._links.read(ticket.query, self._preset)
+        client.locks, opened = link.must_keep, Opened(self._links, link)
         try:
-            lane = self._lane(seat, link.preset, ticket.dark)
-            desk = Desk(lane, page, ticket.dark, self.visitors.most_lanes, Opened(self._links, link), self.editor)
-            desk.place = place
-            desk.shelf = self.shelves.open(desk.id)
-        except OSError:
-            self._manager.close(seat.id)
-            if place is not None:
-                place.give_back()
-            raise
-        with self._lock:
-            self._desks[desk.id] = desk
-        if link.lesson:
+            with self._door:
+                self._must_have_room(client)
+                if self.line.before(ticket, self._has_room):
+                    raise RuntimeError(OTHERS_FIRST)
+                token, returned = self._returned(ticket.kept, opened)
+                settings, preset = returned.first if returned is not None else (link.settings, link.preset)
+                seat = self._manager.open(self._renewed(settings), client)
+                place = self.room.place() if self.room is not None else None
+            try:
+                lane = self._lane(seat, preset, ticket.dark)
+                desk = Desk(lane, page, ticket.dark, self.visitors.most_lanes, opened, token, self.editor)
+                desk.place, desk.offer = place, returned
+                desk.uploads = returned.uploads if returned is not None else desk.uploads
+                desk.shelf = self.shelves.open(desk.id)
+            except OSError:
+                self._manager.close(seat.id)
+                if place is not None:
+                    place.give_back()
+                raise
+            with self._lock:
+                self._desks[desk.id] = desk
+        finally:
+            with self._lock:
+                self._returning.discard(token)
+        if link.lesson and returned is None:
             lessons.begin(self, desk, link)
         self._manager.leave(seat.id, at_least=ARRIVING)  # the page may be closed before its first poll
-        if self.room is not None and self.room.latecomer is not None and not ticket.query:
+        if self.room is not None and self.room.latecomer is not None and not ticket.query and returned is None:
             self.room.latecomer(desk)
         return desk
+
+    def _returned(self, tokens: Sequence[str], opened: Opened) -> tuple[str, Returned | None]:
+        """Return the first of `tokens` under which a run was kept that this page may have, and the run; "" and None if
+        there is none. Until `_returning` lets go of the token, no other page gets the run."""
+        if (keeper := self.keeper) is None:
+            return "", None
+        for token in tokens:
+            with self._lock:
+                if token in self._desks or token in self._returning:
+                    continue
+                self._returning.add(token)
+            if (returned := keeper.find(token, opened)) is not None:
+                return token, returned
+            with self._lock:
+                self._returning.discard(token)
+        return "", None
 
     def _must_have_room(self, client: Client) -> None:
         """Raise RuntimeError, which says why, when a client cannot have another desk now."""
@@ -335,11 +382,20 @@ class Page:
 
     def branch(self, desk: Desk, lane: Lane) -> None:
         """Add a lane that continues from the current step of another; a refusal goes to the status line."""
+        self._add(desk, lane, lambda: self._manager.branch(lane.seat.id), lane.preset)
+
+    def add(self, desk: Desk, settings: Settings, preset: str | None) -> Lane | None:
+        """Add a lane with a new run and return it; a refusal goes to the status line, and None is returned."""
+        lane = desk.focus
+        return self._add(desk, lane, lambda: self._manager.open(settings, lane.seat.client), preset)
+
+    def _add(self, desk: Desk, lane: Lane, seat: Callable[[], Seat], preset: str | None) -> Lane | None:
+        """Add a lane with the seat that `seat` opens; `lane` is told why if that fails."""
         try:
             self.visitors.must_have_lane(len(desk.lanes))
             if waiting := len(self.line):
                 raise RuntimeError(f"no lane can be added: {_pages(waiting)} for a seat")
-            other = self._lane(self._manager.branch(lane.seat.id), lane.preset, desk.dark)
+            other = self._lane(seat(), preset, desk.dark)
             other.view.begin_like(lane.view)
             try:
                 desk.add(other)
@@ -348,8 +404,9 @@ class Page:
                 raise
         except (RuntimeError, ValueError, OSError) as e:
             lane.say("error", str(e))
-            return
+            return None
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
+        return other
 
     def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> None:
         """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one."""

@@ -20,6 +20,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse
 
 from sdlab import parsing
+from sdlab.live.kept import Store
 from sdlab.live.manager import Manager
 from sdlab.own_loss import OwnLoss
 from sdlab.settings import Settings
@@ -61,13 +62,15 @@ def build(
     classroom: Class | None = None,
     own: OwnLoss | None = None,
     api: bool = False,
+    store: Store | None = None,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
     addresses of `site`. `trust_links` lets links choose files and models where the page itself may. A `classroom` has a
     teacher's page. `own` is the user's own loss, with an editor on the page; ValueError unless the server is for its
-    own user alone. `api` opens the endpoints for programs. The manager's sessions end with the application.
+    own user alone. `api` opens the endpoints for programs. Runs are kept in `store`. The manager's sessions end with
+    the application.
     """
     if own is not None and (locked or on_space or not site.loopback):
         raise ValueError(f"{own.name} is code, which only a server of your own runs")
@@ -75,14 +78,18 @@ def build(
     viewports = Viewports()
     visitors = Visitors(settings, locked)
     room = Room(classroom.seats) if classroom is not None else None
-    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), room, editor)
+    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), room, editor, store)
     endpoints = Api(manager, visitors, page.shelves) if api else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         parsing.stand_by(SPARE)
+        if page.keeper is not None:
+            page.keeper.start()
         yield
         parsing.close()
+        if page.keeper is not None:
+            page.keeper.close()
         viewports.close_all()
         manager.shutdown()
         page.shelves.close_all()

@@ -34,6 +34,7 @@ MOST_RUN = 500_000_000  # bytes of one
 MOST_KEPT = 8  # files per desk
 PATIENCE = 600.0  # seconds that an upload may take
 FOLDER = "sdlab-uploads-"  # begins the names of folders with uploads
+MARK = "-"  # between the number of a file and its name
 NAME = 60  # characters of a file name that are kept
 
 
@@ -128,13 +129,22 @@ class Uploads:
         a ValueError that begins with `name` when the knob cannot use the file or it exceeds `limits`, RuntimeError
         when the desk is gone."""
         UPLOADS[knob].check(raw, name_shown(name), limits)
+        return self._keep(name, raw, in_use)
+
+    def adopt(self, path: Path) -> Path:
+        """Keep a copy of a file that `sdlab.live.kept` has kept, with the name that it was uploaded with; return its
+        path."""
+        name = path.name.removeprefix(FOLDER).split(MARK, 2)[-1]  # after those of the folder and the number that it had
+        return self._keep(name, path.read_bytes(), self._kept)
+
+    def _keep(self, name: str, raw: bytes, in_use: Collection[Path]) -> Path:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the session of this file has ended")
             if self._folder is None:
                 self._folder = TemporaryFolder(FOLDER)
             self._count += 1
-            path = Path(self._folder.name) / f"{self._count}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
+            path = Path(self._folder.name) / f"{self._count}{MARK}{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-NAME:]}"
             path.write_bytes(raw)
             for old in [kept for kept in self._kept if kept not in in_use][: max(len(self._kept) + 1 - MOST_KEPT, 0)]:
                 self._kept.remove(old)
@@ -150,16 +160,21 @@ class Uploads:
                 self._folder.cleanup()
 
 
+def uploaded(settings: Settings) -> dict[str, Path]:
+    """Return the uploaded files that settings name, by knob."""
+    knobs = settings.knobs()
+    files = {path: Path(knobs[path].value) for path in UPLOADS if path in knobs}
+    return {path: file for path, file in files.items() if file.parent.name.startswith(FOLDER)}
+
+
 def without_uploads(settings: Settings) -> tuple[Settings, dict[str, str]]:
     """Return settings that name no uploaded file, since those go with their desk, and the files' names by knob."""
-    knobs = settings.knobs()
+    knobs, gone = settings.knobs(), uploaded(settings)
     default = default_settings(settings.prior.kind, settings.scene.kind).knobs()
-    gone = {path: Path(knobs[path].value) for path in UPLOADS if path in knobs}
-    gone = {path: file for path, file in gone.items() if file.parent.name.startswith(FOLDER)}
     changes = [(path, default[path].value) for path in gone]
     switches = [UPLOADS[path].switch for path in gone if knobs[UPLOADS[path].switch].value in UPLOADS[path].uses]
     changes += [(switch, default[switch].value) for switch in switches]
-    return settings.patch_all(changes), {path: file.name.partition("-")[2] for path, file in gone.items()}
+    return settings.patch_all(changes), {path: file.name.partition(MARK)[2] for path, file in gone.items()}
 
 
 def name_shown(name: str) -> str:

@@ -41,6 +41,7 @@ PATIENCE = 2.0  # seconds for which messages that come too fast are held up, bef
 MAX_UPLOAD = 20_000_000  # bytes of one uploaded file
 MAX_SETTINGS = 20_000  # characters of a settings file
 OWNER_IDLE, VISITOR_IDLE = 3600.0, 600.0  # seconds without a sign of life after which a seat ends
+VISITOR_UNSEEN = 300.0  # seconds without anybody looking at the page or using it, after which its run pauses
 ARRIVING = 60.0  # seconds within which a page must first ask for news to keep its new seat
 
 

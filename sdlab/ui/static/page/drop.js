@@ -1,6 +1,6 @@
 // @ts-check
 // Files dropped onto the page: settings are opened; so are those of a run's folder in a ZIP file, and if it has a
-// checkpoint, the page offers to continue from there.
+// checkpoint, the page offers to continue from there, as it does with its own run after a restart of the server.
 
 import { upload } from "./files.js";
 import { act, part } from "./news.js";
@@ -55,13 +55,13 @@ function take(dropped) {
   upload(file, most, RUN, say, (problem) => (problem ? say(problem) : make()));
 }
 
-/** @type {{ name: string, step: number } | null} the run that can be continued */
+/** @type {{ said: string, step: number } | null} the run that can be continued */
 let offered = null;
 
 /** Make the offer that there is, or close the box. */
 function make() {
   if (!offered) return say("");
-  say(`The settings of ${offered.name} are opened. It was saved at step ${offered.step}.`, `Continue from step ${offered.step}`);
+  say(offered.said, `Continue from step ${offered.step}`);
 }
 
 /** Say something in the box, or close it. @param {string} text @param {string} [offer] of its first button */

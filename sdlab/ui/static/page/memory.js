@@ -1,6 +1,8 @@
 // @ts-check
-// What the browser remembers: per tab the desk, so that a reloaded page finds its runs; in general the look of the page.
+// What the browser remembers: per tab the desk, so that a reloaded page finds its runs; in general the look of the page,
+// and the last desks, so that a page finds its runs after the tab or the browser was closed.
 
+const DESKS = "sdlab-desks", MOST_DESKS = 4;
 const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
 const EDITOR = "sdlab-editor";
 
@@ -17,6 +19,23 @@ function recall(storage, key) {
 
 /** @param {string} token */
 export const keepDesk = (token) => keep(() => sessionStorage, DESK, token);
+/** @param {string} token */
+export function keepLast(token) {
+  const others = lastDesks().filter((desk) => desk.token !== token);
+  keep(() => localStorage, DESKS, JSON.stringify([{ token, query: location.search }, ...others].slice(0, MOST_DESKS)));
+}
+
+/** @returns {{ token: string, query: string }[]} the desks of this browser, the last one first */
+function lastDesks() {
+  try {
+    const kept = JSON.parse(recall(() => localStorage, DESKS) ?? "[]");
+    return Array.isArray(kept) ? kept.filter((desk) => typeof desk?.token === "string") : [];
+  } catch { return []; }
+}
+
+/** The desks that were opened at this address; the server knows which of them no page shows. */
+export const desksLeft = () => lastDesks().filter(({ query }) => query === location.search).map(({ token }) => token);
+
 /** @param {boolean} dark */
 export const keepTheme = (dark) => keep(() => localStorage, THEME, dark ? "dark" : "light");
 /** @param {boolean} large */

@@ -1,10 +1,10 @@
 // @ts-check
 // The page's line to the server: it polls GET news/TOKEN for the panels that changed, and posts what the user does to
 // do/TOKEN. Requests of a kind follow one another, so that none overtakes another. A stream from here/TOKEN stays open;
-// its end tells the server that the page was closed. While no seat is free, a
+// its end tells the server that the page was closed. A poll says whether the page is hidden. While no seat is free, a
 // ticket takes the token's place.
 
-import { isFreshLink, keepDesk, keepLink, keptDesk, restoreTheme, takeBack } from "./memory.js";
+import { desksLeft, isFreshLink, keepDesk, keepLast, keepLink, keptDesk, restoreTheme, takeBack } from "./memory.js";
 
 import { answered, asking, isLost } from "./connection.js";
 
@@ -41,6 +41,7 @@ function hear({ token, ticket, page, panels }) {
   if (key !== undefined && key !== shown.token) {
     shown.token = key;
     if (key) keepDesk(key);
+    if (token) keepLast(token);
     stay();
   }
   for (const [name, value] of Object.entries(panels ?? {})) {
@@ -75,7 +76,8 @@ async function poll() {
   const { token, page } = shown, next = performance.now() + POLL_EVERY;
   if (token) {
     asking();
-    const news = await fetched(`news/${token}?page=${encodeURIComponent(page)}${missed ? "&missed=1" : ""}`);
+    const said = `${missed ? "&missed=1" : ""}${document.hidden ? "&hidden=1" : ""}`;
+    const news = await fetched(`news/${token}?page=${encodeURIComponent(page)}${said}`);
     missed = !news;
     if (news) answered();
     if (news && token === shown.token) hear(news);
@@ -102,7 +104,11 @@ async function fetched(address) {
 // After a break, an answer under way may never come: ask again at once.
 const retry = () => { if (isLost()) { under.abort(); poll(); } };
 addEventListener("online", retry);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) retry(); });
+// The server slows a run that nobody sees, and must know at once when somebody does again.
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) retry();
+  poll();
+});
 
 // ---- acting ------------------------------------------------------------------------------------------------------
 
@@ -132,8 +138,8 @@ async function flush() {
 
 /** Ask for a desk: the one of `token`, which may come from a link back to it, or a new one. @param {boolean} dark */
 export async function newDesk(dark, token = "", back = false) {
-  const query = location.search, fresh = !back && isFreshLink();
-  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh, back });
+  const query = location.search, fresh = !back && isFreshLink(), left = desksLeft();
+  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh, back, left });
   if (answer?.ok) {
     const told = await answer.json();
     if (told.token) keepLink(query);

@@ -27,6 +27,9 @@ function since(seconds) {
   return seconds < 60 ? `${seconds} s ago` : seconds < 3600 ? `${Math.floor(seconds / 60)} min ago` : `${Math.floor(seconds / 3600)} h ago`;
 }
 
+/** Why nobody sees a seat's page, "" if somebody may. @param {Seat} seat */
+const away = (seat) => (seat.left ? "page closed" : seat.hidden ? "page hidden" : "");
+
 /** How far a seat's lesson is. @param {Seat} seat */
 export function lessonOf({ lesson }) {
   if (!lesson) return "";
@@ -84,7 +87,7 @@ class Card {
   /** @param {Seat} seat */
   show(seat) {
     this.seat = seat;
-    const state = [seat.said, seat.rate, seat.lanes > 1 ? `${seat.lanes} lanes` : "", seat.left ? "page closed" : ""];
+    const state = [seat.said, seat.rate, seat.lanes > 1 ? `${seat.lanes} lanes` : "", away(seat)];
     const run = [`step ${seat.step} of ${seat.planned}`, seat.loss, seat.preset];
     write(this.title, nameOf(seat));
     write(this.lines.state, state.filter(Boolean).join(" \u00b7 "));
@@ -95,7 +98,7 @@ class Card {
     this.lines.prompt.title = seat.prompt;
     this.title.title = nameOf(seat);
     this.node.dataset.phase = seat.phase;
-    this.node.classList.toggle("away", seat.left);
+    this.node.classList.toggle("away", Boolean(away(seat)));
     for (const button of this.node.querySelectorAll("button"))
       button.setAttribute("aria-label", `${button.textContent}: ${nameOf(seat)}`);
     const now = performance.now();

@@ -1,0 +1,316 @@
+"""How evenly a server's seats share its device, what they cost in memory, and whether they are kept apart.
+
+alone   1, 2, 4, ... runs of a preset, without pages: steps a second of each, those that `sdlab.live.capacity` predicts,
+        the largest deviation from an equal share, memory per seat; and the share of a seat whose page is hidden.
+pages   as many pages in browser contexts of their own for some minutes, with a server as it is for visitors: shares,
+        memory of the server's process after the first minute, and everything in `sdlab.bench.intruder` tried by each
+        page on its neighbour. The pages' 3D views are left out: drawn in software, they would take the processors for
+        themselves.
+
+Runs have no end and a constant number of Gaussians, so that all steps cost the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sdlab import machine
+from sdlab.bench import intruder
+from sdlab.bench.sessions import PATIENCE
+from sdlab.bench.visitor import Meter, MeteredManager, Serve, Site, Tab, chromium, require_browser, rss_mb, until
+from sdlab.live.capacity import Capacity
+from sdlab.live.clients import UNSEEN_SHARE, Client
+from sdlab.live.manager import Seat
+from sdlab.live.messages import Resume
+from sdlab.live.timeline import bytes_held
+from sdlab.settings import Settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+WARM_UP = 10  # uncounted steps per session
+SAMPLE_EVERY = 5.0  # seconds between two looks at the memory
+FIRST_MINUTE = 60.0
+FAIR = 10.0  # limit in percent of the deviation from an equal share
+FLAT = 2.0  # limit of memory growth without histories, in MB per minute
+
+
+class Sample(NamedTuple):
+    """Memory of the process in MB; `history` is the part held by the runs' timelines."""
+
+    second: float
+    rss: float
+    history: float
+
+
+def constant(s: Settings) -> Settings:
+    """Return settings of a run without end whose steps all cost the same."""
+    s = s.patch("steps", 1_000_000)
+    return s.patch("scene.densify_every", 0) if "scene.densify_every" in s.knobs() else s
+
+
+# ---- runs without pages ----------------------------------------------------------------------------------
+
+
+def alone(s: Settings, device: torch.device, most: int, seconds: float) -> dict[str, Any]:
+    """Return the rows of the table for 1, 2, 4, ..., `most` runs of `s`, and the share of a hidden page."""
+    manager = MeteredManager(device, most)
+    manager.preload(s)
+    try:
+        until(lambda: manager.pool.get(s.prior, device, lambda _: None), "the prior")
+        capacity = manager.measured(s, most)
+        counts = sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
+        rows = [_together(manager, s, n, seconds, capacity) for n in counts]
+        hidden = _hidden_share(manager, s, seconds) if most > 1 else None
+    finally:
+        manager.close_all()
+        manager.shutdown()
+    return {"seconds": seconds, "capacity": capacity._asdict(), "text": str(capacity), "rows": rows, "hidden": hidden}
+
+
+def _opened(manager: MeteredManager, s: Settings, n: int) -> list[Meter]:
+    """Return the meters of `n` new seats that run."""
+    seats = [manager.open(s.patch("seed", i), Client()) for i in range(n)]
+    for seat in seats:
+        seat.session.send(Resume())
+    meters = [manager.meters[seat.id] for seat in seats]
+    _wait_for_steps(meters, WARM_UP)
+    return meters
+
+
+def _wait_for_steps(meters: Sequence[Meter], steps: int) -> None:
+    def health() -> None:
+        for meter in meters:
+            meter.require_health()
+
+    until(lambda: min(meter.steps for meter in meters) >= steps, "the first steps", health)
+
+
+def _counted(meters: Sequence[Meter], seconds: float) -> tuple[list[int], float]:
+    """Return the steps of each run within about `seconds`, and how long that was."""
+    before, began = [meter.steps for meter in meters], time.perf_counter()
+    time.sleep(seconds)
+    for meter in meters:
+        meter.require_health()
+    taken = time.perf_counter() - began
+    return [meter.steps - first for meter, first in zip(meters, before, strict=True)], taken
+
+
+def _together(manager: MeteredManager, s: Settings, n: int, seconds: float, capacity: Capacity) -> dict[str, Any]:
+    """Return a row of the table."""
+    before = rss_mb()
+    meters = _opened(manager, s, n)
+    steps, taken = _counted(meters, seconds)
+    held, rss = bytes_held(meter.session.timeline for meter in meters) / 2**20, rss_mb()
+    _end(manager, [meter.seat for meter in meters])
+    return {
+        "seats": n,
+        "steps_per_second": round(sum(steps) / taken / n, 2),
+        "predicted": round(capacity.rate(n), 2),
+        "deviation_percent": deviation(steps),
+        "mb_per_seat": round((rss - before) / n, 1),
+        "history_mb_per_seat": round(held / n, 1),
+    }
+
+
+def _hidden_share(manager: MeteredManager, s: Settings, seconds: float) -> dict[str, float]:
+    """Return the steps of a run whose page is hidden, relative to those of one that is looked at."""
+    meters = _opened(manager, s, 2)
+    meters[1].seat.client.look(False)
+    steps, _ = _counted(meters, seconds)
+    _end(manager, [meter.seat for meter in meters])
+    return {"share": round(steps[1] / max(steps[0], 1), 2), "meant": UNSEEN_SHARE}
+
+
+def _end(manager: MeteredManager, seats: Sequence[Seat]) -> None:
+    for seat in seats:
+        manager.close(seat.id)
+    for seat in seats:
+        seat.thread.join(PATIENCE)
+        manager.meters.pop(seat.id, None)
+
+
+def deviation(steps: Sequence[int]) -> float:
+    """Return the largest deviation from an equal share, in percent."""
+    equal = max(sum(steps) / len(steps), 1e-9)
+    return round(max(abs(n / equal - 1) for n in steps) * 100, 1)
+
+
+# ---- runs with pages -------------------------------------------------------------------------------------
+
+
+def pages(s: Settings, device: torch.device, seats: int, minutes: float, serve: Serve) -> dict[str, Any]:
+    """Return what `seats` pages in browser contexts of their own find in some minutes."""
+    with Site(serve, s, device, seats) as site, chromium() as browser:
+        tabs = [Tab(browser, site, view=False) for _ in range(seats)]
+        meters = [_started(tab) for tab in tabs]
+        _wait_for_steps(meters, WARM_UP)
+        before, began = [meter.steps for meter in meters], time.perf_counter()
+        memory, loads = _watched(tabs, meters, 60 * minutes, began)
+        taken = time.perf_counter() - began
+        steps = [meter.steps - first for meter, first in zip(meters, before, strict=True)]
+        broken, tried = _intrusions(tabs, meters)
+        full = _refused(browser, site)
+        for tab in tabs:
+            tab.close()
+    return {
+        "browser": browser.version if browser.is_connected() else "Chromium",
+        "seconds": round(taken, 1),
+        "steps": steps,
+        "steps_per_second": [round(n / taken, 2) for n in steps],
+        "deviation_percent": deviation(steps),
+        "memory": _memory(memory),
+        "load": round(float(np.mean(loads)), 1),
+        "intrusions": {"tried": tried, "succeeded": broken},
+        "when_full": full,
+    }
+
+
+def _started(tab: Tab) -> Meter:
+    """Start the run of a page, and return its meter."""
+    tab.wait_for_phase("ready")
+    tab.click("#start")
+    tab.wait_for_phase("running")
+    return tab.meter
+
+
+def _watched(
+    tabs: Sequence[Tab], meters: Sequence[Meter], seconds: float, began: float
+) -> tuple[list[Sample], list[float]]:
+    """Sample the memory, and the load of the machine, while the pages run."""
+    memory, loads = [], []
+    while (second := time.perf_counter() - began) < seconds:
+        held = bytes_held(meter.session.timeline for meter in meters)
+        memory.append(Sample(second, rss_mb(), held / 2**20))
+        loads.append(os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"))
+        for tab in tabs:
+            tab.require_health()
+        tabs[0].wait(min(SAMPLE_EVERY, max(seconds - second, 0.1)))
+    return memory, loads
+
+
+def _memory(samples: Sequence[Sample]) -> dict[str, float]:
+    """Return what the memory was after the first minute, or half of a shorter time, and at the end, and how fast the
+    part without histories grew meanwhile (a straight line through all samples)."""
+    start = min(FIRST_MINUTE, samples[-1].second / 2)
+    late = [sample for sample in samples if sample.second >= start]
+    minutes, rest = [x.second / 60 for x in late], [x.rss - x.history for x in late]
+    slope = float(np.polyfit(minutes, rest, 1)[0]) if len(late) > 1 else 0.0
+    return {
+        "from_second": round(late[0].second),
+        "first_mb": round(late[0].rss, 1),
+        "last_mb": round(late[-1].rss, 1),
+        "first_history_mb": round(late[0].history, 1),
+        "last_history_mb": round(late[-1].history, 1),
+        "mb_per_minute": round(slope, 2),
+    }
+
+
+def _intrusions(tabs: Sequence[Tab], meters: Sequence[Meter]) -> tuple[list[str], int]:
+    """Let each page try to get at the run of its neighbour; return what succeeded, and the number of attempts."""
+    seats = [_names(tab) for tab in tabs]
+    settings = [meter.session.settings for meter in meters]
+    broken, tried = [], 0
+    for i, (tab, own) in enumerate(zip(tabs, seats, strict=True)):
+        others = {f"seat {k + 1}": seat for k, seat in enumerate(seats) if k != i}
+        for attempt in intruder.attempts(own, seats[(i + 1) % len(seats)]):
+            tried += 1
+            if why := intruder.succeeded(tab.page, own, others, attempt):
+                broken.append(f"seat {i + 1}: {why}")
+            tab.wait(0.1)  # slow enough not to be refused for speed alone
+    before = [meter.steps for meter in meters]
+    tabs[0].wait(3)
+    for i, (meter, was) in enumerate(zip(meters, settings, strict=True)):
+        if meter.session.settings != was or not meter.session.running or meter.steps == before[i]:
+            broken.append(f"the run of seat {i + 1} was changed or stopped")
+    return broken, tried
+
+
+def _names(tab: Tab) -> intruder.Seat:
+    """Return the names of a page's seat, as its browser holds them."""
+    desk = tab.page.evaluate("sessionStorage.getItem('sdlab-desk')")
+    entries = tab.page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    name = next(entry for entry in reversed(entries) if f"/news/{desk}" in entry)
+    return intruder.Seat(desk, name.partition("page=")[2].partition("&")[0], tab.seat_id())
+
+
+def _refused(browser: Browser, site: Site) -> str:
+    """Return what one page more than there are seats is told."""
+    tab = Tab(browser, site, view=False)
+    try:
+        tab.page.wait_for_selector("#status .say")
+        return " ".join(tab.page.inner_text("#status [data-panel]").split())
+    finally:
+        tab.close()
+
+
+# ---- results ---------------------------------------------------------------------------------------------
+
+
+def run(
+    s: Settings, name: str, device: torch.device, seats: int, seconds: float, minutes: float, serve: Serve, out: Path
+) -> bool:
+    """Measure, print tables, write JSON into the folder `out`; return whether everything required was met. `minutes` 0
+    leaves the pages out. Raises RuntimeError if a session fails or there is no browser."""
+    if minutes:
+        require_browser()
+    s = constant(s)
+    r: dict[str, Any] = {"preset": name, "machine": machine.processor(), "seats": seats}
+    r["alone"] = alone(s, device, seats, seconds)
+    _print_alone(r)
+    if minutes:
+        r["pages"] = pages(s, device, seats, minutes, serve)
+        _print_pages(r["pages"])
+    r["requirements"] = requirements(r)
+    for row in r["requirements"]:
+        print(f"{'met    ' if row['met'] else 'NOT MET'} {row['what']}: {row['value']} (at most {row['limit']:g})")
+    (out / "seats.json").write_text(json.dumps(r, indent=2) + "\n", encoding="utf-8")
+    return all(row["met"] for row in r["requirements"])
+
+
+def requirements(r: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what is required of the results, and whether it is met."""
+    values = [("largest deviation from an equal share, %", r["alone"]["rows"][-1]["deviation_percent"], FAIR)]
+    if found := r.get("pages"):
+        values += [
+            ("with pages: largest deviation from an equal share, %", found["deviation_percent"], FAIR),
+            ("with pages: growth without histories, MB a minute", found["memory"]["mb_per_minute"], FLAT),
+            ("with pages: intrusions that succeeded", len(found["intrusions"]["succeeded"]), 0),
+        ]
+    return [{"what": what, "value": value, "limit": limit, "met": value <= limit} for what, value, limit in values]
+
+
+def _print_alone(r: dict[str, Any]) -> None:
+    found = r["alone"]
+    print(f"preset {r['preset']}, {r['machine']}; {found['text']}")
+    print(f"{'seats':>5}{'steps/s each':>14}{'predicted':>11}{'deviation':>11}{'MB a seat':>11}{'of it history':>15}")
+    for row in found["rows"]:
+        print(
+            f"{row['seats']:5}{row['steps_per_second']:14.2f}{row['predicted']:11.2f}{row['deviation_percent']:9.1f} %"
+            f"{row['mb_per_seat']:11.1f}{row['history_mb_per_seat']:15.1f}"
+        )
+    if (hidden := found["hidden"]) is not None:
+        print(f"a run whose page is hidden takes {hidden['share']} of the steps of one that is seen")
+
+
+def _print_pages(found: dict[str, Any]) -> None:
+    memory, tried = found["memory"], found["intrusions"]
+    print(f"\n{len(found['steps'])} pages for {found['seconds']:.0f} s, load of the machine {found['load']}")
+    print(f"steps of each: {', '.join(map(str, found['steps']))}; at most {found['deviation_percent']} % from equal")
+    print(
+        f"memory of the server: {memory['first_mb']:.0f} MB after {memory['from_second']} s, {memory['last_mb']:.0f} "
+        f"at the end, with histories of {memory['first_history_mb']:.0f} and {memory['last_history_mb']:.0f} MB; the "
+        f"rest grew by {memory['mb_per_minute']:+.2f} MB a minute"
+    )
+    print(f"attempts to get at another seat: {tried['tried']}, {len(tried['succeeded'])} succeeded")
+    for text in tried["succeeded"]:
+        print(f"  {text}")
+    print(f"one page more than seats is told: {found['when_full']}")
