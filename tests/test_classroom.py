@@ -67,9 +67,9 @@ def page(manager: Manager, visitors: Visitors) -> Page:
 
 
 @pytest.fixture
-def classroom(page: Page) -> Classroom:
+def classroom(page: Page, manager: Manager) -> Classroom:
     assert page.room is not None
-    return Classroom(page, page.room, ["http://10.0.0.5:7860/"])
+    return Classroom(page, page.room, manager, ["http://10.0.0.5:7860/"])
 
 
 @pytest.fixture

@@ -302,8 +302,9 @@ class Page:
         if previous is not None:
             self.close(*previous.lanes)
         self._must_have_room(client)  # pages that wait ask often
-        link = self._links.read(ticket.query, self._preset)
-        client.locks, opened = link.must_keep, Opened(self._links, link)
+        opened = self.opened(ticket.query)
+        link = opened.link
+        client.locks = link.must_keep
         try:
             with self._door:
                 self._must_have_room(client)
@@ -351,6 +352,10 @@ class Page:
             with self._lock:
                 self._returning.discard(token)
         return "", None
+
+    def opened(self, query: str) -> Opened:
+        """Return the link that an address with this query opens."""
+        return Opened(self._links, self._links.read(query, self._preset))
 
     def _must_have_room(self, client: Client) -> None:
         """Raise RuntimeError, which says why, when a client cannot have another desk now."""
@@ -426,33 +431,6 @@ class Page:
             return
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
-
-    def freeze(self, room: Room, on: bool) -> None:
-        """Let no run of the room take a step, or let them again."""
-        with room.gate:
-            room.frozen = on
-            for session in self._manager.sessions():
-                session.send(Hold(on))
-
-    def follow(self, desk: Desk, query: str) -> tuple[str, ...]:
-        """Let a desk open a link, in place of all its lanes; return what is wrong with the link."""
-        link = self._links.read(query, self._preset)
-        kept = desk.focus
-        self.close(*(lane for lane in desk.lanes if lane is not kept))
-        self.unlock(desk)
-        kept.seat.client.locks = link.must_keep
-        desk.opened, desk.walk = Opened(self._links, link), None
-        self.replace(desk, kept, link.settings, link.preset)
-        if link.lesson and desk.lanes:
-            lessons.begin(self, desk, link)
-        return link.problems
-
-    def unlock(self, desk: Desk) -> None:
-        """End what the link of a desk has locked."""
-        if desk.opened is not None:
-            desk.opened.link = desk.opened.link._replace(lock=())
-            desk.focus.seat.client.locks = desk.opened.link.must_keep
-            desk.forget("link")
 
     def desks(self) -> list[Desk]:
         """Return all desks, in the order in which they were opened."""
