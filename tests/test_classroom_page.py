@@ -149,8 +149,10 @@ def test_a_link_back_returns_to_the_run_in_another_browser(browser, address: str
     first.page.click("#start:enabled")
     until(lambda: int(first.page.get_attribute("#status .status", "data-step") or 0) > 3)
     first.page.click("[data-share]")
-    first.page.evaluate("document.execCommand = () => { window.copied = document.activeElement.value; return true; }")
-    first.page.evaluate("navigator.clipboard.writeText = () => Promise.reject()")
+    first.page.evaluate("""() => {
+        navigator.clipboard.writeText = () => Promise.reject();  // as over plain HTTP
+        document.execCommand = () => { window.copied = document.activeElement.value; return true; };
+    }""")
     first.page.click("[data-back]")
     until(lambda: first.page.evaluate("window.copied"))
     back = first.page.evaluate("window.copied")
