@@ -68,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--pin", help="of the teacher's page, 6 to 12 digits (default: a random one, printed at the start)")
     p.add_argument(
+        "--api", action="store_true", help="endpoints for programs and agents, see docs/usage.md; visitors' limits hold"
+    )
+    p.add_argument(
         "--own-loss",
         type=Path,
         metavar="FILE",
@@ -236,7 +239,9 @@ def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> A
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
     classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
-    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, store)
+    app = build_server(
+        manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api, store
+    )
     bound(memory.limit)
     return app
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from sdlab.export.writers import render_turntable
 from sdlab.lens.view import LensPictures, views_of_step
+from sdlab.live import critic
 from sdlab.live.messages import Event, Patch, Skipped, Stepped
 from sdlab.live.session import Session
 from sdlab.pictures import grid
 from sdlab.scenes import FlatScene
 from sdlab.settings import Settings
-from sdlab.ui import critic
 
 FRAMES = 36
 SIDES = 4  # around the object, in a square

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdlab.lessons.readings import Reader
 from sdlab.live import critic
 from sdlab.live.checkpoint import Saved
 from sdlab.live.manager import Seat
@@ -70,6 +71,7 @@ class Lane:
         self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # previous preset, paths it changed
         self._message: Message | None = None
         seat.session.in_detail = True
+        self.reader = Reader(seat.session)
         self._judged_step, self._judged_at = 0, 0.0
         self._measured_step = -1
         self._forget_curves()
@@ -139,6 +141,16 @@ class Lane:
             return
         with self._lock:
             self._asked.update(changes)
+        self.seat.session.send(Patch(changes))
+
+    def set(self, changes: Iterable[tuple[str, Any]]) -> None:
+        """Request changes that no control shows yet, as one transaction: the controls follow when the session
+        answers."""
+        changes = tuple(changes)
+        with self._lock:
+            for path, _ in changes:
+                self._asked.pop(path, None)
+            self._picked = (self._picked[0], self._picked[1] - {path for path, _ in changes})
         self.seat.session.send(Patch(changes))
 
     def use_file(self, knob: str, path: Path, use: str) -> None:
@@ -227,8 +239,7 @@ class Lane:
         if around is None or around.step == self._measured_step:
             return
         self._measured_step = around.step
-        known = critic.knows(self.seat.session.effective.prior)
-        found = critic.metrics(around.images, self.settings.prompt.text, known)
+        found = self.reader.around()
         with self._lock:
             self.measured = found
             for plot in PLOTS:
