@@ -497,7 +497,7 @@ def test_when_all_seats_are_taken_and_when_a_seat_has_ended(open_tab: Callable[.
     others = [manager.open(settings()) for _ in range(2)]
     late = open_tab(ready=False)
     late.wait_for_phase("none")
-    assert "all 3 seats of this server are taken" in late.page.inner_text("#status")
+    assert "All 3 seats of this server are taken" in late.page.inner_text("#status")
     assert "You are number 1 in the line" in late.page.inner_text("#status")
     assert late.page.locator("#start").is_disabled()
     for seat in others:
