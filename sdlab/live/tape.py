@@ -78,8 +78,8 @@ class Stretch:
             self.remark(TOO_MANY)
 
     def undo(self, kept: int) -> None:
-        """Record that all changes but the first `kept` were rolled back. They keep their numbers, since a branch may come
-        from between them, and an empty one follows, with which the state before them is there again."""
+        """Record that all changes but the first `kept` were rolled back. They keep their numbers, since a branch may
+        come from between them, and an empty one follows, with which the state before them is there again."""
         if len(self.changes) > kept:
             self.changes[kept:] = [*((tick, None) for tick, _ in self.changes[kept:]), (self.tick, ())]
 
