@@ -19,7 +19,8 @@ from sdlab.lessons.readings import READINGS, Reader, Reading, must_be_reading
 from sdlab.lessons.walk import SKIPPED, Reached
 from sdlab.live.messages import Patch, Reset
 from sdlab.live.session import Session
-from sdlab.settings import preset
+from sdlab.own_loss import EXERCISE
+from sdlab.settings import losses, preset
 from sdlab.ui.lesson_page import inline, prose
 
 SHORT = """
@@ -368,7 +369,7 @@ def test_acts_that_are_refused_are_told(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("sdlab.live.session.step", broken)
     row = check(short(), 1, torch.device("cpu"), page=0)[0]
-    assert (row.holds, row.problems) == (False, ["no such luck"])
+    assert (row.holds, row.problems) == (False, ["RuntimeError: no such luck"])
 
 
 def test_a_page_can_branch_and_compare():
@@ -381,18 +382,56 @@ def test_a_page_can_branch_and_compare():
     assert row.holds, row.figure
 
 
+WRITTEN = """
+title = "Written"
+number = 1
+minutes = 1
+summary = "A loss of one's own."
+preset = "playground"
+
+[[pages]]
+title = "SDS"
+text = "Write it."
+do = [{set = {losses.sds.cfg = 3.0}}]
+student = [{write = \"\"\"CODE\"\"\"}, {set = {active = "own"}}]
+wait = {reading = "compare.cosine.own.sds", at_least = 0.999}
+"""
+
+
+def test_what_a_learner_writes_is_used_in_a_check_alone():
+    right = EXERCISE.replace("eps_c - eps_u\n", "eps_u + self.cfg * (eps_c - eps_u) - x.noise\n")
+    for code, holds in ((right, True), (EXERCISE, False)):
+        lesson = read(WRITTEN.replace("CODE", code.replace("\\", "\\\\").replace('"""', "")), "written")
+        assert [act.what for act in lesson.pages[0].student] == ["write", "set"]
+        found = check(lesson, 1, torch.device("cpu"))[0]
+        assert found.holds is holds
+        assert not found.problems
+    assert "own" not in losses()
+
+
+def test_some_losses_are_compared_alone():
+    lesson = short(
+        ("do = [{run = true}]", 'do = [{compare = ["sds", "sdi"]}]'),
+        ('reading = "found", at_least = 0.9, steps = 5', 'reading = "compare.nfe.sdi", at_least = 1'),
+    )
+    assert lesson.pages[0].do[0].value == ("sds", "sdi")
+    assert check(lesson, 1, torch.device("cpu"), 0)[0].holds
+    with pytest.raises(ValueError, match="compare = 'sdx': must be true, or a list of asd"):
+        short(("do = [{run = true}]", 'do = [{compare = ["sdx"]}]'))
+
+
 def test_the_commands_exit_code_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     (tmp_path / "short.toml").write_text(SHORT)
     monkeypatch.setattr(library, "FOLDER", tmp_path)
     page = tmp_path / "lessons.md"
-    page.write_text(f"# Lessons\n\nBy hand.\n\n{HEADING}\n\nold\n")
+    page.write_text(f"# Lessons\n\nBy hand.\n\n{HEADING}\n\n| yesterday |\n")
     common = ["lessons", "--check", "--seeds", "1", "--device", "cpu"]
     assert cli.main([*common, "--page", str(page)]) == 0
     assert "2 of 2 effects appear with every one of 1 seeds" in capsys.readouterr().out
     text = page.read_text()
     assert text.startswith("# Lessons\n\nBy hand.\n")
     assert "| short | 1. Points walk | found at least 0.9 after 5 steps |" in text
-    assert "old" not in text
+    assert "yesterday" not in text
     (tmp_path / "short.toml").write_text(SHORT.replace("at_least = 0.9", "at_most = -1").replace("= 100", "= 20"))
     assert cli.main([*common, "--page-number", "1"]) == 1
     assert "0 of 1 effects" in capsys.readouterr().out

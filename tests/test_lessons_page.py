@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from test_lessons import SHORT
 from test_links_page import Tab
 from waiting import LONG, until
 
-from sdlab import lessons
+from sdlab import lessons, own_loss
 from sdlab.lessons import library
+from sdlab.lessons.lesson import Do
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Rejected
-from sdlab.settings import preset
+from sdlab.own_loss import OwnLoss
+from sdlab.settings import disown, preset
 from sdlab.ui.page import Page
 from sdlab.ui.server import build
 from sdlab.ui.server import server as page_server
 from sdlab.ui.visitors import Visitors
 from sdlab.ui.watch import Watch
+from sdlab.web import Site
 
 PATIENCE = 600.0  # seconds for one page of a lesson in a browser that draws without a GPU
 WIDTHS = (1280, 400)
@@ -166,15 +169,34 @@ def test_nothing_is_read_before_the_acts_are_carried_out(manager: Manager):
 
 
 @pytest.fixture
-def address() -> Iterator[str]:
+def address(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The address of a server with an editor for the user's own loss, and the fragment that lets a tab write it."""
     manager = Manager(max_sessions=3, grace=1.0)
-    server = page_server(build(manager, preset("gallery"), "gallery"), port=0)
+    own_loss.begin(tmp_path / "mine.py")
+    app = build(manager, preset("gallery"), "gallery", site=Site(loopback=True), own=OwnLoss(tmp_path / "mine.py"))
+    server = page_server(app, port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/", app.state.fragment
     server.should_exit = True
     thread.join(20)
+    disown()
+
+
+def as_learners_do(page, acts: Sequence[Do]) -> None:
+    """Do on the page what a lesson leaves to learners."""
+    for act in acts:
+        if act.what == "write":
+            page.click("#tabs [data-tab=own]")
+            page.fill("#own-text", act.value)
+            page.click("#own [data-apply]")
+        elif act.what == "set":
+            assert act.value == (("active", "own"),), "the page has other ways for other knobs"
+            page.click("#form .losses [data-value=own]")
+        elif act.what in ("run", "reset"):
+            page.click(f"#{'start' if act.what == 'run' else 'reset'}")
+        page.wait_for_timeout(500)
 
 
 @pytest.mark.nightly
@@ -182,14 +204,14 @@ def address() -> Iterator[str]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", lessons.names())
-def test_every_lesson_shows_what_it_promises_on_the_page(browser, address: str, name: str, width: int):
+def test_every_lesson_shows_what_it_promises_on_the_page(browser, address: tuple[str, str], name: str, width: int):
     """From the first page to the last; every predicate is reached, nothing is outlined that is not there."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page, errors = context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.set_default_timeout(1000 * LONG)
     started = time.monotonic()
-    page.goto(f"{address}?lesson={name}")
+    page.goto(f"{address[0]}?lesson={name}{address[1]}")
     for number in range(len(lessons.load(name).pages)):
         page.wait_for_function(
             f"document.querySelector('.lesson .where')?.textContent.includes('page {number + 1} of')"
@@ -199,6 +221,7 @@ def test_every_lesson_shows_what_it_promises_on_the_page(browser, address: str, 
             page.click('.lesson [data-choice="0"]')
         page.wait_for_selector(".lesson:not(.asks)")
         page.wait_for_timeout(1000)
+        as_learners_do(page, lessons.load(name).pages[number].student)
         if page.locator(".lesson .waits").count():
             page.wait_for_selector(".lesson .waits.reached", timeout=1000 * PATIENCE)
         for place in page.query_selector_all(".lesson [data-point]"):

@@ -24,7 +24,7 @@ from sdlab.live.messages import Applied, Branched, Stepped, Went
 from sdlab.live.session import Session
 from sdlab.live.watching import Around
 from sdlab.plane import HELD, REACH, shares
-from sdlab.settings import losses
+from sdlab.settings import OWN, losses
 from sdlab.types import Frame
 
 SMOOTHED = 20  # steps
@@ -88,7 +88,7 @@ def must_be_reading(name: str) -> None:
     if name in READINGS or name in terms or name in errors:
         return
     kind, *given = name.removeprefix(COMPARED).split(".")
-    if name.startswith(COMPARED) and KINDS.get(kind) == len(given) and set(given) <= losses().keys():
+    if name.startswith(COMPARED) and KINDS.get(kind) == len(given) and set(given) <= {*losses(), OWN}:
         return
     near = difflib.get_close_matches(name[:100], [*READINGS, *sorted(terms | errors)], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"readings are {', '.join(READINGS)}"
@@ -204,9 +204,9 @@ class Reader:
     def _compared(self, name: str) -> float | None:
         """Return a number of the last comparison of losses; None until it is whole."""
         seen = self._session.comparison.get()
-        if seen is None or seen.done < len(seen.losses):
-            return None
         kind, *given = name.removeprefix(COMPARED).split(".")
+        if seen is None or seen.done < len(seen.losses) or not set(given) <= set(seen.losses):
+            return None
         at = [seen.losses.index(loss) for loss in given]
         numbers: dict[str, Callable[[], float]] = {
             "rms": lambda: float(seen.rms[at[0]]),

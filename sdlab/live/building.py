@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -156,10 +156,11 @@ class Builder:
         restore_counts(state, parts["session"])
         return run
 
-    def read_for_all_losses(self, run: Run) -> None:
-        """Prepare the texts that steps of any loss can request."""
+    def read_for_losses(self, run: Run, names: Collection[str] | None = None) -> None:
+        """Prepare the texts that steps of the losses `names`, or of any, can request."""
         _, s, prior, _ = run.inputs()
-        prior.prepare_texts(read_under(s, s.losses.values()), self._loading)
+        asked = [loss for name, loss in s.losses.items() if names is None or name in names]
+        prior.prepare_texts(read_under(s, asked), self._loading)
 
     # ---- parts -------------------------------------------------------------------------------------------
 

@@ -520,7 +520,7 @@ class Session:
             case Goto(number):
                 self._go_to(number)
             case Compare(names):
-                self._builder.read_for_all_losses(self._run)
+                self._builder.read_for_losses(self._run, names)
                 self._settle()
                 self._watching.compare(self._run, names)
             case Rewrite(loss) if loss is not type(self.settings.losses.get(loss.kind)):

@@ -19,6 +19,7 @@ from gradio.themes.utils import fonts
 from sdlab.handin import manifest
 from sdlab.lessons import listed
 from sdlab.own_loss import OwnLoss
+from sdlab.ui.api import Api
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
@@ -32,6 +33,7 @@ from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.ui.wording import TITLE
 
 STATIC = Path(__file__).parent / "static"
+MOST_CALLS = 32  # of programs that wait
 MODULES = {path.name: path for path in sorted((STATIC / "page").glob("*.js"))}
 
 
@@ -73,16 +75,18 @@ def blocks(
     urls: Sequence[str] = (),
     classroom: bool = False,
     own: OwnLoss | None = None,
+    endpoints: Api | None = None,
 ) -> gr.Blocks:
     """Return the page, which is published at `urls`, of a `classroom` or not, with an editor if the user has a loss of
-    their `own`; to be mounted with `theme`, `head` and page.css."""
+    their `own`, and with `endpoints` for programs; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
+        _part("lessons", "lessons.js", _menu(visitors))
         if classroom:
             _part("room", "room.js", _ROOM)
         with gr.Row(elem_id="desk"):
-            _part("lesson", "lesson.js", _lesson(visitors))
+            _part("lesson", "lesson.js", _LESSON)
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
@@ -110,7 +114,9 @@ def blocks(
         _part("handin", "handin.js", _HAND_IN)
         _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
-    return page
+        if endpoints is not None:
+            endpoints.add()
+    return page.queue(max_size=MOST_CALLS) if endpoints is not None else page
 
 
 # ---- parts -----------------------------------------------------------------------------------------------
@@ -254,17 +260,21 @@ _LINK = (
 )
 
 
-def _lesson(visitors: Visitors) -> str:
-    """Return the frame of a lesson's pages, and the menu of the lessons that this server can show."""
+_LESSON = (
+    '<section class="lesson card" aria-label="Lesson" hidden><header><p class="where"></p>'
+    '<button type="button" data-leave aria-label="Leave the lesson" title="Leave the lesson">&times;</button>'
+    '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
+    '<button type="button" data-back>Back</button>'
+    '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
+    '<button type="button" data-hand-in hidden>Hand in</button>'
+    '<button type="button" data-next>Next</button></footer></section>'
+)
+
+
+def _menu(visitors: Visitors) -> str:
+    """Return the menu of the lessons that this server can show."""
     offered = [lesson for lesson in listed() if lesson.preset in visitors.offered]
     return (
-        '<section class="lesson card" aria-label="Lesson" hidden><header><p class="where"></p>'
-        '<button type="button" data-leave aria-label="Leave the lesson" title="Leave the lesson">&times;</button>'
-        '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
-        '<button type="button" data-back>Back</button>'
-        '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
-        '<button type="button" data-hand-in hidden>Hand in</button>'
-        '<button type="button" data-next>Next</button></footer></section>'
         '<dialog class="share lessons" aria-labelledby="lessons-title"><form method="dialog">'
         '<header><h2 id="lessons-title">Lessons</h2><button aria-label="Close">&times;</button></header>'
         f"<p>Each replaces the present run by its own.</p>{menu(offered)}</form></dialog>"

@@ -15,7 +15,7 @@ from sdlab.ui.formulas import formula
 from sdlab.ui.links import PARTS
 from sdlab.ui.wording import label_of, number
 
-PLACE_NAMES = {**{name: PARTS.get(name, name) for name in PLACES}, "view": "View", "status": "Status"}
+PLACE_NAMES = {**{name: PARTS.get(name, name) for name in PLACES}, "view": "View", "status": "Status", "own": "My loss"}
 
 
 def menu(lessons: Sequence[Lesson]) -> str:

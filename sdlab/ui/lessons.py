@@ -97,7 +97,7 @@ def _carry_out(page: Page, desk: Desk, walk: Walk, act: Do) -> None:
         case "branch":
             page.branch(desk, desk.focus)
         case "compare":
-            desk.focus.send(Compare())
+            desk.focus.send(Compare(act.value))
         case "run":
             desk.start()
         case "pause":

@@ -326,8 +326,10 @@ class Page:
             self._manager.close(seat.id)
             raise
         lane = Lane(seat, view, preset)
-        if self.room is not None and self.room.frozen:
-            seat.session.send(Hold())
+        if self.room is not None:
+            with self.room.gate:
+                if self.room.frozen:
+                    seat.session.send(Hold())
         seat.on_close.append(lambda: self._forget(lane))
         return lane
 
@@ -368,6 +370,13 @@ class Page:
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
 
+    def freeze(self, room: Room, on: bool) -> None:
+        """Let no run of the room take a step, or let them again."""
+        with room.gate:
+            room.frozen = on
+            for session in self._manager.sessions():
+                session.send(Hold(on))
+
     def follow(self, desk: Desk, query: str) -> tuple[str, ...]:
         """Let a desk open a link, in place of all its lanes; return what is wrong with the link."""
         link = self._links.read(query, self._preset)
@@ -375,8 +384,10 @@ class Page:
         self.close(*(lane for lane in desk.lanes if lane is not kept))
         self.unlock(desk)
         kept.seat.client.locks = link.must_keep
-        desk.opened = Opened(self._links, link)
+        desk.opened, desk.walk = Opened(self._links, link), None
         self.replace(desk, kept, link.settings, link.preset)
+        if link.lesson and desk.lanes:
+            lessons.begin(self, desk, link)
         return link.problems
 
     def unlock(self, desk: Desk) -> None:

@@ -1,6 +1,7 @@
 // @ts-check
 // The lesson that is open: its page, the question before an effect, what the page waits for, and the parts it outlines.
 
+import { openMenu } from "./lessons.js";
 import { act, part } from "./news.js";
 
 /** @typedef {{ name: string, page: number, pages: number, where: string, html: string, points: string[] }} Shown */
@@ -13,9 +14,9 @@ const PLACES = {
   losses: "#form .losses", formula: "#form .loss", knobs: '#form section[data-owner^="losses."]', preset: "#form .preset",
   settings: "#form .groups", branch: '[data-do="branch"]', link: "[data-share]",
   lens: '#tabs [data-tab="lens"]', charts: '#tabs [data-tab="charts"]', compare: '#tabs [data-tab="versus"]',
-  results: '#tabs [data-tab="results"]',
+  results: '#tabs [data-tab="results"]', own: '#tabs [data-tab="own"]',
 };
-const TABS = ["lens", "charts", "compare", "results"];
+const TABS = ["lens", "charts", "compare", "results", "own"];
 const LATER = 1500; // ms after which parts that an act has made are there
 
 /** The nodes of a part, a group or a knob. @param {string} name */
@@ -30,6 +31,10 @@ function outline(names) {
   const wanted = new Set(names.flatMap(nodesOf));
   for (const node of document.querySelectorAll(".pointed")) if (!wanted.has(/** @type {HTMLElement} */ (node))) node.classList.remove("pointed");
   for (const node of wanted) node.classList.add("pointed");
+  for (const node of document.querySelectorAll("[data-point]")) { // such as to an editor that this server has not
+    const button = /** @type {HTMLElement} */ (node);
+    button.hidden = !nodesOf(button.dataset.point ?? "").length;
+  }
 }
 
 /** Open what hides a part, and scroll to it. @param {string} name */
@@ -52,8 +57,6 @@ export function mount(element) {
   const section = find(".lesson"), where = find(".where"), body = find(".page"), said = find("[role=status]");
   /** @type {HTMLButtonElement} */
   const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]"), handIn = find("[data-hand-in]");
-  /** @type {HTMLDialogElement} */
-  const menu = find("dialog");
   /** @type {Shown | null} */
   let shown = null;
   let turned = false; // by this reader, who then looks for the new page
@@ -76,31 +79,19 @@ export function mount(element) {
     if (button?.dataset.point) goTo(button.dataset.point);
   });
 
-  const openMenu = () => {
-    for (const button of menu.querySelectorAll("[data-lesson]"))
-      button.setAttribute("aria-current", String(/** @type {HTMLElement} */ (button).dataset.lesson === shown?.name));
-    menu.showModal();
-  };
-  menu.addEventListener("click", (event) => {
-    const button = /** @type {HTMLElement | null} */ (/** @type {Element} */ (event.target).closest("[data-lesson]"));
-    if (!button) return;
-    menu.close();
-    turned = true;
-    if (button.dataset.lesson !== shown?.name) act({ do: "lesson", name: button.dataset.lesson });
-  });
-  document.addEventListener("click", (event) => {
-    if (/** @type {Element} */ (event.target).closest?.("[data-lessons]") && !menu.open) openMenu();
+  document.addEventListener("click", (event) => { // in the menu
+    if (/** @type {Element} */ (event.target).closest?.("[data-lesson]")) turned = true;
   });
 
   part("lesson", (/** @type {Shown | null} */ lesson) => {
     shown = lesson;
+    section.dataset.name = lesson?.name ?? "";
     section.hidden = !lesson;
     document.body.classList.toggle("in-lesson", Boolean(lesson));
-    dispatchEvent(new Event("resize")); // the view has another size
-    outline(lesson?.points ?? []);
-    if (!lesson) return;
+    if (!lesson) return outline([]);
     where.textContent = `${lesson.where}, page ${lesson.page + 1} of ${lesson.pages}`;
     body.innerHTML = lesson.html;
+    outline(lesson.points);
     back.disabled = lesson.page === 0;
     handIn.hidden = lesson.page + 1 < lesson.pages;
     next.textContent = lesson.page + 1 < lesson.pages ? "Next" : "All lessons";
