@@ -25,6 +25,7 @@ from test_lessons import SHORT
 from waiting import LONG, until
 
 from sdlab.bench.visitor import LIVE_ONLY, RETURNING
+from sdlab.cli import main
 from sdlab.export.writers import render_turntable
 from sdlab.live.clients import UNSEEN_SHARE
 from sdlab.live.manager import Manager, Seat
@@ -958,6 +959,33 @@ def test_results_are_made_downloaded_and_survive_a_refresh(
     assert re.fullmatch(r"a-red-bear-sds-seed0-step\d+\.ply", got.value.suggested_filename)
     got.value.save_as(tmp_path / "scene.ply")
     assert (tmp_path / "scene.ply").read_bytes().startswith(b"ply\nformat binary_little_endian")
+
+
+@pytest.mark.browser
+def test_a_hand_in_is_made_and_repeated_bit_for_bit_elsewhere(
+    open_tab: Callable[..., Tab], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tab = open_tab()
+    page = tab.page
+    page.click("#start")
+    tab.wait_for_step(1)
+    tab.type("#form [data-path='losses.sds.cfg'] [data-field]", "7")
+    until(lambda: tab.session.settings.knob("losses.sds.cfg").value == 7)
+    tab.wait_for_step(tab.step + 1)
+    page.click("#pause")
+    tab.wait_for_phase("paused")
+    page.click("[data-tab=results]")
+    page.click("#results [data-hand-in]")
+    page.fill("#handin [data-name]", "Ada <b>")
+    page.press("#handin [data-name]", "Enter")
+    with page.expect_download() as got:
+        page.wait_for_selector("#handin a:not([hidden])")
+    assert re.fullmatch(r"ada-b-sds-step\d+\.zip", got.value.suggested_filename)
+    got.value.save_as(tmp_path / "class" / "a.zip")
+    assert page.locator("#handin dialog").get_attribute("open") is not None, "Enter has not closed it"
+    assert main(["grade", str(tmp_path / "class"), "--device", "cpu", "--trust"]) == 0  # the presets are not here
+    assert "Ada <b>: same bits" in capsys.readouterr().out
+    page.keyboard.press("Escape")
 
 
 @pytest.mark.browser
