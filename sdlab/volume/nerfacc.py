@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -51,13 +52,11 @@ def _compiler() -> Iterator[None]:
 
 def sample(rays: Rays, bound: float, count: int, offsets: Tensor, occupied: Tensor) -> Samples:
     """Return samples as `sdlab.volume.rays.sample` does, up to rounding at the borders of cells."""
-    from nerfacc import traverse_grids
-
     delta = 2 * bound / count
     near, far = crossing(rays, bound)
     cube = torch.full((1, 6), bound, device=near.device)
     cube[:, :3] *= -1
-    found = traverse_grids(
+    found = _nerfacc().traverse_grids(
         rays.origins,
         rays.directions,
         occupied[None],
@@ -72,12 +71,12 @@ def sample(rays: Rays, bound: float, count: int, offsets: Tensor, occupied: Tens
 
 def weights(optical: Tensor, ray: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return weights and transmittance as `sdlab.volume.rays.weights` does; sums run along each ray, in float32."""
-    from nerfacc import render_weight_from_density
-
     if not len(ray):
         return plain.weights(optical, ray, count)
-    unit = torch.ones_like(optical)
-    w, transmittance, _ = render_weight_from_density(
-        torch.zeros_like(unit), unit, optical, ray_indices=ray, n_rays=count
-    )
+    near, far = torch.zeros_like(optical), torch.ones_like(optical)  # the optical depth already has the length in it
+    w, transmittance, _ = _nerfacc().render_weight_from_density(near, far, optical, ray_indices=ray, n_rays=count)
     return w, transmittance
+
+
+def _nerfacc() -> ModuleType:
+    return importlib.import_module("nerfacc")
