@@ -15,14 +15,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sdlab.cameras import CameraSettings, turntable
-from sdlab.export.writers import FILM_FRAMES, Film, Tally, finite, ply_bytes, unwatched
+from sdlab.export.writers import (
+    FILM_FRAMES,
+    Film,
+    Still,
+    Tally,
+    Viewed,
+    finite,
+    ply_bytes,
+    turntable_pictures,
+    unwatched,
+)
 from sdlab.meshes.colours import SH_C0, to_linear
 from sdlab.meshes.gltf import SPLATTING, glb_bytes
 from sdlab.starts.gaussians import SPZ_HEADER
 from sdlab.starts.placing import to_y_up
-from sdlab.types import RawSplats, SplatSnapshot
+from sdlab.types import Cameras, RawSplats, SplatSnapshot
 
 SPZ_VERSION = 3
 SPZ_FRACTION = 12  # bits after the point of a coordinate, of 24
@@ -175,23 +186,40 @@ def _quaternions(rotations: np.ndarray) -> np.ndarray:
 # ---- cameras ------------------------------------------------------------------------------------------------------
 
 
-def write_cameras(path: Path, camera: CameraSettings, size: int, views: int = FILM_FRAMES) -> int:
-    """Write the turntable's cameras as transforms.json, the format of instant-ngp and nerfstudio; return their number.
+def transforms_of(cams: Cameras) -> dict[str, Any]:
+    """Return cameras of one size as transforms.json, the format of instant-ngp and nerfstudio, without images.
 
     Matrices take the camera (OpenGL: x right, y up, looking along -z) to the world (z up), lengths are world units.
     """
-    cams = turntable(views, camera, size)
     to_world = torch.linalg.inv(cams.viewmats.double())
     to_world[:, :, 1:3] *= -1  # from OpenCV's axes
-    K = cams.Ks[0].tolist()
-    tree = {
+    K, width, height = cams.Ks[0].tolist(), cams.width, cams.height
+    return {
         "camera_model": "OPENCV",
-        "camera_angle_x": 2 * math.atan(0.5 * size / K[0][0]),
-        **{"w": size, "h": size, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2]},
-        "frames": [
-            {"file_path": f"turntable/{i:04d}.png", "transform_matrix": matrix}
-            for i, matrix in enumerate(to_world.tolist())
-        ],
+        "camera_angle_x": 2 * math.atan(0.5 * width / K[0][0]),
+        **{"w": width, "h": height, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2]},
+        "frames": [{"transform_matrix": matrix} for matrix in to_world.tolist()],
     }
-    path.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+
+
+def write_cameras(
+    path: Path,
+    s: RawSplats | Viewed,
+    camera: CameraSettings,
+    size: int,
+    views: int = FILM_FRAMES,
+    progress: Tally = unwatched,
+) -> int:
+    """Write the turntable's cameras as transforms.json with the image of each, `size` pixels wide, as a ZIP from which
+    other programs can learn the scene; return their number."""
+    scene = Still(s) if isinstance(s, RawSplats) else s
+    tree = transforms_of(turntable(views, camera, size))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed
+        for i, picture in enumerate(turntable_pictures(scene, camera, views, size, at_a_time=1)):
+            progress(i, views)
+            tree["frames"][i] = {"file_path": f"turntable/{i:04d}.png", **tree["frames"][i]}
+            with archive.open(tree["frames"][i]["file_path"], "w") as file:
+                Image.fromarray(picture).save(file, "PNG")
+        archive.writestr("transforms.json", json.dumps(tree, indent=1))
+    progress(views, views)
     return views
