@@ -104,7 +104,7 @@ def test_extremes_stay_in_the_formats_range(tmp_path):
     found = gsply.read_spz(str(tmp_path / "x.spz"))
     assert abs(found.means).max() <= 2048
     assert (found.scales == -10).all()
-    nothing = RawSplats(*(column[:0] for column in FIGURE))
+    nothing = FIGURE.rows(slice(0))
     for write in (write_spz, write_gaussian_glb):
         assert write(tmp_path / "empty", nothing) == 0
 
@@ -157,7 +157,7 @@ def test_a_snapshot_has_axes_and_scales_again():
 
 @pytest.mark.parametrize("length", [1, 7, 3 * FRAMES_MOST])
 def test_the_growth_is_a_sequence_of_plys(length, tmp_path):
-    few = RawSplats(*(column[:5] for column in FIGURE))
+    few = FIGURE.rows(slice(5))
     film = tuple((10 * i, snapshot(few)) for i in range(length))
     told: list[tuple[int, int]] = []
     frames = write_growth(tmp_path / "x.zip", film, lambda *progress: told.append(progress))
@@ -175,7 +175,7 @@ def test_the_growth_is_a_sequence_of_plys(length, tmp_path):
 
 def test_the_cameras_project_what_ours_project(tmp_path):
     settings = CameraSettings()
-    few, told = RawSplats(*(column[:5] for column in FIGURE)), []
+    few, told = FIGURE.rows(slice(5)), []
     assert write_cameras(tmp_path / "c.zip", few, settings, 200, 8, lambda *progress: told.append(progress)) == 8
     assert told == [(i, 8) for i in range(9)]
     with zipfile.ZipFile(tmp_path / "c.zip") as archive:

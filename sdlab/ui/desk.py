@@ -298,7 +298,7 @@ class Desk:
                 "trouble": lane.view.trouble,
                 "modes": [[mode, MODE_LABELS[mode]] for mode in view_modes(lane.seat.session.effective.scene)],
                 "mode": lane.view.mode,
-                "legend": lane.view.legend,
+                "legend": lane.legend,
             }
             for lane, tone in tones.items()
         ]

@@ -24,6 +24,7 @@ from sdlab.live.messages import (
     Went,
 )
 from sdlab.scenes import SceneConfig
+from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui import critic
 from sdlab.ui.charts import PLOTS, Curve, Mark
@@ -41,6 +42,7 @@ GOES_ON = "changed; press Start to continue with it"
 OTHER_PROMPT = "the object changes to match the new prompt; Reset starts over"
 REFUSED_FOR = 30.0  # seconds for which a refusal stays on the status line
 PATH = re.compile(r"^[a-z]\w*(?= = )|[a-z]\w*(?:\.\w+)+")  # the path of a knob in a text
+WITHOUT_SH = "Gaussians have here the colour that all directions share; Render shows what depends on the direction"
 
 
 def view_modes(scene: SceneConfig) -> tuple[str, ...]:
@@ -97,6 +99,13 @@ class Lane:
     def address(self) -> str:
         """The address of the scene's view; relative, so that it holds behind any reverse proxy."""
         return f"{'flat' if is_flat(self.seat.session.effective) else 'viewport'}/{self.seat.id}/"
+
+    @property
+    def legend(self) -> str:
+        """What the view's colours mean, or what they leave out; "" if there is nothing to say."""
+        scene = self.seat.session.effective.scene
+        directed = isinstance(scene, Splats) and scene.sh_degree > 0 and self.view.mode == SPLATS
+        return WITHOUT_SH if directed else self.view.legend
 
     def history(self) -> dict[str, Any]:
         """Return what the timeline shows."""
