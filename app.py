@@ -18,6 +18,9 @@ from sdlab.console import own_words, say, tell
 from sdlab.options import DEFAULT_PRESET, NETWORK_PRESET
 
 NAME = "app.py"
+SEATS = 20  # of a classroom
+GRACE, GRACE_OF_CLASS = 60.0, 300.0  # seconds; a lid that was closed, or a network that failed, costs no run
+ANY_HOST = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -53,6 +56,21 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="links to the page may choose files and models, too; opening one then reads or downloads them",
     )
+    p.add_argument(
+        "--classroom",
+        action="store_true",
+        help="a class with a teacher's page: students work as visitors, and the teacher sees and steers all seats",
+    )
+    p.add_argument(
+        "--seats", type=int, metavar="N", help=f"students in the classroom at the same time (default {SEATS})"
+    )
+    p.add_argument("--pin", help="of the teacher's page, 6 to 12 digits (default: a random one, printed at the start)")
+    p.add_argument(
+        "--own-loss",
+        type=Path,
+        metavar="FILE",
+        help="a loss of your own, in Python: a new file begins as an exercise; for a server on this machine only",
+    )
     p.add_argument("--device", default="auto", help="cpu, cuda, or auto (cuda if available)")
     p.add_argument("--max-sessions", type=int, default=8, help="visitors at the same time (default %(default)s)")
     p.add_argument(
@@ -67,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
         help="memory that the server may use; runs that would need more are refused or paused (default: 80%% of the "
         "machine's or container's)",
     )
-    p.add_argument("--grace", type=float, default=60.0, help="seconds for which a closed page keeps its session")
+    p.add_argument(
+        "--grace",
+        type=float,
+        help=f"seconds for which a closed page keeps its session (default {GRACE:.0f}, in a classroom "
+        f"{GRACE_OF_CLASS:.0f})",
+    )
     p.add_argument("--log", metavar="FILE", help="append libraries' messages and tracebacks to FILE (default: dropped)")
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     return p
@@ -96,13 +119,27 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.max_sessions < 1:
             raise ValueError(f"--max-sessions {args.max_sessions}: at least 1 is needed")
+        if not args.classroom and (args.seats is not None or args.pin is not None):
+            raise ValueError("--seats and --pin are for a classroom: add --classroom")
+        if args.classroom:
+            check_class(args)
         listener = bind(args.host, args.port)  # before the slow imports
-        app = build(args)
+        app = build(args, listener.getsockname()[1])
     except (ValueError, OSError) as e:
         say(str(e), NAME)
         return 2
     serve(app, listener, args)
     return 0
+
+
+def check_class(args: argparse.Namespace) -> None:
+    """Complete and check the arguments of a classroom; ValueError names the one that is wrong."""
+    from sdlab.ui.pins import checked_pin, random_pin
+
+    args.seats = SEATS if args.seats is None else args.seats
+    if args.seats < 1:
+        raise ValueError(f"--seats {args.seats}: at least 1 is needed")
+    args.pin = random_pin() if args.pin is None else checked_pin(args.pin)
 
 
 def bind(host: str, port: str) -> socket.socket:
@@ -128,36 +165,59 @@ def start_preset(args: argparse.Namespace) -> str:
     return args.preset or (NETWORK_PRESET if args.prior else DEFAULT_PRESET)
 
 
-def build(args: argparse.Namespace) -> Any:
-    """Return the application; ValueError for an unknown preset, prior or device."""
+def build(args: argparse.Namespace, port: int) -> Any:
+    """Return the application, which will listen on `port`; ValueError for an unknown preset, prior or device."""
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
-    settings = settings_for(preset, [], prior__path=args.prior)
     device = choose_device(args.device)
 
     from sdlab.live.manager import Manager
     from sdlab.live.memory import Memory, bound
     from sdlab.priors.galleries import MEMORY_SHARE, SHARED
     from sdlab.settings import preset_names
+    from sdlab.ui.server import Class
     from sdlab.ui.server import build as build_server
-    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, public
+    from sdlab.ui.visitors import OWNER_IDLE, VISITOR_IDLE, VISITOR_LANES, public
     from sdlab.web import Site
 
     site = Site.of_environment(args.public_url, args.root_path, args.host)
-    local = args.host in LOOPBACK and not site.is_public
+    local = args.host in LOOPBACK and not site.is_public and not args.classroom
+    own = own_loss(args.own_loss, local and site.loopback) if args.own_loss is not None else None
+    settings = settings_for(preset, [], prior__path=args.prior)
     named = preset if preset in preset_names() and args.prior is None else None
     settings, locked = (settings, ()) if local else public(settings)
     idle = OWNER_IDLE if local else VISITOR_IDLE
     memory = Memory(None if args.memory is None else int(args.memory * 1e9))
     SHARED.max_bytes = min(SHARED.max_bytes, int(MEMORY_SHARE * memory.limit))
-    manager = Manager(device, args.max_sessions, args.grace, idle, args.batch_sessions, memory)
+    sessions, grace = args.max_sessions, GRACE
+    if args.classroom:  # nobody's lanes take another student's seat
+        sessions, grace = args.seats * VISITOR_LANES, GRACE_OF_CLASS
+    grace = grace if args.grace is None else args.grace
+    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory)
     manager.preload(settings)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
-    app = build_server(manager, settings, named, locked, on_space, site, trust_links=args.trust_links)
+    classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
+    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, own)
     bound(memory.limit)
     return app
+
+
+def own_loss(path: Path, local: bool) -> Any:
+    """Return the user's own loss in the file `path`, a new one if there is none; ValueError if it has an error, or
+    unless the server is `local`: what is in the file, or typed on the page, is code that the server runs."""
+    if not local or "SPACE_ID" in os.environ:
+        raise ValueError(
+            f"--own-loss {path}: it is code, so only a server that nobody else can reach runs it; leave out --host and "
+            "--public-url, and run it on your own machine"
+        )
+    from sdlab import own_loss
+
+    path = path.expanduser()
+    if own_loss.begin(path):
+        tell(f"{path} is new: an exercise to begin with")
+    return own_loss.OwnLoss(path)
 
 
 def say_rasteriser(device: Any) -> None:
@@ -181,21 +241,48 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
     from sdlab.ui.server import server as page_server
 
     server = page_server(app)
-    host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+    port = listener.getsockname()[1]
+    url = address("127.0.0.1" if args.host in ANY_HOST else args.host, port)
+
+    fragment = app.state.fragment
 
     def announce() -> None:
         while not server.started:
             if server.should_exit:
                 return
             time.sleep(0.05)
-        tell(f"Score Distillation Lab is at {url} (press Ctrl+C to stop)")
+        tell(f"Score Distillation Lab is at {url}{fragment} (press Ctrl+C to stop)")
+        if args.classroom:
+            tell_class(args, port, url)
         if args.host in LOOPBACK and not args.no_browser and has_screen():
-            webbrowser.open(url)
+            webbrowser.open(url + fragment)
 
     threading.Thread(target=announce, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(sockets=[listener])
+
+
+def address(host: str, port: int) -> str:
+    """Return the address of the page at a host."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def addresses(args: argparse.Namespace, port: int, urls: Sequence[str] = ()) -> list[str]:
+    """Return the addresses that students can open: `urls` if there are any, or this machine's on its networks."""
+    from sdlab.machine import network_addresses
+
+    if urls:
+        return list(urls)
+    hosts = network_addresses() if args.host in ANY_HOST else [args.host]
+    return [address(host, port) for host in hosts or ["127.0.0.1"]]
+
+
+def tell_class(args: argparse.Namespace, port: int, url: str) -> None:
+    """Print what students and teacher open, and the PIN: here, and nowhere else."""
+    tell(f"Students: {'  or  '.join(args.public_url or addresses(args, port))}")
+    if args.host in LOOPBACK and not args.public_url:
+        tell("Only this computer reaches this address: add --host 0.0.0.0 for others.")
+    tell(f"Teacher:  {url}teacher/  PIN {args.pin}")
 
 
 def has_screen() -> bool:

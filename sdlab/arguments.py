@@ -71,6 +71,13 @@ def add_out(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
+def add_own_loss(parser: argparse.ArgumentParser) -> None:
+    """Add `--own-loss`; `own_loss.OwnLoss` reads the file."""
+    parser.add_argument(
+        "--own-loss", type=Path, metavar="FILE", help="a loss of your own, in Python: the loss `own`; runs the file"
+    )
+
+
 def claim(out: Path, given: str = "--out") -> None:
     """Raise ValueError, naming the option `given`, if results cannot be written to the folder `out`; to be called
     before any work is done."""

@@ -1,4 +1,4 @@
-"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | claims | toybox`.
+"""The command line: `python -m sdlab run | resume | replay | sheet | list | metrics | bench | ...`.
 
 Errors end with exit code 2 and one line that names the knob or the option.
 """
@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdlab import console, headless
-from sdlab.arguments import add_device, positive, turntable_pixels
+from sdlab.arguments import add_device, add_own_loss, positive, turntable_pixels
 from sdlab.bench import commands as bench
 from sdlab.claims import commands as claims
 from sdlab.experiments import commands as experiments
 from sdlab.experiments.measuring import add_metrics
 from sdlab.options import choose_device, plan_for, settings_for
+from sdlab.site import commands as site
 from sdlab.training import cli as toybox
 
 
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)
+    site.add_command(commands)
+    _add_lessons(commands)
     _add_toybox(commands)
     return parser
 
@@ -92,10 +95,20 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     _add_size(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing run in DIR")
     add_device(p)
+    add_own_loss(p)
     p.set_defaults(call=_run)
 
 
+def _use_own_loss(args: argparse.Namespace) -> None:
+    """Make the loss in the file of --own-loss, if it is given, one of all losses."""
+    if args.own_loss is not None:
+        from sdlab.own_loss import OwnLoss
+
+        OwnLoss(args.own_loss.expanduser())
+
+
 def _run(args: argparse.Namespace) -> int:
+    _use_own_loss(args)
     s = settings_for(args.preset, args.set, steps=args.steps, seed=args.seed, prior__path=args.prior)
     plan, device = plan_for(s, args.at), choose_device(args.device)
     done = headless.run(s, device, args.out, args.preset, args.size, plan, args.overwrite)
@@ -114,10 +127,12 @@ def _add_resume(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--steps", type=positive, help="total number of steps to reach (default: as planned)")
     _add_size(p)
     add_device(p)
+    add_own_loss(p)
     p.set_defaults(call=_resume)
 
 
 def _resume(args: argparse.Namespace) -> int:
+    _use_own_loss(args)
     done = headless.resume(args.dir, choose_device(args.device), args.size, args.steps)
     return 130 if done.interrupted else 0
 
@@ -129,10 +144,12 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
     _add_size(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing run in the --out folder")
     add_device(p)
+    add_own_loss(p)
     p.set_defaults(call=_replay)
 
 
 def _replay(args: argparse.Namespace) -> int:
+    _use_own_loss(args)
     done = headless.replay(args.dir, choose_device(args.device), args.out, args.size, args.overwrite)
     return 130 if done.interrupted else 0
 
@@ -191,6 +208,27 @@ def _list(args: argparse.Namespace) -> int:
         for name, cls in members.items():
             print(f"{name:20} {(cls.__doc__ or '').strip().splitlines()[0]}")
     return 0
+
+
+def _add_lessons(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("lessons", help="list the lessons, or check that they show what they promise")
+    p.add_argument("names", nargs="*", metavar="NAME", help="lessons (default: all)")
+    p.add_argument(
+        "--check", action="store_true", help="walk the lessons without a page; exit code 1 if an effect fails"
+    )
+    p.add_argument("--seeds", type=positive, default=3, help="seeds of each check (default %(default)s)")
+    p.add_argument(
+        "--page-number", type=positive, metavar="N", help="check page N alone, as if it was opened by a link"
+    )
+    p.add_argument("--page", type=Path, metavar="FILE", help="write the table to a page, such as docs/lessons.md")
+    add_device(p)
+    p.set_defaults(call=_lessons)
+
+
+def _lessons(args: argparse.Namespace) -> int:
+    from sdlab.lessons import commands
+
+    return commands.run(args)
 
 
 # ---- commands of the packages ------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ SETTINGS, RECORD, DIARY = "settings.toml", "run.json", "metrics.jsonl"
 RESULT, CHECKPOINT = "result.json", "checkpoint"
 LIKENESS_VIEWS, PSNR = 12, "psnr_to_truth"
 OURS = re.compile(  # what runs of all kinds of scenes write; one of these is enough for a folder to contain a run
-    r"settings\.toml|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|pictures\.png|"
+    r"settings\.toml|own_loss\.py|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|"
+    r"pictures\.png|"
     r"(picture|sheet)-\d\d+\.png|turn\.gif|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
 )
 
@@ -104,6 +105,8 @@ def replay(source: Path, device: torch.device, out: Path, size: int, overwrite: 
         _say(f"{edit}; the replay follows the file as it is now")
     for change in _changed(s, record):
         _say(f"{change}: the replay uses its new content")
+    for difference in _other_code(s, source):
+        _say(difference)
     with claimed(out):
         _must_have_room(out, overwrite, [("the run to replay", str(source)), *_inputs(s, plan)])
         return _drive(Job(s, device, out, size, str(record.get("preset", source)), plan, until=last))
@@ -134,6 +137,8 @@ def resume(out: Path, device: torch.device, size: int, steps: int | None = None)
         for change in _changed(s, record):
             if change.startswith("prior."):  # the start is in the checkpoint
                 _say(f"{change}: the run continues with its new content")
+        for difference in _other_code(s, out):
+            _say(difference)
         return _drive(Job(s, device, out, size, str(record.get("preset", out)), plan, steps, True, record))
 
 
@@ -201,6 +206,18 @@ def _record_in(out: Path) -> dict[str, Any]:
         _say(f"{out / RECORD} cannot be read ({e}): changes that were planned with --at are not known")
         return {}
     return record
+
+
+def _other_code(s: Settings, out: Path) -> list[str]:
+    """Say which losses of the user's own have other code than in the run in `out`."""
+    from sdlab.settings import codes_of
+
+    found = []
+    for name, code in codes_of(s).items():
+        with contextlib.suppress(OSError, ValueError):
+            if (out / name).read_text(encoding="utf-8") != code:
+                found.append(f"{out / name}, the loss of this run, differs from the file of --own-loss, which is used")
+    return found
 
 
 def _edits(out: Path, record: Mapping[str, Any]) -> list[str]:
@@ -308,6 +325,7 @@ class _Keeper:
         """Make the folder that of this run. An earlier one is removed when settings and first checkpoint of this one
         are on disk. Raises OSError if they cannot be written, which leaves the earlier one as it was."""
         from sdlab.live.diary import Recorder
+        from sdlab.settings import codes_of
 
         out, earlier = self._out, _ours(self._out)
         new = scratch_for(out / "new")
@@ -315,6 +333,8 @@ class _Keeper:
             new.mkdir()
             write_whole(new / SETTINGS, self._settings)
             write_whole(new / RECORD, self._record)
+            for name, code in codes_of(self._session.settings).items():
+                write_whole(new / name, code)
             if earlier:
                 self._session.save(new / CHECKPOINT, {RECORD: self._record})
                 self._saved = self._session.state.step

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import ctypes.util
 import functools
+import ipaddress
 import math
 import os
 import platform
+import socket
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import platformdirs
 
+BRIDGES = ("docker", "br-", "veth", "virbr", "vmnet", "lxc")  # how names of interfaces begin
 CGROUP = Path("/sys/fs/cgroup")  # of a Linux container
 
 
@@ -48,6 +51,23 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # absent outside Linux containers; "max" without a limit
             limits.append(int((CGROUP / name).read_text()))
     return min(limits)
+
+
+def network_addresses() -> list[str]:
+    """Return this machine's IPv4 addresses on networks that are up, those of private networks first. Bridges to
+    containers and virtual machines are left out: nobody else is there."""
+    import psutil
+
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    found = [
+        ipaddress.ip_address(address.address)
+        for name, own in psutil.net_if_addrs().items()
+        if name in up and not name.startswith(BRIDGES)
+        for address in own
+        if address.family == socket.AF_INET
+    ]
+    outside = [address for address in found if not (address.is_loopback or address.is_link_local)]
+    return [str(address) for address in sorted(outside, key=lambda address: not address.is_private)]
 
 
 def has_nvidia_gpu() -> bool:

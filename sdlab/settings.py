@@ -6,6 +6,7 @@ own knobs, and `active` names the one in use, so that switching back restores it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -36,6 +37,8 @@ from sdlab.schedule import ScheduleSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
 MAX_LEVELS = 30  # of a key in a settings file
+OWN = "own"  # kind of the loss in the file that --own-loss names, see `sdlab.own_loss`
+NO_OWN = "this is a loss that somebody wrote, and its code is not part of the program: start it with --own-loss FILE"
 
 
 T = TypeVar("T")
@@ -59,10 +62,25 @@ def family(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
     return dict(sorted(members.items()))
 
 
+_adopted: dict[str, type[Distillation]] = {}
+
+
 @functools.cache
 def losses() -> dict[str, type[Distillation]]:
-    """Return all losses by name."""
-    return family(sdlab.losses, Distillation)  # type: ignore[type-abstract]
+    """Return all losses by name; adopted ones last."""
+    return {**family(sdlab.losses, Distillation), **_adopted}  # type: ignore[type-abstract]
+
+
+def adopt(loss: type[Distillation]) -> None:
+    """Make a loss that has no file in the folder a member of the family, in place of an earlier one of its kind."""
+    _adopted[loss.kind] = loss
+    losses.cache_clear()
+
+
+def disown() -> None:
+    """Remove all adopted losses."""
+    _adopted.clear()
+    losses.cache_clear()
 
 
 @functools.cache
@@ -98,6 +116,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.active not in self.losses:
+            if self.active == OWN:
+                raise ValueError(f"active = {shown(OWN)}: {NO_OWN}")
             raise ValueError(
                 f"active = {shown(self.active)}: must be one of {', '.join(sorted(self.losses))} (the active loss)"
             )
@@ -150,6 +170,8 @@ class Settings:
 
     def _knob(self, knobs: dict[str, Knob], path: str) -> Knob:
         if path not in knobs:
+            if path.startswith(f"losses.{OWN}.") and OWN not in self.losses:
+                raise ValueError(f"{path}: {NO_OWN}")
             own = f"losses.{self.active}."
             same_name = sorted(
                 (p for p in knobs if p.rpartition(".")[2] == path.rpartition(".")[2]),
@@ -193,10 +215,34 @@ class Settings:
                 new = dataclasses.replace(new, **{prefix: dataclasses.replace(groups[prefix], **values)})
         return new
 
+    def with_loss(self, loss: type[Distillation]) -> Settings:
+        """Return a copy in which `loss` has the place of the loss of its kind, and the values of its knobs as far as it
+        has the same ones and allows these values."""
+        new, before = loss(), self.losses.get(loss.kind)
+        kept = {}
+        for k in knobs_of(new, ""):
+            with contextlib.suppress(ValueError):
+                kept[k.path] = check(k, getattr(before, k.path, k.value))
+        return dataclasses.replace(self, losses=self.losses.replace(loss.kind, dataclasses.replace(new, **kept)))
+
+    def with_losses_of(self, other: Settings) -> Settings:
+        """Return a copy with the versions of the losses that `other` has, if any of them differ."""
+        new = self
+        for kind, loss in other.losses.items():
+            if type(loss) is not type(self.losses.get(kind)):
+                new = new.with_loss(type(loss))
+        return new
+
     def differences(self, other: Settings) -> list[tuple[str, Any]]:
         """Return (path, value in `other`) wherever the two differ."""
         mine, theirs = self.knobs(), other.knobs()
         return [(p, k.value) for p, k in theirs.items() if p not in mine or mine[p].value != k.value]
+
+
+def codes_of(s: Settings) -> dict[str, str]:
+    """Return the code of the losses that are not part of the program, by file name, for runs to keep beside their
+    settings."""
+    return {f"{kind}_loss.py": loss.code for kind, loss in s.losses.items() if loss.code}
 
 
 def to_toml(s: Settings) -> str:
@@ -296,6 +342,22 @@ def preset(name: str) -> Settings:
     `base` in its [about] table names another preset that it builds on.
     """
     return from_toml(_preset_text(name), f"preset {name}")
+
+
+def with_prompt_of(wanted: Settings, now: Settings) -> Settings:
+    """Return the `wanted` settings of a preset with the prompt of `now`, unless the preset has a prompt of its own or
+    another kind of prior, which may not know the words."""
+    if wanted.prior.kind != now.prior.kind or wanted.prompt.text != Settings().prompt.text:
+        return wanted
+    return wanted.patch("prompt.text", now.prompt.text)
+
+
+def needs_new_run(wanted: Settings, now: Settings) -> bool:
+    """Return whether a run cannot turn from settings `now` into the `wanted` ones. Points and pictures always start a
+    new run: they are over in seconds, and such presets are about where the run starts."""
+    if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
+        return True
+    return wanted.scene.kind != Settings().scene.kind and (wanted.scene, wanted.prior) != (now.scene, now.prior)
 
 
 def about(name: str) -> dict[str, str]:

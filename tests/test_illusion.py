@@ -9,6 +9,7 @@ from PIL import Image
 
 from sdlab.cameras import look_at
 from sdlab.lens import comparison_steps, views_of_step
+from sdlab.live import critic
 from sdlab.live.messages import Patch, Rejected
 from sdlab.live.session import Session
 from sdlab.priors.mixture import MixturePrior
@@ -18,7 +19,6 @@ from sdlab.scenes import illusion as illusions
 from sdlab.scenes.illusion import Illusion, seen_as, turns_of
 from sdlab.settings import preset
 from sdlab.step import step
-from sdlab.ui import critic
 from sdlab.ui.form import form_html
 
 PROMPTS = ("a red bear", "a blue teapot", "a green tree", "a yellow duck")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sdlab.knobs import knob, knobs_of
+from sdlab.live import critic
 from sdlab.live.manager import Seat
 from sdlab.live.messages import (
     Advance,
@@ -35,7 +36,6 @@ from sdlab.losses import Distillation
 from sdlab.settings import FrozenDict, Settings, default_settings, preset, priors, scenes
 from sdlab.toybox import judge
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
-from sdlab.ui import critic
 from sdlab.ui.charts import Curve, Line, Mark, chart
 from sdlab.ui.desk import Desk
 from sdlab.ui.form import control, form_html, form_state, symbol_of
@@ -514,7 +514,7 @@ def test_the_judge_speaks_of_the_toybox_only(driven: Driven, monkeypatch: pytest
     driven.frame(3)
     driven.lane.ask_the_judge()
     assert driven.lane.judged is None, "another prior, or none yet"
-    monkeypatch.setattr("sdlab.ui.critic.knows", lambda prior: True)
+    monkeypatch.setattr("sdlab.live.critic.knows", lambda prior: True)
     driven.lane.ask_the_judge()
     assert 0 <= driven.lane.judged <= 1
     assert [step for step, _ in driven.lane.curves["judge"].points()] == [3]
@@ -539,7 +539,7 @@ def test_views_around_the_object_are_measured_once_a_step(driven: Driven, monkey
     assert driven.lane.measured == pytest.approx({"saturation": 0.2, "sharpness": 0}, abs=1e-6)
     assert driven.lane.curves["saturation"].points() == [(3, pytest.approx(0.2))]
     assert driven.lane.curves["fronts"].last() is None, "the judge does not know this prior"
-    monkeypatch.setattr("sdlab.ui.critic.knows", lambda prior: True)
+    monkeypatch.setattr("sdlab.live.critic.knows", lambda prior: True)
     driven.session.around.set(Around(4, red))
     driven.lane.measure()
     assert driven.lane.curves["fronts"].last() in range(13)

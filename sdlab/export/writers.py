@@ -100,7 +100,9 @@ def finite(s: Gaussians) -> Gaussians:
     """Drop Gaussians with a value that is not finite."""
     columns = [column for column in s if column is not None]
     good = np.all([np.isfinite(column).all(tuple(range(1, column.ndim))) for column in columns], axis=0)
-    return s.rows(good) if isinstance(s, RawSplats) else SplatSnapshot(*(column[good] for column in s))
+    if isinstance(s, RawSplats):
+        return s.rows(good)
+    return type(s)(*(column[good] for column in s))
 
 
 def write_ply(path: Path, s: RawSplats) -> int:

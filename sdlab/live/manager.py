@@ -20,7 +20,7 @@ from sdlab.errors import give_back, reason
 from sdlab.live.building import prepare_for
 from sdlab.live.clients import NO_LIMIT, Client
 from sdlab.live.memory import Memory, resident_bytes
-from sdlab.live.messages import Patch, Stop
+from sdlab.live.messages import Command, Patch, Stop
 from sdlab.live.session import Fork, Session
 from sdlab.live.state import Run
 from sdlab.priors import PriorConfig, silent
@@ -180,9 +180,13 @@ class Manager:
         thread.start()
         return seat
 
+    def must_have_room(self, client: Client) -> None:
+        """Raise RuntimeError when all seats are taken, or all that the client may have, or the memory is full."""
+        with self._lock:
+            self._must_have_room(client)
+
     def _must_have_room(self, client: Client) -> None:
-        """Raise RuntimeError when all seats are taken, or all that the client may have, or the memory is full. The
-        caller holds the lock."""
+        """See `must_have_room`; the caller holds the lock."""
         if len(self._seats) >= self.max_sessions:
             raise RuntimeError(
                 f"all {self.max_sessions} seats of this server are taken; try again when one is free, "
@@ -228,6 +232,11 @@ class Manager:
         for callback in seat.on_close:
             with contextlib.suppress(Exception):  # a callback that fails must not skip the others
                 callback()
+
+    def send(self, command: Command) -> None:
+        """Send a command to all sessions."""
+        for session in self._sessions():
+            session.send(command)
 
     def _sessions(self) -> list[Session]:
         with self._lock:

@@ -84,7 +84,7 @@ class Memory:
             self._trimmed = time.monotonic()
             give_back()
         size = resident_bytes()
-        running = [session for session in sessions if session.running]
+        running = [session for session in sessions if session.stepping]
         if size <= self.limit or not running or any(session.turn.stop for session in running):
             return
         largest = max(running, key=lambda session: session.turn.grown)

@@ -1,6 +1,7 @@
 """The messages of a session: commands to it and events from it.
 
-All are frozen and picklable. Commands may be sent from any thread; each takes effect before the next step.
+All are frozen and, except `Rewrite`, picklable. Commands may be sent from any thread; each takes effect before the next
+step.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import functools
 from array import array
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from sdlab.losses import Distillation
 
 # ---- commands --------------------------------------------------------------------------------------------
 
@@ -35,6 +38,13 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Take no steps until told otherwise, whatever else is commanded; a run that was running then continues."""
+
+    on: bool = True
+
+
+@dataclass(frozen=True)
 class Advance:
     """Take `n` steps, then pause; several commands add up."""
 
@@ -55,7 +65,16 @@ class Goto:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare the gradients of all losses at the current state, while the run continues."""
+    """Compare the gradients of the losses `names`, or of all, at the current state, while the run continues."""
+
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Use another version of a loss, as one transaction; its knobs keep their values, see `Settings.with_loss`."""
+
+    loss: type[Distillation]
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,7 @@ class Stop:
     """End the session."""
 
 
-Command = Patch | Pause | Resume | Advance | Reset | Goto | Compare | Stop
+Command = Patch | Pause | Resume | Hold | Advance | Reset | Goto | Compare | Rewrite | Stop
 
 # ---- events ----------------------------------------------------------------------------------------------
 

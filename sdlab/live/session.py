@@ -38,6 +38,7 @@ from sdlab.live.messages import (
     Event,
     Failed,
     Goto,
+    Hold,
     Noted,
     Patch,
     Pause,
@@ -45,6 +46,7 @@ from sdlab.live.messages import (
     Rejected,
     Reset,
     Resume,
+    Rewrite,
     Skipped,
     Status,
     Stepped,
@@ -58,7 +60,7 @@ from sdlab.live.timeline import Timeline
 from sdlab.live.watching import Watching
 from sdlab.prompts import PROMPT, PromptBank
 from sdlab.scenes import FlatScene
-from sdlab.settings import Settings, to_toml
+from sdlab.settings import Settings, codes_of, to_toml
 from sdlab.step import Report, State, needs_warm_up, step, warm_up
 from sdlab.types import Frame, Prior
 
@@ -108,6 +110,7 @@ class Session:
         self.status = Status(0, "loading", "not started yet")
         self.in_detail = False  # whether statistics include those of a step's predictions; set while a page shows them
         self.running = False
+        self.on_hold = False  # takes no steps, although it may be `running`
         self.steps_left: int | None = None  # until the pause that an Advance asked for
         self._run = Run.of(settings)
         self.turn = turn or Turnstile().turn(Account())
@@ -157,6 +160,11 @@ class Session:
     def timeline(self) -> Timeline:
         """The history of the run."""
         return self._run.timeline
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the run takes steps as soon as it has a state."""
+        return self.running and not self.on_hold
 
     @property
     def watched(self) -> tuple[int | None, int | None]:
@@ -281,7 +289,7 @@ class Session:
                 return
             if self._error is not None and until is not None:
                 raise RuntimeError(f"stopped at step {self._run.step}: {reason(self._error)}") from self._error
-            if self.running and self._run.state is not None:
+            if self.stepping and self._run.state is not None:
                 for command in self._planned.pop(self._run.step, ()):
                     self.do(command)
                 self.advance()
@@ -311,6 +319,14 @@ class Session:
             else:
                 self._settle()
 
+    def show(self) -> None:
+        """Finish a comparison under way, and publish a frame and the views around the object, for an owner that calls
+        `do` and `advance` itself."""
+        while self._watching.comparing:
+            self._compare_on()
+        self._publish()
+        self._watching.go_around(self._run, now=True)
+
     def moment(self) -> Moment:
         """Return a complete copy of the current state."""
         return moment_of(self._run)
@@ -331,7 +347,7 @@ class Session:
     def save(self, folder: Path, texts: Mapping[str, str] = FrozenDict()) -> Path:
         """Write a checkpoint of the current state into `folder`, with further `texts` by file name; return its path.
         OSError if it cannot be written."""
-        texts = {**texts, checkpoint.SETTINGS: to_toml(self.pinned())}
+        texts = {**texts, **codes_of(self.settings), checkpoint.SETTINGS: to_toml(self.pinned())}
         return checkpoint.save(folder, self.state.step, self.moment().parts, texts)
 
     def export(self, folder: Path, size: int = 256) -> list[Path]:
@@ -381,7 +397,7 @@ class Session:
     def _serve(self) -> None:
         """Carry out all waiting commands; wait for one when there is nothing else to do."""
         while True:
-            waits = not self.running or self._run.state is None
+            waits = not self.stepping or self._run.state is None
             given_up = self._error is not None and self._until is not None
             idle = waits and not (self._stopped or given_up or self._watching.comparing)
             try:
@@ -461,6 +477,11 @@ class Session:
                 self.steps_left = (self.steps_left or 0) + command.n if isinstance(command, Advance) else None
                 self.running, self._error, self.turn.stop = True, None, ""
                 self._settle()
+            case Hold(on):
+                self.on_hold = on
+                if self._run.state is not None:
+                    self._publish()
+                self._settle()
             case Reset():
                 run = self._run.following(self.settings, self.settings)
                 if run.prior is None:
@@ -469,10 +490,12 @@ class Session:
                 self._settle()
             case Goto(number):
                 self._go_to(number)
-            case Compare():
+            case Compare(names):
                 self._builder.read_for_all_losses(self._run)
                 self._settle()
-                self._watching.compare(self._run)
+                self._watching.compare(self._run, names)
+            case Rewrite(loss) if loss is not type(self.settings.losses.get(loss.kind)):
+                self._adopt(self.settings.with_loss(loss), ((f"losses.{loss.kind}", "a new version"),))
             case Stop():
                 self._stopped = True
 
@@ -482,9 +505,12 @@ class Session:
         if all(kept < present for kept in timeline.steps()):
             timeline.keep(self.moment())  # to return to the current state
         moment = timeline.at(number)
+        now = self.settings  # the code of a loss is no part of the history
+        settings, begun = moment.settings.with_losses_of(now), moment.begun.with_losses_of(now)
         self._set_status("loading", f"going to step {moment.step}")
         try:
-            run = self._builder.resumed(self._run, moment)
+            target = dataclasses.replace(moment, settings=settings, begun=begun)
+            run = self._builder.resumed(self._run, target)
             if run.state is not None:
                 run.state.scene.note = self.state.scene.note  # about the same start
             self._switch(run, Went(moment.step))
@@ -496,13 +522,18 @@ class Session:
 
     def _patch(self, changes: Iterable[tuple[str, Any]]) -> None:
         """Validate `changes` and adopt them all or none; the run before them is restored if the next step fails."""
-        before, changes = self._run, tuple(changes)
+        changes = tuple(changes)
         try:
-            new = before.settings.patch_all(changes)
-            self._admit(new, before)
+            new = self.settings.patch_all(changes)
+            self._admit(new, self._run)
         except ValueError as e:
             self._reject(changes, str(e))
             return
+        self._adopt(new, changes)
+
+    def _adopt(self, new: Settings, changes: tuple[tuple[str, Any], ...]) -> None:
+        """Adopt the settings `new`, which differ by `changes`; the run before is restored if the next step fails."""
+        before = self._run
         moment = self.moment() if before.undo is None and before.state is not None else None
         try:
             run, waiting = self._builder.adopted(before, new)
@@ -724,7 +755,7 @@ class Session:
         """Restore the status line after a command that set its own."""
         if self._run.state is None:
             self._set_status("failed", self._failure)
-        elif self.running:
+        elif self.stepping:
             self._set_status("running", "running")
         elif progress := self._warm_up_progress():
             self._set_status("paused", f"paused at step {self._run.step}, {progress}")
@@ -748,13 +779,13 @@ class Session:
         self._published_at = time.monotonic()
         self.latest.set(frame)
         for looking in (self._watching, self.rendering):
-            looking.look(self._run, now=not self.running)  # while paused, no later frame makes up for it
+            looking.look(self._run, now=not self.stepping)  # while paused, no later frame makes up for it
         if self.in_detail:
-            self._watching.go_around(self._run, now=not self.running)
+            self._watching.go_around(self._run, now=not self.stepping)
 
     def _render(self) -> None:
         """Answer somebody who wants to see the scene rendered."""
-        self.rendering.answer(self._run, self.running)
+        self.rendering.answer(self._run, self.stepping)
 
     def _film(self) -> None:
         """Add the current state to the timeline's film, if a shot is due. Images of a flat scene may cost a decoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -151,9 +151,9 @@ class Watching:
         """Whether a comparison is under way."""
         return self._comparing is not None
 
-    def compare(self, run: Run) -> None:
-        """Start comparing the losses at the current state."""
-        self._comparing = comparison_steps(*run.inputs())
+    def compare(self, run: Run, names: Sequence[str] | None = None) -> None:
+        """Start comparing the losses `names`, or all, at the current state."""
+        self._comparing = comparison_steps(*run.inputs(), names)
 
     def compare_on(self) -> None:
         """Compare one more loss, if a comparison is under way. An error ends the comparison and is raised."""

@@ -104,6 +104,7 @@ class Distillation(ABC, Generic[A]):
     formula: ClassVar[str]  # as in papers, in the conventions of sdlab.types
     other_formulas: ClassVar[tuple[str, ...]] = ()  # of other forms and stages
     look_for: ClassVar[str]  # what to watch in the image
+    code: ClassVar[str] = ""  # of a loss that is no file of this folder, see `sdlab.own_loss`
     place: ClassVar[int] = 0  # among the page's main buttons, from 1; 0 is under "more"
 
     roles: ClassVar[tuple[str, ...]] = ("pos", "uncond")  # the prompts it needs, see sdlab.prompts

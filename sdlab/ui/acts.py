@@ -13,13 +13,17 @@ from sdlab import settings as catalogue
 from sdlab.export.writers import Material
 from sdlab.links import PRESET
 from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
-from sdlab.settings import Settings
+from sdlab.own_loss import Flawed
+from sdlab.settings import OWN, Settings
 from sdlab.ui.desk import TABS, Desk
+from sdlab.ui.editor import Editor
 from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
 from sdlab.ui.links import NO_PRESET
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
+
+STAYS = "the version before it stays in use"  # after an error in the user's own loss
 
 
 def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
@@ -73,6 +77,23 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             desk.offer = None
         case {"do": "look", "dark": bool(dark)}:
             desk.set_dark(dark)
+        case {"do": "own", "text": str(text), "key": str(key)} if page.editor is not None:
+            _rewrite(page.editor, desk, text, key)
+        case {"do": "beside"} if page.editor is not None:
+            page.editor.compare(desk.focus)
+
+
+def _rewrite(editor: Editor, desk: Desk, text: str, key: str) -> None:
+    """Write the file of the user's own loss, unless the link that opened the page locks it."""
+    if desk.opened is not None and desk.opened.link.locks(f"losses.{OWN}"):
+        desk.focus.say("error", "your own loss is locked by the link that opened this page")
+        return
+    try:
+        editor.write(desk.focus, text, key)
+    except Flawed as e:
+        desk.focus.say("error", f"{e}; {STAYS}")
+    except ValueError as e:
+        desk.focus.say("error", str(e))
 
 
 def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") -> bool:
@@ -85,11 +106,8 @@ def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") ->
 
 
 def _pick_preset(page: Page, desk: Desk, name: str) -> None:
-    wanted, now = page.visitors.fit(catalogue.preset(name)), desk.focus.settings
-    has_own_prompt = wanted.prompt.text != Settings().prompt.text
-    if wanted.prior.kind == now.prior.kind and not has_own_prompt:  # keep what was typed: the prior knows its words
-        wanted = wanted.patch("prompt.text", now.prompt.text)
-    _pick(page, desk, name, wanted)
+    wanted = page.visitors.fit(catalogue.preset(name))
+    _pick(page, desk, name, catalogue.with_prompt_of(wanted, desk.focus.settings))
 
 
 def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> bool:
@@ -107,20 +125,12 @@ def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: 
             desk.forget("preset")  # the page shows the one that was picked
             lane.say("error", str(e))
             return False
-    if _needs_new_run(wanted, lane.settings):
+    if catalogue.needs_new_run(wanted, lane.settings):
         page.replace(desk, lane, wanted, preset)
     else:
         lane.pick(preset, wanted)
     desk.focus.remark = remark
     return True
-
-
-def _needs_new_run(wanted: Settings, now: Settings) -> bool:
-    """Return whether the present run cannot turn into the wanted one. Points and pictures always start a new run: they
-    are over in seconds, and such presets are about where the run starts."""
-    if (wanted.prior.kind, wanted.scene.kind) != (now.prior.kind, now.scene.kind):
-        return True
-    return wanted.scene.kind != Settings().scene.kind and (wanted.scene, wanted.prior) != (now.scene, now.prior)
 
 
 def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
@@ -166,6 +176,8 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
             _make(page, desk, lane, str(kind))
         case {"do": "cancel", "id": result}:
             desk.shelf.cancel(str(result))
+        case {"do": "name", "name": str(name)} if desk.place is not None:
+            desk.place.call(name)
 
 
 def _make(page: Page, desk: Desk, lane: Lane, kind: str) -> None:

@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from sdlab.ui.desk import nothing
 from sdlab.ui.pace import held_up
 from sdlab.ui.panels import no_session
+from sdlab.ui.wording import sentence
 from sdlab.web import capped_body, refusal
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MAX_BODY = 1_000_000  # bytes of one request; a settings file is the largest part
 NO_STORE = {"Cache-Control": "no-store"}
 PULSE = 15.0  # seconds between signs that an open page is still connected; proxies close silent connections
+NUDGE = 4.0  # seconds after which a page in the line is told to ask again; timers of hidden pages may take a minute
 
 
 # ---- pages without a desk --------------------------------------------------------------------------------
@@ -38,6 +40,13 @@ PULSE = 15.0  # seconds between signs that an open page is still connected; prox
 def no_seat(reason: str, page: str) -> dict[str, Any]:
     """Return the answer to a page when no seat is free."""
     return _without_desk(page, "No free seat", reason, "Try again")
+
+
+def in_line(ticket: str, number: int, waiting: int, reason: str, page: str) -> dict[str, Any]:
+    """Return the answer to a page that is `number` of the `waiting` pages in the line, and asks with its `ticket`."""
+    others = f" of {waiting}" if waiting > 1 else ""
+    text = f"{sentence(reason)}. This page gets a seat by itself when one is free and its turn has come: keep it open."
+    return {**_without_desk(page, f"You are number {number}{others} in the line", text, ""), "ticket": ticket}
 
 
 def session_over(page: str) -> dict[str, Any]:
@@ -98,9 +107,9 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
         said = said if isinstance(said, dict) else {}
         dark, token = said.get("dark") is True, str(said.get("token") or "")
         query, fresh = str(said.get("query") or ""), said.get("fresh") is True
-        page = page or secrets.token_urlsafe(16)
+        page, back = page or secrets.token_urlsafe(16), said.get("back") is True
         address = client_address(request)
-        found = await run_in_threadpool(pages.arrive, page, token, dark, address, query, fresh)
+        found = await run_in_threadpool(pages.arrive, page, token, dark, address, query, fresh, back=back)
         return JSONResponse(found, headers=NO_STORE)
 
     @router.get("/here/{token}")
@@ -135,11 +144,13 @@ async def _presence(pages: Page, token: str, page: str, ended: asyncio.Event) ->
     """Send a sign of life now and then until the page goes, which is reported, or the desk or the server."""
     try:
         while pages.shows(token, page) and not ended.is_set():
-            yield ":\n\n"
+            waits = pages.waits(token, page)
+            yield "data: ask\n\n" if waits else ":\n\n"
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), PULSE)
+                await asyncio.wait_for(ended.wait(), NUDGE if waits else PULSE)
     finally:
-        pages.leave(page)
+        if pages.shows(token, page):
+            pages.leave(page)
 
 
 async def _said(request: Request) -> Any:

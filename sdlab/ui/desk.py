@@ -16,19 +16,22 @@ from typing import Any
 from sdlab.export.interchange import transforms_of
 from sdlab.lens import Comparison, LensPictures
 from sdlab.live.messages import Command, Phase
+from sdlab.settings import OWN
 from sdlab.ui import charts, panels
 from sdlab.ui.dropped import Offer
+from sdlab.ui.editor import Editor, card
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
 from sdlab.ui.lane import Lane, view_modes
 from sdlab.ui.links import Opened
+from sdlab.ui.places import Place
 from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
 from sdlab.ui.visitors import MAX_LANES
 from sdlab.ui.wording import MODE_LABELS, duration, short, size
 
 LETTERS = "ABCD"
-TABS = ("lens", "charts", "versus", "results")
+TABS = ("lens", "charts", "versus", "results", "own")
 
 
 class Desk:
@@ -43,15 +46,18 @@ class Desk:
         dark: bool = False,
         most_lanes: int = MAX_LANES,
         opened: Opened | None = None,
+        editor: Editor | None = None,
     ) -> None:
         self.most_lanes = most_lanes
         self.opened = opened  # the link that the page was opened with
+        self.editor = editor  # of the user's own loss
         self.id = secrets.token_urlsafe(16)
         self.page = page  # the page that shows it (Gradio's session hash): each piece of news is sent once
         self.dark = dark  # theme of the page, also for views still to be opened
         self.tab = TABS[0]
         self.uploads = Uploads()
         self.offer: Offer | None = None  # to continue a run that was dropped onto the page
+        self.place: Place | None = None  # in a classroom
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
         self.exact = False  # whether the lens shows exact predictions beside the network's
@@ -222,7 +228,8 @@ class Desk:
         told: dict[str, Any] = {} if self._shown else nothing()
         phases: set[Phase] = {each.seat.session.status.phase for each in read}
         self._put(told, "status", read[lane].status)
-        self._put(told, "controls", {"can": pressable(phases), "again": ""})
+        frozen = self.place is not None and self.place.room.frozen
+        self._put(told, "controls", {"can": pressable(phases, frozen), "again": ""})
         self._put(told, "stage", self._stage())
         self._put(told, "timeline", lane.history())
         self._put(told, "live", _live(lane))
@@ -231,9 +238,14 @@ class Desk:
         self._put(told, "preset", lane.preset)
         offer = self.offer
         self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
+        if (place := self.place) is not None:
+            self._put(told, "room", place.told())
         if (opened := self.opened) is not None:
             self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
         self._put_form(told, lane, read[lane].stale)
+        if (editor := self.editor) is not None:
+            self._put(told, "card", (lane.seat.id, type(lane.settings.losses[OWN])), lambda: card(lane))
+            self._put(told, "own", editor.key(lane), lambda: editor.told(lane))
         match self.tab:
             case "lens":
                 self._put_lens(told, lane)
@@ -354,9 +366,11 @@ def nothing() -> dict[str, Any]:
     }
 
 
-def pressable(phases: Collection[Phase]) -> dict[str, bool]:
-    """Return which run buttons make sense while the lanes are in these phases. Start may be pressed while a lane is
-    still loading."""
+def pressable(phases: Collection[Phase], frozen: bool = False) -> dict[str, bool]:
+    """Return which run buttons make sense while the lanes are in these phases: none while the class is `frozen`. Start
+    may be pressed while a lane is still loading."""
+    if frozen:
+        return dict.fromkeys(("start", "pause", "step", "reset"), False)
     runs = "running" in phases
     idle = not frozenset(phases).isdisjoint(("ready", "paused", "failed"))
     return {"start": set(phases) != {"running"}, "pause": runs, "step": idle, "reset": idle or runs}

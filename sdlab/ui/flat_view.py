@@ -28,6 +28,7 @@ import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from sdlab.live import critic
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Patch, Reset, Resume
 from sdlab.live.session import Session
@@ -41,9 +42,9 @@ from sdlab.scenes.image import Images
 from sdlab.scenes.points import Points
 from sdlab.settings import Settings
 from sdlab.types import FlatFrame, Frame, Term
-from sdlab.ui import critic
 from sdlab.ui.formulas import formula, letters
 from sdlab.ui.pace import held_up
+from sdlab.ui.places import PAUSED
 from sdlab.ui.visitors import PATIENCE
 from sdlab.web import capped_body, refusal
 
@@ -204,8 +205,11 @@ class FlatViews:
 
     def move_start(self, session: Session, x: float, y: float) -> tuple[float, float]:
         """Reset the run to start at x, y, or as near as the knobs allow; return that place. A run that was running, or
-        had reached its end, continues. ValueError for a scene without a start, PermissionError if it is locked."""
+        had reached its end, continues. ValueError for a scene without a start, PermissionError if it is locked or the
+        run on hold."""
         s = session.settings
+        if session.on_hold:
+            raise PermissionError(PAUSED)
         if s.scene.kind not in START:
             raise ValueError(f"scene.kind = {s.scene.kind}: only points and a Gaussian have a start to move")
         paths = START[s.scene.kind]

@@ -198,13 +198,19 @@ def _prompts(settings: Settings, rules: Rules) -> str:
 
 def _losses(settings: Settings, rules: Rules) -> str:
     """Return the buttons that select the loss, and a card for each: description, formula, the texts it uses, knobs."""
+    owners = {f"losses.{name}": loss for name, loss in settings.losses.items()}
+    cards = (
+        f'<section data-owner="{owner}">{card_of(loss, owner, settings, rules)}</section>'
+        for owner, loss in owners.items()
+    )
+    return f"{loss_toggle(settings)}{''.join(cards)}"
+
+
+def card_of(loss: Distillation, owner: str, settings: Settings, rules: Rules) -> str:
+    """Return the section of the loss whose knobs are below the path `owner`."""
     knobs = settings.knobs()
-    cards = ""
-    for name, loss in settings.losses.items():
-        owner = f"losses.{name}"
-        texts = "".join(rules.control(knobs[path], owner) for path in wordings_of(loss))
-        cards += f'<section data-owner="{owner}">{loss_card(loss)}{texts}{_knobs_of_loss(loss, owner, rules)}</section>'
-    return f"{loss_toggle(settings)}{cards}"
+    texts = "".join(rules.control(knobs[path], owner) for path in wordings_of(loss))
+    return f"{loss_card(loss)}{texts}{_knobs_of_loss(loss, owner, rules)}"
 
 
 def loss_toggle(settings: Settings) -> str:

@@ -54,6 +54,14 @@ OPEN = (
     Route("POST", f"/flat/{TOKEN}/start"),
 )
 
+CLASSROOM = (  # only where there is one
+    Route("GET", "/teacher/?", public=True),
+    Route("GET", f"/teacher/code/{FILE}", public=True),
+    Route("POST", "/teacher/(pin|out|do)"),
+    Route("GET", "/teacher/(room|choices)"),
+    Route("GET", f"/teacher/picture/{TOKEN}/[a-z]{{1,10}}"),
+)
+
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -63,9 +71,10 @@ HEADERS = {
 NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of answers that are no pages
 
 
-def routes_at(path: str) -> list[Route]:
-    """Return the routes that answer at `path`."""
-    return [route for route in OPEN if re.fullmatch(route.pattern, path)]
+def routes_at(path: str, classroom: bool = False) -> list[Route]:
+    """Return the routes that answer at `path`, in a `classroom` or not."""
+    routes = (*OPEN, *CLASSROOM) if classroom else OPEN
+    return [route for route in routes if re.fullmatch(route.pattern, path)]
 
 
 class Guard:
@@ -73,9 +82,10 @@ class Guard:
     headers. A WebSocket's origin is left to its route, which can say why. Plain ASGI: Starlette's own base class
     buffers event streams."""
 
-    def __init__(self, app: ASGIApp, site: Site = ANYWHERE) -> None:
+    def __init__(self, app: ASGIApp, site: Site = ANYWHERE, classroom: bool = False) -> None:
         self._app = app
         self._site = site
+        self._classroom = classroom
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -101,7 +111,7 @@ class Guard:
         path, method = scope["path"], scope.get("method", "WS")
         if unknown := self._site.unknown_host(headers):
             return unknown, 421
-        found = routes_at(path)
+        found = routes_at(path, self._classroom)
         if method != "WS" and not any(route.public for route in found) and not self._site.is_own(headers):
             return self._site.foreign_origin(headers), 403
         methods = {route.method for route in found}

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdlab.live import critic
 from sdlab.live.manager import Seat
 from sdlab.live.messages import (
     Applied,
@@ -26,7 +27,6 @@ from sdlab.live.messages import (
 from sdlab.scenes import SceneConfig
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
-from sdlab.ui import critic
 from sdlab.ui.charts import PLOTS, Curve, Mark
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import wordings_in_use, wordings_of

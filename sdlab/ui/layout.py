@@ -16,11 +16,13 @@ import gradio as gr
 import torch
 from gradio.themes.utils import fonts
 
+from sdlab.own_loss import OwnLoss
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
 from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
+from sdlab.ui.places import NAME
 from sdlab.ui.uploads import RUN
 from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.ui.wording import TITLE
@@ -60,11 +62,21 @@ def head() -> str:
     return "".join(f'<link rel="modulepreload" href="page/{name}">' for name in MODULES)
 
 
-def blocks(visitors: Visitors, preset: str | None, device: torch.device, urls: Sequence[str] = ()) -> gr.Blocks:
-    """Return the page, which is published at `urls`; to be mounted with `theme`, `head` and page.css."""
+def blocks(
+    visitors: Visitors,
+    preset: str | None,
+    device: torch.device,
+    urls: Sequence[str] = (),
+    classroom: bool = False,
+    own: OwnLoss | None = None,
+) -> gr.Blocks:
+    """Return the page, which is published at `urls`, of a `classroom` or not, with an editor if the user has a loss of
+    their `own`; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
+        if classroom:
+            _part("room", "room.js", _ROOM)
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
@@ -78,7 +90,7 @@ def blocks(visitors: Visitors, preset: str | None, device: torch.device, urls: S
                 state = {**form_state(visitors.settings), "preset": preset}
                 _part("form", "form.js", visitors.told(form), visitors.told(state))
             with gr.Column(elem_id="readings", elem_classes=["card"]):
-                _part("tabs", "tabs.js", _TABS)
+                _part("tabs", "tabs.js", _tabs(own is not None))
                 with gr.Row(elem_id="lens-panel"):
                     _panel("preview", no_preview())
                     _panel("lens", no_lens())
@@ -88,6 +100,8 @@ def blocks(visitors: Visitors, preset: str | None, device: torch.device, urls: S
                     _part("comparing", "comparing.js", _COMPARING)
                     _panel("versus", no_comparison())
                 _part("results", "results.js", _RESULTS)
+                if own is not None:
+                    _part("own", "own.js", _OWN)
         _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
     return page
@@ -140,16 +154,21 @@ _TIMELINE = (
     '<div class="timeline"><button type="button" data-replay title="Replay the run">&#9655;</button>'
     '<div class="track"><i class="done"></i><span class="ticks"></span><b class="now"></b></div></div>'
 )
-_PANELS = ("lens-panel", "charts", "versus-panel", "results")  # shown by the tabs
-_TABS = (
-    '<nav role="tablist">'
-    + "".join(
+_PANELS = ("lens-panel", "charts", "versus-panel", "results", "own")  # shown by the tabs
+_TITLES = ("Lens", "Charts", "Compare losses", "Results", "My loss")
+
+
+def _tabs(own: bool) -> str:
+    """Return the tabs; the one of the user's own loss only if there is one."""
+    buttons = "".join(
         f'<button type="button" role="tab" data-tab="{name}" aria-controls="{panel}" '
         f'aria-selected="{str(name == TABS[0]).lower()}">{title}</button>'
-        for name, panel, title in zip(TABS, _PANELS, ("Lens", "Charts", "Compare losses", "Results"), strict=True)
+        for name, panel, title in zip(TABS, _PANELS, _TITLES, strict=True)
+        if own or name != "own"
     )
-    + "</nav>"
-)
+    return f'<nav role="tablist">{buttons}</nav>'
+
+
 _SCRUB = (
     '<div class="scrub"><label for="probe-t">Timestep t of the lens</label>'
     '<input id="probe-t" type="range" min="0" max="999" value="500"><output>as in each step</output>'
@@ -160,6 +179,20 @@ _SCRUB = (
 )
 _COMPARING = '<button type="button" id="compare" class="primary">Compare all losses at this step</button>'
 _RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
+_OWN = (
+    '<div class="own"><div class="write"><label for="own-text"></label>'
+    '<textarea id="own-text" rows="20" wrap="off" spellcheck="false" autocomplete="off" autocapitalize="off" '
+    'aria-describedby="own-keys own-error"></textarea>'
+    '<p id="own-error" class="say error" role="alert"></p>'
+    '<div class="row"><button type="button" class="primary" data-apply>Apply</button>'
+    '<button type="button" data-again title="Put the text of the exercise here; Apply then uses it">Start over</button>'
+    "<output data-said></output></div>"
+    '<p class="note" id="own-keys">Ctrl + Enter applies. Tab indents; to leave the text with the keyboard, press '
+    "Escape, then Tab.</p></div>"
+    '<div class="beside"><h3>Compared with SDS</h3><dl><dt>Cosine of the two gradients</dt><dd data-cosine></dd>'
+    '<dt>Ratio of their norms</dt><dd data-ratio></dd></dl><p class="note" data-about></p>'
+    '<button type="button" data-beside>Compare at this step</button></div></div>'
+)
 
 
 def _ticks(word: str, names: Mapping[str, str]) -> str:
@@ -175,6 +208,11 @@ _DROP = (
     '<div class="offer card" role="status" hidden><p></p><button type="button" class="primary" data-yes></button>'
     '<button type="button" data-no>Not now</button></div>'
 )
+_ROOM = (
+    f'<div class="room"><b data-number></b><label>Your name, if you like <input type="text" maxlength="{NAME}" '
+    'autocomplete="off" spellcheck="false"></label><p class="frozen" role="status"></p>'
+    '<p class="message" role="status"></p></div>'
+)
 _LINK = (
     '<div class="link-notes card" role="status" hidden><p></p><ul></ul>'
     '<button type="button" aria-label="Close these remarks">&times;</button></div>'
@@ -185,6 +223,9 @@ _LINK = (
     '<div class="row"><button type="button" class="primary" data-copy autofocus>Copy</button>'
     '<a target="_blank" rel="noopener">Open in a new tab</a><output></output></div>'
     '<ul class="remarks"></ul>'
+    '<p class="back">To continue this very run elsewhere, or after this page was closed: <button type="button" '
+    "data-back>Copy a link back to it</button><output></output> Keep it to yourself: who has it has the run. A run "
+    "ends a while after its page was closed.</p>"
     f"<fieldset><legend>What do you want to hide?</legend>{_ticks('hide', PARTS)}</fieldset>"
     f"<fieldset><legend>What must stay as it is?</legend>{_ticks('lock', LOCKABLE)}</fieldset>"
     '<fieldset><legend>Size of the text</legend><label><input type="checkbox" data-text> Large, for a projector</label>'

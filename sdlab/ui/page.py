@@ -1,7 +1,8 @@
 """The desks of a server's pages: pages arrive, poll, act and leave.
 
 A page uses the routes of `sdlab.ui.answers`: it is told its desk's token when it arrives, polls for news twice a
-second, posts what the user does, and keeps a stream open whose end says that it has left.
+second, posts what the user does, and keeps a stream open whose end says that it has left. While no seat is free, it has
+a ticket in the place of a desk (`sdlab.ui.line`).
 """
 
 from __future__ import annotations
@@ -10,23 +11,32 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from sdlab.live.clients import Client
 from sdlab.live.manager import Manager, Seat
+from sdlab.live.messages import Hold
 from sdlab.settings import Settings
 from sdlab.ui import acts
-from sdlab.ui.answers import another_tab, no_seat, session_over
+from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.dropped import Offer, read_run
+from sdlab.ui.editor import Editor
 from sdlab.ui.lane import Lane
+from sdlab.ui.line import Line, Ticket
 from sdlab.ui.links import Links, Opened
+from sdlab.ui.places import PAUSED, Room
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import RUN, UPLOADS, Bringing, name_shown
 from sdlab.ui.visitors import ARRIVING, PATIENCE, Visitors, limits
 from sdlab.viewport.splat_view import Viewports
 
+GONE = "the run that this link returns to has ended; this is a new one"
+OTHERS_FIRST = "pages that came earlier have their turn first"
+
 
 class Page:
     """Keeps the desks by token. Everybody starts with the settings of `visitors`, which are `preset` or a variation
-    of it, or with those of the link that they open, as far as `links` allow it."""
+    of it, or with those of the link that they open, as far as `links` allow it. In a classroom, `room` has the desks'
+    places."""
 
     def __init__(
         self,
@@ -35,14 +45,20 @@ class Page:
         visitors: Visitors,
         preset: str | None = None,
         links: Links | None = None,
+        room: Room | None = None,
+        editor: Editor | None = None,
     ) -> None:
         self.visitors = visitors
+        self.room = room
+        self.editor = editor  # of the user's own loss
+        self.line = Line()
         self._links = links or Links(visitors)
         self.shelves = Shelves(visitors.shared)  # by token of a desk
         self._manager = manager
         self._viewports = viewports
         self._preset = preset
         self._lock = threading.Lock()
+        self._door = threading.Lock()  # held while a seat is given, or given back to be taken again
         self._desks: dict[str, Desk] = {}  # by token
         self._refused: dict[str, str] = {}  # page -> why its desk could not be given another run
 
@@ -56,35 +72,74 @@ class Page:
         address: str = "",
         query: str = "",
         fresh: bool = False,
+        back: bool = False,
     ) -> dict[str, Any]:
         """Return the desk for a page that was loaded: the existing desk of `token`, or a new one if there is none or
-        the page was opened with a `fresh` link. `address` is that of the browser, "" if unknown; `query` is that of
-        the page's address."""
+        the page was opened with a `fresh` link, or a place in the line. `address` is that of the browser, "" if
+        unknown; `query` is that of the page's address. With `back`, the token is that of a link back to a run."""
         with self._lock:
             desk = self._desks.get(token)
         if desk is not None and fresh:
             if desk.has_left:  # its tab has opened the link, and its seat may be the last one
                 self.close(*desk.lanes)
             desk = None
-        if desk is None:
-            try:
-                desk = self._open(page, dark, address, query)
-            except (RuntimeError, OSError) as e:
-                return no_seat(self.visitors.told(str(e)), page)
-        else:
+        if desk is not None:
             desk.come_back(page)
             self._find(desk.id)
             desk.set_dark(dark)
-        return {"token": desk.id, "page": page}
+            return {"token": desk.id, "page": page}
+        ticket = self.line.find(token, page)
+        if ticket is None:
+            ticket = Ticket(page, self._client(address))
+        ticket.page, ticket.dark, ticket.query, ticket.told = page, dark, query, None
+        return self._admit(ticket, GONE if back else "")
+
+    def _admit(self, ticket: Ticket, remark: str = "") -> dict[str, Any]:
+        """Return a new desk for a page, with a `remark` about it, or its place in the line."""
+        self.line.heard(ticket)
+        try:
+            desk = self._open(ticket)
+        except OSError as e:
+            return no_seat(self.visitors.told(str(e)), ticket.page)
+        except RuntimeError as e:
+            try:
+                self.line.add(ticket)
+            except RuntimeError as full:
+                return no_seat(self.visitors.told(f"{_short(e)}; {full}"), ticket.page)
+            return self._waiting(ticket, _short(e))
+        self.line.remove(ticket)
+        if remark:
+            desk.focus.say("warning", remark)
+        return {"token": desk.id, "page": ticket.page}
+
+    def _waiting(self, ticket: Ticket, why: str) -> dict[str, Any]:
+        """Return the answer to a page that has a place in the line, with panels if it is told something new."""
+        said = self.line.number(ticket), len(self.line), why
+        if said == ticket.told:
+            return {}
+        ticket.told = said
+        return in_line(ticket.id, *said[:2], self.visitors.told(why), ticket.page)
+
+    def _client(self, address: str) -> Client:
+        """Return a new client. A class may sit behind one address, and its teacher sees who has which seat."""
+        client = self.visitors.client(address, self._manager.max_sessions)
+        if self.room is not None:
+            client.most_seats = None
+        return client
 
     def poll(self, token: str, page: str, missed: bool = False) -> dict[str, Any]:
         """Return the panels that changed on a desk, for the page that shows it; all if it `missed` the last answer."""
         own = self._of_page(page)
         if own is not None and own.id != token:
-            return {}  # the page has just been given another desk
+            return {"token": own.id}  # the page has just been given another desk
+        if own is None and (ticket := self.line.find(token)) is not None and ticket.page == page:
+            if missed:
+                ticket.told = None
+            return self._admit(ticket)
         if own is None:
             with self._lock:
                 known, refused = token in self._desks, self._refused.pop(page, None)
+            known = known or self.line.find(token) is not None
             if refused is not None:
                 return no_seat(refused, page)
             return another_tab(page) if known else session_over(page)
@@ -92,16 +147,35 @@ class Page:
             return session_over(page)
         if missed:
             own.forget()
+        if self.editor is not None:
+            self._follow(self.editor)
         return {"panels": self.visitors.told(own.news())}
+
+    def _follow(self, editor: Editor) -> None:
+        """Let all runs follow the file of the user's own loss, or tell all pages what is wrong with it."""
+        if not (problem := editor.look()):
+            return
+        with self._lock:
+            desks = list(self._desks.values())
+        for lane in [lane for desk in desks for lane in desk.lanes]:
+            lane.say("error", f"{problem}; {acts.STAYS}")
+
+    def _renewed(self, settings: Settings) -> Settings:
+        """Return the settings of a new run, with the newest version of the user's own loss."""
+        return settings if self.editor is None else self.editor.renewed(settings)
 
     def delay(self, token: str, acts: int = 0) -> float:
         """Return how many seconds a request has to wait that brings this number of acts, or asks for news (0): requests
         that come too fast are held up. Above `PATIENCE`, refuse it."""
         with self._lock:
             desk = self._desks.get(token)
-        if desk is None or not desk.lanes:
+        ticket = self.line.find(token) if desk is None else None
+        if desk is not None and desk.lanes:
+            client = desk.focus.seat.client
+        elif ticket is not None:
+            client = ticket.client
+        else:
             return 0.0
-        client = desk.focus.seat.client
         return client.messages.take(acts, PATIENCE) if acts else client.polls.take(1, PATIENCE)
 
     def act(self, token: str, said: Any) -> bool:
@@ -110,17 +184,23 @@ class Page:
         if desk is None:
             return False
         for one in said if isinstance(said, list) else [said]:
-            if isinstance(one, dict) and desk.lanes:
+            if isinstance(one, dict) and desk.lanes and (self.room is None or self.room.lets(desk.place, one)):
                 acts.perform(self, desk, one)
         return True
 
     def shows(self, token: str, page: str) -> bool:
-        """Return whether a page shows the desk of `token`."""
+        """Return whether a page shows the desk of `token`, or waits with that ticket."""
         desk = self._of_page(page)
-        return desk is not None and desk.id == token
+        return desk.id == token if desk is not None else self.waits(token, page)
+
+    def waits(self, token: str, page: str) -> bool:
+        """Return whether a page waits for a seat with the ticket `token`."""
+        ticket = self.line.find(token)
+        return ticket is not None and ticket.page == page
 
     def leave(self, page: str) -> None:
         """Start the grace period of a page that was closed or reloaded."""
+        self.line.leave(page)
         desk = self._of_page(page)  # None after a reload, which may be reported first
         if desk is not None:
             desk.leave()
@@ -135,6 +215,8 @@ class Page:
         lane = desk.focus
 
         def receive(knob: str, name: str, raw: bytes) -> None:
+            if self.room is not None and self.room.frozen:
+                raise ValueError(PAUSED)
             if knob == RUN:
                 self._bring_run(desk, lane, name, raw)
             else:
@@ -184,25 +266,49 @@ class Page:
 
     # ---- lanes -------------------------------------------------------------------------------------------
 
-    def _open(self, page: str, dark: bool, address: str, query: str) -> Desk:
-        """Open a desk for a page in place of the one it had; RuntimeError when all seats are taken."""
+    def _open(self, ticket: Ticket) -> Desk:
+        """Open a desk for a page in place of the one it had; RuntimeError when it cannot have a seat now."""
+        page, client = ticket.page, ticket.client
         previous = self._of_page(page)
         if previous is not None:
             self.close(*previous.lanes)
-        client = self.visitors.client(address, self._manager.max_sessions)
-        link = self._links.read(query, self._preset)
-        client.locks = link.must_keep
-        lane = self._lane(self._manager.open(link.settings, client), link.preset, dark)
-        desk = Desk(lane, page, dark, self.visitors.most_lanes, Opened(self._links, link))
+        with self._door:
+            self._must_have_room(client)
+            if self.line.before(ticket, self._has_room):
+                raise RuntimeError(OTHERS_FIRST)
+            link = self._links.read(ticket.query, self._preset)
+            client.locks = link.must_keep
+            seat = self._manager.open(self._renewed(link.settings), client)
+            place = self.room.place() if self.room is not None else None
         try:
+            lane = self._lane(seat, link.preset, ticket.dark)
+            desk = Desk(lane, page, ticket.dark, self.visitors.most_lanes, Opened(self._links, link), self.editor)
+            desk.place = place
             desk.shelf = self.shelves.open(desk.id)
         except OSError:
-            self.close(lane)
+            self._manager.close(seat.id)
+            if place is not None:
+                place.give_back()
             raise
         with self._lock:
             self._desks[desk.id] = desk
-        self._manager.leave(lane.seat.id, at_least=ARRIVING)  # the page may be closed before its first poll
+        self._manager.leave(seat.id, at_least=ARRIVING)  # the page may be closed before its first poll
+        if self.room is not None and self.room.latecomer is not None and not ticket.query:
+            self.room.latecomer(desk)
         return desk
+
+    def _must_have_room(self, client: Client) -> None:
+        """Raise RuntimeError, which says why, when a client cannot have another desk now."""
+        if self.room is not None:
+            self.room.must_have_room()
+        self._manager.must_have_room(client)
+
+    def _has_room(self, client: Client) -> bool:
+        try:
+            self._must_have_room(client)
+        except RuntimeError:
+            return False
+        return True
 
     def _lane(self, seat: Seat, preset: str | None, dark: bool) -> Lane:
         """Return the lane of a seat just opened; OSError when the machine has no socket left for its view."""
@@ -212,6 +318,8 @@ class Page:
             self._manager.close(seat.id)
             raise
         lane = Lane(seat, view, preset)
+        if self.room is not None and self.room.frozen:
+            seat.session.send(Hold())
         seat.on_close.append(lambda: self._forget(lane))
         return lane
 
@@ -219,6 +327,8 @@ class Page:
         """Add a lane that continues from the current step of another; a refusal goes to the status line."""
         try:
             self.visitors.must_have_lane(len(desk.lanes))
+            if waiting := len(self.line):
+                raise RuntimeError(f"no lane can be added: {waiting} pages wait for a seat")
             other = self._lane(self._manager.branch(lane.seat.id), lane.preset, desk.dark)
             other.view.begin_like(lane.view)
             try:
@@ -234,9 +344,11 @@ class Page:
     def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> None:
         """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one."""
         tone = desk.take_out(lane)
-        self.close(lane)
         try:
-            other = self._lane(self._manager.open(settings, lane.seat.client), preset, desk.dark)
+            with self._door:  # or a page that waits would get the seat
+                self.close(lane)
+                seat = self._manager.open(self._renewed(settings), lane.seat.client)
+            other = self._lane(seat, preset, desk.dark)
         except (RuntimeError, OSError) as e:
             if desk.lanes:
                 desk.look_at(desk.lanes[0])
@@ -247,6 +359,29 @@ class Page:
             return
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
+
+    def follow(self, desk: Desk, query: str) -> tuple[str, ...]:
+        """Let a desk open a link, in place of all its lanes; return what is wrong with the link."""
+        link = self._links.read(query, self._preset)
+        kept = desk.focus
+        self.close(*(lane for lane in desk.lanes if lane is not kept))
+        self.unlock(desk)
+        kept.seat.client.locks = link.must_keep
+        desk.opened = Opened(self._links, link)
+        self.replace(desk, kept, link.settings, link.preset)
+        return link.problems
+
+    def unlock(self, desk: Desk) -> None:
+        """End what the link of a desk has locked."""
+        if desk.opened is not None:
+            desk.opened.link = desk.opened.link._replace(lock=())
+            desk.focus.seat.client.locks = desk.opened.link.must_keep
+            desk.forget("link")
+
+    def desks(self) -> list[Desk]:
+        """Return all desks, in the order in which they were opened."""
+        with self._lock:
+            return list(self._desks.values())
 
     def close(self, *lanes: Lane) -> None:
         """End the sessions of lanes; a desk ends with its last lane."""
@@ -264,5 +399,12 @@ class Page:
         """Forget a desk that has no lane any more."""
         self.shelves.close(desk.id)
         desk.uploads.close()
+        if desk.place is not None:
+            desk.place.give_back()
         with self._lock:
             self._desks.pop(desk.id, None)
+
+
+def _short(error: Exception) -> str:
+    """Return why a page cannot have a seat, without what to try."""
+    return str(error).partition(";")[0]

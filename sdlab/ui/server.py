@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 # Gradio reads these: no telemetry, and no history of runs in the visitors' browsers.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -21,16 +21,30 @@ from fastapi.responses import FileResponse
 
 from sdlab import parsing
 from sdlab.live.manager import Manager
+from sdlab.own_loss import OwnLoss
 from sdlab.settings import Settings
-from sdlab.ui import answers, flat_view, front, layout, results, uploads
+from sdlab.ui import answers, flat_view, front, layout, results, teacher, uploads
+from sdlab.ui.classroom import Classroom
+from sdlab.ui.door import Door
+from sdlab.ui.editor import Editor
 from sdlab.ui.guard import Guard
 from sdlab.ui.links import Links
 from sdlab.ui.page import Page
+from sdlab.ui.places import Room
 from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.viewport import proxy
 from sdlab.viewport.proxy import MAX_FRAME
 from sdlab.viewport.splat_view import Viewports
 from sdlab.web import ANYWHERE, Site, embedders, refusal
+
+
+class Class(NamedTuple):
+    """A classroom: its number of seats, the teacher's PIN, and the addresses that students open."""
+
+    seats: int
+    pin: str
+    addresses: tuple[str, ...] = ()
+
 
 SPARE = 2  # processes that wait for uploads, so that the first visitor's file does not delay the second's
 
@@ -43,16 +57,23 @@ def build(
     on_space: bool = False,
     site: Site = ANYWHERE,
     trust_links: bool = False,
+    classroom: Class | None = None,
+    own: OwnLoss | None = None,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
-    addresses of `site`. `trust_links` lets links choose files and models where the page itself may. The manager's
-    sessions end with the application.
+    addresses of `site`. `trust_links` lets links choose files and models where the page itself may. A `classroom` has a
+    teacher's page. `own` is the user's own loss, with an editor on the page; ValueError unless the server is for its
+    own user alone. The manager's sessions end with the application.
     """
+    if own is not None and (locked or on_space or not site.loopback):
+        raise ValueError(f"{own.name} is code, which only a server of your own runs")
+    editor = Editor(own, manager) if own is not None else None
     viewports = Viewports()
     visitors = Visitors(settings, locked)
-    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links))
+    room = Room(classroom.seats) if classroom is not None else None
+    page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), room, editor)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,7 +87,8 @@ def build(
     # A redirect to an address with a slash would name the host and scheme that the proxy has used.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
-    app.add_middleware(Guard, site=site)
+    app.add_middleware(Guard, site=site, classroom=room is not None)
+    app.state.fragment = editor.fragment if editor is not None else ""  # of the address that the program prints
     framed_by = embedders(on_space)
     for router in (  # before the page, which is mounted at / and would answer for every address
         proxy.routes(viewports, framed_by, site),
@@ -77,11 +99,14 @@ def build(
         modules(),
     ):
         app.include_router(router)
+    if classroom is not None and room is not None:
+        teaching = Classroom(page, room, classroom.addresses)
+        app.include_router(teacher.routes(teaching, Door(classroom.pin)))
 
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
     gr.mount_gradio_app(
         app,
-        layout.blocks(visitors, preset, manager.device, site.urls),
+        layout.blocks(visitors, preset, manager.device, site.urls, room is not None, own),
         path="/",
         root_path="",  # whatever GRADIO_ROOT_PATH says: see `front`
         theme=layout.theme(),

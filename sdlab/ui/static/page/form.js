@@ -12,8 +12,10 @@ import { mountKnob } from "./knob.js";
 
 /** @param {HTMLElement} element @param {{ value: Shown }} props */
 export function mount(element, props) {
-  const controls = /** @type {HTMLElement[]} */ ([...element.querySelectorAll("[data-path]")])
+  /** @param {Element} within */
+  const mounted = (within) => /** @type {HTMLElement[]} */ ([...within.querySelectorAll("[data-path]")])
     .map((node) => (node.dataset.kind === "buttons" ? mountLosses(node) : mountKnob(node)));
+  let controls = mounted(element);
   const sections = /** @type {HTMLElement[]} */ ([...element.querySelectorAll("[data-owner]")]);
 
   /** @param {Shown} shown */
@@ -26,6 +28,18 @@ export function mount(element, props) {
   mountPresets(element, props.value.preset);
   show(props.value);
   part("form", show);
+  part("card", (card) => { // the user's own loss has another version
+    const section = sections.find(({ dataset }) => dataset.owner === card.owner);
+    const button = element.querySelector(`.losses [data-value="${card.owner.slice("losses.".length)}"]`);
+    if (!section || !button) return;
+    section.innerHTML = card.html;
+    [button.textContent, /** @type {HTMLElement} */ (button).title] = [card.title, card.look_for];
+    controls = controls.filter(({ node }) => node.isConnected);
+    for (const control of mounted(section)) {
+      controls.push(control);
+      if (control.path in card.values) control.show(card.values[control.path]);
+    }
+  });
 }
 
 /** @param {HTMLElement} element @param {string | null} preset */

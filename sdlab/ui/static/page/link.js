@@ -22,10 +22,11 @@ export function written(query, hide, lock, text) {
 /** @param {HTMLElement} element @param {{ value: { urls: string[] } }} props */
 export function mount(element, props) {
   const share = mountShare(element, props.value.urls);
-  let opened = false;
+  let opened = "";
   part("link", (/** @type {Link} */ link) => {
-    if (!opened) { // once: what the reader changes afterwards counts
-      opened = true;
+    const key = JSON.stringify([link.text, link.problems, link.hide]); // another one if a teacher has sent a link
+    if (key !== opened) { // once: what the reader changes afterwards counts
+      opened = key;
       if (link.text) setLarge(link.text === "large");
       say(element, link.problems);
     }
@@ -95,16 +96,21 @@ function hide(names) {
   if (chosen && shown.length && !shown.includes(chosen)) shown[0].click();
 }
 
-/** Disable what is locked; the server refuses it, too. @param {string[]} names */
+/** Disable what is locked, and nothing else; the server refuses it, too. @param {string[]} names */
 function lock(names) {
   /** @param {string} path */
   const held = (path) => path.split(".").some((_, n, parts) => names.includes(parts.slice(0, n + 1).join("."))) || names.includes("all");
   /** @param {Element} node @param {string} path */
   const set = (node, path) => {
-    if (!held(path)) return;
-    for (const field of node.querySelectorAll("input, select, textarea, button"))
-      /** @type {HTMLInputElement} */ (field).disabled = true;
-    node.classList.add("locked");
+    const now = held(path), before = node.classList.contains("locked");
+    if (now === before) return;
+    for (const field of /** @type {NodeListOf<HTMLInputElement>} */ (node.querySelectorAll("input, select, textarea, button"))) {
+      if (now ? field.disabled : !("held" in field.dataset)) continue; // the server's own locks stay
+      field.disabled = now;
+      if (now) field.dataset.held = "";
+      else delete field.dataset.held;
+    }
+    node.classList.toggle("locked", now);
   };
   for (const node of document.querySelectorAll("#form [data-path]"))
     set(node, /** @type {HTMLElement} */ (node).dataset.path ?? "");

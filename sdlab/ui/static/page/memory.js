@@ -2,6 +2,7 @@
 // What the browser remembers: per tab the desk, so that a reloaded page finds its runs; in general the look of the page.
 
 const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
+const EDITOR = "sdlab-editor";
 
 /** @param {() => Storage} storage whose mere mention fails where a frame may not store anything
  * @param {string} key @param {string} value */
@@ -40,5 +41,23 @@ export const keepLink = (query) => keep(() => sessionStorage, LINK, query);
 /** Whether the address has a query that this tab's desk is not for: a link was followed, or the address was edited. */
 export const isFreshLink = () => location.search !== "" && location.search !== (recall(() => sessionStorage, LINK) ?? "");
 
+/** The key with which this tab may write the user's own loss, "" without one. It comes with the address, from which it
+ * is removed: an address is copied, and shown on a wall. */
+export function editorKey() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("editor");
+  if (found) {
+    keep(() => sessionStorage, EDITOR, found);
+    history.replaceState(history.state, "", location.pathname + location.search);
+  }
+  return found ?? recall(() => sessionStorage, EDITOR) ?? "";
+}
+
 /** The desk that this tab had before it was loaded, "" if none. */
 export const keptDesk = () => recall(() => sessionStorage, DESK) ?? "";
+
+/** The token in the address of a link back to a desk, which is taken out of it; "" if there is none. */
+export function takeBack() {
+  const token = /^#back=([\w-]{1,64})$/.exec(location.hash)?.[1] ?? "";
+  if (token) history.replaceState(history.state, "", location.pathname + location.search);
+  return token;
+}

@@ -1,14 +1,15 @@
 // @ts-check
 // The page's line to the server: it polls GET news/TOKEN for the panels that changed, and posts what the user does to
 // do/TOKEN. Requests of a kind follow one another, so that none overtakes another. A stream from here/TOKEN stays open;
-// its end tells the server that the page was closed.
+// its end tells the server that the page was closed. While no seat is free, a
+// ticket takes the token's place.
 
-import { isFreshLink, keepLink, keptDesk, restoreTheme } from "./memory.js";
+import { isFreshLink, keepDesk, keepLink, keptDesk, restoreTheme, takeBack } from "./memory.js";
 
 import { answered, asking, isLost } from "./connection.js";
 
 /** @typedef {{ do: string, [key: string]: any }} Act */
-/** @typedef {{ token?: string, page?: string, panels?: Record<string, any> }} Answer */
+/** @typedef {{ token?: string, ticket?: string, page?: string, panels?: Record<string, any> }} Answer */
 
 const POLL_EVERY = 500, TIMEOUT = 30000, POLL_TIMEOUT = 10000, AGAIN = 2000; // ms
 const REPLACED = ["knob", "probe", "prompt", "look"]; // acts of which only the last counts while they wait
@@ -17,7 +18,8 @@ const REPLACED = ["knob", "probe", "prompt", "look"]; // acts of which only the 
 const parts = new Map();
 /** @type {Map<string, any>} */
 const early = new Map(); // told before the part was there
-const shown = { token: "", page: "" }; // the token of the desk that is shown, and the server's name for this page
+// the token of the desk that is shown, or a ticket for one, and the server's name for this page
+const shown = { token: "", page: "" };
 
 /** Show a panel's value whenever it is told. @param {string} name @param {(value: any) => void} show */
 export function part(name, show) {
@@ -29,11 +31,16 @@ export function part(name, show) {
 /** The address of an upload to this desk. @param {string} path */
 export const uploadAddress = (path) => `uploads/${shown.token}/${path}`;
 
+/** The part of an address that leads back to this desk, "" without one. The server does not see it in a request. */
+export const wayBack = () => (shown.token ? `#back=${shown.token}` : "");
+
 /** @param {Answer} answer */
-function hear({ token, page, panels }) {
+function hear({ token, ticket, page, panels }) {
   if (page !== undefined) shown.page = page;
-  if (token !== undefined && token !== shown.token) {
-    shown.token = token;
+  const key = token || ticket || token;
+  if (key !== undefined && key !== shown.token) {
+    shown.token = key;
+    if (key) keepDesk(key);
     stay();
   }
   for (const [name, value] of Object.entries(panels ?? {})) {
@@ -50,6 +57,7 @@ let stream;
 function stay() {
   stream?.close();
   stream = shown.token ? new EventSource(`here/${shown.token}?page=${encodeURIComponent(shown.page)}`) : undefined;
+  stream?.addEventListener("message", () => poll()); // a page in the line is told to ask again: its timers may rest
 }
 
 // ---- polling -----------------------------------------------------------------------------------------------------
@@ -122,10 +130,10 @@ async function flush() {
   poll();
 }
 
-/** Ask for a desk: the one of `token`, or a new one. @param {boolean} dark */
-export async function newDesk(dark, token = "") {
-  const query = location.search, fresh = isFreshLink();
-  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh });
+/** Ask for a desk: the one of `token`, which may come from a link back to it, or a new one. @param {boolean} dark */
+export async function newDesk(dark, token = "", back = false) {
+  const query = location.search, fresh = !back && isFreshLink();
+  const answer = await post(`desk?page=${encodeURIComponent(shown.page)}`, { dark, token, query, fresh, back });
   if (answer?.ok) {
     const told = await answer.json();
     if (told.token) keepLink(query);
@@ -157,11 +165,15 @@ function fail(text) {
   line.textContent = text;
 }
 
-/** Ask for a desk until the server answers. */
-async function arrive() {
-  if (!await newDesk(restoreTheme(), keptDesk())) setTimeout(arrive, AGAIN);
+/** Ask for a desk until the server answers. @param {string} back the token of a link back to one, "" without */
+async function arrive(back) {
+  if (!await newDesk(restoreTheme(), back || keptDesk(), Boolean(back))) setTimeout(arrive, AGAIN, back);
 }
 
 export function mount() {
-  arrive();
+  arrive(takeBack());
+  addEventListener("hashchange", () => { // such a link was opened in this tab
+    const back = takeBack();
+    if (back) arrive(back);
+  });
 }

@@ -3,6 +3,7 @@
 
 import { written } from "./link.js";
 import { isLarge } from "./memory.js";
+import { wayBack } from "./news.js";
 
 /** @typedef {import("./link.js").Link} Link */
 
@@ -50,6 +51,15 @@ export function mountShare(element, urls) {
   dialog.addEventListener("change", show);
   dialog.querySelector("[data-copy]")?.addEventListener("click", async () => {
     output.textContent = (await copy(field)) ? "Copied" : "Press Ctrl+C to copy it";
+  });
+  dialog.querySelector("[data-back]")?.addEventListener("click", async () => {
+    const way = wayBack(), said = /** @type {HTMLOutputElement} */ (dialog.querySelector(".back output"));
+    const scratch = document.createElement("textarea"); // not in the field: others may see this screen
+    scratch.className = "unseen";
+    scratch.value = `${address(urls)}${way}`;
+    dialog.append(scratch);
+    said.textContent = !way ? "There is no run." : (await copy(scratch)) ? "Copied." : "This browser does not copy.";
+    scratch.remove();
   });
   document.addEventListener("click", (event) => {
     if (!(/** @type {Element} */ (event.target).closest?.("[data-share]")) || dialog.open) return;

@@ -4,7 +4,7 @@
 import { act, part } from "./news.js";
 import { acceptDrops } from "./drop.js";
 import { listen } from "./keys.js";
-import { isDark, keepDesk } from "./memory.js";
+import { isDark } from "./memory.js";
 import { copy } from "./share.js";
 
 const SAID = 2000; // ms for which a button says that something was copied
@@ -70,7 +70,6 @@ export function mount(element) {
     if (!lanes.length || lanes[0].desk === desk) return;
     if (desk) tellWhatIsShown(); // a new desk on an old page
     desk = lanes[0].desk;
-    keepDesk(desk);
   });
 }
 

@@ -39,12 +39,12 @@ def chance(pictures: np.ndarray, *prompts: str) -> float | None:
     return float(torch.cat(found).mean())
 
 
-def metrics(around: np.ndarray, prompt: str, known: bool) -> dict[str, float]:
-    """Return the metrics that charts show of the views around an object, uint8 [n, S, S, 3] with n a multiple of 12; of
-    a prior that the judge knows with what it reads in them. Takes about 0.1 s."""
-    rgb = _rgb(around)
+def metrics(pictures: np.ndarray, prompt: str, known: bool, sides: bool = True) -> dict[str, float]:
+    """Return the metrics that charts show of the views around an object, uint8 [n, S, S, 3] with n a multiple of 12, or
+    without `sides` of any images; of a prior that the judge knows with what it reads in them. Takes about 0.1 s."""
+    rgb = _rgb(pictures)
     found = {"saturation": float(saturation(rgb).mean()), "sharpness": float(sharpness(rgb).mean())}
-    return {**found, **readings(rgb, prompt, _loaded(), sides=True)} if known else found
+    return {**found, **readings(rgb, prompt, _loaded(), sides)} if known else found
 
 
 def _rgb(pictures: np.ndarray) -> torch.Tensor:

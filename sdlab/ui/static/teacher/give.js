@@ -1,0 +1,83 @@
+// @ts-check
+// What is done to the class, or to one seat of it: pause, reset, presets, lessons, links, messages.
+
+import { act, told } from "./net.js";
+import { nameOf } from "./seats.js";
+
+/** @typedef {import("./teacher.js").Board} Board */
+/** @typedef {import("./teacher.js").Seat} Seat */
+/** @typedef {{ presets: string[], lessons: { name: string, title: string, pages: string[] }[] }} Choices */
+
+/** @param {string} selector */
+const find = (selector) => /** @type {HTMLElement} */ (document.querySelector(selector));
+const target = /** @type {HTMLSelectElement} */ (find("#target"));
+const freeze = /** @type {HTMLButtonElement} */ (find("#freeze"));
+
+/** Say what came of it. @param {string} text */
+export function say(text) {
+  find("#said").textContent = text;
+}
+
+/** Mean a seat from now on. @param {Seat} seat */
+export function aim(seat) {
+  target.value = seat.key;
+  find(".give").scrollIntoView({ block: "nearest" });
+  target.focus();
+}
+
+/** @param {Record<string, any>} what @param {string} done */
+async function give(what, done) {
+  say("...");
+  try {
+    const wrong = await act({ ...what, ...(target.value ? { seat: target.value } : {}) });
+    say(wrong || done);
+  } catch {
+    say("The server did not answer.");
+  }
+}
+
+const whom = () => target.selectedOptions[0]?.textContent ?? "";
+
+freeze.addEventListener("click", () => act({ do: "freeze", on: freeze.getAttribute("aria-pressed") !== "true" }).catch(() => undefined));
+find("#reset").addEventListener("click", () => {
+  if (confirm(`Start over from step 0: ${whom()}?`)) give({ do: "reset" }, `Reset: ${whom()}.`);
+});
+find("#late button").addEventListener("click", () => act({ do: "forget" }).catch(() => undefined));
+
+for (const form of /** @type {NodeListOf<HTMLFormElement>} */ (document.querySelectorAll("[data-give]")))
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const verb = form.dataset.give ?? "", given = Object.fromEntries(new FormData(form));
+    if (verb === "message") return give({ do: verb, ...given }, given.text ? "Said to everybody." : "The message is gone.");
+    const page = verb === "lesson" ? { page: Number(given.page) } : {};
+    return give({ do: verb, ...given, ...page }, `Given: ${whom()}.`);
+  });
+
+/** Show what follows the state of the class. @param {Board} board */
+export function mountGiving(board) {
+  const label = board.frozen ? "Let everybody continue" : "Pause everybody";
+  if (freeze.textContent !== label) freeze.textContent = label;
+  freeze.setAttribute("aria-pressed", String(board.frozen));
+  find("#late").hidden = !board.late;
+  find("#late span").textContent = `Pages that come later get ${board.late}, too.`;
+  const key = JSON.stringify(board.desks.map((seat) => [seat.key, nameOf(seat)]));
+  if (target.dataset.key === key) return;
+  const chosen = target.value;
+  target.dataset.key = key;
+  target.replaceChildren(new Option("everybody", ""), ...board.desks.map((seat) => new Option(nameOf(seat), seat.key)));
+  target.value = board.desks.some((seat) => seat.key === chosen) ? chosen : "";
+}
+
+/** Offer what can be given. */
+export async function showChoices() {
+  const { presets, lessons } = /** @type {Choices} */ (await told("choices"));
+  find("[name=preset]").replaceChildren(...presets.map((name) => new Option(name)));
+  const names = /** @type {HTMLSelectElement} */ (find("[name=name]")), pages = find("[name=page]");
+  names.replaceChildren(...lessons.map(({ name, title }) => new Option(title, name)));
+  const show = () => pages.replaceChildren(
+    ...(lessons.find(({ name }) => name === names.value)?.pages ?? []).map((title, n) => new Option(`${n + 1}. ${title}`, String(n))),
+  );
+  names.onchange = show;
+  show();
+  find("[data-give=lesson]").hidden = !lessons.length;
+}
