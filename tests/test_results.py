@@ -53,7 +53,7 @@ def blob(centre: tuple[float, float, float], rgb: tuple[float, float, float], n:
 
 
 def joined(*parts: RawSplats) -> RawSplats:
-    return RawSplats(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return RawSplats(*(np.concatenate(columns) for columns in zip(*(part[:5] for part in parts), strict=True)))
 
 
 FIGURE = joined(blob((0.6, 0, -0.3), RED), blob((-0.6, 0, -0.3), BLUE), blob((0, 0, 0.5), GREEN))
