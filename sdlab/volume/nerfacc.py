@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sdlab.machine import cache_folder
 from sdlab.raster import gsplat_kernels
 from sdlab.volume import rays as plain
 from sdlab.volume.rays import Rays, Samples, crossing
@@ -36,18 +38,37 @@ def load() -> None:
 
 @contextlib.contextmanager
 def _compiler() -> Iterator[None]:
-    """Let nerfacc find what gsplat is compiled with, if anything."""
+    """Let nerfacc find what gsplat is compiled with, if anything, and keep what it compiles in our cache."""
     home = gsplat_kernels.toolkit()
     if home is None:
         yield
         return
-    path = os.environ.get("PATH", "")
-    with tempfile.TemporaryDirectory() as work, gsplat_kernels.compiling_with(home, Path(work)):
-        os.environ["PATH"] = os.pathsep.join([str(home / "bin"), path])  # nerfacc looks for nvcc there
-        try:
-            yield
-        finally:
-            os.environ["PATH"] = path
+    kept = cache_folder() / "nerfacc" / gsplat_kernels.folder().name
+    kept.mkdir(parents=True, exist_ok=True)
+    # left by a compilation that was killed; torch would wait for it, and `load` lets nobody else in
+    (kept / "nerfacc_cuda" / "lock").unlink(missing_ok=True)
+    path = os.pathsep.join([str(home / "bin"), os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    with (
+        tempfile.TemporaryDirectory() as work,
+        gsplat_kernels.compiling_with(home, Path(work)),
+        _environment({"PATH": path, "TORCH_EXTENSIONS_DIR": str(kept)}),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables during this block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def sample(rays: Rays, bound: float, count: int, offsets: Tensor, occupied: Tensor) -> Samples:
