@@ -256,9 +256,12 @@ class _Frame:
         run_jobs([partial(blend, view, part) for view, part in self._pieces()])
         run_jobs([partial(project, view) for view in range(self.views)])
         gradients = [torch.empty(parameter.shape) for parameter in self.scene[:4]] + [torch.empty(self.count, 3)]
+        d_colors = None
+        if self.scene[4].ndim == 3:  # of each view, before they are summed in place
+            d_colors = torch.from_numpy(d_scene[..., kernels.D_COLOR : kernels.D_COLOR + 3].copy())
         kernels.sum_views(d_scene, *(gradient.numpy() for gradient in gradients))
-        if self.scene[4].ndim == 3:
-            gradients[4] = torch.from_numpy(d_scene[..., kernels.D_COLOR : kernels.D_COLOR + 3].copy())
+        if d_colors is not None:
+            gradients[4] = d_colors
         self.info.means2d_grad = means2d_grad
         return gradients, torch.from_numpy(d_background.sum(1))
 
