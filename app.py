@@ -66,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--pin", help="of the teacher's page, 6 to 12 digits (default: a random one, printed at the start)")
     p.add_argument(
+        "--api", action="store_true", help="endpoints for programs and agents, see docs/usage.md; visitors' limits hold"
+    )
+    p.add_argument(
         "--own-loss",
         type=Path,
         metavar="FILE",
@@ -199,7 +202,7 @@ def build(args: argparse.Namespace, port: int) -> Any:
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
     classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
-    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, own)
+    app = build_server(manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api)
     bound(memory.limit)
     return app
 

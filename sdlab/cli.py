@@ -18,6 +18,7 @@ from sdlab.bench import commands as bench
 from sdlab.claims import commands as claims
 from sdlab.experiments import commands as experiments
 from sdlab.experiments.measuring import add_metrics
+from sdlab.grading import commands as grading
 from sdlab.options import choose_device, plan_for, settings_for
 from sdlab.site import commands as site
 from sdlab.training import cli as toybox
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_sheet(commands)
     _add_list(commands)
+    grading.add_command(commands)
     add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 from urllib.parse import quote_plus, unquote_plus
 
 from sdlab import settings as catalogue
-from sdlab.knobs import check, parse, shown
+from sdlab.knobs import FrozenDict, check, parse, shown
 from sdlab.settings import Settings
 
 MOST_CHARACTERS = 8_000  # servers and proxies refuse addresses that are not much longer
 MOST_PARTS = 250  # more than there are knobs
 TEXT_SIZES = ("normal", "large")
 WORDS = ("preset", "prior.kind", "scene.kind", "hide", "lock", "text", "lesson", "page")  # all other names are knobs'
-RESERVED = ("lesson", "page")
 ALIASES = {"prompt": "prompt.text", "loss": "active"}
 FIRST = ("prompt.text", "active", "seed", "steps")  # of the knobs in a link that the page writes
 ALL, PRESET = "all", "preset"
@@ -54,6 +53,8 @@ class Link(NamedTuple):
     hide: tuple[str, ...] = ()  # parts of the page, groups, knobs
     lock: tuple[str, ...] = ()  # groups, paths of knobs, ALL, PRESET
     text: str = ""  # one of `TEXT_SIZES`; "" leaves it to the reader
+    lesson: str = ""  # name of the lesson that it opens, "" for none
+    page: int = 0  # of the lesson, from 0; links count from 1
     problems: tuple[str, ...] = ()
 
     def locks(self, path: str) -> bool:
@@ -92,10 +93,13 @@ def write(
     lock: Sequence[str] = (),
     text: str = "",
     closed: Collection[str] = CLOSED,
+    place: tuple[str, int] | None = None,
 ) -> str:
-    """Return the query, without "?", of a link to `settings`, as differences from `base`: those of `preset`, or a
-    server's own if it is None. Knobs that are `closed` to links are left out, see `left_out`."""
+    """Return the query, without "?", of a link to `settings`, as differences from `base`: those of `preset`, or if it
+    is None of the lesson in `place` (name and page from 0), or a server's own. Knobs that are `closed` to links are
+    left out, see `left_out`."""
     said = [("preset", preset)] if preset is not None else []
+    said += [("lesson", place[0]), ("page", str(place[1] + 1))] if place is not None else []
     for group in ("prior", "scene"):
         if (kind := getattr(settings, group).kind) != getattr(base, group).kind:
             said.append((f"{group}.kind", kind))
@@ -142,17 +146,20 @@ def read(
     parts: Collection[str] = (),
     closed: Mapping[str, str] = CLOSED,
     admit: Admit = anything,
+    lessons: Mapping[str, Sequence[Settings]] = FrozenDict(),
 ) -> Link:
     """Return what the query of an address says, with or without its "?"; never raises.
 
-    A link without a preset starts from a server's `own` settings. It may name one of `presets`, see
+    A link without a preset starts from the page of one of `lessons`, which has settings for each page, or from a
+    server's `own` settings. It may name one of `presets`, see
     `that_load_nothing`, hide the `parts` of a page, and set no knob that is `closed`, which says why. `admit` is called
     with settings and those that they vary, and returns them as the server allows them; its ValueError begins with the
     path of the knob at fault.
     """
     problems: list[str] = []
     said = dict(_parts(query, problems))
-    preset, base = _base(said, own, presets, problems)
+    lesson, page = _lesson(said, lessons, problems)
+    preset, base = _base(said, lessons[lesson][page] if lesson else own, presets, problems)
     base = _of_kinds(said, base, closed, problems)
     names = Names(base, said.get("active"))
     settings = _admitted(base, _changes(said, base, names, closed, problems), own, admit, problems)
@@ -162,8 +169,7 @@ def read(
     if text and text not in TEXT_SIZES:
         problems.append(f"text = {shown(text)}: must be one of {', '.join(TEXT_SIZES)}")
         text = ""
-    problems += [f"{name} = {shown(said[name])}: this version has no lessons" for name in RESERVED if name in said]
-    return Link(settings, preset, hide, lock, text, tuple(problems))
+    return Link(settings, preset, hide, lock, text, lesson, page, tuple(problems))
 
 
 def that_load_nothing(presets: Mapping[str, Settings], own: Settings) -> dict[str, Settings]:
@@ -235,6 +241,24 @@ def _parts(query: str, problems: list[str]) -> Iterator[tuple[str, str]]:
         else:
             seen.add(path)
             yield path, value
+
+
+def _lesson(said: Mapping[str, str], lessons: Mapping[str, Sequence[Settings]], problems: list[str]) -> tuple[str, int]:
+    """Return the lesson that a link opens, "" for none, and its page from 0."""
+    name, page = said.get("lesson", ""), said.get("page")
+    if name not in lessons:
+        if name:
+            near = difflib.get_close_matches(name[:100], lessons, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"lessons are {', '.join(lessons) or 'none'}"
+            problems.append(f"lesson = {shown(name)}: there is no such lesson here; {hint}")
+        elif page is not None:
+            problems.append(f"page = {shown(page)}: it needs lesson=NAME")
+        return "", 0
+    pages = len(lessons[name])
+    if page is not None and (not re.fullmatch("[0-9]{1,4}", page) or not 1 <= int(page) <= pages):
+        problems.append(f"page = {shown(page)}: the lesson {name} has pages 1 to {pages}")
+        page = None
+    return name, int(page or 1) - 1
 
 
 def _base(

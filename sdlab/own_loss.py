@@ -33,6 +33,7 @@ from sdlab.priors.mixture import MixturePrior
 from sdlab.settings import OWN
 from sdlab.types import BoundPrior, Guidance, Noised
 
+REFERENCE = "sds"  # what an own loss is compared with
 MOST = 100_000  # bytes of the file
 PLACE = 7  # among the page's buttons: after those of the papers
 METHODS = ("gradient", "fit", "init_aux", "calls")  # whose errors are located in the file

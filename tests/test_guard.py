@@ -198,6 +198,12 @@ GRADIO = (
     ("TRACE", "/"),
     ("DELETE", "/results/a/b"),
     ("PROPFIND", "/"),
+    ("GET", "/teacher"),  # there is no classroom
+    ("GET", "/teacher/"),
+    ("GET", "/teacher/room"),
+    ("GET", "/teacher/code/teacher.js"),
+    ("POST", "/teacher/pin"),
+    ("POST", "/teacher/do"),
 )
 
 

@@ -143,7 +143,7 @@ def test_a_page_that_does_not_ask_is_passed_by_and_keeps_its_place(page: Page, m
     assert not second.has_seat()
     clock.now += SILENT + 1
     assert second.has_seat()
-    assert "number 1 in the line" in sleeper.poll()["panels"]["status"]
+    assert sleeper.poll() == {}, "it still is number 1, as it was told"
 
 
 def test_an_address_with_all_its_seats_does_not_hold_up_others(clock: Clock):

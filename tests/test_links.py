@@ -36,10 +36,11 @@ from sdlab.ui.visitors import Visitors, public
 PRESETS = {name: preset(name) for name in preset_names()}
 OWN = PRESETS["gallery"]
 OFFERED = that_load_nothing(PRESETS, OWN)
+LESSONS = {"paths": (OWN, OWN.patch("camera.views", 3))}  # settings of each page
 
 
 def opened(query: str, own: Settings = OWN) -> Link:
-    return read(query, own, OFFERED, PARTS)
+    return read(query, own, OFFERED, PARTS, lessons=LESSONS)
 
 
 def another_value(k: Knob, rng: random.Random) -> object:
@@ -156,7 +157,10 @@ def test_the_order_of_parts_does_not_matter():
         ("lock=presets", "lock = 'presets': did you mean preset?"),
         ("lock=everything", "lock = 'everything': there is no knob 'everything'"),
         ("text=huge", "text = 'huge': must be one of normal, large"),
-        ("lesson=esd", "lesson = 'esd': this version has no lessons"),
+        ("lesson=pathz", "lesson = 'pathz': there is no such lesson here; did you mean paths?"),
+        ("lesson=paths&page=3", "page = '3': the lesson paths has pages 1 to 2"),
+        ("lesson=paths&page=two", "page = 'two': the lesson paths has pages 1 to 2"),
+        ("page=2", "page = '2': it needs lesson=NAME"),
         ("=", "there is no knob ''"),
         (f"prompt={'x' * MOST_CHARACTERS}", "characters and is not read: 8,000 are allowed"),
         ("&".join(f"x{n}=1" for n in range(MOST_PARTS + 1)), f"the first {MOST_PARTS} are read"),
@@ -179,6 +183,16 @@ def test_of_two_values_that_contradict_each_other_as_few_as_possible_go():
     found = opened("distance_min=9&camera.fovy=30&elevation_min=10")
     assert len(found.problems) == 1
     assert dict(OWN.differences(found.settings)) == {"camera.fovy": 30.0, "camera.elevation_min": 10.0}
+
+
+def test_a_lesson_gives_the_settings_of_its_page_and_the_rest_varies_them():
+    found = opened("lesson=paths&page=2&seed=5")
+    assert (found.lesson, found.page, found.problems) == ("paths", 1, ())
+    assert found.settings == OWN.patch_all([("camera.views", 3), ("seed", 5)])
+    query = write(found.settings, None, LESSONS["paths"][1], place=("paths", 1))
+    assert query == "lesson=paths&page=2&seed=5"
+    assert opened("preset=mixture&lesson=paths").settings == OFFERED["mixture"], "a preset comes first"
+    assert opened("lesson=paths").page == 0
 
 
 def test_what_sites_add_to_addresses_is_no_part_of_a_link():

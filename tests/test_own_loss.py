@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sdlab.ui import acts
 from sdlab.ui.editor import Editor, beside
 from sdlab.ui.page import Page
 from sdlab.ui.server import build
+from sdlab.ui.server import server as page_server
 from sdlab.ui.visitors import LOCKED, Visitors
 from sdlab.web import Site
 
@@ -355,3 +357,54 @@ def test_an_adopted_loss_is_forgotten(own: OwnLoss):
     assert "own" not in Settings().losses
     adopt(own.loss)
     assert list(Settings().losses)[-1] == "own"
+
+
+# ---- in Chromium --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium(with_browser) -> Iterator[Any]:
+    from sdlab.bench import visitor
+
+    with visitor.chromium() as found:
+        yield found
+
+
+@pytest.mark.nightly
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_editor_as_a_student_uses_it(chromium, own: OwnLoss, width: int):
+    manager = Manager(max_sessions=2, grace=1.0)  # noqa: F811
+    lab = build(manager, settings(), "mixture", site=Site(loopback=True), own=own)
+    server = page_server(lab, port=0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    page, errors = chromium.new_context(viewport={"width": width, "height": 800}).new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address + lab.state.fragment)
+    page.click("#tabs [data-tab=own]")
+    page.wait_for_function("document.querySelector('#own-text').value.includes('class MyLoss')")
+    assert "#" not in page.url, "the key is not left in the address"
+    assert page.is_disabled("#own [data-apply]")
+    page.fill("#own-text", EXERCISE.replace("eps_c - eps_u\n", "eps_x\n"))
+    page.press("#own-text", "Control+Enter")
+    page.wait_for_function("document.querySelector('#own-error').textContent.includes('line 33: NameError')")
+    page.fill("#own-text", SOLVED)
+    page.click("#own [data-apply]")
+    page.wait_for_function("document.querySelector('#own [data-cosine]').textContent !== '\\u2013'")
+    assert page.text_content("#own-error") == ""
+    page.click("#form .losses [data-value=own]")
+    page.wait_for_function(
+        "document.querySelector('#form section:not([hidden]) .does').textContent === 'SDS by myself.'"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    other = page.context.new_page()
+    other.goto(address)
+    other.click("#tabs [data-tab=own]")
+    other.wait_for_function("document.querySelector('#own-text').value.includes('by myself')")
+    assert other.is_editable("#own-text") is False
+    server.should_exit = True
+    thread.join(20)
+    assert not errors

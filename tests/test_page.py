@@ -21,6 +21,7 @@ import torch
 import trimesh
 from PIL import Image
 from run_folders import run_folder, zipped
+from test_lessons import SHORT
 from waiting import LONG, until
 
 from sdlab.export.writers import render_turntable
@@ -60,8 +61,11 @@ def presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     for name, text in texts.items():
         (folder / f"{name}.toml").write_text(text)
+    lessons = tmp_path_factory.mktemp("lessons")
+    (lessons / "short.toml").write_text(SHORT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdlab.settings.PRESETS", folder)
+        patch.setattr("sdlab.lessons.library.FOLDER", lessons)
         yield
 
 
@@ -1203,3 +1207,33 @@ def test_settings_and_a_run_are_dropped_onto_the_page(browser, tmp_path: Path):
         drop("bear.zip", run)
         tab.page.click(".offer button:text('Continue from step 10')")
         until(lambda: tab.session.state.step == 10 and tab.step == 10)
+
+
+# ---- lessons ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_a_lesson_from_its_menu_to_its_last_page(open_tab: Callable[..., Tab]):
+    tab = open_tab()
+    page = tab.page
+    page.click("[data-lessons]")
+    page.click('[data-lesson="short"]')
+    page.wait_for_selector(".lesson h2:has-text('Points walk')")
+    page.wait_for_selector(".lesson .waits.reached")
+    page.click(".lesson [data-next]")
+    page.wait_for_selector(".lesson.asks .question:has-text('Where to?')")
+    assert page.evaluate("document.activeElement.textContent") == "They turn"
+    assert not page.is_visible(".lesson .after"), "the effect comes after the prediction"
+    assert page.locator("#prompt.pointed, #stage.pointed").count() == 2
+    assert tab.session.settings.prompt.text == "north west"
+    page.wait_for_function("location.search.startsWith('?lesson=short&page=2')")
+    page.click('.lesson [data-choice="0"]')
+    page.wait_for_selector(".lesson .verdict:has-text('It is “East”: the score does.')")
+    page.wait_for_selector(".lesson .waits.reached")
+    assert page.input_value("#prompt textarea") == "east", "the controls follow"
+    page.reload()
+    page.wait_for_selector('.lesson [data-choice="0"][aria-pressed="true"]')
+    page.wait_for_selector(".lesson .waits.reached")
+    page.click("[data-leave]")
+    page.wait_for_selector(".lesson", state="hidden")
+    page.wait_for_function("!location.search.includes('lesson')")

@@ -6,10 +6,12 @@ limit has passed. The run is driven step by step, so that equal seeds give equal
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,9 +21,10 @@ from sdlab.lessons.readings import Reader, Reading
 from sdlab.lessons.walk import Reached, Walk, nothing
 from sdlab.live.building import LoadPrior
 from sdlab.live.manager import PriorPool
-from sdlab.live.messages import Advance, Command, Compare, Event, Failed, Patch, Pause, Rejected, Reset, Resume
+from sdlab.live.messages import Advance, Command, Compare, Event, Failed, Patch, Pause, Rejected, Reset, Resume, Rewrite
 from sdlab.live.session import Fork, Session
-from sdlab.settings import Settings, needs_new_run, preset, with_prompt_of
+from sdlab.own_loss import REFERENCE, compiled
+from sdlab.settings import OWN, Settings, adopt, disown, losses, needs_new_run, preset, with_prompt_of
 
 READ_EVERY = 10  # steps between two readings
 PATIENCE = 300.0  # seconds for a page, however many steps it may take
@@ -100,7 +103,25 @@ def check(
 ) -> list[Row]:
     """Walk a lesson with `seeds` seeds, or its page `page` alone, and return a row for each page that promises
     something or whose acts were refused. Once `stop` returns True, the seeds that are done count."""
-    load = load or PriorPool().get
+    with own_loss_kept():
+        return _check(lesson, seeds, device, page, stop, load or PriorPool().get)
+
+
+@contextlib.contextmanager
+def own_loss_kept() -> Iterator[None]:
+    """Restore the user's own loss, or that there is none, after the block."""
+    before = losses().get(OWN)
+    try:
+        yield
+    finally:
+        disown()
+        if before is not None:
+            adopt(before)
+
+
+def _check(
+    lesson: Lesson, seeds: int, device: torch.device, page: int | None, stop: Callable[[], bool], load: LoadPrior
+) -> list[Row]:
     found: dict[int, list[Outcome]] = {}
     for seed in range(seeds):
         learner = Learner(lesson, seed, device, load, page or 0)
@@ -147,7 +168,7 @@ class Learner:
         walk.turn_to(page)
         if walk.shown.ask is not None:
             walk.predict(walk.shown.ask.answer)
-        for act in walk.due(self._focus.session.state.step):
+        for act in (*walk.due(self._focus.session.state.step), *walk.shown.student):
             self._do(act)
         self._run_on(started)
         reached, bounds = walk.reached.get(page), walk.bounds
@@ -172,7 +193,9 @@ class Learner:
             case "branch":
                 self._branch()
             case "compare":
-                self._focus.session.do(Compare())
+                self._focus.session.do(Compare(act.value))
+            case "write":
+                self._write(act.value)
             case "run":
                 self._send(Resume())
             case "pause":
@@ -181,6 +204,13 @@ class Learner:
                 self._send(Pause(), Reset())
             case "advance":
                 self._send(Advance(act.value))
+
+    def _write(self, code: str) -> None:
+        """Use the code of an own loss, and compare it with SDS, as the page's editor does."""
+        loss = compiled(code, Path("own_loss.py"))
+        adopt(loss)
+        self._send(Rewrite(loss))
+        self._focus.session.do(Compare((REFERENCE, OWN)))
 
     def _send(self, *commands: Command) -> None:
         """Send commands to all lanes, as the page's buttons do."""

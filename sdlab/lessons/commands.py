@@ -49,5 +49,5 @@ def _check(args: argparse.Namespace, chosen: Sequence[Lesson]) -> int:
     if interrupted():
         return 130
     if args.page:
-        write_page(args.page, chosen, rows, args.seeds)
+        write_page(args.page, chosen, rows)
     return 1 if missed else 0

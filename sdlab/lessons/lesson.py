@@ -10,10 +10,11 @@ from sdlab.settings import Settings
 
 PLACES = (  # parts of the page that a lesson can point at, besides groups and knobs
     *("view", "status", "timeline", "prompt", "buttons", "losses", "formula", "knobs", "preset", "settings", "branch"),
-    *("lens", "charts", "compare", "results", "link"),
+    *("lens", "charts", "compare", "results", "own", "link"),
 )
-FLAGS = ("run", "pause", "reset", "branch", "compare")  # acts that take `true`
-ACTS = ("set", "preset", "advance", "mark", *FLAGS)
+FLAGS = ("run", "pause", "reset", "branch")  # acts that take `true`
+ACTS = ("set", "preset", "advance", "mark", "compare", *FLAGS)
+STUDENTS = (*ACTS, "write")  # what learners do themselves; "write" is the code of a loss of their own
 OTHER = "other"  # in the place of a mark: the same reading of the other lane
 LIMIT = 1000  # steps of a wait that has none of its own
 
@@ -21,7 +22,7 @@ LIMIT = 1000  # steps of a wait that has none of its own
 @dataclass(frozen=True)
 class Do:
     """One act of a page: `what` is one of `ACTS`; `value` is the changes of "set" as ((path, value), ...), the name of
-    a preset or a mark, the steps of "advance", or True."""
+    a preset or a mark, the steps of "advance", the losses of "compare" (None for all), the text of "write", or True."""
 
     what: str
     value: Any
@@ -105,6 +106,7 @@ class Page:
     wait: Wait | None = None
     look: str = ""
     answer: str = ""
+    student: tuple[Do, ...] = ()  # what learners do themselves; carried out in a check alone
 
 
 @dataclass(frozen=True)

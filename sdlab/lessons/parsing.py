@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sdlab.knobs import shown
-from sdlab.lessons.lesson import ACTS, LIMIT, OTHER, PLACES, Ask, Do, Lesson, Notes, Page, Wait
+from sdlab.lessons.lesson import ACTS, LIMIT, OTHER, PLACES, STUDENTS, Ask, Do, Lesson, Notes, Page, Wait
 from sdlab.lessons.readings import must_be_reading
-from sdlab.settings import Settings, preset, with_prompt_of
+from sdlab.settings import OWN, Settings, losses, preset, with_prompt_of
 
 T = TypeVar("T")
 
@@ -177,6 +177,7 @@ def _page(t: _Table, settings: Settings) -> tuple[Page, Settings]:
         t.part("wait", _wait),
         t.text("look", ""),
         t.text("answer", ""),
+        tuple(_student(table) for table in t.tables("student")),
     )
     t.done()
     return page, settings
@@ -213,9 +214,38 @@ def _act(t: _Table, settings: Settings) -> tuple[Do, Settings]:
             raise t.wrong(what, value, f"another name: {OTHER!r} stands for the other lane")
         case "mark":
             return Do(what, t.text(what)), settings
+        case "compare" if value is not True:
+            return Do(what, _losses(t, what)), settings
+        case "compare":
+            return Do(what, None), settings
     if value is not True:
         raise t.wrong(what, value, "true")
     return Do(what, True), settings
+
+
+def _losses(t: _Table, key: str) -> tuple[str, ...]:
+    """Return the names of losses."""
+    names = t.texts(key)
+    for name in names:
+        if name not in losses() and name != OWN:
+            raise t.wrong(key, name, f"true, or a list of {', '.join(losses())}")
+    return names
+
+
+def _student(t: _Table) -> Do:
+    """Return what a learner does. It may set knobs of a loss that the program does not have, so it is checked only when
+    it is carried out."""
+    given = t.items()
+    if len(given) != 1 or given[0][0] not in STUDENTS:
+        keys = ", ".join(key for key, _ in given) or "none"
+        raise ValueError(f"{t.where} has the keys {keys}: must be one of {', '.join(STUDENTS)}")
+    what = given[0][0]
+    match what:
+        case "write":
+            return Do(what, t.text(what))
+        case "set":
+            return Do(what, tuple(flat(dict(t.table(what).items()))))
+    return _act(t, preset("mixture"))[0]
 
 
 def _ask(t: _Table) -> Ask:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import statistics
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from sdlab.live.messages import Applied, Branched, Stepped, Went
 from sdlab.live.session import Session
 from sdlab.live.watching import Around
 from sdlab.plane import HELD, REACH, shares
-from sdlab.settings import losses
+from sdlab.settings import OWN, losses
 from sdlab.types import Frame
 
 SMOOTHED = 20  # steps
@@ -87,7 +88,7 @@ def must_be_reading(name: str) -> None:
     if name in READINGS or name in terms or name in errors:
         return
     kind, *given = name.removeprefix(COMPARED).split(".")
-    if name.startswith(COMPARED) and KINDS.get(kind) == len(given) and set(given) <= losses().keys():
+    if name.startswith(COMPARED) and KINDS.get(kind) == len(given) and set(given) <= {*losses(), OWN}:
         return
     near = difflib.get_close_matches(name[:100], [*READINGS, *sorted(terms | errors)], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"readings are {', '.join(READINGS)}"
@@ -106,6 +107,7 @@ class Reader:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._lock = threading.RLock()
         self._next_event = 0
         self._steps: deque[Mapping[str, float]] = deque(maxlen=SMOOTHED)
         self._seen: tuple[Around | None, dict[str, float]] = (None, {})
@@ -119,12 +121,13 @@ class Reader:
 
     def read(self, name: str) -> Reading | None:
         """Return a reading, None while there is nothing to read."""
-        self._follow()
-        frame, around = self._session.latest.get(), self._session.around.get()
-        if frame is None:
-            return None
+        with self._lock:
+            self._follow()
+            frame, around = self._session.latest.get(), self._session.around.get()
+            if frame is None:
+                return None
+            value = self._value(name, frame)
         of_views = name in VIEWS and frame.scene is not None
-        value = self._value(name, frame)
         step = around.step if of_views and around is not None else frame.step
         return None if value is None else Reading(value, step)
 
@@ -144,12 +147,13 @@ class Reader:
 
     def around(self) -> dict[str, float]:
         """Return the metrics of the newest views around the object; empty while there are none."""
-        around, (seen, found) = self._session.around.get(), self._seen
-        if around is None or around is seen:
-            return found if around is not None else {}
-        found = critic.metrics(around.images, self._session.settings.prompt.text, self._is_judged)
-        self._seen = around, found
-        return found
+        with self._lock:
+            around, (seen, found) = self._session.around.get(), self._seen
+            if around is None or around is seen:
+                return found if around is not None else {}
+            found = critic.metrics(around.images, self._session.settings.prompt.text, self._is_judged)
+            self._seen = around, found
+            return found
 
     @property
     def _is_judged(self) -> bool:
@@ -200,9 +204,9 @@ class Reader:
     def _compared(self, name: str) -> float | None:
         """Return a number of the last comparison of losses; None until it is whole."""
         seen = self._session.comparison.get()
-        if seen is None or seen.done < len(seen.losses):
-            return None
         kind, *given = name.removeprefix(COMPARED).split(".")
+        if seen is None or seen.done < len(seen.losses) or not set(given) <= set(seen.losses):
+            return None
         at = [seen.losses.index(loss) for loss in given]
         numbers: dict[str, Callable[[], float]] = {
             "rms": lambda: float(seen.rms[at[0]]),

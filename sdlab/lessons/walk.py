@@ -40,6 +40,7 @@ class Walk:
         self.predictions: dict[int, int] = {}  # page -> index of the choice, or SKIPPED
         self.reached: dict[int, Reached] = {}
         self.marks: dict[str, dict[str, float]] = {}  # mark -> reading -> value
+        self.marked: dict[tuple[str, str], Reading] = {}  # by mark and reading
         self.value: float | None = None  # what the page's predicate read last
         self.bounds: tuple[float, float] | None = None  # lowest and highest value that count as reached
         self.taken = 0  # steps since the acts of the page
@@ -106,6 +107,7 @@ class Walk:
         """Remember what later pages compare with a mark."""
         found = {name: read(name) for name in self.lesson.readings_of(mark)}
         self.marks[mark] = {name: reading.value for name, reading in found.items() if reading is not None}
+        self.marked |= {(mark, name): reading for name, reading in found.items() if reading is not None}
 
     def tick(self, step: int, read: Read, other: Read = nothing) -> bool:
         """Compare what the page waits for with the run, which is at `step`; return whether it is reached now. `other`
@@ -196,5 +198,6 @@ class Walk:
                 if ask is not None
             ],
             "reached": [{"page": page, "step": r.step, "value": r.value} for page, r in sorted(self.reached.items())],
+            "marks": [{"mark": m, "reading": n, "step": r.step, "value": r.value} for (m, n), r in self.marked.items()],
             "seconds": round(time.monotonic() - self._began, 1),
         }

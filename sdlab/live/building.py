@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from sdlab.live.messages import Phase
 from sdlab.live.moments import Moment
 from sdlab.live.state import Run, Trace, moment_of, restore_counts
+from sdlab.live.tape import Stretch
 from sdlab.live.timeline import Timeline
 from sdlab.losses import Distillation
 from sdlab.optim import SceneOptimiser
@@ -79,7 +80,8 @@ class Builder:
 
     def started(self, run: Run, text: str) -> Run:
         """Return `run` with a fresh scene and a new timeline, whose first entry is `text`."""
-        run = dataclasses.replace(self._with_scene(run, run.begun.scene), timeline=Timeline())
+        run = self._with_scene(run, run.begun.scene)
+        run = dataclasses.replace(run, timeline=Timeline(), stretch=Stretch(run.begun))
         run.timeline.note(0, "start", text)
         run.timeline.keep(moment_of(run))
         return run
@@ -120,7 +122,8 @@ class Builder:
 
     def resumed(self, run: Run, moment: Moment) -> Run:
         """Return a run that continues from `moment`, of `run` or of another run, with the timeline of `run`."""
-        resumed = dataclasses.replace(run.following(moment.settings, moment.begun), state=None)
+        resumed = run.following(moment.settings, moment.begun)
+        resumed = dataclasses.replace(resumed, state=None, stretch=Stretch(moment.place))
         if resumed.prior is None or moment.settings.prior != run.settings.prior:
             resumed = self.with_prior(resumed, moment.settings)
         else:
@@ -153,10 +156,11 @@ class Builder:
         restore_counts(state, parts["session"])
         return run
 
-    def read_for_all_losses(self, run: Run) -> None:
-        """Prepare the texts that steps of any loss can request."""
+    def read_for_losses(self, run: Run, names: Collection[str] | None = None) -> None:
+        """Prepare the texts that steps of the losses `names`, or of any, can request."""
         _, s, prior, _ = run.inputs()
-        prior.prepare_texts(read_under(s, s.losses.values()), self._loading)
+        asked = [loss for name, loss in s.losses.items() if names is None or name in names]
+        prior.prepare_texts(read_under(s, asked), self._loading)
 
     # ---- parts -------------------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ class Manager:
         self._closing = threading.Event()
         threading.Thread(target=self._sweep, name="sdlab-sweeper", daemon=True).start()
         if memory is not None:
-            how = (self._sessions, self._closing)
+            how = (self.sessions, self._closing)
             threading.Thread(target=memory.watch, args=how, name="sdlab-memory", daemon=True).start()
 
     def preload(self, settings: Settings) -> None:
@@ -238,7 +238,8 @@ class Manager:
         for session in self._sessions():
             session.send(command)
 
-    def _sessions(self) -> list[Session]:
+    def sessions(self) -> list[Session]:
+        """Return all sessions."""
         with self._lock:
             return [seat.session for seat in self._seats.values()]
 

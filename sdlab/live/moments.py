@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdlab.live.tape import Place
 from sdlab.settings import Settings
 from sdlab.transfer import download
 
@@ -25,6 +26,7 @@ class Moment:
     settings: Settings  # as requested, including knobs that wait for a reset
     begun: Settings  # as of the last reset
     parts: Mapping[str, Any]
+    place: Place | None = None  # on the tape; None for a checkpoint's
 
 
 def held(parts: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:

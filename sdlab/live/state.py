@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdlab.live.moments import Moment, held
+from sdlab.live.tape import Stretch
 from sdlab.live.timeline import Timeline
 from sdlab.prompts import PromptBank
 from sdlab.settings import Settings
@@ -54,7 +55,7 @@ class Undo:
 class Run:
     """A run between two steps. `prior` and `bank` are None until the prior is loaded, `state` until the scene is built.
 
-    `state`, `timeline` and `trace` are mutable and are changed by the owner of the run only.
+    `state`, `timeline`, `trace` and `stretch` are mutable and are changed by the owner of the run only.
     """
 
     settings: Settings  # as requested
@@ -64,6 +65,7 @@ class Run:
     bank: PromptBank | None = None
     state: State | None = None
     timeline: Timeline = field(default_factory=Timeline)
+    stretch: Stretch = field(default_factory=lambda: Stretch(None))  # of the tape
     trace: Trace = field(default_factory=Trace)
     undo: Undo | None = None  # of a patch that has not had its first step
 
@@ -115,7 +117,8 @@ def moment_of(run: Run) -> Moment:
         "reference": _reference_parts(state.reference),
         "session": {name: getattr(state, name) for name in COUNTS},
     }
-    return Moment(state.step, run.settings, run.begun, held(parts, newest.parts if newest is not None else None))
+    parts = held(parts, newest.parts if newest is not None else None)
+    return Moment(state.step, run.settings, run.begun, parts, run.stretch.place)
 
 
 def restore_counts(state: State, counts: Mapping[str, Any]) -> None:

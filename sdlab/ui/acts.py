@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from sdlab import settings as catalogue
 from sdlab.export.writers import Material
-from sdlab.links import PRESET
-from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
+from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset
 from sdlab.own_loss import Flawed
-from sdlab.settings import OWN, Settings
+from sdlab.settings import OWN
+from sdlab.ui import lessons
 from sdlab.ui.desk import TABS, Desk
 from sdlab.ui.editor import Editor
-from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
-from sdlab.ui.links import NO_PRESET
+from sdlab.ui.handin import hand_in
+from sdlab.ui.lane import Lane, view_modes
+from sdlab.ui.picking import pick_file, pick_preset
+from sdlab.ui.results import HAND_IN
 
 if TYPE_CHECKING:
     from sdlab.ui.page import Page
@@ -36,6 +37,7 @@ def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
     _set(page, desk, act)
     _arrange(page, desk, lane, act)
     _show(page, desk, lane, act)
+    lessons.perform(page, desk, act)
 
 
 def _run(desk: Desk, act: Mapping[str, Any]) -> None:
@@ -44,8 +46,7 @@ def _run(desk: Desk, act: Mapping[str, Any]) -> None:
     prompt = typed if isinstance(typed, str) else None
     match act.get("do"):
         case "start":
-            loading = desk.focus.seat.session.status.phase in ("loading", "compiling")
-            desk.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
+            desk.start(prompt)
         case "pause":
             desk.send(Pause())
         case "step":
@@ -64,7 +65,7 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
         case {"do": "knob", "knob": str(path), "value": value} if path not in page.visitors.locked:
             desk.focus.change(path, value)
         case {"do": "preset", "preset": str(name)} if name in page.visitors.presets:
-            _pick_preset(page, desk, name)
+            pick_preset(page, desk, name)
         case {"do": "settings", "settings": str(text), "name": str(name)}:
             try:
                 pick_file(page, desk, text, name)
@@ -94,43 +95,6 @@ def _rewrite(editor: Editor, desk: Desk, text: str, key: str) -> None:
         desk.focus.say("error", f"{e}; {STAYS}")
     except ValueError as e:
         desk.focus.say("error", str(e))
-
-
-def pick_file(page: Page, desk: Desk, text: str, name: str, remark: str = "") -> bool:
-    """Let the lane in focus have the settings in the text of a file, about which the user should know `remark`, and
-    return whether no lock forbids it. ValueError that says what is wrong with the file `name`."""
-    wanted = page.visitors.read(text, name)
-    if gone := catalogue.uploads_of(text):
-        remark = f"upload again what these settings were used with: {gone}"
-    return _pick(page, desk, None, wanted, remark)
-
-
-def _pick_preset(page: Page, desk: Desk, name: str) -> None:
-    wanted = page.visitors.fit(catalogue.preset(name))
-    _pick(page, desk, name, catalogue.with_prompt_of(wanted, desk.focus.settings))
-
-
-def _pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> bool:
-    """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`, as far
-    as no knob is locked; return False if that leaves nothing."""
-    lane = desk.focus
-    desk.offer = None  # it was to continue a run of other settings
-    if desk.opened is not None:
-        link = desk.opened.link
-        try:
-            if link.locks(PRESET):
-                raise ValueError(NO_PRESET)
-            wanted = link.kept(lane.settings, wanted)
-        except ValueError as e:
-            desk.forget("preset")  # the page shows the one that was picked
-            lane.say("error", str(e))
-            return False
-    if catalogue.needs_new_run(wanted, lane.settings):
-        page.replace(desk, lane, wanted, preset)
-    else:
-        lane.pick(preset, wanted)
-    desk.focus.remark = remark
-    return True
 
 
 def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
@@ -172,8 +136,10 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
             desk.ask_at(None if t is None else _whole(t))
         case {"do": "exact", "on": bool(on)}:
             desk.show_exact(on)
-        case {"do": "make", "kind": kind}:
+        case {"do": "make", "kind": kind} if kind != HAND_IN:
             _make(page, desk, lane, str(kind))
+        case {"do": "hand-in", "name": str(name), "answer": str(answer)}:
+            hand_in(page, desk, name, answer)
         case {"do": "cancel", "id": result}:
             desk.shelf.cancel(str(result))
         case {"do": "name", "name": str(name)} if desk.place is not None:

@@ -67,6 +67,7 @@ def _without_desk(page: str, title: str, text: str, button: str) -> dict[str, An
         **nothing(),
         "status": no_session(title, text),
         "controls": {"can": can, "again": button},
+        "room": None,
         "stage": [],
         "timeline": {},
         "results": {},

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from sdlab.live.messages import Hold
+from sdlab.lessons import Walk, listed, load
 from sdlab.live.session import Session
 from sdlab.ui import acts, thumbnails
 from sdlab.ui.desk import Desk
@@ -50,7 +50,12 @@ class Classroom:
 
     def choices(self) -> dict[str, Any]:
         """Return what can be given to desks."""
-        return {"presets": self._page.visitors.presets, "lessons": []}
+        lessons = [
+            {"name": lesson.name, "title": lesson.title, "pages": [page.title for page in lesson.pages]}
+            for lesson in listed()
+            if lesson.preset in self._page.visitors.presets
+        ]
+        return {"presets": self._page.visitors.presets, "lessons": lessons}
 
     def picture(self, key: str, kind: thumbnails.Kind) -> bytes | None:
         """Return a picture of a desk's run as JPEG, None if there is none."""
@@ -71,7 +76,7 @@ class Classroom:
         it, or "". ValueError for what cannot be done."""
         match said:
             case {"do": "freeze", "on": bool(on)}:
-                self.freeze(on)
+                self._page.freeze(self._room, on)
                 return ""
             case {"do": "message", "text": str(text)}:
                 self._room.message = line_of(text, MESSAGE)
@@ -80,13 +85,6 @@ class Classroom:
                 self._room.latecomer = None
                 return ""
         return self._give(said, self._work(said))
-
-    def freeze(self, on: bool) -> None:
-        """Let no run take a step and no student do anything, or let them again."""
-        self._room.frozen = on
-        for desk, _ in self._desks():
-            for lane in desk.lanes:
-                lane.seat.session.send(Hold(on))
 
     def _work(self, said: Mapping[str, Any]) -> Callable[[Desk], str]:
         """Return what is to be done to each desk; it returns what is wrong. ValueError if there is no such thing."""
@@ -99,6 +97,10 @@ class Classroom:
                 if name not in self._page.visitors.presets:
                     raise ValueError(f"preset = {line_of(name, 60)}: this server does not offer it")
                 return lambda desk: self._perform(desk, {"do": "preset", "preset": name}, unlocked=True)
+            case {"do": "lesson", "name": str(name), "page": int(number)}:
+                Walk(load(name), number)  # ValueError
+                act = {"do": "lesson", "name": name, "page": number}
+                return lambda desk: self._perform(desk, act, unlocked=True)
             case {"do": "link", "link": str(link)}:
                 query = query_of(link)
                 return lambda desk: "; ".join(self._page.follow(desk, query))
@@ -114,7 +116,9 @@ class Classroom:
                 raise ValueError(GONE)
             return work(desk)
         if said["do"] in ("preset", "link", "lesson"):
-            self._late = line_of(f"the {said['do']} {said.get('preset') or said.get('name') or said.get('link')}", 60)
+            page = f", page {said['page'] + 1}" if said["do"] == "lesson" else ""
+            given = said.get("preset") or said.get("name") or said.get("link")
+            self._late = line_of(f"the {said['do']} {given}{page}", 60)
             self._room.latecomer = work
         return "; ".join(dict.fromkeys(filter(None, [work(desk) for desk, _ in self._desks()])))
 
@@ -163,7 +167,7 @@ def _entry(desk: Desk, place: Place) -> dict[str, Any]:
         "left": desk.has_left,
         "picture": thumbnails.version(session),
         "around": session.around.get() is not None,
-        "lesson": None,
+        "lesson": None if desk.walk is None else desk.walk.record(),
     }
 
 

@@ -15,23 +15,28 @@ from typing import Any
 
 from sdlab.export.interchange import transforms_of
 from sdlab.lens import Comparison, LensPictures
-from sdlab.live.messages import Command, Phase
+from sdlab.lessons import Walk
+from sdlab.live.messages import Command, Phase, Resume
+from sdlab.live.tape import Tape
 from sdlab.settings import OWN
 from sdlab.ui import charts, panels
 from sdlab.ui.dropped import Offer
 from sdlab.ui.editor import Editor, card
 from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import form_state
-from sdlab.ui.lane import Lane, view_modes
+from sdlab.ui.lane import WAITS_FOR_READY, Lane, view_modes
+from sdlab.ui.lesson_page import lesson_page, page_key, walk_told
 from sdlab.ui.links import Opened
 from sdlab.ui.places import Place
-from sdlab.ui.results import FORMATS, OF_PICTURES, OF_SPLATS, Result, Shelf
+from sdlab.ui.results import FORMATS, HAND_IN, OF_PICTURES, OF_SPLATS, Result, Shelf
 from sdlab.ui.uploads import Uploads
 from sdlab.ui.visitors import MAX_LANES
+from sdlab.ui.watch import Watch
 from sdlab.ui.wording import MODE_LABELS, duration, short, size
 
 LETTERS = "ABCD"
 TABS = ("lens", "charts", "versus", "results", "own")
+MOST_TAPES = 50  # of the sessions that a page has had
 
 
 class Desk:
@@ -57,6 +62,8 @@ class Desk:
         self.tab = TABS[0]
         self.uploads = Uploads()
         self.offer: Offer | None = None  # to continue a run that was dropped onto the page
+        self.walk: Walk | None = None  # through the lesson that is open
+        self.watch = Watch()
         self.place: Place | None = None  # in a classroom
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
@@ -65,6 +72,8 @@ class Desk:
         self._lock = threading.Lock()
         self._tones = {first: 0}  # colour of each lane, in order of appearance
         self._focus = first
+        self.tapes: list[Tape] = [first.seat.session.tape]  # of all lanes so far, the newest
+        self.handing_in = threading.Lock()  # held while a hand-in is being collected
         self._late_polls: int | None = None  # polls that a closed page may still send; None while the page is open
         self._shown: dict[str, Any] = {}  # panel -> key of what the page last received
         self._telling = threading.Lock()  # news is sent once and in order
@@ -91,8 +100,18 @@ class Desk:
             if len(self._tones) >= self.most_lanes:
                 raise ValueError(f"there are {self.most_lanes} lanes already: close one first")
             self._tones[lane] = min(set(range(MAX_LANES)) - set(self._tones.values()))
+            self._remember(lane)
         self._link()
         self.look_at(lane)
+
+    def _remember(self, lane: Lane) -> None:
+        """Keep what a lane does for a hand-in."""
+        self.tapes = [*self.tapes, lane.seat.session.tape][-MOST_TAPES:]
+
+    def letter(self, lane: Lane) -> str:
+        """Return the letter by which the page names a lane."""
+        with self._lock:
+            return LETTERS[self._tones.get(lane, 0)]
 
     def _link(self) -> None:
         """Make the cameras of all views move together."""
@@ -120,6 +139,7 @@ class Desk:
         with self._lock:
             self._tones[lane] = tone
             self._tones = dict(sorted(self._tones.items(), key=lambda entry: entry[1]))
+            self._remember(lane)
         self._link()
         self.look_at(lane)
 
@@ -215,6 +235,11 @@ class Desk:
         for lane in self.lanes:
             lane.send(*commands, note=note, prompt=prompt if lane is self._focus else None)
 
+    def start(self, prompt: str | None = None) -> None:
+        """Let all lanes run, as soon as they can."""
+        loading = self._focus.seat.session.status.phase in ("loading", "compiling")
+        self.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
+
     # ---- from the sessions to the page -------------------------------------------------------------------
 
     def news(self) -> dict[str, Any]:
@@ -238,10 +263,15 @@ class Desk:
         self._put(told, "preset", lane.preset)
         offer = self.offer
         self._put(told, "offer", None if offer is None else {"name": offer.name, "step": offer.run.step})
+        walk = self.walk
         if (place := self.place) is not None:
             self._put(told, "room", place.told())
         if (opened := self.opened) is not None:
-            self._put(told, "link", opened.key(lane), lambda: opened.told(lane))
+            self._put(told, "link", opened.key(lane, walk), lambda: opened.told(lane, walk))
+        self.watch.tick(walk, lane, self.lanes)
+        self._put(told, "lesson", page_key(walk), lambda: lesson_page(walk))
+        self._put(told, "walk", walk_told(walk))
+        self._put(told, "handin", self._handed_in())
         self._put_form(told, lane, read[lane].stale)
         if (editor := self.editor) is not None:
             self._put(told, "card", (lane.seat.id, type(lane.settings.losses[OWN])), lambda: card(lane))
@@ -323,6 +353,11 @@ class Desk:
             "offers": [{"kind": k, "title": FORMATS[k].title, "about": FORMATS[k].about} for k in kinds],
             "items": [_item(self.id, result) for result in self.shelf.list()],
         }
+
+    def _handed_in(self) -> dict[str, Any] | None:
+        """Return the newest hand-in of this desk, finished or not."""
+        found = (result for result in self.shelf.list() if result.kind == HAND_IN)
+        return next((_item(self.id, result) for result in found), None)
 
     def _preview(self, lane: Lane, seen: LensPictures | None) -> str:
         """Return all views of the step that the lens shows, or of the last frame while the lens shows none."""

@@ -14,12 +14,11 @@ from typing import Any
 from sdlab.lens import Comparison
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Compare, Rewrite
-from sdlab.own_loss import EXERCISE, Flawed, OwnLoss
+from sdlab.own_loss import EXERCISE, REFERENCE, Flawed, OwnLoss
 from sdlab.settings import OWN, Settings
 from sdlab.ui.form import NO_RULES, card_of
 from sdlab.ui.lane import Lane
 
-REFERENCE = "sds"  # what the editor compares with
 FRAGMENT = "editor"  # of the printed address, before the key
 
 

@@ -62,6 +62,18 @@ CLASSROOM = (  # only where there is one
     Route("GET", f"/teacher/picture/{TOKEN}/[a-z]{{1,10}}"),
 )
 
+API = (  # only with --api: what Gradio's clients and curl need to call endpoints
+    Route("GET", "/config"),
+    Route("GET", "/gradio_api/info"),
+    Route("GET", "/gradio_api/openapi\\.json"),
+    Route("GET", f"/gradio_api/heartbeat/{TOKEN}"),
+    Route("POST", "/gradio_api/queue/join"),
+    Route("GET", "/gradio_api/queue/data"),
+    Route("POST", "/gradio_api/call/[a-z]{1,20}"),
+    Route("GET", f"/gradio_api/call/[a-z]{{1,20}}/{TOKEN}"),
+)
+MOST_SAID = 100_000  # bytes of a call
+
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -71,10 +83,18 @@ HEADERS = {
 NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of answers that are no pages
 
 
-def routes_at(path: str, classroom: bool = False) -> list[Route]:
-    """Return the routes that answer at `path`, in a `classroom` or not."""
-    routes = (*OPEN, *CLASSROOM) if classroom else OPEN
+def routes_at(path: str, classroom: bool = False, api: bool = False) -> list[Route]:
+    """Return the routes that answer at `path`, in a `classroom` or not, with the `api` or without it."""
+    routes = (*OPEN, *(CLASSROOM if classroom else ()), *(API if api else ()))
     return [route for route in routes if re.fullmatch(route.pattern, path)]
+
+
+def _too_long(path: str, method: str, headers: Headers) -> bool:
+    """Return whether a call of the API says more than it may, or not how much: Gradio reads all of it."""
+    if method != "POST" or not path.startswith("/gradio_api/"):
+        return False
+    length = headers.get("content-length", "")
+    return not length.isdecimal() or int(length[:12]) > MOST_SAID
 
 
 class Guard:
@@ -82,10 +102,11 @@ class Guard:
     headers. A WebSocket's origin is left to its route, which can say why. Plain ASGI: Starlette's own base class
     buffers event streams."""
 
-    def __init__(self, app: ASGIApp, site: Site = ANYWHERE, classroom: bool = False) -> None:
+    def __init__(self, app: ASGIApp, site: Site = ANYWHERE, classroom: bool = False, api: bool = False) -> None:
         self._app = app
         self._site = site
         self._classroom = classroom
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -111,7 +132,7 @@ class Guard:
         path, method = scope["path"], scope.get("method", "WS")
         if unknown := self._site.unknown_host(headers):
             return unknown, 421
-        found = routes_at(path, self._classroom)
+        found = routes_at(path, self._classroom, self._api)
         if method != "WS" and not any(route.public for route in found) and not self._site.is_own(headers):
             return self._site.foreign_origin(headers), 403
         methods = {route.method for route in found}
@@ -119,6 +140,8 @@ class Guard:
             return "There is nothing at this address.", 404
         if method not in methods and not (method == "HEAD" and "GET" in methods):
             return f"This address is for {' and '.join(sorted(methods))} only.", 405
+        if _too_long(path, method, headers):
+            return f"A call has at most {MOST_SAID} bytes, and says how many in Content-Length.", 413
         return None
 
 

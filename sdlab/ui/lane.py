@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdlab.lessons.readings import Reader
 from sdlab.live import critic
 from sdlab.live.manager import Seat
 from sdlab.live.messages import (
@@ -71,6 +72,7 @@ class Lane:
         self._picked: tuple[str | None, frozenset[str]] = (preset, frozenset())  # previous preset, paths it changed
         self._message: Message | None = None
         seat.session.in_detail = True
+        self.reader = Reader(seat.session)
         self._judged_step, self._judged_at = 0, 0.0
         self._measured_step = -1
         self._forget_curves()
@@ -149,6 +151,16 @@ class Lane:
             self._asked.update(changes)
         self.seat.session.send(Patch(changes))
 
+    def set(self, changes: Iterable[tuple[str, Any]]) -> None:
+        """Request changes that no control shows yet, as one transaction: the controls follow when the session
+        answers."""
+        changes = tuple(changes)
+        with self._lock:
+            for path, _ in changes:
+                self._asked.pop(path, None)
+            self._picked = (self._picked[0], self._picked[1] - {path for path, _ in changes})
+        self.seat.session.send(Patch(changes))
+
     def use_file(self, knob: str, path: Path, use: str) -> None:
         """Use the file at `path`, by the value `use` of the knob that says so: for a scene's start at once before the
         first step and otherwise from the next reset on, for the prior at the next step."""
@@ -225,8 +237,7 @@ class Lane:
         if around is None or around.step == self._measured_step:
             return
         self._measured_step = around.step
-        known = critic.knows(self.seat.session.effective.prior)
-        found = critic.metrics(around.images, self.settings.prompt.text, known)
+        found = self.reader.around()
         with self._lock:
             self.measured = found
             for plot in PLOTS:

@@ -16,10 +16,15 @@ import gradio as gr
 import torch
 from gradio.themes.utils import fonts
 
+from sdlab.handin import manifest
+from sdlab.lessons import listed
 from sdlab.own_loss import OwnLoss
+from sdlab.ui.api import Api
 from sdlab.ui.charts import no_charts
 from sdlab.ui.desk import TABS
 from sdlab.ui.form import Rules, form_html, form_state
+from sdlab.ui.handin import QUESTION
+from sdlab.ui.lesson_page import menu
 from sdlab.ui.links import LOCKABLE, PARTS
 from sdlab.ui.panels import no_comparison, no_lens, no_preview
 from sdlab.ui.places import NAME
@@ -28,6 +33,7 @@ from sdlab.ui.visitors import Visitors, max_bytes
 from sdlab.ui.wording import TITLE
 
 STATIC = Path(__file__).parent / "static"
+MOST_CALLS = 32  # of programs that wait
 MODULES = {path.name: path for path in sorted((STATIC / "page").glob("*.js"))}
 
 
@@ -69,15 +75,18 @@ def blocks(
     urls: Sequence[str] = (),
     classroom: bool = False,
     own: OwnLoss | None = None,
+    endpoints: Api | None = None,
 ) -> gr.Blocks:
     """Return the page, which is published at `urls`, of a `classroom` or not, with an editor if the user has a loss of
-    their `own`; to be mounted with `theme`, `head` and page.css."""
+    their `own`, and with `endpoints` for programs; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
+        _part("lessons", "lessons.js", _menu(visitors))
         if classroom:
             _part("room", "room.js", _ROOM)
         with gr.Row(elem_id="desk"):
+            _part("lesson", "lesson.js", _LESSON)
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
@@ -102,9 +111,12 @@ def blocks(
                 _part("results", "results.js", _RESULTS)
                 if own is not None:
                     _part("own", "own.js", _OWN)
+        _part("handin", "handin.js", _HAND_IN)
         _part("drop", "drop.js", _DROP, {"most": max_bytes(RUN, bool(visitors.locked))})
         _part("news", "news.js", "")
-    return page
+        if endpoints is not None:
+            endpoints.add()
+    return page.queue(max_size=MOST_CALLS) if endpoints is not None else page
 
 
 # ---- parts -----------------------------------------------------------------------------------------------
@@ -178,7 +190,22 @@ _SCRUB = (
     'to z_t. Drawing these images takes some seconds.">Compare with exact</button></div>'
 )
 _COMPARING = '<button type="button" id="compare" class="primary">Compare all losses at this step</button>'
-_RESULTS = '<div class="kinds"></div><ul class="shelf"></ul>'
+_RESULTS = (
+    '<div class="hand-in-row"><button type="button" class="primary" data-hand-in>Hand in</button>'
+    "<span>Everything you did on this page as one file, for your teacher.</span></div>"
+    '<div class="kinds"></div><ul class="shelf"></ul>'
+)
+_HAND_IN = (
+    '<dialog class="share" aria-labelledby="hand-in-title"><form method="dialog">'
+    '<header><h2 id="hand-in-title">Hand in</h2><button aria-label="Close">&times;</button></header>'
+    "<p>One ZIP file with all runs of this page: settings, every change with its step, what you predicted in a lesson, "
+    "readings and a small film. It is not sent anywhere: you download it and pass it on.</p>"
+    '<label class="field">Your name, if you like<input type="text" data-name autocomplete="name" '
+    f'maxlength="{manifest.NAME}"></label><label class="field">{QUESTION}<textarea data-answer rows="4" '
+    f'maxlength="{manifest.ANSWER}"></textarea></label>'
+    '<div class="row"><button type="button" class="primary" data-make>Make the file</button><a hidden></a>'
+    '<output role="status"></output></div></form></dialog>'
+)
 _OWN = (
     '<div class="own"><div class="write"><label for="own-text"></label>'
     '<textarea id="own-text" rows="20" wrap="off" spellcheck="false" autocomplete="off" autocapitalize="off" '
@@ -233,11 +260,33 @@ _LINK = (
 )
 
 
+_LESSON = (
+    '<section class="lesson card" aria-label="Lesson" hidden><header><p class="where"></p>'
+    '<button type="button" data-leave aria-label="Leave the lesson" title="Leave the lesson">&times;</button>'
+    '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
+    '<button type="button" data-back>Back</button>'
+    '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
+    '<button type="button" data-hand-in hidden>Hand in</button>'
+    '<button type="button" data-next>Next</button></footer></section>'
+)
+
+
+def _menu(visitors: Visitors) -> str:
+    """Return the menu of the lessons that this server can show."""
+    offered = [lesson for lesson in listed() if lesson.preset in visitors.offered]
+    return (
+        '<dialog class="share lessons" aria-labelledby="lessons-title"><form method="dialog">'
+        '<header><h2 id="lessons-title">Lessons</h2><button aria-label="Close">&times;</button></header>'
+        f"<p>Each replaces the present run by its own.</p>{menu(offered)}</form></dialog>"
+    )
+
+
 def _title_bar(device: torch.device) -> str:
     where = {"cpu": "on the CPU", "cuda": "on the GPU"}.get(device.type, f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
+        '<button type="button" data-lessons title="Short lessons beside the run">Lessons</button>'
         '<button type="button" data-share title="A link to this run, or a lesson">Link</button>'
         '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
         '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'

@@ -11,11 +11,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from sdlab.handin.facts import facts
 from sdlab.live.clients import Client
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Hold
 from sdlab.settings import Settings
-from sdlab.ui import acts
+from sdlab.ui import acts, lessons
 from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
 from sdlab.ui.desk import Desk
 from sdlab.ui.dropped import Offer, read_run
@@ -23,6 +24,7 @@ from sdlab.ui.editor import Editor
 from sdlab.ui.lane import Lane
 from sdlab.ui.line import Line, Ticket
 from sdlab.ui.links import Links, Opened
+from sdlab.ui.picking import pick_file
 from sdlab.ui.places import PAUSED, Room
 from sdlab.ui.results import Shelves
 from sdlab.ui.uploads import RUN, UPLOADS, Bringing, name_shown
@@ -230,7 +232,7 @@ class Page:
         shared = bool(self.visitors.locked)
         self.visitors.charge_upload(lane.seat.client, len(raw))
         run = read_run(raw, name_shown(name), limits(shared), shared)
-        if acts.pick_file(self, desk, run.settings, name, run.remark) and run.step >= 0:
+        if pick_file(self, desk, run.settings, name, run.remark) and run.step >= 0:
             desk.offer = Offer(name_shown(name), run)
 
     def _bring(self, desk: Desk, lane: Lane, knob: str, name: str, raw: bytes) -> None:
@@ -248,6 +250,10 @@ class Page:
         if lane not in desk.lanes:
             raise RuntimeError("the run that this file is for has ended")
         lane.use_file(knob, path, UPLOADS[knob].use(raw))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a hand-in says of this server."""
+        return facts(self._manager.device, batching=self._manager.turnstile is None)
 
     def _of_page(self, page: str) -> Desk | None:
         """Return the desk that a page shows."""
@@ -292,6 +298,8 @@ class Page:
             raise
         with self._lock:
             self._desks[desk.id] = desk
+        if link.lesson:
+            lessons.begin(self, desk, link)
         self._manager.leave(seat.id, at_least=ARRIVING)  # the page may be closed before its first poll
         if self.room is not None and self.room.latecomer is not None and not ticket.query:
             self.room.latecomer(desk)
@@ -318,8 +326,10 @@ class Page:
             self._manager.close(seat.id)
             raise
         lane = Lane(seat, view, preset)
-        if self.room is not None and self.room.frozen:
-            seat.session.send(Hold())
+        if self.room is not None:
+            with self.room.gate:
+                if self.room.frozen:
+                    seat.session.send(Hold())
         seat.on_close.append(lambda: self._forget(lane))
         return lane
 
@@ -360,6 +370,13 @@ class Page:
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
 
+    def freeze(self, room: Room, on: bool) -> None:
+        """Let no run of the room take a step, or let them again."""
+        with room.gate:
+            room.frozen = on
+            for session in self._manager.sessions():
+                session.send(Hold(on))
+
     def follow(self, desk: Desk, query: str) -> tuple[str, ...]:
         """Let a desk open a link, in place of all its lanes; return what is wrong with the link."""
         link = self._links.read(query, self._preset)
@@ -367,8 +384,10 @@ class Page:
         self.close(*(lane for lane in desk.lanes if lane is not kept))
         self.unlock(desk)
         kept.seat.client.locks = link.must_keep
-        desk.opened = Opened(self._links, link)
+        desk.opened, desk.walk = Opened(self._links, link), None
         self.replace(desk, kept, link.settings, link.preset)
+        if link.lesson and desk.lanes:
+            lessons.begin(self, desk, link)
         return link.problems
 
     def unlock(self, desk: Desk) -> None:

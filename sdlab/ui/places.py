@@ -21,7 +21,7 @@ PAUSED = "the teacher has paused everybody"
 NAME = 24  # characters of a student's name
 SAID = 60  # characters of an act in words
 MESSAGE = 200  # characters of a message to all
-LOOKING = ("look", "tab", "view", "front", "draw", "focus", "name")  # acts that a frozen room allows
+LOOKING = ("look", "tab", "view", "front", "draw", "focus", "name", "hand-in")  # acts that a frozen room allows
 
 
 class Place:
@@ -61,8 +61,9 @@ class Room:
     def __init__(self, seats: int) -> None:
         self.seats = seats
         self.frozen = False
+        self.gate = threading.Lock()  # held while runs are told to stand still, or asked whether they must
         self.message = ""  # of the teacher, to all
-        self.latecomer: Callable[[Desk], None] | None = None  # called with each new desk that no link has opened
+        self.latecomer: Callable[[Desk], object] | None = None  # called with each new desk that no link has opened
         self._lock = threading.Lock()
         self._places: dict[int, Place] = {}  # by number
 
@@ -97,8 +98,10 @@ class Room:
 def worded(act: Mapping[str, Any]) -> str:
     """Return an act in a few words, "" for one that changes only what is looked at."""
     match act:
-        case {"do": "start" | "pause" | "step" | "reset" | "replay" as verb}:
-            said = verb
+        case {"do": "start" | "pause" | "step" | "reset" as button}:
+            said = f"pressed {button.capitalize()}"
+        case {"do": "replay"}:
+            said = "replayed the run"
         case {"do": "compare"}:
             said = "compared the losses"
         case {"do": "knob", "knob": "active", "value": value}:
@@ -119,6 +122,8 @@ def worded(act: Mapping[str, Any]) -> str:
             said = f"made a file ({kind})"
         case {"do": "lesson", "name": str(name)}:
             said = f"lesson {name}" if name else "left the lesson"
+        case {"do": "hand-in"}:
+            said = "handed in"
         case {"do": "predict"}:
             said = "made a prediction"
         case _:

@@ -38,6 +38,7 @@ from sdlab.knobs import shown
 from sdlab.pictures import grid
 from sdlab.settings import Settings, to_toml
 from sdlab.types import RawSplats
+from sdlab.ui import handin
 from sdlab.ui.recording import write_recording
 from sdlab.ui.turns import Turns
 from sdlab.ui.uploads import without_uploads
@@ -168,15 +169,21 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
+HAND_IN = "handin"  # the kind of a hand-in, which takes more than a `Material`
+_HAND_IN = Format(".zip", "application/zip", "Hand-in, ZIP", "All runs of this page with every change.", handin.write)
 OF_SPLATS = ("ply", "spz", "khr", "splat", "glb", "mp4", "html", "growth", "cameras", "toml")  # in this order
 OF_PICTURES = ("png", "toml")
+
+
+def _format(kind: str) -> Format:
+    return _HAND_IN if kind == HAND_IN else FORMATS[kind]
 
 
 class Result(NamedTuple):
     """The present state of one file, finished or not."""
 
     id: str  # unguessable
-    kind: str  # a key of `FORMATS`
+    kind: str  # a key of `FORMATS`, or `HAND_IN`
     name: str  # of the file
     step: int
     phase: Phase
@@ -223,9 +230,9 @@ class Shelf:
         """Queue a file and return its id. ValueError for an unknown kind, RuntimeError when too many jobs wait or the
         shelf is closed."""
         material = replace(material, settings=self._shared(material.settings))
-        if kind not in FORMATS:
+        if kind not in FORMATS and kind != HAND_IN:
             raise ValueError(f"there is no format {shown(kind)}; the formats are {', '.join(FORMATS)}")
-        job = _Job(secrets.token_urlsafe(16), kind, material.name + FORMATS[kind].suffix, material.step, material)
+        job = _Job(secrets.token_urlsafe(16), kind, material.name + _format(kind).suffix, material.step, material)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the session of these results has ended")
@@ -295,7 +302,7 @@ class Shelf:
         return Result(job.id, job.kind, job.name, job.step, job.phase, job.share, left, job.size, job.message)
 
     def _path(self, job: _Job) -> Path:
-        return Path(self._folder.name) / f"{job.id}{FORMATS[job.kind].suffix}"
+        return Path(self._folder.name) / f"{job.id}{_format(job.kind).suffix}"
 
     def _make_room(self) -> None:
         """Drop the oldest finished jobs until the limits hold; the newest stays."""
@@ -335,7 +342,7 @@ class Shelf:
         path = self._path(job)
         scratch = path.with_name(f"unfinished{path.suffix}")
         try:
-            FORMATS[job.kind].write(scratch, material, self._watch(job))
+            _format(job.kind).write(scratch, material, self._watch(job))
             with self._lock:
                 if job.unwanted.is_set():
                     raise Cancelled
@@ -425,6 +432,6 @@ def routes(shelves: Shelves) -> APIRouter:
             return refusal("there is no such result, or its session has ended", 404)
         path, result = found
         headers = {"Cache-Control": "private, no-store"}
-        return FileResponse(path, filename=result.name, media_type=FORMATS[result.kind].media_type, headers=headers)
+        return FileResponse(path, filename=result.name, media_type=_format(result.kind).media_type, headers=headers)
 
     return router

@@ -24,6 +24,7 @@ from sdlab.live.manager import Manager
 from sdlab.own_loss import OwnLoss
 from sdlab.settings import Settings
 from sdlab.ui import answers, flat_view, front, layout, results, teacher, uploads
+from sdlab.ui.api import Api
 from sdlab.ui.classroom import Classroom
 from sdlab.ui.door import Door
 from sdlab.ui.editor import Editor
@@ -59,13 +60,14 @@ def build(
     trust_links: bool = False,
     classroom: Class | None = None,
     own: OwnLoss | None = None,
+    api: bool = False,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
     addresses of `site`. `trust_links` lets links choose files and models where the page itself may. A `classroom` has a
     teacher's page. `own` is the user's own loss, with an editor on the page; ValueError unless the server is for its
-    own user alone. The manager's sessions end with the application.
+    own user alone. `api` opens the endpoints for programs. The manager's sessions end with the application.
     """
     if own is not None and (locked or on_space or not site.loopback):
         raise ValueError(f"{own.name} is code, which only a server of your own runs")
@@ -74,6 +76,7 @@ def build(
     visitors = Visitors(settings, locked)
     room = Room(classroom.seats) if classroom is not None else None
     page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), room, editor)
+    endpoints = Api(manager, visitors, page.shelves) if api else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -87,7 +90,7 @@ def build(
     # A redirect to an address with a slash would name the host and scheme that the proxy has used.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
-    app.add_middleware(Guard, site=site, classroom=room is not None)
+    app.add_middleware(Guard, site=site, classroom=room is not None, api=api)
     app.state.fragment = editor.fragment if editor is not None else ""  # of the address that the program prints
     framed_by = embedders(on_space)
     for router in (  # before the page, which is mounted at / and would answer for every address
@@ -106,7 +109,7 @@ def build(
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
     gr.mount_gradio_app(
         app,
-        layout.blocks(visitors, preset, manager.device, site.urls, room is not None, own),
+        layout.blocks(visitors, preset, manager.device, site.urls, room is not None, own, endpoints),
         path="/",
         root_path="",  # whatever GRADIO_ROOT_PATH says: see `front`
         theme=layout.theme(),

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from sdlab.ui.answers import NO_STORE, client_address
 from sdlab.ui.classroom import Classroom
 from sdlab.ui.door import Door, TooMany
-from sdlab.ui.thumbnails import KINDS
+from sdlab.ui.thumbnails import Kind
 from sdlab.ui.wording import duration
 from sdlab.web import capped_body, refusal
 
@@ -85,11 +85,10 @@ def routes(classroom: Classroom, door: Door) -> APIRouter:
         return JSONResponse(classroom.choices(), headers=NO_STORE) if is_teacher(request) else _closed()
 
     @router.get("/teacher/picture/{key}/{kind}")
-    def picture(key: str, kind: str, request: Request) -> Response:
+    def picture(key: str, kind: Kind, request: Request) -> Response:
         if not is_teacher(request):
             return _closed()
-        wanted = next((each for each in KINDS if each == kind), None)
-        seen = classroom.picture(key, wanted) if wanted is not None else None
+        seen = classroom.picture(key, kind)
         if seen is None:
             return refusal("there is no such picture", 404)
         return Response(seen, media_type="image/jpeg", headers=NO_STORE)

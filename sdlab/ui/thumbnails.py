@@ -19,7 +19,6 @@ MOST_SEEN = 4  # pictures of what the loss sees
 QUALITY = 85
 
 Kind = Literal["front", "around", "seen"]  # one view, the views around the object, what the loss sees
-KINDS: tuple[Kind, ...] = ("front", "around", "seen")
 _kept: WeakKeyDictionary[Session, dict[Kind, tuple[str, bytes]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 

@@ -6,7 +6,7 @@ import { act, part } from "./news.js";
 /** @typedef {{ number: number, name: string, frozen: boolean, message: string }} Room */
 
 const PAUSED = "The teacher has paused everybody.";
-const HELD = "#controls, #form, #timeline, #scrub, #versus-panel, #results, #drop"; // what changes runs or costs time
+const HELD = "#lesson, #controls, #form, #timeline, #scrub, #versus-panel, #results, #drop"; // what changes runs or costs time
 const HELD_BUTTONS = ".lane [data-do=branch], .lane [data-do=close], .lane [data-do=keep]";
 
 /** @param {HTMLElement} element */
@@ -16,12 +16,13 @@ export function mount(element) {
   const name = /** @type {HTMLInputElement} */ (element.querySelector("input"));
   name.addEventListener("change", () => act({ do: "name", name: name.value }));
   name.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.isComposing) name.blur(); });
-  part("room", (/** @type {Room} */ room) => {
-    number.textContent = `Seat ${room.number}`;
-    if (document.activeElement !== name) name.value = room.name;
-    say(frozen, room.frozen ? PAUSED : "");
-    say(message, room.message);
-    hold(room.frozen);
+  part("room", (/** @type {Room | null} */ room) => { // null while the page has no seat
+    say(number, room ? `Seat ${room.number}` : "No seat yet");
+    name.disabled = !room;
+    if (room && document.activeElement !== name) name.value = room.name;
+    say(frozen, room?.frozen ? PAUSED : "");
+    say(message, room?.message ?? "");
+    hold(room?.frozen ?? false);
   });
 }
 

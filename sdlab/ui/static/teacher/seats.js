@@ -30,7 +30,7 @@ function since(seconds) {
 /** How far a seat's lesson is. @param {Seat} seat */
 export function lessonOf({ lesson }) {
   if (!lesson) return "";
-  const right = lesson.asked ? `, ${lesson.right} of ${lesson.asked} predicted` : "";
+  const asked = lesson.predictions.length, right = asked ? `, ${lesson.predictions.filter((each) => each.right).length} of ${asked} predictions right` : "";
   return `${lesson.title}, page ${lesson.page + 1} of ${lesson.pages}${right}`;
 }
 
