@@ -80,7 +80,7 @@ class Wait:
         after = [f"step {self.step}"] if self.step else []
         after += [f"{self.steps} steps"] if self.steps else []
         if not self.reading:
-            return f"after {' and '.join(after)}"
+            return " and ".join(after)
         words = [f"at least {self.at_least:g}"] if self.at_least is not None else []
         words += [f"at most {self.at_most:g}"] if self.at_most is not None else []
         if self.mark:

@@ -178,6 +178,7 @@ class Walk:
             "low": low,
             "high": high,
             "taken": self.taken,
+            "steps": wait.steps,
             "lacks": bool(wait.mark) and wait.mark != OTHER and wait.reading not in self.marks.get(wait.mark, {}),
             "step": None if reached is None else reached.step,
             "reached": reached is not None,

@@ -267,11 +267,11 @@ _LINK = (
 _LESSON = (
     '<section class="lesson card" aria-label="Lesson" hidden><header><p class="where"></p>'
     '<button type="button" data-leave aria-label="Leave the lesson" title="Leave the lesson">&times;</button>'
-    '</header><div class="page"></div><p class="unseen" role="status"></p><footer>'
+    '</header><div class="page"></div><p class="unseen" role="status"></p><nav aria-label="Pages of the lesson">'
     '<button type="button" data-back>Back</button>'
     '<button type="button" data-again title="Set this page up again, from step 0">Again</button>'
     '<button type="button" data-hand-in hidden>Hand in</button>'
-    '<button type="button" data-next>Next</button></footer></section>'
+    '<button type="button" data-next>Next</button></nav></section>'
 )
 
 

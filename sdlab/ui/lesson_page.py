@@ -156,7 +156,8 @@ def _said(wait: dict[str, Any]) -> dict[str, str]:
     goal = (
         f", to be {'at least' if wait['low'] is not None else 'at most'} {number(bound)}" if bound is not None else ""
     )
-    steps = f"{wait['taken']} steps on this page"
+    of = f" of {wait['steps']}" if wait["steps"] and not wait["reading"] else ""
+    steps = f"{wait['taken']}{of} steps on this page"
     if wait["reached"]:
         value = f", {number(wait['value'])}" if wait["value"] is not None else ""
         return {"said": f"Reached at step {wait['step']}{value}."}
