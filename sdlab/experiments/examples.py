@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,9 +87,14 @@ def _picture(session: Session) -> Image.Image:
 
 
 def _render(scene: Viewed, width: int, height: int) -> Image.Image:
-    angles = (torch.tensor([value]) for value in (AZIMUTH, ELEVATION, DISTANCE))
+    cams = _camera(AZIMUTH, ELEVATION, DISTANCE, FOVY, width, height)
     with torch.no_grad():
-        return Image.fromarray(to_uint8(scene.render(look_at(*angles, FOVY, width, height), torch.ones(1, 3)).rgb)[0])
+        return Image.fromarray(to_uint8(scene.render(cams, torch.ones(1, 3)).rgb)[0])
+
+
+def _camera(azimuth: float, elevation: float, distance: float, fovy: float, width: int, height: int) -> Cameras:
+    a, e, r = torch.tensor([[azimuth], [elevation], [distance]])
+    return look_at(a, e, r, fovy, width, height)
 
 
 def joined(parts: Sequence[Image.Image]) -> Image.Image:
@@ -119,7 +125,7 @@ def record(out: Path, settings: Settings, device: torch.device | str = "cpu") ->
     frames = list(_frames(Session(settings, device), settings.planned_end))
     film, still = out / f"{OPENING}.webp", out / f"{OPENING_END}.webp"
     lasting = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
-    options = {"quality": OPENING_QUALITY, "method": 6, "alpha_quality": ALPHA_QUALITY}
+    options: dict[str, Any] = {"quality": OPENING_QUALITY, "method": 6, "alpha_quality": ALPHA_QUALITY}
     frames[0].save(film, save_all=True, append_images=frames[1:], duration=lasting, loop=0, **options)
     frames[-1].save(still, **options)
     return [film, still]
@@ -150,6 +156,6 @@ def _eye(turned: float) -> Cameras:
     from sdlab.viewport.splat_view import EYE, FOVY
 
     x, y, z = EYE
-    angles = (math.degrees(math.atan2(y, x)) + turned, math.degrees(math.asin(z / math.dist(EYE, (0, 0, 0)))))
-    at = (torch.tensor([value]) for value in (*angles, math.dist(EYE, (0, 0, 0))))
-    return look_at(*at, math.degrees(FOVY), SIDE, SIDE)
+    distance = math.hypot(x, y, z)
+    azimuth, elevation = math.degrees(math.atan2(y, x)), math.degrees(math.asin(z / distance))
+    return _camera(azimuth + turned, elevation, distance, math.degrees(FOVY), SIDE, SIDE)

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from sdlab.examples import Example
 from sdlab.export.writers import Material
-from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset, Resume
+from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset
 from sdlab.own_loss import Flawed
 from sdlab.settings import OWN
 from sdlab.ui import lessons
@@ -19,7 +18,7 @@ from sdlab.ui.desk import TABS, Desk
 from sdlab.ui.editor import Editor
 from sdlab.ui.handin import hand_in
 from sdlab.ui.lane import Lane, view_modes
-from sdlab.ui.picking import pick, pick_file, pick_preset
+from sdlab.ui.picking import open_example, pick_file, pick_preset
 from sdlab.ui.results import HAND_IN
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
         case {"do": "preset", "preset": str(name)} if name in page.visitors.presets:
             pick_preset(page, desk, name)
         case {"do": "example", "name": str(name)} if name in page.visitors.examples:
-            _open_example(page, desk, page.visitors.examples[name])
+            open_example(page, desk, page.visitors.examples[name])
         case {"do": "settings", "settings": str(text), "name": str(name)}:
             try:
                 pick_file(page, desk, text, name)
@@ -100,27 +99,6 @@ def _rewrite(editor: Editor, desk: Desk, text: str, key: str) -> None:
         desk.focus.say("error", str(e))
 
 
-def _open_example(page: Page, desk: Desk, example: Example) -> None:
-    """Let the lane in focus begin an example, with a second lane if it has two; that of an example before it closes.
-    Other lanes stay."""
-    if desk.focus.is_beside:
-        desk.look_at(next((lane for lane in desk.lanes if not lane.is_beside), desk.focus))
-    for other in desk.lanes:
-        if other.is_beside and other is not desk.focus:
-            page.close(other)
-    desk.focus.send(Pause())
-    before = desk.focus
-    if not pick(page, desk, example.preset, example.settings):
-        return
-    lane = desk.focus
-    lane.is_beside = False
-    if lane is before:
-        lane.send(Reset())
-    lane.send(Resume())
-    if example.beside is not None:
-        page.beside(desk, lane, example.beside)
-
-
 def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
     """Focus, branch or close lanes."""
     match act.get("do"):
@@ -142,6 +120,8 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
     match act:
         case {"do": "front"}:
             lane.view.look_from_front()
+        case {"do": "camera"}:
+            desk.copy_camera(lane)
         case {"do": "draw", "mode": str(mode)} if mode in view_modes(lane.seat.session.effective.scene):
             lane.view.show_as(mode)
         case {"do": "goto", "step": step}:

@@ -290,8 +290,8 @@ def _title_bar(device: torch.device, with_examples: bool) -> str:
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
-        f"{EXAMPLES if with_examples else ''}{TOUR}"
         '<button type="button" data-lessons title="Short lessons beside the run">Lessons</button>'
+        f"{EXAMPLES if with_examples else ''}{TOUR}"
         '<button type="button" data-share title="A link to this run, or a lesson">Link</button>'
         '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
         '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'
