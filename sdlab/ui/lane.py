@@ -195,9 +195,9 @@ class Lane:
 
     def begin(self) -> None:
         """Start over with the settings just picked, which the status line need not tell, and run."""
-        self.send(Reset(), Resume())
         with self._lock:
             self._begins = True
+        self.send(Reset(), Resume())
 
     # ---- from the session to the page --------------------------------------------------------------------
 
