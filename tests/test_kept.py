@@ -236,7 +236,6 @@ def test_a_run_that_started_from_an_uploaded_file_comes_back_with_it(folder: Pat
     walked(before, 1)
     wanted = means(before)
     server.end()
-    before.desk.uploads.close()
 
     again = Server(folder)
     try:

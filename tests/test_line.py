@@ -38,12 +38,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def manager() -> Iterator[Manager]:
     manager = Manager(max_sessions=1)
     yield manager
-    manager.shutdown()
+    manager.shutdown(0.5)
+
+
+@pytest.fixture(scope="module")
+def public_visitors() -> Visitors:
+    """All presets are read, once."""
+    return Visitors(*public(settings()))
+
+
+@pytest.fixture(scope="module")
+def visitors() -> Visitors:
+    return Visitors(settings())
 
 
 @pytest.fixture
-def page(manager: Manager) -> Page:
-    return Page(manager, Views(), Visitors(settings()))
+def page(manager: Manager, visitors: Visitors) -> Page:
+    return Page(manager, Views(), visitors)
 
 
 def ticket(page: str, client: Client | None = None) -> Ticket:
@@ -103,7 +114,7 @@ def test_nobody_adds_a_lane_while_others_wait(page: Page, manager: Manager):
     Waiting(page, "waits")
     page.close(*second.desk.lanes)
     first.act(do="branch")
-    assert "1 pages wait for a seat" in first.panels()["status"]
+    assert "1 page waits for a seat" in first.panels()["status"]
     assert len(first.desk.lanes) == 1
 
 
@@ -176,8 +187,8 @@ def test_a_page_for_which_the_line_is_full_is_told_so(page: Page, manager: Manag
     assert told["panels"]["controls"]["again"] == "Try again"
 
 
-def test_a_ticket_opens_nothing_but_the_line(manager: Manager):
-    page = Page(manager, Views(), Visitors(*public(settings())))
+def test_a_ticket_opens_nothing_but_the_line(manager: Manager, public_visitors: Visitors):
+    page = Page(manager, Views(), public_visitors)
     seated, waits = Browser(page, "seated"), Waiting(page, "waits")
     app = FastAPI()
     app.add_middleware(Guard)
@@ -191,8 +202,8 @@ def test_a_ticket_opens_nothing_but_the_line(manager: Manager):
     assert client.get(f"/news/{seated.token}", params={"page": "waits"}).json()["panels"]["stage"] == []
 
 
-def test_polls_of_waiting_pages_are_limited(manager: Manager):
-    page = Page(manager, Views(), Visitors(*public(settings())))
+def test_polls_of_waiting_pages_are_limited(manager: Manager, public_visitors: Visitors):
+    page = Page(manager, Views(), public_visitors)
     Browser(page, "seated")
     waits = Waiting(page, "waits")
     assert max(page.delay(waits.ticket) for _ in range(100)) > 0

@@ -11,7 +11,7 @@ from waiting import until
 from sdlab.channel import SLACK, Account, Turnstile
 from sdlab.live import capacity
 from sdlab.live import manager as manager_module
-from sdlab.live.capacity import Capacity
+from sdlab.live.capacity import LOG_BYTES, Capacity
 from sdlab.live.clients import UNSEEN_SHARE, Client
 from sdlab.live.manager import Manager
 from sdlab.live.memory import Memory
@@ -121,7 +121,7 @@ def test_a_server_says_how_many_seats_it_carries(quick, monkeypatch: pytest.Monk
     assert found is not None
     assert found.rate(4) == pytest.approx(found.rate(1) / 4)
     assert 1e-4 < found.step < 0.5, "a step takes milliseconds"
-    assert FILM_BYTES < found.seat_bytes < FILM_BYTES + manager.history
+    assert FILM_BYTES + LOG_BYTES < found.seat_bytes < FILM_BYTES + LOG_BYTES + manager.history
     assert f"Seats: {found}" in told
 
 

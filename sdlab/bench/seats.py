@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from sdlab.bench.visitor import Meter, MeteredManager, Serve, Site, Tab, chromiu
 from sdlab.live.capacity import Capacity
 from sdlab.live.clients import UNSEEN_SHARE, Client
 from sdlab.live.manager import Seat
-from sdlab.live.messages import Resume
+from sdlab.live.messages import Resume, Stepped
 from sdlab.live.timeline import bytes_held
 from sdlab.settings import Settings
 
@@ -44,7 +45,8 @@ FLAT = 2.0  # limit of memory growth without histories, in MB per minute
 
 
 class Sample(NamedTuple):
-    """Memory of the process in MB; `history` is the part held by the runs' timelines."""
+    """Memory of the process in MB; `history` is the part held by the runs' timelines and logs of events, which are
+    bounded."""
 
     second: float
     rss: float
@@ -109,7 +111,7 @@ def _together(manager: MeteredManager, s: Settings, n: int, seconds: float, capa
     before = rss_mb()
     meters = _opened(manager, s, n)
     steps, taken = _counted(meters, seconds)
-    held, rss = bytes_held(meter.session.timeline for meter in meters) / 2**20, rss_mb()
+    held, rss = _history_mb(meters), rss_mb()
     _end(manager, [meter.seat for meter in meters])
     return {
         "seats": n,
@@ -119,6 +121,13 @@ def _together(manager: MeteredManager, s: Settings, n: int, seconds: float, capa
         "mb_per_seat": round((rss - before) / n, 1),
         "history_mb_per_seat": round(held / n, 1),
     }
+
+
+def _history_mb(meters: Sequence[Meter]) -> float:
+    """Return the size of the timelines and the logged steps of runs, in MB."""
+    steps = (event for meter in meters for event in meter.session.events.since()[0] if isinstance(event, Stepped))
+    logs = sum(sys.getsizeof(step) + sys.getsizeof(step.values) for step in steps)
+    return (bytes_held(meter.session.timeline for meter in meters) + logs) / 2**20
 
 
 def _hidden_share(manager: MeteredManager, s: Settings, seconds: float) -> dict[str, float]:
@@ -188,8 +197,7 @@ def _watched(
     """Sample the memory, and the load of the machine, while the pages run."""
     memory, loads = [], []
     while (second := time.perf_counter() - began) < seconds:
-        held = bytes_held(meter.session.timeline for meter in meters)
-        memory.append(Sample(second, rss_mb(), held / 2**20))
+        memory.append(Sample(second, rss_mb(), _history_mb(meters)))
         loads.append(os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"))
         for tab in tabs:
             tab.require_health()

@@ -34,7 +34,7 @@ from sdlab.live.session import Session
 from sdlab.settings import Settings
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
     from uvicorn import Server
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -101,6 +101,14 @@ def chromium() -> Iterator[Browser]:
         raise RuntimeError(f"browser error: {first_line(e)}") from e
 
 
+def _leave_out(route: Route) -> None:
+    """Answer the frame of a view with nothing; let other requests through."""
+    if route.request.is_navigation_request():
+        route.fulfill(body="", content_type="text/html")
+    else:
+        route.continue_()
+
+
 class Tab:
     """A newly opened page."""
 
@@ -113,7 +121,7 @@ class Tab:
         self.page = self._context.new_page()
         if not view:
             for views in ("**/viewport/**", "**/flat/**"):
-                self.page.route(views, lambda route: route.fulfill(body="", content_type="text/html"))
+                self.page.route(views, _leave_out)
         self.page.set_default_timeout(1000 * PATIENCE)
         self.opened = time.perf_counter()
         self.page.goto(site.address)

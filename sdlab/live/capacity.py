@@ -18,6 +18,7 @@ from sdlab.settings import Settings
 
 WARM_UP = 5  # uncounted steps
 SECONDS, MOST_STEPS = 2.0, 200  # of the device's time that is measured, and steps at most
+LOG_BYTES = 4_000_000  # of the statistics of the last 5000 steps
 LIVE = 3  # copies of its state that a run holds besides: the state, its gradients, the last frame
 WATCHABLE = 1.0  # steps a second, below which nothing seems to move
 
@@ -67,7 +68,7 @@ def measured(
     session.run(until=WARM_UP)
     step = _seconds_per_step(session, turnstile)
     state, passes = size_of(session.moment().parts), Load.of(session.effective, session.prior).step_bytes
-    seat_bytes = min(MOST_MOMENTS * state, history) + FILM_BYTES + LIVE * state + int(passes)
+    seat_bytes = min(MOST_MOMENTS * state, history) + FILM_BYTES + LOG_BYTES + LIVE * state + int(passes)
     return Capacity(step, seat_bytes, seats, room)
 
 

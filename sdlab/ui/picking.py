@@ -37,6 +37,7 @@ def pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: s
     as no knob is locked; return False if that leaves nothing, or no seat."""
     lane = desk.focus
     desk.offer = None  # it was to continue a run of other settings
+    wanted = wanted.with_losses_of(lane.settings)  # a lesson may have been read under another version of an own loss
     if desk.opened is not None:
         link = desk.opened.link
         try:

@@ -110,7 +110,7 @@ def build(
     ):
         app.include_router(router)
     if classroom is not None and room is not None:
-        teaching = Classroom(page, room, classroom.addresses)
+        teaching = Classroom(page, room, manager, classroom.addresses)
         app.include_router(teacher.routes(teaching, Door(classroom.pin)))
 
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))

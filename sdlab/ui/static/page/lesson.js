@@ -87,7 +87,7 @@ export function mount(element) {
     shown = lesson;
     section.dataset.name = lesson?.name ?? "";
     section.hidden = !lesson;
-    document.body.classList.toggle("in-lesson", Boolean(lesson));
+    document.getElementById("desk")?.classList.toggle("in-lesson", Boolean(lesson));
     if (!lesson) return outline([]);
     where.textContent = `${lesson.where}, page ${lesson.page + 1} of ${lesson.pages}`;
     body.innerHTML = lesson.html;

@@ -17,7 +17,7 @@ export function mount(element) {
   name.addEventListener("change", () => act({ do: "name", name: name.value }));
   name.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.isComposing) name.blur(); });
   part("room", (/** @type {Room | null} */ room) => { // null while the page has no seat
-    say(number, room ? `Seat ${room.number}` : "No seat yet");
+    say(number, room ? `Seat ${room.number}` : "No seat");
     name.disabled = !room;
     if (room && document.activeElement !== name) name.value = room.name;
     say(frozen, room?.frozen ? PAUSED : "");
