@@ -17,6 +17,7 @@ import test_raster
 import test_raster_gpu
 import tiny_models as tiny
 import torch
+from test_harmonics import of_each_view
 from torch import Tensor
 from waiting import until
 
@@ -253,7 +254,7 @@ def test_a_planted_wait_is_found(plant, gpu, new, monkeypatch):
 # ---- gsplat ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", test_raster.CASES)
+@pytest.mark.parametrize("build", [*test_raster.CASES, of_each_view])
 def test_gsplats_own_python_agrees_with_the_oracle(build, gpu):
     """The contract with gsplat: layouts, conventions, gradients. Its CUDA kernels are emulated."""
     test_raster_gpu.assert_agreement("reference", build)

@@ -1,6 +1,7 @@
 """nerfacc in place of the torch code for volumes: its formulas, the adapter over emulated kernels, and the fallback."""
 
 import importlib
+import os
 import sys
 import warnings
 from types import ModuleType, SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils import cpp_extension
 
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.console import Remark
@@ -120,6 +122,33 @@ def test_without_nerfacc_nothing_is_said(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert marching.marching_on(torch.device("cuda")) is TORCH
+
+
+def test_it_is_compiled_with_the_compiler_of_gsplat(monkeypatch, tmp_path):
+    from sdlab.volume import nerfacc as adapter
+
+    monkeypatch.setenv("SDLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.9")
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(adapter.gsplat_kernels, "toolkit", lambda: tmp_path / "cuda")
+    stale = tmp_path / "cache" / "nerfacc" / adapter.gsplat_kernels.folder().name / "nerfacc_cuda" / "lock"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    before, seen = dict(os.environ), []
+
+    def imported(name: str) -> SimpleNamespace:
+        seen.append({**os.environ, "home": str(cpp_extension.CUDA_HOME), "waits": stale.exists()})
+        return SimpleNamespace(_C=None if len(seen) > 1 else object())
+
+    monkeypatch.setattr(adapter.importlib, "import_module", imported)
+    adapter.load()
+    assert seen[0]["PATH"].startswith(str(tmp_path / "cuda" / "bin"))
+    assert seen[0]["TORCH_EXTENSIONS_DIR"] == str(stale.parents[1])
+    assert seen[0]["home"] == str(tmp_path / "cuda")
+    assert not seen[0]["waits"], "torch would wait for a process that is no more"
+    assert dict(os.environ) == before
+    with pytest.raises(RuntimeError, match="nvcc was not found"):
+        adapter.load()
 
 
 # ---- nerfacc itself --------------------------------------------------------------------------------------------------

@@ -120,6 +120,8 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
     match act:
         case {"do": "front"}:
             lane.view.look_from_front()
+        case {"do": "camera"}:
+            desk.copy_camera(lane)
         case {"do": "draw", "mode": str(mode)} if mode in view_modes(lane.seat.session.effective.scene):
             lane.view.show_as(mode)
         case {"do": "goto", "step": step}:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from sdlab.machine import cache_folder
 from sdlab.raster import gsplat_kernels
 from sdlab.volume import rays as plain
 from sdlab.volume.rays import Rays, Samples, crossing
@@ -35,29 +38,46 @@ def load() -> None:
 
 @contextlib.contextmanager
 def _compiler() -> Iterator[None]:
-    """Let nerfacc find what gsplat is compiled with, if anything."""
+    """Let nerfacc find what gsplat is compiled with, if anything, and keep what it compiles in our cache."""
     home = gsplat_kernels.toolkit()
     if home is None:
         yield
         return
-    path = os.environ.get("PATH", "")
-    with tempfile.TemporaryDirectory() as work, gsplat_kernels.compiling_with(home, Path(work)):
-        os.environ["PATH"] = os.pathsep.join([str(home / "bin"), path])  # nerfacc looks for nvcc there
-        try:
-            yield
-        finally:
-            os.environ["PATH"] = path
+    kept = cache_folder() / "nerfacc" / gsplat_kernels.folder().name
+    kept.mkdir(parents=True, exist_ok=True)
+    # left by a compilation that was killed; torch would wait for it, and `load` lets nobody else in
+    (kept / "nerfacc_cuda" / "lock").unlink(missing_ok=True)
+    path = os.pathsep.join([str(home / "bin"), os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    with (
+        tempfile.TemporaryDirectory() as work,
+        gsplat_kernels.compiling_with(home, Path(work)),
+        _environment({"PATH": path, "TORCH_EXTENSIONS_DIR": str(kept)}),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables during this block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def sample(rays: Rays, bound: float, count: int, offsets: Tensor, occupied: Tensor) -> Samples:
     """Return samples as `sdlab.volume.rays.sample` does, up to rounding at the borders of cells."""
-    from nerfacc import traverse_grids
-
     delta = 2 * bound / count
     near, far = crossing(rays, bound)
     cube = torch.full((1, 6), bound, device=near.device)
     cube[:, :3] *= -1
-    found = traverse_grids(
+    found = _nerfacc().traverse_grids(
         rays.origins,
         rays.directions,
         occupied[None],
@@ -72,12 +92,12 @@ def sample(rays: Rays, bound: float, count: int, offsets: Tensor, occupied: Tens
 
 def weights(optical: Tensor, ray: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return weights and transmittance as `sdlab.volume.rays.weights` does; sums run along each ray, in float32."""
-    from nerfacc import render_weight_from_density
-
     if not len(ray):
         return plain.weights(optical, ray, count)
-    unit = torch.ones_like(optical)
-    w, transmittance, _ = render_weight_from_density(
-        torch.zeros_like(unit), unit, optical, ray_indices=ray, n_rays=count
-    )
+    near, far = torch.zeros_like(optical), torch.ones_like(optical)  # the optical depth already has the length in it
+    w, transmittance, _ = _nerfacc().render_weight_from_density(near, far, optical, ray_indices=ray, n_rays=count)
     return w, transmittance
+
+
+def _nerfacc() -> ModuleType:
+    return importlib.import_module("nerfacc")
