@@ -58,8 +58,8 @@ def test_shares_and_growth():
     assert bench.deviation([10, 10, 10]) == 0.0
     assert bench.deviation([9, 10, 11]) == 10.0
     grown = [Sample(10.0 * i, 1000 + i + 5 * (i < 6), 0.5 * i) for i in range(31)]
-    found = bench._memory(grown)
-    assert found["from_second"] == 60
+    found = bench._memory(grown, 900.0)
+    assert (found["before_mb"], found["from_second"]) == (900.0, 60)
     assert found["mb_per_minute"] == pytest.approx(3.0), (
         "1 MB in 10 s, half of it histories; the first minute is left out"
     )

@@ -1,5 +1,6 @@
 """Pages that wait for a seat: in order, of limited number, and only as long as they are there."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -102,8 +103,16 @@ def test_a_seat_that_is_given_back_to_be_taken_again_is_nobody_elses(page: Page,
     """A preset with another prior needs a new run, in the last seat there is."""
     seated, waits = Browser(page, "seated"), Waiting(page, "waits")
     asked: list[bool] = []
-    page._viewports.opening = lambda: asked.append(waits.has_seat())  # pyright: ignore[reportAttributeAccessIssue]
+    poll = threading.Thread(target=lambda: asked.append(waits.has_seat()))
+
+    def ask_now() -> None:
+        """While there is no run in the seat."""
+        poll.start()
+        poll.join(0.2)
+
+    seated.desk.focus.seat.on_close.append(ask_now)
     page.replace(seated.desk, seated.desk.focus, settings(), None)
+    poll.join(20)
     assert asked == [False]
     assert len(seated.desk.lanes) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -320,7 +321,7 @@ def test_the_option_is_refused_in_one_line_and_the_file_neither_run_nor_made(
     for path in (file, new):
         args = app.parser().parse_args(["--preset", "mixture", "--own-loss", str(path), *arguments])
         with pytest.raises(ValueError, match=f"--own-loss {path}: it is code") as refused:
-            app.build(args, 7860)
+            app.build(args, 7860, contextlib.ExitStack())
         assert "\n" not in str(refused.value)
     assert not ran.exists()
     assert not new.exists()

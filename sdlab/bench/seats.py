@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 WARM_UP = 10  # uncounted steps per session
 SAMPLE_EVERY = 5.0  # seconds between two looks at the memory
 FIRST_MINUTE = 60.0
+STILL = 30.0  # seconds after which a run without a step was stopped
 FAIR = 10.0  # limit in percent of the deviation from an equal share
 FLAT = 2.0  # limit of memory growth without histories, in MB per minute
 
@@ -159,6 +160,7 @@ def deviation(steps: Sequence[int]) -> float:
 def pages(s: Settings, device: torch.device, seats: int, minutes: float, serve: Serve) -> dict[str, Any]:
     """Return what `seats` pages in browser contexts of their own find in some minutes."""
     with Site(serve, s, device, seats) as site, chromium() as browser:
+        empty = rss_mb()
         tabs = [Tab(browser, site, view=False) for _ in range(seats)]
         meters = [_started(tab) for tab in tabs]
         _wait_for_steps(meters, WARM_UP)
@@ -176,7 +178,7 @@ def pages(s: Settings, device: torch.device, seats: int, minutes: float, serve: 
         "steps": steps,
         "steps_per_second": [round(n / taken, 2) for n in steps],
         "deviation_percent": deviation(steps),
-        "memory": _memory(memory),
+        "memory": _memory(memory, empty),
         "load": round(float(np.mean(loads)), 1),
         "intrusions": {"tried": tried, "succeeded": broken},
         "when_full": full,
@@ -205,14 +207,15 @@ def _watched(
     return memory, loads
 
 
-def _memory(samples: Sequence[Sample]) -> dict[str, float]:
-    """Return what the memory was after the first minute, or half of a shorter time, and at the end, and how fast the
-    part without histories grew meanwhile (a straight line through all samples)."""
+def _memory(samples: Sequence[Sample], before: float = 0.0) -> dict[str, float]:
+    """Return what the memory was `before` the pages, after the first minute, or half of a shorter time, and at the end,
+    and how fast the part without histories grew meanwhile (a straight line through all samples)."""
     start = min(FIRST_MINUTE, samples[-1].second / 2)
     late = [sample for sample in samples if sample.second >= start]
     minutes, rest = [x.second / 60 for x in late], [x.rss - x.history for x in late]
     slope = float(np.polyfit(minutes, rest, 1)[0]) if len(late) > 1 else 0.0
     return {
+        "before_mb": round(before, 1),
         "from_second": round(late[0].second),
         "first_mb": round(late[0].rss, 1),
         "last_mb": round(late[-1].rss, 1),
@@ -235,10 +238,14 @@ def _intrusions(tabs: Sequence[Tab], meters: Sequence[Meter]) -> tuple[list[str]
                 broken.append(f"seat {i + 1}: {why}")
             tab.wait(0.1)  # slow enough not to be refused for speed alone
     before = [meter.steps for meter in meters]
-    tabs[0].wait(3)
+    end = time.monotonic() + STILL
+    while any(m.steps == n for m, n in zip(meters, before, strict=True)) and time.monotonic() < end:
+        tabs[0].wait(0.5)
     for i, (meter, was) in enumerate(zip(meters, settings, strict=True)):
-        if meter.session.settings != was or not meter.session.running or meter.steps == before[i]:
-            broken.append(f"the run of seat {i + 1} was changed or stopped")
+        if changes := was.differences(meter.session.settings):
+            broken.append(f"seat {i + 1}: its settings were changed: {changes}")
+        if meter.steps == before[i]:
+            broken.append(f"seat {i + 1}: its run was stopped ({meter.session.status.text})")
     return broken, tried
 
 
@@ -314,9 +321,10 @@ def _print_pages(found: dict[str, Any]) -> None:
     print(f"\n{len(found['steps'])} pages for {found['seconds']:.0f} s, load of the machine {found['load']}")
     print(f"steps of each: {', '.join(map(str, found['steps']))}; at most {found['deviation_percent']} % from equal")
     print(
-        f"memory of the server: {memory['first_mb']:.0f} MB after {memory['from_second']} s, {memory['last_mb']:.0f} "
-        f"at the end, with histories of {memory['first_history_mb']:.0f} and {memory['last_history_mb']:.0f} MB; the "
-        f"rest grew by {memory['mb_per_minute']:+.2f} MB a minute"
+        f"memory of the server: {memory['before_mb']:.0f} MB without pages, {memory['first_mb']:.0f} after "
+        f"{memory['from_second']} s, {memory['last_mb']:.0f} at the end, with "
+        f"histories of {memory['first_history_mb']:.0f} and {memory['last_history_mb']:.0f} MB; the rest grew by "
+        f"{memory['mb_per_minute']:+.2f} MB a minute"
     )
     print(f"attempts to get at another seat: {tried['tried']}, {len(tried['succeeded'])} succeeded")
     for text in tried["succeeded"]:

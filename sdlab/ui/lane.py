@@ -22,6 +22,8 @@ from sdlab.live.messages import (
     Noted,
     Patch,
     Rejected,
+    Reset,
+    Resume,
     Skipped,
     Stepped,
     Went,
@@ -67,6 +69,7 @@ class Lane:
         self.view = view
         self.preset = preset  # the last one picked
         self.remark = ""  # about the settings file that was opened
+        self._begins = False  # whether a run begins whose settings were just picked
         self.is_beside = False  # whether it is the second lane of an example, which the next one closes
         self._lock = threading.Lock()
         self._next_event = 0
@@ -199,6 +202,12 @@ class Lane:
 
         answer.add_done_callback(told)
 
+    def begin(self) -> None:
+        """Start over with the settings just picked, which the status line need not tell, and run."""
+        with self._lock:
+            self._begins = True
+        self.send(Reset(), Resume())
+
     # ---- from the session to the page --------------------------------------------------------------------
 
     def read(self) -> News:
@@ -263,6 +272,7 @@ class Lane:
                 if step <= self._last_step:
                     self._forget_curves()  # a reset
                 self._last_step = step
+                self._begins = False
                 self.stats = stats
                 for plot in PLOTS:
                     if (value := plot.value(stats)) is not None:
@@ -272,7 +282,9 @@ class Lane:
                 self._settle(path, value, stale)
                 stale |= self._shown_with(path)
                 self._mark(step, f"{path} = {value}")
-                self._message = self._applied(step, path, note, waiting)
+                said = self._applied(step, path, note, waiting)
+                if not self._begins or (said is not None and said.tone == "warning"):
+                    self._message = said
             case Rejected(_, path, value, reason):
                 self._settle(path, value, stale)
                 stale |= self._shown_with(path)

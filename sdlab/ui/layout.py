@@ -204,7 +204,7 @@ _HAND_IN = (
     '<header><h2 id="hand-in-title">Hand in</h2><button aria-label="Close">&times;</button></header>'
     "<p>One ZIP file with all runs of this page: settings, every change with its step, what you predicted in a lesson, "
     "readings and a small film. It is not sent anywhere: you download it and pass it on.</p>"
-    '<label class="field">Your name, if you like<input type="text" data-name autocomplete="name" '
+    '<label class="field">Your name, if you like<input type="text" data-name autofocus autocomplete="name" '
     f'maxlength="{manifest.NAME}"></label><label class="field">{QUESTION}<textarea data-answer rows="4" '
     f'maxlength="{manifest.ANSWER}"></textarea></label>'
     '<div class="row"><button type="button" class="primary" data-make>Make the file</button><a hidden></a>'

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sdlab import settings as catalogue
 from sdlab.examples import Example
 from sdlab.links import PRESET
-from sdlab.live.messages import Pause, Reset, Resume
+from sdlab.live.messages import Pause, Resume
 from sdlab.settings import Settings
 from sdlab.ui.desk import Desk
 from sdlab.ui.lane import Lane
@@ -72,9 +72,10 @@ def open_example(page: Page, desk: Desk, example: Example) -> None:
         return
     lane = desk.focus
     lane.is_beside = False
-    if lane is before:  # otherwise the run is new
-        lane.send(Reset())
-    lane.send(Resume())
+    if lane is before:
+        lane.begin()
+    else:  # the run is new
+        lane.send(Resume())
     if example.beside is not None:
         _open_beside(page, desk, lane, example.preset, example.beside)
 

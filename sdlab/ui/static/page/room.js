@@ -6,7 +6,7 @@ import { act, part } from "./news.js";
 /** @typedef {{ number: number, name: string, frozen: boolean, message: string }} Room */
 
 const PAUSED = "The teacher has paused everybody.";
-const HELD = "#lesson, #controls, #form, #timeline, #scrub, #versus-panel, #results, #drop"; // what changes runs or costs time
+const HELD = "#lesson, #examples, #controls, #form, #timeline, #scrub, #versus-panel, #results, #drop"; // what changes runs or costs time
 const HELD_BUTTONS = ".lane [data-do=branch], .lane [data-do=close], .lane [data-do=keep]";
 
 /** @param {HTMLElement} element */

@@ -18,10 +18,12 @@ const STOPS = /** @type {Stop[]} */ ([
   { element: "#tabs", title: "What the loss sees", text: () =>
     `${visibleTabs()}: pictures of the step, figures over time, all losses at one state, files to keep.` },
   { element: "#title [data-examples]", title: "Examples", text: () =>
-    "Losses beside each other, illusions, sketches, points on a plane: one click opens and starts each." },
+    `Losses beside each other, illusions, sketches, points on a plane: one click opens and starts each.${ofLessons()}` },
   { element: "#title [data-share]", title: "A link", text: () =>
     "It opens the page with exactly these settings. The question mark beside it starts this tour again." },
 ]);
+
+const ofLessons = () => (document.querySelector("#title [data-lessons]")?.checkVisibility() ? " Lessons, beside it, explain what you see." : "");
 
 const visibleTabs = () => [...document.querySelectorAll("#tabs [data-tab]")]
   .filter((tab) => tab.checkVisibility()).map((tab) => tab.textContent).join(", ");

@@ -34,7 +34,7 @@ const away = (seat) => (seat.left ? "page closed" : seat.hidden ? "page hidden" 
 export function lessonOf({ lesson }) {
   if (!lesson) return "";
   const asked = lesson.predictions.length, right = asked ? `, ${lesson.predictions.filter((each) => each.right).length} of ${asked} predictions right` : "";
-  return `${lesson.title}, page ${lesson.page + 1} of ${lesson.pages}${right}`;
+  return `page ${lesson.page + 1}/${lesson.pages}, ${lesson.title}${right}`;
 }
 
 /** @param {string} tag @param {string} name @param {string} [text] */
@@ -88,7 +88,7 @@ class Card {
   show(seat) {
     this.seat = seat;
     const state = [seat.said, seat.rate, seat.lanes > 1 ? `${seat.lanes} lanes` : "", away(seat)];
-    const run = [`step ${seat.step} of ${seat.planned}`, seat.loss, seat.preset];
+    const run = [`step ${seat.step}/${seat.planned}`, seat.loss, seat.preset];
     write(this.title, nameOf(seat));
     write(this.lines.state, state.filter(Boolean).join(" \u00b7 "));
     write(this.lines.run, run.filter(Boolean).join(" \u00b7 "));
@@ -97,6 +97,7 @@ class Card {
     write(this.lines.last, `${seat.last}, ${since(seat.ago)}`);
     this.lines.prompt.title = seat.prompt;
     this.title.title = nameOf(seat);
+    this.lines.lesson.title = lessonOf(seat);
     this.node.dataset.phase = seat.phase;
     this.node.classList.toggle("away", Boolean(away(seat)));
     for (const button of this.node.querySelectorAll("button"))
