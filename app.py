@@ -267,8 +267,8 @@ def own_loss(path: Path, local: bool) -> Any:
     unless the server is `local`: what is in the file, or typed on the page, is code that the server runs."""
     if not local or "SPACE_ID" in os.environ:
         raise ValueError(
-            f"--own-loss {path}: it is code, so only a server that nobody else can reach runs it; leave out --host and "
-            "--public-url, and run it on your own machine"
+            f"--own-loss {path}: it is code, so only a server that nobody else can reach runs it; leave out --host, "
+            "--public-url and --classroom, and run it on your own machine"
         )
     from sdlab import own_loss
 

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add_metrics(commands)
     _add_bench(commands)
     claims.add_command(commands)
+    experiments.add_examples(commands)
     site.add_command(commands)
     _add_lessons(commands)
     _add_toybox(commands)

@@ -9,6 +9,7 @@ change takes effect:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -131,11 +132,19 @@ def parse(k: Knob, text: str) -> Any:
         return check(k, text)
     if k.type is bool:
         return check(k, {"true": True, "false": False}.get(text.strip().lower(), text))
+    number = _number(text)
+    return check(k, text if number is None else number)
+
+
+def _number(text: str) -> int | float | None:
+    """Return the number that a text is, None if it is none; a large whole one exactly, which a float would round."""
+    with contextlib.suppress(ValueError):
+        return int(text)
     try:
         number = float(text)
     except ValueError:
-        return check(k, text)
-    return check(k, int(number) if number.is_integer() else number)
+        return None
+    return int(number) if number.is_integer() else number
 
 
 def path_hint(given: str) -> str:

@@ -22,6 +22,7 @@ class OptimSettings:
     lr_log_scales: float = knob(1e-2, 0.0, 1.0, "learning rate of log-scales", log=True)
     lr_opacity_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of opacity logits", log=True)
     lr_color_logits: float = knob(5e-2, 0.0, 1.0, "learning rate of colour logits", log=True)
+    lr_sh: float = knob(2.5e-3, 0.0, 1.0, "learning rate of colours' harmonics (3DGS: 1/20 of the colour's)", log=True)
     lr_planes: float = knob(1e-2, 0.0, 1.0, "learning rate of a field's planes", log=True)
     lr_decoder: float = knob(1e-3, 0.0, 1.0, "learning rate of a field's decoder", log=True)
     lr_latents: float = knob(1e-2, 0.0, 1.0, "learning rate of images in the prior's space", log=True)

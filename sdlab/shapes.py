@@ -15,6 +15,12 @@ class RawSplats(NamedTuple):
     log_scales: np.ndarray  # [N, 3]
     opacity_logits: np.ndarray  # [N]
     rgbs: np.ndarray  # [N, 3] in [0, 1]
+    sh: np.ndarray | None = None  # [N, K, 3], what depends on the direction of view: see `sdlab.raster.harmonics`
+
+    def rows(self, chosen: np.ndarray | slice) -> RawSplats:
+        """Return some of the Gaussians."""
+        means, quats, log_scales, opacity_logits, rgbs = (column[chosen] for column in self[:5])
+        return RawSplats(means, quats, log_scales, opacity_logits, rgbs, None if self.sh is None else self.sh[chosen])
 
 
 class Cloud(NamedTuple):

@@ -52,18 +52,24 @@ ask = {question = "What?", choices = ["this", "that"], answer = 1, because = "so
 def manager() -> Iterator[Manager]:
     manager = Manager(max_sessions=9)
     yield manager
-    manager.shutdown()
+    manager.shutdown(0.5)
+
+
+@pytest.fixture(scope="module")
+def visitors() -> Visitors:
+    """All presets are read, once."""
+    return Visitors(*public(settings()))
 
 
 @pytest.fixture
-def page(manager: Manager) -> Page:
-    return Page(manager, Views(), Visitors(*public(settings())), "mixture", room=Room(3))
+def page(manager: Manager, visitors: Visitors) -> Page:
+    return Page(manager, Views(), visitors, "mixture", room=Room(3))
 
 
 @pytest.fixture
-def classroom(page: Page) -> Classroom:
+def classroom(page: Page, manager: Manager) -> Classroom:
     assert page.room is not None
-    return Classroom(page, page.room, ["http://10.0.0.5:7860/"])
+    return Classroom(page, page.room, manager, ["http://10.0.0.5:7860/"])
 
 
 @pytest.fixture
@@ -122,6 +128,9 @@ def test_the_board_says_who_is_there_and_what_each_run_does(classroom: Classroom
     assert first["lesson"] is None
     assert not first["left"]
     assert (second["number"], second["phase"], second["last"]) == (2, "ready", "opened the page")
+    assert (second["left"], second["hidden"]) == (False, False)
+    bob.page.poll(bob.token, bob.name, hidden=True)
+    assert entry(classroom, 2)["hidden"]
     bob.leave()
     assert entry(classroom, 2)["left"]
     assert ann.panels()["room"]["number"] == 1
@@ -139,7 +148,7 @@ def test_acts_are_told_in_words_and_looking_around_is_none():
 def test_numbers_are_used_again_and_keys_are_not(page: Page, classroom: Classroom, ann: Browser, bob: Browser):
     old = key(ann)
     assert classroom.act({"do": "end", "seat": old}) == ""
-    assert "Session ended" in ann.panels()["status"]
+    assert "the teacher ended it" in ann.panels()["status"]
     carl = Browser(page, "carl")
     assert carl.desk.place is not None
     assert carl.desk.place.number == 1
@@ -236,7 +245,7 @@ def test_a_link_sets_hides_and_locks_and_the_next_one_unlocks(classroom: Classro
     assert "nonsense" in said
     ready(ann)
     told = ann.panels()["link"]
-    assert (told["hide"], told["lock"], told["text"]) == (("lens",), ("preset", "losses"), "large")
+    assert (told["hide"], told["lock"], told["text"]) == (["lens"], ["preset", "losses"], "large")
     assert ann.desk.focus.settings.seed == 7
     ann.act(do="preset", preset="playground")
     ann.act(do="knob", knob="losses.sds.cfg", value=33.0)
@@ -244,7 +253,7 @@ def test_a_link_sets_hides_and_locks_and_the_next_one_unlocks(classroom: Classro
     assert (ann.desk.focus.preset, ann.desk.focus.settings.loss.cfg == 33.0) == (None, False)  # type: ignore[attr-defined]
     classroom.act({"do": "preset", "preset": "playground"})
     assert ann.desk.focus.preset == "playground"
-    assert ann.panels()["link"]["lock"] == ()
+    assert ann.panels()["link"]["lock"] == []
 
 
 def test_a_page_of_a_lesson_reaches_the_class_and_its_progress_the_teacher(

@@ -116,7 +116,7 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
         assert other.post("/desk", json={}).json()["token"]
     late = Seen(browser, address)
     late.says("#status strong", "You are number 1 in the line")
-    late.says(".room [data-number]", "No seat yet")
+    late.says(".room [data-number]", "No seat")
     teacher.says("#count", "2 of 2 seats taken, 1 waiting")
     teacher.page.on("dialog", lambda dialog: dialog.accept())
     teacher.page.locator(".seat", has_text="Seat 2").get_by_text("End").click()
@@ -149,8 +149,10 @@ def test_a_link_back_returns_to_the_run_in_another_browser(browser, address: str
     first.page.click("#start:enabled")
     until(lambda: int(first.page.get_attribute("#status .status", "data-step") or 0) > 3)
     first.page.click("[data-share]")
-    first.page.evaluate("document.execCommand = () => { window.copied = document.activeElement.value; return true; }")
-    first.page.evaluate("navigator.clipboard.writeText = () => Promise.reject()")
+    first.page.evaluate("""() => {
+        navigator.clipboard.writeText = () => Promise.reject();  // as over plain HTTP
+        document.execCommand = () => { window.copied = document.activeElement.value; return true; };
+    }""")
     first.page.click("[data-back]")
     until(lambda: first.page.evaluate("window.copied"))
     back = first.page.evaluate("window.copied")

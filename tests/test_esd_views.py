@@ -15,8 +15,10 @@ from sdlab.cameras import CameraSettings, turntable
 from sdlab.experiments import entropy_term, esd_views, janus_losses, objects
 from sdlab.experiments.journal import Journal, key_of
 from sdlab.experiments.variants import Variant
+from sdlab.live import critic
 from sdlab.live.session import Session
-from sdlab.priors.gallery import GalleryPrior
+from sdlab.priors import sides
+from sdlab.priors.gallery import GalleryPrior, GalleryScores
 from sdlab.priors.mixture import MixturePrior
 from sdlab.priors.sources.toybox import ToyboxSource, circle, from_circle, read_key, shot_of
 from sdlab.prompts import PromptBank
@@ -81,13 +83,27 @@ def test_views_that_are_images_of_the_prior_are_read_as_those():
     azimuths = torch.arange(12) * 30.0
     azimuths = (azimuths + 180) % 360 - 180
     x = torch.randn(12, 3, 64, generator=StepRng(0, 0)("x"), dtype=torch.float64)
-    all_sides = esd_views.read(x, x, azimuths, 0.3)
+    all_sides = sides.read(x, x, azimuths, 0.3)
     assert (all_sides.fronts, all_sides.iv, all_sides.iq) == (3, round(math.log(12), 3), 0)
-    janus = esd_views.read(x[:1].expand(12, -1, -1), x, azimuths, 0.3)
+    janus = sides.read(x[:1].expand(12, -1, -1), x, azimuths, 0.3)
     assert (janus.fronts, janus.iv, janus.iq) == (12, 0, 0)
-    undecided = esd_views.read(x.mean(0, keepdim=True), x, azimuths, 1000.0)
+    undecided = sides.read(x.mean(0, keepdim=True), x, azimuths, 1000.0)
     assert undecided.fronts == pytest.approx(3 / 12, abs=0.01)
     assert undecided.iq == pytest.approx(math.log(12), abs=0.01)
+
+
+def test_charts_and_lessons_read_such_views_by_the_prior_and_others_by_the_judge():
+    session = Session(preset("gallery-esd-views"), CPU)
+    session.prepare()
+    prior = session.prior
+    assert isinstance(prior, GalleryScores)
+    rgba = prior.source.draw(prior.source.key("a pink frog"), 45, 16, 0).permute(0, 2, 3, 1).int().numpy()
+    turns = circle(45, 0.6)
+    once = [turns.index((30 * i + 180) % 360 - 180) for i in range(12)]  # every side, in order
+    over_white = np.uint8((rgba[..., :3] + 255 - rgba[..., 3:]).clip(0, 255))  # colours are premultiplied
+    assert critic.metrics_of_sides(over_white[once], session)["fronts"] == pytest.approx(3, abs=0.5)
+    assert critic.metrics_of_sides(over_white[once[:1] * 12], session)["fronts"] == pytest.approx(12, abs=0.5)
+    assert critic.metrics_of_sides(over_white[once], Session(preset("playground"), CPU)) == {}
 
 
 def test_the_variety_of_the_prior_is_that_of_its_azimuths():
@@ -155,7 +171,7 @@ def test_moving_lambda_in_a_running_scene_takes_its_extra_fronts_away():
         cams = turntable(12, s.camera, 32)
         with torch.no_grad():
             z = prior.encode(session.state.scene.render(cams, torch.ones(12, 3)).rgb)
-        found.append(esd_views.shown(z, prior, s.prompt.text))
+        found.append(sides.shown(z, prior, s.prompt.text))
     vsd, esd = found
     assert vsd.fronts > 10
     assert esd.fronts < 6

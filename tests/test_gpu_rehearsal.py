@@ -17,6 +17,7 @@ import test_raster
 import test_raster_gpu
 import tiny_models as tiny
 import torch
+from test_harmonics import of_each_view
 from torch import Tensor
 from waiting import until
 
@@ -39,6 +40,7 @@ from sdlab.scenes import splats
 from sdlab.settings import Settings, preset
 from sdlab.step import needs_warm_up, step
 from sdlab.transfer import download, upload
+from sdlab.volume import marching
 
 pytestmark = pytest.mark.slow
 ENTRIES = {entry.label: entry for entry in entries(preset("dreamfusion"))}
@@ -55,6 +57,7 @@ def gpu():
         own = emulated_gsplat.without_gsplat()
         emulated_gsplat.install()
         patch.setattr(one_step, "DENSIFY_PAUSE", 1)
+        patch.setattr(marching, "_on_cuda", lambda: marching.TORCH)  # nerfacc, if installed, would compile itself
         try:
             with rehearsal.on():
                 yield rehearsal
@@ -177,6 +180,26 @@ def test_options_of_a_step_wait_no_more(changes, gpu, new, monkeypatch):
     assert pretended.counted(gpu.waits(lambda: one_more(session))) == {"gsplat read": 1}
 
 
+@pytest.fixture(scope="module")
+def volume(base) -> Settings:
+    """Settings with a volume that has all penalties."""
+    same = [(path, getattr(base.prior, path.partition(".")[2])) for path in base.knobs() if path.startswith("prior.")]
+    small = [("scene.resolution", 16), ("scene.channels", 4), ("scene.hidden", 8), ("scene.samples", 24)]
+    small += [("scene.empty_every", 1), ("camera.views", 2), ("camera.resolution", 16)]
+    penalties = [(f"scene.{name}", 0.1) for name in ("sparsity", "opaqueness", "orientation")]
+    return preset("prolificdreamer-nerf").patch_all([*same, *small, *penalties, *SHORT])
+
+
+@pytest.mark.parametrize("loss", ["sds", "vsd"])
+def test_a_step_of_a_volume_waits_for_its_lists_of_samples_only(loss, gpu, new, volume, monkeypatch):
+    monkeypatch.setattr(spaces, "CHECKED_AT_ONCE", 0)
+    session = ready(new(("active", loss), settings=volume))
+    waits = pretended.counted(gpu.waits(lambda: one_more(session)))
+    assert sorted(where.split(":")[0] for where in waits) == ["scenes/field.py", "volume/rays.py"]
+    assert set(waits.values()) == {1}
+    assert all_on_cuda(session)
+
+
 def test_a_step_computes_what_it_does_on_a_cpu(gpu, folder):
     """Images need no rasteriser; what is left is how convolutions round in another memory format."""
     s = preset("prolificdreamer-2d").patch_all(
@@ -231,7 +254,7 @@ def test_a_planted_wait_is_found(plant, gpu, new, monkeypatch):
 # ---- gsplat ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", test_raster.CASES)
+@pytest.mark.parametrize("build", [*test_raster.CASES, of_each_view])
 def test_gsplats_own_python_agrees_with_the_oracle(build, gpu):
     """The contract with gsplat: layouts, conventions, gradients. Its CUDA kernels are emulated."""
     test_raster_gpu.assert_agreement("reference", build)
@@ -357,8 +380,9 @@ def test_the_lens_and_the_comparison_look_at_a_run_on_the_gpu(new, monkeypatch):
     assert len(compared.losses) == len(session.settings.losses)
 
 
-def test_results_are_exported_from_the_gpu(new, simple, tmp_path):
-    session = new(settings=simple)
+@pytest.mark.parametrize("kind", ["simple", "volume"])
+def test_results_are_exported_from_the_gpu(kind, new, request, tmp_path):
+    session = new(settings=request.getfixturevalue(kind))
     session.run(until=1)
     names = {file.name for file in session.export(tmp_path, 16)}
     assert {"scene.ply", "turntable.mp4"} <= names

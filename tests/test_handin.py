@@ -106,18 +106,18 @@ def wandered(page: Page) -> Browser:
         session.send(Patch.one("losses.sds.cfg", scale))
     browser.act(do="pause")
     until(lambda: session.status.phase == "paused")
-    took(session, 30)
+    took(session, 12)
     walk(browser, session)
-    sent(session, Goto(session.state.step - 30), Patch.one("active", "vsd"))
-    took(session, 8)  # after the warm-up of psi
+    sent(session, Goto(session.state.step - 15), Patch.one("active", "vsd"))
+    took(session, 4)  # after the warm-up of psi
     browser.act(do="branch", lane=browser.desk.focus.seat.id)
     other = browser.desk.focus.seat.session
     assert other is not session
     until(lambda: other.status.phase == "paused")
     sent(other, Patch.one("active", "sds"))
-    took(other, 25)
+    took(other, 5)
     sent(session, Patch.one("seed", 3), Reset())
-    took(session, 25)
+    took(session, 21)
     return browser
 
 
@@ -130,7 +130,7 @@ def walk(browser: Browser, session: Session) -> None:
         way.predict(1)
         for act in way.due(reader.step):
             way.keep(act.value, reader.read)
-        took(session, 5)
+        took(session, 3)
         until(lambda: (seen := session.around.get()) is not None and seen.step == session.state.step)
         way.tick(reader.step, reader.read)
     assert len(way.reached) == 3
@@ -196,7 +196,7 @@ def test_what_a_page_hands_in_is_repeated_bit_for_bit(made: Path):
     given = grade.read(made)
     kinds = [(stretch.origin is not None, bool(stretch.changes)) for stretch in given.stretches]
     assert {(True, True), (False, True), (False, False)} <= set(kinds)
-    assert max(stretch.ticks for stretch in given.stretches) > 40
+    assert max(stretch.ticks for stretch in given.stretches) > 20
     assert [lane.letter for lane in given.manifest.lanes] == ["A", "B"]
     assert {"saturation", "sharpness", "n_gaussians"} <= given.manifest.lanes[0].readings.keys()
     with zipfile.ZipFile(made) as files:
@@ -246,36 +246,43 @@ def other_settings(tree: Any) -> None:
     first["settings"], last["settings"] = last["settings"], first["settings"]
 
 
+def test_readings_that_were_edited_are_named(made: Path, tmp_path: Path):
+    def all_of_them(tree: Any) -> None:
+        for edit in (another_reading, fewer_steps, a_better_reading, a_page_not_reached):
+            edit(tree)
+
+    row = graded(edited(made, tmp_path / "x.zip", archive.MANIFEST, all_of_them))
+    assert row.outcome == "differs"
+    for said in ("lane A: the final state at step", "page 1, step", "does not reach what it waits for"):
+        assert any(said in text for text in row.differences), row.differences
+    assert any("not sealed by this computer" in note for note in row.notes), "its hashes were made to fit"
+
+
 @pytest.mark.parametrize(
-    ("name", "edit", "said"),
+    ("edit", "said"),
     [
-        (archive.MANIFEST, another_reading, "saturation is"),
-        (archive.MANIFEST, fewer_steps, "the final state at step"),
-        (archive.MANIFEST, a_better_reading, "page 1, step"),
-        (archive.MANIFEST, a_page_not_reached, "does not reach what it waits for"),
-        (archive.HISTORY, another_change, "after the change losses.sds.cfg = 19.0"),
-        (archive.HISTORY, a_later_change, "the bits differ at step"),
-        (archive.HISTORY, no_change, "the bits differ at step"),
-        (archive.HISTORY, other_settings, "the bits differ from the start on"),
+        (another_change, "after the change losses.sds.cfg = 19.0"),
+        (other_settings, "the bits differ from the start on"),
+        pytest.param(a_later_change, "the bits differ at step", marks=pytest.mark.nightly),
+        pytest.param(no_change, "the bits differ at step", marks=pytest.mark.nightly),
     ],
 )
-def test_what_was_tampered_with_is_named(made: Path, tmp_path: Path, name: str, edit: Any, said: str):
-    row = graded(edited(made, tmp_path / "x.zip", name, edit))
+def test_a_history_that_was_edited_is_located(made: Path, tmp_path: Path, edit: Any, said: str):
+    row = graded(edited(made, tmp_path / "x.zip", archive.HISTORY, edit))
     assert row.outcome == "differs"
     assert any(said in text for text in row.differences), row.differences
-    assert any("not sealed by this computer" in note for note in row.notes), "its hashes were made to fit"
 
 
 def test_what_no_repetition_can_tell_is_told_by_hashes_and_seal(made: Path, tmp_path: Path):
     def another_name(tree: Any) -> None:
         tree["name"] = "Bob"
 
-    plain = graded(edited(made, tmp_path / "a.zip", archive.MANIFEST, another_name, with_sums=False))
+    plain = graded(edited(made, tmp_path / "a.zip", archive.MANIFEST, another_name, with_sums=False), seconds=-1.0)
     assert plain.differences == ["manifest.json was edited after the file was made: its hash is another"]
     resealed = edited(made, tmp_path / "b.zip", archive.MANIFEST, another_name)
-    assert graded(resealed).outcome == "same bits"
-    assert [graded(resealed, sealed=True).differences] == [
-        ["it is not sealed by this computer: nothing proves name, predictions and answers"]
+    assert graded(resealed, seconds=-1.0).differences == []
+    assert graded(resealed, seconds=-1.0, sealed=True).differences == [
+        "it is not sealed by this computer: nothing proves name, predictions and answers"
     ]
 
 
@@ -321,28 +328,27 @@ def other_bits(tree: Any) -> Any:
 
 def test_another_machine_is_compared_within_a_tolerance(made: Path, tmp_path: Path):
     away = edited(made, tmp_path / "a.zip", archive.MANIFEST, elsewhere)
-    row = graded(away)
-    assert (row.outcome, row.differences) == ("same bits", [])
-    assert any("processor another there" in note for note in row.notes)
     near = edited(away, tmp_path / "b.zip", archive.HISTORY, other_bits)
-    assert (graded(near).outcome, graded(near).differences) == ("nearly same", [])
+    row = graded(near)
+    assert (row.outcome, row.differences) == ("nearly same", [])
+    assert any("processor another there" in note for note in row.notes)
     far = graded(edited(near, tmp_path / "c.zip", archive.HISTORY, other_settings))
     assert any("a parameter differs by more than" in text for text in far.differences)
 
 
 def test_what_cannot_run_here_is_not_repeated_and_says_why(made: Path, tmp_path: Path):
-    def with_toml(text: str, to: str) -> Path:
-        with zipfile.ZipFile(made) as old:
-            files = {one: old.read(one) for one in old.namelist() if one != archive.SUMS}
-        changed = {one: raw + text.encode() if one.endswith(".toml") else raw for one, raw in files.items()}
-        archive.write(tmp_path / to, changed, KEY)
-        return tmp_path / to
+    def with_toml(old: bytes, new: bytes) -> Path:
+        with zipfile.ZipFile(made) as source:
+            files = {one: source.read(one) for one in source.namelist() if one != archive.SUMS}
+        changed = {one: raw.replace(old, new, 1) if one.endswith(".toml") else raw for one, raw in files.items()}
+        archive.write(tmp_path / "x.zip", changed, KEY)
+        return tmp_path / "x.zip"
 
-    for text, why in (
-        ("\n[camera]\nviews = 64\n", "visitors"),
-        ("\nactive = 3\n", "toml"),
+    for old, new, why in (
+        (b"[camera]\n", b"[camera]\nviews = 64\n", "visitors of this server may"),
+        (b"resolution = 16", b"resolution = -1", "camera.resolution"),
     ):
-        row = graded(with_toml(text, "x.zip"))
+        row = graded(with_toml(old, new))
         assert row.outcome == "not repeated"
         assert any(why in note for note in row.notes), row.notes
     row = graded(made, seconds=-1.0)

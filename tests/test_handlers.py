@@ -2,6 +2,7 @@
 or in two tabs at once."""
 
 import functools
+import json
 import tempfile
 import threading
 import zipfile
@@ -17,9 +18,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from waiting import until
 
+from sdlab.cameras import CameraSettings, turntable
+from sdlab.export.interchange import transforms_of
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Patch, Reset
 from sdlab.settings import Settings, default_settings, preset, priors, scenes, to_toml
+from sdlab.types import Cameras
 from sdlab.ui import visitors as visitors_module
 from sdlab.ui.answers import MAX_BODY, routes
 from sdlab.ui.desk import Desk
@@ -37,10 +41,13 @@ class View(SplatView):
     def __init__(self) -> None:
         self._film_at = None
         self._rendered = None
+        self.seen: Cameras | None = None  # the browser's camera
 
     def link(self, peers: Any) -> None: ...
     def begin_like(self, other: Any) -> None: ...
     def set_dark(self, dark: bool) -> None: ...
+    def cameras(self) -> Cameras | None:
+        return self.seen
 
 
 class Views(Viewports):
@@ -117,6 +124,19 @@ def branched(browser: Browser, lanes: int) -> list[str]:
         browser.act(do="branch", lane=browser.desk.focus.seat.id)
         ready(browser)
     return [lane.seat.id for lane in browser.desk.lanes]
+
+
+def test_a_views_camera_is_told_once_for_each_press(browser: Browser):
+    ready(browser)
+    browser.act(do="camera")
+    panels = browser.panels()
+    assert "camera" not in panels
+    assert "has not told its camera yet" in panels["status"]
+    browser.desk.focus.view.seen = turntable(1, CameraSettings(), 300)  # type: ignore[attr-defined]
+    for _ in range(2):
+        browser.act(do="camera")
+        assert json.loads(browser.panels()["camera"]) == transforms_of(turntable(1, CameraSettings(), 300))
+        assert "camera" not in browser.panels()
 
 
 @pytest.mark.parametrize("what", ["close", "keep"])

@@ -1,6 +1,7 @@
 """Exports that other programs read: SPZ, Gaussians in glTF, the growth as PLY files, cameras."""
 
 import gzip
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from test_results import FIGURE
 
 from sdlab.cameras import CameraSettings, turntable
@@ -21,6 +23,7 @@ from sdlab.export.interchange import (
     write_growth,
     write_spz,
 )
+from sdlab.export.writers import Still, turntable_pictures
 from sdlab.meshes.colours import SH_C0
 from sdlab.raster import world_covariances
 from sdlab.starts.clouds import read_cloud
@@ -101,7 +104,7 @@ def test_extremes_stay_in_the_formats_range(tmp_path):
     found = gsply.read_spz(str(tmp_path / "x.spz"))
     assert abs(found.means).max() <= 2048
     assert (found.scales == -10).all()
-    nothing = RawSplats(*(column[:0] for column in FIGURE))
+    nothing = FIGURE.rows(slice(0))
     for write in (write_spz, write_gaussian_glb):
         assert write(tmp_path / "empty", nothing) == 0
 
@@ -154,7 +157,7 @@ def test_a_snapshot_has_axes_and_scales_again():
 
 @pytest.mark.parametrize("length", [1, 7, 3 * FRAMES_MOST])
 def test_the_growth_is_a_sequence_of_plys(length, tmp_path):
-    few = RawSplats(*(column[:5] for column in FIGURE))
+    few = FIGURE.rows(slice(5))
     film = tuple((10 * i, snapshot(few)) for i in range(length))
     told: list[tuple[int, int]] = []
     frames = write_growth(tmp_path / "x.zip", film, lambda *progress: told.append(progress))
@@ -172,8 +175,14 @@ def test_the_growth_is_a_sequence_of_plys(length, tmp_path):
 
 def test_the_cameras_project_what_ours_project(tmp_path):
     settings = CameraSettings()
-    assert write_cameras(tmp_path / "c.json", settings, 200, views=8) == 8
-    tree = json.loads((tmp_path / "c.json").read_text())
+    few, told = FIGURE.rows(slice(5)), []
+    assert write_cameras(tmp_path / "c.zip", few, settings, 200, 8, lambda *progress: told.append(progress)) == 8
+    assert told == [(i, 8) for i in range(9)]
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        tree = json.loads(archive.read("transforms.json"))
+        pictures = [Image.open(io.BytesIO(archive.read(frame["file_path"]))) for frame in tree["frames"]]
+    expected = turntable_pictures(Still(few), settings, 8, 200)
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, expected, strict=True))
     cams = turntable(8, settings, 200)
     point = np.array([0.3, -0.2, 0.5])
     for frame, viewmat, K in zip(tree["frames"], cams.viewmats.double(), cams.Ks.double(), strict=True):

@@ -26,7 +26,7 @@ ROWS = [
     {"density", "starts", "training"},
     {"scenes", "prompts"},
     {"settings"},
-    {"step", "options", "own_loss", "export", "links"},
+    {"step", "options", "own_loss", "export", "links", "examples"},
     {"lens"},
     {"live"},
     {"headless", "viewport", "lessons", "handin"},

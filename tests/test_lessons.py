@@ -393,7 +393,7 @@ preset = "playground"
 title = "SDS"
 text = "Write it."
 do = [{set = {losses.sds.cfg = 3.0}}]
-student = [{write = \"\"\"CODE\"\"\"}, {set = {active = "own"}}]
+student = [{write = '''CODE'''}, {set = {active = "own"}}]
 wait = {reading = "compare.cosine.own.sds", at_least = 0.999}
 """
 
@@ -401,7 +401,7 @@ wait = {reading = "compare.cosine.own.sds", at_least = 0.999}
 def test_what_a_learner_writes_is_used_in_a_check_alone():
     right = EXERCISE.replace("eps_c - eps_u\n", "eps_u + self.cfg * (eps_c - eps_u) - x.noise\n")
     for code, holds in ((right, True), (EXERCISE, False)):
-        lesson = read(WRITTEN.replace("CODE", code.replace("\\", "\\\\").replace('"""', "")), "written")
+        lesson = read(WRITTEN.replace("CODE", code), "written")
         assert [act.what for act in lesson.pages[0].student] == ["write", "set"]
         found = check(lesson, 1, torch.device("cpu"))[0]
         assert found.holds is holds

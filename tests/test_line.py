@@ -1,5 +1,6 @@
 """Pages that wait for a seat: in order, of limited number, and only as long as they are there."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -38,12 +39,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def manager() -> Iterator[Manager]:
     manager = Manager(max_sessions=1)
     yield manager
-    manager.shutdown()
+    manager.shutdown(0.5)
+
+
+@pytest.fixture(scope="module")
+def public_visitors() -> Visitors:
+    """All presets are read, once."""
+    return Visitors(*public(settings()))
+
+
+@pytest.fixture(scope="module")
+def visitors() -> Visitors:
+    return Visitors(settings())
 
 
 @pytest.fixture
-def page(manager: Manager) -> Page:
-    return Page(manager, Views(), Visitors(settings()))
+def page(manager: Manager, visitors: Visitors) -> Page:
+    return Page(manager, Views(), visitors)
 
 
 def ticket(page: str, client: Client | None = None) -> Ticket:
@@ -91,8 +103,16 @@ def test_a_seat_that_is_given_back_to_be_taken_again_is_nobody_elses(page: Page,
     """A preset with another prior needs a new run, in the last seat there is."""
     seated, waits = Browser(page, "seated"), Waiting(page, "waits")
     asked: list[bool] = []
-    page._viewports.opening = lambda: asked.append(waits.has_seat())  # pyright: ignore[reportAttributeAccessIssue]
+    poll = threading.Thread(target=lambda: asked.append(waits.has_seat()))
+
+    def ask_now() -> None:
+        """While there is no run in the seat."""
+        poll.start()
+        poll.join(0.2)
+
+    seated.desk.focus.seat.on_close.append(ask_now)
     page.replace(seated.desk, seated.desk.focus, settings(), None)
+    poll.join(20)
     assert asked == [False]
     assert len(seated.desk.lanes) == 1
 
@@ -103,7 +123,7 @@ def test_nobody_adds_a_lane_while_others_wait(page: Page, manager: Manager):
     Waiting(page, "waits")
     page.close(*second.desk.lanes)
     first.act(do="branch")
-    assert "1 pages wait for a seat" in first.panels()["status"]
+    assert "1 page waits for a seat" in first.panels()["status"]
     assert len(first.desk.lanes) == 1
 
 
@@ -176,8 +196,8 @@ def test_a_page_for_which_the_line_is_full_is_told_so(page: Page, manager: Manag
     assert told["panels"]["controls"]["again"] == "Try again"
 
 
-def test_a_ticket_opens_nothing_but_the_line(manager: Manager):
-    page = Page(manager, Views(), Visitors(*public(settings())))
+def test_a_ticket_opens_nothing_but_the_line(manager: Manager, public_visitors: Visitors):
+    page = Page(manager, Views(), public_visitors)
     seated, waits = Browser(page, "seated"), Waiting(page, "waits")
     app = FastAPI()
     app.add_middleware(Guard)
@@ -191,8 +211,8 @@ def test_a_ticket_opens_nothing_but_the_line(manager: Manager):
     assert client.get(f"/news/{seated.token}", params={"page": "waits"}).json()["panels"]["stage"] == []
 
 
-def test_polls_of_waiting_pages_are_limited(manager: Manager):
-    page = Page(manager, Views(), Visitors(*public(settings())))
+def test_polls_of_waiting_pages_are_limited(manager: Manager, public_visitors: Visitors):
+    page = Page(manager, Views(), public_visitors)
     Browser(page, "seated")
     waits = Waiting(page, "waits")
     assert max(page.delay(waits.ticket) for _ in range(100)) > 0

@@ -172,23 +172,23 @@ def test_clip_tells_the_prompt_from_others(made, tmp_path, capsys):
 # ---- seeds -----------------------------------------------------------------------------------------------------------
 
 
-def test_seeds_form_a_group_and_equal_results_have_no_diversity(tmp_path, capsys):
+def test_seeds_form_a_group_and_copies_of_a_run_are_no_seeds(tmp_path, capsys):
     file = tmp_path / "flat.toml"
     file.write_text(
         '[prior]\nkind = "gallery"\nsize = 32\n[scene]\nkind = "image"\nn = 3\n[prompt]\ntext = "a red robot"\n'
     )
     seeds = [run(str(file), tmp_path / str(seed), *SMALL, seed=seed) for seed in (0, 1)]
     again = run(str(file), tmp_path / "again", *SMALL)
-    found, out, _ = measured(*seeds, "--references", 8, capsys=capsys, folder=tmp_path)
+    found, out, _ = measured(seeds[0], again, seeds[1], "--references", 8, capsys=capsys, folder=tmp_path)
     (group,) = found["groups"]
     assert group["seeds"] == [0, 1]
     assert group["diversity"] > 0
     assert group["diversity_pixels"] > 0.05
-    assert group["saturation"] == pytest.approx(np.mean([row["saturation"] for row in found["runs"]]))
+    assert group["saturation"] == pytest.approx(np.mean([row["saturation"] for row in found["runs"][1:]]))
     assert all("fronts" not in row and row["diversity_pixels"] > 0 for row in found["runs"]), "images have no sides"
     assert "mean of 2 seeds" in out
-    (same,) = measured(seeds[0], again, "--references", 0, capsys=capsys, folder=tmp_path)[0]["groups"]
-    assert (same["diversity"], same["diversity_pixels"]) == (0, 0)
+    assert [row["seed"] for row in found["runs"]] == [0, 0, 1]
+    assert not measured(seeds[0], again, "--references", 0, capsys=capsys, folder=tmp_path)[0]["groups"]
 
 
 def test_the_priors_images_have_no_distance_to_themselves(made):

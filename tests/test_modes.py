@@ -23,7 +23,7 @@ from sdlab.raster import rasteriser_for
 from sdlab.settings import default_settings, preset
 from sdlab.types import Cameras, Render, ScreenInfo
 from sdlab.ui.lane import view_modes
-from sdlab.viewport.rendered import RenderedView, shot_of
+from sdlab.viewport.rendered import RenderedView, cameras_of, shot_of
 from sdlab.viewport.splat_view import SPLATS, SplatView
 
 WHITE = torch.ones(3)
@@ -265,6 +265,18 @@ def test_a_shot_is_what_the_browsers_camera_sees():
 )
 def test_cameras_that_see_nothing_ask_for_nothing(changes):
     assert shot_of(viser_camera(**changes), "color", (1.0, 1.0, 1.0), QUICK) is None
+    assert cameras_of(viser_camera(**changes)) is None
+
+
+def test_a_browsers_camera_as_ours():
+    found = cameras_of(viser_camera())
+    assert found is not None
+    expected = look_at(
+        torch.tensor([30.0]), torch.tensor([20.0]), torch.tensor([3.0]), math.degrees(0.7), found.width, found.height
+    )
+    assert found.width == 1.5 * found.height
+    for name in ("viewmats", "Ks", "azimuth", "elevation", "distance"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
 
 
 class Draughtsman:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -172,6 +173,15 @@ def test_a_new_version_is_followed_between_steps_and_undone_if_its_first_step_fa
     assert why == [f"rolled back, its first step failed: mine.py, line {LINE}: KeyError: 16"]
 
 
+def test_a_new_version_is_no_change_of_a_knob_on_the_tape(own: OwnLoss, quick: Settings):
+    session = own_session(quick)
+    session.run(until=2)
+    own.write(SOLVED)
+    session.do(Rewrite(own.loss))
+    stretch = session.tape.stretches[-1]
+    assert (stretch.changes, stretch.remarks) == ([], [(2, "the code of losses.own was changed")])
+
+
 def test_going_back_in_time_keeps_the_newest_code(own: OwnLoss, quick: Settings):
     session = own_session(quick)
     session.run(until=2)
@@ -295,6 +305,7 @@ def test_a_server_that_others_can_reach_takes_no_code(manager: Manager, own: Own
         (("--host", "0.0.0.0"), {}),
         (("--host", "192.0.2.1"), {}),
         (("--public-url", "https://lab.example"), {}),
+        (("--classroom", "--seats", "2"), {}),
         (("--host", "127.0.0.1"), {"SPACE_ID": "somebody/lab"}),
         (("--host", "127.0.0.1"), {"SPACE_HOST": "somebody-lab.hf.space"}),
     ],
@@ -310,7 +321,7 @@ def test_the_option_is_refused_in_one_line_and_the_file_neither_run_nor_made(
     for path in (file, new):
         args = app.parser().parse_args(["--preset", "mixture", "--own-loss", str(path), *arguments])
         with pytest.raises(ValueError, match=f"--own-loss {path}: it is code") as refused:
-            app.build(args)
+            app.build(args, 7860, contextlib.ExitStack())
         assert "\n" not in str(refused.value)
     assert not ran.exists()
     assert not new.exists()

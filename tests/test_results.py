@@ -53,7 +53,7 @@ def blob(centre: tuple[float, float, float], rgb: tuple[float, float, float], n:
 
 
 def joined(*parts: RawSplats) -> RawSplats:
-    return RawSplats(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return RawSplats(*(np.concatenate(columns) for columns in zip(*(part[:5] for part in parts), strict=True)))
 
 
 FIGURE = joined(blob((0.6, 0, -0.3), RED), blob((-0.6, 0, -0.3), BLUE), blob((0, 0, 0.5), GREEN))
@@ -200,7 +200,7 @@ def test_the_file_of_a_mesh_says_that_it_is_approximate(tmp_path):
 def test_fog_has_no_mesh_and_says_so(tmp_path):
     fog = FIGURE._replace(opacity_logits=np.full(900, -7.0, np.float32))
     thin = blob((0, 0, 0), RED, 3)._replace(opacity_logits=np.full(3, -2.0, np.float32))
-    nothing = RawSplats(*(column[:0] for column in FIGURE))
+    nothing = FIGURE.rows(slice(0))
     for s in (fog, thin, nothing):
         with pytest.raises(ValueError, match="nothing opaque"):
             write_glb(tmp_path / "x.glb", s)
@@ -319,9 +319,9 @@ def test_a_session_gives_material_that_later_steps_do_not_change(quick, tmp_path
     session = Session(quick)
     session.run(until=3)
     given = material_of(session.state.scene, session.effective, 3, ((1, snapshot(4)), (9, snapshot(4))))
-    before = [column.copy() for column in given.splats]
+    before = [column.copy() for column in given.splats[:5]]
     session.run(until=6)
-    assert all(np.array_equal(a, b) for a, b in zip(before, given.splats, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, given.splats[:5], strict=True))
     assert not np.array_equal(given.splats.means, session.state.scene.splats().means)
     assert [step for step, _ in given.film] == [1, 3], "what came after a jump back is not part of it"
     assert len(given.film[-1][1].means) == len(given.splats.means)

@@ -203,6 +203,10 @@ def test_parse_reads_what_a_shell_gives(s):
     assert parse(s.knob("losses.sds.cfg"), "1e1") == 10.0
     assert parse(s.knob("prompt.view_dependent"), "False") is False
     assert parse(s.knob("prompt.text"), "42") == "42"
+    with pytest.raises(ValueError, match=r"seed = 12345678901234567890123: must"):  # which a float would round
+        parse(s.knob("seed"), "12345678901234567890123")
+    with pytest.raises(ValueError, match=r"seed = inf: must"):
+        parse(s.knob("seed"), "9" * 5000)
     with pytest.raises(ValueError, match="true or false"):
         parse(s.knob("prompt.view_dependent"), "maybe")
 

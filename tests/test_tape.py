@@ -36,7 +36,7 @@ def test_changes_that_were_rolled_back_keep_their_numbers():
     for n in range(3):
         stretch.note([("seed", n)])
     stretch.undo(1)
-    assert stretch.changes == [(0, (("seed", 0),)), (0, None), (0, None)]
+    assert stretch.changes == [(0, (("seed", 0),)), (0, None), (0, None), (0, ())]
 
 
 def test_a_tape_is_bounded(monkeypatch):

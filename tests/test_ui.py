@@ -33,7 +33,7 @@ from sdlab.live.messages import (
 from sdlab.live.session import Session
 from sdlab.live.watching import Around
 from sdlab.losses import Distillation
-from sdlab.settings import FrozenDict, Settings, default_settings, priors, scenes
+from sdlab.settings import FrozenDict, Settings, default_settings, preset, priors, scenes
 from sdlab.toybox import judge
 from sdlab.types import Aux, BoundPrior, Frame, Guidance, Noised
 from sdlab.ui.charts import Curve, Line, Mark, chart
@@ -362,7 +362,19 @@ def charts_of(desk: Desk) -> str:
     return desk.news().get("charts", "")
 
 
-ALWAYS = {"status", "controls", "stage", "timeline", "live", "preset", "form", "prompt", "offer"}  # whatever the tab
+ALWAYS = {
+    "status",
+    "controls",
+    "stage",
+    "timeline",
+    "live",
+    "preset",
+    "form",
+    "prompt",
+    "offer",
+    "lesson",
+    "walk",
+}  # whatever the tab
 BELOW = {"preview", "lens", "charts", "versus"}
 
 
@@ -608,6 +620,12 @@ def test_a_chart_is_drawn_inside_its_box_with_marks():
     assert "a &lt;b&gt;" in text
     assert "outside" not in text
     assert "no steps yet" in chart("Empty", [Line(Curve())], [])
+    one = Curve()
+    one.add(0, 0.25)
+    text = chart("Judge", [Line(one)], [])
+    assert "one value so far" in text
+    assert "no steps yet" not in text
+    assert ">0.25<" in text
     Parsed(chart("Flat", [Line(_flat())], []))
     nothing = Curve()
     for step in (1, 9):
@@ -746,6 +764,25 @@ def test_prose_about_a_formula(text: str, shown: str):
 )
 def test_sentences(text: str, shown: str):
     assert sentence(text) == shown
+
+
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_an_illusion_shows_the_prompts_that_its_views_have(views: int, driven: Driven):
+    s = preset("illusion").patch("scene.views", views)
+    used = ["prompt.second", "prompt.third", "prompt.fourth"][: views - 1]
+    assert form_state(s)["owners"][2:-1] == [f"illusion/{path}" for path in used]
+    sections = Parsed(form_html(s, [])).all("data-owner")
+    assert [name for name in sections if name.startswith("illusion/")] == [
+        f"illusion/prompt.{number}" for number in ("second", "third", "fourth")
+    ]
+    driven.session.settings = s
+    driven.say(Applied(0, "scene.views", views))
+    assert set(used) <= set(driven.lane.read().stale), "their controls have not been shown yet"
+
+
+def test_a_refused_loss_is_called_as_on_the_page(driven: Driven):
+    driven.say(Rejected(0, "active", "esd", "active = 'esd': it is locked by the link that opened this page"))
+    assert "Loss = &#x27;esd&#x27;" in driven.lane.read().status
 
 
 def test_a_loss_holds_the_texts_that_it_alone_asks_for():

@@ -267,7 +267,7 @@ def test_a_film_that_cannot_be_shown_does_not_end_the_view(view: Watched):
 
 
 def test_cameras_of_linked_views_move_together_without_an_echo(monkeypatch: pytest.MonkeyPatch):
-    made = [SplatView(Latest()) for _ in range(3)]
+    made, shown = [SplatView(Latest()) for _ in range(3)], []
     browsers = [Browser((float(i), 1.0, 1.0)) for i in range(3)]
     try:
         for view, browser in zip(made, browsers, strict=True):
@@ -280,8 +280,11 @@ def test_cameras_of_linked_views_move_together_without_an_echo(monkeypatch: pyte
         browsers[0].position = np.array([6.0, 6.0, 6.0])  # the hand goes on, while the other still reports
         made[1]._moved(browsers[1])
         assert browsers[0].position.tolist() == [6, 6, 6], "an echo moves nothing"
+        monkeypatch.setattr(SplatView, "mode", property(lambda view: "depth"))
+        monkeypatch.setattr(SplatView, "show_as", lambda view, mode: shown.append((view, mode)))
         made[2].begin_like(made[0])
         assert made[2]._server.initial_camera.position.tolist() == [6, 6, 6]
+        assert shown == [(made[2], "depth")]
     finally:
         for view in made:
             view.close()

@@ -54,6 +54,10 @@ OWN_TIMES = (
     "}).observe({ type: 'resource', buffered: true }); }"
 )
 
+# A visitor who has been here before; without the recording that plays on the stage until there is a live view.
+RETURNING = "try { localStorage['sdlab-welcomed'] = 'yes'; localStorage['sdlab-examples'] = 'closed'; } catch {}"
+LIVE_ONLY = ".opening { visibility: hidden !important; }"
+
 Serve = Callable[[Manager, Settings], "Server"]  # a server of the page on a free port, not yet running
 
 
@@ -113,6 +117,7 @@ class Tab:
         self._site = site
         self._context = browser.new_context(viewport=WINDOW)  # type: ignore[arg-type]
         self._context.add_init_script(OWN_TIMES)
+        self._context.add_init_script(RETURNING)
         self.page = self._context.new_page()
         if not view:
             for views in ("**/viewport/**", "**/flat/**"):
@@ -163,7 +168,7 @@ class Tab:
 
     def view(self) -> np.ndarray:
         """Return a screenshot of the 3D view in focus, float [H, W, 3] in [0, 255]."""
-        shot = self.page.locator(".lane.focus iframe").screenshot()
+        shot = self.page.locator(".lane.focus iframe").screenshot(style=LIVE_ONLY)
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), dtype=np.float32)
 
     def own_times(self) -> list[float]:

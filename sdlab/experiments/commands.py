@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdlab.arguments import add_device, add_out, claim, listed, positive
+from sdlab.examples import FOLDER, OPENING
 from sdlab.experiments.measuring import add_features
 from sdlab.headless import interruptible
 from sdlab.options import DEFAULT_PRESET, choose_device, refuse_reserved, settings_for
@@ -60,6 +61,23 @@ def add_distilling(commands: argparse._SubParsersAction) -> None:
     """Add `objects` and `janus` to `toybox`. `call` works as in `add_benches`."""
     _add_objects(commands)
     _add_janus(commands)
+
+
+def add_examples(commands: argparse._SubParsersAction) -> None:
+    """Add `examples`, which makes the pictures of the page's first minute."""
+    p = commands.add_parser("examples", help="make the thumbnails of the page's examples and its opening recording")
+    p.add_argument("names", nargs="*", metavar="NAME", help=f"examples, or {OPENING} (default: all)")
+    p.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder to write to (default: the page's)")
+    add_device(p)
+    p.set_defaults(call=_examples)
+
+
+def _examples(args: argparse.Namespace) -> int:
+    from sdlab.experiments.examples import make
+
+    for file in make(args.names, args.out, choose_device(args.device)):
+        print(f"{file}: {file.stat().st_size:,} bytes", flush=True)
+    return 0
 
 
 def _measured(args: argparse.Namespace, runner: Runner, measure: Callable[[], Any]) -> int:

@@ -4,14 +4,7 @@ The prior knows one object from all sides, and most of its images show the front
 exact, so nothing is learnt: with lambda = 0, which is VSD, every camera climbs to a likely view, mostly a front. With
 lambda = 1 all cameras together are to show what the prior shows.
 
-A render x belongs to the prior's images X_i in proportion to exp(-|x - X_i|^2 / (2 s^2)), with s the prior's spread.
-That gives, for the views around the object,
-
-    fronts   the expected number of views that show an image from within the band of "front view"
-    IV       variety: entropy in nats of the mean over all views, by azimuth of the image; at most ln 12
-    IQ       mean entropy of single views: how undecided they are
-
-as in section 5 of the ESD paper (Wang et al. 2024), whose classifier is replaced by the prior's own posterior.
+Fronts, IV and IQ are read by the prior's own posterior over its images (`sdlab.priors.sides`).
 """
 
 from __future__ import annotations
@@ -26,8 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sdlab.arguments import listed, real
 from sdlab.cameras import turntable
@@ -45,19 +36,17 @@ from sdlab.experiments.objects import (
 from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import TracedRun, run_case
 from sdlab.export.writers import render_turntable
-from sdlab.metrics.entropies import entropy, quality, variety
-from sdlab.priors.closed_form import Background, unpacked
+from sdlab.metrics.entropies import entropy
+from sdlab.priors import sides
 from sdlab.priors.gallery import GalleryPrior, GalleryScores
 from sdlab.priors.sources.toybox import circle
 from sdlab.progress import print_above, run_bar
 from sdlab.settings import Settings
 from sdlab.toybox.judge import data_camera
-from sdlab.toybox.pictures import HALF_BAND
 from sdlab.toybox.readings import JANUS_VIEWS
 
 PRESET = "gallery-esd-views"
 LAMBDAS = (0.0, 0.5, 0.7, 0.85, 1.0)
-SHARP = 0.1  # smallest standard deviation of the posterior, for a prior without spread
 MEASURES = ("fronts", "iv", "iq")
 
 
@@ -66,15 +55,6 @@ class Entry(NamedTuple):
 
     lam: float
     case: Case
-
-
-class Reading(NamedTuple):
-    """What the views around an object show; `per_view` is the chance of each view to show the front."""
-
-    fronts: float
-    iv: float
-    iq: float
-    per_view: list[float]
 
 
 def parse_lambdas(text: str, option: str) -> tuple[float, ...]:
@@ -168,7 +148,7 @@ def _row(runner: Runner, entry: Entry, done: TracedRun) -> dict[str, Any]:
     cams = turntable(JANUS_VIEWS, data_camera(s.camera), prior.image_size)
     with torch.no_grad():
         z = prior.encode(outcome.sides.render(cams, torch.ones(len(cams), 3)).rgb)
-    reading = shown(z, prior, s.prompt.text)
+    reading = sides.shown(z, prior, s.prompt.text)
     looks = image_stats(views_around(runner, outcome, JANUS_VIEWS), digits=6)
     return {
         "object": entry.case.object,
@@ -181,30 +161,6 @@ def _row(runner: Runner, entry: Entry, done: TracedRun) -> dict[str, Any]:
         **reading._asdict(),
         **looks,
     }
-
-
-def shown(z: Float[Tensor, "N C S S"], prior: GalleryScores, text: str) -> Reading:
-    """Return what views z of an object show, by the posterior over the prior's images of `text`."""
-    config, source = prior.config, prior.source
-    rgba = source.draw(source.key(text), config.images, config.size, config.seed)
-    x, _ = unpacked(rgba, Background(config.background, config.background_std), torch.float64)
-    azimuths = torch.tensor(circle(len(rgba), config.front_share))
-    return read(z.flatten(2).double(), x, azimuths, max(config.spread, SHARP))
-
-
-def read(views: Float[Tensor, "N C P"], x: Float[Tensor, "I C P"], azimuths: Tensor, std: float) -> Reading:
-    """Return what `views` show of the images `x`, which were taken from `azimuths` [I] in degrees."""
-    squares = torch.cdist(views.flatten(1), x.flatten(1)).square()
-    posterior = torch.softmax(-squares / (2 * std**2), 1)
-    per_view = posterior[:, azimuths.abs() <= HALF_BAND].sum(1)
-    sides, side = torch.unique(azimuths, return_inverse=True)
-    of_sides = torch.zeros(len(views), len(sides), dtype=posterior.dtype).index_add_(1, side, posterior)
-    return Reading(
-        round(float(per_view.sum()), 2),
-        round(variety(of_sides), 3),
-        round(quality(of_sides), 3),
-        [round(p, 3) for p in per_view.tolist()],
-    )
 
 
 def _strip(done: TracedRun, row: dict[str, Any]) -> np.ndarray:

@@ -228,11 +228,13 @@ def likeness(made: Made) -> Row:
 
 
 def groups_of(runs: Sequence[Measured]) -> list[list[Measured]]:
-    """Return the runs that differ in nothing but the seed, two or more together, in their order."""
-    found: dict[tuple[str, int], list[Measured]] = {}
+    """Return the runs that differ in nothing but the seed, two or more together, in their order. Of copies of a run,
+    which have the same seed, the first is in it."""
+    found: dict[tuple[str, int], dict[int, Measured]] = {}
     for run in runs:
-        found.setdefault((to_toml(run.made.settings.patch("seed", 0)), run.made.step), []).append(run)
-    return [group for group in found.values() if len(group) > 1]
+        settings = run.made.settings
+        found.setdefault((to_toml(settings.patch("seed", 0)), run.made.step), {}).setdefault(settings.seed, run)
+    return [list(group.values()) for group in found.values() if len(group) > 1]
 
 
 def group_row(group: Sequence[Measured]) -> Row:

@@ -30,7 +30,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from sdlab.experiments import esd_views
 from sdlab.experiments.journal import Journal, key_of
 from sdlab.experiments.objects import (
     STRIP_SIZE,
@@ -50,6 +49,7 @@ from sdlab.export.writers import render_turntable
 from sdlab.metrics.distances import fid, kid
 from sdlab.metrics.entropies import variety
 from sdlab.pictures import to_uint8
+from sdlab.priors import sides
 from sdlab.priors.gallery import GalleryScores
 from sdlab.progress import print_above, run_bar
 from sdlab.toybox.judge import data_camera
@@ -164,8 +164,8 @@ def _row(runner: Runner, reader: Reader, outcome: Outcome, against: Tensor) -> d
     fronts: float = sum(truth.view == FRONT for truth in read)
     iq, iv = entropies(answers)
     s = outcome.case.settings
-    if isinstance(runner.prior, GalleryScores) and runner.prior.config.one_object:
-        exact = esd_views.shown(encoded(shown, runner), runner.prior, s.prompt.text)
+    if isinstance(runner.prior, GalleryScores) and sides.knows(runner.prior.config):
+        exact = sides.shown(encoded(shown, runner), runner.prior, s.prompt.text)
         fronts, iq, iv = exact.fronts * JANUS_VIEWS / VIEWS, exact.iq, exact.iv
     return {
         "object": outcome.case.object,

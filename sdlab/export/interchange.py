@@ -15,14 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sdlab.cameras import CameraSettings, turntable
-from sdlab.export.writers import FILM_FRAMES, Film, Tally, finite, ply_bytes, unwatched
+from sdlab.export.writers import (
+    FILM_FRAMES,
+    Film,
+    Still,
+    Tally,
+    Viewed,
+    finite,
+    ply_bytes,
+    turntable_pictures,
+    unwatched,
+)
 from sdlab.meshes.colours import SH_C0, to_linear
 from sdlab.meshes.gltf import SPLATTING, glb_bytes
+from sdlab.raster.harmonics import COUNTS
 from sdlab.starts.gaussians import SPZ_HEADER
 from sdlab.starts.placing import to_y_up
-from sdlab.types import RawSplats, SplatSnapshot
+from sdlab.types import Cameras, RawSplats, SplatSnapshot
 
 SPZ_VERSION = 3
 SPZ_FRACTION = 12  # bits after the point of a coordinate, of 24
@@ -38,9 +50,11 @@ def write_spz(path: Path, s: RawSplats) -> int:
     """Write SPZ version 3 (github.com/nianticlabs/spz), gzipped; return the number of Gaussians.
 
     About 20 bytes per Gaussian before compression: positions to 1/4096, colours and opacities to 1/255 of their range
-    in the format, log-scales to 1/16 within [-10, 5.9], rotations to 10 bits a component.
+    in the format, log-scales to 1/16 within [-10, 5.9], rotations to 10 bits a component; harmonics, coefficient by
+    coefficient with its three channels, to 1/128 within [-1, 1].
     """
     s = to_y_up(finite(s))
+    count, degree = len(s.means), 0 if s.sh is None else COUNTS.index(s.sh.shape[1])
     fixed = np.rint(s.means.astype(np.float64) * 2**SPZ_FRACTION).astype(np.int64).clip(-(1 << 23), (1 << 23) - 1)
     parts = (
         _little(fixed, 3),
@@ -48,10 +62,11 @@ def write_spz(path: Path, s: RawSplats) -> int:
         _byte(255 * (SPZ_COLOUR / SH_C0 * (s.rgbs - 0.5) + 0.5)),
         _byte(16 * (s.log_scales + 10)),
         _little(_packed_turns(s.quats[:, [1, 2, 3, 0]])[:, None], 4),
+        _byte(128 * (np.zeros((count, 0)) if s.sh is None else s.sh) + 128),
     )
-    header = SPZ_HEADER.pack(NGSP, SPZ_VERSION, len(fixed), 0, SPZ_FRACTION, 0, 0)
+    header = SPZ_HEADER.pack(NGSP, SPZ_VERSION, count, degree, SPZ_FRACTION, 0, 0)
     path.write_bytes(gzip.compress(header + b"".join(part.tobytes() for part in parts), mtime=0))
-    return len(fixed)
+    return count
 
 
 def _little(whole: np.ndarray, width: int) -> np.ndarray:
@@ -98,9 +113,18 @@ def write_gaussian_glb(path: Path, s: RawSplats) -> int:
         f"{SPLATTING}:SCALE": np.exp(s.log_scales),
         f"{SPLATTING}:OPACITY": opacities[:, None],
         f"{SPLATTING}:SH_DEGREE_0_COEF_0": (s.rgbs - 0.5) / SH_C0,
+        **_harmonics(s.sh),
     }
     path.write_bytes(_glb({name: values.astype("<f4") for name, values in attributes.items()}))
     return len(s.means)
+
+
+def _harmonics(sh: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the attributes of spherical harmonics [N, K, 3] beside the constant: 2 l + 1 of each degree l."""
+    if sh is None:
+        return {}
+    degrees = [(degree, i) for degree in range(1, COUNTS.index(sh.shape[1]) + 1) for i in range(2 * degree + 1)]
+    return {f"{SPLATTING}:SH_DEGREE_{degree}_COEF_{i}": sh[:, k] for k, (degree, i) in enumerate(degrees)}
 
 
 def _glb(attributes: dict[str, np.ndarray]) -> bytes:
@@ -175,23 +199,40 @@ def _quaternions(rotations: np.ndarray) -> np.ndarray:
 # ---- cameras ------------------------------------------------------------------------------------------------------
 
 
-def write_cameras(path: Path, camera: CameraSettings, size: int, views: int = FILM_FRAMES) -> int:
-    """Write the turntable's cameras as transforms.json, the format of instant-ngp and nerfstudio; return their number.
+def transforms_of(cams: Cameras) -> dict[str, Any]:
+    """Return cameras of one size as transforms.json, the format of instant-ngp and nerfstudio, without images.
 
     Matrices take the camera (OpenGL: x right, y up, looking along -z) to the world (z up), lengths are world units.
     """
-    cams = turntable(views, camera, size)
     to_world = torch.linalg.inv(cams.viewmats.double())
     to_world[:, :, 1:3] *= -1  # from OpenCV's axes
-    K = cams.Ks[0].tolist()
-    tree = {
+    K, width, height = cams.Ks[0].tolist(), cams.width, cams.height
+    return {
         "camera_model": "OPENCV",
-        "camera_angle_x": 2 * math.atan(0.5 * size / K[0][0]),
-        **{"w": size, "h": size, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2]},
-        "frames": [
-            {"file_path": f"turntable/{i:04d}.png", "transform_matrix": matrix}
-            for i, matrix in enumerate(to_world.tolist())
-        ],
+        "camera_angle_x": 2 * math.atan(0.5 * width / K[0][0]),
+        **{"w": width, "h": height, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2]},
+        "frames": [{"transform_matrix": matrix} for matrix in to_world.tolist()],
     }
-    path.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+
+
+def write_cameras(
+    path: Path,
+    s: RawSplats | Viewed,
+    camera: CameraSettings,
+    size: int,
+    views: int = FILM_FRAMES,
+    progress: Tally = unwatched,
+) -> int:
+    """Write the turntable's cameras as transforms.json with the image of each, `size` pixels wide, as a ZIP from which
+    other programs can learn the scene; return their number."""
+    scene = Still(s) if isinstance(s, RawSplats) else s
+    tree = transforms_of(turntable(views, camera, size))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed
+        for i, picture in enumerate(turntable_pictures(scene, camera, views, size, at_a_time=1)):
+            progress(i, views)
+            tree["frames"][i] = {"file_path": f"turntable/{i:04d}.png", **tree["frames"][i]}
+            with archive.open(tree["frames"][i]["file_path"], "w") as file:
+                Image.fromarray(picture).save(file, "PNG")
+        archive.writestr("transforms.json", json.dumps(tree, indent=1))
+    progress(views, views)
     return views

@@ -27,6 +27,7 @@ from sdlab.files import whole
 from sdlab.meshes.colours import SH_C0
 from sdlab.pictures import to_uint8
 from sdlab.raster import rasteriser_for
+from sdlab.raster.harmonics import colours
 from sdlab.scenes import AnyScene, Scene, Solid
 from sdlab.settings import Settings
 from sdlab.starts.own import COLUMNS, COMMENT
@@ -97,14 +98,18 @@ def slug(text: str) -> str:
 
 def finite(s: Gaussians) -> Gaussians:
     """Drop Gaussians with a value that is not finite."""
-    good = np.all([np.isfinite(column).all(tuple(range(1, column.ndim))) for column in s], axis=0)
+    columns = [column for column in s if column is not None]
+    good = np.all([np.isfinite(column).all(tuple(range(1, column.ndim))) for column in columns], axis=0)
+    if isinstance(s, RawSplats):
+        return s.rows(good)
     return type(s)(*(column[good] for column in s))
 
 
 def write_ply(path: Path, s: RawSplats) -> int:
     """Write a binary PLY in the layout of the 3DGS release (INRIA); return the number of Gaussians written.
 
-    Columns: x y z, normals, f_dc, opacity logit, log-scales, wxyz. World axes are kept (+z up). A comment says so, by
+    Columns: x y z, normals, f_dc, f_rest (all coefficients of red, then of green, of blue; 45 columns at degree 3, none
+    at 0), opacity logit, log-scales, wxyz. World axes are kept (+z up). A comment says so, by
     which a scene that starts from the file keeps its frame. Gaussians with a value that is not finite are dropped.
     Raises OSError if the file cannot be written.
     """
@@ -117,10 +122,13 @@ def ply_bytes(s: RawSplats) -> tuple[bytes, int]:
     """Return the file that `write_ply` writes, and the number of Gaussians in it."""
     s = finite(s)
     normals = np.zeros_like(s.means)
-    values = (s.means, normals, (s.rgbs - 0.5) / SH_C0, s.opacity_logits[:, None], s.log_scales, s.quats)
+    rest = np.zeros((len(s.means), 0)) if s.sh is None else s.sh.transpose(0, 2, 1).reshape(len(s.means), -1)
+    values = (s.means, normals, (s.rgbs - 0.5) / SH_C0, rest, s.opacity_logits[:, None], s.log_scales, s.quats)
     table = np.concatenate(values, 1).astype("<f4")
     header = ["ply", "format binary_little_endian 1.0", f"comment {COMMENT}", f"element vertex {len(table)}"]
-    header += [f"property float {name}" for name in COLUMNS] + ["end_header", ""]
+    first = COLUMNS.index("opacity")
+    names = [*COLUMNS[:first], *(f"f_rest_{i}" for i in range(rest.shape[1])), *COLUMNS[first:]]
+    header += [f"property float {name}" for name in names] + ["end_header", ""]
     return "\n".join(header).encode("ascii") + table.tobytes(), len(table)
 
 
@@ -129,8 +137,8 @@ def write_splat(path: Path, s: RawSplats) -> int:
 
     32 bytes per Gaussian: position and scale as 3 float32 each, RGBA and wxyz as 4 bytes each, quantised as its
     converter does. Large opaque Gaussians come first, so that a viewer shows them while the rest is loading. World axes
-    are kept (+z up). Gaussians with a value that is not finite are dropped. Raises OSError if the file cannot be
-    written.
+    are kept (+z up). Colours that depend on the direction of view have no place in it. Gaussians with a value that is
+    not finite are dropped. Raises OSError if the file cannot be written.
     """
     s = finite(s)
     opacities = 1 / (1 + np.exp(-s.opacity_logits.astype(np.float64)))
@@ -162,14 +170,16 @@ class Still:
 
     def __init__(self, s: RawSplats) -> None:
         s = finite(s)
-        means, quats, log_scales, logits, rgbs = (torch.from_numpy(np.ascontiguousarray(column)) for column in s)
+        means, quats, log_scales, logits, rgbs = (torch.from_numpy(np.ascontiguousarray(column)) for column in s[:5])
         self._rasterize = rasteriser_for("cpu")
-        self._gaussians = (means, quats, log_scales.exp(), logits.sigmoid(), rgbs)
+        self._gaussians = (means, quats, log_scales.exp(), logits.sigmoid())
+        self._rgbs, self._sh = rgbs, None if s.sh is None else torch.from_numpy(s.sh)
 
     @torch.no_grad()
     def render(self, cams: Cameras, background: Tensor) -> Render:
         """Render over `background` [B, 3]."""
-        return self._rasterize(*self._gaussians, cams.viewmats, cams.Ks, cams.width, cams.height, background)
+        rgbs = self._rgbs if self._sh is None else colours(self._rgbs, self._sh, self._gaussians[0], cams.viewmats)
+        return self._rasterize(*self._gaussians, rgbs, cams.viewmats, cams.Ks, cams.width, cams.height, background)
 
 
 def turntable_pictures(

@@ -63,7 +63,7 @@ def _grade(args: argparse.Namespace) -> int:
     print("", *grade.table(ordered), "", sep="\n")
     for row in ordered:
         for text in (*row.differences, *(f"note: {note}" for note in row.notes)):
-            print(f"{row.student} ({row.file}): {text}")
+            print(f"{row.student} ({row.file}): {text}" if row.student else text)
     if args.csv is not None:
         grade.write_csv(args.csv, ordered)
     return 0 if all(row.is_fine for row in ordered) else 1

@@ -38,12 +38,12 @@ def agree(said: Print, found: Print, exact: bool) -> bool:
 
 def readings(said: Mapping[str, float], found: Mapping[str, float], exact: bool) -> list[str]:
     """Return which readings differ, in words."""
-    share = SAME_READING if exact else NEAR_READING
+    share, least = (SAME_READING, 0.01) if exact else (NEAR_READING, 1.0)
     shared = [name for name in said if name in found]
     return [
         f"{name} is {said[name]:g} in the hand-in and {found[name]:g} in the repetition"
         for name in shared
-        if not _near(said[name], found[name], share, 1.0)
+        if not _near(said[name], found[name], share, least)
     ]
 
 

@@ -158,8 +158,8 @@ class _Repetition:
         for lane in given.manifest.lanes:
             self._compare_lane(lane, results.get(lane.spot[0], Repeated()))
         row.confirmed = self._again.confirmed()
-        row.differences += [printable(text) for text in self._again.differences()]
         is_whole = bool(given.manifest.lanes) and not any(result.problem for result in results.values())
+        row.differences += [printable(text) for text in self._again.differences(is_whole)]
         fine: Outcome = "same bits" if self._same_bits else "nearly same"
         row.outcome = "differs" if row.differences else fine if is_whole else "not repeated"
 
@@ -246,7 +246,7 @@ def _cells(row: Row) -> tuple[str, ...]:
             *(str(found.reached), str(row.confirmed)),
         )
     )
-    return row.student, *lesson, row.outcome, row.file
+    return row.student or "-", *lesson, row.outcome, row.file
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -266,4 +266,4 @@ def _harmless(cell: str) -> str:
 
 def unreadable(path: Path, error: Exception) -> Row:
     """Return the row of a file that is no hand-in."""
-    return Row(printable(path.name), "-", differences=[printable(reason(error))])
+    return Row(printable(path.name), differences=[printable(reason(error))])

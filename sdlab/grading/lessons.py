@@ -130,6 +130,7 @@ class Rereading:
         self._readers: dict[str, Reader] = {}  # by stretch
         self._seen: set[tuple[str, int, int]] = set()  # stretch, step, changes
         self._best: dict[Claim, float] = {}  # the nearest value that was read
+        self._looks = 0
         self.last_step = 0
 
     def visit(self, spot: tuple[str, int, int], session: Session) -> None:
@@ -143,7 +144,8 @@ class Rereading:
         self._seen.add(here)
         if spot[0] not in self._readers:
             self._readers[spot[0]] = Reader(session)
-        if any(not claim.late for claim in due) and len(self._seen) <= FEW:
+        if any(not claim.late for claim in due) and self._looks < FEW:
+            self._looks += 1
             if any(claim.is_compared for claim in due):
                 session.do(Compare())
             session.show()
@@ -158,10 +160,11 @@ class Rereading:
         read = sum(claim.what.startswith("page") and not self._unlike(claim) for claim in self.record.claims)
         return read + sum(step <= self.last_step for step in self.record.by_steps)
 
-    def differences(self) -> list[str]:
+    def differences(self, is_whole: bool) -> list[str]:
         """Return the claims that did not come out again, in words. Left out are those whose step is not known exactly,
-        such as a comparison that was made while the run went on."""
-        claims = (claim for claim in self.record.claims if not claim.is_compared)
+        such as a comparison that was made while the run went on, and those that were not read unless all runs were
+        repeated (`is_whole`)."""
+        claims = [c for c in self.record.claims if not c.is_compared and (is_whole or c in self._best)]
         return [f"{claim.what}, step {claim.step}: {text}" for claim in claims if (text := self._unlike(claim))]
 
     def _unlike(self, claim: Claim) -> str:

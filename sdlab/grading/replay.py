@@ -90,9 +90,10 @@ class Replay:
                 result.prints[tick] = print_of(tick, session.state.step, session.state.scene.params)
             self._arrive(session, (told.id, tick, made), kept)
             while made < len(told.changes) and told.changes[made][0] == tick:
+                undone = told.changes[made][1] is None  # a branch from here has what was rolled back afterwards
                 self._change(session, told.changes[made][1])
                 made += 1
-                self._arrive(session, (told.id, tick, made), kept)
+                self._arrive(session, (told.id, tick, made), () if undone else kept)
 
     def _arrive(self, session: Session, spot: Spot, kept: Collection[tuple[int, int]]) -> None:
         """Show the present state to the visitor, and keep it if a later stretch comes from it."""
@@ -136,7 +137,7 @@ class Replay:
 
     def _change(self, session: Session, changes: Changes | None) -> None:
         """Make a change, unless it was undone."""
-        if changes is None:
+        if not changes:
             return
         self._refusals.clear()
         session.do(Patch(changes))

@@ -11,6 +11,7 @@ from sdlab.live.tape import MOST_CHANGES, MOST_PRINTS, Changes, Place, Print, St
 from sdlab.settings import Settings
 
 MOST_STRETCHES = 500  # of a hand-in
+MOST_TOLD = 2 * MOST_CHANGES  # of a stretch, with the empty ones after those that were rolled back
 MOST_AT_ONCE = 500  # knobs in a change
 MOST_REMARKS = 100
 ID = 40  # characters
@@ -113,8 +114,8 @@ def _read(given: Checked) -> Told:
         if start.has("settings"):
             settings = start.text("settings", 100)
         else:
-            origin = start.text("stretch", ID), start.whole("tick"), start.whole("changes", MOST_CHANGES)
-    changes = tuple(_change(row, given.where) for row in given.rows("changes", MOST_CHANGES))
+            origin = start.text("stretch", ID), start.whole("tick"), start.whole("changes", MOST_TOLD)
+    changes = tuple(_change(row, given.where) for row in given.rows("changes", MOST_TOLD))
     prints = tuple(print_in(row, given.where) for row in given.rows("prints", MOST_PRINTS + 2))
     remarks = tuple(_remark(row, given.where) for row in given.rows("remarks", MOST_REMARKS))
     for what, ticks in (("changes", [t for t, _ in changes]), ("prints", [p.tick for p in prints])):

@@ -12,8 +12,9 @@ import torch
 
 from sdlab.handin.archive import FORMAT
 from sdlab.handin.checked import Checked, document
+from sdlab.handin.history import MOST_TOLD
 from sdlab.live import critic
-from sdlab.live.tape import MOST_CHANGES, Place, Print, Taken
+from sdlab.live.tape import Place, Print, Taken
 
 NAME, ANSWER = 80, 4000  # characters
 MOST_ANSWERS, MOST_LANES = 10, 4
@@ -125,5 +126,5 @@ def read(text: str) -> Manifest:
 
 
 def _lane(given: Checked) -> Lane:
-    where = given.text("stretch", 40), given.whole("tick"), given.whole("changes", MOST_CHANGES)
+    where = given.text("stretch", 40), given.whole("tick"), given.whole("changes", MOST_TOLD)
     return Lane(given.text("letter", 2), given.text("loss", 40), where, given.print("print"), given.numbers("readings"))

@@ -38,7 +38,7 @@ VIEWS = {  # of twelve views around the object, or of the images of a flat scene
     "fronts": "of 12 views those that show a front: 3 for an object with one front",
     "faces": "sides that show a front: 1 without a Janus problem",
     "iq": "mean entropy in nats of the objects that the judge reads in single views",
-    "iv": "entropy in nats of the objects that it reads in all views together",
+    "iv": "entropy in nats of the objects that it reads in all views together; of sides, for one object's own views",
     "iq_view": "as iq, of view words",
     "iv_view": "as iv, of view words",
 }
@@ -152,6 +152,7 @@ class Reader:
             if around is None or around is seen:
                 return found if around is not None else {}
             found = critic.metrics(around.images, self._session.settings.prompt.text, self._is_judged)
+            found |= critic.metrics_of_sides(around.images, self._session)
             self._seen = around, found
             return found
 

@@ -59,10 +59,12 @@ class Client:
     account: Account = field(default_factory=Account)
     locks: Callable[[Settings, Settings], None] = no_locks  # raises ValueError for a change of a locked knob
     attended: float = field(default_factory=time.monotonic)  # when somebody last looked or did something
+    visible: bool = True  # whether somebody can see the page
 
     def look(self, visible: bool) -> None:
         """Note whether somebody looks: the page is `visible`, or hidden behind others, or closed. A client nobody looks
         at has `UNSEEN_SHARE` of the time."""
+        self.visible = visible
         self.account.share = 1.0 if visible else UNSEEN_SHARE
         if visible:
             self.attended = time.monotonic()

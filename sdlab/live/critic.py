@@ -11,7 +11,10 @@ import threading
 import numpy as np
 import torch
 
+from sdlab.live.session import Session
 from sdlab.metrics.images import saturation, sharpness
+from sdlab.priors import sides
+from sdlab.priors.gallery import GalleryScores
 from sdlab.priors.judged import knows as knows
 from sdlab.toybox import judge
 from sdlab.toybox.readings import chance_of, facts_of, readings
@@ -45,6 +48,16 @@ def metrics(pictures: np.ndarray, prompt: str, known: bool, sides: bool = True) 
     rgb = _rgb(pictures)
     found = {"saturation": float(saturation(rgb).mean()), "sharpness": float(sharpness(rgb).mean())}
     return {**found, **readings(rgb, prompt, _loaded(), sides)} if known else found
+
+
+def metrics_of_sides(around: np.ndarray, session: Session) -> dict[str, float]:
+    """Return `fronts`, `iv` and `iq` of the views around an object, by the posterior of a prior of one object's own
+    sides, whose images are too small for the judge; nothing for other priors."""
+    if not sides.knows(session.effective.prior) or not isinstance(session.prior, GalleryScores):
+        return {}
+    z = session.prior.encode(_rgb(around).to(session.prior.device)).cpu()
+    found = sides.shown(z, session.prior, session.effective.prompt.text)
+    return {"fronts": found.fronts, "iv": found.iv, "iq": found.iq}
 
 
 def _rgb(pictures: np.ndarray) -> torch.Tensor:

@@ -255,7 +255,7 @@ class Manager:
 
     def send(self, command: Command) -> None:
         """Send a command to all sessions."""
-        for session in self._sessions():
+        for session in self.sessions():
             session.send(command)
 
     def sessions(self) -> list[Session]:

@@ -538,7 +538,9 @@ class Session:
                 self._settle()
                 self._watching.compare(self._run, names)
             case Rewrite(loss) if loss is not type(self.settings.losses.get(loss.kind)):
-                self._adopt(self.settings.with_loss(loss), ((f"losses.{loss.kind}", "a new version"),))
+                self._adopt(self.settings.with_loss(loss), ((f"losses.{loss.kind}", "a new version"),), on_tape=False)
+                if self.settings.active == loss.kind:
+                    self._run.stretch.remark(f"the code of losses.{loss.kind} was changed")
             case Stop():
                 self._stopped = True
 
@@ -574,8 +576,9 @@ class Session:
             return
         self._adopt(new, changes)
 
-    def _adopt(self, new: Settings, changes: tuple[tuple[str, Any], ...]) -> None:
-        """Adopt the settings `new`, which differ by `changes`; the run before is restored if the next step fails."""
+    def _adopt(self, new: Settings, changes: tuple[tuple[str, Any], ...], on_tape: bool = True) -> None:
+        """Adopt the settings `new`, which differ by `changes`; the run before is restored if the next step fails. The
+        tape takes changes of knobs alone."""
         before = self._run
         moment = self.moment() if before.undo is None and before.state is not None else None
         try:
@@ -588,7 +591,7 @@ class Session:
             self._settle()
             return
         self._run = run
-        if not rebuilt and run.state is not None and new != before.settings:
+        if on_tape and not rebuilt and run.state is not None and new != before.settings:
             run.stretch.note(changes)
         if run.prior is not before.prior:
             self._watching.stop_comparing()

@@ -78,9 +78,10 @@ class Stretch:
             self.remark(TOO_MANY)
 
     def undo(self, kept: int) -> None:
-        """Record that all changes but the first `kept` were rolled back. They keep their numbers: a branch may come
-        from between them."""
-        self.changes[kept:] = [(tick, None) for tick, _ in self.changes[kept:]]
+        """Record that all changes but the first `kept` were rolled back. They keep their numbers, since a branch may
+        come from between them, and an empty one follows, with which the state before them is there again."""
+        if len(self.changes) > kept:
+            self.changes[kept:] = [*((tick, None) for tick, _ in self.changes[kept:]), (self.tick, ())]
 
     def remark(self, text: str) -> None:
         """Record why a repetition may differ from now on."""

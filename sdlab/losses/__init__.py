@@ -40,6 +40,8 @@ REF = Term(
     formula="eps(reference; its prompt)",
     noisy="the reference with this step's noise",
 )
+# of the losses that follow the prior's flow from t = 0, where an exact score grows as 1 / sigma
+ON_EXACT_SCORES = ". On a gallery it needs prior.spread = 0.1, as in its own preset: at 0 no object appears"
 INVERSION = Term(
     "inversion",
     "kappa",

@@ -18,7 +18,7 @@ from typing import ClassVar
 from sdlab.guidance import cfg
 from sdlab.inversion import ddim, invert
 from sdlab.knobs import knob
-from sdlab.losses import NEG, POS, Distillation
+from sdlab.losses import NEG, ON_EXACT_SCORES, POS, Distillation
 from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
 
 INTERVAL = Term(
@@ -43,7 +43,7 @@ class ISM(Distillation[None]):
     paper: ClassVar[str] = "LucidDreamer: Interval Score Matching, Liang et al., 2023"
     formula: ClassVar[str] = "w(t) [ eps_n + s (eps_c - eps_n) at z_t - eps_u at the z an interval before ]"
     look_for: ClassVar[str] = (
-        "detail that is not averaged away from step to step; the inversion makes it slower than SDS"
+        "detail that is not averaged away from step to step; the inversion makes it slower than SDS" + ON_EXACT_SCORES
     )
     roles: ClassVar[tuple[str, ...]] = ("pos", "neg", "uncond")
     terms: ClassVar[tuple[Term, ...]] = (POS, NEG, INTERVAL)

@@ -24,7 +24,7 @@ from torch import Tensor
 from sdlab.guidance import guide
 from sdlab.inversion import flow_roles, invert
 from sdlab.knobs import knob
-from sdlab.losses import INVERSION, POS, UNCOND, Distillation
+from sdlab.losses import INVERSION, ON_EXACT_SCORES, POS, UNCOND, Distillation
 from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
 
 FLOW = Term(
@@ -49,6 +49,7 @@ class PFD(Distillation[None]):
     formula: ClassVar[str] = "w(t) sigma/alpha [ eps(flow) - kappa ],  up and down the flow of the prior"
     look_for: ClassVar[str] = (
         "finer detail than SDI, because the target is one image instead of a mean; best with t falling; the slowest"
+        + ON_EXACT_SCORES
     )
     terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, FLOW, INVERSION)
     control: ClassVar[tuple[str, ...]] = ("inversion",)

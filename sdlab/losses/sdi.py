@@ -18,7 +18,7 @@ from torch import Tensor
 from sdlab.guidance import guide
 from sdlab.inversion import flow_roles, invert
 from sdlab.knobs import knob
-from sdlab.losses import INVERSION, POS, UNCOND, Distillation
+from sdlab.losses import INVERSION, ON_EXACT_SCORES, POS, UNCOND, Distillation
 from sdlab.types import Asked, BoundPrior, Guidance, Noised, Term
 
 
@@ -30,7 +30,9 @@ class SDI(Distillation[None]):
     title: ClassVar[str] = "SDI"
     paper: ClassVar[str] = "Score Distillation via Reparametrized DDIM, Lukoianov et al., 2024"
     formula: ClassVar[str] = "w(t) sigma/alpha [ eps_u + s (eps_c - eps_u) - kappa ],  kappa by inversion"
-    look_for: ClassVar[str] = "sharper than SDS at an ordinary CFG; works best with t falling from high to low; slow"
+    look_for: ClassVar[str] = (
+        "sharper than SDS at an ordinary CFG; works best with t falling from high to low; slow" + ON_EXACT_SCORES
+    )
     terms: ClassVar[tuple[Term, ...]] = (POS, UNCOND, INVERSION)
     control: ClassVar[tuple[str, ...]] = ("inversion",)
 

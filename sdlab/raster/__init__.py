@@ -1,7 +1,7 @@
 """The rasterisers: one function per back-end, all with the signature of `sdlab.raster.cpu.rasterize`.
 
-    rasterize(means [N, 3], quats [N, 4], scales [N, 3], opacities [N], colors [N, 3], viewmats [B, 4, 4],
-              Ks [B, 3, 3], width, height, background [B, 3] | None) -> Render
+    rasterize(means [N, 3], quats [N, 4], scales [N, 3], opacities [N], colors [N, 3] or [B, N, 3],
+              viewmats [B, 4, 4], Ks [B, 3, 3], width, height, background [B, 3] | None) -> Render
 
 A back-end's module and its dependencies are imported on first use.
 """

@@ -37,7 +37,7 @@ def rasterize(
     quats: Float[Tensor, "N 4"],
     scales: Float[Tensor, "N 3"],
     opacities: Float[Tensor, " N"],
-    colors: Float[Tensor, "N 3"],
+    colors: Float[Tensor, "*V N 3"],
     viewmats: Float[Tensor, "B 4 4"],
     Ks: Float[Tensor, "B 3 3"],
     width: int,
@@ -47,9 +47,9 @@ def rasterize(
     """Render B views of N Gaussians; differentiable in the Gaussians' parameters and the background.
 
     Means and scales (activated, > 0) are in world units, quaternions (w, x, y, z) of any norm, opacities in [0, 1],
-    colours as displayed. `viewmats` map world to camera (OpenCV), `Ks` camera to pixels (no skew). Computation is in
-    float32; other float types are converted. `info.radii` (int32, pixels) and `info.means2d` are filled at once,
-    `info.means2d_grad` by the backward pass.
+    colours as displayed, [N, 3] or one set for each view. `viewmats` map world to camera (OpenCV), `Ks` camera to
+    pixels (no skew). Computation is in float32; other float types are converted. `info.radii` (int32, pixels) and
+    `info.means2d` are filled at once, `info.means2d_grad` by the backward pass.
 
     Raises ValueError, naming the tensor, for NaN or infinity, a wrong shape, or a tensor that is not on the CPU.
     """
@@ -61,7 +61,7 @@ def rasterize(
         _checked("quats", quats, (count, 4)),
         _checked("scales", scales, (count, 3)),
         _checked("opacities", opacities, (count,)),
-        _checked("colors", colors, (count, 3)),
+        _checked("colors", colors, (count, 3) if colors.dim() < 3 else (views, count, 3)),
         _checked("viewmats", viewmats, (views, 4, 4)),
         _checked("Ks", Ks, (views, 3, 3)),
         _checked("background", background, (views, 3)),
@@ -169,7 +169,7 @@ class _Frame:
     """The stages of one call, and the state that its forward pass keeps for the backward pass."""
 
     def __init__(self, scene: list[np.ndarray], cameras: list[np.ndarray], width: int, height: int) -> None:
-        self.scene = scene  # means, quats, scales, opacities, colors
+        self.scene = scene  # means, quats, scales, opacities, colors [N, 3] or [B, N, 3]
         self.viewmats, self.Ks, self.background = cameras
         self.width, self.height = width, height
         self.tiles_x, self.tiles_y = -(-width // kernels.TILE_SIDE), -(-height // kernels.TILE_SIDE)
@@ -185,6 +185,11 @@ class _Frame:
     def _camera(self, view: int) -> tuple[np.ndarray, np.ndarray, np.float32, np.float32]:
         return self.viewmats[view], self.Ks[view], np.float32(self.width), np.float32(self.height)
 
+    def _colors(self, view: int) -> np.ndarray:
+        """Return the colours [N, 3] that a view sees."""
+        colors = self.scene[4]
+        return colors[view] if colors.ndim == 3 else colors
+
     def _pieces(self) -> list[tuple[int, int]]:
         """Return every (view, part)."""
         return [(view, part) for view, cuts in enumerate(self.parts) for part in range(len(cuts) - 1)]
@@ -199,8 +204,9 @@ class _Frame:
 
         def prepare(view: int) -> None:
             self.prepared[view] = kernels.prepare_view(
-                *self.scene, *self._camera(view), self.tiles_x, self.tiles_y, radii[view], means2d[view]
-            )
+                *self.scene[:4], self._colors(view), *self._camera(view),
+                self.tiles_x, self.tiles_y, radii[view], means2d[view],
+            )  # fmt: skip
             _, _, starts, _ = self.prepared[view]
             self.parts[view] = _cut(starts)
 
@@ -249,8 +255,13 @@ class _Frame:
 
         run_jobs([partial(blend, view, part) for view, part in self._pieces()])
         run_jobs([partial(project, view) for view in range(self.views)])
-        gradients = [torch.empty(parameter.shape) for parameter in self.scene]
+        gradients = [torch.empty(parameter.shape) for parameter in self.scene[:4]] + [torch.empty(self.count, 3)]
+        d_colors = None
+        if self.scene[4].ndim == 3:  # of each view, before they are summed in place
+            d_colors = torch.from_numpy(d_scene[..., kernels.D_COLOR : kernels.D_COLOR + 3].copy())
         kernels.sum_views(d_scene, *(gradient.numpy() for gradient in gradients))
+        if d_colors is not None:
+            gradients[4] = d_colors
         self.info.means2d_grad = means2d_grad
         return gradients, torch.from_numpy(d_background.sum(1))
 

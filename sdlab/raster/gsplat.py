@@ -109,7 +109,7 @@ def rasterize(
     quats: Float[Tensor, "N 4"],
     scales: Float[Tensor, "N 3"],
     opacities: Float[Tensor, " N"],
-    colors: Float[Tensor, "N 3"],
+    colors: Float[Tensor, "*V N 3"],
     viewmats: Float[Tensor, "B 4 4"],
     Ks: Float[Tensor, "B 3 3"],
     width: int,

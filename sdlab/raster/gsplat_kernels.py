@@ -187,28 +187,40 @@ def _compile(source: Path, kernels: Path, home: Path) -> None:
     work = kernels.with_name(f"build-{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    try:
+        with compiling_with(home, work):
+            cpp_extension.load(
+                name=NAME,
+                sources=[str(_cut(file, work)) for file in _files(source)],
+                extra_cflags=list(FLAGS),
+                extra_cuda_cflags=list(NVCC_FLAGS),
+                extra_include_paths=[str(source / p) for p in ("include", "csrc", "csrc/third_party/glm")],
+                build_directory=str(work),
+                is_python_module=False,  # its types can be registered once per process, which `_imported` does
+            )
+        os.replace(work / f"{NAME}{_suffix()}", kernels)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def compiling_with(home: Path, work: Path) -> Iterator[None]:
+    """Let torch compile with the toolkit `home`, by as many compilers as fit, during this block; `work` is a folder
+    that lasts as long."""
+    from torch.utils import cpp_extension
+
     extension: Any = cpp_extension
     before, extension.CUDA_HOME = extension.CUDA_HOME, str(_with_runtime(home, work))
     jobs = os.environ.get("MAX_JOBS")
     os.environ["MAX_JOBS"] = str(n_jobs())
     try:
-        cpp_extension.load(
-            name=NAME,
-            sources=[str(_cut(file, work)) for file in _files(source)],
-            extra_cflags=list(FLAGS),
-            extra_cuda_cflags=list(NVCC_FLAGS),
-            extra_include_paths=[str(source / p) for p in ("include", "csrc", "csrc/third_party/glm")],
-            build_directory=str(work),
-            is_python_module=False,  # its types can be registered once per process, which `_imported` does
-        )
-        os.replace(work / f"{NAME}{_suffix()}", kernels)
+        yield
     finally:
         extension.CUDA_HOME = before
         if jobs is None:
             del os.environ["MAX_JOBS"]
         else:
             os.environ["MAX_JOBS"] = jobs
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _with_runtime(home: Path, work: Path) -> Path:

@@ -21,7 +21,7 @@ def rasterize(
     quats: Float[Tensor, "N 4"],
     scales: Float[Tensor, "N 3"],
     opacities: Float[Tensor, " N"],
-    colors: Float[Tensor, "N 3"],
+    colors: Float[Tensor, "*V N 3"],
     viewmats: Float[Tensor, "B 4 4"],
     Ks: Float[Tensor, "B 3 3"],
     width: int,
@@ -39,8 +39,9 @@ def rasterize(
     covariances = covariance(M)
     _, _, radii = screen_extents(means2d, covariances, depths, opacities, width, height)
 
+    shown = colors.expand(viewmats.shape[0], -1, -1)
     views = [
-        _blend(means2d[v], covariances[v], depths[v], opacities, colors, width, height)
+        _blend(means2d[v], covariances[v], depths[v], opacities, shown[v], width, height)
         for v in range(viewmats.shape[0])
     ]
     rgb, alpha, depth = (torch.stack(parts) for parts in zip(*views, strict=True))

@@ -1,7 +1,8 @@
-"""A cloud of anisotropic 3D Gaussians, each of one colour (3DGS, Kerbl et al. 2023, SH degree 0).
+"""A cloud of anisotropic 3D Gaussians (3DGS, Kerbl et al. 2023).
 
 Parameters, before activation: means [N, 3]; quats [N, 4]; log_scales [N, 3] (exp); opacity_logits [N] (sigmoid);
-color_logits [N, 3] (sigmoid).
+color_logits [N, 3] (sigmoid); with `sh_degree` > 0 sh [N, K, 3], by which colours depend on the direction of view
+(`sdlab.raster.harmonics`).
 
 Density control (the knob `density` and related ones) is in `sdlab.density`.
 """
@@ -29,6 +30,7 @@ from sdlab.modes import MODES
 from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.raster import announcement_for, backend_for, rasteriser_for, warm_up, world_covariances
+from sdlab.raster.harmonics import COUNTS, colours
 from sdlab.rng import StepRng
 from sdlab.scenes import Preview, SceneConfig, preview_of_views
 from sdlab.starts.clouds import Start, read_cloud
@@ -50,7 +52,10 @@ class Splats(SceneConfig):
 
     kind: ClassVar[str] = "splats"
     modes: ClassVar[tuple[str, ...]] = MODES
-    parameters: ClassVar[tuple[str, ...]] = ("means", "quats", "log_scales", "opacity_logits", "color_logits")
+    parameters: ClassVar[tuple[str, ...]] = (
+        *("means", "quats", "log_scales", "opacity_logits", "color_logits"),
+        "sh",
+    )
 
     start: str = knob(
         "ball",
@@ -88,6 +93,13 @@ class Splats(SceneConfig):
     )
     shap_e_steps: int = knob(STEPS, 1, 1000, "denoising steps of Shap-E", apply="restart")
     opacity_init: float = knob(0.1, 0.01, 0.99, "initial opacity", apply="restart")
+    sh_degree: int = knob(
+        0,
+        0,
+        3,
+        "degree of the spherical harmonics by which colours depend on the direction of view; 0: they do not",
+        apply="restart",
+    )
     bound: float = knob(1.05, 0.1, 5.0, "half-width of the box that contains all Gaussians")
     scale_min: float = knob(0.012, 1e-4, 1.0, "smallest standard deviation of a Gaussian", log=True)
     scale_max: float = knob(0.2, 1e-3, 5.0, "largest standard deviation of a Gaussian", log=True)
@@ -145,6 +157,8 @@ class Splats(SceneConfig):
         """Build the scene. Raises ValueError or RuntimeError, with the reason, if its start is not available."""
         params, remarks = self._started(rng, device, prompt, progress)
         remarks += self._limited(params)
+        if self.sh_degree:
+            params["sh"] = torch.zeros(len(params["means"]), COUNTS[self.sh_degree], 3)
         return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()}, "; ".join(remarks))
 
     def _started(
@@ -287,13 +301,14 @@ class SplatScene:
         p = self.params
         device = p["means"].device
         self._half_width = cams.width / 2
+        viewmats, rgbs = upload(cams.viewmats, device), p["color_logits"].sigmoid()
         return self._rasterize(
             p["means"],
             p["quats"],
             p["log_scales"].exp(),
             p["opacity_logits"].sigmoid(),
-            p["color_logits"].sigmoid(),
-            upload(cams.viewmats, device),
+            colours(rgbs, p["sh"], p["means"], viewmats) if "sh" in p else rgbs,
+            viewmats,
             upload(cams.Ks, device),
             cams.width,
             cams.height,
@@ -347,6 +362,7 @@ class SplatScene:
             to_numpy(p["log_scales"]),
             to_numpy(p["opacity_logits"]),
             to_numpy(p["color_logits"].sigmoid()),
+            to_numpy(p["sh"]) if "sh" in p else None,
         )
 
     def solid(self) -> None:

@@ -32,7 +32,7 @@ def turned(found: Cloud | RawSplats, degrees: float) -> Cloud | RawSplats:
 
 
 def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> Cloud | RawSplats:
-    """Rotate by the unit quaternion `q` (wxyz): positions, and the orientations of Gaussians."""
+    """Rotate by the unit quaternion `q` (wxyz): positions, and the orientations and harmonics of Gaussians."""
     w, x, y, z = q
     rows = np.array(
         [
@@ -44,7 +44,17 @@ def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> 
     )
     if isinstance(found, Cloud):
         return found._replace(points=found.points @ rows.T)
-    return found._replace(means=found.means @ rows.T, quats=found.quats @ times(q).astype(np.float32).T)
+    sh = None if found.sh is None else _sh_rotated(found.sh, rows)
+    return found._replace(means=found.means @ rows.T, quats=found.quats @ times(q).astype(np.float32).T, sh=sh)
+
+
+def _sh_rotated(sh: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return spherical harmonics [N, K, 3] of a scene turned by the matrix `rows`."""
+    import torch  # only here: children that parse files do without it
+
+    from sdlab.raster.harmonics import rotated
+
+    return rotated(torch.from_numpy(sh), torch.from_numpy(rows)).numpy()
 
 
 def times(q: Sequence[float]) -> np.ndarray:

@@ -18,7 +18,7 @@ from sdlab.ui.desk import TABS, Desk
 from sdlab.ui.editor import Editor
 from sdlab.ui.handin import hand_in
 from sdlab.ui.lane import Lane, view_modes
-from sdlab.ui.picking import pick_file, pick_preset
+from sdlab.ui.picking import open_example, pick_file, pick_preset
 from sdlab.ui.results import HAND_IN
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
             desk.focus.change(path, value)
         case {"do": "preset", "preset": str(name)} if name in page.visitors.presets:
             pick_preset(page, desk, name)
+        case {"do": "example", "name": str(name)} if name in page.visitors.examples:
+            open_example(page, desk, page.visitors.examples[name])
         case {"do": "settings", "settings": str(text), "name": str(name)}:
             try:
                 pick_file(page, desk, text, name)
@@ -118,6 +120,8 @@ def _show(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None:
     match act:
         case {"do": "front"}:
             lane.view.look_from_front()
+        case {"do": "camera"}:
+            desk.copy_camera(lane)
         case {"do": "draw", "mode": str(mode)} if mode in view_modes(lane.seat.session.effective.scene):
             lane.view.show_as(mode)
         case {"do": "goto", "step": step}:

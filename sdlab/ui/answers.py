@@ -50,9 +50,10 @@ def in_line(ticket: str, number: int, waiting: int, reason: str, page: str) -> d
     return {**_without_desk(page, f"You are number {number}{others} in the line", text, ""), "ticket": ticket}
 
 
-def session_over(page: str) -> dict[str, Any]:
-    """Return the answer to a page whose desk is gone."""
-    text = "This session ended: nobody used it for a while, or the server was restarted."
+def session_over(page: str, classroom: bool = False) -> dict[str, Any]:
+    """Return the answer to a page whose desk is gone, in a `classroom` or not."""
+    teacher = "the teacher ended it, " if classroom else ""
+    text = f"This session ended: {teacher}nobody used it for a while, or the server was restarted."
     return _without_desk(page, "Session ended", text, "New session")
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gradio as gr
 import numpy as np
@@ -146,8 +146,8 @@ class Api:
         """Return a picture of a run as it is now, as a data URL with a JPEG: its front, twelve views around it, or what
         the loss saw in its last step."""
         found = self._find(run)
-        if kind not in thumbnails.KINDS:
-            raise ValueError(f"kind = {shown(kind)}: must be one of {', '.join(thumbnails.KINDS)}")
+        if kind not in (kinds := get_args(thumbnails.Kind)):
+            raise ValueError(f"kind = {shown(kind)}: must be one of {', '.join(kinds)}")
         picture = thumbnails.picture(found.seat.session, kind)
         if picture is None:
             raise ValueError(f"this run has no picture of kind {kind!r} yet")

@@ -145,7 +145,8 @@ def chart(
     )
     curves = [(tone, points) for tone, points in curves if len(points) > 1]
     if not curves:
-        return f'<figure class="chart">{head}<div class="plot empty"><span>no steps yet</span></div></figure>'
+        why = "no steps yet" if last is None else "one value so far"
+        return f'<figure class="chart">{head}<div class="plot empty"><span>{why}</span></div></figure>'
     heights = [math.log10(v) if log else v for _, points in curves for _, v in points]
     low, high = min(heights), max(heights)
     if not log:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sdlab.lessons import Walk, listed, load
+from sdlab.live.manager import Manager
+from sdlab.live.messages import Hold
 from sdlab.live.session import Session
-from sdlab.ui import acts, thumbnails
+from sdlab.ui import acts, lessons, thumbnails
 from sdlab.ui.desk import Desk
 from sdlab.ui.places import MESSAGE, Place, Room, line_of
 from sdlab.ui.wording import PHASE_WORDS, number
@@ -27,9 +29,10 @@ GONE = "this seat is empty now"
 class Classroom:
     """The class whose desks are those of `page`, which has a room. Students open one of `addresses`."""
 
-    def __init__(self, page: Page, room: Room, addresses: Sequence[str] = ()) -> None:
+    def __init__(self, page: Page, room: Room, manager: Manager, addresses: Sequence[str] = ()) -> None:
         self._page = page
         self._room = room
+        self._manager = manager
         self._addresses = list(addresses)
         self._late = ""  # what pages that come later get
 
@@ -50,12 +53,12 @@ class Classroom:
 
     def choices(self) -> dict[str, Any]:
         """Return what can be given to desks."""
-        lessons = [
+        offered = [
             {"name": lesson.name, "title": lesson.title, "pages": [page.title for page in lesson.pages]}
             for lesson in listed()
             if lesson.preset in self._page.visitors.presets
         ]
-        return {"presets": self._page.visitors.presets, "lessons": lessons}
+        return {"presets": self._page.visitors.presets, "lessons": offered}
 
     def picture(self, key: str, kind: thumbnails.Kind) -> bytes | None:
         """Return a picture of a desk's run as JPEG, None if there is none."""
@@ -76,7 +79,7 @@ class Classroom:
         it, or "". ValueError for what cannot be done."""
         match said:
             case {"do": "freeze", "on": bool(on)}:
-                self._page.freeze(self._room, on)
+                self._freeze(on)
                 return ""
             case {"do": "message", "text": str(text)}:
                 self._room.message = line_of(text, MESSAGE)
@@ -103,7 +106,7 @@ class Classroom:
                 return lambda desk: self._perform(desk, act, unlocked=True)
             case {"do": "link", "link": str(link)}:
                 query = query_of(link)
-                return lambda desk: "; ".join(self._page.follow(desk, query))
+                return lambda desk: self._follow(desk, query)
         raise ValueError("this is nothing that a teacher's page can do")
 
     def _give(self, said: Mapping[str, Any], work: Callable[[Desk], str]) -> str:
@@ -124,13 +127,41 @@ class Classroom:
 
     def _perform(self, desk: Desk, act: dict[str, Any], unlocked: bool = False) -> str:
         if unlocked:
-            self._page.unlock(desk)
+            unlock(desk)
         acts.perform(self._page, desk, act)
         return ""
+
+    def _freeze(self, on: bool) -> None:
+        """Let no run take a step, or let them again."""
+        with self._room.gate:
+            self._room.frozen = on
+            for session in self._manager.sessions():
+                session.send(Hold(on))
+
+    def _follow(self, desk: Desk, query: str) -> str:
+        """Let a desk open a link, in place of all its lanes; return what is wrong with the link."""
+        opened, kept = self._page.opened(query), desk.focus
+        link = opened.link
+        self._page.close(*(lane for lane in desk.lanes if lane is not kept))
+        unlock(desk)
+        desk.client.locks = link.must_keep
+        desk.opened, desk.walk = opened, None
+        self._page.replace(desk, kept, link.settings, link.preset)
+        if link.lesson and desk.lanes:
+            lessons.begin(self._page, desk, link)
+        return "; ".join(link.problems)
 
     def _end(self, desk: Desk) -> str:
         self._page.close(*desk.lanes)
         return ""
+
+
+def unlock(desk: Desk) -> None:
+    """End what the link of a desk has locked."""
+    if desk.opened is not None:
+        desk.opened.link = desk.opened.link._replace(lock=())
+        desk.client.locks = desk.opened.link.must_keep
+        desk.forget("link")
 
 
 def query_of(link: str) -> str:
@@ -165,6 +196,7 @@ def _entry(desk: Desk, place: Place) -> dict[str, Any]:
         "last": place.last,
         "ago": round(time.monotonic() - place.last_at),
         "left": desk.has_left,
+        "hidden": not desk.client.visible,
         "picture": thumbnails.version(session),
         "around": session.around.get() is not None,
         "lesson": None if desk.walk is None else desk.walk.record(),

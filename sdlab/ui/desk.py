@@ -7,11 +7,13 @@ runs.
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
+from sdlab.export.interchange import transforms_of
 from sdlab.lens import Comparison, LensPictures
 from sdlab.lessons import Walk
 from sdlab.live.clients import Client
@@ -69,6 +71,7 @@ class Desk:
         self.row = 0  # the lens shows this view
         self.t: int | None = None  # the lens asks at this timestep, None for each step's own
         self.exact = False  # whether the lens shows exact predictions beside the network's
+        self.camera = ""  # of a view, as text to be copied
         self._lock = threading.Lock()
         self._tones = {first: 0}  # colour of each lane, in order of appearance
         self._focus = first
@@ -216,6 +219,15 @@ class Desk:
             left, self._late_polls = self._late_polls is not None, None
         return left
 
+    def copy_camera(self, lane: Lane) -> None:
+        """Tell the page the camera of a lane's view, in the form of exported cameras (transforms.json)."""
+        cams = lane.view.cameras()
+        if cams is None:
+            lane.say("error", "the view has not told its camera yet: turn it a little, then copy the camera")
+            return
+        self.camera = json.dumps(transforms_of(cams), indent=1)
+        self.forget("camera")  # the page waits for it, also if it is the same
+
     @property
     def has_left(self) -> bool:
         """Whether the page's connection has ended and nothing was heard from it since."""
@@ -260,6 +272,8 @@ class Desk:
         self._put(told, "stage", self._stage())
         self._put(told, "timeline", lane.history())
         self._put(told, "live", _live(lane))
+        if self.camera:
+            self._put(told, "camera", self.camera)
         self._put(told, "preset", lane.preset)
         offer = self.offer
         self._put(told, "offer", None if offer is None else offer.told)
@@ -340,7 +354,7 @@ class Desk:
                 "trouble": lane.view.trouble,
                 "modes": [[mode, MODE_LABELS[mode]] for mode in view_modes(lane.seat.session.effective.scene)],
                 "mode": lane.view.mode,
-                "legend": lane.view.legend,
+                "legend": lane.legend,
             }
             for lane, tone in tones.items()
         ]

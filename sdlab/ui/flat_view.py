@@ -1,7 +1,8 @@
 """The view of a flat scene: a page below /flat/{token}/ that draws the plane, or images, from numbers.
 
 The token is the seat's: unguessable, and the only key. A browser on another site is refused by its Origin. Routes:
-  now      the latest frame, if it or its settings are newer than the page's (204 otherwise), as arrays: see `pack`
+  now      the latest frame, if it or its settings are newer than the page's (204 otherwise), as arrays: see `pack`;
+           205 if the run is over or was replaced, which is no error: browsers would report a 404 in their console
   ground   what stays the same from step to step: the components of the plane's mixtures and the noise schedule, from
            which the page draws the density at any noise level; or the saturation of true images
   start    moves the start of the run, and resets it there
@@ -59,6 +60,7 @@ MOST_ROWS = 64  # steps of the paths in one message; longer stretches are thinne
 HISTORY = 400  # steps whose saturation is kept; beyond that, every other one is dropped
 LOSSLESS = 128  # pixels; larger images are sent as JPEG
 TRUE_PICTURES = 16  # drawn to measure their saturation
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 def is_flat(settings: Settings) -> bool:
@@ -352,17 +354,17 @@ def routes(views: FlatViews, embedders: str = "'self'") -> APIRouter:
 
     @router.get("/flat/{token}/now")
     async def now(token: str, since: str = "", run: int = 0, row: int = -1) -> Response:
-        session = found(token)
-        if isinstance(session, Response):
-            return session
+        session = views.session(token)
+        if session is None:
+            return _over()
         if session.effective.scene.kind in START:  # a millisecond; another thread would have to wait for its turn
             return _message(views.now(session, since, run, row))
         return _message(await run_in_threadpool(views.now, session, since, run, row))
 
     @router.get("/flat/{token}/ground")
     def ground(token: str) -> Response:
-        session = found(token)
-        return session if isinstance(session, Response) else _message(views.ground(session))
+        session = views.session(token)
+        return _over() if session is None else _message(views.ground(session))
 
     @router.post("/flat/{token}/start")
     async def start(token: str, request: Request) -> Response:
@@ -401,8 +403,11 @@ def _place(body: bytes) -> tuple[float, float]:
     raise ValueError('a place is {"x": number, "y": number}')
 
 
+def _over() -> Response:
+    return Response(status_code=205, headers=NO_STORE)
+
+
 def _message(packed: bytes | None) -> Response:
-    headers = {"Cache-Control": "no-store"}
     if packed is None:
-        return Response(status_code=204, headers=headers)
-    return Response(packed, media_type="application/octet-stream", headers=headers)
+        return Response(status_code=204, headers=NO_STORE)
+    return Response(packed, media_type="application/octet-stream", headers=NO_STORE)

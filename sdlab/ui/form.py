@@ -158,7 +158,11 @@ def form_state(settings: Settings, paths: Collection[str] | None = None) -> dict
     knobs = settings.knobs()
     return {
         "values": {path: k.value for path, k in knobs.items() if paths is None or path in paths},
-        "owners": [_owner(settings, p) for p in ("prior", "scene")] + [f"losses.{settings.active}"],
+        "owners": [
+            *(_owner(settings, p) for p in ("prior", "scene")),
+            *(f"{settings.scene.kind}/{path}" for path in wordings_in_use(settings)),
+            f"losses.{settings.active}",
+        ],
     }
 
 
@@ -183,13 +187,12 @@ def _picker(presets: Sequence[str]) -> str:
 
 
 def _prompts(settings: Settings, rules: Rules) -> str:
-    """Return the prompts that scenes have beside the first, a section for each such scene."""
+    """Return the prompts that scenes have beside the first, each in a section of its own: a scene may use some."""
     knobs = settings.knobs()
     return "".join(
-        f'<section data-owner="scene/{kind}">'
-        f"{''.join(rules.control(knobs[path], f'scene/{kind}') for path in cls.wordings)}</section>"
+        f'<section data-owner="{kind}/{path}">{rules.control(knobs[path], f"scene/{kind}")}</section>'
         for kind, cls in scenes().items()
-        if cls.wordings
+        for path in cls.wordings
     )
 
 
@@ -271,6 +274,11 @@ def loss_card(loss: Distillation) -> str:
         f'<details class="about"><summary>{prose(loss.look_for)}.</summary>'
         f'<p class="source">{html.escape(loss.paper)}</p></details></div>'
     )
+
+
+def wordings_in_use(settings: Settings) -> tuple[str, ...]:
+    """Return the paths of the prompts beside the first that the scene uses."""
+    return settings.scene.wordings[: settings.scene.prompts - 1]
 
 
 def wordings_of(loss: Distillation) -> list[str]:

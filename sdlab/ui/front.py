@@ -15,19 +15,23 @@ import httpx
 from fastapi import APIRouter, Request, Response
 from starlette.types import ASGIApp
 
+from sdlab.ui.welcome import FIRST_SCREEN
+
 PLACE = "http://page.invalid"  # the host for which Gradio renders
 HERE = 'new URL(".",document.baseURI).href.replace(/\\/$/,"")'  # the page's folder, in JavaScript
 # Relative addresses need the slash at the end of a path such as /lab/.
 SLASH = '<script>if(!location.pathname.endsWith("/"))location.replace(location.pathname+"/"+location.search)</script>'
 SCRIPT = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
+BODY = re.compile(r"<body[^>]*>")
 MANIFEST = '<link rel="manifest" href="/manifest.json" />'  # of an installable app, which this is not
 ICON = '<link rel="icon" href="./favicon.ico" />'
 
 
 def at_any_address(html: str) -> str:
-    """Return Gradio's HTML for `PLACE` with the browser's address in its place."""
+    """Return Gradio's HTML for `PLACE` with the browser's address in its place, and with the first screen."""
     html = html.replace(MANIFEST, ICON).replace(f'"{PLACE}"', HERE).replace(PLACE, "")
-    return html.replace("<head>", f"<head>{SLASH}", 1)
+    html = html.replace("<head>", f"<head>{SLASH}", 1)
+    return BODY.sub(lambda found: found[0] + FIRST_SCREEN, html, count=1)
 
 
 def policy(html: str, embedders: str) -> str:

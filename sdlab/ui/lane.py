@@ -22,15 +22,18 @@ from sdlab.live.messages import (
     Noted,
     Patch,
     Rejected,
+    Reset,
+    Resume,
     Skipped,
     Stepped,
     Went,
 )
 from sdlab.scenes import SceneConfig
+from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings
 from sdlab.ui.charts import PLOTS, Curve, Mark
 from sdlab.ui.flat_view import is_flat
-from sdlab.ui.form import wordings_of
+from sdlab.ui.form import wordings_in_use, wordings_of
 from sdlab.ui.panels import Message, Tone, status
 from sdlab.ui.uploads import UPLOADS
 from sdlab.ui.wording import label_of
@@ -42,7 +45,8 @@ WAITS_FOR_READY = "starts as soon as everything is ready"
 GOES_ON = "changed; press Start to continue with it"
 OTHER_PROMPT = "the object changes to match the new prompt; Reset starts over"
 REFUSED_FOR = 30.0  # seconds for which a refusal stays on the status line
-PATH = re.compile(r"[a-z]\w*(?:\.\w+)+")  # the path of a knob in a text
+PATH = re.compile(r"^[a-z]\w*(?= = )|[a-z]\w*(?:\.\w+)+")  # the path of a knob in a text
+WITHOUT_SH = "Gaussians have here the colour that all directions share; Render shows what depends on the direction"
 
 
 def view_modes(scene: SceneConfig) -> tuple[str, ...]:
@@ -65,6 +69,8 @@ class Lane:
         self.view = view
         self.preset = preset  # the last one picked
         self.remark = ""  # about the settings file that was opened
+        self._begins = False  # whether a run begins whose settings were just picked
+        self.is_beside = False  # whether it is the second lane of an example, which the next one closes
         self._lock = threading.Lock()
         self._next_event = 0
         self._asked: dict[str, Any] = {}  # path -> value that a control asked for, until the session answers
@@ -100,6 +106,13 @@ class Lane:
     def address(self) -> str:
         """The address of the scene's view; relative, so that it holds behind any reverse proxy."""
         return f"{'flat' if is_flat(self.seat.session.effective) else 'viewport'}/{self.seat.id}/"
+
+    @property
+    def legend(self) -> str:
+        """What the view's colours mean, or what they leave out; "" if there is nothing to say."""
+        scene = self.seat.session.effective.scene
+        directed = isinstance(scene, Splats) and scene.sh_degree > 0 and self.view.mode == SPLATS
+        return WITHOUT_SH if directed else self.view.legend
 
     def history(self) -> dict[str, Any]:
         """Return what the timeline shows."""
@@ -189,6 +202,12 @@ class Lane:
 
         answer.add_done_callback(told)
 
+    def begin(self) -> None:
+        """Start over with the settings just picked, which the status line need not tell, and run."""
+        with self._lock:
+            self._begins = True
+        self.send(Reset(), Resume())
+
     # ---- from the session to the page --------------------------------------------------------------------
 
     def read(self) -> News:
@@ -253,6 +272,7 @@ class Lane:
                 if step <= self._last_step:
                     self._forget_curves()  # a reset
                 self._last_step = step
+                self._begins = False
                 self.stats = stats
                 for plot in PLOTS:
                     if (value := plot.value(stats)) is not None:
@@ -260,12 +280,14 @@ class Lane:
                 self.version += 1
             case Applied(step, path, value, note):
                 self._settle(path, value, stale)
-                stale |= self._knobs_of_loss(path)
+                stale |= self._shown_with(path)
                 self._mark(step, f"{path} = {value}")
-                self._message = self._applied(step, path, note, waiting)
+                said = self._applied(step, path, note, waiting)
+                if not self._begins or (said is not None and said.tone == "warning"):
+                    self._message = said
             case Rejected(_, path, value, reason):
                 self._settle(path, value, stale)
-                stale |= self._knobs_of_loss(path)
+                stale |= self._shown_with(path)
                 if path in self._picked[1]:
                     self.preset = self._picked[0]
                 self._message = Message("error", self._in_words(reason), time.monotonic() + REFUSED_FOR)
@@ -283,11 +305,14 @@ class Lane:
                 self.version += 1
                 stale |= set(self.settings.knobs())
 
-    def _knobs_of_loss(self, path: str) -> set[str]:
-        """Return the knobs of the active loss when `path` is the choice of the loss: the form must then show them."""
+    def _shown_with(self, path: str) -> set[str]:
+        """Return the knobs that the form must show after a change of `path`: those of the active loss if it is the
+        choice of the loss, the prompts of all views of an illusion if it may be their number."""
+        s = self.settings
+        if path.startswith("scene."):
+            return set(wordings_in_use(s))
         if path != "active":
             return set()
-        s = self.settings
         own = {k for k in s.knobs() if k.startswith(f"losses.{s.active}.")}
         return {path, *own, *wordings_of(s.loss)}
 

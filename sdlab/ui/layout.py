@@ -30,6 +30,7 @@ from sdlab.ui.panels import no_comparison, no_lens, no_preview
 from sdlab.ui.places import NAME
 from sdlab.ui.uploads import RUN
 from sdlab.ui.visitors import Visitors, max_bytes
+from sdlab.ui.welcome import EXAMPLES, OFFER, RECORDING, TOUR, examples
 from sdlab.ui.wording import TITLE
 
 STATIC = Path(__file__).parent / "static"
@@ -80,7 +81,7 @@ def blocks(
     """Return the page, which is published at `urls`, of a `classroom` or not, with an editor if the user has a loss of
     their `own`, and with `endpoints` for programs; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
-        _part("title", "theme.js", _title_bar(device))
+        _part("title", "theme.js", _title_bar(device, bool(visitors.examples)))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
         _part("lessons", "lessons.js", _menu(visitors))
         if classroom:
@@ -89,6 +90,9 @@ def blocks(
             _part("lesson", "lesson.js", _LESSON)
             with gr.Column(elem_id="view"):
                 _part("stage", "stage.js", _STAGE)
+                _part("tour", "tour.js", OFFER)
+                if visitors.examples:
+                    _part("examples", "examples.js", examples(visitors.examples.values()))
                 with gr.Column(elem_id="progress", elem_classes=["card"]):
                     _part("status", "status.js", _STATUS)
                     _part("timeline", "timeline.js", _TIMELINE)
@@ -157,7 +161,7 @@ def _controls(prompt: str) -> str:
     )
 
 
-_STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>'
+_STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>' + RECORDING
 _STATUS = (  # live regions are read out only if they exist before they have a text
     '<p id="connection-line" role="alert"></p><p class="unseen" role="status" data-live></p>'
     '<div data-panel="status"></div>'
@@ -200,7 +204,7 @@ _HAND_IN = (
     '<header><h2 id="hand-in-title">Hand in</h2><button aria-label="Close">&times;</button></header>'
     "<p>One ZIP file with all runs of this page: settings, every change with its step, what you predicted in a lesson, "
     "readings and a small film. It is not sent anywhere: you download it and pass it on.</p>"
-    '<label class="field">Your name, if you like<input type="text" data-name autocomplete="name" '
+    '<label class="field">Your name, if you like<input type="text" data-name autofocus autocomplete="name" '
     f'maxlength="{manifest.NAME}"></label><label class="field">{QUESTION}<textarea data-answer rows="4" '
     f'maxlength="{manifest.ANSWER}"></textarea></label>'
     '<div class="row"><button type="button" class="primary" data-make>Make the file</button><a hidden></a>'
@@ -281,12 +285,13 @@ def _menu(visitors: Visitors) -> str:
     )
 
 
-def _title_bar(device: torch.device) -> str:
+def _title_bar(device: torch.device, with_examples: bool) -> str:
     where = {"cpu": "on the CPU", "cuda": "on the GPU"}.get(device.type, f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
         '<button type="button" data-lessons title="Short lessons beside the run">Lessons</button>'
+        f"{EXAMPLES if with_examples else ''}{TOUR}"
         '<button type="button" data-share title="A link to this run, or a lesson">Link</button>'
         '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
         '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'

@@ -66,32 +66,37 @@ def _open(page: Page, desk: Desk, name: str, number: int | None, again: bool) ->
 
 def _begin(page: Page, desk: Desk, walk: Walk) -> None:
     """Begin a page of a lesson with its own settings."""
-    lesson, lane = walk.lesson, desk.focus
+    lesson, lane, refused = walk.lesson, desk.focus, []
     desk.walk = walk
     try:
         pick(page, desk, lesson.preset, page.visitors.admitted(lesson.starts[walk.page], page.visitors.settings))
     except ValueError as e:
-        lane.say("error", f"the lesson goes on with the present settings: {e}")
+        refused.append(f"the lesson goes on with the present settings: {e}")
     if desk.focus is lane:  # otherwise the run is new
         lane.send(Pause(), Reset())
-    carry_out(page, desk, walk)
+    carry_out(page, desk, walk, refused)
 
 
-def carry_out(page: Page, desk: Desk, walk: Walk) -> None:
-    """Carry out the acts of the page that are due: all, or none while its question is open."""
+def carry_out(page: Page, desk: Desk, walk: Walk, refused: Sequence[str] = ()) -> None:
+    """Carry out the acts of the page that are due: all, or none while its question is open. Say which of them, and what
+    before them, was `refused`: after the acts, some of which have messages of their own."""
+    problems = [*refused]
     for act in walk.due(desk.focus.reader.step):
-        _carry_out(page, desk, walk, act)
+        problems += _carry_out(page, desk, walk, act)
     desk.watch.after(desk.lanes)
+    if problems:
+        desk.focus.say("error", "; ".join(problems))
 
 
-def _carry_out(page: Page, desk: Desk, walk: Walk, act: Do) -> None:
+def _carry_out(page: Page, desk: Desk, walk: Walk, act: Do) -> list[str]:
+    """Carry out one act; return what the server does not allow of it."""
     match act.what:
         case "set":
-            _set(page, desk, act.value)
+            return _set(page, desk, act.value)
         case "preset" if act.value in page.visitors.presets:
             pick_preset(page, desk, act.value)
         case "preset":
-            desk.focus.say("error", f"preset = {act.value}: this server does not offer it")
+            return [f"preset = {act.value}: this server does not offer it"]
         case "mark":
             walk.keep(act.value, desk.focus.reader.read)
         case "branch":
@@ -106,11 +111,10 @@ def _carry_out(page: Page, desk: Desk, walk: Walk, act: Do) -> None:
             desk.send(Pause(), Reset())
         case "advance":
             desk.send(Advance(act.value))
+    return []
 
 
-def _set(page: Page, desk: Desk, changes: Sequence[tuple[str, Any]]) -> None:
-    allowed = [(path, value) for path, value in changes if path not in page.visitors.locked]
-    if allowed:
+def _set(page: Page, desk: Desk, changes: Sequence[tuple[str, Any]]) -> list[str]:
+    if allowed := [(path, value) for path, value in changes if path not in page.visitors.locked]:
         desk.focus.set(allowed)
-    if refused := [path for path, _ in changes if path in page.visitors.locked]:
-        desk.focus.say("error", f"{', '.join(refused)}: fixed on this server, the lesson goes on without")
+    return [f"{path} is fixed on this server" for path, _ in changes if path in page.visitors.locked]

@@ -31,6 +31,8 @@ PARTS = {  # of the page that a link can hide -> what the page calls them; page.
     "charts": "Charts",
     "compare": "Compare losses",
     "results": "Results",
+    "examples": "Examples",
+    "tour": "Tour",
     "link": "Link button",
     "lessons": "Lessons button",
 }

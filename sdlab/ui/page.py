@@ -156,9 +156,9 @@ class Page:
             known = known or self.line.find(token) is not None
             if refused is not None:
                 return no_seat(refused, page)
-            return another_tab(page) if known else session_over(page)
+            return another_tab(page) if known else session_over(page, self.room is not None)
         if self._find(token, polling=True) is None:
-            return session_over(page)
+            return session_over(page, self.room is not None)
         if not own.has_left:
             own.client.look(not hidden)
         if missed:
@@ -301,8 +301,10 @@ class Page:
         previous = self._of_page(page)
         if previous is not None:
             self.close(*previous.lanes)
-        link = self._links.read(ticket.query, self._preset)
-        client.locks, opened = link.must_keep, Opened(self._links, link)
+        self._must_have_room(client)  # pages that wait ask often
+        opened = self.opened(ticket.query)
+        link = opened.link
+        client.locks = link.must_keep
         try:
             with self._door:
                 self._must_have_room(client)
@@ -351,6 +353,10 @@ class Page:
                 self._returning.discard(token)
         return "", None
 
+    def opened(self, query: str) -> Opened:
+        """Return the link that an address with this query opens."""
+        return Opened(self._links, self._links.read(query, self._preset))
+
     def _must_have_room(self, client: Client) -> None:
         """Raise RuntimeError, which says why, when a client cannot have another desk now."""
         if self.room is not None:
@@ -388,12 +394,25 @@ class Page:
         lane = desk.focus
         return self._add(desk, lane, lambda: self._manager.open(settings, lane.seat.client), preset)
 
+    def beside(self, desk: Desk, lane: Lane, settings: Settings) -> None:
+        """Add a lane that runs `settings` from the first step, without taking the focus from `lane`; a refusal goes to
+        the status line."""
+        if desk.opened is not None:
+            settings = desk.opened.link.kept(lane.settings, settings)
+        other = self._add(
+            desk, lane, lambda: self._manager.open(self._renewed(settings), lane.seat.client), lane.preset
+        )
+        if other is not None:
+            other.is_beside = True
+            other.send(Resume())
+            desk.look_at(lane)
+
     def _add(self, desk: Desk, lane: Lane, seat: Callable[[], Seat], preset: str | None) -> Lane | None:
         """Add a lane with the seat that `seat` opens; `lane` is told why if that fails."""
         try:
             self.visitors.must_have_lane(len(desk.lanes))
             if waiting := len(self.line):
-                raise RuntimeError(f"no lane can be added: {waiting} pages wait for a seat")
+                raise RuntimeError(f"no lane can be added: {_pages(waiting)} for a seat")
             other = self._lane(seat(), preset, desk.dark)
             other.view.begin_like(lane.view)
             try:
@@ -407,8 +426,9 @@ class Page:
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
         return other
 
-    def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> None:
-        """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one."""
+    def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> bool:
+        """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one. Return
+        False if there is no seat."""
         tone = desk.take_out(lane)
         try:
             with self._door:  # or a page that waits would get the seat
@@ -422,36 +442,10 @@ class Page:
             else:
                 self._refused[desk.page] = str(e)
                 self._drop(desk)
-            return
+            return False
         desk.put_in(other, tone)
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
-
-    def freeze(self, room: Room, on: bool) -> None:
-        """Let no run of the room take a step, or let them again."""
-        with room.gate:
-            room.frozen = on
-            for session in self._manager.sessions():
-                session.send(Hold(on))
-
-    def follow(self, desk: Desk, query: str) -> tuple[str, ...]:
-        """Let a desk open a link, in place of all its lanes; return what is wrong with the link."""
-        link = self._links.read(query, self._preset)
-        kept = desk.focus
-        self.close(*(lane for lane in desk.lanes if lane is not kept))
-        self.unlock(desk)
-        kept.seat.client.locks = link.must_keep
-        desk.opened, desk.walk = Opened(self._links, link), None
-        self.replace(desk, kept, link.settings, link.preset)
-        if link.lesson and desk.lanes:
-            lessons.begin(self, desk, link)
-        return link.problems
-
-    def unlock(self, desk: Desk) -> None:
-        """End what the link of a desk has locked."""
-        if desk.opened is not None:
-            desk.opened.link = desk.opened.link._replace(lock=())
-            desk.focus.seat.client.locks = desk.opened.link.must_keep
-            desk.forget("link")
+        return True
 
     def desks(self) -> list[Desk]:
         """Return all desks, in the order in which they were opened."""
@@ -478,6 +472,10 @@ class Page:
             desk.place.give_back()
         with self._lock:
             self._desks.pop(desk.id, None)
+
+
+def _pages(waiting: int) -> str:
+    return "1 page waits" if waiting == 1 else f"{waiting} pages wait"
 
 
 def _short(error: Exception) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdlab import settings as catalogue
+from sdlab.examples import Example
 from sdlab.links import PRESET
+from sdlab.live.messages import Pause, Resume
 from sdlab.settings import Settings
 from sdlab.ui.desk import Desk
+from sdlab.ui.lane import Lane
 from sdlab.ui.links import NO_PRESET
 
 if TYPE_CHECKING:
@@ -31,9 +34,10 @@ def pick_preset(page: Page, desk: Desk, name: str) -> None:
 
 def pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: str = "") -> bool:
     """Let the lane in focus have the settings of a preset or a file, about which the user should know `remark`, as far
-    as no knob is locked; return False if that leaves nothing."""
+    as no knob is locked; return False if that leaves nothing, or no seat."""
     lane = desk.focus
     desk.offer = None  # it was to continue a run of other settings
+    wanted = wanted.with_losses_of(lane.settings)  # a lesson may have been read under another version of an own loss
     if desk.opened is not None:
         link = desk.opened.link
         try:
@@ -45,8 +49,43 @@ def pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: s
             lane.say("error", str(e))
             return False
     if catalogue.needs_new_run(wanted, lane.settings):
-        page.replace(desk, lane, wanted, preset)
+        if not page.replace(desk, lane, wanted, preset):
+            return False
     else:
         lane.pick(preset, wanted)
     desk.focus.remark = remark
     return True
+
+
+def open_example(page: Page, desk: Desk, example: Example) -> None:
+    """Let the lane in focus begin an example, with a second lane if it has two; that of an example before it closes.
+    Other lanes stay; a lesson ends."""
+    desk.walk = None
+    if desk.focus.is_beside:
+        desk.look_at(next((lane for lane in desk.lanes if not lane.is_beside), desk.focus))
+    before = desk.focus
+    for other in desk.lanes:
+        if other.is_beside and other is not before:
+            page.close(other)
+    before.send(Pause())
+    if not pick(page, desk, example.preset, example.settings):
+        return
+    lane = desk.focus
+    lane.is_beside = False
+    if lane is before:
+        lane.begin()
+    else:  # the run is new
+        lane.send(Resume())
+    if example.beside is not None:
+        _open_beside(page, desk, lane, example.preset, example.beside)
+
+
+def _open_beside(page: Page, desk: Desk, lane: Lane, preset: str, settings: Settings) -> None:
+    """Start a run beside `lane`, which keeps the focus."""
+    if desk.opened is not None:
+        settings = desk.opened.link.kept(lane.settings, settings)
+    other = page.add(desk, settings, preset)
+    if other is not None:
+        other.is_beside = True
+        other.send(Resume())
+        desk.look_at(lane)

@@ -112,6 +112,8 @@ def worded(act: Mapping[str, Any]) -> str:
             said = f"prompt: {text}"
         case {"do": "preset", "preset": str(name)}:
             said = f"preset {name}"
+        case {"do": "example", "name": str(name)}:
+            said = f"example {name}"
         case {"do": "settings"}:
             said = "opened settings"
         case {"do": "branch"}:

@@ -46,7 +46,7 @@ from sdlab.ui.wording import TITLE
 from sdlab.web import refusal
 
 MOST = 24  # files per shelf
-CAMERA_PIXELS = 512  # side of the images that the exported cameras describe
+CAMERA_PIXELS = 512  # side of the images that are exported with their cameras
 MOST_BYTES = 400_000_000
 MOST_WAITING = 10  # jobs: one of each format; each holds a copy of the scene
 LONGEST_REST = 0.05  # seconds
@@ -150,11 +150,14 @@ FORMATS: Mapping[str, Format] = {
         lambda path, m, progress: write_growth(path, m.film, progress),
     ),
     "cameras": Format(
-        ".cameras.json",
-        "application/json",
-        "Cameras",
-        f"The turntable's {FILM_FRAMES} cameras as transforms.json, as instant-ngp and nerfstudio read it.",
-        lambda path, m, progress: write_cameras(path, m.settings.camera, CAMERA_PIXELS),
+        ".cameras.zip",
+        "application/zip",
+        "Cameras and images",
+        f"The turntable's {FILM_FRAMES} images with their cameras (transforms.json), from which instant-ngp and "
+        "nerfstudio learn the scene.",
+        lambda path, m, progress: write_cameras(
+            path, m.solid or _splats(m), m.settings.camera, CAMERA_PIXELS, progress=progress
+        ),
     ),
     "html": Format(
         ".html",

@@ -24,7 +24,7 @@ from sdlab.live.kept import Store
 from sdlab.live.manager import Manager
 from sdlab.own_loss import OwnLoss
 from sdlab.settings import Settings
-from sdlab.ui import answers, flat_view, front, layout, results, teacher, uploads
+from sdlab.ui import answers, flat_view, front, layout, results, teacher, uploads, welcome
 from sdlab.ui.api import Api
 from sdlab.ui.classroom import Classroom
 from sdlab.ui.door import Door
@@ -110,7 +110,7 @@ def build(
     ):
         app.include_router(router)
     if classroom is not None and room is not None:
-        teaching = Classroom(page, room, classroom.addresses)
+        teaching = Classroom(page, room, manager, classroom.addresses)
         app.include_router(teacher.routes(teaching, Door(classroom.pin)))
 
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
@@ -135,14 +135,17 @@ def build(
 
 
 def modules() -> APIRouter:
-    """Return the route of the page's JavaScript modules, below /page."""
+    """Return the route of the page's JavaScript modules and of what a first visitor is shown, below /page."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/page/{name}")
     def module(name: str) -> Response:
-        if name not in layout.MODULES:
+        file, kept = layout.MODULES.get(name), "no-cache"
+        if file is None:
+            file, kept = welcome.FILES.get(name), "max-age=3600"
+        if file is None:
             return refusal("there is no such file", 404)
-        return FileResponse(layout.MODULES[name], media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+        return FileResponse(file, media_type=welcome.TYPES[file.suffix], headers={"Cache-Control": kept})
 
     return router
 

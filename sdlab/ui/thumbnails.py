@@ -24,8 +24,8 @@ _lock = threading.Lock()
 
 
 def version(session: Session) -> str:
-    """Return what changes when the pictures do."""
-    return f"{session.around.version}.{session.latest.version}"
+    """Return what changes when the pictures do, "" before there are any."""
+    return f"{session.around.version}.{session.latest.version}" if session.latest.get() is not None else ""
 
 
 def picture(session: Session, kind: Kind) -> bytes | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from sdlab import examples
 from sdlab import settings as catalogue
+from sdlab.examples import Example
 from sdlab.knobs import Knob
 from sdlab.live.clients import NO_LIMIT, Bucket, Client
 from sdlab.live.state import Run
@@ -80,6 +82,8 @@ class Visitors:
         self.presets = list(self.offered)
         self.budgets = Budgets([settings, *(shipped[name] for name in self.presets)]) if self.locked else None
         self.most_lanes = VISITOR_LANES if self.locked else MAX_LANES
+        found = ((name, self._as_admitted(example)) for name, example in examples.load(self.offered).items())
+        self.examples = {name: example for name, example in found if example is not None}
 
     def client(self, address: str, seats: int) -> Client:
         """Return a new client at a network address ("" if unknown), with its limits on a server that has `seats`."""
@@ -87,6 +91,14 @@ class Visitors:
             return Client()
         own = max(seats // 2, 1)
         return Client(address, own, self.budgets, Bucket(*MESSAGES), Bucket(*POLLS), Bucket(*UPLOADED))
+
+    def _as_admitted(self, example: Example) -> Example | None:
+        """Return an example as visitors may run it, None if they may not."""
+        try:
+            settings, *beside = (self.admitted(lane, self.settings) for lane in example.lanes)
+        except ValueError:
+            return None
+        return example._replace(settings=settings, beside=beside[0] if beside else None)
 
     def shown(self, k: Knob, kind: str) -> Knob:
         """Return a knob as the form shows it, for a scene of this `kind`: with the range that visitors have."""

@@ -45,7 +45,8 @@ MODE_LABELS = {  # what a view shows; the browser draws the first, the run's ras
     "normals": "Normals",
     "count": "Gaussians per pixel",
 }
-LABELS_OF_PATHS = {  # of names that mean different things in different groups
+LABELS_OF_PATHS = {  # of names that mean different things in different groups, or nothing by themselves
+    "active": "Loss",
     "prior.source": "Images from",
     "prompt.fourth": "Fourth prompt",
     "prompt.second": "Second prompt",

@@ -3,16 +3,19 @@ image hangs behind viser's empty scene."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from viser.transforms import SO3
 
 from sdlab.channel import Latest
 from sdlab.live.rendering import FINE, QUICK, Rendered, Shot
+from sdlab.types import Cameras
 
 STILL = 0.35  # seconds after the last move of the camera from which it counts as still
 FINE_IMAGES = 2  # in a still view: the first also finds out how large an image may be
@@ -110,6 +113,34 @@ class RenderedView:
 
 def shot_of(camera: Any, mode: str, background: tuple[float, float, float], seconds: float) -> Shot | None:
     """Return the shot of viser's camera; None before the browser has reported it, and for numbers that are none."""
+    read = _reading(camera)
+    if read is None:
+        return None
+    rows, fov, width, height = read
+    return Shot(tuple(map(tuple, rows.tolist())), fov, width / height, mode, background, seconds)
+
+
+def cameras_of(camera: Any) -> Cameras | None:
+    """Return viser's camera as ours, in the size of the browser's view; None as `shot_of` does."""
+    read = _reading(camera)
+    if read is None:
+        return None
+    rows, fov, width, height = read
+    x, y, z = (-rows[:3, :3].T @ rows[:3, 3]).tolist()
+    focal = 0.5 * height / math.tan(fov / 2)
+    return Cameras(
+        viewmats=torch.tensor(rows[None], dtype=torch.float32),
+        Ks=torch.tensor([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]]),
+        width=round(width),
+        height=round(height),
+        azimuth=torch.tensor([math.degrees(math.atan2(y, x))]),
+        elevation=torch.tensor([math.degrees(math.atan2(z, math.hypot(x, y)))]),
+        distance=torch.tensor([math.hypot(x, y, z)]),
+    )
+
+
+def _reading(camera: Any) -> tuple[np.ndarray, float, float, float] | None:
+    """Return the world-to-camera matrix [4, 4] (OpenCV), the vertical field of view in radians, width and height."""
     try:
         wxyz, position = np.asarray(camera.wxyz, float), np.asarray(camera.position, float)
         fov, width, height = float(camera.fov), float(camera.image_width), float(camera.image_height)
@@ -119,5 +150,4 @@ def shot_of(camera: Any, mode: str, background: tuple[float, float, float], seco
     if not np.isfinite(numbers).all() or not 0.01 < fov < 3.1 or min(width, height) < 1 or not wxyz.any():
         return None
     rotation = SO3(wxyz / np.linalg.norm(wxyz)).as_matrix().T  # world to camera
-    rows = np.vstack([np.column_stack([rotation, -rotation @ position]), [0, 0, 0, 1]])
-    return Shot(tuple(map(tuple, rows.tolist())), fov, width / height, mode, background, seconds)
+    return np.vstack([np.column_stack([rotation, -rotation @ position]), [0, 0, 0, 1]]), fov, width, height

@@ -22,9 +22,9 @@ from sdlab.errors import reason
 from sdlab.live.manager import Seat
 from sdlab.modes import MODES
 from sdlab.pictures import grid
-from sdlab.types import Frame, SplatSnapshot
+from sdlab.types import Cameras, Frame, SplatSnapshot
 from sdlab.viewport.private import muted, start_server
-from sdlab.viewport.rendered import RenderedView, Renders
+from sdlab.viewport.rendered import RenderedView, Renders, cameras_of
 
 SPLATS = "splats"  # the mode in which the browser draws
 UPDATE_EVERY = 0.1  # seconds; a browser on a small machine draws splats no more often
@@ -174,12 +174,19 @@ class SplatView:
         self._peers = tuple(peer for peer in peers if peer is not self)
 
     def begin_like(self, other: SplatView) -> None:
-        """Start with the present camera of another view."""
+        """Start with the present camera of another view, and show what it shows."""
+        self.show_as(other.mode)
         for client in other._server.get_clients().values():
             camera = client.camera
             with contextlib.suppress(AssertionError):  # a browser that has not reported its camera yet
                 self._server.initial_camera.position = tuple(camera.position)
                 self._server.initial_camera.look_at = tuple(camera.look_at)
+
+    def cameras(self) -> Cameras | None:
+        """Return the present camera of a browser that shows this view, in its size in pixels; None if there is none
+        yet."""
+        found = (cameras_of(client.camera) for client in self._server.get_clients().values())
+        return next((cams for cams in found if cams is not None), None)
 
     def _watch(self, client: viser.ClientHandle) -> None:
         client.camera.on_update(self._moved)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool3d
 
+from sdlab.transfer import upload
+
 CELLS = 40  # along each side of the cube
 DECAY = 0.9  # of a cell's opacity from one update to the next, so that a cell empties only after several looks
 VISIBLE = 0.002  # opacity of a cell above which it is occupied
@@ -48,6 +50,6 @@ class Occupancy:
         corners = torch.stack(torch.meshgrid(*(torch.arange(CELLS) for _ in shape), indexing="ij"), -1)
         width = 2 * bound / CELLS
         places = (corners + torch.rand(*shape, 3, generator=generator)) * width - bound
-        seen = -torch.expm1(-width * density(places.view(-1, 3).to(self.opacity.device))).view(shape)
+        seen = -torch.expm1(-width * density(upload(places.view(-1, 3), self.opacity.device))).view(shape)
         kept = DECAY * self.opacity if self.updates else torch.zeros_like(seen)
         self.restore(torch.maximum(kept, seen), self.updates + 1)

@@ -75,7 +75,8 @@ def features(planes: Tensor, places: Tensor) -> Tensor:
     """
     if planes.device.type == "cpu":
         return _Interpolate.apply(planes, places.detach().contiguous())
-    grid = torch.stack([places[:, pair] for pair in PAIRS])[:, None]  # [3, 1, M, 2]
+    axes = places.unbind(1)  # an index with two numbers would be uploaded, which waits for a GPU
+    grid = torch.stack([torch.stack([axes[i], axes[j]], 1) for i, j in PAIRS])[:, None]  # [3, 1, M, 2]
     channels_first = planes.permute(0, 3, 1, 2)
     found = grid_sample(channels_first, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return found.sum(0)[:, 0].T

@@ -71,16 +71,27 @@ def sample(rays: Rays, bound: float, count: int, offsets: Tensor, occupied: Tens
     [-bound, bound]^3.
     """
     delta = 2 * bound / count
-    along = -(rays.origins * rays.directions).sum(1)
-    half = (bound**2 - (rays.origins.square().sum(1) - along.square())).clamp_min(0).sqrt()
-    near = (along - half).clamp_min(NEAREST)
-    hit = torch.nonzero(along + half > near)[:, 0]
+    near, far = crossing(rays, bound)
+    if (
+        near.device.type == "cuda"
+    ):  # finding the rays that hit the ball would wait for the GPU; the others have no sample
+        hit = torch.arange(len(near), device=near.device)
+    else:
+        hit = torch.nonzero(far > near)[:, 0]
     steps = torch.arange(count, device=near.device)
     distances = near[hit, None] + (steps + offsets[hit, None]) * delta  # [hit, count]
     places = rays.origins[hit, None] + distances[..., None] * rays.directions[hit, None]
-    inside = (distances < (along + half)[hit, None]) & lookup(occupied, places, bound)
+    inside = (distances < far[hit, None]) & lookup(occupied, places, bound)
     row, step = torch.nonzero(inside, as_tuple=True)
     return Samples(places[row, step], distances[row, step], hit[row])
+
+
+def crossing(rays: Rays, bound: float) -> tuple[Tensor, Tensor]:
+    """Return the distances at which rays enter and leave the ball of radius `bound`, [R] each; a ray that misses it
+    does not leave after it enters."""
+    along = -(rays.origins * rays.directions).sum(1)
+    half = (bound**2 - (rays.origins.square().sum(1) - along.square())).clamp_min(0).sqrt()
+    return (along - half).clamp_min(NEAREST), along + half
 
 
 def lookup(grid: Tensor, places: Tensor, bound: float) -> Tensor:
@@ -97,13 +108,9 @@ def weights(optical: Tensor, ray: Tensor, count: int) -> tuple[Tensor, Tensor]:
     `optical` [M] is sigma delta, `ray` [M] the ascending ray numbers of `count` rays. Sums run over all samples at once
     and are float64, since float32 would lose the far ends of long sums.
     """
-    through = optical.double().cumsum(0)
-    before = through - optical
-    starts = torch.bincount(ray, minlength=count).cumsum(0)
-    first = torch.cat([starts.new_zeros(1), starts[:-1]])
-    offset = before.new_zeros(count)
-    offset = torch.where(starts > first, before[first.clamp_max(max(len(ray) - 1, 0))], offset) if len(ray) else offset
-    transmittance = (offset[ray] - before).exp().to(optical.dtype)
+    before = optical.double().cumsum(0) - optical
+    first = torch.searchsorted(ray, torch.arange(count, device=ray.device))  # sample of each ray, if it has one
+    transmittance = (before[first[ray]] - before).exp().to(optical.dtype)
     return transmittance * -torch.expm1(-optical), transmittance
 
 

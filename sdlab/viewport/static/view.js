@@ -23,6 +23,7 @@
   let drawn = 0, fence = null; // time of the last picture, and the fence that signals its end
   let count = 0, took = 0, before = 0; // pictures; duration of the last two, one of which may include compiling
   let gl = null, known = false; // whether the page knows how this browser draws
+  let workers = 0, unseen = Infinity; // pictures until the first Gaussians are visible
 
   // ---- reasons to draw ----
   const others = new BroadcastChannel("sdlab-views"); // of the same page: their cameras move together
@@ -37,7 +38,12 @@
   window.Worker = class extends window.Worker {
     constructor(...options) {
       super(...options);
-      this.addEventListener("message", () => { owed = NEWS; hurry(); });
+      const sorts = workers++ > 0; // the first holds the connection, the second sorts Gaussians when there are any
+      this.addEventListener("message", () => {
+        owed = NEWS;
+        if (sorts && unseen === Infinity) unseen = NEWS;
+        hurry();
+      });
     }
   };
 
@@ -101,6 +107,7 @@
       gl.flush();
     }
     root.dataset.drawn = ++count;
+    if (unseen > 0 && --unseen === 0) parent.postMessage({ live: true }, location.origin);
     drawing = false;
     plan();
   };

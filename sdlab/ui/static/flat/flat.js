@@ -36,7 +36,7 @@ async function ask() {
   const run = frame?.kind === "plane" ? frame.run : 0;
   const query = new URLSearchParams({ since: frame?.version ?? "", run: String(run), row: String(row) });
   const answer = await fetch(`now?${query}`, { cache: "no-store" });
-  if (answer.status === 404) return "over";
+  if (answer.status === 205) return "over";
   if (answer.status !== 200) return answer.status === 204 ? "same" : "wrong";
   /** @type {Frame} */
   const found = unpack(await answer.arrayBuffer());
@@ -85,6 +85,7 @@ function say(text) {
 
 /** @param {Frame} frame */
 async function show(frame) {
+  if (!latest.frame) parent.postMessage({ live: true }, location.origin);
   if (frame.kind === "plane") plane.take(frame, latest.frame);
   else await pictures.take(frame, latest.ground);
   latest.frame = frame;

@@ -100,7 +100,7 @@ export function mountKnob(node) {
     if (kind === "text" || kind === "choice") return change(field.value);
     const v = Number(field.value);
     if (field.value.trim() === "") return show(shown);
-    if (!Number.isFinite(v)) { // the server says what is allowed
+    if (!Number.isFinite(v) || Math.abs(v) > Number.MAX_SAFE_INTEGER) { // the server says what is allowed, and quotes it
       send(field.value);
       return show(shown);
     }

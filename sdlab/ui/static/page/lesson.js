@@ -87,7 +87,7 @@ export function mount(element) {
     shown = lesson;
     section.dataset.name = lesson?.name ?? "";
     section.hidden = !lesson;
-    document.body.classList.toggle("in-lesson", Boolean(lesson));
+    for (const node of [document.body, document.getElementById("desk")]) node?.classList.toggle("in-lesson", Boolean(lesson));
     if (!lesson) return outline([]);
     where.textContent = `${lesson.where}, page ${lesson.page + 1} of ${lesson.pages}`;
     body.innerHTML = lesson.html;

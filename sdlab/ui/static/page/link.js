@@ -98,6 +98,7 @@ function hide(names) {
 
 /** Disable what is locked, and nothing else; the server refuses it, too. @param {string[]} names */
 function lock(names) {
+  document.body.dataset.lock = names.join(" ");
   /** @param {string} path */
   const held = (path) => path.split(".").some((_, n, parts) => names.includes(parts.slice(0, n + 1).join("."))) || names.includes("all");
   /** @param {Element} node @param {string} path */

@@ -4,6 +4,7 @@
 
 const DESKS = "sdlab-desks", MOST_DESKS = 4;
 const DESK = "sdlab-desk", LINK = "sdlab-link", THEME = "sdlab-theme", LARGE = "sdlab-large";
+const WELCOMED = "sdlab-welcomed", EXAMPLES = "sdlab-examples";
 const EDITOR = "sdlab-editor";
 
 /** @param {() => Storage} storage whose mere mention fails where a frame may not store anything
@@ -42,6 +43,14 @@ export const keepTheme = (dark) => keep(() => localStorage, THEME, dark ? "dark"
 export const keepLarge = (large) => keep(() => localStorage, LARGE, large ? "yes" : "no");
 export const wasLarge = () => recall(() => localStorage, LARGE) === "yes";
 
+/** Remember that this visitor has taken or refused the tour, or has started a run. */
+export const keepWelcomed = () => keep(() => localStorage, WELCOMED, "yes");
+export const wasWelcomed = () => recall(() => localStorage, WELCOMED) === "yes";
+/** @param {boolean} open */
+export const keepExamples = (open) => keep(() => localStorage, EXAMPLES, open ? "open" : "closed");
+/** Whether the examples were left open; null before the visitor opened or closed them. */
+export const wereExamplesOpen = () => { const kept = recall(() => localStorage, EXAMPLES); return kept && kept === "open"; };
+
 export const isLarge = () => document.documentElement.classList.contains("large");
 /** @param {boolean} large */
 export const setLarge = (large) => document.documentElement.classList.toggle("large", large);
@@ -60,6 +69,8 @@ export const keepLink = (query) => keep(() => sessionStorage, LINK, query);
 /** Whether the address has a query that this tab's desk is not for: a link was followed, or the address was edited. */
 export const isFreshLink = () => location.search !== "" && location.search !== (recall(() => sessionStorage, LINK) ?? "");
 
+/** Whether this page was opened by a link, before its desk has been asked for. */
+export const cameByLink = isFreshLink();
 /** The key with which this tab may write the user's own loss, "" without one. It comes with the address, from which it
  * is removed: an address is copied, and shown on a wall. */
 export function editorKey() {

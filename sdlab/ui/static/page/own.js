@@ -19,20 +19,25 @@ export function mount(element) {
   const said = /** @type {HTMLElement} */ (element.querySelector("[data-said]"));
   const apply = /** @type {HTMLButtonElement} */ (element.querySelector("[data-apply]"));
   const again = /** @type {HTMLButtonElement} */ (element.querySelector("[data-again]"));
-  const key = editorKey();
+  let key = editorKey();
   /** @type {Own | undefined} */
   let told;
+  let behind = false; // the file has changed under what was typed
 
   const state = () => {
     const changed = told !== undefined && field.value !== told.text;
     apply.disabled = !key || !changed;
-    said.textContent = changed ? "changed, not applied yet" : told?.error ? "the version before it stays in use" : "in use";
+    behind &&= changed;
+    said.textContent = behind ? "the file has changed, too: Apply replaces it"
+      : changed ? "changed, not applied yet"
+      : told?.error ? "the version before it stays in use" : "in use";
     if (!key) said.textContent = READ_ONLY;
   };
   /** @param {Own} own */
   const show = (own) => {
     const untouched = told === undefined || field.value === told.text;
     if (untouched && field.value !== own.text) field.value = own.text;
+    behind ||= !untouched && told?.text !== own.text;
     told = own;
     label.textContent = own.name;
     if (error.textContent !== own.error) error.textContent = own.error; // read out again only if it is another one
@@ -41,7 +46,13 @@ export function mount(element) {
   };
   const send = () => { if (!apply.disabled) act({ do: "own", text: field.value, key }); };
 
-  field.readOnly = again.disabled = !key;
+  const unlock = () => { field.readOnly = again.disabled = !key; };
+  unlock();
+  addEventListener("hashchange", () => { // the printed address was opened in this tab
+    key = editorKey();
+    unlock();
+    state();
+  });
   field.addEventListener("input", state);
   apply.addEventListener("click", send);
   again.addEventListener("click", () => {

@@ -6,7 +6,7 @@ import { act, part } from "./news.js";
 /** @typedef {{ number: number, name: string, frozen: boolean, message: string }} Room */
 
 const PAUSED = "The teacher has paused everybody.";
-const HELD = "#lesson, #controls, #form, #timeline, #scrub, #versus-panel, #results, #drop"; // what changes runs or costs time
+const HELD = "#lesson, #examples, #controls, #form, #timeline, #scrub, #versus-panel, #results, #drop"; // what changes runs or costs time
 const HELD_BUTTONS = ".lane [data-do=branch], .lane [data-do=close], .lane [data-do=keep]";
 
 /** @param {HTMLElement} element */
@@ -17,7 +17,7 @@ export function mount(element) {
   name.addEventListener("change", () => act({ do: "name", name: name.value }));
   name.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.isComposing) name.blur(); });
   part("room", (/** @type {Room | null} */ room) => { // null while the page has no seat
-    say(number, room ? `Seat ${room.number}` : "No seat yet");
+    say(number, room ? `Seat ${room.number}` : "No seat");
     name.disabled = !room;
     if (room && document.activeElement !== name) name.value = room.name;
     say(frozen, room?.frozen ? PAUSED : "");

@@ -78,7 +78,7 @@ export function mountShare(element, urls) {
 }
 
 /** Copy the text of a field; returns whether that was possible. @param {HTMLTextAreaElement} field */
-async function copy(field) {
+export async function copy(field) {
   try {
     await navigator.clipboard.writeText(field.value);
     return true;

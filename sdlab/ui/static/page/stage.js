@@ -5,7 +5,10 @@ import { act, part } from "./news.js";
 import { acceptDrops } from "./drop.js";
 import { listen } from "./keys.js";
 import { isDark } from "./memory.js";
+import { followLanes, giveWay, mountOpening } from "./opening.js";
+import { copy } from "./share.js";
 
+const SAID = 2000; // ms for which a button says that something was copied
 const REST = 5000; // ms after which a button can be pressed again if its press was refused
 
 /** @type {Record<string, string>} what a view says about how it draws, see viewport/static/view.js */
@@ -24,6 +27,9 @@ export function mount(element) {
   /** @type {Set<HTMLButtonElement>} */
   const resting = new Set(); // a second press would add another lane before the first one is there
   let desk = "";
+  mountOpening(element);
+  /** @type {HTMLButtonElement | null} */
+  let copying = null; // the button that was pressed to copy a camera
 
   /** @param {HTMLButtonElement} button */
   const wake = (button) => { button.disabled = false; resting.delete(button); };
@@ -36,10 +42,18 @@ export function mount(element) {
       resting.add(button);
       setTimeout(() => wake(button), REST);
     }
+    if (verb === "camera") copying = button;
     act({ do: verb, lane });
   };
 
+  part("camera", (/** @type {string} */ text) => {
+    if (!copying || !text) return; // told again after a reload
+    copied(copying, text);
+    copying = null;
+  });
+
   part("stage", (/** @type {Lane[]} */ lanes) => {
+    followLanes(lanes);
     for (const [token, node] of nodes) {
       if (lanes.some((lane) => lane.token === token)) continue;
       node.remove();
@@ -72,7 +86,8 @@ function laneNode(press, draw) {
     '<button type="button" data-do="close" title="Close this lane" aria-label="Close this lane">&times;</button></figcaption>' +
     '<div class="notes" role="status"><p class="trouble"></p><p class="drawing"></p><p class="legend"></p></div>' +
     '<div class="tools"><select data-mode title="What the view shows, and who draws it" aria-label="What the view shows" hidden></select><button type="button" data-do="branch" title="Add a lane that continues from this step">' +
-    'Branch here</button><button type="button" data-do="front">Front view</button></div>';
+    'Branch here</button><button type="button" data-do="front">Front view</button>' +
+    '<button type="button" data-do="camera" title="Copy this view\'s camera as JSON, in the form of exported cameras">Copy camera</button></div>';
   const frame = document.createElement("iframe");
   frame.addEventListener("load", () => {
     tell(frame);
@@ -109,6 +124,19 @@ function showLane(node, lane) {
   showModes(/** @type {HTMLSelectElement} */ (node.querySelector("[data-mode]")), lane);
 }
 
+/** Copy a camera, and say so in its button. @param {HTMLButtonElement} button @param {string} text */
+async function copied(button, text) {
+  const field = document.createElement("textarea");
+  field.value = text;
+  field.className = "to-copy";
+  document.body.append(field);
+  const label = button.textContent;
+  button.textContent = (await copy(field)) ? "Copied" : "Copying failed";
+  field.remove();
+  button.focus();
+  setTimeout(() => { button.textContent = label; }, SAID);
+}
+
 /** Offer the ways in which a view may show its scene. @param {HTMLSelectElement} select @param {Lane} lane */
 function showModes(select, lane) {
   const offered = lane.modes.map(([mode]) => mode).join();
@@ -127,9 +155,11 @@ function note(node, line, text) {
   if (place.textContent !== text) place.textContent = text; // a screen reader reads each change
 }
 
-// 3D views say how they draw.
+// Views say when they show their scene, and 3D views how they draw.
 addEventListener("message", ({ origin, source, data }) => {
-  if (origin !== location.origin || typeof data?.drawing !== "string") return;
+  if (origin !== location.origin) return;
+  if (data?.live === true) giveWay();
+  if (typeof data?.drawing !== "string") return;
   for (const frame of document.querySelectorAll(".lane iframe")) {
     const lane = /** @type {HTMLElement | null} */ (frame.closest(".lane"));
     if (lane && /** @type {HTMLIFrameElement} */ (frame).contentWindow === source) note(lane, ".drawing", DRAWING[data.drawing] ?? "");

@@ -27,11 +27,14 @@ function since(seconds) {
   return seconds < 60 ? `${seconds} s ago` : seconds < 3600 ? `${Math.floor(seconds / 60)} min ago` : `${Math.floor(seconds / 3600)} h ago`;
 }
 
+/** Why nobody sees a seat's page, "" if somebody may. @param {Seat} seat */
+const away = (seat) => (seat.left ? "page closed" : seat.hidden ? "page hidden" : "");
+
 /** How far a seat's lesson is. @param {Seat} seat */
 export function lessonOf({ lesson }) {
   if (!lesson) return "";
   const asked = lesson.predictions.length, right = asked ? `, ${lesson.predictions.filter((each) => each.right).length} of ${asked} predictions right` : "";
-  return `${lesson.title}, page ${lesson.page + 1} of ${lesson.pages}${right}`;
+  return `page ${lesson.page + 1}/${lesson.pages}, ${lesson.title}${right}`;
 }
 
 /** @param {string} tag @param {string} name @param {string} [text] */
@@ -84,20 +87,23 @@ class Card {
   /** @param {Seat} seat */
   show(seat) {
     this.seat = seat;
-    const facts = [seat.said, seat.rate, seat.lanes > 1 ? `${seat.lanes} lanes` : "", seat.left ? "page closed" : ""];
+    const state = [seat.said, seat.rate, seat.lanes > 1 ? `${seat.lanes} lanes` : "", away(seat)];
+    const run = [`step ${seat.step}/${seat.planned}`, seat.loss, seat.preset];
     write(this.title, nameOf(seat));
-    write(this.lines.state, `step ${seat.step} of ${seat.planned} \u00b7 ${facts.filter(Boolean).join(" \u00b7 ")}`);
-    write(this.lines.run, [seat.loss, seat.preset].filter(Boolean).join(" \u00b7 "));
+    write(this.lines.state, state.filter(Boolean).join(" \u00b7 "));
+    write(this.lines.run, run.filter(Boolean).join(" \u00b7 "));
     write(this.lines.prompt, seat.prompt);
     write(this.lines.lesson, lessonOf(seat));
     write(this.lines.last, `${seat.last}, ${since(seat.ago)}`);
     this.lines.prompt.title = seat.prompt;
+    this.title.title = nameOf(seat);
+    this.lines.lesson.title = lessonOf(seat);
     this.node.dataset.phase = seat.phase;
-    this.node.classList.toggle("away", seat.left);
+    this.node.classList.toggle("away", Boolean(away(seat)));
     for (const button of this.node.querySelectorAll("button"))
       button.setAttribute("aria-label", `${button.textContent}: ${nameOf(seat)}`);
     const now = performance.now();
-    if (!this.inView || this.drawn === seat.picture || now - this.drawnAt < PICTURE_EVERY) return;
+    if (!seat.picture || !this.inView || this.drawn === seat.picture || now - this.drawnAt < PICTURE_EVERY) return;
     [this.drawn, this.drawnAt] = [seat.picture, now];
     this.picture.src = `picture/${seat.key}/front?v=${seat.picture}`;
   }

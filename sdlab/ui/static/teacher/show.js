@@ -38,7 +38,7 @@ function show(seat) {
   find(".prompt").textContent = seat.prompt;
   find(".more").textContent = [seat.loss, seat.preset, lessonOf(seat), seat.last].filter(Boolean).join(" \u00b7 ");
   find(".turn").hidden = !seat.around;
-  if (drawn === seat.picture) return;
+  if (!seat.picture || drawn === seat.picture) return;
   drawn = seat.picture;
   seen.src = `picture/${seat.key}/seen?v=${drawn}`;
   if (seat.around) load(`picture/${seat.key}/around?v=${drawn}`);

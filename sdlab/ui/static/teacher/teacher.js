@@ -6,7 +6,7 @@ import { Closed, post, told } from "./net.js";
 import { showSeats } from "./seats.js";
 import { showAgain } from "./show.js";
 
-/** @typedef {{ key: string, number: number, name: string, preset: string, prompt: string, loss: string, step: number, planned: number, phase: string, said: string, rate: string, lanes: number, last: string, ago: number, left: boolean, picture: string, around: boolean, lesson: null | { title: string, page: number, pages: number, predictions: { right: boolean }[] } }} Seat */
+/** @typedef {{ key: string, number: number, name: string, preset: string, prompt: string, loss: string, step: number, planned: number, phase: string, said: string, rate: string, lanes: number, last: string, ago: number, left: boolean, hidden: boolean, picture: string, around: boolean, lesson: null | { title: string, page: number, pages: number, predictions: { right: boolean }[] } }} Seat */
 /** @typedef {{ addresses: string[], seats: number, waiting: number, frozen: boolean, message: string, late: string, desks: Seat[] }} Board */
 
 const POLL_EVERY = 1000; // ms
