@@ -182,8 +182,9 @@ class Requests:
         return [answer.status_code, answer.text]
 
 
-def test_a_page_cannot_read_or_steer_the_run_of_another(manager: Manager):
+def test_a_page_cannot_read_or_steer_the_run_of_another():
     """The same attempts as `bench seats` makes with real browsers."""
+    manager = Manager(max_sessions=2)
     app = build(manager, settings().patch("steps", 100_000), "mixture", locked=["prior.path"])
     with TestClient(app, "http://127.0.0.1:7860", raise_server_exceptions=False) as client:
         given = [client.post("/desk", json={"dark": False}).json() for _ in range(2)]
