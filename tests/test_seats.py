@@ -1,13 +1,18 @@
 """Seats whose page nobody sees: they are slowed, and pause after a while."""
 
+import contextlib
 import time
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 from test_channel import together, worker
 from test_handlers import Browser as Tab
 from test_handlers import Views, presets_are_read_once, ready, settings  # noqa: F401
 from waiting import until
 
+from sdlab.bench.intruder import Seat, attempts, succeeded
 from sdlab.channel import SLACK, Account, Turnstile
 from sdlab.live import capacity
 from sdlab.live import manager as manager_module
@@ -18,6 +23,7 @@ from sdlab.live.memory import Memory
 from sdlab.live.messages import Noted, Resume
 from sdlab.live.timeline import FILM_BYTES, MOMENT_BYTES
 from sdlab.ui.page import Page
+from sdlab.ui.server import build
 from sdlab.ui.visitors import Visitors
 
 UNSEEN = 0.6  # seconds
@@ -153,3 +159,47 @@ def test_with_many_seats_each_keeps_a_smaller_history(quick):
     assert branch.session.timeline.budget == 50_000_000
     for manager in (few, many):
         manager.shutdown()
+
+
+# ---- kept apart ------------------------------------------------------------------------------------------
+
+
+class Requests:
+    """A page's browser, as far as it makes requests."""
+
+    def __init__(self, client: TestClient) -> None:
+        self._client = client
+
+    def evaluate(self, script: str, asked: dict[str, Any]) -> list[Any]:
+        if asked["method"] == "WS":
+            with (
+                contextlib.suppress(WebSocketDisconnect),
+                self._client.websocket_connect(f"/{asked['path']}") as socket,
+            ):
+                return [101, str(socket.receive())]
+            return [403, ""]
+        answer = self._client.request(asked["method"], f"/{asked['path']}", json=asked["body"])
+        return [answer.status_code, answer.text]
+
+
+def test_a_page_cannot_read_or_steer_the_run_of_another():
+    """The same attempts as `bench seats` makes with real browsers."""
+    manager = Manager(max_sessions=2)
+    app = build(manager, settings().patch("steps", 100_000), "mixture", locked=["prior.path"])
+    with TestClient(app, "http://127.0.0.1:7860", raise_server_exceptions=False) as client:
+        given = [client.post("/desk", json={"dark": False}).json() for _ in range(2)]
+        views = list(manager._seats)
+        own, other = (Seat(each["token"], each["page"], view) for each, view in zip(given, views, strict=True))
+        for each in (own, other):
+            until(lambda each=each: manager._seats[each.view].session.status.phase == "ready")
+            client.post(f"/do/{each.desk}", json=[{"do": "start"}])
+        session = manager._seats[other.view].session
+        until(lambda: session.state.step > 0)
+        before = session.settings
+        page: Any = Requests(client)
+        tried = attempts(own, other)
+        assert not [why for each in tried if (why := succeeded(page, own, {"the other": other}, each))]
+        step = session.state.step
+        until(lambda: session.state.step > step)
+        assert session.settings == before
+        assert manager._seats[own.view].session.running

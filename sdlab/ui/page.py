@@ -16,7 +16,7 @@ from sdlab.handin.facts import facts
 from sdlab.live.clients import Client
 from sdlab.live.kept import Store
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Hold
+from sdlab.live.messages import Hold, Resume
 from sdlab.settings import Settings
 from sdlab.ui import acts, lessons
 from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
