@@ -293,6 +293,7 @@ def test_a_run_under_two_names_is_found(made: Path, tmp_path: Path):
     both = [grade.read(made), grade.read(edited(made, tmp_path / "bob.zip", archive.MANIFEST, another_name))]
     rows = {given.file: Row(given.file, given.student, "same bits") for given in both}
     grade.copies(both, rows)
+    assert [row.outcome for row in rows.values()] == ["copied", "copied"]
     assert rows["bob.zip"].differences == [f"it has the same run as {made.name} of Ada Lovelace"]
     assert rows[made.name].differences == ["it has the same run as bob.zip of Bob"]
 

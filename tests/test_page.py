@@ -976,9 +976,9 @@ def test_a_hand_in_is_made_and_repeated_bit_for_bit_elsewhere(
     page.click("[data-tab=results]")
     page.click("#results [data-hand-in]")
     page.fill("#handin [data-name]", "Ada <b>")
-    page.press("#handin [data-name]", "Enter")
     with page.expect_download() as got:
-        page.wait_for_selector("#handin a:not([hidden])")
+        page.press("#handin [data-name]", "Enter")
+    page.wait_for_selector("#handin a:not([hidden])")
     assert re.fullmatch(r"ada-b-sds-step\d+\.zip", got.value.suggested_filename)
     got.value.save_as(tmp_path / "class" / "a.zip")
     assert page.locator("#handin dialog").get_attribute("open") is not None, "Enter has not closed it"

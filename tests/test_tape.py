@@ -12,7 +12,7 @@ PARAMS = {"b": Parameter(torch.tensor([3.0, 4.0])), "a": Parameter(torch.zeros(0
 
 def test_a_print_tells_apart_single_bits_and_names():
     one = print_of(3, 2, PARAMS)
-    assert (one.tick, one.step, one.sizes) == (3, 2, {"a": 0.0, "b": 12.5**0.5})
+    assert (one.tick, one.step, one.sizes) == (3, 2, {"a": 0.0, "b": 5 / 2**0.5})
     assert print_of(3, 2, dict(reversed(PARAMS.items()))).digest == one.digest
     nudged = {**PARAMS, "b": torch.nextafter(PARAMS["b"].detach(), torch.tensor(9.0))}
     assert print_of(3, 2, nudged).digest != one.digest

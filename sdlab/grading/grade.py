@@ -30,7 +30,7 @@ from sdlab.settings import Settings, from_toml
 MOST_HAND_INS = 1000  # in a folder
 MOST_COUNTED = 100_000  # ticks of a hand-in that the time left counts with
 
-Outcome = Literal["same bits", "nearly same", "differs", "not repeated", "unreadable"]
+Outcome = Literal["same bits", "nearly same", "differs", "copied", "not repeated", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -203,18 +203,23 @@ def _settings(given: Given) -> dict[str, Settings | str]:
 
 
 def copies(given: Sequence[Given], rows: Mapping[str, Row]) -> None:
-    """Add to the rows which hand-ins have the same runs."""
-    for n, one in enumerate(given):
-        for other in given[:n]:
-            for a, b in ((one, other), (other, one)):
-                if compare.same_runs(a.stretches, b.stretches):
-                    same = a.student == b.student
-                    told = rows[a.file].notes if same else rows[a.file].differences
-                    told.append(f"it has the same run as {b.file} of {b.student}")
-                elif compare.same_steps(a.stretches, b.stretches):
-                    rows[a.file].notes.append(
-                        f"it has the same steps and changes as {b.file} of {b.student}, bit for bit"
-                    )
+    """Add to the rows which hand-ins have the same runs; under other names, that is a difference."""
+    for one in given:
+        row, others = rows[one.file], [other for other in given if other is not one]
+        same = [other for other in others if compare.same_runs(one.stretches, other.stretches)]
+        alike = [o for o in others if o not in same and compare.same_steps(one.stretches, o.stretches)]
+        again = [other for other in same if other.student == one.student]
+        if copied := [other for other in same if other not in again]:
+            row.differences.append(f"it has the same run as {_listed(copied)}")
+            row.outcome = "copied" if row.outcome in ("same bits", "nearly same") else row.outcome
+        if again:
+            row.notes.append(f"it has the same run as {_listed(again)}")
+        if alike:
+            row.notes.append(f"it has the same steps and changes, bit for bit, as {_listed(alike)}")
+
+
+def _listed(given: Sequence[Given]) -> str:
+    return ", ".join(f"{other.file} of {other.student}" for other in given)
 
 
 def printable(text: object) -> str:
