@@ -220,8 +220,8 @@ _OWN = (
     "<output data-said></output></div>"
     '<p class="note" id="own-keys">Ctrl + Enter applies. Tab indents; to leave the text with the keyboard, press '
     "Escape, then Tab.</p></div>"
-    '<div class="beside"><h3>Compared with SDS</h3><dl><dt>Cosine of the two gradients</dt><dd data-cosine></dd>'
-    '<dt>Ratio of their norms</dt><dd data-ratio></dd></dl><p class="note" data-about></p>'
+    '<div class="beside"><h3>Compared with SDS</h3><dl><div><dt>Cosine of the two gradients</dt><dd data-cosine></dd>'
+    '</div><div><dt>Ratio of their norms</dt><dd data-ratio></dd></div></dl><p class="note" data-about></p>'
     '<button type="button" data-beside>Compare at this step</button></div></div>'
 )
 
