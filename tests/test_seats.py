@@ -176,7 +176,7 @@ class Requests:
                 contextlib.suppress(WebSocketDisconnect),
                 self._client.websocket_connect(f"/{asked['path']}") as socket,
             ):
-                return [101, str(socket.receive())]
+                return [101, str(socket.receive_bytes())]
             return [403, ""]
         answer = self._client.request(asked["method"], f"/{asked['path']}", json=asked["body"])
         return [answer.status_code, answer.text]
