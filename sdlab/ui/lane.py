@@ -153,6 +153,7 @@ class Lane:
         if not changes:
             return
         with self._lock:
+            self._begins = False
             self._asked.update(changes)
         self.seat.session.send(Patch(changes))
 
@@ -161,6 +162,7 @@ class Lane:
         answers."""
         changes = tuple(changes)
         with self._lock:
+            self._begins = False
             for path, _ in changes:
                 self._asked.pop(path, None)
             self._picked = (self._picked[0], self._picked[1] - {path for path, _ in changes})
@@ -185,6 +187,7 @@ class Lane:
         controls follow when the session answers."""
         changes = tuple(self.settings.differences(settings))
         with self._lock:
+            self._begins = False
             self._picked = (self.preset, frozenset(path for path, _ in changes))
             self.preset = preset
             for path, _ in changes:
@@ -272,7 +275,6 @@ class Lane:
                 if step <= self._last_step:
                     self._forget_curves()  # a reset
                 self._last_step = step
-                self._begins = False
                 self.stats = stats
                 for plot in PLOTS:
                     if (value := plot.value(stats)) is not None:
