@@ -159,6 +159,7 @@ def titles(page) -> list[str]:
         )
         found.append(page.inner_text(".driver-popover-title"))
         assert page.locator(".driver-popover").bounding_box()["x"] >= 0
+        assert page.is_visible(".driver-popover-next-btn")
         if page.inner_text(".driver-popover-next-btn") == "Done":
             return found
         page.keyboard.press("ArrowRight")

@@ -51,7 +51,7 @@ async function take() {
     .map(({ element, title, text }) => ({ element, popover: { title, description: text() } }));
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const tour = driver({
-    steps, animate: !calm, smoothScroll: !calm, popoverClass: "tour", stageRadius: 10, overlayOpacity: 0.45,
+    steps, animate: false, smoothScroll: !calm, popoverClass: "tour", stageRadius: 10, overlayOpacity: 0.45,
     showProgress: true, progressText: "{{current}} of {{total}}", nextBtnText: "Next", prevBtnText: "Back", doneBtnText: "Done",
     onDestroyed: () => ended.abort(),
   });
