@@ -176,21 +176,6 @@ def test_the_next_example_closes_the_second_lane_and_keeps_a_branch(page: Page):
     assert (browser.desk.focus.settings, browser.desk.focus.preset) == (preset("playground"), "playground")
 
 
-def test_an_example_waits_for_nothing_and_says_what_it_cannot_have(page: Page, manager: Manager):
-    browser = Browser(page, "page")
-    other = Browser(page, "other")
-    ready(other)
-    other.act(do="branch")
-    assert manager.count() == manager.max_sessions
-    browser.act(do="example", name="pair")  # while its run is still loading
-    until(lambda: browser.desk.focus.settings.seed == 1 and browser.desk.focus.step > 0)
-    assert len(browser.desk.lanes) == 1
-    assert "all 3 seats of this server are taken" in browser.panels()["status"]
-    browser.act(do="example", name="no such")
-    browser.act(do="example", name=["pair"])
-    assert browser.desk.focus.settings.seed == 1
-
-
 def test_a_link_that_locks_presets_locks_examples(page: Page):
     token = page.arrive("page", query="?lock=preset&seed=5", fresh=True)["token"]
     desk = page._desks[token]
