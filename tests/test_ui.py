@@ -374,6 +374,7 @@ ALWAYS = {
     "offer",
     "lesson",
     "walk",
+    "handin",
 }  # whatever the tab
 BELOW = {"preview", "lens", "charts", "versus"}
 
