@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from playwright.sync_api import Page as BrowserPage
 
-NOTHING = (204, 400, 403, 404, 405, 409, 413, 415, 421, 422, 429)  # statuses that tell and do nothing
+NOTHING = (204, 205, 400, 403, 404, 405, 409, 413, 415, 421, 422, 429)  # statuses that tell and do nothing
 # returns [status, text] of a request; of a WebSocket [101, first message] or [403, ""]
 REQUEST = """async ({ method, path, body }) => {
   if (method === "WS") return await new Promise((done) => {
