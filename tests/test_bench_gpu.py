@@ -24,6 +24,7 @@ def short(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_every_part_is_measured(tmp_path, capsys):
     out = tmp_path / "gpu.json"
     assert cli.main(["bench", "gpu", "--size", "tiny", "--device", "cpu", "--quick", "--out", str(out)]) == 0

@@ -391,6 +391,7 @@ def test_run_and_resume_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_preset_makes_a_bear():
     """Recognised by the judge in all of eight views, in the colour that was asked for, after 200 of 500 steps."""
     from sdlab.toybox import judge

@@ -346,7 +346,7 @@ def test_what_cannot_run_here_is_not_repeated_and_says_why(made: Path, tmp_path:
         return tmp_path / "x.zip"
 
     for old, new, why in (
-        (b"[camera]\n", b"[camera]\nviews = 16\n", "visitors of this server may"),
+        (b"resolution = 16", b"resolution = 1024", "visitors of this server may"),
         (b"resolution = 16", b"resolution = -1", "camera.resolution"),
     ):
         row = graded(with_toml(old, new))

@@ -127,7 +127,7 @@ def test_the_gradient_of_the_coefficients_is_the_oracles(degree: int):
     found = []
     for name, dtype in (("reference", torch.float64), ("cpu", torch.float32)):
         means, quats, scales, opacities, _, background = case.inputs(dtype)
-        leaf = sh.to(dtype).requires_grad_()
+        leaf = sh.to(dtype, copy=True).requires_grad_()
         seen = colours(torch.full((200, 3), 0.5, dtype=dtype), leaf, means, case.cams.viewmats.to(dtype))
         render = case.render(BACKENDS[name], [means, quats, scales, opacities, seen, background])
         case.loss(render).backward()

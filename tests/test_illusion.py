@@ -232,9 +232,9 @@ def _time_of(film, frame):
 
 def test_the_page_shows_further_prompts_only_with_an_illusion():
     html = form_html(preset("mixture"), ["mixture"])
-    section = html.partition('<section data-owner="scene/illusion">')[2].partition("</section>")[0]
     for name in ("second", "third", "fourth"):
         assert html.count(f'data-path="prompt.{name}"') == 1
+        section = html.partition(f'<section data-owner="illusion/prompt.{name}">')[2].partition("</section>")[0]
         assert f'data-path="prompt.{name}"' in section
 
 

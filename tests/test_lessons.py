@@ -47,7 +47,7 @@ formula = "eps_c - noise"
 source = "DreamFusion, Equation 3"
 highlight = ["view", "prompt", "losses.sds.cfg"]
 ask = {question = "Where to?", choices = ["Nowhere", "East"], answer = 1, because = "the score does."}
-do = [{mark = "before"}, {set = {prompt.text = "east"}}, {run = true}]
+do = [{mark = "before"}, {set = {prompt.text = "east", optim.lr_points = 0.001}}, {run = true}]
 wait = {reading = "distance", above = "before", by = 0.2}
 look = "All of them."
 answer = "It is the prior's score."
@@ -75,7 +75,7 @@ def test_a_lesson_is_read_whole():
     assert [page.title for page in lesson.pages] == ["Points walk", "They turn"]
     assert lesson.notes.wrong == ("Nothing moves: press Start.",)
     assert lesson.starts[0] == preset("playground").patch_all([("scene.n", 20), ("steps", 300)])
-    assert lesson.pages[1].do[1].value == (("prompt.text", "east"),)
+    assert lesson.pages[1].do[1].value == (("prompt.text", "east"), ("optim.lr_points", 0.001))
     assert lesson.readings_of("before") == ("distance",)
     assert lesson.pages[1].wait is not None
     assert lesson.pages[1].wait.promise() == "distance above “before” + 0.2"

@@ -235,7 +235,7 @@ def broken(query: str, rng: random.Random) -> str:
     return query
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.nightly)])
 def test_broken_links_are_repaired_with_a_reason(count: int):
     """Settings stay sound, and whatever a link lost is named: without problems, it is another way to write what it
     gives."""

@@ -205,7 +205,8 @@ def test_a_dropped_run_opens_its_settings_and_continues_bit_for_bit(page: Page, 
     tab = Tab(page, "second")
     panels = brought(tab, zipped(folder))
     until(lambda: tab.session.settings.seed == 8)
-    assert panels["offer"] == {"name": "'bear.zip'", "step": 10}
+    assert panels["offer"]["step"] == 10
+    assert "'bear.zip'" in panels["offer"]["said"]
     assert tab.session.state.step == 0, "only settings were opened"
     tab.act(do="continue")
     until(lambda: tab.session.state.step == 10)

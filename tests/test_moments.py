@@ -92,6 +92,7 @@ def test_a_branch_left_unchanged_equals_its_parent_bit_for_bit(quick, loss):
 
 @pytest.mark.slow
 @needs_toybox
+@pytest.mark.nightly
 def test_a_branch_on_the_embedded_prior_equals_its_parent(tmp_path):
     settings = preset("toybox").patch_all([*SHORT, ("scene.n_init", 300), ("steps", 100)])
     parent = ran(settings, 10, ("active", "vsd"))

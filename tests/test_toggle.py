@@ -125,6 +125,7 @@ def test_a_round_through_all_losses_is_finite_stays_within_the_cap_and_replays(t
 
 @pytest.mark.slow
 @needs_toybox
+@pytest.mark.nightly
 def test_a_round_through_all_losses_on_the_embedded_prior(tmp_path):
     cap = "scene.max_gaussians=2540"
     steps = round_trip(tmp_path, "toybox", 4, 4, cap)

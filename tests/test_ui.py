@@ -42,6 +42,7 @@ from sdlab.ui.form import control, form_html, form_state, symbol_of
 from sdlab.ui.formulas import formula, prose, symbols_of
 from sdlab.ui.lane import REFUSED_FOR, WAITS_FOR_READY, Lane
 from sdlab.ui.panels import Message, preview, status
+from sdlab.ui.results import Shelf
 from sdlab.ui.visitors import MAX_LANES
 from sdlab.ui.wording import LABELS, duration, label_of, number, sentence, short, size
 from sdlab.viewport.splat_view import SplatView
@@ -95,6 +96,13 @@ class Parsed(HTMLParser):
 
     def all(self, attribute: str) -> list[str]:
         return [a[attribute] or "" for _, a in self.tags if attribute in a]
+
+
+def at_desk(lane: Lane) -> Desk:
+    """A desk with its shelf, which the page gives it."""
+    desk = Desk(lane)
+    desk.shelf = Shelf()
+    return desk
 
 
 def settings() -> Settings:
@@ -253,7 +261,7 @@ def driven() -> Driven:
 
 
 def test_a_late_poll_of_a_closed_page_is_no_sign_of_life(driven: Driven):
-    desk = Desk(driven.lane)
+    desk = at_desk(driven.lane)
     assert desk.is_there(polling=True)
     desk.leave()
     assert not desk.is_there(polling=False)
@@ -380,7 +388,7 @@ BELOW = {"preview", "lens", "charts", "versus"}
 
 
 def test_only_news_is_sent(driven: Driven):
-    desk = Desk(driven.lane)
+    desk = at_desk(driven.lane)
     driven.frame(0)
     news = desk.news()
     assert set(news) == ALWAYS | BELOW
@@ -402,7 +410,7 @@ def test_only_news_is_sent(driven: Driven):
 
 
 def test_a_control_that_shows_something_else_is_told(driven: Driven):
-    desk = Desk(driven.lane)
+    desk = at_desk(driven.lane)
     desk.news()
     driven.session.settings = driven.session.settings.patch_all([("camera.views", 3), ("prompt.text", "a blue car")])
     driven.say(Applied(0, "camera.views", 3), Applied(0, "prompt.text", "a blue car"))
@@ -413,7 +421,7 @@ def test_a_control_that_shows_something_else_is_told(driven: Driven):
 
 
 def test_what_a_session_notes_is_shown_on_the_status_line(driven: Driven):
-    desk = Desk(driven.lane)
+    desk = at_desk(driven.lane)
     desk.news()
     driven.say(Noted(0, "the run starts as a ball: Shap-E is not installed"))
     assert "The run starts as a ball: Shap-E is not installed" in desk.news()["status"]
@@ -435,7 +443,7 @@ def test_notes_of_a_run_stay_below_whatever_else_is_said(driven: Driven):
 
 
 def test_a_reset_empties_the_charts(driven: Driven):
-    desk = Desk(driven.lane)
+    desk = at_desk(driven.lane)
     desk.turn_to("charts")
     driven.say(*(stepped(n) for n in range(1, 10)), Applied(4, "camera.views", 3))
     driven.frame(9)
@@ -463,7 +471,7 @@ def test_a_jump_back_cuts_the_charts(driven: Driven):
 
 def test_what_is_pressed_goes_to_all_lanes_and_what_is_typed_to_the_one_in_focus():
     first, second = Driven(), Driven()
-    desk = Desk(first.lane)
+    desk = at_desk(first.lane)
     desk.add(second.lane)
     assert desk.focus is second.lane
     for lane in (first, second):
@@ -475,7 +483,7 @@ def test_what_is_pressed_goes_to_all_lanes_and_what_is_typed_to_the_one_in_focus
 
 def test_buttons_follow_all_lanes():
     first, second = Driven(), Driven()
-    desk = Desk(first.lane)
+    desk = at_desk(first.lane)
     desk.add(second.lane)
     first.session.status = Status(3, "running", "running")
     second.session.status = Status(9, "paused", "paused")
@@ -487,7 +495,7 @@ def test_buttons_follow_all_lanes():
 
 def test_lanes_keep_their_letters_and_the_last_one_ends_the_desk():
     driven = [Driven() for _ in range(MAX_LANES + 1)]
-    desk = Desk(driven[0].lane)
+    desk = at_desk(driven[0].lane)
     for lane in driven[1:MAX_LANES]:
         desk.add(lane.lane)
     with pytest.raises(ValueError, match="there are 4 lanes already"):
@@ -509,7 +517,7 @@ def test_lanes_keep_their_letters_and_the_last_one_ends_the_desk():
 
 def test_charts_lay_the_lanes_over_each_other_and_a_table_holds_their_figures():
     first, second = Driven(), Driven()
-    desk = Desk(first.lane)
+    desk = at_desk(first.lane)
     desk.add(second.lane)
     desk.turn_to("charts")
     for lane, rms in ((first, 0.1), (second, 0.7)):
@@ -557,7 +565,7 @@ def test_views_around_the_object_are_measured_once_a_step(driven: Driven, monkey
     driven.lane.measure()
     assert driven.lane.curves["fronts"].last() in range(13)
     assert 0 <= driven.lane.curves["variety"].last() <= np.log(4)
-    desk = Desk(driven.lane)
+    desk = at_desk(driven.lane)
     desk.turn_to("charts")
     text = charts_of(desk)
     assert "Fronts of 12" in text
