@@ -16,7 +16,7 @@ from sdlab.handin.facts import facts
 from sdlab.live.clients import Client
 from sdlab.live.kept import Store
 from sdlab.live.manager import Manager, Seat
-from sdlab.live.messages import Hold, Resume
+from sdlab.live.messages import Hold
 from sdlab.settings import Settings
 from sdlab.ui import acts, lessons
 from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
@@ -176,9 +176,9 @@ class Page:
         for lane in [lane for desk in desks for lane in desk.lanes]:
             lane.say("error", f"{problem}; {acts.STAYS}")
 
-    def _renewed(self, settings: Settings) -> Settings:
-        """Return the settings of a new run, with the newest version of the user's own loss."""
-        return settings if self.editor is None else self.editor.renewed(settings)
+    def _seat(self, settings: Settings, client: Client) -> Seat:
+        """Open the seat of a new run, with the newest version of the user's own loss."""
+        return self._manager.open(settings if self.editor is None else self.editor.renewed(settings), client)
 
     def delay(self, token: str, acts: int = 0) -> float:
         """Return how many seconds a request has to wait that brings this number of acts, or asks for news (0): requests
@@ -312,7 +312,7 @@ class Page:
                     raise RuntimeError(OTHERS_FIRST)
                 token, returned = self._returned(ticket.kept, opened)
                 settings, preset = returned.first if returned is not None else (link.settings, link.preset)
-                seat = self._manager.open(self._renewed(settings), client)
+                seat = self._seat(settings, client)
                 place = self.room.place() if self.room is not None else None
             try:
                 lane = self._lane(seat, preset, ticket.dark)
@@ -392,20 +392,7 @@ class Page:
     def add(self, desk: Desk, settings: Settings, preset: str | None) -> Lane | None:
         """Add a lane with a new run and return it; a refusal goes to the status line, and None is returned."""
         lane = desk.focus
-        return self._add(desk, lane, lambda: self._manager.open(settings, lane.seat.client), preset)
-
-    def beside(self, desk: Desk, lane: Lane, settings: Settings) -> None:
-        """Add a lane that runs `settings` from the first step, without taking the focus from `lane`; a refusal goes to
-        the status line."""
-        if desk.opened is not None:
-            settings = desk.opened.link.kept(lane.settings, settings)
-        other = self._add(
-            desk, lane, lambda: self._manager.open(self._renewed(settings), lane.seat.client), lane.preset
-        )
-        if other is not None:
-            other.is_beside = True
-            other.send(Resume())
-            desk.look_at(lane)
+        return self._add(desk, lane, lambda: self._seat(settings, lane.seat.client), preset)
 
     def _add(self, desk: Desk, lane: Lane, seat: Callable[[], Seat], preset: str | None) -> Lane | None:
         """Add a lane with the seat that `seat` opens; `lane` is told why if that fails."""
@@ -433,7 +420,7 @@ class Page:
         try:
             with self._door:  # or a page that waits would get the seat
                 self.close(lane)
-                seat = self._manager.open(self._renewed(settings), lane.seat.client)
+                seat = self._seat(settings, lane.seat.client)
             other = self._lane(seat, preset, desk.dark)
         except (RuntimeError, OSError) as e:
             if desk.lanes:

@@ -202,8 +202,7 @@ export const LOSSES = {
   },
 
   sbp(x, model, k) {
-    const stage = k.stage === "two-stage" ? (model.progress < k.switch ? "sds" : "bridge") : k.stage;
-    if (stage === "sds") return sum([1, guide(model, x.zt, x.t, k.sds_cfg).hat], [-1, x.noise]);
+    if (stageOf(k, model.progress) === "sds") return sum([1, guide(model, x.zt, x.t, k.sds_cfg).hat], [-1, x.noise]);
     if (k.form === "full") {
       const up = flowRoles(k.source_cfg, "source"), down = flowRoles(k.target_cfg, "target");
       const zt = invert(model, x.z0, x.t, k.leg_steps, k.source_cfg, 0, up);
@@ -277,6 +276,11 @@ export const LOSSES = {
     });
   },
 };
+
+/** The stage of SBP. @param {Knobs} k @param {number} progress */
+function stageOf(k, progress) {
+  return k.stage === "two-stage" ? (progress < k.switch ? "sds" : "bridge") : k.stage;
+}
 
 /** Losses whose predictions a reward can read here. */
 export const REWARDED = ["sds", "vsd", "esd"];
@@ -436,7 +440,7 @@ export class Run {
 
   /** One step of Adam. @param {number[][]} grad @param {Settings} s @param {number} progress */
   _update(grad, s, progress) {
-    const stage = s.active === "sbp" ? this._stage(s.losses.sbp, progress) : s.active === "reward" ? s.losses.reward.inner : "";
+    const stage = s.active === "sbp" ? stageOf(s.losses.sbp, progress) : s.active === "reward" ? s.losses.reward.inner : "";
     const regime = `${s.active} ${stage}`.trim();
     if (this._regime && this._regime !== regime) {
       this._toggled = this.step;
@@ -454,11 +458,6 @@ export class Run {
       v[d] = beta2 * v[d] + (1 - beta2) * g * g;
       return p[d] - ((rate / first) * m[d]) / (Math.sqrt(v[d]) / second + 1e-15);
     })));
-  }
-
-  /** @param {Knobs} k @param {number} progress */
-  _stage(k, progress) {
-    return k.stage === "two-stage" ? (progress < k.switch ? "sds" : "bridge") : k.stage;
   }
 }
 
