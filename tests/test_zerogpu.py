@@ -309,12 +309,12 @@ def test_visitors_may_have_the_gpus_run_and_no_more():
     assert visitors.presets == without.presets
     assert visitors.budgets is not None
     assert without.budgets is not None
-    small, large = (AwayPrior(Path(), "model", "", (4, size // 8, size // 8), size) for size in (64, 512))
-    assert visitors.budgets._limits(small) == without.budgets._limits(small)
-    visitors.budgets(visitors.gpu.patch("losses.sds.cfg", 30.0), Run.of(visitors.gpu))
-    waiting = dataclasses.replace(Run.of(visitors.gpu), prior=large)
-    with pytest.raises(ValueError, match=r"camera\.views = 8"):
-        visitors.budgets(visitors.gpu.patch("camera.views", 8), waiting)
+    small = AwayPrior(Path(), "model", "", (4, 8, 8), 64)
+    assert visitors.budgets._limits(small) == without.budgets._limits(small), "of the runs on the CPU"
+    now = dataclasses.replace(Run.of(visitors.gpu), prior=AwayPrior(Path(), "model", "", (4, 64, 64), 512))
+    visitors.budgets(visitors.gpu.patch("losses.sds.cfg", 30.0), now)
+    with pytest.raises(ValueError, match=r"scene\.max_gaussians = 50,000: visitors"):
+        visitors.budgets(visitors.gpu.patch("scene.max_gaussians", 50_000), now)
 
 
 @pytest.fixture

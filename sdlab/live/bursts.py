@@ -185,8 +185,9 @@ class BurstSession(Session):
         history: int = MOMENT_BYTES,
     ) -> None:
         def loaded(config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
-            away = isinstance(config, DiffusersPrior) and config.path != "toybox"
-            return find_away(config, progress) if away else load(config, device, progress)
+            if isinstance(config, DiffusersPrior) and config.path != "toybox":
+                return find_away(config, progress)
+            return load(config, device, progress)
 
         def suits(wanted: Settings, run: Run) -> None:
             must_suit(wanted)
