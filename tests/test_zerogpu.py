@@ -139,6 +139,16 @@ def test_a_command_ends_a_burst_and_the_run_goes_on_with_it(settings: Settings, 
     assert spaces.asked[1] <= spaces.asked[0]
 
 
+def test_a_command_after_the_last_step_asks_for_no_further_burst(settings: Settings):
+    spaces = Spaces()
+    session = session_of(settings, spaces)
+    session.do(Advance(2))
+    session.send(Patch((("losses.sds.cfg", 3.0),)))
+    session.advance()
+    assert (session.state.step, session.running, len(spaces.asked)) == (2, False, 1)
+    assert isinstance(session._next, Patch)
+
+
 def test_another_run_takes_the_place_of_one_that_is_away(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """A checkpoint that was dropped onto the page; what still comes back of the burst is not adopted."""
     monkeypatch.setattr(bursts, "TELL_EVERY", 0.0)
@@ -236,6 +246,19 @@ def test_a_step_that_fails_rolls_the_change_back(settings: Settings, monkeypatch
     assert session.settings.losses["sds"].cfg == settings.losses["sds"].cfg  # type: ignore[attr-defined]
     after = state_of(session)
     assert all(torch.equal(torch.as_tensor(before[name]), torch.as_tensor(after[name])) for name in before)
+
+
+def test_a_network_that_cannot_be_loaded_there_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    session = session_of(settings, Spaces())
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("out of memory: the network")
+
+    monkeypatch.setattr(bursts, "resumed", fails)
+    session.do(Resume())
+    session.advance()
+    assert (session.status.phase, session.state.step) == ("failed", 0)
+    assert "out of memory: the network" in session.status.text
 
 
 def test_losses_that_train_a_network_and_flat_scenes_are_refused(settings: Settings):

@@ -47,6 +47,7 @@ MOST_STEPS = 1000  # of a burst
 TELL_EVERY = 2.0  # seconds between two states that come back
 TOLD = "told.json"  # among the texts of what comes back
 PACE = f"steps come in bursts on a shared GPU; each Start asks for up to {SECONDS:.0f} s of it"
+REMARK = "its steps were taken in bursts on a GPU"
 SPLATS = "splats"
 
 Burst = Generator[bytes, None, None]
@@ -109,11 +110,16 @@ def burst(state: bytes, steps: int, seconds: float, device: str = "cuda") -> Bur
     seconds and at the end, packed.
 
     The networks are loaded first, and kept for the next burst of this process. ValueError for a state that cannot be
-    read. A step that fails ends the burst, and the last state says why.
+    read. Networks that cannot be loaded, or a step that fails, end the burst, and the last state says why.
     """
     began = told_at = time.monotonic()
     saved = checkpoint.unpacked(state)
-    run = resumed(saved, torch.device(device))
+    try:
+        run = resumed(saved, torch.device(device))
+    except Exception as e:
+        told = Told(error=reason(e), seconds=time.monotonic() - began)
+        yield checkpoint.packed(saved._replace(texts={**saved.texts, TOLD: told.written()}))
+        return
     told, longest, last = Told(), 0.0, saved.step + steps
     while run.step < last and time.monotonic() - began + longest < seconds - MARGIN:
         started = time.perf_counter()
@@ -233,13 +239,18 @@ class BurstSession(Session):
             return
         if error:
             self._recover(RuntimeError(error))
-        elif self._next is None and self.running:
+        elif self.running and (self._next is None or self._is_done(before)):
             self._end(before)
 
     def _most_steps(self) -> int:
         """Return how many steps the next burst may take: up to the planned end if that is still to come."""
         to_go = self.settings.planned_end - self._run.step
-        return min(to_go if to_go > 0 else MOST_STEPS, self.steps_left or MOST_STEPS, MOST_STEPS)
+        asked = MOST_STEPS if self.steps_left is None else self.steps_left
+        return min(to_go if to_go > 0 else MOST_STEPS, asked, MOST_STEPS)
+
+    def _is_done(self, before: int) -> bool:
+        """Return whether the steps since step `before` were all that were asked for, or the last that were planned."""
+        return self._run.step > before and (self.steps_left == 0 or self._run.step == self.settings.planned_end)
 
     def _follow(self, burst: Burst) -> str:
         """Adopt the states of a burst as they come back, until its end or a command; return why a step failed, or
@@ -263,7 +274,8 @@ class BurstSession(Session):
         moment = Moment(saved.step, run.settings, run.begun, saved.parts, run.stretch.place)
         self._run = run = dataclasses.replace(self._builder.put_back(run, moment), undo=None)
         self.timeline.go_on()
-        run.stretch.remark(f"steps up to {run.step} were taken on a GPU")
+        if all(text != REMARK for _, text in run.stretch.remarks):
+            run.stretch.remark(REMARK)
         if self.steps_left is not None:
             self.steps_left -= len(told.steps)
         for number, stats in told.steps:
