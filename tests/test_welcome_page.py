@@ -22,7 +22,8 @@ TITLE = "document.querySelector('.driver-popover-title').textContent"
 
 
 def settings() -> Settings:
-    return preset("mixture").patch_all([("scene.n_init", 60), ("scene.max_gaussians", 90), ("camera.views", 1)])
+    changes = [("steps", 100_000), ("scene.n_init", 60), ("scene.max_gaussians", 90), ("camera.views", 1)]
+    return preset("mixture").patch_all(changes)
 
 
 @pytest.fixture(scope="module")
