@@ -19,7 +19,7 @@ import torch
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from spaces_stand_in import Platform, Spaces
-from test_handlers import Browser, Views, ready
+from test_handlers import Browser, Views, presets_are_read_once, ready  # noqa: F401
 from tiny_models import latent_model, pixel_model
 from waiting import until
 
