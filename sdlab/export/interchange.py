@@ -29,9 +29,10 @@ from sdlab.export.writers import (
     turntable_pictures,
     unwatched,
 )
+from sdlab.harmonics import COUNTS
 from sdlab.meshes.colours import SH_C0, to_linear
 from sdlab.meshes.gltf import SPLATTING, glb_bytes
-from sdlab.raster.harmonics import COUNTS
+
 from sdlab.starts.gaussians import SPZ_HEADER
 from sdlab.starts.placing import to_y_up
 from sdlab.types import Cameras, RawSplats, SplatSnapshot
@@ -41,7 +42,6 @@ SPZ_FRACTION = 12  # bits after the point of a coordinate, of 24
 SPZ_COLOUR = 0.15  # a colour's byte is 255 (0.15 f_dc + 0.5)
 NGSP = b"NGSP"
 FRAMES_MOST = 240  # PLY files of a sequence
-
 
 # ---- SPZ ----------------------------------------------------------------------------------------------------------
 
