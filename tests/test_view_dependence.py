@@ -171,6 +171,7 @@ def test_cloned_split_moved_and_removed_gaussians_keep_their_harmonics(rule: str
     assert still_marked(s)
 
 
+@pytest.mark.slow
 def test_a_branch_a_jump_and_a_comparison_leave_the_run_as_it_is():
     s = small(**{"scene.sh_degree": 3, "scene.densify_every": 4, "scene.densify_from": 0.0, "steps": 60})
     parent, other = Session(s), Session(s)
