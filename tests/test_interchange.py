@@ -13,6 +13,7 @@ import torch
 import trimesh
 from PIL import Image
 from test_results import FIGURE
+from test_splats import built
 
 from sdlab.cameras import CameraSettings, transforms_of, turntable
 from sdlab.export.interchange import (
@@ -46,14 +47,6 @@ def broken() -> RawSplats:
     means, logits = FIGURE.means.copy(), FIGURE.opacity_logits.copy()
     means[3, 1], logits[700] = np.nan, np.inf
     return FIGURE._replace(means=means, opacity_logits=logits)
-
-
-class Seen(Still):
-    """Gaussians as a scene that is exported."""
-
-    def __init__(self, s: RawSplats) -> None:
-        super().__init__(s)
-        self.splats = lambda: s
 
 
 def read_again(path: Path) -> RawSplats:
@@ -183,7 +176,7 @@ def test_the_growth_is_a_sequence_of_plys(length, tmp_path):
 
 def test_a_runs_folder_has_the_cameras_of_its_film(tmp_path):
     settings = CameraSettings()
-    files = write_results(tmp_path, Seen(FIGURE.rows(slice(5))), settings, 33)
+    files = write_results(tmp_path, built(n_init=5)[0], settings, 33)
     assert files[-1] == tmp_path / "cameras.json"
     expected = transforms_of(turntable(FILM_FRAMES, settings, 34))
     assert json.loads(files[-1].read_text()) == expected
