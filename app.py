@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import socket
 import sys
@@ -135,14 +136,34 @@ def run(args: argparse.Namespace) -> int:
     """Serve as `args` say; return the exit code, see `main`."""
     with contextlib.ExitStack() as stack:
         try:
+            zero = zero_gpu(args)  # before torch and Gradio are imported
             check(args)
             port = args.port or ("0" if args.desktop else args.usual_port)
             listener = bind(args.host, port)  # before the slow imports
-            app = build(args, listener.getsockname()[1], stack)
+            app = build(args, listener.getsockname()[1], stack, zero)
         except (ValueError, OSError) as e:
             say(str(e), NAME)
             return 2
+        if zero is not None:
+            return serve_on_zero_gpu(app, listener, args, zero)
         return serve_window(app, listener) if args.desktop else serve(app, listener, args)
+
+
+def zero_gpu(args: argparse.Namespace) -> Any:
+    """Return the platform if this is a Space on ZeroGPU, where the server itself has no GPU; None elsewhere. ValueError
+    if it cannot be used."""
+    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
+        return None
+    if args.device not in ("auto", "cpu"):
+        raise ValueError(f"--device {args.device}: on ZeroGPU, the server runs on the CPU; leave this out")
+    args.device = "cpu"
+    try:
+        spaces = importlib.import_module("spaces")  # it has to patch torch before others import it
+    except ImportError as e:
+        raise ValueError(f"this is a Space on ZeroGPU, but its package spaces cannot be imported: {e}") from e
+    from sdlab.ui.zerogpu import ZeroGpu
+
+    return ZeroGpu(spaces)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -214,9 +235,10 @@ def start_preset(args: argparse.Namespace) -> str:
     return args.preset or (NETWORK_PRESET if args.prior else DEFAULT_PRESET)
 
 
-def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> Any:
-    """Return the application, which will listen on `port`, with what it holds in `stack`; ValueError for an unknown
-    preset, prior or device, or a folder that cannot be used."""
+def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack, zero: Any = None) -> Any:
+    """Return the application, which will listen on `port`, with what it holds in `stack`, and with lanes that the
+    platform `zero` gives a GPU for bursts. ValueError for an unknown preset, prior or device, or a folder that cannot
+    be used."""
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
@@ -246,7 +268,8 @@ def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> A
         sessions, grace, seats = args.seats * VISITOR_LANES, GRACE_OF_CLASS, args.seats
     grace = grace if args.grace is None else args.grace
     unseen = None if local else VISITOR_UNSEEN
-    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory, unseen)
+    bursts = zero.bursts if zero is not None else None
+    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory, unseen, bursts)
     manager.preload(settings, None if local else seats)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
@@ -331,6 +354,23 @@ def serve_window(app: Any, listener: socket.socket) -> int:
     finally:
         server.should_exit = True
         thread.join()
+    return 0
+
+
+def serve_on_zero_gpu(app: Any, listener: socket.socket, args: argparse.Namespace, zero: Any) -> int:
+    """Serve on ZeroGPU until interrupted, and return 0: by our own server, or by Gradio's `launch`."""
+    from sdlab.ui import zerogpu
+
+    port = listener.getsockname()[1]
+    zerogpu.serves_at(port)
+    if zero.way == "server":
+        zero.report()
+        return serve(app, listener, args)
+    close = zerogpu.launch(app, args.host, listener)
+    tell(f"Score Distillation Lab is at {address(args.host, port)} (started by Gradio's launch)")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    close()
     return 0
 
 

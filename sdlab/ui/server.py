@@ -77,7 +77,7 @@ def build(
         raise ValueError(f"{own.name} is code, which only a server of your own runs")
     editor = Editor(own, manager) if own is not None else None
     viewports = Viewports()
-    visitors = Visitors(settings, locked)
+    visitors = Visitors(settings, locked, manager.bursts is not None)
     room = Room(classroom.seats) if classroom is not None else None
     page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), room, editor, store)
     endpoints = Api(manager, visitors, page.shelves) if api else None
