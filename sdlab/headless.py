@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdlab import machine
 from sdlab.arguments import claimed
-from sdlab.errors import reason
 from sdlab.files import digest, remove, scratch_for, sweep, why, write_whole
 from sdlab.options import is_settings_file, paths_in, planned_end, text_of
 from sdlab.progress import progress_bar
+from sdlab.quoting import reason
 
 if TYPE_CHECKING:
     import torch
