@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--api", action="store_true", help="endpoints for programs and agents, see docs/usage.md; visitors' limits hold"
     )
+    p.add_argument("--mcp", action="store_true", help="with --api: the endpoints are tools of MCP for agents, too")
     p.add_argument(
         "--own-loss",
         type=Path,
@@ -176,6 +177,17 @@ def check(args: argparse.Namespace) -> None:
         check_class(args)
     if args.desktop:
         require_desktop(args)
+    if args.mcp:
+        require_tools(args)
+
+
+def require_tools(args: argparse.Namespace) -> None:
+    """Raise ValueError if there can be no tools for agents."""
+    from sdlab.ui.agents import require_mcp
+
+    if not args.api:
+        raise ValueError("--mcp: it makes tools of the endpoints of --api, so add --api")
+    require_mcp()
 
 
 def require_desktop(args: argparse.Namespace) -> None:
@@ -263,7 +275,7 @@ def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack, zero
     on_space = "SPACE_ID" in os.environ
     classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
     app = build_server(
-        manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api, store
+        manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api, store, args.mcp
     )
     bound(memory.limit)
     return app
@@ -365,6 +377,7 @@ def serve_on_zero_gpu(app: Any, listener: socket.socket, args: argparse.Namespac
 def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
     """Serve until interrupted, and return 0; print the address once the page is ready, and open it in a browser if
     there is a screen."""
+    from sdlab.ui.agents import ADDRESS
     from sdlab.ui.server import server as page_server
 
     server = page_server(app)
@@ -379,6 +392,8 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
                 return
             time.sleep(0.05)
         tell(f"Score Distillation Lab is at {url}{fragment} (press Ctrl+C to stop)")
+        if args.mcp:
+            tell(f"Agents:   {url.rstrip('/')}{ADDRESS} (MCP, streamable HTTP)")
         if args.classroom:
             tell_class(args, port, url)
         if args.host in LOOPBACK and not args.no_browser and has_screen():
