@@ -43,7 +43,7 @@ SETTINGS, RECORD, DIARY = "settings.toml", "run.json", "metrics.jsonl"
 RESULT, CHECKPOINT = "result.json", "checkpoint"
 LIKENESS_VIEWS, PSNR = 12, "psnr_to_truth"
 OURS = re.compile(  # what runs of all kinds of scenes write; one of these is enough for a folder to contain a run
-    r"settings\.toml|own_loss\.py|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|"
+    r"settings\.toml|own_loss\.py|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|cameras\.json|"
     r"pictures\.png|"
     r"(picture|sheet)-\d\d+\.png|turn\.gif|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
 )

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import from earlier rows and from its own row; families (marked by a dot) only from themselves' package
 # and earlier rows, never from a sibling module that is a member too.
 ROWS = [
-    {"files", "quoting", "shapes"},
+    {"files", "quoting", "shapes", "harmonics"},
     {"types", "rng", "knobs", "errors", "arguments", "machine", "progress", "channel", "compiled", "web"}
     | {"console", "transfer"},
     {"parsing", "decoding"},

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdlab.arguments import claim_file
-from sdlab.cameras import CameraSettings, turntable
+from sdlab.cameras import CameraSettings, transforms_of, turntable
 from sdlab.files import whole
 from sdlab.meshes.colours import SH_C0
 from sdlab.pictures import to_uint8
@@ -249,7 +249,8 @@ def write_turntable(
 
 
 def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int = 256) -> list[Path]:
-    """Write scene.ply, turntable.png (a strip of 8 views) and turntable.mp4 (a full turn in 3 s) to `folder`.
+    """Write scene.ply, turntable.png (a strip of 8 views), turntable.mp4 (a full turn in 3 s) and the cameras of its
+    frames, cameras.json, to `folder`.
 
     `size` in pixels is rounded up to an even number, as H.264 requires.
     """
@@ -267,6 +268,8 @@ def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int 
     Image.fromarray(np.concatenate(list(strip), axis=1)).save(files[-1])
     files.append(folder / "turntable.mp4")
     write_film(files[-1], turntable_pictures(scene, camera, FILM_FRAMES, size))
+    files.append(folder / "cameras.json")
+    files[-1].write_text(json.dumps(transforms_of(turntable(FILM_FRAMES, camera, size)), indent=1), encoding="utf-8")
     return files
 
 
