@@ -25,7 +25,7 @@ def platforms(monkeypatch, tmp_path):
     uv.write_text(
         "#!/bin/sh\n"
         'case "$*" in *win*) echo "error: no wheel" >&2; exit 1; esac\n'
-        "sed -n 's/^\\([a-z]*\\)>=[0-9.]*,<.*$/\\1==1.0/p; s/^\\([a-z]*\\)>=[0-9.]*$/\\1==2.0/p'\n"
+        "sed -n 's/^\\([a-z]*\\)>=[0-9.]*,<.*$/\\1==1.0/p; s/^\\([a-z]*\\)>=[0-9.]*\\( .*\\)*$/\\1==2.0/p'\n"
     )
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
