@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import torch
 
-from sdlab import lessons
+from sdlab import cli, lessons
+from sdlab.lessons import library
 from sdlab.lessons.check import check
 from sdlab.lessons.parsing import read
 from sdlab.own_loss import EXERCISE
@@ -51,7 +52,7 @@ source = "DreamFusion, Equation 3"
 highlight = ["charts"]
 ask = {{question = "Where to?", choices = ["Nowhere", "*East*"], answer = 1, because = "the score does."}}
 do = [{{mark = "before"}}, {{set = {{prompt.text = "east", losses.sds.cfg = 2.0}}}}, {{run = true}}]
-wait = {{reading = "distance", above = "before", by = 0.2}}
+wait = {{reading = "distance", above = "before", by = 0.2, steps = 15}}
 look = "All of them."
 answer = "It is the prior's score."
 
@@ -141,11 +142,16 @@ def test_readings_end_with_what_was_reached(found: list[PageRecording]) -> None:
     assert found[1].readings[-1][1] >= found[1].marked + 0.2
 
 
-def test_the_lens_is_recorded_where_a_page_points_at_it(found: list[PageRecording]) -> None:
-    assert [one.t for one in found[2].probed] == list(PROBED)
-    assert not any(len(shot.lens.pictures) for shot in found[0].run.shots)
+def test_the_lens_shows_steps_of_the_page_alone(found: list[PageRecording]) -> None:
+    for one in (found[0], found[1]):  # their first picture is from before a step
+        assert [len(shot.lens.pictures) > 0 for shot in one.run.shots] == [False] + [True] * (len(one.run.shots) - 1)
     assert all(len(shot.lens.pictures) for shot in found[4].run.shots)
-    assert not found[4].probed
+
+
+def test_a_page_without_steps_shows_the_lens_at_many_t(found: list[PageRecording]) -> None:
+    assert [one.t for one in found[2].probed] == list(PROBED)
+    assert all(len(one.pictures) for one in found[2].probed)
+    assert not any(one.probed for one in found if one is not found[2])
 
 
 # ---- pages -------------------------------------------------------------------------------------------------
@@ -167,7 +173,7 @@ def test_a_page_has_all_that_the_lesson_says(site: Path, found: list[PageRecordi
         "All of them.",
         "It is the prior&#x27;s score.",
         "prompt = east; CFG = 2.",
-        "distance above “before” + 0.2",
+        "distance above “before” + 0.2 after 15 steps",
     ):
         assert part in text
     reached = found[1].outcome.reached
@@ -184,7 +190,7 @@ def test_pages_are_linked_in_a_row(site: Path) -> None:
         ("next", "lesson-short-3.html"),
     ]
     for page in site.glob("*.html"):
-        for link in re.findall(r'(?:href|src)="([^"#:]+)', page.read_text()):
+        for link in re.findall(r'(?:href|src)="([^"#:]+)["#]', page.read_text()):
             assert (site / link).is_file(), (page.name, link)
 
 
@@ -273,3 +279,17 @@ def test_a_page_without_its_pictures_says_so(site: Path, browser: Browser, tmp_p
     page = opened(browser, 1280, [])
     page.goto((tmp_path / "sds.html").as_uri())
     page.get_by_text("The pictures of this page are missing: sds-lens.webp has to lie beside it.").wait_for()
+
+
+@pytest.mark.nightly
+@pytest.mark.browser
+@pytest.mark.timeout(3600)
+def test_the_whole_site_is_built_and_every_page_lives(tmp_path: Path, browser: Browser) -> None:
+    assert cli.main(["site", "--quick", "--out", str(tmp_path)]) == 0
+    pages = {file.stem for file in tmp_path.glob("*.html")}
+    assert pages >= {*losses(), *build.MORE, *(f"lesson-{name}-1" for name in library.names())}
+    assert build.size_of(tmp_path) < build.LIMIT
+    errors: list[str] = []
+    for width in (1280, 400):
+        walk(opened(browser, width, errors), tmp_path)
+    assert not errors

@@ -41,6 +41,7 @@ def told_of(lesson: Lesson, place: int, found: PageRecording, folder: Path) -> d
     """Write the pictures of page `place`, which counts from 0, to `folder` and return what its template needs, links to
     other pages excepted."""
     page, name = lesson.pages[place], f"lesson-{lesson.name}-{place + 1}"
+    run = _run(page, found, folder, name)
     return {
         "title": page.title,
         "heading": inline(page.title),
@@ -57,7 +58,8 @@ def told_of(lesson: Lesson, place: int, found: PageRecording, folder: Path) -> d
         "reading": _reading(page.wait, found),
         "comparison": _comparison(found.comparison, found.settings.active),
         "live": link_to(found.settings),
-        "run": _run(page, found, folder, name),
+        "run": run,
+        "lens": run["lens"]["cells"] and ("open" if "lens" in page.highlight else "folded"),
     }
 
 
@@ -173,11 +175,10 @@ def _curve(wait: Wait | None, found: PageRecording) -> list[dict[str, Any]]:
 
 def _run(page: Page, found: PageRecording, folder: Path, name: str) -> dict[str, Any]:
     """Write the pictures of a page's run and return what the player needs to know."""
-    told = write(found.run, folder, name, lens="lens" in page.highlight and not found.probed)
-    others = told["curves"] if "charts" in page.highlight else []
+    told = write(found.run, folder, name)
     read = page.wait.reading if page.wait is not None else ""
     titles = {"fronts": "Fronts of 12", "saturation": "Saturation", "control_correlation": "Control variate"}
-    told["curves"] = _curve(page.wait, found) + [one for one in others if one["title"] != titles.get(read)]
+    told["curves"] = _curve(page.wait, found) + [one for one in told["curves"] if one["title"] != titles.get(read)]
     if found.probed:
         step = found.run.shots[-1].step
         told["lens"] = write_lens(found.probed, folder, name)

@@ -18,7 +18,6 @@ from sdlab.settings import Settings
 from sdlab.site.recording import Recording, Shot, judged_of, lens_of, view_of
 
 SHOTS = 20  # of a page at most; at least half of them if its run takes as many steps
-SIDE = 128  # pixels of one side of an object
 PROBED = tuple(range(900, 0, -100))  # timesteps at which a page that takes no step shows the lens
 
 
@@ -87,24 +86,20 @@ class _Watcher:
         first, self._step = self._step < 0, step
         if value is not None and (not self._readings or self._readings[-1][1] != value):
             self._readings.append((step, value))
-        if first and self._shows_lens:  # it shows steps, and the page has taken none yet
+        if first and "lens" in self._page.highlight:  # it shows steps, and the page has taken none yet
             return
         if self._count % self._every == 0:
-            self._run.shots.append(self._shot(learner))
+            self._run.shots.append(self._shot(learner, stepped=not first))
             if len(self._run.shots) > self._most:
                 del self._run.shots[1::2]
                 self._every *= 2
         self._count += 1
 
-    @property
-    def _shows_lens(self) -> bool:
-        return "lens" in self._page.highlight
-
-    def _shot(self, learner: Learner) -> Shot:
+    def _shot(self, learner: Learner, stepped: bool) -> Shot:
+        """Return what the run shows; before the page's first step, the lens would show one under other settings."""
         session, reader = learner.focus
         judged = judged_of(session, reader) if "charts" in self._page.highlight else {}
-        lens = lens_of(session) if self._shows_lens else LensPictures()
-        return Shot(session.state.step, view_of(session, SIDE), lens, judged)
+        return Shot(session.state.step, view_of(session), lens_of(session) if stepped else LensPictures(), judged)
 
     def finish(self, learner: Learner, outcome: Outcome) -> PageRecording:
         """Return what the page showed, the last step included."""
@@ -112,7 +107,7 @@ class _Watcher:
         step = session.state.step
         if not shots or shots[-1].step != step:
             del shots[self._most - 1 :]
-            shots.append(self._shot(learner))
+            shots.append(self._shot(learner, stepped=bool(shots)))
         if outcome.value is not None and (not self._readings or self._readings[-1] != (step, outcome.value)):
             self._readings.append((step, outcome.value))
         acts = {act.what for act in (*self._page.do, *self._page.student)}

@@ -85,13 +85,12 @@ def moments(end: int, frames: int) -> list[int]:
 
 
 @torch.no_grad()
-def view_of(session: Session, side: int = SIDE) -> np.ndarray:
-    """Return the scene as it is, uint8 [H, W, 3]: an object from `SIDES` sides of `side` pixels, or the images of a
-    flat scene."""
+def view_of(session: Session) -> np.ndarray:
+    """Return the scene as it is, uint8 [H, W, 3]: an object from `SIDES` sides, or the images of a flat scene."""
     scene, s = session.state.scene, session.effective
     if isinstance(scene, FlatScene):
         return grid(scene.pictures(session.prior, session.bank.prompt(s.prompt)))
-    return grid(render_turntable(scene, s.camera, SIDES, side), gap=0)
+    return grid(render_turntable(scene, s.camera, SIDES, SIDE), gap=0)
 
 
 def lens_of(session: Session) -> LensPictures:
@@ -114,16 +113,16 @@ def judged_of(session: Session, reader: Reader) -> dict[str, float]:
 # ---- to files --------------------------------------------------------------------------------------------
 
 
-def write(found: Recording, folder: Path, name: str, lens: bool = True) -> dict[str, Any]:
-    """Write the sheets of a recording to `folder`, as NAME-views.webp and, with `lens`, NAME-lens.webp, and return what
-    the player needs to know."""
+def write(found: Recording, folder: Path, name: str) -> dict[str, Any]:
+    """Write the sheets of a recording to `folder`, as NAME-views.webp and NAME-lens.webp, and return what the player
+    needs to know."""
     views, cell, columns = sheet([shot.view for shot in found.shots], COLUMNS)
     save(views, folder / f"{name}-views.webp")
     return {
         "labels": [f"step {shot.step}" for shot in found.shots],
         "steps": [shot.step for shot in found.shots],
         "views": {"file": f"{name}-views.webp", "size": list(cell), "columns": columns, "count": len(found.shots)},
-        "lens": write_lens([shot.lens for shot in found.shots], folder, name) if lens else {"cells": 0},
+        "lens": write_lens([shot.lens for shot in found.shots], folder, name),
         "numbers": [_numbers(shot.lens) for shot in found.shots],
         "curves": [
             *({"title": CURVES[key], "points": thinned(points)} for key, points in found.curves.items()),
