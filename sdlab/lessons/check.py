@@ -136,7 +136,7 @@ def _check(
 
 class Learner:
     """Walks a lesson with one seed. `watch` is called with the learner after the acts of a page and after every step of
-    the run."""
+    the run; a page takes at most `patience` seconds, once it has taken a step."""
 
     def __init__(
         self,
@@ -146,9 +146,11 @@ class Learner:
         load: LoadPrior,
         page: int = 0,
         watch: Callable[[Learner], None] = lambda _: None,
+        patience: float = PATIENCE,
     ) -> None:
         self.walk = Walk(lesson, page)
         self._seed, self._device, self._load, self._watch = seed, device, load, watch
+        self._patience = patience
         self._problems: list[str] = []
         start = lesson.starts[page]
         self._lanes = [self._opened(start.patch("seed", start.seed + seed))]
@@ -256,7 +258,7 @@ class Learner:
             if self.walk.wait is not None and (n % READ_EVERY == 0 or not self.focus.session.running):
                 self._tick()
             self._watch(self)
-            over = self.walk.wait is None or self.walk.missed or time.perf_counter() - started > PATIENCE
+            over = self.walk.wait is None or self.walk.missed or time.perf_counter() - started > self._patience
             if over and (self.walk.shown.wait is not None or self.focus.session.steps_left is None):
                 return
         self._tick()

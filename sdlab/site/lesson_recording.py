@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,6 @@ from sdlab.lens import Comparison, LensPictures, probe, texts_with_truth
 from sdlab.lessons import Lesson
 from sdlab.lessons.check import Learner, Outcome, own_loss_kept
 from sdlab.lessons.lesson import Page
-from sdlab.live.building import LoadPrior
 from sdlab.live.manager import PriorPool
 from sdlab.live.session import Session
 from sdlab.priors.truth import truth_of
@@ -36,11 +36,12 @@ class PageRecording:
     missed: bool = False  # whether it waited for something that did not appear
 
 
-def record_lesson(lesson: Lesson, shots: int = SHOTS, load: LoadPrior | None = None) -> list[PageRecording]:
+def record_lesson(lesson: Lesson, shots: int = SHOTS) -> list[PageRecording]:
     """Walk a lesson and return what its pages showed: at most `shots` pictures each."""
-    watcher, found = _Watcher(lesson, shots), []
+    watcher, found = _Watcher(lesson.pages[0], shots), []
     with own_loss_kept():
-        learner = Learner(lesson, 0, torch.device("cpu"), load or PriorPool().get, watch=watcher.watch)
+        load = PriorPool().get
+        learner = Learner(lesson, 0, torch.device("cpu"), load, watch=watcher.watch, patience=math.inf)
         for number, page in enumerate(lesson.pages):
             watcher.begin(page)
             outcome = learner.take(number)
@@ -59,9 +60,9 @@ def shows_timesteps(page: Page, session: Session) -> bool:
 class _Watcher:
     """Takes pictures and readings of a page's run, in bounded number: when there are too many, every second goes."""
 
-    def __init__(self, lesson: Lesson, shots: int) -> None:
-        self._lesson, self._most = lesson, shots
-        self.begin(lesson.pages[0])
+    def __init__(self, page: Page, shots: int) -> None:
+        self._most = shots
+        self.begin(page)
 
     def begin(self, page: Page) -> None:
         """Forget what was seen: a page begins."""
