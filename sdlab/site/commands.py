@@ -20,17 +20,16 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _site(args: argparse.Namespace) -> int:
-    from sdlab.lessons import load
-    from sdlab.lessons import names as all_lessons
+    from sdlab.lessons import load, names
     from sdlab.site.build import build, plans
 
     runs, lessons = listed(args.runs), listed(args.lessons)
-    chosen = plans(args.quick, runs) if runs or not lessons else []
-    walked = [load(name) for name in (lessons or ([] if runs else all_lessons()))]
-    said = (
-        ["--quick"] * args.quick + [f"--runs {args.runs}"] * bool(runs) + [f"--lessons {args.lessons}"] * bool(lessons)
-    )
+    everything = not (runs or lessons)
+    recorded = plans(args.quick, runs) if runs or everything else []
+    walked = [load(name) for name in (names() if everything else lessons)]
+    options = [f"--{name} {','.join(chosen)}" for name, chosen in (("runs", runs), ("lessons", lessons)) if chosen]
+    command = " ".join(["python -m sdlab site", *["--quick"] * args.quick, *options])
     with claimed(args.out):
-        size = build(args.out, chosen, walked, " ".join(["python -m sdlab site", *said]), args.quick)
+        size = build(args.out, recorded, walked, command, args.quick)
     print(f"{args.out / 'index.html'}: {size / 1e6:.1f} MB")
     return 0
