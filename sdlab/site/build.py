@@ -191,10 +191,6 @@ class Site:
         told = write(found, self._out, plan.name)
         save(found.shots[-1].view, self._out / f"{plan.name}.webp")
         loss = losses().get(plan.name, s.loss)
-        links = {
-            name: other and {"file": f"{other.name}.html", "title": other.title}
-            for name, other in (("before", before), ("after", after))
-        }
         self.page(
             f"{plan.name}.html",
             "run.html",
@@ -208,7 +204,8 @@ class Site:
             shell=shell(plan),
             toml=to_toml(s),
             data=as_script_data(told),
-            **links,
+            before=_linked(before),
+            after=_linked(after),
         )
 
     def lesson(self, lesson: Lesson, found: Sequence[PageRecording], after: Lesson | None) -> None:
@@ -231,6 +228,10 @@ class Site:
     def plane(self) -> None:
         """Write the playground."""
         self.page(PAGE, "plane.html", [module()], True, title="Playground", data=as_script_data(world()))
+
+
+def _linked(plan: Plan | None) -> dict[str, str] | None:
+    return None if plan is None else {"file": f"{plan.name}.html", "title": plan.title}
 
 
 def _sides(s: Settings) -> str:

@@ -13,7 +13,7 @@ from sdlab.lessons.check import Learner, Outcome, own_loss_kept
 from sdlab.lessons.lesson import Page
 from sdlab.live.manager import PriorPool
 from sdlab.live.session import Session
-from sdlab.priors.truth import truth_of
+from sdlab.priors.truth import Truth, truth_of
 from sdlab.settings import Settings
 from sdlab.site.recording import Recording, Shot, judged_of, lens_of, view_of
 
@@ -125,12 +125,18 @@ class _Watcher:
 def _probed(session: Session) -> list[LensPictures]:
     """Return what the lens shows of the last step's view at each of `PROBED`, beside the exact predictions if the prior
     is a network that has some."""
-    s, prior = session.effective, session.prior
-    try:
-        truth = truth_of(s.prior, prior)
-    except ValueError:  # this prior is exact itself, or nobody knows its data
-        truth = None
-    for text in texts_with_truth(s) if truth is not None else ():
-        truth.prepare(text)
+    s, prior, truth = session.effective, session.prior, _truth_of(session)
+    if truth is not None:
+        for text in texts_with_truth(s):
+            truth.prepare(text)
     step = max(session.state.step - 1, 0)
     return [probe(session.state, s, prior, session.bank, t, 0, step, truth) for t in PROBED]
+
+
+def _truth_of(session: Session) -> Truth | None:
+    """Return the exact predictions that a network approximates; None for a prior that is exact itself, or whose data
+    nobody knows."""
+    try:
+        return truth_of(session.effective.prior, session.prior)
+    except ValueError:
+        return None
