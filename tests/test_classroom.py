@@ -17,6 +17,7 @@ from waiting import until
 
 from app import addresses, check_class, parser
 from sdlab.live import clients
+from sdlab.live.capacity import Capacity
 from sdlab.live.manager import Manager
 from sdlab.live.session import Session
 from sdlab.machine import network_addresses
@@ -116,7 +117,10 @@ def test_the_board_says_who_is_there_and_what_each_run_does(classroom: Classroom
     ann.act(do="knob", knob="losses.sds.cfg", value=20.0)
     running(ann)
     until(lambda: entry(classroom, 1)["rate"])
+    assert classroom.board()["capacity"] == "", "not measured yet"
+    classroom._manager.capacity = Capacity(0.02, 50_000_000, 3)
     board = classroom.board()
+    assert board["capacity"].startswith("50 steps a second alone, 17 each when all 3 run")
     assert (board["seats"], board["waiting"], board["addresses"]) == (3, 0, ["http://10.0.0.5:7860/"])
     first, second = board["desks"]
     assert first["name"] == "Ann <b> of a name that …"

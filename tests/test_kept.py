@@ -224,6 +224,28 @@ def test_all_lanes_come_back(folder: Path, server: Server):
         again.end()
 
 
+def test_the_place_in_a_lesson_comes_back(folder: Path, server: Server):
+    before = arrived(server, "page")
+    before.act(do="lesson", name="what")
+    page = next(n for n, page in enumerate(before.desk.walk.lesson.pages) if page.ask is not None)
+    before.act(do="lesson", name="what", page=page)
+    walked(before, 2)
+    server.keep(before)
+    before.act(do="predict", choice=1)
+    server.keep(before)  # though the run may stand still
+    server.end()
+
+    again = Server(folder)
+    try:
+        after = arrived(again, "page", before.token)
+        assert after.desk.walk is None, "nothing before it is wanted"
+        after.act(do="continue")
+        panels = after.panels()
+        assert (panels["lesson"]["page"], panels["walk"]["choice"]) == (page, 1)
+    finally:
+        again.end()
+
+
 def test_a_run_that_started_from_an_uploaded_file_comes_back_with_it(folder: Path, server: Server, tmp_path: Path):
     box = trimesh.creation.box()
     bringing = server.page.bringing((before := arrived(server, "page")).token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -308,6 +309,30 @@ def test_a_mark_is_what_was_read_when_it_was_set():
     assert not walk.tick(12, reads(12, 0.69))
     assert walk.tick(13, reads(13, 0.71))
     assert walk.bounds == (0.7, math.inf)
+
+
+def test_a_walk_goes_on_after_a_restart():
+    walk = Walk(short())
+    walk.due(step=0)
+    walk.tick(6, lambda name: Reading(0.95, 6))
+    walk.turn_to(1)
+    walk.predict(0)
+    walk.due(step=6)
+    walk.keep("before", lambda name: Reading(0.4, 6))
+    walk.tick(8, lambda name: Reading(0.5, 8))
+    told = json.loads(json.dumps(walk.kept()))
+    again = Walk.restored(short(), told)
+    assert again.kept() | {"seconds": 0} == walk.kept() | {"seconds": 0}
+    assert again.kept()["seconds"] >= told["seconds"]
+    assert again.due(step=8) == (), "the acts were carried out"
+    assert not again.tick(8, lambda name: Reading(0.5, 8))
+    assert again.tick(9, lambda name: Reading(0.7, 9)), "0.2 above what was marked before"
+
+
+@pytest.mark.parametrize("change", [{"page": 7}, {"page": None}, {"reached": [{"page": 2, "step": 1, "value": 1}]}])
+def test_a_walk_that_does_not_fit_its_lesson_is_refused(change: dict):
+    with pytest.raises((IndexError, KeyError, TypeError, ValueError)):
+        Walk.restored(short(), Walk(short()).kept() | change)
 
 
 def test_the_other_lane_is_compared_at_the_same_moment():

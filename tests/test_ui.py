@@ -609,7 +609,7 @@ def test_a_curve_stays_small_and_true():
     assert 100 <= len(points) <= 200
     assert all(v == pytest.approx(s) for s, v in points)
     assert points[-1][0] > 99_000
-    assert len(curve._points) <= 2000
+    assert len(curve._packed) <= 2 * 2000
     curve.add(100_000, math.nan)
     assert curve.last() == pytest.approx(99_999, abs=200)
 

@@ -17,16 +17,18 @@ from sdlab.ui.server import server as page_server
 pytestmark = pytest.mark.browser
 WIDE, NARROW = {"width": 1280, "height": 720}, {"width": 400, "height": 800}
 STOPS = 7  # of the whole tour
+NEVER_PATIENT = "const plain = setTimeout; window.setTimeout = (f, ms, ...a) => ms === 4000 ? 0 : plain(f, ms, ...a);"
 TITLE = "document.querySelector('.driver-popover-title').textContent"
 
 
 def settings() -> Settings:
-    return preset("mixture").patch_all([("scene.n_init", 60), ("scene.max_gaussians", 90), ("camera.views", 1)])
+    changes = [("steps", 100_000), ("scene.n_init", 60), ("scene.max_gaussians", 90), ("camera.views", 1)]
+    return preset("mixture").patch_all(changes)
 
 
 @pytest.fixture(scope="module")
 def manager() -> Manager:
-    return Manager(max_sessions=4, grace=0.5)
+    return Manager(max_sessions=12, grace=10.0)  # a busy machine takes seconds to open a page again
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,9 @@ def visit(browser, address: str) -> Iterator[Callable[..., Any]]:
     """Opens the page in a browser that has not seen it before; what its console complains of fails the test."""
     contexts, errors = [], []
 
-    def open_one(query: str = "", view: bool = False, size: dict[str, int] = WIDE, **options: Any) -> Any:
+    def open_one(query: str = "", view: bool = False, size: dict = WIDE, script: str = "", **options: Any) -> Any:
         contexts.append(browser.new_context(viewport=size, **options))
+        contexts[-1].add_init_script(script)
         page = contexts[-1].new_page()
         page.set_default_timeout(1000 * LONG)
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
@@ -110,11 +113,17 @@ def test_the_recording_can_be_stopped_and_respects_reduced_motion(visit):
     until(lambda: calm.evaluate(shown) == "opening.webp")
 
 
+def test_the_recording_of_an_object_is_not_shown_for_the_plane(visit):
+    page = visit("?preset=playground", script=NEVER_PATIENT)
+    page.wait_for_selector(".opening", state="detached")
+
+
 # ---- examples --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
 def test_an_example_opens_by_key_and_starts_two_lanes(visit, size: dict[str, int], manager: Manager):
+    before = set(manager._seats)
     page = visit(size=size)
     assert page.is_visible("#examples ul")
     assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
@@ -126,7 +135,8 @@ def test_an_example_opens_by_key_and_starts_two_lanes(visit, size: dict[str, int
     assert "JSD" in page.inner_text("#examples p"), "the sentence of the example in focus"
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelectorAll('.lane').length === 2")
-    until(lambda: all(seat.session.status.phase == "running" for seat in manager._seats.values()))
+    new = [seat for token, seat in manager._seats.items() if token not in before]
+    until(lambda: all(seat.session.status.phase == "running" for seat in new))
     assert page.input_value(".preset select") == "playground"
     page.wait_for_selector(".opening", state="detached")
     page.click("#title [data-examples]")

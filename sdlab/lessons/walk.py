@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sdlab.lessons.lesson import OTHER, Do, Lesson, Page, Wait
@@ -95,6 +95,29 @@ class Walk:
         self._acted.discard(self.page)
         self.reached.pop(self.page, None)
         self._forget()
+
+    # ---- after a restart ---------------------------------------------------------------------------------------------
+
+    def kept(self) -> dict[str, Any]:
+        """Return as JSON what `restored` needs."""
+        return {**self.record(), "acted": sorted(self._acted), "taken": self.taken}
+
+    @classmethod
+    def restored(cls, lesson: Lesson, kept: Mapping[str, Any]) -> Walk:
+        """Return a walk as `kept` described it. IndexError, KeyError, TypeError or ValueError where that does not fit
+        the lesson."""
+        walk = cls(lesson, kept["page"])
+        pages = range(len(lesson.pages))
+        walk.predictions = {pages[each["page"]]: int(each["choice"]) for each in kept["predictions"]}
+        walk.reached = {pages[each["page"]]: Reached(each["step"], each["value"]) for each in kept["reached"]}
+        for each in kept["marks"]:
+            mark, name, reading = each["mark"], each["reading"], Reading(each["value"], each["step"])
+            walk.marks.setdefault(mark, {})[name] = reading.value
+            walk.marked[mark, name] = reading
+        walk._acted = {pages[page] for page in kept["acted"]}
+        walk.taken = int(kept["taken"])
+        walk._began -= float(kept["seconds"])
+        return walk
 
     # ---- predicates --------------------------------------------------------------------------------------
 

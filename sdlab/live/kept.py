@@ -50,11 +50,13 @@ class KeptLane(NamedTuple):
 
 
 class KeptRun(NamedTuple):
-    """The run of a desk as it was at a time (seconds since the epoch), in its folder."""
+    """The run of a desk as it was at a time (seconds since the epoch), in its folder; `walk` is the place in a lesson,
+    see `sdlab.lessons.walk.Walk.kept`."""
 
     folder: Path
     lanes: tuple[KeptLane, ...]
     at: float
+    walk: Mapping[str, Any] | None = None
 
     def load(self, lane: KeptLane) -> Saved:
         """Return the checkpoint of a lane. ValueError if it is damaged or gone."""
@@ -121,10 +123,11 @@ class Store:
         files = {knob: _copied(path, folder / FILES) for knob, path in uploads.items()}
         return KeptLane(part, saved.step, preset, prompt[:PROMPT], files)
 
-    def commit(self, token: str, lanes: Sequence[KeptLane]) -> None:
-        """Let these be the run of a desk, and remove the checkpoints before. OSError if that cannot be written."""
+    def commit(self, token: str, lanes: Sequence[KeptLane], walk: Mapping[str, Any] | None = None) -> None:
+        """Let these be the run of a desk, at this place in a lesson, and remove the checkpoints before. OSError if that
+        cannot be written."""
         folder = self._of(token)
-        told = {"format": FORMAT, "at": time.time(), "lanes": [lane._asdict() for lane in lanes]}
+        told = {"format": FORMAT, "at": time.time(), "lanes": [lane._asdict() for lane in lanes], "walk": walk}
         write_whole(folder / INDEX, json.dumps(told))
         used = {INDEX, FILES} | {lane.part for lane in lanes} | {name for lane in lanes for name in lane.files.values()}
         for path in (*folder.iterdir(), *(folder / FILES).glob("*")):
@@ -175,9 +178,11 @@ def _read(folder: Path) -> KeptRun | None:
         told = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         lanes = tuple(_lane(each) for each in told["lanes"])
         at = float(told["at"])
+        walk = told.get("walk")
+        walk = None if walk is None else dict(walk)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return KeptRun(folder, lanes, at) if lanes and told.get("format") == FORMAT else None
+    return KeptRun(folder, lanes, at, walk) if lanes and told.get("format") == FORMAT else None
 
 
 def _lane(told: dict[str, Any]) -> KeptLane:

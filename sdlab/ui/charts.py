@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sdlab.settings import losses
@@ -26,10 +28,13 @@ class Mark(NamedTuple):
 
 
 class Curve:
-    """A statistic over steps in bounded memory: a full curve merges neighbours into their mean."""
+    """A statistic over steps in bounded memory: a full curve merges neighbours into their mean.
+
+    Points are packed, since a server holds thousands of them for each of its seats. One thread writes, others may read.
+    """
 
     def __init__(self) -> None:
-        self._points: list[tuple[float, float]] = []
+        self._packed = array("d")  # steps and values in turn
         self._per_point = 1
         self._pending: list[tuple[float, float]] = []
 
@@ -40,26 +45,39 @@ class Curve:
         self._pending.append((float(step), value))
         if len(self._pending) < self._per_point:
             return
-        self._points.append(_mean(self._pending))
+        self._packed.extend(_packed([_mean(self._pending)]))  # an array, which comes whole for other threads
         self._pending = []
-        if len(self._points) >= KEPT_POINTS:
-            self._points = _merged(self._points, 2)
+        if len(self._packed) >= 2 * KEPT_POINTS:
+            self._packed = _packed(_merged(self._points(), 2))
             self._per_point *= 2
 
     def points(self, n: int = CHART_POINTS) -> list[tuple[float, float]]:
         """Return at most `n` (step, value), each the mean of a stretch of the curve."""
         pending = self._pending  # read once: another thread may replace it
-        points = [*self._points, _mean(pending)] if pending else self._points
-        return _merged(points, math.ceil(len(points) / n)) if len(points) > n else list(points)
+        points = self._points()
+        if pending:
+            points.append(_mean(pending))
+        return _merged(points, math.ceil(len(points) / n)) if len(points) > n else points
 
     def cut(self, step: int) -> None:
         """Forget everything after `step`: the run has gone back there."""
-        self._points = [point for point in self._points if point[0] <= step]
+        self._packed = _packed(point for point in self._points() if point[0] <= step)
         self._pending = [point for point in self._pending if point[0] <= step]
 
     def last(self) -> float | None:
-        points = self._pending or self._points
-        return points[-1][1] if points else None
+        pending = self._pending
+        if pending:
+            return pending[-1][1]
+        packed = self._packed
+        return packed[-1] if packed else None
+
+    def _points(self) -> list[tuple[float, float]]:
+        packed = self._packed[:]  # another thread may write meanwhile
+        return list(zip(packed[::2], packed[1::2], strict=True))
+
+
+def _packed(points: Iterable[tuple[float, float]]) -> array[float]:
+    return array("d", itertools.chain.from_iterable(points))
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -47,6 +47,7 @@ class Classroom:
             "waiting": len(self._page.line),
             "frozen": room.frozen,
             "message": room.message,
+            "capacity": "" if self._manager.capacity is None else str(self._manager.capacity),
             "late": self._late if room.latecomer is not None else "",
             "desks": [_entry(desk, place) for desk, place in self._desks()],
         }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdlab.console import say
 from sdlab.errors import reason
+from sdlab.lessons import Walk, load
 from sdlab.live import checkpoint
 from sdlab.live.checkpoint import Saved
 from sdlab.live.kept import MOST_AGE, KeptLane, KeptRun, Store, ago
@@ -40,6 +41,7 @@ class Returned:
 
     def __init__(self, run: KeptRun, lanes: list[tuple[Saved, Settings, str | None]], uploads: Uploads) -> None:
         self._lanes = lanes
+        self._walk = run.walk
         self.uploads = uploads  # which the desk gets
         first, others = run.lanes[0], len(run.lanes) - 1
         lost = f"; {others + 1 - len(lanes)} of its lanes cannot" if len(lanes) <= others else ""
@@ -62,6 +64,11 @@ class Returned:
             if (lane := first if i == 0 else page.add(desk, settings, preset)) is not None:
                 lane.continue_from(saved, "your run")
         desk.look_at(first)
+        if self._walk is not None:
+            try:
+                desk.walk = Walk.restored(load(self._walk["lesson"]), self._walk)
+            except (KeyError, TypeError, ValueError, IndexError) as e:  # its file has changed since
+                desk.focus.say("error", f"the lesson does not go on: {reason(e)}")
 
 
 class Keeper:
@@ -72,6 +79,7 @@ class Keeper:
         self._visitors = visitors
         self._desks = desks
         self._written: dict[str, dict[str, tuple[Any, KeptLane]]] = {}  # token -> seat -> (its state, checkpoint)
+        self._places: dict[str, Any] = {}  # in lessons, by token
         self._due: dict[str, float] = {}  # by token
         self._refused: set[str] = set()  # what was said on the console
         self._closing = threading.Event()
@@ -94,7 +102,7 @@ class Keeper:
         prune_at = 0.0
         while not self._closing.wait(LOOK_EVERY):
             desks = {desk.id: desk for desk in self._desks()}
-            for memory in (self._written, self._due):
+            for memory in (self._written, self._places, self._due):
                 for gone in memory.keys() - desks.keys():
                     del memory[gone]
             for token, desk in desks.items():
@@ -117,7 +125,9 @@ class Keeper:
         lanes = [lane for lane in desk.lanes if lane.step > 0]
         states = {lane: _state_of(lane) for lane in lanes}
         changed = [lane for lane in lanes if before.get(lane.seat.id, (None,))[0] != states[lane]]
-        if not changed:
+        walk = None if desk.walk is None else desk.walk.kept()
+        place = None if walk is None else {name: walk[name] for name in walk if name not in ("seconds", "taken")}
+        if not changed and (not lanes or place == self._places.get(desk.id)):
             return
         asked = {lane: lane.seat.session.saved() for lane in changed}
         for lane in lanes:
@@ -128,8 +138,8 @@ class Keeper:
                 now[lane.seat.id] = states[lane], kept
             else:
                 now[lane.seat.id] = before[lane.seat.id]
-        self._store.commit(desk.id, [kept for _, kept in now.values()])
-        self._written[desk.id] = now
+        self._store.commit(desk.id, [kept for _, kept in now.values()], walk)
+        self._written[desk.id], self._places[desk.id] = now, place
 
     def _try(self, work: Callable[[], object]) -> None:
         """Do what may fail without harm; the owner is told each reason once."""

@@ -39,6 +39,8 @@ export function mountOpening(element) {
   button.hidden = false;
 }
 
+/** @param {Lane} lane */
+const inSpace = (lane) => lane.address.startsWith("viewport/");
 const isBeside = () => figure?.classList.contains("beside");
 
 /** Say what is being prepared; a view that stays silent takes over after a while. @param {Lane[]} lanes */
@@ -47,7 +49,7 @@ export function followLanes(lanes) {
   lane = lanes.find((one) => one.focus);
   if (isBeside()) return;
   within("span").textContent = `A recording of a finished run.${lane ? " Yours is being prepared." : ""}`;
-  if (lane?.phase === "failed") leave();
+  if (lane?.phase === "failed" || (lane && !inSpace(lane))) leave(); // the recording shows an object
   else if (lane && !["loading", "compiling"].includes(lane.phase)) waiting ??= setTimeout(giveWay, PATIENCE);
 }
 
@@ -55,7 +57,7 @@ export function followLanes(lanes) {
 export function giveWay() {
   clearTimeout(waiting);
   if (!figure || isBeside() || figure.classList.contains("leaving")) return;
-  const goesOn = !started && lane?.address.startsWith("viewport/") && lane.step === 0 && lane.phase !== "running";
+  const goesOn = !started && lane && inSpace(lane) && lane.step === 0 && lane.phase !== "running";
   if (!goesOn) return leave();
   figure.classList.add("leaving");
   setTimeout(() => figure && standBeside(figure), FADE);

@@ -7,7 +7,7 @@ import { showSeats } from "./seats.js";
 import { showAgain } from "./show.js";
 
 /** @typedef {{ key: string, number: number, name: string, preset: string, prompt: string, loss: string, step: number, planned: number, phase: string, said: string, rate: string, lanes: number, last: string, ago: number, left: boolean, hidden: boolean, picture: string, around: boolean, lesson: null | { title: string, page: number, pages: number, predictions: { right: boolean }[] } }} Seat */
-/** @typedef {{ addresses: string[], seats: number, waiting: number, frozen: boolean, message: string, late: string, desks: Seat[] }} Board */
+/** @typedef {{ addresses: string[], seats: number, waiting: number, capacity: string, frozen: boolean, message: string, late: string, desks: Seat[] }} Board */
 
 const POLL_EVERY = 1000; // ms
 const THEME = "sdlab-theme"; // the same as on the students' pages
@@ -49,6 +49,8 @@ function showBoard(board) {
   const waiting = board.waiting ? `, ${board.waiting} waiting` : "";
   element("count").textContent = `${board.desks.length} of ${board.seats} seats taken${waiting}`;
   element("addresses").textContent = board.addresses.join("  or  ");
+  element("capacity").textContent = `The first preset makes ${board.capacity}.`;
+  element("capacity").hidden = !board.capacity;
   element("nobody").hidden = board.desks.length > 0;
   showSeats(board.desks);
   mountGiving(board);
