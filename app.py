@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import socket
 import sys
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--api", action="store_true", help="endpoints for programs and agents, see docs/usage.md; visitors' limits hold"
     )
+    p.add_argument("--mcp", action="store_true", help="with --api: the endpoints are tools of MCP for agents, too")
     p.add_argument(
         "--own-loss",
         type=Path,
@@ -134,14 +136,34 @@ def run(args: argparse.Namespace) -> int:
     """Serve as `args` say; return the exit code, see `main`."""
     with contextlib.ExitStack() as stack:
         try:
+            zero = zero_gpu(args)  # before torch and Gradio are imported
             check(args)
             port = args.port or ("0" if args.desktop else args.usual_port)
             listener = bind(args.host, port)  # before the slow imports
-            app = build(args, listener.getsockname()[1], stack)
+            app = build(args, listener.getsockname()[1], stack, zero)
         except (ValueError, OSError) as e:
             say(str(e), NAME)
             return 2
+        if zero is not None:
+            return serve_on_zero_gpu(app, listener, args, zero)
         return serve_window(app, listener) if args.desktop else serve(app, listener, args)
+
+
+def zero_gpu(args: argparse.Namespace) -> Any:
+    """Return the platform if this is a Space on ZeroGPU, where the server itself has no GPU; None elsewhere. ValueError
+    if it cannot be used."""
+    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
+        return None
+    if args.device not in ("auto", "cpu"):
+        raise ValueError(f"--device {args.device}: on ZeroGPU, the server runs on the CPU; leave this out")
+    args.device = "cpu"
+    try:
+        spaces = importlib.import_module("spaces")  # it has to patch torch before others import it
+    except ImportError as e:
+        raise ValueError(f"this is a Space on ZeroGPU, but its package spaces cannot be imported: {e}") from e
+    from sdlab.ui.zerogpu import ZeroGpu
+
+    return ZeroGpu(spaces)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -155,6 +177,17 @@ def check(args: argparse.Namespace) -> None:
         check_class(args)
     if args.desktop:
         require_desktop(args)
+    if args.mcp:
+        require_tools(args)
+
+
+def require_tools(args: argparse.Namespace) -> None:
+    """Raise ValueError if there can be no tools for agents."""
+    from sdlab.ui.agents import require_mcp
+
+    if not args.api:
+        raise ValueError("--mcp: it makes tools of the endpoints of --api, so add --api")
+    require_mcp()
 
 
 def require_desktop(args: argparse.Namespace) -> None:
@@ -202,9 +235,10 @@ def start_preset(args: argparse.Namespace) -> str:
     return args.preset or (NETWORK_PRESET if args.prior else DEFAULT_PRESET)
 
 
-def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> Any:
-    """Return the application, which will listen on `port`, with what it holds in `stack`; ValueError for an unknown
-    preset, prior or device, or a folder that cannot be used."""
+def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack, zero: Any = None) -> Any:
+    """Return the application, which will listen on `port`, with what it holds in `stack`, and with lanes that the
+    platform `zero` gives a GPU for bursts. ValueError for an unknown preset, prior or device, or a folder that cannot
+    be used."""
     from sdlab.options import choose_device, settings_for
 
     preset = start_preset(args)
@@ -234,13 +268,14 @@ def build(args: argparse.Namespace, port: int, stack: contextlib.ExitStack) -> A
         sessions, grace, seats = args.seats * VISITOR_LANES, GRACE_OF_CLASS, args.seats
     grace = grace if args.grace is None else args.grace
     unseen = None if local else VISITOR_UNSEEN
-    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory, unseen)
+    bursts = zero.bursts if zero is not None else None
+    manager = Manager(device, sessions, grace, idle, args.batch_sessions, memory, unseen, bursts)
     manager.preload(settings, None if local else seats)
     threading.Thread(target=say_rasteriser, args=(device,), name="sdlab-rasteriser", daemon=True).start()
     on_space = "SPACE_ID" in os.environ
     classroom = Class(args.seats, args.pin, tuple(addresses(args, port, site.urls))) if args.classroom else None
     app = build_server(
-        manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api, store
+        manager, settings, named, locked, on_space, site, args.trust_links, classroom, own, args.api, store, args.mcp
     )
     bound(memory.limit)
     return app
@@ -322,9 +357,27 @@ def serve_window(app: Any, listener: socket.socket) -> int:
     return 0
 
 
+def serve_on_zero_gpu(app: Any, listener: socket.socket, args: argparse.Namespace, zero: Any) -> int:
+    """Serve on ZeroGPU until interrupted, and return 0: by our own server, or by Gradio's `launch`."""
+    from sdlab.ui import zerogpu
+
+    port = listener.getsockname()[1]
+    zerogpu.serves_at(port)
+    if zero.way == "server":
+        zero.report()
+        return serve(app, listener, args)
+    close = zerogpu.launch(app, args.host, listener)
+    tell(f"Score Distillation Lab is at {address(args.host, port)} (started by Gradio's launch)")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    close()
+    return 0
+
+
 def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
     """Serve until interrupted, and return 0; print the address once the page is ready, and open it in a browser if
     there is a screen."""
+    from sdlab.ui.agents import ADDRESS
     from sdlab.ui.server import server as page_server
 
     server = page_server(app)
@@ -339,6 +392,8 @@ def serve(app: Any, listener: socket.socket, args: argparse.Namespace) -> int:
                 return
             time.sleep(0.05)
         tell(f"Score Distillation Lab is at {url}{fragment} (press Ctrl+C to stop)")
+        if args.mcp:
+            tell(f"Agents:   {url.rstrip('/')}{ADDRESS} (MCP, streamable HTTP)")
         if args.classroom:
             tell_class(args, port, url)
         if args.host in LOOPBACK and not args.no_browser and has_screen():

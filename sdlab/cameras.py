@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,3 +138,19 @@ def sample_background(s: CameraSettings, rng: StepRng) -> Tensor:
         return torch.where(torch.rand(n, 1, generator=g) < 0.5, white, random)
     fixed = {"white": 1.0, "gray": 0.5, "black": 0.0}
     return random if s.background == "random" else white * fixed[s.background]
+
+
+def transforms_of(cams: Cameras) -> dict[str, Any]:
+    """Return cameras of one size as transforms.json, the format of instant-ngp and nerfstudio, without images.
+
+    Matrices take the camera (OpenGL: x right, y up, looking along -z) to the world (z up), lengths are world units.
+    """
+    to_world = torch.linalg.inv(cams.viewmats.double())
+    to_world[:, :, 1:3] *= -1  # from OpenCV's axes
+    K, width, height = cams.Ks[0].tolist(), cams.width, cams.height
+    return {
+        "camera_model": "OPENCV",
+        "camera_angle_x": 2 * math.atan(0.5 * width / K[0][0]),
+        **{"w": width, "h": height, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2]},
+        "frames": [{"transform_matrix": matrix} for matrix in to_world.tolist()],
+    }

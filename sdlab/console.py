@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sdlab.quoting import reason
+
 Stream = Any  # of text; typing.TextIO and what open() returns are unrelated types
 PACKAGE = str(Path(__file__).parent)
 VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY")  # of libraries with own handlers
@@ -105,8 +107,6 @@ class _Internal(logging.Handler):
         place = _place_in_package(error.__traceback__) if error is not None else ""
         kind = (type(error).__name__, place)
         if error is not None and place and kind not in self._said and len(self._said) < MOST_KINDS:
-            from sdlab.errors import reason  # imports torch, which takes seconds
-
             self._said.add(kind)
             say(f"an internal error was caught ({place}: {reason(error)})")
 
@@ -126,7 +126,5 @@ def _place_in_package(trace: TracebackType | None) -> str:
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
     name = args.thread.name if args.thread is not None else "a thread"
     if args.exc_value is not None and args.exc_type is not SystemExit:
-        from sdlab.errors import reason
-
         say(f"{name} has ended because of an internal error ({reason(args.exc_value)})")
     traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)

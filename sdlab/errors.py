@@ -11,15 +11,7 @@ import psutil
 import torch
 
 from sdlab.quoting import first_line as first_line
-
-
-def reason(error: BaseException) -> str:
-    """Return the message of `error`, preceded by its type unless it is a ValueError or OSError.
-
-    Our own errors of these two types are written for users; any other is a bug or a library's, and its type helps.
-    """
-    text = str(error) or type(error).__name__
-    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+from sdlab.quoting import reason as reason
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sdlab.settings import Settings
+if TYPE_CHECKING:
+    from sdlab.settings import Settings
 
 FOLDER = Path(__file__).parents[1] / "assets" / "examples"
 OPENING, OPENING_END = "opening", "opening-end"  # the recording that plays while a page opens, and its last picture

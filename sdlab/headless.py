@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdlab import machine
 from sdlab.arguments import claimed
-from sdlab.errors import reason
 from sdlab.files import digest, remove, scratch_for, sweep, why, write_whole
 from sdlab.options import is_settings_file, paths_in, planned_end, text_of
 from sdlab.progress import progress_bar
+from sdlab.quoting import reason
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ SETTINGS, RECORD, DIARY = "settings.toml", "run.json", "metrics.jsonl"
 RESULT, CHECKPOINT = "result.json", "checkpoint"
 LIKENESS_VIEWS, PSNR = 12, "psnr_to_truth"
 OURS = re.compile(  # what runs of all kinds of scenes write; one of these is enough for a folder to contain a run
-    r"settings\.toml|own_loss\.py|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|"
+    r"settings\.toml|own_loss\.py|run\.json|metrics\.jsonl|result\.json|checkpoint|scene\.ply|turntable\.(png|mp4)|cameras\.json|"
     r"pictures\.png|"
     r"(picture|sheet)-\d\d+\.png|turn\.gif|trajectories\.png|samples\.png|beside-sds\.png|control-variate\.png"
 )

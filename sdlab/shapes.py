@@ -15,7 +15,7 @@ class RawSplats(NamedTuple):
     log_scales: np.ndarray  # [N, 3]
     opacity_logits: np.ndarray  # [N]
     rgbs: np.ndarray  # [N, 3] in [0, 1]
-    sh: np.ndarray | None = None  # [N, K, 3], what depends on the direction of view: see `sdlab.raster.harmonics`
+    sh: np.ndarray | None = None  # [N, K, 3], what depends on the direction of view: see `sdlab.harmonics`
 
     def rows(self, chosen: np.ndarray | slice) -> RawSplats:
         """Return some of the Gaussians."""

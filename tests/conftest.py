@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a browser or a night is slow. A browser's test has a second try, which the summary counts as rerun:
     it waits for processes that a busy machine may hold up for seconds."""
     for item in items:
-        if item.get_closest_marker("browser"):
+        if item.get_closest_marker("browser") and not item.get_closest_marker("nightly"):
             item.add_marker(pytest.mark.flaky(reruns=1))
         if item.get_closest_marker("browser") or item.get_closest_marker("nightly"):
             item.add_marker("slow")

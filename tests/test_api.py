@@ -137,6 +137,12 @@ def test_foreign_pages_and_long_calls_are_refused(url: str) -> None:
     assert httpx.get(f"{url}gradio_api/file=/etc/passwd").status_code == 404
 
 
+def test_tools_for_agents_have_a_switch_of_their_own(url: str) -> None:
+    assert httpx.get(f"{url}gradio_api/info").status_code == 200
+    assert httpx.post(f"{url}gradio_api/mcp/", json={}).status_code == 404
+    assert httpx.get(f"{url}gradio_api/mcp/schema").status_code == 404
+
+
 def test_without_the_switch_there_is_no_api() -> None:
     from fastapi.testclient import TestClient
 

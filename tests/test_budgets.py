@@ -163,6 +163,13 @@ def test_gaussians_that_the_scene_has_count_however_few_it_may_have_from_now_on(
     assert Load.of(light, None, 50_000).step_bytes > 10 * Load.of(light, None, 0).step_bytes
 
 
+def test_harmonics_are_work_and_memory():
+    plain, directed = (Load.of(small(scene__sh_degree=degree, scene__max_gaussians=10_000)) for degree in (0, 3))
+    per_view = 10_000 * 15
+    assert directed.drawing_seconds - plain.drawing_seconds == pytest.approx(plain.views * per_view * 1e-7)
+    assert directed.step_bytes - plain.step_bytes == pytest.approx(plain.views * per_view * 25)
+
+
 def test_psi_may_copy_small_networks_only():
     s = small(active="vsd")
     run = dataclasses.replace(Run.of(s), prior=prior_of(s, n_parameters=800_000_000))

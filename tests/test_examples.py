@@ -18,7 +18,8 @@ def run(number: str, out: Path, steps: int = 12):
 
 def test_a_preset_is_run_and_exported(tmp_path, capsys):
     assert run("01", tmp_path / "run").state.step == 12
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"scene.ply", "turntable.png", "turntable.mp4"}
+    names = {"scene.ply", "turntable.png", "turntable.mp4", "cameras.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == names
     assert "scene.ply" in capsys.readouterr().out
 
 

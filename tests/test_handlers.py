@@ -18,8 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from waiting import until
 
-from sdlab.cameras import CameraSettings, turntable
-from sdlab.export.interchange import transforms_of
+from sdlab.cameras import CameraSettings, transforms_of, turntable
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Advance, Patch, Reset
 from sdlab.settings import Settings, default_settings, preset, priors, scenes, to_toml

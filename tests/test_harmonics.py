@@ -16,9 +16,14 @@ from torch import Tensor
 from sdlab.cameras import CameraSettings, turntable
 from sdlab.export.interchange import write_gaussian_glb, write_spz
 from sdlab.export.writers import Still, finite, write_ply
+from sdlab.harmonics import COUNTS, rotated
 from sdlab.live.session import Session
+from sdlab.meshes import gltf
+from sdlab.priors.mixture import MixturePrior
 from sdlab.raster import BACKENDS
-from sdlab.raster.harmonics import COUNTS, basis, colours, rotated
+from sdlab.raster.harmonics import basis, colours
+from sdlab.rng import StepRng
+from sdlab.scenes.splats import Splats
 from sdlab.settings import preset
 from sdlab.starts.placing import from_y_up, to_y_up
 from sdlab.types import RawSplats
@@ -79,8 +84,9 @@ def test_a_turned_scene_has_turned_colours(degree: int):
     viewmats = turntable(3, CameraSettings(), 8).viewmats.double()
     turned = viewmats.clone()
     turned[:, :3, :3] = viewmats[:, :3, :3] @ R.T
+    mixed = torch.from_numpy(rotated(sh.numpy(), R.numpy()))
     torch.testing.assert_close(
-        colours(rgbs, rotated(sh, R), means @ R.T, turned), colours(rgbs, sh, means, viewmats), rtol=0, atol=1e-10
+        colours(rgbs, mixed, means @ R.T, turned), colours(rgbs, sh, means, viewmats), rtol=0, atol=1e-10
     )
 
 
@@ -260,3 +266,44 @@ def test_spz_and_gltf_hold_them_turned_upright(degree: int, tmp_path: Path):
             k += 1
     assert k == COUNTS[degree]
     assert not any("SH_DEGREE_4" in name or f"SH_DEGREE_{degree + 1}" in name for name in attributes)
+
+
+# ---- scenes that start from files ------------------------------------------------------------------------------------
+
+
+def started(path: Path, degree: int, **changes) -> dict[str, Tensor]:
+    """Return the parameters of a scene of some degree that starts from a file."""
+    config = Splats(start="file", file=str(path), sh_degree=degree, **changes)
+    params = config.build(StepRng(0, -1), torch.device("cpu"), MixturePrior().load(torch.device("cpu")), "").params
+    return {name: value.detach() for name, value in params.items()}
+
+
+@pytest.mark.parametrize(("stored", "degree"), [(3, 3), (3, 1), (1, 3), (2, 0)])
+def test_a_scene_takes_a_files_harmonics(stored: int, degree: int, tmp_path: Path):
+    s = shaded(stored)._replace(sh=np.float32(0.3) * shaded(stored).sh)
+    expected = np.zeros((900, COUNTS[degree], 3), np.float32)
+    kept = min(COUNTS[stored], COUNTS[degree])
+    expected[:, :kept] = s.sh[:, :kept]
+    mixed = math.sqrt(7) / 256  # a turn mixes up to seven errors of rounding
+    files = (write_ply, "x.ply", 0), (write_gaussian_glb, "x.glb", 1e-6), (write_spz, "x.spz", mixed)
+    for write, name, error in files:
+        write(tmp_path / name, s)
+        params = started(tmp_path / name, degree)
+        if degree == 0:
+            assert "sh" not in params
+            continue
+        assert np.allclose(params["sh"], expected, atol=error), "as in the world, whatever is up in the file"
+
+
+def test_a_turned_file_has_turned_harmonics(tmp_path: Path):
+    """By the scene's own turn, and by the node of a glTF."""
+    write_gaussian_glb(tmp_path / "x.glb", shaded(2))
+    glb = gltf.read((tmp_path / "x.glb").read_bytes(), "x")
+    half = math.sqrt(0.5)
+    glb.tree["nodes"][0]["rotation"] = [0, half, 0, half]  # about y, which is up
+    (tmp_path / "turned.glb").write_bytes(gltf.glb_bytes(glb.tree, glb.binary))
+    by_node, by_knob = started(tmp_path / "turned.glb", 2), started(tmp_path / "x.glb", 2, turn=90.0)
+    plain = started(tmp_path / "x.glb", 2)
+    assert float((by_node["sh"] - plain["sh"]).abs().max()) > 0.3
+    for name in ("means", "sh"):
+        torch.testing.assert_close(by_node[name], by_knob[name], rtol=0, atol=1e-5)

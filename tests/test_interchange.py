@@ -13,8 +13,9 @@ import torch
 import trimesh
 from PIL import Image
 from test_results import FIGURE
+from test_splats import built
 
-from sdlab.cameras import CameraSettings, turntable
+from sdlab.cameras import CameraSettings, transforms_of, turntable
 from sdlab.export.interchange import (
     FRAMES_MOST,
     of_snapshot,
@@ -23,7 +24,7 @@ from sdlab.export.interchange import (
     write_growth,
     write_spz,
 )
-from sdlab.export.writers import Still, turntable_pictures
+from sdlab.export.writers import FILM_FRAMES, Still, turntable_pictures, write_results
 from sdlab.meshes.colours import SH_C0
 from sdlab.raster import world_covariances
 from sdlab.starts.clouds import read_cloud
@@ -171,6 +172,16 @@ def test_the_growth_is_a_sequence_of_plys(length, tmp_path):
     assert np.allclose(read_again(tmp_path / "last.ply").means, few.means)
     with pytest.raises(ValueError, match="no film"):
         write_growth(tmp_path / "y.zip", ())
+
+
+def test_a_runs_folder_has_the_cameras_of_its_film(tmp_path):
+    settings = CameraSettings()
+    files = write_results(tmp_path, built(n_init=5)[0], settings, 33)
+    assert files[-1] == tmp_path / "cameras.json"
+    expected = transforms_of(turntable(FILM_FRAMES, settings, 34))
+    assert json.loads(files[-1].read_text()) == expected
+    assert len(expected["frames"]) == FILM_FRAMES
+    assert (expected["w"], expected["h"]) == (34, 34)
 
 
 def test_the_cameras_project_what_ours_project(tmp_path):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import from earlier rows and from its own row; families (marked by a dot) only from themselves' package
 # and earlier rows, never from a sibling module that is a member too.
 ROWS = [
-    {"files", "quoting", "shapes"},
+    {"files", "quoting", "shapes", "harmonics"},
     {"types", "rng", "knobs", "errors", "arguments", "machine", "progress", "channel", "compiled", "web"}
     | {"console", "transfer"},
     {"parsing", "decoding"},
@@ -86,3 +86,14 @@ def test_importing_the_package_and_its_core_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_help_of_the_command_line_waits_for_no_library():
+    code = (
+        "import sys; from sdlab.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(*sorted({'torch', 'numpy', 'numba', 'PIL', 'jaxtyping'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.split()) == (0, []), done.stderr
+    assert "Score Distillation Lab" in done.stdout

@@ -482,7 +482,7 @@ def test_resume_needs_nothing_that_only_the_start_needed(kind, images, tmp_path,
 
 def test_each_missing_result_is_written_by_resume_at_the_planned_end(finished, images, tmp_path, capsys):
     names = json.loads((finished / "result.json").read_text())["files"]
-    assert {"scene.ply", "turntable.png", "turntable.mp4"} == set(names)
+    assert {"scene.ply", "turntable.png", "turntable.mp4", "cameras.json"} == set(names)
     for name in (*names, "result.json"):
         out = Path(shutil.copytree(finished, tmp_path / name))
         assert run("resume", out, "--size", 16) == 2

@@ -16,6 +16,10 @@ def test_the_report_has_every_stage_and_the_ratio(tmp_path, monkeypatch, capsys)
     assert 0 < result["load_seconds"] < 60
     assert result["step_over_bare_network"] > 1
     assert result["step_ms"] == pytest.approx(sum(result["stages_ms"].values()), rel=0.8)
+    assert list(result["sh_degrees"]) == ["1", "2", "3"]
+    for at in result["sh_degrees"].values():
+        assert at["step_ms"] > 0
+        assert at["over_degree_0"] == pytest.approx(at["step_ms"] / result["step_ms"], rel=0.5)
     assert "torch_engine_step_ms" not in result, "the mixture has no engines to compare"
     assert "ratio" in capsys.readouterr().out
 

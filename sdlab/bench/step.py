@@ -2,8 +2,8 @@
 
 Because machines are noisy, all variants alternate within one process. Each round takes some live steps with the fastest
 engine, some evaluations of the prior on the same batch, and some live steps of the variants: with the torch engine for
-a network, at other resolutions for a gallery. Times are medians over rounds (means for stages); ratios are medians of
-the ratios within a round.
+a network, at other resolutions for a gallery, and with colours that depend on the direction of view. Times are medians
+over rounds (means for stages); ratios are medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sdlab.types import cat_conds
 
 WARM_UP = 100  # uncounted steps: compilation, caches, and a scene that begins to look like the prompt
 SIZES = (32, 64, 96)  # pixels at which a gallery is measured
+DEGREES = (1, 2, 3)  # of spherical harmonics
 
 
 def run(out: Path | None = None, quick: bool = False, name: str = DEFAULT_PRESET) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def run(out: Path | None = None, quick: bool = False, name: str = DEFAULT_PRESET
     live = Lane(base, WARM_UP)
     slow = Lane(base.patch("prior.engine", "torch"), WARM_UP) if has_engines(base) else None
     sizes = {size: Lane(base.patch("prior.size", size), WARM_UP) for size in SIZES if "prior.size" in base.knobs()}
+    plain = "scene.sh_degree" in base.knobs() and base.knob("scene.sh_degree").value == 0
+    directed = {f"{n}": Lane(base.patch("scene.sh_degree", n), WARM_UP) for n in DEGREES} if plain else {}
     rows: list[dict[str, float]] = []
     for _ in range(rounds):
         row = {"live": live.steps(per_round), "bare": _bare(live, per_round)}
@@ -42,10 +45,15 @@ def run(out: Path | None = None, quick: bool = False, name: str = DEFAULT_PRESET
             row["torch"] = slow.steps(per_round)
         for size, lane in sizes.items():
             row |= {f"{size}": lane.steps(per_round), f"{size} bare": _bare(lane, per_round)}
+        row |= {f"degree {n}": lane.steps(per_round) for n, lane in directed.items()}
         rows.append(row)
     result = _summary(live, slow, rows, name) | {"load_seconds": _load_seconds(base)}
     if sizes:
         result["sizes"] = {size: _at_size(rows, size) for size in sizes}
+    result["sh_degrees"] = {
+        n: {"step_ms": median(rows, f"degree {n}"), "over_degree_0": ratio(rows, f"degree {n}", "live")}
+        for n in directed
+    }
     _print(result)
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -118,6 +126,8 @@ def _print(r: dict[str, Any]) -> None:
     for size, at in r.get("sizes", {}).items():
         print(f"  {size:3} pixels    {at['step_ms']:7.2f} ms   prior alone {at['bare_ms']:.2f} ms   ", end="")
         print(f"ratio {at['ratio']:.2f}   {at['steps_per_second']:.1f} steps/s")
+    for n, at in r["sh_degrees"].items():
+        print(f"  SH degree {n}  {at['step_ms']:7.2f} ms   {at['over_degree_0']:.2f} times degree 0")
     if "torch_engine_step_ms" in r:
         times = r["torch_engine_over_fastest"]
         print(f"  torch engine {r['torch_engine_step_ms']:7.2f} ms   {times:.2f} times the fastest")

@@ -50,6 +50,7 @@ RECOGNISED = 5  # views that must be read as the object
 TOLERANCE = 1  # views by which the number of fronts of an object may differ from the true number
 MODES = {"off": False, "on": True}  # prompt.view_dependent
 PORTRAIT = (35.0, 15.0)  # azimuth and elevation in degrees: a three-quarter view from the front
+PORTRAIT_FOV = 1.15 * pictures.FOV_DEGREES  # so that a tall object has air above
 PORTRAIT_SIZE, STRIP_SIZE = 192, 96  # pixels per side of an image on a contact sheet
 SHEET_COLUMNS = 8
 SHEET_BYTES = 1_000_000  # size limit of a contact sheet, which may be shown in a README
@@ -365,7 +366,7 @@ def _objects_summary(rows: Sequence[dict[str, Any]], planned: int, seconds: floa
 def portrait(outcome: Outcome) -> np.ndarray:
     """Render a three-quarter view on white at a higher resolution than the prior's; uint8 [S, S, 3]."""
     azimuth, elevation, distance = (torch.tensor([v]) for v in (*PORTRAIT, pictures.DISTANCE))
-    cams = look_at(azimuth, elevation, distance, pictures.FOV_DEGREES, PORTRAIT_SIZE, PORTRAIT_SIZE)
+    cams = look_at(azimuth, elevation, distance, PORTRAIT_FOV, PORTRAIT_SIZE, PORTRAIT_SIZE)
     return to_uint8(outcome.sides.render(cams, torch.ones(1, 3)).rgb)[0]
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from sdlab.cameras import CameraSettings, turntable
+from sdlab.cameras import CameraSettings, transforms_of, turntable
 from sdlab.export.writers import (
     FILM_FRAMES,
     Film,
@@ -29,12 +28,12 @@ from sdlab.export.writers import (
     turntable_pictures,
     unwatched,
 )
+from sdlab.harmonics import COUNTS
 from sdlab.meshes.colours import SH_C0, to_linear
 from sdlab.meshes.gltf import SPLATTING, glb_bytes
-from sdlab.raster.harmonics import COUNTS
 from sdlab.starts.gaussians import SPZ_HEADER
 from sdlab.starts.placing import to_y_up
-from sdlab.types import Cameras, RawSplats, SplatSnapshot
+from sdlab.types import RawSplats, SplatSnapshot
 
 SPZ_VERSION = 3
 SPZ_FRACTION = 12  # bits after the point of a coordinate, of 24
@@ -197,22 +196,6 @@ def _quaternions(rotations: np.ndarray) -> np.ndarray:
 
 
 # ---- cameras ------------------------------------------------------------------------------------------------------
-
-
-def transforms_of(cams: Cameras) -> dict[str, Any]:
-    """Return cameras of one size as transforms.json, the format of instant-ngp and nerfstudio, without images.
-
-    Matrices take the camera (OpenGL: x right, y up, looking along -z) to the world (z up), lengths are world units.
-    """
-    to_world = torch.linalg.inv(cams.viewmats.double())
-    to_world[:, :, 1:3] *= -1  # from OpenCV's axes
-    K, width, height = cams.Ks[0].tolist(), cams.width, cams.height
-    return {
-        "camera_model": "OPENCV",
-        "camera_angle_x": 2 * math.atan(0.5 * width / K[0][0]),
-        **{"w": width, "h": height, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2]},
-        "frames": [{"transform_matrix": matrix} for matrix in to_world.tolist()],
-    }
 
 
 def write_cameras(

@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdlab.arguments import claim_file
-from sdlab.cameras import CameraSettings, turntable
+from sdlab.cameras import CameraSettings, transforms_of, turntable
 from sdlab.files import whole
 from sdlab.meshes.colours import SH_C0
 from sdlab.pictures import to_uint8
@@ -207,51 +204,23 @@ def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE
 
     Raises ValueError if there are no images, OSError if the file cannot be written to its end.
     """
+    import av
+
     stream = iter(pictures)
     first = next(stream, None)
     if first is None:
         raise ValueError(f"{path}: there are no images to encode")
+    height, width, _ = first.shape
     frames = 0
-    with tempfile.TemporaryFile() as words, whole(path) as scratch:
-        encoder = _encoder(scratch, first.shape[1], first.shape[0], rate, words)
-        assert encoder.stdin is not None
-        try:
-            for picture in itertools.chain([first], stream):
-                encoder.stdin.write(np.ascontiguousarray(picture).data)
-                frames += 1
-            encoder.communicate()  # closes the input; most of a short film is written after that
-        except BrokenPipeError:  # the encoder has ended, and its words say why
-            encoder.communicate()
-        except BaseException:
-            encoder.kill()
-            encoder.communicate()
-            raise
-        if encoder.returncode != 0:  # without its end, no player opens the film
-            words.seek(0)
-            lines = words.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
-            raise OSError(re.sub(r"^\[[^]]*\] ", "", lines[0])[:200].replace(str(scratch), path.name))
+    # a file rather than its name, which may look like a protocol or a pattern
+    with whole(path) as scratch, scratch.open("wb") as file, av.open(file, "w", format="mp4") as film:
+        video = film.add_stream("libx264", rate, width=width, height=height, pix_fmt="yuv420p", options={"crf": "25"})
+        video.codec_context.thread_count = 1  # encoding is not the bottleneck, and a run may need the others
+        for picture in itertools.chain([first], stream):
+            film.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frames += 1
+        film.mux(video.encode())
     return frames
-
-
-def _encoder(path: Path, width: int, height: int, rate: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start ffmpeg, which reads images from its standard input and writes what is wrong to `words`."""
-    import imageio_ffmpeg
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-xerror"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-"]
-    # one thread: encoding is not the bottleneck, and a run may need the others
-    command += ["-an", "-c:v", "libx264", "-crf", "25", "-pix_fmt", "yuv420p", "-threads", "1", "-f", "mp4"]
-    command.append(os.path.abspath(path))  # a relative name may look like an option or a protocol
-    # a group of its own: Ctrl-C ends the run, which then finishes its film
-    flags, group = (0x08000200, None) if os.name == "nt" else (0, 0)
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=words,
-        creationflags=flags,
-        process_group=group,
-    )
 
 
 def write_turntable(
@@ -280,7 +249,8 @@ def write_turntable(
 
 
 def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int = 256) -> list[Path]:
-    """Write scene.ply, turntable.png (a strip of 8 views) and turntable.mp4 (a full turn in 3 s) to `folder`.
+    """Write scene.ply, turntable.png (a strip of 8 views), turntable.mp4 (a full turn in 3 s) and the cameras of its
+    frames, cameras.json, to `folder`.
 
     `size` in pixels is rounded up to an even number, as H.264 requires.
     """
@@ -298,6 +268,8 @@ def write_results(folder: Path, scene: Scene, camera: CameraSettings, size: int 
     Image.fromarray(np.concatenate(list(strip), axis=1)).save(files[-1])
     files.append(folder / "turntable.mp4")
     write_film(files[-1], turntable_pictures(scene, camera, FILM_FRAMES, size))
+    files.append(folder / "cameras.json")
+    files[-1].write_text(json.dumps(transforms_of(turntable(FILM_FRAMES, camera, size)), indent=1), encoding="utf-8")
     return files
 
 

@@ -170,7 +170,7 @@ class Builder:
 
     def _prepare(self, s: Settings, prior: Prior) -> None:
         slow = s.scene.announcement(self.device)
-        usual = "compiling the prior's network and the rasteriser for this machine"
+        usual = "compiling the prior and the rasteriser for this machine"
         self._say("compiling", slow or usual)
         prepare_for(s, prior, self.device, self._loading)
 

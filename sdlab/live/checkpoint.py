@@ -1,5 +1,7 @@
 """Save named parts to a folder and load them. Safetensors and JSON only, so that a foreign file cannot run code.
 
+A checkpoint can also be bytes, to be handed to another process (`packed`).
+
 A checkpoint folder holds one sub-folder per saved step, the newest two. Each is written under a temporary name,
 flushed, and renamed once it is complete, so that a killed process leaves no incomplete checkpoint. `SHA256SUMS` in each
 lists the hashes of its files, in the format of `sha256sum`; one that does not match is not used.
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from sdlab.errors import first_line
@@ -26,6 +29,8 @@ from sdlab.settings import Settings, from_toml
 
 KEPT = 2
 FORMAT = 2  # 1, of version 0.1, has no hashes
+TEXTS = "texts.json"  # in the metadata of a packed checkpoint
+LENGTH = 8  # bytes at the start of a safetensors file that tell how long its header is
 DAMAGED = ".damaged"  # suffix of a checkpoint that a resumed run has passed over
 
 Parts = Mapping[str, Mapping[str, Any]]
@@ -193,6 +198,28 @@ def unpack(run: PackedRun) -> Saved:
         return Saved(int(header["step"]), parts, {SETTINGS: run.present}, True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
         raise ValueError(f"the checkpoint of step {run.step} cannot be read: {first_line(e)}") from e
+
+
+def packed(saved: Saved) -> bytes:
+    """Return a checkpoint as the content of one safetensors file, whose metadata holds the JSON values and texts."""
+    tensors: dict[str, Tensor] = {}
+    values = _split(saved.parts, "", tensors)
+    header = {"format": FORMAT, "step": saved.step, "values": values, "tensors": sorted(tensors)}
+    return save_bytes(tensors, {VALUES: json.dumps(header), TEXTS: json.dumps(saved.texts)})
+
+
+def unpacked(content: bytes) -> Saved:
+    """Return the checkpoint in the bytes of `packed`. ValueError that says what is wrong with them."""
+    try:
+        length = int.from_bytes(content[:LENGTH], "little")
+        told = json.loads(content[LENGTH : LENGTH + length])["__metadata__"]
+        header = json.loads(told[VALUES])
+        _must_be_known(header)
+        parts = _parts(header, load_bytes(content))
+        texts = {str(name): str(text) for name, text in json.loads(told[TEXTS]).items()}
+        return Saved(int(header["step"]), parts, texts, True)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
+        raise ValueError(f"the packed checkpoint cannot be read: {first_line(e)}") from e
 
 
 def _check(path: Path) -> set[str]:

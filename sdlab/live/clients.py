@@ -60,6 +60,7 @@ class Client:
     locks: Callable[[Settings, Settings], None] = no_locks  # raises ValueError for a change of a locked knob
     attended: float = field(default_factory=time.monotonic)  # when somebody last looked or did something
     visible: bool = True  # whether somebody can see the page
+    quota: str = ""  # whose time on a shared GPU this client uses; a secret, in the form that the platform tells it
 
     def look(self, visible: bool) -> None:
         """Note whether somebody looks: the page is `visible`, or hidden behind others, or closed. A client nobody looks

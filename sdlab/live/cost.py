@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from sdlab.harmonics import COUNTS
 from sdlab.live.state import Run, with_begun
 from sdlab.scenes.field import Field
 from sdlab.scenes.splats import Splats
@@ -18,6 +19,7 @@ from sdlab.types import PERP_ROLES, Prior
 SPLAT_SECONDS = 1.2e-6  # per Gaussian and view, forward and backward
 PAIR_SECONDS = 1e-7  # per Gaussian, tile that its box touches, and view
 PIXEL_SECONDS = 4e-8  # per pixel and view
+HARMONIC_SECONDS, HARMONIC_BYTES = 1e-7, 25  # per coefficient of a Gaussian's harmonics (of all channels) and view
 SAMPLE_SECONDS, SAMPLE_BYTES = 4e-7, 120  # per sample of a volume, forward and backward
 WIDTH = 32  # of a volume's decoder, beyond which a sample costs more
 SCENE_SECONDS = 2e-6  # per Gaussian: optimiser, density control
@@ -89,6 +91,12 @@ class Load(NamedTuple):
         return self.gaussians * max(box / TILE, 1.0) ** 2
 
     @property
+    def harmonics(self) -> int:
+        """Coefficients of all Gaussians' harmonics; those of the three channels count as one."""
+        scene = self.settings.scene
+        return self.gaussians * COUNTS[scene.sh_degree] if isinstance(scene, Splats) else 0
+
+    @property
     def drawing_seconds(self) -> float:
         """Time of rendering one step's views and differentiating the renders, on one core of a CPU."""
         if isinstance(self.settings.scene, Field):
@@ -96,6 +104,7 @@ class Load(NamedTuple):
         if not isinstance(self.settings.scene, Splats):
             return 0.0
         per_view = SPLAT_SECONDS * self.gaussians + PAIR_SECONDS * self.pairs + PIXEL_SECONDS * self.side**2
+        per_view += HARMONIC_SECONDS * self.harmonics
         return self.views * per_view + SCENE_SECONDS * self.gaussians
 
     @property
@@ -125,5 +134,6 @@ class Load(NamedTuple):
         drawn = SAMPLE_BYTES * self.samples
         if isinstance(self.settings.scene, Splats):
             per_view = SPLAT_BYTES * self.gaussians + PAIR_BYTES * self.pairs + PIXEL_BYTES * self.side**2
+            per_view += HARMONIC_BYTES * self.harmonics
             drawn = self.views * per_view
         return drawn + LESSON_BYTES * self.lesson

@@ -18,6 +18,7 @@ from sdlab.channel import Turnstile
 from sdlab.console import say, tell
 from sdlab.errors import give_back, reason
 from sdlab.live.building import prepare_for
+from sdlab.live.bursts import Bursts, BurstSession
 from sdlab.live.capacity import Capacity, measured
 from sdlab.live.clients import NO_LIMIT, Client
 from sdlab.live.memory import Memory, resident_bytes
@@ -100,7 +101,7 @@ class Manager:
     `batching` the prior's forward passes (`sdlab.priors.batching`). A seat ends `grace` seconds after its page was
     closed, so that a reload finds it again, or after `idle` seconds without a sign of life. Its run pauses after
     `unseen` seconds in which nobody looked at it or did anything, None for never. `memory` is the limit to keep, None
-    for no limit."""
+    for no limit. Runs that `bursts` takes have their steps taken in bursts by another process."""
 
     def __init__(
         self,
@@ -111,7 +112,9 @@ class Manager:
         batching: bool = False,
         memory: Memory | None = None,
         unseen: float | None = None,
+        bursts: Bursts | None = None,
     ) -> None:
+        self.bursts = bursts
         self.device = torch.device(device)
         self.max_sessions = max_sessions
         self.grace = grace
@@ -161,13 +164,18 @@ class Manager:
         return self._seat(self._session(settings, client), client)
 
     def _session(self, settings: Settings, client: Client, origin: Future[Fork] | None = None) -> Session:
+        in_bursts = self.bursts if self.bursts is not None and self.bursts.takes(settings) else None
+
         def admit(wanted: Settings, run: Run) -> None:
             client.locks(run.settings, wanted)
             client.admit(wanted, run)
-            if self.memory is not None and self.device.type == "cpu":
+            if self.memory is not None and self.device.type == "cpu" and in_bursts is None:
                 self.memory.admit(wanted, run)
 
         turn = (self.turnstile or Turnstile(resident_bytes)).turn(client.account)
+        if in_bursts is not None:
+            how = (self.pool.get, turn, origin, admit, self.history)
+            return BurstSession(settings, in_bursts, lambda: client.quota, *how)
         return Session(settings, self.device, self.pool.get, turn, origin, admit, self.history)
 
     def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:

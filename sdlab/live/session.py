@@ -90,11 +90,15 @@ class Fork:
 class Session:
     """A run that follows commands, see the top of this file. `turn` is its turn at the turnstile of its device.
 
+    `pace` is what a viewer should know of how steps are taken, "" for one after the other.
+
     `admit` is called with settings before they are adopted and with the run as it is; its ValueError refuses them.
 
     With `origin`, which another session's `branch` returned, the run continues from that state as soon as it is known;
     commands wait until then. The moments of its timeline take at most `history` bytes.
     """
+
+    pace = ""
 
     def __init__(
         self,

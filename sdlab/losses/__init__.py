@@ -139,6 +139,10 @@ class Distillation(ABC, Generic[A]):
         `rng`; None for a loss without one. ValueError if none can be made for this prior."""
         return None
 
+    def trains(self) -> bool:
+        """Return whether this loss trains an auxiliary model."""
+        return type(self).init_aux is not Distillation.init_aux
+
     def untrained_aux(self, prior: Prior, rng: StepRng) -> A | None:
         """Return an auxiliary for one look: it predicts what a new one of `init_aux` would, if possible at no cost."""
         return self.init_aux(prior, rng)

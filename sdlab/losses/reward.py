@@ -143,6 +143,9 @@ class RewardSDS(Distillation[Any]):
     def init_aux(self, prior: Prior, rng: StepRng) -> Any:
         return self.around.init_aux(prior, rng)
 
+    def trains(self) -> bool:
+        return self.around.trains()
+
     def untrained_aux(self, prior: Prior, rng: StepRng) -> Any:
         return self.around.untrained_aux(prior, rng)
 

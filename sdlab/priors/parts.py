@@ -167,6 +167,19 @@ def load_space(
     return LatentSpace(vae, config.sample_size, half, one_by_one)
 
 
+def shape_in(folder: Path) -> tuple[tuple[int, int, int], int]:
+    """Return the shape (C, H, W) of the space of the model in `folder` and the side of its images in pixels, as
+    `load_space` would, from its small files alone."""
+    unet = read_json(folder / "unet" / "config.json")
+    size = int(unet["sample_size"])
+    if not (folder / "vae").is_dir():
+        space = PixelSpace(size, _patch(unet["in_channels"]))
+        return space.shape, space.image_size
+    vae = read_json(folder / "vae" / "config.json")
+    blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
+    return (int(vae["latent_channels"]), size, size), size * 2 ** (len(blocks) - 1)
+
+
 def vae_dtype(half: torch.dtype | None, device: torch.device) -> torch.dtype:
     """Return the dtype of a VAE's weights: `half` on a GPU, where they and their activations then need 40 % less
     memory than under autocast; on a CPU float32."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from sdlab.raster import torch_project
 from sdlab.types import Render
 
 Rasterizer = Callable[..., Render]
+NO_COMPILING = "SDLAB_NO_COMPILING"  # environment variable; set where there is no time to compile gsplat
 
 _MODULES = {
     "cpu": "sdlab.raster.cpu",  # numba with analytic gradients
@@ -66,6 +68,8 @@ def backend_for(device: torch.device | str) -> Choice:
 @functools.cache
 def _backend_for(kind: str) -> Choice:
     if kind == "cuda":
+        if os.environ.get(NO_COMPILING) and announcement_for(kind):
+            return _fallback("gsplat is not compiled yet, and there is no time for that now")
         reason = importlib.import_module(_MODULES["gsplat"]).missing()
         return Choice("gsplat", "") if reason is None else _fallback(reason)
     if kind == "cpu":

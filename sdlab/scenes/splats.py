@@ -24,13 +24,14 @@ from torch.nn import Parameter
 from sdlab.cameras import CameraSettings
 from sdlab.console import Remark
 from sdlab.density import RULES, DensityControl, RowSurgeon
+from sdlab.harmonics import COUNTS
 from sdlab.knobs import knob
 from sdlab.meshes.read import UPS
 from sdlab.modes import MODES
 from sdlab.priors import Progress, silent
 from sdlab.prompts import PromptBank, PromptSettings
 from sdlab.raster import announcement_for, backend_for, rasteriser_for, warm_up, world_covariances
-from sdlab.raster.harmonics import COUNTS, colours
+from sdlab.raster.harmonics import colours
 from sdlab.rng import StepRng
 from sdlab.scenes import Preview, SceneConfig, preview_of_views
 from sdlab.starts.clouds import Start, read_cloud
@@ -157,7 +158,7 @@ class Splats(SceneConfig):
         """Build the scene. Raises ValueError or RuntimeError, with the reason, if its start is not available."""
         params, remarks = self._started(rng, device, prompt, progress)
         remarks += self._limited(params)
-        if self.sh_degree:
+        if self.sh_degree and "sh" not in params:
             params["sh"] = torch.zeros(len(params["means"]), COUNTS[self.sh_degree], 3)
         return SplatScene(self, {k: Parameter(v.to(device)) for k, v in params.items()}, "; ".join(remarks))
 
@@ -226,7 +227,8 @@ class Splats(SceneConfig):
             return Start(sketch_points(text, self.n_init, numbers))
         if self.start in ("shap-e", EITHER):
             return Start(shap_e_points(text, self.n_init, numbers, device, self.shap_e, self.shap_e_steps, progress))
-        return read_cloud(Path(self.file).expanduser(), self.n_init, numbers, "scene.file", self.file_up)
+        path = Path(self.file).expanduser()
+        return read_cloud(path, self.n_init, numbers, "scene.file", self.file_up, self.sh_degree)
 
     def _of_cloud(self, cloud: Cloud, numbers: np.random.Generator) -> dict[str, Tensor]:
         """Return isotropic Gaussians centred on the points, wide enough to touch."""
@@ -240,6 +242,7 @@ class Splats(SceneConfig):
                 f"scene.file holds {len(s.means):,} Gaussians; scene.max_gaussians allows {self.max_gaussians:,}"
             )
         kept = {"means": s.means, "quats": s.quats, "log_scales": s.log_scales, "opacity_logits": s.opacity_logits}
+        kept |= {} if s.sh is None else {"sh": s.sh}
         return {k: torch.from_numpy(v) for k, v in kept.items()} | {"color_logits": _color_logits(s.rgbs)}
 
     def _round(self, means: Tensor, scale: float, color_logits: Tensor) -> dict[str, Tensor]:

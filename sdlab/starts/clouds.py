@@ -32,48 +32,56 @@ class Start(NamedTuple):
     is_own: bool = False  # whether the file is a scene of this program, in its own frame
 
 
-def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str = "auto") -> Start:
+def read_cloud(path: Path, n: int, rng: np.random.Generator, knob: str, up: str = "auto", degree: int = 0) -> Start:
     """Read the file at `path` as in `cloud_of`; ValueError names `knob`, the file and the problem."""
     given = f"{knob} = {str(path)!r}"
-    return parsed_cloud(read_file(path, MAX_BYTES, given), n, rng, given, up)
+    return parsed_cloud(read_file(path, MAX_BYTES, given), n, rng, given, up, degree)
 
 
 def parsed_cloud(
-    raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto", limits: Limits = OWN
+    raw: bytes,
+    n: int,
+    rng: np.random.Generator,
+    given: str,
+    up: str = "auto",
+    degree: int = 0,
+    limits: Limits = OWN,
 ) -> Start:
     """Return `cloud_of` the arguments, called in another process within `limits`; `rng` advances as it would here."""
     state = rng.bit_generator.state
     kinds = (Start, Cloud, RawSplats)
     found, rng.bit_generator.state = parsed(
-        _drawing_from, raw, state, n, given, up, given=given, kinds=kinds, needs=("trimesh",), limits=limits
+        _drawing_from, raw, state, n, given, up, degree, given=given, kinds=kinds, needs=("trimesh",), limits=limits
     )
     return found
 
 
-def _drawing_from(raw: bytes, state: dict[str, Any], n: int, given: str, up: str) -> tuple[Start, dict[str, Any]]:
+def _drawing_from(
+    raw: bytes, state: dict[str, Any], n: int, given: str, up: str, degree: int
+) -> tuple[Start, dict[str, Any]]:
     """Return `cloud_of` with a generator in `state`, and its state afterwards."""
     rng = np.random.default_rng()
     rng.bit_generator.state = state
-    return cloud_of(raw, n, rng, given, up), dict(rng.bit_generator.state)
+    return cloud_of(raw, n, rng, given, up, degree), dict(rng.bit_generator.state)
 
 
-def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto") -> Start:
+def cloud_of(raw: bytes, n: int, rng: np.random.Generator, given: str, up: str = "auto", degree: int = 0) -> Start:
     """Parse a file: `n` points sampled on a mesh, a random `n` of its points (all if fewer), or all its Gaussians.
 
-    `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as in glTF) or "auto". Raises ValueError that
-    starts with `given` and says what is wrong.
+    `up` is the file's vertical axis: "z" (front +x), "y" (front +z, as in glTF) or "auto". Gaussians have harmonics up
+    to `degree`, zero where the file has none. Raises ValueError that starts with `given` and says what is wrong.
     """
     file = parse(raw, given, READABLE)
     with mismatch_explained(given):
-        start = _splats_in(file) or _points_in(file, n, rng)
+        start = _splats_in(file, degree) or _points_in(file, n, rng)
     if not file.is_y_up(up):
         return start
     return start._replace(found=from_y_up(start.found), is_own=False)
 
 
-def _splats_in(file: Parsed) -> Start | None:
+def _splats_in(file: Parsed, degree: int) -> Start | None:
     """Return the Gaussians of a file, None if it holds something else."""
-    found = gaussians_of(file)
+    found = gaussians_of(file, degree)
     if found is None:
         return None
     own = file.kind == "ply" and is_own(file.source, found)

@@ -1,7 +1,7 @@
 """Gaussians in files: PLY of 3DGS and its relatives, compressed PLY, SPZ, .splat, SOG and glTF.
 
-All are decoded in the file's frame; `sdlab.starts.sound` makes them fit for a scene. Of spherical harmonics only the
-constant is read: a Gaussian here has one colour from all sides.
+All are decoded in the file's frame; `sdlab.starts.sound` makes them fit for a scene. Spherical harmonics are read up to
+the degree that is asked for, from PLY, SPZ and glTF; of the others only the constant.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any, NamedTuple
 from zipfile import ZipFile
 
 import numpy as np
 
+from sdlab.harmonics import COUNTS, resized, rotated
 from sdlab.meshes import gltf
 from sdlab.meshes.colours import SH_C0, of_columns, to_display
 from sdlab.meshes.kinds import SPLAT, SPZ_MAGIC, Unsupported
@@ -44,17 +45,17 @@ class Gaussians(NamedTuple):
     opacity_logits: np.ndarray  # [N]
     rgbs: np.ndarray  # [N, 3] in [0, 1]
     remarks: tuple[str, ...] = ()
+    sh: np.ndarray | None = None  # [N, K, 3] float32
 
 
-def gaussians_of(parsed: Parsed) -> Gaussians | None:
-    """Return the Gaussians of a file, None if it holds something else. Raises ValueError if they are damaged, or too
-    many."""
+def gaussians_of(parsed: Parsed, degree: int = 0) -> Gaussians | None:
+    """Return the Gaussians of a file with harmonics of `degree`, zero where it has none; None if it holds something
+    else. Raises ValueError if they are damaged, or too many."""
     with parsed.damage_explained():
-        if parsed.kind == "ply":
-            return _of_ply(parsed.source)
-        if parsed.kind == "glb":
-            return _of_glb(parsed.source)
-        return FORMATS[parsed.kind](parsed.source) if parsed.kind in FORMATS else None
+        if parsed.kind not in FORMATS:
+            return None
+        found = FORMATS[parsed.kind](parsed.source, degree)
+        return None if found is None else found._replace(sh=resized(found.sh, len(found.means), degree))
 
 
 def logit(share: np.ndarray) -> np.ndarray:
@@ -71,7 +72,7 @@ def _must_be_allowed(count: int) -> None:
 # ---- PLY ----------------------------------------------------------------------------------------------------------
 
 
-def _of_ply(file: Ply) -> Gaussians | None:
+def _of_ply(file: Ply, degree: int) -> Gaussians | None:
     vertex = file.tables.get("vertex")
     if vertex is None:
         return None
@@ -92,7 +93,20 @@ def _of_ply(file: Ply) -> Gaussians | None:
     remarks += [remark] if remark else []
     means = np.stack([columns[axis] for axis in "xyz"], 1).astype(np.float64)
     opacities = np.asarray(columns["opacity"], np.float64)
-    return Gaussians(means, _stacked(columns, "rot", 4), scales, opacities, rgbs, tuple(remarks))
+    sh = _rest(columns, degree)
+    return Gaussians(means, _stacked(columns, "rot", 4), scales, opacities, rgbs, tuple(remarks), sh)
+
+
+def _rest(columns: Mapping[str, np.ndarray], degree: int) -> np.ndarray | None:
+    """Return the harmonics [n, K, 3] of a PLY up to `degree`, None if it has none of a whole degree. All coefficients
+    of red come first."""
+    stored = sum(f"f_rest_{i}" in columns for i in range(3 * COUNTS[-1])) // 3
+    per_channel = max(count for count in COUNTS if count <= stored)
+    wanted = min(per_channel, COUNTS[degree])
+    if not wanted:
+        return None
+    channels = [np.stack([columns[f"f_rest_{stored * channel + i}"] for i in range(wanted)], 1) for channel in range(3)]
+    return np.stack(channels, 2).astype(np.float32, copy=False)
 
 
 def missing_columns(columns: Mapping[str, Any]) -> list[str]:
@@ -107,7 +121,7 @@ def _stacked(columns: Mapping[str, np.ndarray], name: str, count: int) -> np.nda
         return np.stack([columns[f"{name}_{i}"] for i in range(count)], 1).astype(np.float32, copy=False)
 
 
-def _of_packed_ply(file: Ply) -> Gaussians:
+def _of_packed_ply(file: Ply, degree: int) -> Gaussians:
     """Decode a compressed PLY of SuperSplat; see decompressPly in playcanvas/splat-transform."""
     _must_be_allowed(file.tables["vertex"].count)
     vertex, chunk = file.tables["vertex"].columns, file.tables["chunk"].columns
@@ -153,7 +167,7 @@ def _with_largest(smallest: np.ndarray, largest: np.ndarray) -> np.ndarray:
 # ---- formats of their own -----------------------------------------------------------------------------------------
 
 
-def _of_splat(raw: bytes) -> Gaussians:
+def _of_splat(raw: bytes, degree: int) -> Gaussians:
     """Decode antimatter15's .splat."""
     rows = np.frombuffer(raw, SPLAT)
     with np.errstate(divide="ignore"):
@@ -168,24 +182,27 @@ def _of_splat(raw: bytes) -> Gaussians:
     )
 
 
-def _of_spz(raw: bytes) -> Gaussians:
-    """Decode SPZ, versions 2 and 3 (github.com/nianticlabs/spz); spherical harmonics, at its end, are not unpacked."""
+def _of_spz(raw: bytes, degree: int) -> Gaussians:
+    """Decode SPZ, versions 2 and 3 (github.com/nianticlabs/spz)."""
     if raw.startswith(SPZ_MAGIC):
         raise Unsupported("is an SPZ file of a version after 3: convert it to PLY")
     stream = zlib.decompressobj(wbits=31)
     header = stream.decompress(raw, SPZ_HEADER.size)
-    _, version, count, _, fraction, flags, _ = SPZ_HEADER.unpack(header)
+    _, version, count, stored, fraction, flags, _ = SPZ_HEADER.unpack(header)
     if version not in SPZ_VERSIONS or flags & SPZ_EXTENSIONS:
         extended = " with extensions" if flags & SPZ_EXTENSIONS else ""
         raise Unsupported(f"is an SPZ file of version {version}{extended}: convert it to PLY")
     _must_be_allowed(count)
     turn_bytes = 3 if version == 2 else 4
-    widths = (9, 1, 3, 3, turn_bytes)
+    if stored >= len(COUNTS):
+        raise Unsupported(f"is an SPZ file with harmonics of degree {stored}: convert it to PLY")
+    wide = 3 * COUNTS[stored] if degree else 0  # they are at the end, and unpacked only if wanted
+    widths = (9, 1, 3, 3, turn_bytes, wide)
     data = stream.decompress(stream.unconsumed_tail, max(count * sum(widths), 1))
     if len(data) < count * sum(widths):
         raise ValueError("it ends before its last Gaussian")
     ends = np.cumsum([0, *widths]) * count
-    at, alpha, colour, scale, turn = (
+    at, alpha, colour, scale, turn, sh = (
         np.frombuffer(data, np.uint8, count * width, begin).reshape(count, width)
         for begin, width in zip(ends.tolist(), widths, strict=False)
     )
@@ -197,6 +214,7 @@ def _of_spz(raw: bytes) -> Gaussians:
         scale / 16 - 10,
         logit(alpha[:, 0] / 255),
         (0.5 + SH_C0 / 0.15 * (colour / 255 - 0.5)).clip(0, 1),
+        sh=((sh.reshape(count, -1, 3) - np.float32(128)) / np.float32(128)) if wide else None,
     )
 
 
@@ -214,7 +232,7 @@ def _spz_3_turns(turn: np.ndarray) -> np.ndarray:
     return _with_largest(smallest, packed >> 30)[:, [3, 0, 1, 2]]
 
 
-def _of_sog(raw: bytes) -> Gaussians:
+def _of_sog(raw: bytes, degree: int) -> Gaussians:
     """Decode a bundled SOG of version 2; see readSog in playcanvas/splat-transform."""
     with ZipFile(BytesIO(raw)) as archive:
         meta = json.loads(_entry(archive, "meta.json"))
@@ -257,27 +275,25 @@ def _texels(raw: bytes, count: int) -> np.ndarray:
         return np.asarray(picture.convert("RGBA")).reshape(-1, 4)[:count]
 
 
-FORMATS = {"splat": _of_splat, "spz": _of_spz, "sog": _of_sog, "ply_packed": _of_packed_ply}
-
-
 # ---- glTF ---------------------------------------------------------------------------------------------------------
 
 
-def _of_glb(glb: gltf.Glb) -> Gaussians | None:
+def _of_glb(glb: gltf.Glb, degree: int) -> Gaussians | None:
     """Decode KHR_gaussian_splatting, https://github.com/KhronosGroup/glTF/tree/main/extensions/2.0/Khronos.
 
     Scales are linear. Drafts of before the extension was ratified had logarithms, most of which are negative.
     """
-    found = [_of_primitive(primitive) for primitive in gltf.gaussians_of(glb)]
+    found = [_of_primitive(primitive, degree) for primitive in gltf.gaussians_of(glb)]
     if not found:
         return None
     _must_be_allowed(sum(len(gaussians.means) for gaussians in found))
     means, quats, log_scales, opacities, rgbs = zip(*(gaussians[:5] for gaussians in found), strict=True)
     joined = (np.concatenate(column) for column in (means, quats, log_scales, opacities, rgbs))
-    return Gaussians(*joined, remarks=())
+    sh = [resized(gaussians.sh, len(gaussians.means), degree) for gaussians in found]
+    return Gaussians(*joined, sh=np.concatenate([part for part in sh if part is not None]) if degree else None)
 
 
-def _of_primitive(primitive: gltf.Placed) -> Gaussians:
+def _of_primitive(primitive: gltf.Placed, degree: int) -> Gaussians:
     """Return the Gaussians of a primitive in the world; its node may move, turn and scale it."""
     arrays = primitive.attributes
     rotation, scale, opacity, colour = (
@@ -296,7 +312,19 @@ def _of_primitive(primitive: gltf.Placed) -> Gaussians:
         log_scales + np.log(size),
         logit(opacity),
         to_display(rgbs) if primitive.is_linear else rgbs,
+        sh=_harmonics(arrays, degree, linear / size),
     )
+
+
+def _harmonics(arrays: Mapping[str, np.ndarray], degree: int, turn: np.ndarray) -> np.ndarray | None:
+    """Return the harmonics [n, K, 3] up to `degree` in the world, of the degrees that are complete; None without."""
+    found: list[np.ndarray] = []
+    for order in range(1, degree + 1):
+        names = [f"{gltf.SPLATTING}:SH_DEGREE_{order}_COEF_{i}" for i in range(2 * order + 1)]
+        if not all(name in arrays for name in names):
+            break
+        found += [arrays[name] for name in names]
+    return rotated(np.stack(found, 1).astype(np.float32), turn) if found else None
 
 
 def _turned(quats: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -312,3 +340,13 @@ def _quaternion(m: np.ndarray) -> list[float]:
     d, e, f = m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1]
     row = np.array([(squares[0], a, b, c), (a, squares[1], d, e), (b, d, squares[2], f), (c, e, f, squares[3])])[i]
     return (row / np.linalg.norm(row)).tolist()
+
+
+FORMATS: dict[str, Callable[[Any, int], Gaussians | None]] = {
+    "ply": _of_ply,
+    "ply_packed": _of_packed_ply,
+    "splat": _of_splat,
+    "spz": _of_spz,
+    "sog": _of_sog,
+    "glb": _of_glb,
+}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sdlab import harmonics
 from sdlab.meshes.read import fitting
 from sdlab.shapes import Cloud, RawSplats
 
@@ -44,17 +45,8 @@ def _rotated(found: Cloud | RawSplats, q: tuple[float, float, float, float]) -> 
     )
     if isinstance(found, Cloud):
         return found._replace(points=found.points @ rows.T)
-    sh = None if found.sh is None else _sh_rotated(found.sh, rows)
+    sh = None if found.sh is None else harmonics.rotated(found.sh, rows)
     return found._replace(means=found.means @ rows.T, quats=found.quats @ times(q).astype(np.float32).T, sh=sh)
-
-
-def _sh_rotated(sh: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return spherical harmonics [N, K, 3] of a scene turned by the matrix `rows`."""
-    import torch  # only here: children that parse files do without it
-
-    from sdlab.raster.harmonics import rotated
-
-    return rotated(torch.from_numpy(sh), torch.from_numpy(rows)).numpy()
 
 
 def times(q: Sequence[float]) -> np.ndarray:

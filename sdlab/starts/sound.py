@@ -38,6 +38,8 @@ def sound_splats(found: Gaussians, given: str, keep_stray: bool = False) -> tupl
     log_scales, more = _with_thickness(found.log_scales)
     columns = (found.quats, log_scales, opacities[:, None], found.rgbs)
     good = (abs(found.means) < LARGEST).all(1) & np.all([np.isfinite(c).all(1) for c in columns], axis=0)
+    if found.sh is not None:
+        good &= np.isfinite(found.sh).all((1, 2))
     remarks = [*found.remarks, *_left_out(good, "Gaussians", given), *remarks, *more]
     kept = np.flatnonzero(good)
     if not keep_stray:
@@ -46,7 +48,8 @@ def sound_splats(found: Gaussians, given: str, keep_stray: bool = False) -> tupl
         remarks += more
     rest = (_unit(found.quats[kept]), log_scales[kept], opacities[kept], found.rgbs[kept])
     means = found.means[kept].astype(np.float32) if keep_stray else _centred(found.means[kept])
-    return RawSplats(means, *(column.astype(np.float32, copy=False) for column in rest)), remarks
+    sh = None if found.sh is None else found.sh[kept]
+    return RawSplats(means, *(column.astype(np.float32, copy=False) for column in rest), sh), remarks
 
 
 def _left_out(good: np.ndarray, what: str, given: str) -> list[str]:

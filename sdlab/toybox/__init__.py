@@ -5,3 +5,5 @@ World: `words` (captions), `solids`, `animals`, `things`, `relations`, `objects`
 `sdlab.training` trains them. Evaluation: `judge` is a classifier of ground-truth images, `figures` scores the prior's
 samples with it. This package imports none of them by itself, because they need numba, diffusers and transformers.
 """
+
+SCALE = 7.0  # guidance scale with the highest judge accuracy for the embedded prior (see its model card)

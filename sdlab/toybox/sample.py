@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sdlab.rng import StepRng
+from sdlab.toybox import SCALE
 from sdlab.types import Cond, Prior, cat_conds
 
 ZOOMED = 128  # approximate side in pixels of an enlarged image
-SCALE = 7.0  # guidance scale with the highest judge accuracy for the embedded prior (see its model card)
 CAPTION_LINES = 5  # maximum under an image
 BATCH = 32  # images per batch, each evaluated with and without its prompt
 

@@ -14,11 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdlab.arguments import claim, claim_file, real, whole
 from sdlab.machine import cache_folder, n_processors
-from sdlab.toybox.sample import SCALE
-from sdlab.types import Prior
+from sdlab.toybox import SCALE
+
+if TYPE_CHECKING:
+    from sdlab.types import Prior
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
 

@@ -106,6 +106,8 @@ def _arrange(page: Page, desk: Desk, lane: Lane, act: Mapping[str, Any]) -> None
             desk.look_at(lane)
         case "branch":
             page.branch(desk, lane)
+        case "gpu":
+            page.open_gpu(desk)
         case "close" if len(desk.lanes) > 1:
             page.close(lane)
         case "keep":

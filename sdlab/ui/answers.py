@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_BODY = 1_000_000  # bytes of one request; a settings file is the largest part
 MAX_TOKEN, MOST_LEFT = 64, 4  # characters of a token, and how many a page may ask for when it arrives
+QUOTA_HEADER, MOST_QUOTA = "x-ip-token", 4096  # by which ZeroGPU says whose quota a request may use; its characters
 NO_STORE = {"Cache-Control": "no-store"}
 PULSE = 15.0  # seconds between signs that an open page is still connected; proxies close silent connections
 NUDGE = 4.0  # seconds after which a page in the line is told to ask again; timers of hidden pages may take a minute
@@ -98,7 +99,8 @@ def routes(pages: Page, closing: asyncio.Event | None = None) -> APIRouter:
             return said
         if (refused := await held_up(pages.delay(token, len(said) if isinstance(said, list) else 1))) is not None:
             return refused
-        if not await run_in_threadpool(pages.act, token, said):
+        quota = request.headers.get(QUOTA_HEADER, "")[:MOST_QUOTA]
+        if not await run_in_threadpool(pages.act, token, said, quota):
             return refusal("this session has ended", 404)
         return Response(status_code=204)
 

@@ -1,4 +1,4 @@
-"""The API for programs and agents: typed, named endpoints of Gradio, on by `app.py --api`.
+"""The API for programs and agents: typed, named endpoints of Gradio, on by `app.py --api`; see also `sdlab.ui.agents`.
 
 A run that `start` opens has a token, unguessable and the only key to it. It has a seat like a page's, with the same
 limits, and ends when nobody has asked for it for as long as a page's would, or with `stop`. Every endpoint answers at
@@ -13,12 +13,15 @@ import functools
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import gradio as gr
 import numpy as np
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
 
 from sdlab.errors import first_line
 from sdlab.knobs import shown
@@ -35,6 +38,7 @@ from sdlab.ui.visitors import PATIENCE, Visitors
 CHANGE_WITHIN, COMPARE_WITHIN, EXPORT_WITHIN = 5.0, 120.0, 120.0  # seconds to wait for an answer of the run
 POLL = 0.05  # seconds
 STARTS = 0.5, 10.0  # runs a second that a server starts for programs, and at once
+CALLS = 4  # that are answered at a time
 TOLD = 20  # remarks of a run that `status` repeats
 
 
@@ -47,15 +51,20 @@ class Run:
     next_event: int = 0
 
 
-def _told(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Pass what is wrong on to the caller; anything else is a fault of the server, which stays untold."""
+def _told(endpoint: Callable[..., Any], limiter: CapacityLimiter) -> Callable[..., Awaitable[Any]]:
+    """Answer in a thread, and pass what is wrong on to the caller; any other error is a fault of the server, of which
+    only the log has details."""
 
     @functools.wraps(endpoint)
-    def answer(*args: Any, **kwargs: Any) -> Any:
+    async def answer(*args: Any, **kwargs: Any) -> Any:
+        args = tuple(gr.Request(a) if isinstance(a, Request) else a for a in args)  # MCP gives Starlette's
         try:
-            return endpoint(*args, **kwargs)
+            return await to_thread.run_sync(functools.partial(endpoint, *args, **kwargs), limiter=limiter)
         except (ValueError, RuntimeError, TimeoutError) as e:
             raise gr.Error(first_line(e, 500), print_exception=False) from e
+        except Exception as e:
+            traceback.print_exc()
+            raise gr.Error("the server failed to answer", print_exception=False) from e
 
     return answer
 
@@ -75,8 +84,17 @@ class Api:
         """Add the endpoints to the Gradio page that is being built."""
         steering = self.start, self.status, self.set, self.stop
         endpoints: tuple[Callable[..., Any], ...] = (self.presets, *steering, self.frame, self.compare, self.export)
+        limiter = CapacityLimiter(CALLS)
         for endpoint in endpoints:
-            gr.api(_told(endpoint), api_name=endpoint.__name__, concurrency_limit=4, concurrency_id="api")
+            gr.api(
+                _told(endpoint, limiter),
+                api_name=endpoint.__name__,
+                # HTTP calls are queued all the same. Queued tools of MCP would be called by way of the server's own
+                # address, where the limits of the caller's address do not hold.
+                queue=False,
+                concurrency_limit=CALLS,
+                concurrency_id="api",
+            )
 
     # ---- endpoints ---------------------------------------------------------------------------------------
 

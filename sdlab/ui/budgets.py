@@ -61,6 +61,7 @@ class Budget(NamedTuple):
 DRAWING = (
     *("camera.views", "camera.resolution", "camera.fovy", "camera.distance_min"),
     *("scene.max_gaussians", "scene.n_init", "scene.scale_max", "scene.samples", "scene.hidden"),
+    "scene.sh_degree",
 )
 BUDGETS = (
     Budget(

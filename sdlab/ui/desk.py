@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
-from sdlab.export.interchange import transforms_of
+from sdlab.cameras import transforms_of
 from sdlab.lens import Comparison, LensPictures
 from sdlab.lessons import Walk
 from sdlab.live.clients import Client

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from sdlab.quoting import first_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,6 +36,4 @@ def show(url: str, webview: Any = None, on_open: Callable[[], object] = lambda: 
     try:
         webview.start(on_open)
     except Exception as e:  # each of its backends has its own errors
-        from sdlab.errors import first_line  # imports torch, which takes seconds
-
         raise RuntimeError(f"--desktop: no window can be opened ({first_line(e)}); {ON_LINUX}; {AS_EVER}") from e

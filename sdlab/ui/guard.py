@@ -72,6 +72,10 @@ API = (  # only with --api: what Gradio's clients and curl need to call endpoint
     Route("POST", "/gradio_api/call/[a-z]{1,20}"),
     Route("GET", f"/gradio_api/call/[a-z]{{1,20}}/{TOKEN}"),
 )
+MCP = (  # only with --mcp
+    Route("POST", "/gradio_api/mcp/"),
+    Route("GET", "/gradio_api/mcp/schema"),
+)
 MOST_SAID = 100_000  # bytes of a call
 
 HEADERS = {
@@ -83,9 +87,9 @@ HEADERS = {
 NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of answers that are no pages
 
 
-def routes_at(path: str, classroom: bool = False, api: bool = False) -> list[Route]:
-    """Return the routes that answer at `path`, in a `classroom` or not, with the `api` or without it."""
-    routes = (*OPEN, *(CLASSROOM if classroom else ()), *(API if api else ()))
+def routes_at(path: str, classroom: bool = False, api: bool = False, mcp: bool = False) -> list[Route]:
+    """Return the routes that answer at `path`, in a `classroom` or not, with `api` and `mcp` or without them."""
+    routes = (*OPEN, *(CLASSROOM if classroom else ()), *(API if api else ()), *(MCP if mcp else ()))
     return [route for route in routes if re.fullmatch(route.pattern, path)]
 
 
@@ -102,11 +106,14 @@ class Guard:
     headers. A WebSocket's origin is left to its route, which can say why. Plain ASGI: Starlette's own base class
     buffers event streams."""
 
-    def __init__(self, app: ASGIApp, site: Site = ANYWHERE, classroom: bool = False, api: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, site: Site = ANYWHERE, classroom: bool = False, api: bool = False, mcp: bool = False
+    ) -> None:
         self._app = app
         self._site = site
         self._classroom = classroom
         self._api = api
+        self._mcp = mcp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -132,7 +139,7 @@ class Guard:
         path, method = scope["path"], scope.get("method", "WS")
         if unknown := self._site.unknown_host(headers):
             return unknown, 421
-        found = routes_at(path, self._classroom, self._api)
+        found = routes_at(path, self._classroom, self._api, self._mcp)
         if method != "WS" and not any(route.public for route in found) and not self._site.is_own(headers):
             return self._site.foreign_origin(headers), 403
         methods = {route.method for route in found}

@@ -111,8 +111,10 @@ class Lane:
     def legend(self) -> str:
         """What the view's colours mean, or what they leave out; "" if there is nothing to say."""
         scene = self.seat.session.effective.scene
+        session = self.seat.session
+        said = [f"{session.pace[:1].upper()}{session.pace[1:]}."] if session.pace else []
         directed = isinstance(scene, Splats) and scene.sh_degree > 0 and self.view.mode == SPLATS
-        return WITHOUT_SH if directed else self.view.legend
+        return " ".join([*said, WITHOUT_SH if directed else self.view.legend]).strip()
 
     def history(self) -> dict[str, Any]:
         """Return what the timeline shows."""

@@ -81,7 +81,7 @@ def blocks(
     """Return the page, which is published at `urls`, of a `classroom` or not, with an editor if the user has a loss of
     their `own`, and with `endpoints` for programs; to be mounted with `theme`, `head` and page.css."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
-        _part("title", "theme.js", _title_bar(device, bool(visitors.examples)))
+        _part("title", "theme.js", _title_bar(device, bool(visitors.examples), visitors.gpu is not None))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
         _part("lessons", "lessons.js", _menu(visitors))
         if classroom:
@@ -285,13 +285,19 @@ def _menu(visitors: Visitors) -> str:
     )
 
 
-def _title_bar(device: torch.device, with_examples: bool) -> str:
+_GPU = (
+    '<button type="button" data-gpu title="Add a lane with Stable Diffusion, whose steps come in bursts on a shared '
+    'GPU">GPU</button>'
+)
+
+
+def _title_bar(device: torch.device, with_examples: bool, with_gpu: bool) -> str:
     where = {"cpu": "on the CPU", "cuda": "on the GPU"}.get(device.type, f"on {device}")
     return (
         f'<header><span class="logo" aria-hidden="true"></span><h1>{TITLE}</h1>'
         f'<span class="sub">running {html.escape(where)}</span>'
         '<button type="button" data-lessons title="Short lessons beside the run">Lessons</button>'
-        f"{EXAMPLES if with_examples else ''}{TOUR}"
+        f"{EXAMPLES if with_examples else ''}{_GPU if with_gpu else ''}{TOUR}"
         '<button type="button" data-share title="A link to this run, or a lesson">Link</button>'
         '<button type="button" data-large aria-label="Large text, for a projector" title="Large text">A</button>'
         '<button type="button" data-theme aria-label="Switch between light and dark" title="Light or dark">'

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlab.handin.facts import facts
+from sdlab.links import PRESET
 from sdlab.live.clients import Client
 from sdlab.live.kept import Store
 from sdlab.live.manager import Manager, Seat
@@ -26,7 +27,7 @@ from sdlab.ui.editor import Editor
 from sdlab.ui.keeper import Keeper, Returned
 from sdlab.ui.lane import Lane
 from sdlab.ui.line import Line, Ticket
-from sdlab.ui.links import Links, Opened
+from sdlab.ui.links import NO_PRESET, Links, Opened
 from sdlab.ui.picking import pick_file
 from sdlab.ui.places import PAUSED, Room
 from sdlab.ui.results import Shelves
@@ -194,12 +195,14 @@ class Page:
             return 0.0
         return client.messages.take(acts, PATIENCE) if acts else client.polls.take(1, PATIENCE)
 
-    def act(self, token: str, said: Any) -> bool:
-        """Perform acts on a desk, one or a list; return False when the desk is gone."""
+    def act(self, token: str, said: Any, quota: str = "") -> bool:
+        """Perform acts on a desk, one or a list; return False when the desk is gone. `quota` is what the platform tells
+        of whose time on a shared GPU the request may use, "" if nothing."""
         desk = self._find(token)
         if desk is None:
             return False
         desk.client.acted()
+        desk.client.quota = quota or desk.client.quota
         for one in said if isinstance(said, list) else [said]:
             if isinstance(one, dict) and desk.lanes and (self.room is None or self.room.lets(desk.place, one)):
                 acts.perform(self, desk, one)
@@ -412,6 +415,17 @@ class Page:
             return None
         self._manager.leave(other.seat.id, at_least=ARRIVING)  # the page may have been closed meanwhile
         return other
+
+    def open_gpu(self, desk: Desk) -> None:
+        """Show the desk's lane whose steps come in bursts on a GPU. If there is none, add it, with the prompt of the
+        lane in focus. A refusal goes to the status line."""
+        there = next((lane for lane in desk.lanes if lane.seat.session.pace), None)
+        if there is not None:
+            desk.look_at(there)
+        elif desk.opened is not None and desk.opened.link.locks(PRESET):
+            desk.focus.say("error", NO_PRESET)
+        elif self.visitors.gpu is not None:
+            self.add(desk, self.visitors.gpu.patch("prompt.text", desk.focus.settings.prompt.text), None)
 
     def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> bool:
         """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one. Return

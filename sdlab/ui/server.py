@@ -24,7 +24,7 @@ from sdlab.live.kept import Store
 from sdlab.live.manager import Manager
 from sdlab.own_loss import OwnLoss
 from sdlab.settings import Settings
-from sdlab.ui import answers, flat_view, front, layout, results, teacher, uploads, welcome
+from sdlab.ui import agents, answers, flat_view, front, layout, results, teacher, uploads, welcome
 from sdlab.ui.api import Api
 from sdlab.ui.classroom import Classroom
 from sdlab.ui.door import Door
@@ -63,20 +63,21 @@ def build(
     own: OwnLoss | None = None,
     api: bool = False,
     store: Store | None = None,
+    mcp: bool = False,
 ) -> FastAPI:
     """Return the application. Visitors start with `settings`, which are `preset` or a variation of it.
 
     Visitors cannot change the knobs at `locked` paths; see `sdlab.ui.visitors`. Browsers reach the server at the
     addresses of `site`. `trust_links` lets links choose files and models where the page itself may. A `classroom` has a
     teacher's page. `own` is the user's own loss, with an editor on the page; ValueError unless the server is for its
-    own user alone. `api` opens the endpoints for programs. Runs are kept in `store`. The manager's sessions end with
-    the application.
+    own user alone. `api` opens the endpoints for programs, and with `mcp` they are tools for agents as well
+    (`sdlab.ui.agents.require_mcp`). Runs are kept in `store`. The manager's sessions end with the application.
     """
     if own is not None and (locked or on_space or not site.loopback):
         raise ValueError(f"{own.name} is code, which only a server of your own runs")
     editor = Editor(own, manager) if own is not None else None
     viewports = Viewports()
-    visitors = Visitors(settings, locked)
+    visitors = Visitors(settings, locked, manager.bursts is not None)
     room = Room(classroom.seats) if classroom is not None else None
     page = Page(manager, viewports, visitors, preset, Links(visitors, trust_links), room, editor, store)
     endpoints = Api(manager, visitors, page.shelves) if api else None
@@ -97,7 +98,7 @@ def build(
     # A redirect to an address with a slash would name the host and scheme that the proxy has used.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.closing = asyncio.Event()
-    app.add_middleware(Guard, site=site, classroom=room is not None, api=api)
+    app.add_middleware(Guard, site=site, classroom=room is not None, api=api, mcp=api and mcp)
     app.state.fragment = editor.fragment if editor is not None else ""  # of the address that the program prints
     framed_by = embedders(on_space)
     for router in (  # before the page, which is mounted at / and would answer for every address
@@ -114,9 +115,10 @@ def build(
         app.include_router(teacher.routes(teaching, Door(classroom.pin)))
 
     app.include_router(front.routes(lambda *call: gradio(*call), framed_by))
+    blocks = layout.blocks(visitors, preset, manager.device, site.urls, room is not None, own, endpoints)
     gr.mount_gradio_app(
         app,
-        layout.blocks(visitors, preset, manager.device, site.urls, room is not None, own, endpoints),
+        blocks,
         path="/",
         root_path="",  # whatever GRADIO_ROOT_PATH says: see `front`
         theme=layout.theme(),
@@ -124,12 +126,14 @@ def build(
         head=layout.head(),
         footer_links=[],
         ssr_mode=False,  # its front server forwards no WebSockets
-        mcp_server=False,
+        mcp_server=api and mcp,
         enable_monitoring=False,
         pwa=False,
         allowed_paths=[],
         show_error=False,
     )
+    if api and mcp:
+        agents.answer_legibly(blocks)
     gradio = app.routes[-1]  # the mount
     return app
 

@@ -66,11 +66,22 @@ def limits(locked: bool) -> Limits:
     return VISITOR if locked else OWN
 
 
-class Visitors:
-    """The policy of one server: its own settings and the knobs that its visitors cannot change."""
+# a run of Stable Diffusion in bursts, where a server can give it a GPU for some seconds: short, and with few Gaussians,
+# because they are drawn on the CPU, too
+GPU_PRESET = "dreamfusion"
+GPU_CHANGES = (
+    *(("steps", 1000), ("camera.views", 2), ("scene.n_init", 2000), ("scene.max_gaussians", 8000)),
+    *(("scene.densify_every", 100), ("scene.shap_e", "")),
+)
 
-    def __init__(self, settings: Settings, locked: Collection[str] = ()) -> None:
+
+class Visitors:
+    """The policy of one server: its own settings and the knobs that its visitors cannot change. `gpu` is the run that
+    they may have in bursts on a GPU; None where there are none."""
+
+    def __init__(self, settings: Settings, locked: Collection[str] = (), in_bursts: bool = False) -> None:
         self.settings = settings
+        self.gpu = catalogue.preset(GPU_PRESET).patch_all(GPU_CHANGES) if in_bursts else None
         self.locked = frozenset(locked)
         own = settings.knobs()
         self._paths = {path: own[path].value for path in PATHS if path in own and own[path].value}
@@ -80,7 +91,8 @@ class Visitors:
         self._harmless = {s.prior for s in shipped.values() if isinstance(s.prior, GalleryPrior) and not s.prior.path}
         self.offered = {name: wanted for name, wanted in shipped.items() if self.allows(wanted)}
         self.presets = list(self.offered)
-        self.budgets = Budgets([settings, *(shipped[name] for name in self.presets)]) if self.locked else None
+        gpu = [self.gpu] if self.gpu is not None else []
+        self.budgets = Budgets([settings, *gpu, *(shipped[name] for name in self.presets)]) if self.locked else None
         self.most_lanes = VISITOR_LANES if self.locked else MAX_LANES
         found = ((name, self._as_admitted(example)) for name, example in examples.load(self.offered).items())
         self.examples = {name: example for name, example in found if example is not None}

@@ -7,6 +7,7 @@
 import { desksLeft, isFreshLink, keepDesk, keepLast, keepLink, keptDesk, restoreTheme, takeBack } from "./memory.js";
 
 import { answered, asking, isLost } from "./connection.js";
+import { quotaHeaders } from "./quota.js";
 
 /** @typedef {{ do: string, [key: string]: any }} Act */
 /** @typedef {{ token?: string, ticket?: string, page?: string, panels?: Record<string, any> }} Answer */
@@ -129,7 +130,7 @@ async function flush() {
   while (outbox.length) {
     const acts = outbox.splice(0);
     if (!shown.token) continue;
-    const answer = await post(`do/${shown.token}`, acts);
+    const answer = await post(`do/${shown.token}`, acts, await quotaHeaders(acts));
     if (answer && !answer.ok && answer.status !== 404) fail(await answer.text()); // 404: the next poll says why
   }
   posting = false;
@@ -149,9 +150,10 @@ export async function newDesk(dark, token = "", back = false) {
   return answer !== undefined;
 }
 
-/** @param {string} address @param {any} body @returns {Promise<Response | undefined>} */
-async function post(address, body) {
-  const headers = { "Content-Type": "application/json" };
+/** @param {string} address @param {any} body @param {Record<string, string>} more headers
+ * @returns {Promise<Response | undefined>} */
+async function post(address, body, more = {}) {
+  const headers = { "Content-Type": "application/json", ...more };
   try {
     return await fetch(address, { method: "POST", headers, body: JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT) });
   } catch {

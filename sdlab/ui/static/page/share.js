@@ -40,7 +40,7 @@ export function mountShare(element, urls) {
     open.href = `${location.pathname}${query ? `?${query}` : ""}`;
     output.textContent = "";
     const remarks = [...link.remarks];
-    if (!/^preset=/.test(link.query)) remarks.push(SERVER);
+    if (!/^(preset|lesson)=/.test(link.query)) remarks.push(SERVER);
     if (LOCAL.test(new URL(field.value).hostname)) remarks.push(HERE);
     dialog.querySelector(".remarks")?.replaceChildren(...remarks.map((text) => {
       const line = document.createElement("li");

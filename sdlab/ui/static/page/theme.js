@@ -1,5 +1,5 @@
 // @ts-check
-// The title bar: large text, and light or dark. The system's theme is followed until the user chooses one.
+// The title bar: the lane on a shared GPU, where there is one, large text, and light or dark. The system's theme is followed until the user chooses one.
 
 import { act } from "./news.js";
 import { isDark, isLarge, keepLarge, keepTheme, restoreTheme, setLarge, wasLarge } from "./memory.js";
@@ -9,6 +9,7 @@ import { tellViews } from "./stage.js";
 export function mount(element) {
   setLarge(wasLarge());
   element.querySelector("[data-large]")?.addEventListener("click", () => keepLarge(setLarge(!isLarge())));
+  element.querySelector("[data-gpu]")?.addEventListener("click", () => act({ do: "gpu" }));
   const tell = () => {
     tellViews();
     act({ do: "look", dark: isDark() });
