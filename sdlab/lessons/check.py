@@ -135,11 +135,22 @@ def _check(
 
 
 class Learner:
-    """Walks a lesson with one seed."""
+    """Walks a lesson with one seed. `watch` is called with the learner after the acts of a page and after every step of
+    the run; a page takes at most `patience` seconds, once it has taken a step."""
 
-    def __init__(self, lesson: Lesson, seed: int, device: torch.device, load: LoadPrior, page: int = 0) -> None:
+    def __init__(
+        self,
+        lesson: Lesson,
+        seed: int,
+        device: torch.device,
+        load: LoadPrior,
+        page: int = 0,
+        watch: Callable[[Learner], None] = lambda _: None,
+        patience: float = PATIENCE,
+    ) -> None:
         self.walk = Walk(lesson, page)
-        self._seed, self._device, self._load = seed, device, load
+        self._seed, self._device, self._load, self._watch = seed, device, load, watch
+        self._patience = patience
         self._problems: list[str] = []
         start = lesson.starts[page]
         self._lanes = [self._opened(start.patch("seed", start.seed + seed))]
@@ -158,7 +169,8 @@ class Learner:
             self._problems.append(event.reason)
 
     @property
-    def _focus(self) -> Lane:
+    def focus(self) -> Lane:
+        """The run that the lesson acts on, and what reads it."""
         return self._lanes[-1]
 
     def take(self, page: int) -> Outcome:
@@ -168,8 +180,9 @@ class Learner:
         walk.turn_to(page)
         if walk.shown.ask is not None:
             walk.predict(walk.shown.ask.answer)
-        for act in (*walk.due(self._focus.session.state.step), *walk.shown.student):
+        for act in (*walk.due(self.focus.session.state.step), *walk.shown.student):
             self._do(act)
+        self._watch(self)
         self._run_on(started)
         reached, bounds = walk.reached.get(page), walk.bounds
         threshold = None
@@ -184,16 +197,16 @@ class Learner:
     def _do(self, act: Do) -> None:
         match act.what:
             case "set":
-                self._focus.session.do(Patch(act.value))
+                self.focus.session.do(Patch(act.value))
             case "preset":
-                self._turn_into(with_prompt_of(preset(act.value), self._focus.session.settings))
+                self._turn_into(with_prompt_of(preset(act.value), self.focus.session.settings))
             case "mark":
-                self._focus.session.show()
-                self.walk.keep(act.value, self._focus.reader.read)
+                self.focus.session.show()
+                self.walk.keep(act.value, self.focus.reader.read)
             case "branch":
                 self._branch()
             case "compare":
-                self._focus.session.do(Compare(act.value))
+                self.focus.session.do(Compare(act.value))
             case "write":
                 self._write(act.value)
             case "run":
@@ -210,7 +223,7 @@ class Learner:
         loss = compiled(code, Path("own_loss.py"))
         adopt(loss)
         self._send(Rewrite(loss))
-        self._focus.session.do(Compare((REFERENCE, OWN)))
+        self.focus.session.do(Compare((REFERENCE, OWN)))
 
     def _send(self, *commands: Command) -> None:
         """Send commands to all lanes, as the page's buttons do."""
@@ -219,15 +232,15 @@ class Learner:
                 lane.session.do(command)
 
     def _turn_into(self, wanted: Settings) -> None:
-        now = self._focus.session.settings
+        now = self.focus.session.settings
         wanted = wanted.patch("seed", now.seed)
         if needs_new_run(wanted, now):
             self._lanes[-1] = self._opened(wanted)
         else:
-            self._focus.session.do(Patch(tuple(now.differences(wanted))))
+            self.focus.session.do(Patch(tuple(now.differences(wanted))))
 
     def _branch(self) -> None:
-        parent = self._focus.session
+        parent = self.focus.session
         session = Session(parent.settings, self._device, self._load, origin=_known(parent))
         session.in_detail = True
         session.listen(self._listen)
@@ -242,10 +255,11 @@ class Learner:
                 return
             self._send(Resume())
         for n in self._rounds():
-            if self.walk.wait is not None and (n % READ_EVERY == 0 or not self._focus.session.running):
+            if self.walk.wait is not None and (n % READ_EVERY == 0 or not self.focus.session.running):
                 self._tick()
-            over = self.walk.wait is None or self.walk.missed or time.perf_counter() - started > PATIENCE
-            if over and (self.walk.shown.wait is not None or self._focus.session.steps_left is None):
+            self._watch(self)
+            over = self.walk.wait is None or self.walk.missed or time.perf_counter() - started > self._patience
+            if over and (self.walk.shown.wait is not None or self.focus.session.steps_left is None):
                 return
         self._tick()
 
@@ -267,7 +281,7 @@ class Learner:
             for lane in self._lanes:
                 lane.session.show()
         other: Callable[[str], Reading | None] = self._lanes[-2].reader.read if len(self._lanes) > 1 else nothing
-        return self.walk.tick(self._focus.session.state.step, self._focus.reader.read, other)
+        return self.walk.tick(self.focus.session.state.step, self.focus.reader.read, other)
 
 
 class Lane(NamedTuple):

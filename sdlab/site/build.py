@@ -1,10 +1,11 @@
-"""Build the static edition: an index, a page per recorded run, the playground, and a README for a static Space."""
+"""Build the static edition: an index, recorded runs, lessons, the playground, and a README for a static Space."""
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,25 +13,26 @@ from types import MappingProxyType
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 import sdlab
 from sdlab.cameras import view_word
 from sdlab.experiments.gallery_losses import OBJECTS, entries, preset_for
-from sdlab.knobs import Knob
+from sdlab.lessons import Lesson
 from sdlab.live.messages import Patch
-from sdlab.priors.mixture import PLACES
 from sdlab.progress import print_above, run_bar
 from sdlab.scenes.splats import Splats
 from sdlab.settings import Settings, about, losses, preset, to_toml
-from sdlab.site.recording import FRAMES, SIDES, Recording, record, write
+from sdlab.site.lesson_pages import file_of, told_of
+from sdlab.site.lesson_recording import SHOTS, PageRecording, record_lesson
+from sdlab.site.playground import PAGE, module, static, world
+from sdlab.site.recording import FRAMES, SIDES, Recording, record, save, write
 from sdlab.ui.formulas import formula
-from sdlab.ui.wording import TITLE, label_of, sentence
+from sdlab.ui.lesson_page import inline
+from sdlab.ui.wording import TITLE, sentence
 
 HERE = Path(__file__).parent
-PLANE_PRESET = "playground"
-LEAVES_OUT = {"vdm", "asd"}  # of the playground: they train a network
-CLOSED_FORM = {"vsd": ("cfg", "lam"), "esd": ("cfg", "lam")}  # psi needs no training there, and no other knobs
-MORE = {  # recorded besides the losses: name -> preset, changes, object in the picture
+MORE = {  # recorded besides the losses: name -> preset, changes
     "janus": ("janus", {}),
     "network": ("toybox", {}),
     "esd-views": ("gallery-esd-views", {"losses.esd.lam": 1.0}),
@@ -38,8 +40,10 @@ MORE = {  # recorded besides the losses: name -> preset, changes, object in the 
     "illusion": ("illusion", {}),
     "painting": ("painting-to-real", {}),
 }
-QUICK_SHARE, QUICK_FRAMES = 0.25, 16  # of the steps and frames
+QUICK_SHARE, QUICK_FRAMES, QUICK_SHOTS = 0.25, 16, 10  # of a run's steps, frames, and pictures of a lesson's page
 LIMIT = 50_000_000  # bytes of the whole site
+SMALLER = (60, 40, 25)  # qualities of WebP to try when it is larger
+MADE_BY = "Static edition made by"
 FRONT_MATTER = """---
 title: {title}
 emoji: \N{BEAR FACE}
@@ -47,13 +51,18 @@ colorFrom: red
 colorTo: yellow
 sdk: static
 app_file: index.html
-short_description: Recorded runs of every loss, and a live playground
+short_description: Recorded runs, lessons, and a live playground
 license: mit
 tags: [score-distillation, text-to-3d, education]
 ---
 
-Made by `{command}`. Open index.html: it needs no server and no network.
+{made_by} `{command}`. Open index.html: it needs no server and no network.
 """
+# file: is what a browser that does not take 'self' for its folder calls pages opened from disk
+POLICY = (
+    "default-src 'none'; img-src 'self' file: data:; style-src {styles}; script-src {scripts}; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -112,37 +121,43 @@ def _templates() -> jinja2.Environment:
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
 
 
-def static(name: str) -> str:
-    """Return the text of a file of the site."""
-    return (HERE / "static" / name).read_text(encoding="utf-8")
-
-
 def as_script_data(told: Any) -> str:
     """Return JSON that may stand in a <script> element."""
     return json.dumps(told, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-class Site:
-    """Writes pages to `out`; `command` made them."""
+def policy(style: str, scripts: Sequence[str]) -> str:
+    """Return the Content-Security-Policy of a page that has these inline elements: nothing else runs or is loaded."""
+    return POLICY.format(styles=_hash(style), scripts=" ".join(map(_hash, scripts)) or "'none'")
 
-    def __init__(self, out: Path, command: str, quick: bool) -> None:
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+class Site:
+    """Writes pages to `out`; `command` made them. `has_lessons` and `has_runs` decide what the pages link to."""
+
+    def __init__(self, out: Path, command: str, quick: bool, has_runs: bool = True, has_lessons: bool = True) -> None:
         self._out = out
+        style = static("site.css")
         self._common = {
             "command": command,
             "version": sdlab.__version__,
             "quick": quick,
-            "style": static("site.css"),
-            "up": "",
-            "has_lessons": False,
+            "style": style,
+            "has_runs": has_runs,
+            "has_lessons": has_lessons,
         }
 
-    def page(self, file: str, template: str, **told: Any) -> None:
-        """Write one page."""
-        text = _templates().get_template(template).render(**{**self._common, **told})
-        (self._out / file).write_text(text, encoding="utf-8")
+    def page(self, file: str, template: str, scripts: Sequence[str] = (), module: bool = False, **told: Any) -> None:
+        """Write one page, which runs `scripts`, as a module if `module`."""
+        told |= {"scripts": scripts, "module": module, "policy": policy(self._common["style"], scripts)}
+        text = _templates().get_template(template).render(**self._common, **told)
+        (self._out / file).write_text(text, encoding="utf-8", newline="\n")
 
-    def index(self, done: Sequence[Plan]) -> None:
-        """Write the index and the README of a Space."""
+    def index(self, runs: Sequence[Plan], lessons: Sequence[Lesson] = ()) -> None:
+        """Write the index."""
         cards = [
             {
                 "href": f"{plan.name}.html",
@@ -151,24 +166,35 @@ class Site:
                 "summary": plan.summary,
                 "alt": f"what the run with {plan.title} made",
             }
-            for plan in done
+            for plan in runs
         ]
-        self.page("index.html", "index.html", title="Score distillation, recorded", runs=cards)
-        text = FRONT_MATTER.format(title=TITLE, command=self._common["command"])
+        entries = [
+            {
+                "href": file_of(lesson, 0),
+                "title": f"{lesson.number}. {lesson.title}",
+                "summary": inline(lesson.summary),
+                "minutes": f"{lesson.minutes:g} min, {len(lesson.pages)} pages",
+            }
+            for lesson in lessons
+        ]
+        title = "Score distillation, recorded"
+        self.page("index.html", "index.html", title=title, runs=cards, lessons=entries)
+
+    def readme(self) -> None:
+        """Write the README of a static Space, which also marks the folder as a site."""
+        text = FRONT_MATTER.format(title=TITLE, made_by=MADE_BY, command=self._common["command"])
         (self._out / "README.md").write_text(text, encoding="utf-8")
 
     def run(self, plan: Plan, found: Recording, before: Plan | None, after: Plan | None) -> None:
         """Write the page of a recorded run."""
         s = plan.settings
         told = write(found, self._out, plan.name)
+        save(found.shots[-1].view, self._out / f"{plan.name}.webp")
         loss = losses().get(plan.name, s.loss)
-        links = {
-            name: other and {"file": f"{other.name}.html", "title": other.title}
-            for name, other in (("before", before), ("after", after))
-        }
         self.page(
             f"{plan.name}.html",
             "run.html",
+            [static("player.js")],
             title=plan.title,
             formula=formula(loss.formula),
             paper=loss.paper,
@@ -178,13 +204,34 @@ class Site:
             shell=shell(plan),
             toml=to_toml(s),
             data=as_script_data(told),
-            script=static("player.js"),
-            **links,
+            before=_linked(before),
+            after=_linked(after),
         )
+
+    def lesson(self, lesson: Lesson, found: Sequence[PageRecording], after: Lesson | None) -> None:
+        """Write the pages of a lesson that were recorded; `after` is the lesson that follows."""
+        for number, one in enumerate(found):
+            told = told_of(lesson, number, one, self._out)
+            data = as_script_data(told.pop("run"))
+            pages = [{"file": file_of(lesson, n), "title": lesson.pages[n].title} for n in range(len(found))]
+            self.page(
+                file_of(lesson, number),
+                "lesson.html",
+                [static("lesson.js"), static("player.js")],
+                pages=pages,
+                next_lesson=after and {"file": file_of(after, 0), "title": after.title},
+                sides=_sides(one.settings),
+                data=data,
+                **told,
+            )
 
     def plane(self) -> None:
         """Write the playground."""
-        self.page("plane.html", "plane.html", title="Playground", data=as_script_data(world()), script=module())
+        self.page(PAGE, "plane.html", [module()], True, title="Playground", data=as_script_data(world()))
+
+
+def _linked(plan: Plan | None) -> dict[str, str] | None:
+    return None if plan is None else {"file": f"{plan.name}.html", "title": plan.title}
 
 
 def _sides(s: Settings) -> str:
@@ -203,86 +250,77 @@ def shell(plan: Plan) -> str:
     return " ".join(said)
 
 
-def module() -> str:
-    """Return the playground's script, with the module that it imports put in front."""
-    library = re.sub(r"^export ", "", static("distill.js"), flags=re.M)
-    return library + re.sub(r"^import .*;$", "", static("plane.js"), count=1, flags=re.M)
-
-
-def world() -> dict[str, Any]:
-    """Return what the playground has to know: the preset, and the losses with their knobs."""
-    s = preset(PLANE_PRESET)
-    knobs = s.knobs()
-    scene: Any = s.scene
-    prior: Any = s.prior
-    return {
-        "active": s.active,
-        "steps": s.steps,
-        "seed": s.seed,
-        "prompt": s.prompt.text,
-        "source": s.prompt.source,
-        "target": s.prompt.target,
-        "negative": s.prompt.negative,
-        "start": [scene.start_x, scene.start_y],
-        "count": scene.n,
-        "std": prior.std,
-        "noise_schedule": prior.schedule,
-        "layouts": PLACES,
-        "schedule": {"t_min": s.schedule.t_min, "t_max": s.schedule.t_max, "weight": s.schedule.weight},
-        "optim": {"lr": s.optim.lr_points} | {n: getattr(s.optim, n) for n in ("beta1", "beta2", "decay", "ramp")},
-        "losses": [
-            {
-                "name": name,
-                "title": loss.title,
-                "formula": formula(loss.formula),
-                "look": f"{loss.title} follows {loss.paper}",
-                "all": {path.rpartition(".")[2]: k.value for path, k in _own(knobs, name)},
-                "knobs": [_told(k) for path, k in _own(knobs, name) if _offered(name, path.rpartition(".")[2])],
-            }
-            for name, loss in losses().items()
-            if name not in LEAVES_OUT
-        ],
-    }
-
-
-def _own(knobs: Mapping[str, Knob], loss: str) -> list[tuple[str, Knob]]:
-    return [(path, k) for path, k in knobs.items() if path.startswith(f"losses.{loss}.")]
-
-
-def _offered(loss: str, name: str) -> bool:
-    return name not in ("reference", "reward") and name in CLOSED_FORM.get(loss, (name,))
-
-
-def _told(k: Knob) -> dict[str, Any]:
-    return {
-        "name": k.path.rpartition(".")[2],
-        "label": label_of(k.path),
-        "help": k.help,
-        "value": k.value,
-        "lo": k.lo,
-        "hi": k.hi,
-        "choices": list(k.choices or ()),
-    }
-
-
 # ---- everything ------------------------------------------------------------------------------------------
 
 
-def build(out: Path, todo: Sequence[Plan], command: str, quick: bool) -> int:
-    """Record the runs and write the site to the folder `out`; return its size in bytes. ValueError when it grows beyond
-    `LIMIT`."""
+def build(out: Path, runs: Sequence[Plan], lessons: Sequence[Lesson], command: str, quick: bool) -> int:
+    """Record runs and lessons, write the site to the folder `out` and return its size in bytes. ValueError for a folder
+    with other files, and for a site that is larger than `LIMIT`, however small its pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    site = Site(out, command, quick)
+    clear(out)
+    site = Site(out, command, quick, bool(runs), bool(lessons))
+    site.readme()
     site.plane()
-    with run_bar(len(todo)) as bar:
-        for n, plan in enumerate(todo):
+    with run_bar(len(runs) + len(lessons)) as bar:
+        for n, plan in enumerate(runs):
             bar.set_description_str(plan.name)
             found = record(plan.settings, plan.changes, QUICK_FRAMES if quick else FRAMES)
-            site.run(plan, found, todo[n - 1] if n else None, todo[n + 1] if n + 1 < len(todo) else None)
+            site.run(plan, found, runs[n - 1] if n else None, runs[n + 1] if n + 1 < len(runs) else None)
             bar.update()
-            print_above(f"{plan.name}: {found.steps[-1]} steps")
-    site.index(todo)
-    size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+            print_above(f"{plan.name}: {found.shots[-1].step} steps")
+        for n, lesson in enumerate(lessons):
+            bar.set_description_str(f"lesson {lesson.name}")
+            pages = record_lesson(lesson, QUICK_SHOTS if quick else SHOTS)
+            site.lesson(lesson, pages, lessons[n + 1] if n + 1 < len(lessons) else None)
+            bar.update()
+            print_above(f"lesson {lesson.name}: {_outcome(pages)}")
+    site.index(runs, lessons)
+    return fit(out)
+
+
+def _outcome(pages: Sequence[PageRecording]) -> str:
+    """Return in words whether the pages of a lesson show what they promise."""
+    said = [f"{len(pages)} pages"]
+    said += [f"page {n} does not reach its reading" for n, one in enumerate(pages, 1) if one.missed]
+    return "; ".join(
+        [*said, *(f"page {n}: {one.outcome.problem}" for n, one in enumerate(pages, 1) if one.outcome.problem)]
+    )
+
+
+def clear(out: Path) -> None:
+    """Remove the site that was built in the folder `out` before. ValueError if there are files that are not of one."""
+    files = [file for file in out.iterdir() if not file.name.startswith(".")]
+    readme = out / "README.md"
+    if not files:
+        return
+    if not (readme.is_file() and MADE_BY in readme.read_text(encoding="utf-8", errors="replace")):
+        raise ValueError(f"--out {out}: it has files that are not of a site, such as {files[0].name}; choose another")
+    for file in files:
+        if file.suffix in (".html", ".webp"):
+            file.unlink()
+
+
+def fit(out: Path) -> int:
+    """Return the bytes of the site in the folder `out`; above `LIMIT`, compress its pictures more strongly first.
+    ValueError if that is not enough."""
+    for quality in SMALLER:
+        if size_of(out) <= LIMIT:
+            break
+        print_above(f"{size_of(out) / 1e6:.1f} MB are too many: pictures are compressed to quality {quality}")
+        for file in out.glob("*.webp"):
+            with Image.open(file) as picture:
+                picture.load()
+            picture.save(file, quality=quality, method=4)
+    size = size_of(out)
     if size > LIMIT:
-        raise ValueError(f"{out} has {size / 1e6:.0f} MB; a site has at most {LIMIT / 1e6:.0f}: record fewer --runs")
+        raise ValueError(
+            f"{out} has {size / 1e6:.1f} MB, with its pictures at the lowest quality; a site has at most "
+            f"{LIMIT / 1e6:.0f} MB: choose fewer --runs or --lessons"
+        )
     return size
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder, except hidden ones."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sum(f.stat().st_size for f in files if not any(p.startswith(".") for p in f.relative_to(folder).parts))

@@ -282,10 +282,39 @@ function offer() {
   $("places").replaceChildren(...["all of them", ...Object.keys(plane.places)].map((name) => new Option(name, name)));
 }
 
+/** Take the settings in the address: the fields of the page by name, x and y of the start, and knobs as loss.knob. What
+ * does not exist or is out of range stays as it is. */
+function readAddress() {
+  const told = new URLSearchParams(location.hash.slice(1)), byName = new Map(world.losses.map((/** @type {Loss} */ one) => [one.name, one]));
+  if (byName.has(told.get("loss"))) settings.active = /** @type {string} */ (told.get("loss"));
+  for (const id of ["prompt", "source", "negative"]) if (told.has(id)) input(id).value = (told.get(id) ?? "").slice(0, 200);
+  for (const id of ["count", "spread", "rate", "steps", "seed"]) {
+    const value = numberIn(told.get(id), Number(input(id).min), Number(input(id).max));
+    if (value !== null) input(id).value = String(value);
+  }
+  start = [numberIn(told.get("x"), -4, 4) ?? start[0], numberIn(told.get("y"), -4, 4) ?? start[1]];
+  for (const { name, knobs } of byName.values())
+    for (const knob of knobs) {
+      const given = told.get(`${name}.${knob.name}`);
+      const value = knob.choices.length ? knob.choices.find((/** @type {string} */ one) => one === given) : numberIn(given, knob.lo, knob.hi);
+      if (value !== null && value !== undefined) settings.losses[name][knob.name] = value;
+    }
+  seed = Number(input("seed").value);
+  settings.steps = Number(input("steps").value);
+  settings.optim.lr = Number(input("rate").value);
+}
+
+/** A number in a text, null unless it is within the limits. @param {string | null} text @param {number} low @param {number} high */
+function numberIn(text, low, high) {
+  const value = Number(text);
+  return text && value >= low && value <= high ? value : null;
+}
+
 Object.assign(input("prompt"), { value: world.prompt });
 Object.assign(input("source"), { value: world.source });
 Object.assign(input("negative"), { value: world.negative });
 for (const [id, value] of Object.entries({ count: world.count, spread: 0, rate: settings.optim.lr, steps: settings.steps, seed })) input(id).value = String(value);
+readAddress();
 offer();
 readTexts();
 wire();
