@@ -172,6 +172,7 @@ def test_a_page_gets_its_steps_although_the_plan_ends(manager: Manager, tmp_path
     tab.act(do="lesson", name="short")
     until(lambda: reached(tab))
     assert tab.session.settings.steps == 20
+    assert tab.desk.walk is not None
     assert tab.desk.walk.reached[0].step >= 40
 
 
