@@ -264,6 +264,7 @@ def test_a_page_of_a_lesson_reaches_the_class_and_its_progress_the_teacher(
     page: Page, classroom: Classroom, ann: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     (tmp_path / "short.toml").write_text(LESSON)
+    (tmp_path / "own.toml").write_text(LESSON.replace('"Nothing."', '"Nothing."\nhighlight = ["own"]'))
     monkeypatch.setattr("sdlab.lessons.library.FOLDER", tmp_path)
     assert classroom.choices()["lessons"] == [{"name": "short", "title": "A short one", "pages": ["One", "Two"]}]
     classroom.act({"do": "link", "link": "?lock=preset,losses&seed=3"})  # which a lesson unlocks
@@ -277,7 +278,7 @@ def test_a_page_of_a_lesson_reaches_the_class_and_its_progress_the_teacher(
     late = Browser(page, "late")
     assert late.desk.walk is not None
     assert late.desk.walk.page == 1
-    assert classroom.board()["late"] == "the lesson short, page 2"
+    assert classroom.board()["late"] == "the lesson “A short one”, page 2"
     for wrong, page_number in (("nowhere", 0), ("short", 2), ("short", -1)):
         with pytest.raises(ValueError, match="lesson"):
             classroom.act({"do": "lesson", "name": wrong, "page": page_number})

@@ -16,13 +16,13 @@ from sdlab.lessons.check import Row, cells, check
 from sdlab.lessons.docs import HEADING, write_page
 from sdlab.lessons.lesson import Wait
 from sdlab.lessons.parsing import read
-from sdlab.lessons.readings import READINGS, Reader, Reading, must_be_reading
+from sdlab.lessons.readings import READINGS, Reader, Reading, meaning_of, must_be_reading
 from sdlab.lessons.walk import SKIPPED, Reached
 from sdlab.live.messages import Patch, Reset
 from sdlab.live.session import Session
 from sdlab.own_loss import EXERCISE
 from sdlab.settings import losses, preset
-from sdlab.ui.lesson_page import inline, prose
+from sdlab.ui.lesson_page import inline, prose, walk_told
 
 SHORT = """
 title = "Short"
@@ -296,6 +296,26 @@ def test_steps_are_counted_across_a_reset():
     walk.tick(101, reads(101, 0.0))
     assert walk.taken == 101
     assert walk.missed
+
+
+def test_what_is_waited_for_is_said_in_words():
+    waits = [page.wait for name in lessons.names() for page in lessons.load(name).pages if page.wait is not None]
+    without = {wait.reading for wait in waits if wait.reading and not meaning_of(wait.reading)}
+    assert without <= {"operator_error"}, "the loss itself has words for it"
+    assert meaning_of("compare.cosine.own.sds") == "cosine of the gradients of own and sds at the compared state"
+
+
+def test_bounds_on_both_sides_are_both_said():
+    walk = Walk(short(('reading = "found", at_least = 0.9', 'reading = "found", at_least = 0.2, at_most = 0.4')))
+    walk.due(0)
+    walk.tick(9, reads(9, 0.9))
+    told = walk_told(walk)
+    assert told is not None
+    assert told["wait"]["said"] == "now 0.9, to be at least 0.2 and at most 0.4; 9 steps on this page"
+    walk.tick(12, reads(12, 0.3))
+    told = walk_told(walk)
+    assert told is not None
+    assert told["wait"]["said"] == "Reached at step 12: found is 0.3."
 
 
 def test_a_mark_is_what_was_read_when_it_was_set():

@@ -165,6 +165,31 @@ def test_nothing_is_read_before_the_acts_are_carried_out(manager: Manager):
     assert desk.walk.value is not None
 
 
+def test_a_page_gets_its_steps_although_the_plan_ends(manager: Manager, tmp_path: Path):
+    text = SHORT.replace("steps = 300", "steps = 20").replace("steps = 5, limit", "steps = 40, limit")
+    (tmp_path / "short.toml").write_text(text)
+    tab = Tab(page_of(manager), "tab")
+    tab.act(do="lesson", name="short")
+    until(lambda: reached(tab))
+    assert tab.session.settings.steps == 20
+    assert tab.desk.walk is not None
+    assert tab.desk.walk.reached[0].step >= 40
+
+
+def test_an_answer_on_an_earlier_page_begins_it_anew(manager: Manager, tmp_path: Path):
+    third = '[[pages]]\ntitle = "Elsewhere"\ntext = "Another run."\ndo = [{preset = "playground-esd"}]\n\n[notes]'
+    (tmp_path / "short.toml").write_text(SHORT.replace("[notes]", third))
+    tab = Tab(page_of(manager), "tab")
+    for number in (0, 1, 2, 1):  # without an answer
+        tab.act(do="lesson", name="short", page=number)
+    until(lambda: tab.session.settings.active == "esd")
+    tab.act(do="predict", choice=1)
+    until(lambda: tab.session.settings.prompt.text == "east")
+    assert tab.session.settings.active == "sds", "the question is about the run of its own page"
+    tab.act(do="lesson", name="short", page=2)
+    until(lambda: tab.session.settings.active == "esd")
+
+
 # ---- in a browser ------------------------------------------------------------------------------------------
 
 

@@ -133,6 +133,11 @@ class Lesson:
     notes: Notes = field(default_factory=Notes)
     starts: tuple[Settings, ...] = ()
 
+    @property
+    def needs_own_loss(self) -> bool:
+        """Whether its learners write a loss of their own, which a class cannot."""
+        return any("own" in page.highlight for page in self.pages)
+
     def readings_of(self, mark: str) -> tuple[str, ...]:
         """Return the readings that pages compare with a mark."""
         waits = [page.wait for page in self.pages if page.wait is not None]

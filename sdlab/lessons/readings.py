@@ -95,6 +95,18 @@ def must_be_reading(name: str) -> None:
     raise ValueError(f"reading = {shown(name)}: there is no such reading; {hint}")
 
 
+def meaning_of(name: str) -> str:
+    """Return what a reading means, in words; "" for one of a loss's own terms."""
+    match name.split("."):
+        case ["compare", "cosine", one, other]:
+            return f"cosine of the gradients of {one} and {other} at the compared state"
+        case ["compare", "rms", loss]:
+            return f"root mean square of the gradient of {loss} at the compared state"
+        case ["compare", "nfe", loss]:
+            return f"network evaluations of {loss}, per view"
+    return READINGS.get(name, "")
+
+
 class Reading(NamedTuple):
     """A value, and the step after which it was read."""
 

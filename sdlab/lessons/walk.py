@@ -96,6 +96,14 @@ class Walk:
         self.reached.pop(self.page, None)
         self._forget()
 
+    def rewind(self) -> bool:
+        """Make the acts of later pages due again, and their predicates unreached; return whether there were any, so
+        that the run is one of those pages."""
+        later = {page for page in self._acted if page > self.page}
+        self._acted -= later
+        self.reached = {page: reached for page, reached in self.reached.items() if page not in later}
+        return bool(later)
+
     # ---- after a restart ---------------------------------------------------------------------------------------------
 
     def kept(self) -> dict[str, Any]:
@@ -172,6 +180,11 @@ class Walk:
     def missed(self) -> bool:
         """Whether the page has waited for as many steps as it should."""
         return self.wait is not None and self.taken >= self.wait.limit
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether the page has started the run and still waits for it."""
+        return self.wait is not None and not self.missed and any(act.what == "run" for act in self.shown.do)
 
     # ---- what others are told ----------------------------------------------------------------------------
 

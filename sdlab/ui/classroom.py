@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sdlab.ui.page import Page
 
 GONE = "this seat is empty now"
+GIVEN = 80  # characters of what pages that come later get
 
 
 class Classroom:
@@ -57,7 +58,7 @@ class Classroom:
         offered = [
             {"name": lesson.name, "title": lesson.title, "pages": [page.title for page in lesson.pages]}
             for lesson in listed()
-            if lesson.preset in self._page.visitors.presets
+            if lesson.preset in self._page.visitors.presets and not lesson.needs_own_loss
         ]
         return {"presets": self._page.visitors.presets, "lessons": offered}
 
@@ -120,9 +121,7 @@ class Classroom:
                 raise ValueError(GONE)
             return work(desk)
         if said["do"] in ("preset", "link", "lesson"):
-            page = f", page {said['page'] + 1}" if said["do"] == "lesson" else ""
-            given = said.get("preset") or said.get("name") or said.get("link")
-            self._late = line_of(f"the {said['do']} {given}{page}", 60)
+            self._late = line_of(_given(said), GIVEN)
             self._room.latecomer = work
         return "; ".join(dict.fromkeys(filter(None, [work(desk) for desk, _ in self._desks()])))
 
@@ -155,6 +154,16 @@ class Classroom:
     def _end(self, desk: Desk) -> str:
         self._page.close(*desk.lanes)
         return ""
+
+
+def _given(said: Mapping[str, Any]) -> str:
+    """Return in words what a teacher gives."""
+    match said:
+        case {"do": "lesson", "name": name, "page": page}:
+            return f"the lesson “{load(name).title}”, page {page + 1}"
+        case {"do": "preset", "preset": name}:
+            return f"the preset {name}"
+    return f"the link {said['link']}"
 
 
 def unlock(desk: Desk) -> None:

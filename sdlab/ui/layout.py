@@ -83,7 +83,7 @@ def blocks(
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         _part("title", "theme.js", _title_bar(device, bool(visitors.examples), visitors.gpu is not None))
         _part("link", "link.js", _LINK, {"urls": list(urls)})
-        _part("lessons", "lessons.js", _menu(visitors))
+        _part("lessons", "lessons.js", _menu(visitors, classroom))
         if classroom:
             _part("room", "room.js", _ROOM)
         with gr.Row(elem_id="desk"):
@@ -275,9 +275,10 @@ _LESSON = (
 )
 
 
-def _menu(visitors: Visitors) -> str:
+def _menu(visitors: Visitors, classroom: bool) -> str:
     """Return the menu of the lessons that this server can show."""
-    offered = [lesson for lesson in listed() if lesson.preset in visitors.offered]
+    fitting = [lesson for lesson in listed() if lesson.preset in visitors.offered]
+    offered = [lesson for lesson in fitting if not (classroom and lesson.needs_own_loss)]
     return (
         '<dialog class="share lessons" aria-labelledby="lessons-title"><form method="dialog">'
         '<header><h2 id="lessons-title">Lessons</h2><button aria-label="Close">&times;</button></header>'

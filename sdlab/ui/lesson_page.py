@@ -9,7 +9,7 @@ from typing import Any
 
 from sdlab.lessons import Lesson, Walk
 from sdlab.lessons.lesson import PLACES, Ask, Page
-from sdlab.lessons.readings import READINGS
+from sdlab.lessons.readings import meaning_of
 from sdlab.ui.form import TITLES
 from sdlab.ui.formulas import formula
 from sdlab.ui.links import PARTS
@@ -101,8 +101,8 @@ def _page(page: Page) -> str:
     after = f"<p class='look'><b>Look for:</b> {inline(page.look)}</p>" if page.look else ""
     if page.wait is not None:
         after += (
-            '<div class="waits" hidden><p class="promise"></p><div class="bar" aria-hidden="true"><i></i><b></b></div>'
-            '<p class="now"></p></div>'
+            '<div class="waits" hidden><p class="promise"></p><p class="meaning"></p>'
+            '<div class="bar" aria-hidden="true"><i></i><b></b></div><p class="now"></p></div>'
         )
     if page.answer:
         after += f'<details class="answer"><summary>Why?</summary>{prose(page.answer)}</details>'
@@ -140,7 +140,7 @@ def walk_told(walk: Walk | None) -> dict[str, Any] | None:
     told["because"] = "" if ask is None or walk.asks else _verdict(ask, walk.choice)
     wait = told["wait"]
     if wait is not None:
-        told["wait"] = {**wait, "meaning": READINGS.get(wait["reading"], ""), **_said(wait)}
+        told["wait"] = {**wait, "meaning": meaning_of(wait["reading"]), **_said(wait)}
     return told
 
 
@@ -152,14 +152,16 @@ def _verdict(ask: Ask, choice: int | None) -> str:
 def _said(wait: dict[str, Any]) -> dict[str, str]:
     """Return what a predicate waits for, and how far it is."""
     now = f"now {number(wait['value'])}" if wait["value"] is not None else "no reading yet"
-    bound = wait["low"] if wait["low"] is not None else wait["high"]
-    goal = (
-        f", to be {'at least' if wait['low'] is not None else 'at most'} {number(bound)}" if bound is not None else ""
-    )
+    bounds = [
+        f"{word} {number(wait[end])}"
+        for word, end in (("at least", "low"), ("at most", "high"))
+        if wait[end] is not None
+    ]
+    goal = f", to be {' and '.join(bounds)}" if bounds else ""
     of = f" of {wait['steps']}" if wait["steps"] and not wait["reading"] else ""
     steps = f"{wait['taken']}{of} steps on this page"
     if wait["reached"]:
-        value = f", {number(wait['value'])}" if wait["value"] is not None else ""
+        value = f": {wait['reading']} is {number(wait['value'])}" if wait["value"] is not None else ""
         return {"said": f"Reached at step {wait['step']}{value}."}
     if wait["lacks"]:
         return {"said": "This compares with an earlier page: go through that one first."}

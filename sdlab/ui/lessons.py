@@ -33,9 +33,12 @@ def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
                 _open(page, desk, name, number if isinstance(number, int) else None, act.get("again") is True)
             except ValueError as e:
                 desk.focus.say("error", str(e))
-        case {"do": "predict", "choice": choice} if desk.walk is not None:
+        case {"do": "predict", "choice": choice} if desk.walk is not None and desk.walk.asks:
             desk.walk.predict(choice if isinstance(choice, int) else SKIPPED)
-            carry_out(page, desk, desk.walk)
+            if desk.walk.rewind():  # back from a page with another run
+                _begin(page, desk, desk.walk)
+            else:
+                carry_out(page, desk, desk.walk)
 
 
 def begin(page: Page, desk: Desk, link: Link) -> None:

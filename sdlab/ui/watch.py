@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from sdlab.lessons import Walk
 from sdlab.lessons.lesson import OTHER
 from sdlab.lessons.walk import nothing
+from sdlab.live.messages import Resume
 from sdlab.ui.lane import Lane
 
 TICK_EVERY = 0.9  # seconds
@@ -33,8 +34,17 @@ class Watch:
         if walk is None or walk.wait is None or now < self._due or not all(sent.done() for sent in self._sent):
             return
         self._due = now + TICK_EVERY
-        if walk.wait.mark == OTHER:
-            if len(lanes) > 1:
-                walk.tick(lanes[-1].reader.step, lanes[-1].reader.read, lanes[-2].reader.read)
-            return
-        walk.tick(focus.reader.step, focus.reader.read, nothing)
+        if walk.wait.mark != OTHER:
+            walk.tick(focus.reader.step, focus.reader.read, nothing)
+        elif len(lanes) > 1:
+            walk.tick(lanes[-1].reader.step, lanes[-1].reader.read, lanes[-2].reader.read)
+        if walk.needs_steps:
+            for lane in lanes:
+                _go_on(lane)
+
+
+def _go_on(lane: Lane) -> None:
+    """Let a run continue that has finished its plan: a reader was slow, and the run was near its end already."""
+    session = lane.seat.session
+    if session.status.phase == "paused" and not session.on_hold and lane.reader.step == session.settings.planned_end:
+        lane.send(Resume())

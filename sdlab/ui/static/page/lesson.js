@@ -5,7 +5,7 @@ import { openMenu } from "./lessons.js";
 import { act, part } from "./news.js";
 
 /** @typedef {{ name: string, page: number, pages: number, where: string, html: string, points: string[] }} Shown */
-/** @typedef {{ said: string, promise: string, meaning: string, value: number | null, low: number | null, high: number | null, reached: boolean, missed: boolean }} Wait */
+/** @typedef {{ said: string, reading: string, promise: string, meaning: string, value: number | null, low: number | null, high: number | null, reached: boolean, missed: boolean }} Wait */
 /** @typedef {{ page: number, asks: boolean, choice: number | null, right: number | null, because: string, wait: Wait | null }} Walked */
 
 /** @type {Record<string, string>} what lessons call parts of the page; all other names are groups and knobs */
@@ -59,6 +59,7 @@ export function mount(element) {
   const back = find("[data-back]"), next = find("[data-next]"), again = find("[data-again]"), handIn = find("[data-hand-in]");
   /** @type {Shown | null} */
   let shown = null;
+  let predicted = false; // by this reader, who then looks for the answer
   let turned = false; // by this reader, who then looks for the new page
 
   /** @param {number} page */
@@ -75,7 +76,10 @@ export function mount(element) {
   find("[data-leave]").addEventListener("click", () => act({ do: "lesson", name: "" }));
   body.addEventListener("click", (event) => {
     const button = /** @type {HTMLElement | null} */ (/** @type {Element} */ (event.target).closest("[data-choice], [data-point]"));
-    if (button?.dataset.choice) act({ do: "predict", choice: Number(button.dataset.choice) });
+    if (button?.dataset.choice) {
+      predicted = true;
+      act({ do: "predict", choice: Number(button.dataset.choice) });
+    }
     if (button?.dataset.point) goTo(button.dataset.point);
   });
 
@@ -89,7 +93,9 @@ export function mount(element) {
     section.hidden = !lesson;
     for (const node of [document.body, document.getElementById("desk")]) node?.classList.toggle("in-lesson", Boolean(lesson));
     if (!lesson) return outline([]);
-    where.textContent = `${lesson.where}, page ${lesson.page + 1} of ${lesson.pages}`;
+    const place = document.createElement("span");
+    place.textContent = `page ${lesson.page + 1} of ${lesson.pages}`;
+    where.replaceChildren(`${lesson.where}, `, place);
     body.innerHTML = lesson.html;
     outline(lesson.points);
     back.disabled = lesson.page === 0;
@@ -120,6 +126,11 @@ export function mount(element) {
     const verdict = body.querySelector(".verdict");
     if (verdict && verdict.innerHTML !== because) verdict.innerHTML = because;
     showWait(body, wait);
+    if (predicted && !asks) {
+      predicted = false;
+      const question = body.querySelector(".ask");
+      if (question) body.scrollTop += question.getBoundingClientRect().top - body.getBoundingClientRect().top; // what follows it comes in sight
+    }
     const news = wait?.reached || wait?.missed ? wait.said : "";
     if (said.textContent !== news) said.textContent = news; // read aloud
   });
@@ -129,13 +140,13 @@ export function mount(element) {
 function showWait(body, wait) {
   const box = /** @type {HTMLElement | null} */ (body.querySelector(".waits"));
   if (!box) return;
-  const [promise, bar, done, goal, now] = [".promise", ".bar", ".bar i", ".bar b", ".now"]
+  const [promise, meaning, bar, done, goal, now] = [".promise", ".meaning", ".bar", ".bar i", ".bar b", ".now"]
     .map((selector) => /** @type {HTMLElement} */ (box.querySelector(selector)));
   box.hidden = !wait;
   if (!wait) return;
   box.classList.toggle("reached", wait.reached);
   promise.textContent = `Waits for ${wait.promise}`;
-  promise.title = wait.meaning;
+  meaning.textContent = wait.meaning && `${wait.reading}: ${wait.meaning}`;
   now.textContent = wait.said;
   const bound = wait.low ?? wait.high, value = wait.value;
   bar.hidden = bound === null || value === null || bound <= 0 || value < 0;

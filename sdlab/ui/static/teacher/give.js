@@ -42,6 +42,7 @@ freeze.addEventListener("click", () => act({ do: "freeze", on: freeze.getAttribu
 find("#reset").addEventListener("click", () => {
   if (confirm(`Start over from step 0: ${whom()}?`)) give({ do: "reset" }, `Reset: ${whom()}.`);
 });
+find("#spoken button").addEventListener("click", () => act({ do: "message", text: "" }).catch(() => undefined));
 find("#late button").addEventListener("click", () => act({ do: "forget" }).catch(() => undefined));
 
 for (const form of /** @type {NodeListOf<HTMLFormElement>} */ (document.querySelectorAll("[data-give]")))
@@ -60,6 +61,8 @@ export function mountGiving(board) {
   freeze.setAttribute("aria-pressed", String(board.frozen));
   find("#late").hidden = !board.late;
   find("#late span").textContent = `Pages that come later get ${board.late}, too.`;
+  find("#spoken").hidden = !board.message;
+  find("#spoken b").textContent = board.message;
   const key = JSON.stringify(board.desks.map((seat) => [seat.key, nameOf(seat)]));
   if (target.dataset.key === key) return;
   const chosen = target.value;

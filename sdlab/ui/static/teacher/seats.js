@@ -98,6 +98,7 @@ class Card {
     this.lines.prompt.title = seat.prompt;
     this.title.title = nameOf(seat);
     this.lines.lesson.title = lessonOf(seat);
+    this.lines.run.title = this.lines.run.textContent ?? "";
     this.node.dataset.phase = seat.phase;
     this.node.classList.toggle("away", Boolean(away(seat)));
     for (const button of this.node.querySelectorAll("button"))

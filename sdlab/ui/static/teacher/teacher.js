@@ -49,7 +49,7 @@ function showBoard(board) {
   const waiting = board.waiting ? `, ${board.waiting} waiting` : "";
   element("count").textContent = `${board.desks.length} of ${board.seats} seats taken${waiting}`;
   element("addresses").textContent = board.addresses.join("  or  ");
-  element("capacity").textContent = `The first preset makes ${board.capacity}.`;
+  element("capacity").textContent = `Speed with the preset that pages open with: ${board.capacity}.`;
   element("capacity").hidden = !board.capacity;
   element("nobody").hidden = board.desks.length > 0;
   showSeats(board.desks);
