@@ -60,6 +60,7 @@ def rotated(sh: np.ndarray, rotation: np.ndarray) -> np.ndarray:
         return sh
     d = np.random.default_rng(0).normal(size=(PROBES, 3))
     d /= np.linalg.norm(d, axis=1, keepdims=True)
-    after, before = (np.stack(terms(*at.T, degree), 1) for at in (d, d @ rotation))  # at d is seen what was at R^T d
+    seen = d @ rotation  # what was at R^T d is at d now
+    after, before = (np.stack(terms(*at.T, degree=degree), 1) for at in (d, seen))
     mixing = np.linalg.lstsq(after, before, rcond=None)[0]  # [K, K]: before = after @ mixing
     return np.einsum("jk,nkc->njc", mixing, sh).astype(sh.dtype)

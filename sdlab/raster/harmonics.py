@@ -17,7 +17,7 @@ from sdlab.harmonics import COUNTS, terms
 
 def basis(directions: Float[Tensor, "... 3"], degree: int) -> Float[Tensor, "... K"]:
     """Return Y_k of unit directions, without the constant; K = COUNTS[degree]."""
-    found = terms(*directions.unbind(-1), degree)
+    found = terms(*directions.unbind(-1), degree=degree)
     return torch.stack(found, -1) if found else directions[..., :0]
 
 

@@ -288,9 +288,15 @@ def _of_glb(glb: gltf.Glb, degree: int) -> Gaussians | None:
         return None
     _must_be_allowed(sum(len(gaussians.means) for gaussians in found))
     means, quats, log_scales, opacities, rgbs = zip(*(gaussians[:5] for gaussians in found), strict=True)
-    joined = (np.concatenate(column) for column in (means, quats, log_scales, opacities, rgbs))
     sh = [resized(gaussians.sh, len(gaussians.means), degree) for gaussians in found]
-    return Gaussians(*joined, sh=np.concatenate([part for part in sh if part is not None]) if degree else None)
+    return Gaussians(
+        np.concatenate(means),
+        np.concatenate(quats),
+        np.concatenate(log_scales),
+        np.concatenate(opacities),
+        np.concatenate(rgbs),
+        sh=np.concatenate([part for part in sh if part is not None]) if degree else None,
+    )
 
 
 def _of_primitive(primitive: gltf.Placed, degree: int) -> Gaussians:

@@ -49,7 +49,7 @@ def sound_splats(found: Gaussians, given: str, keep_stray: bool = False) -> tupl
     rest = (_unit(found.quats[kept]), log_scales[kept], opacities[kept], found.rgbs[kept])
     means = found.means[kept].astype(np.float32) if keep_stray else _centred(found.means[kept])
     sh = None if found.sh is None else found.sh[kept]
-    return RawSplats(means, *(column.astype(np.float32, copy=False) for column in rest), sh), remarks
+    return RawSplats(means, *(column.astype(np.float32, copy=False) for column in rest), sh=sh), remarks
 
 
 def _left_out(good: np.ndarray, what: str, given: str) -> list[str]:
