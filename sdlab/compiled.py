@@ -15,6 +15,10 @@ def kernel(function: Callable[..., Any] | None = None, *, inline: str = "never",
     Sums may be reordered and multiply-adds fused, which lets LLVM vectorise reductions. NaN and infinity stay defined:
     with fastmath=True, an index computed from one could crash the process. `finite` promises that there are none, and
     turns fastmath on.
+
+    A kernel that others call must have inline="always". Otherwise there are two copies of it, one of its own and one
+    within the caller, which LLVM may vectorise in different ways; the process that compiles takes the first, those that
+    load from the cache the second, and a run would not repeat bit for bit.
     """
     if function is None:
         return lambda f: kernel(f, inline=inline, finite=finite)

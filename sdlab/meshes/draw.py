@@ -97,7 +97,7 @@ def _cross(p, a, b):
     )
 
 
-@kernel
+@kernel(inline="always")
 def _project(vertices, viewmat, K, per_side, points, screen):
     """Write the vertices in camera coordinates, and those in front of NEAR in samples from the upper left corner."""
     for i in range(vertices.shape[0]):
@@ -119,7 +119,7 @@ def _span(low, high, most):
     return int(min(max(math.ceil(low - 0.5), 0.0), most)), int(min(max(math.floor(high - 0.5) + 1.0, 0.0), most))
 
 
-@kernel
+@kernel(inline="always")
 def _sample(texels, begins, sides, image, level, u, v, channel_from, out):
     """Write the bilinear colour of an image, repeated in both directions, at (u, v) into `out` from a channel on."""
     width, height = max(sides[image, 0] >> level, 1), max(sides[image, 1] >> level, 1)
@@ -143,7 +143,7 @@ def _level(texels_at_1, depth):
     return 0 if number <= 1.0 else int(min(0.5 * math.log2(number) + 0.5, LEVELS - 1.0))
 
 
-@kernel
+@kernel(inline="always")
 def _cover(mesh, K, per_side, scratch):
     """Find the nearest triangle of every sample, from the vertices that `_project` wrote."""
     faces, uvs, images = mesh.faces, mesh.uvs, mesh.images
@@ -205,7 +205,7 @@ def _cover(mesh, K, per_side, scratch):
                 weights[row, column, 1] = wc
 
 
-@kernel
+@kernel(inline="always")
 def _shade(mesh, light, ambient, per_side, scratch, rgb, coverage):
     """Average the colours of each pixel's samples."""
     normals, rgbs, uvs, images = mesh.normals, mesh.rgbs, mesh.uvs, mesh.images

@@ -135,7 +135,7 @@ def world_covariances(quats, scales, out):
                 out[i, row, column] = total
 
 
-@kernel
+@kernel(inline="always")
 def project(means, quats, scales, opacities, colors, viewmat, K, width, height, splats, gaussians, radii, means2d):
     """Fill `splats` and `gaussians` (their Gaussian indices) with everything visible, in input order; return the count.
 
@@ -214,7 +214,7 @@ def project(means, quats, scales, opacities, colors, viewmat, K, width, height, 
 # ---------------------------------------------------------------- order
 
 
-@kernel
+@kernel(inline="always")
 def order_by_depth(depths):
     """Return the permutation that sorts positive `depths` from near to far, stably.
 
@@ -269,7 +269,7 @@ def _columns_touched(splat, tile_row, width):
     return first >> TILE_SHIFT, last >> TILE_SHIFT
 
 
-@kernel
+@kernel(inline="always")
 def bin_splats(splats, width, tiles_x, tiles_y):
     """Return the splats that touch each tile: starts [tiles + 1], and ranks, in depth order within a tile."""
     bound = 0  # upper bound on the number of (splat, tile) pairs, from the bounding boxes

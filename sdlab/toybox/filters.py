@@ -129,7 +129,7 @@ FILTERS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 }
 
 
-@compiled
+@kernel(finite=True, inline="always")
 @no_type_check
 def stroke_end(x, row, column, along_row, along_column, reach):
     """Return how far a stroke extends from its start before the underlying colour changes."""

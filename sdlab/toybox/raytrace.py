@@ -55,9 +55,10 @@ class Batch(NamedTuple):
 
 
 compiled = kernel(finite=True)
+inlined = kernel(finite=True, inline="always")
 
 
-@compiled
+@inlined
 @no_type_check
 def ball_bounds(to_camera, centre, bounds):
     """Write an ellipsoid's screen box (left, right, top, bottom), in units of tan, from tangents of its dual conic."""
@@ -79,7 +80,7 @@ def ball_bounds(to_camera, centre, bounds):
         bounds[2 * axis], bounds[2 * axis + 1] = min(one, other), max(one, other)
 
 
-@compiled
+@inlined
 @no_type_check
 def corner_bounds(to_camera, centre, bounds):
     """Write the screen box of any other solid, from the eight corners of its bounding box."""
@@ -94,7 +95,7 @@ def corner_bounds(to_camera, centre, bounds):
             bounds[2 * axis + 1] = max(bounds[2 * axis + 1], at / depth)
 
 
-@compiled
+@inlined
 @no_type_check
 def screen_span(low, high, tan_half_fov, fine):
     """Return the sample range (begin, end) between two tangents along a screen axis, one sample wider on each side."""
@@ -103,7 +104,7 @@ def screen_span(low, high, tan_half_fov, fine):
     return int(min(max(begin, 0.0), fine)), int(min(max(end, 0.0), fine))
 
 
-@compiled
+@inlined
 @no_type_check
 def cover_ball(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
     """Intersect a row of samples with the unit ball; the ray of sample j is o + t (l + j s).
@@ -123,7 +124,7 @@ def cover_ball(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
         owners[j] = k if hit else owners[j]
 
 
-@compiled
+@inlined
 @no_type_check
 def cover_cube(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
     """Intersect a row of samples with the cube from -1 to 1: a hit if the last slab is entered before any is left."""
@@ -143,7 +144,7 @@ def cover_cube(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
         owners[j] = k if hit else owners[j]
 
 
-@compiled
+@inlined
 @no_type_check
 def cover_cylinder(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
     """Intersect a row of samples with the cylinder of radius 1 about z, from z = -1 to 1.
@@ -168,7 +169,7 @@ def cover_cylinder(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
         owners[j] = k if hit else owners[j]
 
 
-@compiled
+@inlined
 @no_type_check
 def cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
     """Intersect a row of samples with the cone x^2 + y^2 = ((1 - z) / 2)^2: apex at z = 1, unit base disc at z = -1."""
@@ -195,7 +196,7 @@ def cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, k, depths, owners):
         owners[j] = k if hit else owners[j]
 
 
-@compiled
+@inlined
 @no_type_check
 def cover(batch, i, tan_half_fov, origins, directions, depths, owners):
     """Find the depth and the solid (-1: none) of every sample [fine, fine] of image i.
@@ -252,7 +253,7 @@ def cover(batch, i, tan_half_fov, origins, directions, depths, owners):
                 cover_cone(ox, oy, oz, lx, ly, lz, sx, sy, sz, owner, near, whose)
 
 
-@compiled
+@inlined
 @no_type_check
 def normal_at(kind, x, y, z):
     """Return the outward normal (not normalised) at a point on a solid's surface, in the solid's own frame."""
@@ -271,7 +272,7 @@ def normal_at(kind, x, y, z):
     return x, y, 0.25 * (1.0 - z)
 
 
-@compiled
+@inlined
 @no_type_check
 def marked(pattern, x, y, z):
     """Return whether a point in the object's frame lies within a stripe or spot."""
@@ -288,7 +289,7 @@ def marked(pattern, x, y, z):
     return False
 
 
-@compiled
+@inlined
 @no_type_check
 def lit(nx, ny, nz, dx, dy, dz, light_x, light_y, light_z, ambient, highlight):
     """Return (factor of the surface colour, highlight to add) for a normal, a ray and a light.
@@ -307,7 +308,7 @@ def lit(nx, ny, nz, dx, dy, dz, light_x, light_y, light_z, ambient, highlight):
     return ambient * (0.8 + 0.2 * nz) + (1.0 - ambient) * max(facing, 0.0), gleam
 
 
-@compiled
+@inlined
 @no_type_check
 def shade(batch, i, tan_half_fov, per_side, origins, directions, depths, owners, rgb, coverage):
     """Average the colours of each pixel's per_side^2 samples.
