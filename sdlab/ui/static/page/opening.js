@@ -48,9 +48,11 @@ export function followLanes(lanes) {
   if (!figure) return;
   lane = lanes.find((one) => one.focus);
   if (isBeside()) return;
-  within("span").textContent = `A recording of a finished run.${lane ? " Yours is being prepared." : ""}`;
+  const prepared = lane && !["loading", "compiling"].includes(lane.phase);
+  const yours = !lane ? "" : prepared ? " The view of yours is opening." : " Yours is being prepared.";
+  within("span").textContent = `A recording of a finished run.${yours}`;
   if (lane?.phase === "failed" || (lane && !inSpace(lane))) leave(); // the recording shows an object
-  else if (lane && !["loading", "compiling"].includes(lane.phase)) waiting ??= setTimeout(giveWay, PATIENCE);
+  else if (prepared) waiting ??= setTimeout(giveWay, PATIENCE);
 }
 
 /** Let the live view take the place of the recording. */
