@@ -505,6 +505,20 @@ def settled(page) -> np.ndarray:
 
 
 @pytest.mark.browser
+def test_a_frame_without_a_new_step_leaves_the_samples_of_a_fit_where_they_are(look: Callable):
+    seat, page = look(plane("playground-gaussian"))
+    seat.session.send(Advance(3))
+    wait(page, "latest.frame.step === 3")
+    before = inside(page, "[...plane.paths.rows.at(-1)]")
+    again = (
+        "{ ...latest.frame.arrays, rows: { data: [], shape: [0] }, way: { data: new Int16Array(), shape: [0, n, 2] } }"
+    )
+    inside(page, f"((n) => plane.take({{ ...latest.frame, arrays: {again} }}, latest.frame))(plane.paths.n)")
+    settled(page)
+    assert inside(page, "[...plane.paths.rows.at(-1)]") == before
+
+
+@pytest.mark.browser
 def test_points_move_while_it_runs_and_stop_with_it(look: Callable):
     seat, page = look(plane())
     before = settled(page)

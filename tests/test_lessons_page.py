@@ -198,7 +198,8 @@ def address(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The address of a server with an editor for the user's own loss, and the fragment that lets a tab write it."""
     manager = Manager(max_sessions=3, grace=1.0)
     own_loss.begin(tmp_path / "mine.py")
-    app = build(manager, preset("gallery"), "gallery", site=Site(loopback=True), own=OwnLoss(tmp_path / "mine.py"))
+    own = OwnLoss(tmp_path / "mine.py")  # before settings are read, which then have it
+    app = build(manager, preset("gallery"), "gallery", site=Site(loopback=True), own=own)
     server = page_server(app, port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -27,7 +27,7 @@ export class Paths {
     const n = way.shape[1];
     const begins = frame.run !== this.run || n !== this.n || (rows.data.length > 0 && rows.data[0] < this.numbers[0]);
     if (begins) Object.assign(this, { rows: [], numbers: [], run: frame.run, n });
-    if (frame.fit) this.rows.length = this.numbers.length = 0; // samples have no path: each step draws new ones
+    if (frame.fit && rows.data.length) this.rows.length = this.numbers.length = 0; // samples, new ones after each step
     rows.data.forEach((number, i) => {
       while (this.numbers.length && this.last() >= number) { this.numbers.pop(); this.rows.pop(); }
       this.numbers.push(number);
@@ -48,7 +48,7 @@ export class Paths {
   }
 
   /**
-   * Where a point is at a fractional index.
+   * Where a point is at a fractional index; NaN, where nothing is drawn, before there is any row.
    * @param {number} index
    * @param {number} point
    * @returns {Point}
@@ -56,6 +56,7 @@ export class Paths {
   at(index, point) {
     const i = Math.min(Math.floor(index), this.rows.length - 1), share = index - i;
     const a = this.rows[i], b = this.rows[Math.min(i + 1, this.rows.length - 1)];
+    if (!a) return [NaN, NaN];
     const [x, y] = [2 * point, 2 * point + 1];
     return [a[x] + share * (b[x] - a[x]), a[y] + share * (b[y] - a[y])];
   }

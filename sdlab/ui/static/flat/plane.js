@@ -171,8 +171,8 @@ export class Plane {
    * @param {number} seconds
    */
   #zoom(frame, ground, seconds) {
-    if (this.dragging) return false;
     const row = this.paths.rows[this.paths.rows.length - 1], out = [];
+    if (this.dragging || !row) return false;
     for (let p = 0; p < this.paths.n; p++) out.push(Math.max(Math.abs(row[2 * p]), Math.abs(row[2 * p + 1])));
     out.sort((a, b) => a - b);
     const far = out[Math.floor(0.9 * (out.length - 1))] - 0.1, least = ground ? reachOf(ground) : 1.5;
