@@ -1,8 +1,6 @@
 """The API: what its clients can do, and what is out of their reach."""
 
 import runpy
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,14 @@ import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from serving import served
 from waiting import until
 
 from sdlab.live.manager import Manager
 from sdlab.settings import losses, preset
 from sdlab.ui.api import _number
 from sdlab.ui.guard import MOST_SAID
-from sdlab.ui.server import build, server
+from sdlab.ui.server import build
 from sdlab.ui.visitors import LOCKED
 
 EXAMPLE = Path(__file__).parents[1] / "examples/06_api.py"
@@ -30,14 +29,8 @@ def url() -> Iterator[str]:
     manager = Manager(max_sessions=3)
     settings = preset("mixture").patch_all(list(SMALL.items()))
     app = build(manager, settings, "mixture", locked=LOCKED, api=True)
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = server(app)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    until(lambda: running.started)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    running.should_exit = True
-    thread.join(10)
+    with served(app) as address:
+        yield f"{address}/"
     manager.shutdown()
 
 

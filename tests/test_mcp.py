@@ -3,15 +3,13 @@
 import asyncio
 import base64
 import json
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from waiting import until
+from serving import served
 
 import app as program
 from sdlab.live.clients import Client as Visitor
@@ -19,7 +17,7 @@ from sdlab.live.manager import Manager
 from sdlab.settings import preset
 from sdlab.ui import agents
 from sdlab.ui.guard import MOST_SAID
-from sdlab.ui.server import build, server
+from sdlab.ui.server import build
 from sdlab.ui.visitors import LOCKED
 
 SMALL = {"scene.n_init": 60, "scene.max_gaussians": 90, "camera.views": 1}
@@ -67,14 +65,8 @@ def url(manager: Manager) -> Iterator[str]:
     pytest.importorskip("mcp", reason="pip install -r extras/mcp.txt")
     settings = preset("mixture").patch_all(list(SMALL.items()))
     app = build(manager, settings, "mixture", locked=LOCKED, api=True, mcp=True)
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = server(app)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    until(lambda: running.started)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    running.should_exit = True
-    thread.join(10)
+    with served(app) as address:
+        yield address
 
 
 def with_agent(url: str, work: Callable[[Any], Any], **headers: str) -> Any:

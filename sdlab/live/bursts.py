@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -65,7 +65,12 @@ class Bursts:
 
 def needs_gpu(settings: Settings) -> bool:
     """Return whether the network of a run is too large for a CPU: all but the toybox's."""
-    return isinstance(settings.prior, DiffusersPrior) and settings.prior.path != "toybox"
+    return is_large(settings.prior)
+
+
+def is_large(config: PriorConfig) -> TypeGuard[DiffusersPrior]:
+    """Return whether a prior is a network other than the toybox's."""
+    return isinstance(config, DiffusersPrior) and config.path != "toybox"
 
 
 def must_suit(settings: Settings) -> None:
@@ -191,7 +196,7 @@ class BurstSession(Session):
         history: int = MOMENT_BYTES,
     ) -> None:
         def loaded(config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
-            if isinstance(config, DiffusersPrior) and config.path != "toybox":
+            if is_large(config):
                 return find_away(config, progress)
             return load(config, device, progress)
 
@@ -308,7 +313,7 @@ class BurstSession(Session):
         done = self._run.step - before
         self._pause()
         if self._run.step == self.settings.planned_end:
-            text = f"finished the planned {self.settings.steps} steps; press Start to continue"
+            text = self._finished
         elif done:
             text = f"paused at step {self._run.step}, after {done} in this burst; press Start for the next one"
         else:

@@ -754,8 +754,12 @@ class Session:
                 self.steps_left = None
                 return f"paused at step {number}"
         if number == self.settings.planned_end and self._until is None:
-            return f"finished the planned {self.settings.steps} steps; press Start to continue"
+            return self._finished
         return ""
+
+    @property
+    def _finished(self) -> str:
+        return f"finished the planned {self.settings.steps} steps; press Start to continue"
 
     def _halted(self, why: Halted) -> None:
         """Undo the patch before a step that was halted; without one, pause and say why."""

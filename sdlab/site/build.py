@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from sdlab.site.recording import FRAMES, SIDES, Recording, record, save, write
 from sdlab.ui.formulas import formula
 from sdlab.ui.lesson_page import inline
 from sdlab.ui.wording import TITLE, sentence
+from sdlab.web import source_hash
 
 HERE = Path(__file__).parent
 MORE = {  # recorded besides the losses: name -> preset, changes
@@ -128,11 +127,7 @@ def as_script_data(told: Any) -> str:
 
 def policy(style: str, scripts: Sequence[str]) -> str:
     """Return the Content-Security-Policy of a page that has these inline elements: nothing else runs or is loaded."""
-    return POLICY.format(styles=_hash(style), scripts=" ".join(map(_hash, scripts)) or "'none'")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return POLICY.format(styles=source_hash(style), scripts=" ".join(map(source_hash, scripts)) or "'none'")
 
 
 class Site:

@@ -18,7 +18,7 @@ from PIL import Image
 from sdlab.lens import Comparison
 from sdlab.lessons import Lesson
 from sdlab.lessons.lesson import Ask, Do, Page, Wait
-from sdlab.lessons.readings import COMPARED, READINGS
+from sdlab.lessons.readings import COMPARED, meaning_of
 from sdlab.own_loss import REFERENCE
 from sdlab.settings import about, losses
 from sdlab.site.lesson_recording import PageRecording
@@ -149,20 +149,7 @@ def _reading(wait: Wait | None, found: PageRecording) -> dict[str, str] | None:
         said = f"Reached at step {reached.step}: {measured}"
     if wait.mark and found.marked is not None and bound is not None:
         said += f"; “{wait.mark}” was {number(found.marked)}, so the threshold is {number(bound)}"
-    return {"name": wait.reading, "meaning": _meaning(wait.reading), "promise": wait.promise(), "said": said}
-
-
-def _meaning(reading: str) -> str:
-    """Return what a reading means; "" for terms and errors of a loss, whose names say it."""
-    kind, *names = reading.removeprefix(COMPARED).split(".")
-    if not reading.startswith(COMPARED):
-        return READINGS.get(reading, "")
-    titles = " and ".join(losses()[name].title if name in losses() else "your loss" for name in names)
-    return {
-        "cosine": f"cosine of the gradients of {titles}: 1 is the same direction",
-        "rms": f"root mean square of the gradient of {titles}",
-        "nfe": f"evaluations of the prior for each view and step of {titles}",
-    }.get(kind, "")
+    return {"name": wait.reading, "meaning": meaning_of(wait.reading), "promise": wait.promise(), "said": said}
 
 
 def _curve(wait: Wait | None, found: PageRecording) -> list[dict[str, Any]]:

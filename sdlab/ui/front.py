@@ -6,9 +6,7 @@ that is often wrong, and the page stays dead. Here the browser fills in the addr
 
 from __future__ import annotations
 
-import base64
 import gzip
-import hashlib
 import re
 
 import httpx
@@ -16,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import ASGIApp
 
 from sdlab.ui.welcome import FIRST_SCREEN
+from sdlab.web import source_hash
 
 PLACE = "http://page.invalid"  # the host for which Gradio renders
 HERE = 'new URL(".",document.baseURI).href.replace(/\\/$/,"")'  # the page's folder, in JavaScript
@@ -39,8 +38,7 @@ def policy(html: str, embedders: str) -> str:
 
     Gradio compiles the scripts of its HTML parts from text, which requires 'unsafe-eval'.
     """
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in SCRIPT.findall(html))
-    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
+    hashes = " ".join(map(source_hash, SCRIPT.findall(html)))
     return (
         f"default-src 'self'; script-src 'self' 'unsafe-eval' {hashes}; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'; form-action 'self'; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdlab.console import say
 from sdlab.errors import reason
@@ -71,6 +71,13 @@ class Returned:
                 desk.focus.say("error", f"the lesson does not go on: {reason(e)}")
 
 
+class Written(NamedTuple):
+    """What was written of a desk last: by seat the state of its run and the checkpoint, and the place in a lesson."""
+
+    lanes: dict[str, tuple[Any, KeptLane]]
+    place: Any
+
+
 class Keeper:
     """Writes the runs of `desks` to `store`, each when it has changed, but seldom."""
 
@@ -78,8 +85,7 @@ class Keeper:
         self._store = store
         self._visitors = visitors
         self._desks = desks
-        self._written: dict[str, dict[str, tuple[Any, KeptLane]]] = {}  # token -> seat -> (its state, checkpoint)
-        self._places: dict[str, Any] = {}  # in lessons, by token
+        self._written: dict[str, Written] = {}  # by token
         self._due: dict[str, float] = {}  # by token
         self._refused: set[str] = set()  # what was said on the console
         self._closing = threading.Event()
@@ -102,7 +108,7 @@ class Keeper:
         prune_at = 0.0
         while not self._closing.wait(LOOK_EVERY):
             desks = {desk.id: desk for desk in self._desks()}
-            for memory in (self._written, self._places, self._due):
+            for memory in (self._written, self._due):
                 for gone in memory.keys() - desks.keys():
                     del memory[gone]
             for token, desk in desks.items():
@@ -121,13 +127,13 @@ class Keeper:
             self._try(lambda: self._keep(desk, patience))
 
     def _keep(self, desk: Desk, patience: float) -> None:
-        before, now = self._written.get(desk.id, {}), {}
+        before, now = self._written.get(desk.id, Written({}, None)), {}
         lanes = [lane for lane in desk.lanes if lane.step > 0]
         states = {lane: _state_of(lane) for lane in lanes}
-        changed = [lane for lane in lanes if before.get(lane.seat.id, (None,))[0] != states[lane]]
+        changed = [lane for lane in lanes if before.lanes.get(lane.seat.id, (None,))[0] != states[lane]]
         walk = None if desk.walk is None else desk.walk.kept()
         place = None if walk is None else {name: walk[name] for name in walk if name not in ("seconds", "taken")}
-        if not changed and (not lanes or place == self._places.get(desk.id)):
+        if not changed and (not lanes or place == before.place):
             return
         asked = {lane: lane.seat.session.saved() for lane in changed}
         for lane in lanes:
@@ -137,9 +143,9 @@ class Keeper:
                 kept = self._store.write(desk.id, saved, lane.preset, lane.settings.prompt.text, files)
                 now[lane.seat.id] = states[lane], kept
             else:
-                now[lane.seat.id] = before[lane.seat.id]
+                now[lane.seat.id] = before.lanes[lane.seat.id]
         self._store.commit(desk.id, [kept for _, kept in now.values()], walk)
-        self._written[desk.id], self._places[desk.id] = now, place
+        self._written[desk.id] = Written(now, place)
 
     def _try(self, work: Callable[[], object]) -> None:
         """Do what may fail without harm; the owner is told each reason once."""

@@ -36,7 +36,7 @@ from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import wordings_in_use, wordings_of
 from sdlab.ui.panels import Message, Tone, status
 from sdlab.ui.uploads import UPLOADS
-from sdlab.ui.wording import label_of
+from sdlab.ui.wording import label_of, sentence
 from sdlab.viewport.splat_view import SPLATS, SplatView
 
 MAX_MARKS = 60
@@ -112,7 +112,7 @@ class Lane:
         """What the view's colours mean, or what they leave out; "" if there is nothing to say."""
         scene = self.seat.session.effective.scene
         session = self.seat.session
-        said = [f"{session.pace[:1].upper()}{session.pace[1:]}."] if session.pace else []
+        said = [f"{sentence(session.pace)}."] if session.pace else []
         directed = isinstance(scene, Splats) and scene.sh_degree > 0 and self.view.mode == SPLATS
         return " ".join([*said, WITHOUT_SH if directed else self.view.legend]).strip()
 
