@@ -10,7 +10,7 @@ from tiny_models import pixel_model
 
 from sdlab.bench import lanes
 from sdlab.bench import losses as bench
-from sdlab.live import session
+from sdlab.live import loop
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.settings import Settings, losses, preset
 
@@ -119,14 +119,14 @@ def test_uncounted_steps_are_taken_but_not_counted(quick):
 
 
 def test_a_step_that_fails_ends_the_bench_and_names_the_loss(quick, monkeypatch):
-    real = session.step
+    real = loop.step
 
     def step(state, *rest):
         if state.step == 1:
             raise ArithmeticError("no such number")
         return real(state, *rest)
 
-    monkeypatch.setattr(session, "step", step)
+    monkeypatch.setattr(loop, "step", step)
     with pytest.raises(RuntimeError, match="step 1 of sds failed: ArithmeticError: no such number"):
         lanes.Lane(quick, 2)
 

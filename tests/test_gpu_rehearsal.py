@@ -386,7 +386,7 @@ def test_results_are_exported_from_the_gpu(kind, new, request, tmp_path):
     session.run(until=1)
     names = {file.name for file in session.export(tmp_path, 16)}
     assert {"scene.ply", "turntable.mp4"} <= names
-    assert session._exportable().splats is not None
+    assert session.material().result(60).splats is not None
 
 
 @pytest.mark.parametrize("name", ["prolificdreamer-2d", "playground-esd", "playground-gaussian", "mixture"])

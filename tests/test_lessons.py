@@ -412,7 +412,7 @@ def test_acts_that_are_refused_are_told(monkeypatch: pytest.MonkeyPatch):
     def broken(*args) -> None:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("sdlab.live.session.step", broken)
+    monkeypatch.setattr("sdlab.live.loop.step", broken)
     row = check(short(), 1, torch.device("cpu"), page=0)[0]
     assert (row.holds, row.problems) == (False, ["RuntimeError: no such luck"])
 

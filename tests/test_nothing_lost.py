@@ -23,7 +23,7 @@ from waiting import until
 import sdlab.live.session as session_module
 from sdlab import cli, files, headless
 from sdlab.export import writers
-from sdlab.live import checkpoint
+from sdlab.live import checkpoint, loop
 from sdlab.live.diary import Recorder, changes_in
 from sdlab.live.messages import Applied, Failed, Rejected, Skipped, Stepped
 from sdlab.options import PATHS, plan_for, planned_end
@@ -157,14 +157,14 @@ def test_replay_over_a_run_with_a_start_that_is_gone_keeps_it(done, finished, tm
 
 def failing_step(monkeypatch, at: int, error: BaseException) -> None:
     """Let step number `at` of a run raise `error`."""
-    step = session_module.step
+    step = loop.step
 
     def failing(state, *rest):
         if state.step == at:
             raise error
         return step(state, *rest)
 
-    monkeypatch.setattr(session_module, "step", failing)
+    monkeypatch.setattr(loop, "step", failing)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError(), OSError(5, "I/O error")])
@@ -607,7 +607,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 def signal_at(monkeypatch, at: int, number: int, times: int = 1) -> None:
     """Send a signal to this process before step `at`."""
-    step = session_module.step
+    step = loop.step
 
     def signalled(state, *rest):
         if state.step == at:
@@ -615,7 +615,7 @@ def signal_at(monkeypatch, at: int, number: int, times: int = 1) -> None:
                 signal.raise_signal(number)
         return step(state, *rest)
 
-    monkeypatch.setattr(session_module, "step", signalled)
+    monkeypatch.setattr(loop, "step", signalled)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -116,16 +116,16 @@ def test_a_run_that_takes_too_long_is_stopped_and_judged_as_it_is(judge, tmp_pat
 
 
 def test_a_run_whose_step_fails_is_reported_and_the_others_go_on(judge, tmp_path, monkeypatch, capsys):
-    from sdlab.live import session
+    from sdlab.live import loop
 
-    real = session.step
+    real = loop.step
 
     def step(state, s, *rest):
         if "duck" in s.prompt.text and state.step == 1:
             raise RuntimeError("no ducks today")
         return real(state, s, *rest)
 
-    monkeypatch.setattr(session, "step", step)
+    monkeypatch.setattr(loop, "step", step)
     assert run("objects", "--only", "duck,bear", *TINY, "--out", tmp_path) == 0
     duck, bear = json.loads((tmp_path / "objects.json").read_text())["rows"]
     assert (duck["steps"], bear["steps"], bear["note"]) == (1, 3, "")

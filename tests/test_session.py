@@ -9,8 +9,7 @@ import pytest
 import torch
 from waiting import until
 
-from sdlab.live import checkpoint, watching
-from sdlab.live import session as sessions
+from sdlab.live import checkpoint, loop, watching
 from sdlab.live.messages import (
     Advance,
     Applied,
@@ -122,7 +121,7 @@ def test_a_paused_run_shows_its_last_step_in_the_lens_however_long_a_look_took(l
 def test_views_around_the_object_are_rendered_for_charts_and_change_nothing(quick, monkeypatch):
     monkeypatch.setattr(watching, "AROUND_EVERY", 0.0)
     monkeypatch.setattr(watching, "AROUND_SHARE", 0.0)
-    monkeypatch.setattr(sessions, "PUBLISH_EVERY", 0.0)
+    monkeypatch.setattr(loop, "PUBLISH_EVERY", 0.0)
     seen = []
 
     def shown(session):

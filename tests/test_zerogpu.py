@@ -24,7 +24,7 @@ from tiny_models import latent_model, pixel_model
 from waiting import until
 
 import app as program
-from sdlab.live import bursts, checkpoint
+from sdlab.live import bursts, checkpoint, copies
 from sdlab.live.bursts import Bursts, BurstSession, burst, must_suit, needs_gpu
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Advance, Noted, Patch, Pause, Rejected, Resume, Stepped
@@ -153,7 +153,7 @@ def test_another_run_takes_the_place_of_one_that_is_away(settings: Settings, mon
     """A checkpoint that was dropped onto the page; what still comes back of the burst is not adopted."""
     monkeypatch.setattr(bursts, "TELL_EVERY", 0.0)
     session = advanced(session_of(settings, Spaces()), 1)
-    saved = session._saved()
+    saved = copies.saved_of(session._run, session.effective, {})
     session.listen_to_steps(lambda step: session.continue_from(saved) if step == 4 else None)
     session.do(Resume())
     session.advance()

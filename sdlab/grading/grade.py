@@ -22,7 +22,8 @@ from sdlab.handin.history import Told
 from sdlab.handin.manifest import Lane, Manifest
 from sdlab.knobs import read_file
 from sdlab.live.building import LoadPrior
-from sdlab.live.session import Admit, Session
+from sdlab.live.session import Session
+from sdlab.live.state import Admit
 from sdlab.live.tape import Print
 from sdlab.parsing import VISITOR, parsed
 from sdlab.settings import Settings, from_toml

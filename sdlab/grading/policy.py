@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from sdlab import links
 from sdlab import settings as catalogue
-from sdlab.live.session import Admit, anything
-from sdlab.live.state import Run
+from sdlab.live.state import Admit, Run, anything
 from sdlab.options import DEFAULT_PRESET
 from sdlab.settings import Settings
 from sdlab.ui.uploads import UPLOADS

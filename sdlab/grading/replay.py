@@ -11,10 +11,11 @@ import torch
 from sdlab.errors import reason
 from sdlab.handin.history import Told
 from sdlab.live.building import LoadPrior
+from sdlab.live.copies import Fork
 from sdlab.live.messages import Event, Failed, Patch, Rejected
 from sdlab.live.moments import Moment, bytes_of
-from sdlab.live.session import Admit, Fork, Session
-from sdlab.live.state import Run
+from sdlab.live.session import Session
+from sdlab.live.state import Admit, Run
 from sdlab.live.tape import Changes, Print, print_of
 from sdlab.live.timeline import Timeline
 from sdlab.settings import Settings

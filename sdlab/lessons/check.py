@@ -20,9 +20,10 @@ from sdlab.lessons.lesson import Do, Lesson
 from sdlab.lessons.readings import Reader, Reading
 from sdlab.lessons.walk import Reached, Walk, nothing
 from sdlab.live.building import LoadPrior
+from sdlab.live.copies import Fork
 from sdlab.live.manager import PriorPool
 from sdlab.live.messages import Advance, Command, Compare, Event, Failed, Patch, Pause, Rejected, Reset, Resume, Rewrite
-from sdlab.live.session import Fork, Session
+from sdlab.live.session import Session
 from sdlab.own_loss import REFERENCE, compiled
 from sdlab.settings import OWN, Settings, adopt, disown, losses, needs_new_run, preset, with_prompt_of
 

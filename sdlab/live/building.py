@@ -134,6 +134,15 @@ class Builder:
             resumed.prior.prepare_texts(read_under(moment.settings), self._loading)
         return self.put_back(self._with_scene(resumed, moment.begun.scene.bare()), moment)
 
+    def went(self, run: Run, moment: Moment) -> Run:
+        """Return `run` as at `moment` of its own timeline, with the code that its losses have now."""
+        self._loading(f"going to step {moment.step}")
+        now = run.settings  # the code of a loss is no part of the history
+        settings, begun = moment.settings.with_losses_of(now), moment.begun.with_losses_of(now)
+        there = self.resumed(run, dataclasses.replace(moment, settings=settings, begun=begun))
+        there.built.scene.note = run.built.scene.note  # about the same start
+        return there
+
     def put_back(self, run: Run, moment: Moment) -> Run:
         """Return `run` with settings and state as in `moment`. Its state is changed in place, since a copy might not
         fit into memory; its scene must be of the same kind."""

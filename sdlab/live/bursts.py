@@ -8,35 +8,30 @@ the CPU, so that it can be seen, exported, branched and taken back between burst
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
-import queue
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeGuard
+from typing import TypeGuard, Unpack
 
 import torch
 
-from sdlab.channel import Turn
 from sdlab.errors import reason
-from sdlab.lens import LensPictures
-from sdlab.live import checkpoint
+from sdlab.live import checkpoint, copies
 from sdlab.live.building import Builder, LoadPrior, load_prior
 from sdlab.live.frames import stats_of
 from sdlab.live.messages import Advance, Command, Noted, Resume, Stepped
 from sdlab.live.moments import Moment
-from sdlab.live.session import Admit, Fork, Session, anything
-from sdlab.live.state import Run, moment_of
-from sdlab.live.timeline import MOMENT_BYTES
+from sdlab.live.session import Session, Ties
+from sdlab.live.showing import finished
+from sdlab.live.state import Admit, Run, anything
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.away import AWAY, AwayPrior, find_away
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.raster import NO_COMPILING
-from sdlab.settings import Settings, to_toml
+from sdlab.settings import Settings
 from sdlab.step import step
 from sdlab.types import Prior
 
@@ -170,8 +165,7 @@ def saved_of(run: Run, texts: dict[str, str]) -> checkpoint.Saved:
     settings = run.effective
     if isinstance(run.prior, AwayPrior):
         settings = settings.patch_all([("prior.path", str(run.prior.folder)), ("prior.revision", "")])
-    texts = {checkpoint.SETTINGS: to_toml(settings), **texts}
-    return checkpoint.Saved(run.step, dict(moment_of(run).parts), texts, True)
+    return copies.saved_of(run, settings, texts)
 
 
 # ---- in the process with the page ------------------------------------------------------------------------
@@ -190,10 +184,8 @@ class BurstSession(Session):
         bursts: Bursts,
         quota: Callable[[], str] = str,
         load: LoadPrior = load_prior,
-        turn: Turn | None = None,
-        origin: Future[Fork] | None = None,
         admit: Admit = anything,
-        history: int = MOMENT_BYTES,
+        **ties: Unpack[Ties],
     ) -> None:
         def loaded(config: PriorConfig, device: torch.device, progress: Callable[[str], None]) -> Prior:
             if is_large(config):
@@ -204,7 +196,8 @@ class BurstSession(Session):
             must_suit(wanted)
             admit(wanted, run)
 
-        super().__init__(settings, "cpu", loaded, turn, origin, suits, history)
+        super().__init__(settings, "cpu", loaded, admit=suits, **ties)
+        self._watching.absent = f"nothing to show: {AWAY}"
         self._bursts = bursts
         self._quota = quota
         self._seconds_left = 0.0  # of a GPU, until the pause
@@ -275,10 +268,8 @@ class BurstSession(Session):
 
     def _take(self, saved: checkpoint.Saved, told: Told) -> None:
         """Adopt a state that came back after some steps, publish and report it."""
+        self._current.follow(saved)
         run = self._run
-        moment = Moment(saved.step, run.settings, run.begun, saved.parts, run.stretch.place)
-        self._run = run = dataclasses.replace(self._builder.put_back(run, moment), undo=None)
-        self.timeline.go_on()
         if all(text != REMARK for _, text in run.stretch.remarks):
             run.stretch.remark(REMARK)
         if self.steps_left is not None:
@@ -286,11 +277,7 @@ class BurstSession(Session):
         for number, stats in told.steps:
             self._say(Stepped.of(number, **stats))
         self._publish()
-        for listener in self._step_listeners:
-            listener(run.step)
-        if self.timeline.moment_due(run.step):
-            self.timeline.keep(self.moment())
-        self._film()
+        self._counted()
         self._set_status("running", "running")
 
     def _interrupted(self) -> bool:
@@ -298,9 +285,8 @@ class BurstSession(Session):
         replaced the run."""
         state = self._run.state
         while self._run.state is state:
-            try:
-                asked = self._inbox.get_nowait()
-            except queue.Empty:
+            asked = self._inbox.next()
+            if asked is None:
                 return False
             if not callable(asked):
                 self._next = asked
@@ -313,7 +299,7 @@ class BurstSession(Session):
         done = self._run.step - before
         self._pause()
         if self._run.step == self.settings.planned_end:
-            text = self._finished
+            text = finished(self.settings)
         elif done:
             text = f"paused at step {self._run.step}, after {done} in this burst; press Start for the next one"
         else:
@@ -324,8 +310,3 @@ class BurstSession(Session):
         self.running, self.steps_left = False, None
         if self._run.state is not None:
             self.timeline.keep(self.moment())
-
-    def _publish(self, frame: Any = None) -> None:
-        super()._publish(frame)
-        if self._watching.row is not None and self.lens.get() is None:
-            self.lens.set(LensPictures(loss=self.effective.active, reason=f"nothing to show: {AWAY}"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sdlab.channel import Account
-from sdlab.live.session import Admit, anything
+from sdlab.live.state import Admit, anything
 from sdlab.settings import Settings
 
 UNSEEN_SHARE = 0.25  # of the time of a client somebody looks at, while others want it

@@ -70,6 +70,18 @@ def stats_of(run: Run, report: Report, in_detail: bool) -> dict[str, float]:
     return {**stats, **read}
 
 
+def film(run: Run, newest: Frame | None) -> None:
+    """Add the state of `run` to its timeline's film, if a shot is due. Images of a flat scene may cost a decoder pass:
+    only those of the `newest` frame are used."""
+    state = run.built
+    if not run.timeline.shot_due(state.step):
+        return
+    if newest is not None and newest.step == state.step:
+        run.timeline.show(state.step, newest.preview if newest.scene is None else newest.scene)
+    elif (snapshot := state.scene.snapshot()) is not None:
+        run.timeline.show(state.step, snapshot)
+
+
 def flat_frame(scene: AnyScene, report: Report | None, loss: Distillation) -> FlatFrame | None:
     """Return the points of `scene` and the terms of `loss` in the step of `report`; None without points."""
     if isinstance(scene, PointScene):

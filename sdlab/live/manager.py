@@ -21,9 +21,10 @@ from sdlab.live.building import prepare_for
 from sdlab.live.bursts import Bursts, BurstSession
 from sdlab.live.capacity import Capacity, measured
 from sdlab.live.clients import NO_LIMIT, Client
+from sdlab.live.copies import Fork
 from sdlab.live.memory import Memory, resident_bytes
 from sdlab.live.messages import Command, Patch, Pause, Stop
-from sdlab.live.session import Fork, Session
+from sdlab.live.session import Session, Ties
 from sdlab.live.state import Run
 from sdlab.live.timeline import MOMENT_BYTES
 from sdlab.priors import PriorConfig, silent
@@ -173,10 +174,10 @@ class Manager:
                 self.memory.admit(wanted, run)
 
         turn = (self.turnstile or Turnstile(resident_bytes)).turn(client.account)
+        ties: Ties = {"turn": turn, "origin": origin, "history": self.history}
         if in_bursts is not None:
-            how = (self.pool.get, turn, origin, admit, self.history)
-            return BurstSession(settings, in_bursts, lambda: client.quota, *how)
-        return Session(settings, self.device, self.pool.get, turn, origin, admit, self.history)
+            return BurstSession(settings, in_bursts, lambda: client.quota, self.pool.get, admit, **ties)
+        return Session(settings, self.device, self.pool.get, admit=admit, **ties)
 
     def branch(self, seat_id: str, changes: Iterable[tuple[str, Any]] = ()) -> Seat:
         """Open a seat whose session continues from the exact state of another, running or paused as its parent is,

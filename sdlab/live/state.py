@@ -7,7 +7,7 @@ which changes `Run.state` in place; a step that fails is undone from a `Moment`,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,13 +84,31 @@ class Run:
         """Steps taken; 0 without a state."""
         return self.state.step if self.state is not None else 0
 
-    def inputs(self) -> tuple[State, Settings, Prior, PromptBank]:
-        """Return the inputs of a step. RuntimeError before the prior is loaded and the scene is built."""
-        if self.prior is None or self.bank is None:
-            raise RuntimeError("the session has no prior yet: it is loaded when run() starts")
+    @property
+    def built(self) -> State:
+        """The state; RuntimeError before the scene is built."""
         if self.state is None:
             raise RuntimeError("the session has no state yet: it is built when run() starts")
-        return self.state, self.effective, self.prior, self.bank
+        return self.state
+
+    @property
+    def loaded(self) -> tuple[Prior, PromptBank]:
+        """The prior and its prompts; RuntimeError before the prior is loaded."""
+        if self.prior is None or self.bank is None:
+            raise RuntimeError("the session has no prior yet: it is loaded when run() starts")
+        return self.prior, self.bank
+
+    def inputs(self) -> tuple[State, Settings, Prior, PromptBank]:
+        """Return the inputs of a step. RuntimeError before the prior is loaded and the scene is built."""
+        prior, bank = self.loaded
+        return self.built, self.effective, prior, bank
+
+
+Admit = Callable[[Settings, Run], None]
+
+
+def anything(settings: Settings, run: Run) -> None:
+    """Admit all settings."""
 
 
 def with_begun(settings: Settings, begun: Settings) -> Settings:

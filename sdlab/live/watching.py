@@ -50,6 +50,7 @@ class Watching:
         self.row: int | None = None  # the view that the lens shows, None while nobody looks
         self.t: int | None = None  # the timestep that the lens probes, None for that of each step
         self.exact = False  # whether the lens shows exact predictions beside the network's
+        self.absent = ""  # why the lens shows nothing of a run without a report, "" if one will come
         self._turn = turn
         self._news = news
         self._drawing: Drawing | None = None
@@ -98,7 +99,7 @@ class Watching:
         elif report is not None:
             seen = views_of_step(report, s, prior, row, truth)
         else:
-            return None
+            return LensPictures(loss=s.active, reason=self.absent) if self.absent else None
         return replace(seen, note="; ".join(n for n in (seen.note, note) if n))
 
     # ---- the views around ---------------------------------------------------------------------------------
