@@ -23,10 +23,11 @@ from waiting import until
 import sdlab.live.session as session_module
 from sdlab import cli, files, headless
 from sdlab.export import writers
+from sdlab.headless import folder as run_folder
 from sdlab.live import checkpoint, loop
 from sdlab.live.diary import Recorder, changes_in
 from sdlab.live.messages import Applied, Failed, Rejected, Skipped, Stepped
-from sdlab.options import PATHS, plan_for, planned_end
+from sdlab.options import PATHS, paths_in, plan_for, planned_end
 from sdlab.settings import default_settings, preset, priors, scenes, to_toml
 
 ROOT = Path(__file__).parents[1]
@@ -295,9 +296,9 @@ def test_a_name_of_a_prior_is_not_the_folder_of_results_that_has_its_name(tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toybox").mkdir()
     (tmp_path / "toybox" / "scene.ply").write_text("an earlier result")
-    headless._must_have_room(Path("toybox"), True, [("prior.path", "toybox")])
+    run_folder.must_have_room(Path("toybox"), True, [("prior.path", "toybox")])
     with pytest.raises(ValueError, match="already contains a run"):
-        headless._must_have_room(Path("toybox"), False, [("prior.path", "toybox")])
+        run_folder.must_have_room(Path("toybox"), False, [("prior.path", "toybox")])
 
 
 def test_a_sheet_does_not_replace_a_turntable_of_its_runs(done, capsys):
@@ -370,6 +371,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from sdlab import cli, headless
+from sdlab.headless import folder as run_folder
 from sdlab.live import checkpoint
 headless.CHECKPOINT_EVERY = 0
 sys.dont_write_bytecode = True  # Python 3.11 does not notice that a .pyc file was cut off
@@ -386,7 +388,7 @@ for limit in map(int, sys.argv[2:]):
     print("code", code, checkpoint.load(out / "checkpoint").step, file=sys.stderr, flush=True)
     if code:
         assert cli.main(["resume", str(out), "--steps", "6", "--size", "48"]) == 0
-    assert headless._complete(out, 6)
+    assert run_folder.complete(out, 6)
     assert not [p.name for p in out.rglob(".*")]
 """
 SIZES = [0, 100, 700, 3000, 9000, 20000, 40000, 60000, 80000, 100000]
@@ -545,12 +547,12 @@ def test_a_gallery_that_has_changed_is_said_by_resume_and_replay(tmp_path):
     archive = tmp_path / "gallery.zip"
     archive.write_bytes(b"before")
     s = default_settings("gallery", "splats").patch_all([("prior.source", "folder"), ("prior.path", str(archive))])
-    record = {"inputs": headless._digests(headless.paths_in(s))}
-    assert headless._changed(s, record) == []
+    record = {"inputs": run_folder.digests(paths_in(s))}
+    assert run_folder.changed(s, record) == []
     archive.write_bytes(b"after")
-    assert headless._changed(s, record) == [f"prior.path ({archive}) has changed since the run began"]
+    assert run_folder.changed(s, record) == [f"prior.path ({archive}) has changed since the run began"]
     archive.unlink()
-    assert headless._changed(s, record) == []
+    assert run_folder.changed(s, record) == []
 
 
 def test_a_damaged_newest_checkpoint_is_said_and_the_older_one_continues(done, finished, capsys):
@@ -634,7 +636,7 @@ def test_a_signal_ends_a_run_with_checkpoint_and_results(number, command, done, 
     stopped = checkpoint.load(out / "checkpoint").step
     assert at <= stopped <= at + 1
     assert json.loads((out / "result.json").read_text())["steps"] == stopped
-    assert headless._complete(out, stopped)
+    assert run_folder.complete(out, stopped)
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
@@ -682,7 +684,7 @@ def test_a_signal_during_the_export_lets_it_finish(number, tmp_path, monkeypatch
 
     monkeypatch.setattr(writers, "write_film", signalled)
     assert run("run", "mixture", *SMALL, "--steps", 3, "--out", tmp_path / "a") == 130
-    assert headless._complete(tmp_path / "a", 3)
+    assert run_folder.complete(tmp_path / "a", 3)
 
 
 def test_nohup_is_respected(monkeypatch):
@@ -731,7 +733,7 @@ def test_a_run_whose_terminal_is_closed_keeps_its_results(tmp_path):
     os.close(master)
     assert process.wait(60) == 130
     step = checkpoint.load(tmp_path / "o" / "checkpoint").step
-    assert headless._complete(tmp_path / "o", step)
+    assert run_folder.complete(tmp_path / "o", step)
 
 
 def _own_terminal() -> None:
@@ -772,7 +774,7 @@ def test_kill_9_and_resume_give_the_run_that_was_not_killed(times, tmp_path):
         torn += any(name.startswith(".") for name in saved())
     print(f"{torn} of {times} in the middle of a save")
     assert run("resume", out, "--size", 16) == 0
-    assert headless._complete(out, steps)
+    assert run_folder.complete(out, steps)
     last = Path("checkpoint", f"{steps:08d}", "tensors.safetensors")
     a, b = (load_file(tmp_path / name / last) for name in ("whole", "killed"))
     assert a.keys() == b.keys()
@@ -995,4 +997,4 @@ def test_a_stream_that_fails_costs_no_results(stream, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, stream, Gone())
     assert run("run", "mixture", *SMALL, "--steps", 3, "--out", tmp_path / "a") == 0
-    assert headless._complete(tmp_path / "a", 3)
+    assert run_folder.complete(tmp_path / "a", 3)
