@@ -18,6 +18,7 @@ from sdlab.toybox.judge import Share, Truth
 from sdlab.toybox.objects import OBJECTS
 from sdlab.toybox.words import BACK, DESCRIPTORS, FRONT, OVERHEAD, SIDE
 from sdlab.training import cli
+from sdlab.training import judge as training
 from sdlab.types import Cond
 
 SMALL = (8, 16, 24)  # widths of a classifier that trains in seconds
@@ -82,7 +83,7 @@ def test_shot_of_shows_what_is_asked_for_well_inside_the_view() -> None:
 def trained() -> judge.Classifier:
     """A classifier that knows colours, and objects a little."""
     rgb, truths = judge.true_pictures(0, 1500, size=judge.SIZE)
-    trainer = judge.Trainer(judge.Plan(samples=6000, batch=50, lr=3e-3), rgb, truths, SMALL)
+    trainer = training.Trainer(training.Plan(samples=6000, batch=50, lr=3e-3), rgb, truths, SMALL)
     for _ in range(trainer.plan.steps):
         trainer.train_step()
     return trainer.classifier.requires_grad_(False).eval()
@@ -101,7 +102,7 @@ def test_training_is_determined_by_its_seed() -> None:
     rgb, truths = judge.true_pictures(0, 40, size=judge.SIZE)
 
     def losses(seed: int) -> list[float]:
-        trainer = judge.Trainer(judge.Plan(samples=60, batch=20, seed=seed), rgb, truths, SMALL)
+        trainer = training.Trainer(training.Plan(samples=60, batch=20, seed=seed), rgb, truths, SMALL)
         return [trainer.train_step() for _ in range(3)]
 
     assert losses(0) == losses(0)
@@ -374,7 +375,7 @@ def test_move_is_a_mean_with_its_standard_error() -> None:
 def test_train_judge_writes_a_judge_and_says_what_it_reaches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(judge, "train", partial(judge.train, checked=30))
+    monkeypatch.setattr(training, "train", partial(training.train, checked=30))
     short = "--samples 64 --pictures 40 --batch 16 --threads 1"
     assert cli.main(["train-judge", *short.split(), "--out", str(tmp_path)]) == 0
     assert "object" in capsys.readouterr().out

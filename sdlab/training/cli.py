@@ -314,15 +314,14 @@ def run_train_judge(options: argparse.Namespace) -> None:
     import torch
 
     from sdlab.machine import n_cores
-    from sdlab.toybox import judge
+    from sdlab.toybox.judge import save
+    from sdlab.training.judge import Plan, train
 
     claim(options.out)
     torch.set_num_threads(options.threads or n_cores())  # more threads than cores slow each other down
-    plan = judge.Plan(
-        options.samples or judge.Plan().samples, options.pictures, options.batch, options.lr, options.seed
-    )
-    classifier = judge.train(plan, minutes=options.minutes)
-    judge.save(classifier, options.out)
+    plan = Plan(options.samples or Plan().samples, options.pictures, options.batch, options.lr, options.seed)
+    classifier = train(plan, minutes=options.minutes)
+    save(classifier, options.out)
     for question, shares in classifier.facts["accuracy"].items():
         print(f"{question:24}{shares['right'] / shares['of']:8.2%}  {shares['right']}/{shares['of']}")
     print(f"wrote {options.out}")
