@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sdlab import cli
+from sdlab.bench import first_sight, four_lanes, page_cost, visitor
 from sdlab.bench import page as bench
-from sdlab.bench import visitor
+from sdlab.bench.served import Sample, growth
 from sdlab.live.messages import Failed
 
 TINY = ["--preset", "mixture", "--set", "scene.n_init=60", "--set", "scene.max_gaussians=60", "--set", "camera.views=1"]
@@ -31,7 +32,7 @@ def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):
     assert 0 < sight["loss_published"] <= sight["loss_seen"]
 
     cost = {row["way"]: row for row in result["cost"]}
-    assert set(cost) == set(bench.WAYS)
+    assert set(cost) == set(page_cost.WAYS)
     assert cost["headless"]["times_headless"] == cost["headless"]["session_times_headless"] == 1
     for row in cost.values():
         assert row["steps_per_second"] > 0
@@ -39,7 +40,7 @@ def test_everything_is_measured_in_one_run(monkeypatch, tmp_path, capsys):
     assert cost["lens"]["browser_cores"] > cost["headless"]["browser_cores"], "without a page it has nothing to do"
 
     lanes = result["lanes"]
-    assert set(lanes["steps"]) == set(bench.LOSSES)
+    assert set(lanes["steps"]) == set(four_lanes.LOSSES)
     assert min(lanes["steps"].values()) > 0
     handlers = {row["handler"]: row for row in lanes["handlers"]}
     assert {"arrive", "poll", "start", "branch", "tab", "focus", "knob"} <= set(handlers)
@@ -65,12 +66,12 @@ def test_without_playwright_it_says_what_to_install(monkeypatch, tmp_path, capsy
 
 
 def test_memory_is_read_after_the_first_minute():
-    growing_at_first = [bench.Memory(5.0 * i, min(100.0 + 10 * i, 220.0), 3.0) for i in range(121)]
-    found = bench._memory(growing_at_first)
+    growing_at_first = [Sample(5.0 * i, min(100.0 + 10 * i, 220.0), 3.0) for i in range(121)]
+    found = growth(growing_at_first, 1 / 3)
     assert (found["from_second"], found["first_mb"], found["last_mb"]) == (60.0, 220.0, 220.0)
     assert found["mb_per_minute"] == pytest.approx(0, abs=1e-6)
-    leaking = [bench.Memory(5.0 * i, 100.0 + 0.5 * i, 0.25 * i) for i in range(121)]
-    found = bench._memory(leaking)
+    leaking = [Sample(5.0 * i, 100.0 + 0.5 * i, 0.25 * i) for i in range(121)]
+    found = growth(leaking, 1 / 3)
     assert found["mb_per_minute"] == pytest.approx(3.0), "memory of the histories is not a leak"
     assert (found["first_history_mb"], found["last_history_mb"]) == (3.0, 30.0)
 
@@ -79,7 +80,7 @@ def test_what_is_required_is_judged():
     sights = [{"change": 20.0, "loss_seen": 3.0}, {"change": 9.0, "loss_seen": 61.0}]
     lanes = {
         "deviation_percent": 9.9,
-        "handlers": [bench._latency("all", [10.0] * 90 + [500.0] * 10), bench._latency("browser", [])],
+        "handlers": [four_lanes._latency("all", [10.0] * 90 + [500.0] * 10), four_lanes._latency("browser", [])],
         "memory": {"mb_per_minute": 2.5},
     }
     cost = [{"title": "lens", "times_headless": 0.91, "required": 0.9}, {"title": "no page", "required": 0.0}]
@@ -89,8 +90,8 @@ def test_what_is_required_is_judged():
 
 
 def test_times_are_differences_for_each_step():
-    before = bench._Spent(10, 100.0, 5.0, 2.0, {1: 4.0, 2: 1.0})
-    after = bench._Spent(20, 102.0, 6.0, 2.5, {1: 4.5, 3: 0.5})  # one process ended, another started
+    before = page_cost._Spent(10, 100.0, 5.0, 2.0, {1: 4.0, 2: 1.0})
+    after = page_cost._Spent(20, 102.0, 6.0, 2.5, {1: 4.5, 3: 0.5})  # one process ended, another started
     found = after.since(before)
     assert found == {"rate": 5.0, "session_ms": 100.0, "others_ms": 50.0, "browser_ms": 100.0, "browser_cores": 0.5}
     with pytest.raises(RuntimeError, match=r"no step was done in 2.0 s"):
@@ -100,11 +101,11 @@ def test_times_are_differences_for_each_step():
 def test_the_view_is_looked_at_in_its_middle():
     picture = np.zeros((40, 80, 3))
     picture[10:30, 20:60] = 1
-    assert bench._middle(picture, 2).shape == (20, 40, 3)
-    assert bench._middle(picture, 2).min() == 1
+    assert first_sight._middle(picture, 2).shape == (20, 40, 3)
+    assert first_sight._middle(picture, 2).min() == 1
 
     shots = iter([np.zeros((80, 80, 3))] * 2 + [np.random.default_rng(0).uniform(0, 255, (80, 80, 3))] * 2)
-    seen = bench._Screenshots(lambda: next(shots))
+    seen = first_sight._Screenshots(lambda: next(shots))
     assert not seen.stands_still(), "nothing is visible"
     assert not seen.stands_still(), "something has just appeared"
     assert seen.stands_still()

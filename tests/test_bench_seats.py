@@ -10,7 +10,7 @@ import pytest
 from sdlab.bench import intruder
 from sdlab.bench import seats as bench
 from sdlab.bench.intruder import Attempt, Seat, attempts, succeeded
-from sdlab.bench.seats import Sample
+from sdlab.bench.served import Sample, deviation, growth
 from sdlab.cli import main
 
 OWN, OTHER = Seat("own-desk-token", "own-page-name", "own-view-token"), Seat("its-desk", "its-page", "its-view")
@@ -55,11 +55,11 @@ def test_an_intruder_never_uses_the_secret_itself():
 
 
 def test_shares_and_growth():
-    assert bench.deviation([10, 10, 10]) == 0.0
-    assert bench.deviation([9, 10, 11]) == 10.0
+    assert deviation([10, 10, 10]) == 0.0
+    assert deviation([9, 10, 11]) == 10.0
     grown = [Sample(10.0 * i, 1000 + i + 5 * (i < 6), 0.5 * i) for i in range(31)]
-    found = bench._memory(grown, 900.0)
-    assert (found["before_mb"], found["from_second"]) == (900.0, 60)
+    found = growth(grown, 1 / 2)
+    assert found["from_second"] == 60
     assert found["mb_per_minute"] == pytest.approx(3.0), (
         "1 MB in 10 s, half of it histories; the first minute is left out"
     )

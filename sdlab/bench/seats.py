@@ -7,7 +7,7 @@ pages   as many pages in browser contexts of their own for some minutes, with a 
         page on its neighbour. The pages' 3D views are left out: drawn in software, they would take the processors for
         themselves.
 
-Runs have no end and a constant number of Gaussians, so that all steps cost the same.
+The runs are those of `sdlab.bench.served`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,27 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sdlab import machine
 from sdlab.bench import intruder
+from sdlab.bench.served import (
+    FAIR,
+    FLAT,
+    WARM_UP,
+    Sample,
+    constant,
+    deviation,
+    growth,
+    print_required,
+    required,
+    served,
+)
 from sdlab.bench.sessions import PATIENCE
-from sdlab.bench.visitor import Meter, MeteredManager, Serve, Site, Tab, chromium, require_browser, rss_mb, until
+from sdlab.bench.visitor import Meter, MeteredManager, Serve, Site, Tab, require_browser, rss_mb, until
 from sdlab.live.capacity import Capacity
 from sdlab.live.clients import UNSEEN_SHARE, Client
 from sdlab.live.manager import Seat
@@ -37,27 +49,8 @@ from sdlab.settings import Settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-WARM_UP = 10  # uncounted steps per session
 SAMPLE_EVERY = 5.0  # seconds between two looks at the memory
-FIRST_MINUTE = 60.0
 STILL = 30.0  # seconds after which a run without a step was stopped
-FAIR = 10.0  # limit in percent of the deviation from an equal share
-FLAT = 2.0  # limit of memory growth without histories, in MB per minute
-
-
-class Sample(NamedTuple):
-    """Memory of the process in MB; `history` is the part held by the runs' timelines and logs of events, which are
-    bounded."""
-
-    second: float
-    rss: float
-    history: float
-
-
-def constant(s: Settings) -> Settings:
-    """Return settings of a run without end whose steps all cost the same."""
-    s = s.patch("steps", 1_000_000)
-    return s.patch("scene.densify_every", 0) if "scene.densify_every" in s.knobs() else s
 
 
 # ---- runs without pages ----------------------------------------------------------------------------------
@@ -148,18 +141,12 @@ def _end(manager: MeteredManager, seats: Sequence[Seat]) -> None:
         manager.meters.pop(seat.id, None)
 
 
-def deviation(steps: Sequence[int]) -> float:
-    """Return the largest deviation from an equal share, in percent."""
-    equal = max(sum(steps) / len(steps), 1e-9)
-    return round(max(abs(n / equal - 1) for n in steps) * 100, 1)
-
-
 # ---- runs with pages -------------------------------------------------------------------------------------
 
 
 def pages(s: Settings, device: torch.device, seats: int, minutes: float, serve: Serve) -> dict[str, Any]:
     """Return what `seats` pages in browser contexts of their own find in some minutes."""
-    with Site(serve, s, device, seats) as site, chromium() as browser:
+    with served(serve, s, device, seats) as (site, browser):
         empty = rss_mb()
         tabs = [Tab(browser, site, view=False) for _ in range(seats)]
         meters = [_started(tab) for tab in tabs]
@@ -178,7 +165,7 @@ def pages(s: Settings, device: torch.device, seats: int, minutes: float, serve: 
         "steps": steps,
         "steps_per_second": [round(n / taken, 2) for n in steps],
         "deviation_percent": deviation(steps),
-        "memory": _memory(memory, empty),
+        "memory": {"before_mb": round(empty, 1), **growth(memory, 1 / 2)},
         "load": round(float(np.mean(loads)), 1),
         "intrusions": {"tried": tried, "succeeded": broken},
         "when_full": full,
@@ -205,24 +192,6 @@ def _watched(
             tab.require_health()
         tabs[0].wait(min(SAMPLE_EVERY, max(seconds - second, 0.1)))
     return memory, loads
-
-
-def _memory(samples: Sequence[Sample], before: float = 0.0) -> dict[str, float]:
-    """Return what the memory was `before` the pages, after the first minute, or half of a shorter time, and at the end,
-    and how fast the part without histories grew meanwhile (a straight line through all samples)."""
-    start = min(FIRST_MINUTE, samples[-1].second / 2)
-    late = [sample for sample in samples if sample.second >= start]
-    minutes, rest = [x.second / 60 for x in late], [x.rss - x.history for x in late]
-    slope = float(np.polyfit(minutes, rest, 1)[0]) if len(late) > 1 else 0.0
-    return {
-        "before_mb": round(before, 1),
-        "from_second": round(late[0].second),
-        "first_mb": round(late[0].rss, 1),
-        "last_mb": round(late[-1].rss, 1),
-        "first_history_mb": round(late[0].history, 1),
-        "last_history_mb": round(late[-1].history, 1),
-        "mb_per_minute": round(slope, 2),
-    }
 
 
 def _intrusions(tabs: Sequence[Tab], meters: Sequence[Meter]) -> tuple[list[str], int]:
@@ -285,8 +254,7 @@ def run(
         r["pages"] = pages(s, device, seats, minutes, serve)
         _print_pages(r["pages"])
     r["requirements"] = requirements(r)
-    for row in r["requirements"]:
-        print(f"{'met    ' if row['met'] else 'NOT MET'} {row['what']}: {row['value']} (at most {row['limit']:g})")
+    print_required(r["requirements"])
     (out / "seats.json").write_text(json.dumps(r, indent=2) + "\n", encoding="utf-8")
     return all(row["met"] for row in r["requirements"])
 
@@ -300,7 +268,7 @@ def requirements(r: dict[str, Any]) -> list[dict[str, Any]]:
             ("with pages: growth without histories, MB a minute", found["memory"]["mb_per_minute"], FLAT),
             ("with pages: intrusions that succeeded", len(found["intrusions"]["succeeded"]), 0),
         ]
-    return [{"what": what, "value": value, "limit": limit, "met": value <= limit} for what, value, limit in values]
+    return [required(*row) for row in values]
 
 
 def _print_alone(r: dict[str, Any]) -> None:
@@ -322,7 +290,7 @@ def _print_pages(found: dict[str, Any]) -> None:
     print(f"steps of each: {', '.join(map(str, found['steps']))}; at most {found['deviation_percent']} % from equal")
     print(
         f"memory of the server: {memory['before_mb']:.0f} MB without pages, {memory['first_mb']:.0f} after "
-        f"{memory['from_second']} s, {memory['last_mb']:.0f} at the end, with "
+        f"{memory['from_second']:.0f} s, {memory['last_mb']:.0f} at the end, with "
         f"histories of {memory['first_history_mb']:.0f} and {memory['last_history_mb']:.0f} MB; the rest grew by "
         f"{memory['mb_per_minute']:+.2f} MB a minute"
     )
