@@ -71,6 +71,27 @@ def add_out(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
+def add_set(parser: argparse.ArgumentParser, what: str = "a knob") -> None:
+    """Add `--set`, which sets `what`; `options.settings_for` reads its values."""
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=f"set {what}; repeatable")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add `--seed`, by default 0."""
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+
+
+def add_seeds(parser: argparse.ArgumentParser, number: int) -> None:
+    """Add `--seeds`, by default `number`."""
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        default=number,
+        metavar="N",
+        help="number of seeds, counted up from --seed (default %(default)s)",
+    )
+
+
 def add_own_loss(parser: argparse.ArgumentParser) -> None:
     """Add `--own-loss`; `own_loss.OwnLoss` reads the file."""
     parser.add_argument(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdlab import console, headless
-from sdlab.arguments import add_device, add_own_loss, positive, turntable_pixels
+from sdlab.arguments import add_device, add_own_loss, add_set, positive, turntable_pixels
 from sdlab.bench import commands as bench
 from sdlab.claims import commands as claims
 from sdlab.experiments import commands as experiments
@@ -74,13 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("run", help="run a distillation and write its results to a folder")
     p.add_argument("preset", help="preset name (see `list presets`) or path of a settings.toml")
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="set a knob, such as losses.sds.cfg=20; repeatable",
-    )
+    add_set(p, "a knob, such as losses.sds.cfg=20")
     p.add_argument(
         "--at",
         nargs=2,

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sdlab import cli, settings
-from sdlab.experiments import commands, janus_losses, objects, six, variants
+from sdlab.experiments import comparing, janus_losses, objects, six, variants
 from sdlab.settings import preset
 
 TINY = ["--preset", "mixture", "--set", "scene.n_init=40", "--set", "scene.max_gaussians=60"]
@@ -80,7 +80,7 @@ def test_losses_draw_the_same_and_are_judged_and_drawn(judge, tmp_path, capsys):
 
 def test_the_six_are_the_papers_and_more_can_be_added(monkeypatch):
     asked = []
-    monkeypatch.setattr(commands, "comparison", lambda args, labels, **_: asked.append(labels) or 1 / 0)
+    monkeypatch.setattr(comparing, "comparison", lambda args, labels, **_: asked.append(labels) or 1 / 0)
     for more in ([], ["--losses", "sds:cfg=20, esd:lam=1"], ["--only", "vdm"]):
         with pytest.raises(ZeroDivisionError):
             run("six", *more)
@@ -129,7 +129,7 @@ def test_pictures_are_read_and_shown_as_they_are(judge, tmp_path, monkeypatch, c
 
 def test_the_cutoffs_of_the_ablation_are_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(commands, "comparison", lambda args, labels, *_: asked.append((args.preset, labels)) or 1 / 0)
+    monkeypatch.setattr(comparing, "comparison", lambda args, labels, *_: asked.append((args.preset, labels)) or 1 / 0)
     for more in ([], ["--flat", "--cutoffs", "50"]):
         with pytest.raises(ZeroDivisionError):
             run("cutoffs", *more)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sdlab import cli
-from sdlab.experiments import commands, divergences, entropy, eps_statistics, playground, reader, views
+from sdlab.experiments import divergences, entropy, eps_statistics, playground, reader, stopping, views
 from sdlab.experiments.tables import AS_VDM, TABLES
 from sdlab.live.session import Session
 from sdlab.settings import preset
@@ -120,8 +120,8 @@ def test_sigterm_stops_an_experiment_and_is_told():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
 
-    assert commands._stoppable(measure) == 130
-    assert commands._stoppable(lambda stop: None) == 0
+    assert stopping.stoppable(measure) == 130
+    assert stopping.stoppable(lambda stop: None) == 0
 
 
 def after(count):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdlab.arguments import add_device, add_out, claim, listed, positive
+from sdlab.arguments import add_device, add_out, add_set, claim, listed, positive
 from sdlab.options import DEFAULT_PRESET, choose_device, settings_for
+
+if TYPE_CHECKING:
+    from sdlab.bench.visitor import Serve
 
 # name -> (module, help) of benchmarks that print a table and write one JSON file
 BENCHES = {
@@ -69,16 +73,33 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_page(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser(
-        "page", help="time to first image, cost of an open page, and four lanes, with a server and a real browser"
-    )
-    add_out(p, "page")
+# ---- a server with pages ---------------------------------------------------------------------------------
+
+
+def _served(commands: argparse._SubParsersAction, what: str, text: str) -> argparse.ArgumentParser:
+    """Add a benchmark of a server, with the options of both."""
+    p = commands.add_parser(what, help=text)
+    add_out(p, what)
     p.add_argument("--preset", default=DEFAULT_PRESET, help="preset name (default %(default)s)")
-    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
+    add_set(p)
+    add_device(p)
+    return p
+
+
+def _serve(preset: str, locked: Collection[str] = ()) -> Serve:
+    """Return what serves pages as app.py does, of settings from `preset`, with `locked` knobs as for visitors."""
+    from sdlab.settings import preset_names
+    from sdlab.ui.server import build, server
+
+    name = preset if preset in preset_names() else None
+    return lambda manager, first: server(build(manager, first, name, locked), port=0)
+
+
+def _add_page(commands: argparse._SubParsersAction) -> None:
+    text = "time to first image, cost of an open page, and four lanes, with a server and a real browser"
+    p = _served(commands, "page", text)
     p.add_argument("--seconds", type=positive, metavar="N", help="seconds for the part with four lanes (default 600)")
     p.add_argument("--quick", action="store_true", help="one round of short turns, and four lanes for 20 seconds")
-    add_device(p)
     p.set_defaults(call=_page)
 
 
@@ -87,25 +108,16 @@ def _page(args: argparse.Namespace) -> int:
 
     claim(args.out)
     s, device = settings_for(args.preset, args.set), choose_device(args.device)
-
-    from sdlab.settings import preset_names
-    from sdlab.ui.server import build, server
-
-    name = args.preset if args.preset in preset_names() else None
     size = page.QUICK if args.quick else page.Size()
     size = size._replace(lanes=float(args.seconds or size.lanes))
-    page.run_page(s, args.preset, device, lambda m, first: server(build(m, first, name), port=0), size, args.out)
+    page.run_page(s, args.preset, device, _serve(args.preset), size, args.out)
     print(f"written to {args.out}")
     return 0
 
 
 def _add_seats(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser(
-        "seats", help="how many runs a server carries at how many steps a second, and whether they are kept apart"
-    )
-    add_out(p, "seats")
-    p.add_argument("--preset", default=DEFAULT_PRESET, help="preset name (default %(default)s)")
-    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set a knob; repeatable")
+    text = "how many runs a server carries at how many steps a second, and whether they are kept apart"
+    p = _served(commands, "seats", text)
     p.add_argument("--seats", type=positive, default=8, metavar="N", help="most runs at a time (default %(default)s)")
     p.add_argument("--seconds", type=positive, default=20, metavar="N", help="per row of the table (default 20)")
     p.add_argument(
@@ -115,7 +127,6 @@ def _add_seats(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="then open as many pages in a real browser for this long, which also try to get at each other's runs",
     )
-    add_device(p)
     p.set_defaults(call=_seats)
 
 
@@ -125,21 +136,10 @@ def _seats(args: argparse.Namespace) -> int:
     claim(args.out)
     s, device = settings_for(args.preset, args.set), choose_device(args.device)
 
-    from sdlab.settings import preset_names
-    from sdlab.ui.server import build, server
     from sdlab.ui.visitors import public
 
-    name = args.preset if args.preset in preset_names() else None
     own, locked = public(s)
-    met = seats.run(
-        own,
-        args.preset,
-        device,
-        args.seats,
-        args.seconds,
-        args.minutes,
-        lambda m, first: server(build(m, first, name, locked), port=0),
-        args.out,
-    )
+    size = args.seats, args.seconds, args.minutes
+    met = seats.run(own, args.preset, device, *size, _serve(args.preset, locked), args.out)
     print(f"written to {args.out}")
     return 0 if met else 1
