@@ -22,17 +22,17 @@ import torch
 
 from sdlab.arguments import listed, real
 from sdlab.cameras import turntable
-from sdlab.experiments.journal import Journal, key_of
+from sdlab.experiments.journal import key_of
 from sdlab.experiments.objects import (
     RED,
     STRIP_SIZE,
     Case,
     Runner,
     cases,
-    save_strips,
     views_around,
     write_json,
 )
+from sdlab.experiments.series import Made, Series
 from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import TracedRun, run_case
 from sdlab.export.writers import render_turntable
@@ -40,7 +40,6 @@ from sdlab.metrics.entropies import entropy
 from sdlab.priors import sides
 from sdlab.priors.gallery import GalleryPrior, GalleryScores
 from sdlab.priors.sources.toybox import circle
-from sdlab.progress import print_above, run_bar
 from sdlab.settings import Settings
 from sdlab.toybox.judge import data_camera
 from sdlab.toybox.readings import JANUS_VIEWS
@@ -96,45 +95,37 @@ def run(runner: Runner, entries: Sequence[Entry], out: Path) -> dict[str, Any]:
     bar under each front) to the folder `out`. Every run is written to runs.jsonl as it finishes, and a run that is
     found there is not repeated.
     """
-    journal = Journal(out)
 
     def key(entry: Entry) -> str:
         return key_of(entry.case.settings, "bench esd", entry.case.settings.steps)
 
-    def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
+    def work(entry: Entry) -> Made | None:
         done = run_case(runner, entry.case, entry.case.settings.steps)
         if done is None:
             return None
         row = _row(runner, entry, done)
-        return entry, row, _strip(done, row)
+        return row, _strip(done, row)
 
     started = time.perf_counter()
-    todo = journal.unfinished(entries, key)
+    series = Series(runner, entries, out, key)
     try:
-        with run_bar(len(todo)) as bar:
-            for entry, row, strip in runner.each(todo, work):
-                journal.add(key(entry), row, strip)
-                bar.update()
-                print_above(f"{row['object']:10}lambda {entry.lam:<5g}seed {row['seed']}: {_read(row)}")
+        series.make(work, lambda e, row: f"{row['object']:10}lambda {e.lam:<5g}seed {row['seed']}: {_read(row)}")
     finally:
-        finished = [(entry, row) for entry in entries if (row := journal.get(key(entry))) is not None]
+        finished = series.finished()
         rows = [row for _, row in finished]
         summary = _summary(rows, runner, len(entries), time.perf_counter() - started)
         if rows:
             write_json(out / "esd.json", runner, summary, rows)
             plot(summary, out / "esd.png")
-            shown = [
-                (f"{row['object']}, lambda {entry.lam:g}: {_read(row)}", strip)
-                for entry, row in finished
-                if row["seed"] == runner.settings.seed and (strip := journal.strip(key(entry))) is not None
-            ]
-            if shown:
-                captions, pictures = zip(*shown, strict=True)
-                save_strips(pictures, captions, out / "esd-views.png")
+            series.save_first_seed(finished, _title, out / "esd-views.png")
     if rows:
         _print(summary)
     print(f"{summary['seconds']} s in total; " + (f"results in {out}" if rows else "nothing written"))
     return summary
+
+
+def _title(entry: Entry, row: dict[str, Any]) -> str:
+    return f"{row['object']}, lambda {entry.lam:g}: {_read(row)}"
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from sdlab.auxiliary.score import TrainsScore
@@ -33,15 +32,14 @@ from sdlab.experiments.objects import (
     cases,
     front_strip,
     row_of,
-    save_strips,
     true_fronts,
     write_json,
 )
 from sdlab.experiments.references import prior_images
+from sdlab.experiments.series import Made, Row, Series
 from sdlab.experiments.variants import TracedRun, Variant, describe, run_case
 from sdlab.metrics.entropies import entropy
 from sdlab.pictures import to_uint8
-from sdlab.progress import print_above, run_bar
 from sdlab.toybox.judge import data_camera
 from sdlab.toybox.readings import JANUS_VIEWS
 from sdlab.toybox.words import FRONT
@@ -89,13 +87,12 @@ def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planne
     """
     variants = list({entry.variant.label: entry.variant for entry in entries}.values())
     base, labels = baseline(variants), [variant.label for variant in variants]
-    journal = Journal(out)
     limit = planned or f"{runner.seconds:g} s"
 
     def key(entry: Entry) -> str:
         return key_of(entry.case.settings, entry.variant.label, limit, runner.prior.name)
 
-    def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
+    def work(entry: Entry) -> Made | None:
         run = run_case(runner, entry.case, planned)
         if run is None:
             return None
@@ -103,36 +100,31 @@ def run_janus_losses(runner: Runner, entries: Sequence[Entry], out: Path, planne
         stats = {"warm_up_seconds": round(run.warm_up_seconds, 2), "skipped": run.skipped, "iv": variety(row)}
         if entry.variant == base and isinstance(entry.variant.settings.loss, TrainsScore):
             stats["entropy_term"] = _term(runner, run)
-        return entry, {**describe(entry.variant, runner.settings), **row, **stats}, front_strip(run.outcome, row)
+        return {**describe(entry.variant, runner.settings), **row, **stats}, front_strip(run.outcome, row)
+
+    def line(entry: Entry, row: Row) -> str:
+        return f"{row['object']:12}{entry.variant.label:16} seed {row['seed']}: {_read(row)}".rstrip()
+
+    def title(entry: Entry, row: Row) -> str:
+        return f"{row['object']}, {entry.variant.title}: {_read(row)}"
 
     started = time.perf_counter()
     print(f"views of {JANUS_VIEWS} read as a front, without view words; one front has {true_fronts(runner.settings)}")
-    todo = journal.unfinished(entries, key)
+    series = Series(runner, entries, out, key)
     shares: dict[str, float] = {}
     try:
         for case in {entry.case.object: entry.case for entry in entries if entry.variant == base}.values():
             if not runner.stop.is_set():
-                shares[case.object] = _prior_share(runner, case, journal)
-        with run_bar(len(todo)) as bar:
-            for entry, row, strip in runner.each(todo, work):
-                journal.add(key(entry), row, strip)
-                bar.update()
-                print_above(f"{row['object']:12}{entry.variant.label:16} seed {row['seed']}: {_read(row)}".rstrip())
+                shares[case.object] = _prior_share(runner, case, series.journal)
+        series.make(work, line)
     finally:
-        finished = [(entry, row) for entry in entries if (row := journal.get(key(entry))) is not None]
+        finished = series.finished()
         rows = [row for _, row in finished]
         seconds = time.perf_counter() - started
         summary = _summary(rows, variants, shares, runner, len(entries), seconds)
         if rows:
             write_json(out / "janus-losses.json", runner, summary, rows)
-            shown = [
-                (f"{row['object']}, {entry.variant.title}: {_read(row)}", strip)
-                for entry, row in finished
-                if row["seed"] == runner.settings.seed and (strip := journal.strip(key(entry))) is not None
-            ]
-            if shown:
-                captions, pictures = zip(*shown, strict=True)
-                save_strips(pictures, captions, out / "janus-losses.png")
+            series.save_first_seed(finished, title, out / "janus-losses.png")
     if rows:
         _print(summary, labels)
     print(f"{summary['seconds']} s in total; " + (f"results in {out}" if rows else "nothing written"))

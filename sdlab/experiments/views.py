@@ -30,19 +30,19 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from sdlab.experiments.journal import Journal, key_of
+from sdlab.experiments.journal import key_of
 from sdlab.experiments.objects import (
     STRIP_SIZE,
     Case,
     Outcome,
     Runner,
     cases,
-    save_strips,
     views_around,
     write_json,
 )
 from sdlab.experiments.reader import Reader, channels_first, entropies, likeness
 from sdlab.experiments.references import prior_images
+from sdlab.experiments.series import Made, Series
 from sdlab.experiments.six import image_stats
 from sdlab.experiments.variants import Variant, describe, run_case
 from sdlab.export.writers import render_turntable
@@ -51,7 +51,6 @@ from sdlab.metrics.entropies import variety
 from sdlab.pictures import to_uint8
 from sdlab.priors import sides
 from sdlab.priors.gallery import GalleryScores
-from sdlab.progress import print_above, run_bar
 from sdlab.toybox.judge import data_camera
 from sdlab.toybox.readings import JANUS_VIEWS
 from sdlab.toybox.words import FRONT
@@ -90,14 +89,14 @@ def run_views(
     Writes <called>.json and <called>.png (views of the first seed) to the folder `out`. Every run is written to
     runs.jsonl as it finishes, and a run that is found there is not repeated.
     """
-    journal, reader = Journal(out), Reader()
+    reader = Reader()
     against: dict[str, Tensor] = {}  # features of the prior's own images by prompt
 
     def key(entry: Entry) -> str:
         limit = planned or f"{runner.seconds:g} s"
         return key_of(entry.case.settings, "views", entry.variant.label, limit, runner.prior.name)
 
-    def work(entry: Entry) -> tuple[Entry, dict[str, Any], np.ndarray] | None:
+    def work(entry: Entry) -> Made | None:
         run = run_case(runner, entry.case, planned)
         if run is None:
             return None
@@ -106,18 +105,14 @@ def run_views(
             against[text] = _reference(runner, reader, entry.case)
         row = _row(runner, reader, run.outcome, against[text])
         strip = render_turntable(run.outcome.sides, data_camera(entry.case.settings.camera), SHOWN, STRIP_SIZE)
-        return entry, {**describe(entry.variant, runner.settings), **row}, np.concatenate(list(strip), 1)
+        return {**describe(entry.variant, runner.settings), **row}, np.concatenate(list(strip), 1)
 
     started = time.perf_counter()
-    todo = journal.unfinished(entries, key)
+    series = Series(runner, entries, out, key)
     try:
-        with run_bar(len(todo)) as bar:
-            for entry, row, strip in runner.each(todo, work):
-                journal.add(key(entry), row, strip)
-                bar.update()
-                print_above(f"{row['object']:10}{entry.variant.label:32}seed {row['seed']}: {_read(row)}")
+        series.make(work, lambda e, row: f"{row['object']:10}{e.variant.label:32}seed {row['seed']}: {_read(row)}")
     finally:
-        finished = [(entry, row) for entry in entries if (row := journal.get(key(entry))) is not None]
+        finished = series.finished()
         rows = [row for _, row in finished]
         labels = list(dict.fromkeys(entry.variant.label for entry in entries))
         summary = {
@@ -132,18 +127,16 @@ def run_views(
         if rows:
             shown = [{name: value for name, value in row.items() if name not in HIDDEN} for row in rows]
             write_json(out / f"{called}.json", runner, summary, shown)
-            first = [
-                (f"{row['object']}, {entry.variant.title}: {_read(row)}", strip)
-                for entry, row in sorted(finished, key=lambda pair: pair[1]["object"])
-                if row["seed"] == runner.settings.seed and (strip := journal.strip(key(entry))) is not None
-            ]
-            if first:
-                captions, strips = zip(*first, strict=True)
-                save_strips(strips, captions, out / f"{called}.png")
+            by_object = sorted(finished, key=lambda pair: pair[1]["object"])
+            series.save_first_seed(by_object, _title, out / f"{called}.png")
     if rows:
         _print(summary)
     print(f"{summary['seconds']} s in total; " + (f"results in {out}" if rows else "nothing written"))
     return summary
+
+
+def _title(entry: Entry, row: Mapping[str, Any]) -> str:
+    return f"{row['object']}, {entry.variant.title}: {_read(row)}"
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
