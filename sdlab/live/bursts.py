@@ -312,10 +312,10 @@ class BurstSession(Session):
         """Pause after a burst that nothing ended early, or after all steps that were asked for."""
         done = self._run.step - before
         self._pause()
-        if self._run.step == self.settings.planned_end:
-            text = self._finished
+        if self._is_at_end:
+            text = self._paused
         elif done:
-            text = f"paused at step {self._run.step}, after {done} in this burst; press Start for the next one"
+            text = f"{self._paused}, after {done} in this burst; press Start for the next one"
         else:
             text = "the time on the GPU was over before the next step; press Start for more"
         self._set_status("paused", text)

@@ -747,19 +747,23 @@ class Session:
 
     def _due_to_pause(self) -> str:
         """Return why the session pauses after the step just taken, or ""."""
-        number = self.state.step
         if self.steps_left is not None:
             self.steps_left -= 1
             if self.steps_left <= 0:
                 self.steps_left = None
-                return f"paused at step {number}"
-        if number == self.settings.planned_end and self._until is None:
-            return self._finished
-        return ""
+                return self._paused
+        return self._paused if self._is_at_end else ""
 
     @property
-    def _finished(self) -> str:
-        return f"finished the planned {self.settings.steps} steps; press Start to continue"
+    def _is_at_end(self) -> bool:
+        return self._run.step == self.settings.planned_end and self._until is None
+
+    @property
+    def _paused(self) -> str:
+        """What the status line of a paused run says."""
+        if self._is_at_end:
+            return f"finished the planned {self.settings.steps} steps; press Start to continue"
+        return f"paused at step {self._run.step}"
 
     def _halted(self, why: Halted) -> None:
         """Undo the patch before a step that was halted; without one, pause and say why."""
@@ -831,7 +835,7 @@ class Session:
         elif self._run.step == 0:
             self._set_status("ready", "ready: press Start")
         else:
-            self._set_status("paused", f"paused at step {self._run.step}")
+            self._set_status("paused", self._paused)
 
     def _say(self, event: Event) -> None:
         self.events.append(event)
