@@ -17,6 +17,7 @@ from sdlab.live.messages import (
     Ended,
     Failed,
     Goto,
+    Hold,
     Noted,
     Patch,
     Pause,
@@ -649,7 +650,10 @@ def test_schedules_can_be_restarted(quick):
     session.run()
     assert session.state.step == 40
     texts = [e.text for e in events(session, Status)]
-    assert texts[-2:] == ["finished the planned 20 steps; press Start to continue", "ended"]
+    finished = "finished the planned 20 steps; press Start to continue"
+    assert texts[-2:] == [finished, "ended"]
+    session.do(Hold(True))
+    assert session.status.text == finished
 
 
 @pytest.mark.parametrize(

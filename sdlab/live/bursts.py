@@ -25,7 +25,6 @@ from sdlab.live.frames import stats_of
 from sdlab.live.messages import Advance, Command, Noted, Resume, Stepped
 from sdlab.live.moments import Moment
 from sdlab.live.session import Session, Ties
-from sdlab.live.showing import finished
 from sdlab.live.state import Admit, Run, anything
 from sdlab.priors import PriorConfig, silent
 from sdlab.priors.away import AWAY, AwayPrior, find_away
@@ -298,10 +297,10 @@ class BurstSession(Session):
         """Pause after a burst that nothing ended early, or after all steps that were asked for."""
         done = self._run.step - before
         self._pause()
-        if self._run.step == self.settings.planned_end:
-            text = finished(self.settings)
+        if self._is_at_end:
+            text = self._paused
         elif done:
-            text = f"paused at step {self._run.step}, after {done} in this burst; press Start for the next one"
+            text = f"{self._paused}, after {done} in this burst; press Start for the next one"
         else:
             text = "the time on the GPU was over before the next step; press Start for more"
         self._set_status("paused", text)

@@ -39,7 +39,7 @@ from sdlab.live.messages import (
     Went,
 )
 from sdlab.live.patches import applied
-from sdlab.live.showing import Look, Show, finished, usual_status, warm_up_progress
+from sdlab.live.showing import Look, Show, paused, usual_status, warm_up_progress
 from sdlab.live.state import Admit, Run, anything, moment_of
 from sdlab.live.tape import Changes
 from sdlab.live.timeline import MOMENT_BYTES, Timeline
@@ -400,15 +400,21 @@ class Loop:
 
     def _due_to_pause(self) -> str:
         """Return why the session pauses after the step just taken, or ""."""
-        number = self.state.step
         if self.steps_left is not None:
             self.steps_left -= 1
             if self.steps_left <= 0:
                 self.steps_left = None
-                return f"paused at step {number}"
-        if number == self.settings.planned_end and self._until is None:
-            return finished(self.settings)
-        return ""
+                return self._paused
+        return self._paused if self._is_at_end else ""
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self._run.step == self.settings.planned_end and self._until is None
+
+    @property
+    def _paused(self) -> str:
+        """What the status line of a paused run says."""
+        return paused(self._run, self._is_at_end)
 
     def _halted(self, why: Halted) -> None:
         """Undo the patch before a step that was halted; without one, pause and say why."""
@@ -459,7 +465,7 @@ class Loop:
         if self._run.state is None:
             self._set_status("failed", self._failure)
         else:
-            self._set_status(*usual_status(self._run, self.stepping))
+            self._set_status(*usual_status(self._run, self.stepping, self._is_at_end))
 
     def _say(self, event: Event) -> None:
         self._show.say(event)

@@ -11,7 +11,6 @@ from sdlab.live.messages import Event, Phase, Skipped, Stepped
 from sdlab.live.rendering import Rendering
 from sdlab.live.state import Run
 from sdlab.live.watching import Watching
-from sdlab.settings import Settings
 from sdlab.step import Report
 from sdlab.types import Frame
 
@@ -97,18 +96,20 @@ class Show:
 # ---- the status line -------------------------------------------------------------------------------------
 
 
-def usual_status(run: Run, stepping: bool) -> tuple[Phase, str]:
-    """Return phase and text of the status line of a built `run` that takes steps, or waits to do so."""
+def usual_status(run: Run, stepping: bool, at_end: bool) -> tuple[Phase, str]:
+    """Return phase and text of the status line of a built `run` that takes steps, or waits to do so, as in `paused`."""
     if stepping:
         return "running", "running"
     if progress := warm_up_progress(run):
         return "paused", f"paused at step {run.step}, {progress}"
-    return ("ready", "ready: press Start") if run.step == 0 else ("paused", f"paused at step {run.step}")
+    return ("ready", "ready: press Start") if run.step == 0 else ("paused", paused(run, at_end))
 
 
-def finished(settings: Settings) -> str:
-    """Return what the status line says at the planned end."""
-    return f"finished the planned {settings.steps} steps; press Start to continue"
+def paused(run: Run, at_end: bool) -> str:
+    """Return what the status line of a paused `run` says, `at_end` or not of the planned steps."""
+    if at_end:
+        return f"finished the planned {run.settings.steps} steps; press Start to continue"
+    return f"paused at step {run.step}"
 
 
 def warm_up_progress(run: Run) -> str:

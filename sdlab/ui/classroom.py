@@ -200,7 +200,7 @@ def _entry(desk: Desk, place: Place) -> dict[str, Any]:
         "step": lane.step,
         "planned": settings.planned_end,
         "phase": session.status.phase,
-        "said": PHASE_WORDS[session.status.phase],
+        "said": _state(session),
         "rate": _rate(session),
         "lanes": len(desk.lanes),
         "last": place.last,
@@ -211,6 +211,13 @@ def _entry(desk: Desk, place: Place) -> dict[str, Any]:
         "around": session.around.get() is not None,
         "lesson": None if desk.walk is None else desk.walk.record(),
     }
+
+
+def _state(session: Session) -> str:
+    """Return in a word what a run does."""
+    frame, phase = session.latest.get(), session.status.phase
+    at_end = frame is not None and frame.step == session.settings.planned_end
+    return "Finished" if phase == "paused" and at_end else PHASE_WORDS[phase]
 
 
 def _rate(session: Session) -> str:
