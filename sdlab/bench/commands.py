@@ -77,7 +77,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _served(commands: argparse._SubParsersAction, what: str, text: str) -> argparse.ArgumentParser:
-    """Add a benchmark of a server, with the options of both."""
+    """Add a benchmark of a server, with the options that they have in common."""
     p = commands.add_parser(what, help=text)
     add_out(p, what)
     p.add_argument("--preset", default=DEFAULT_PRESET, help="preset name (default %(default)s)")
@@ -87,7 +87,7 @@ def _served(commands: argparse._SubParsersAction, what: str, text: str) -> argpa
 
 
 def _serve(preset: str, locked: Collection[str] = ()) -> Serve:
-    """Return what serves pages as app.py does, of settings from `preset`, with `locked` knobs as for visitors."""
+    """Return a function that serves pages as app.py does; they begin with `preset` and refuse `locked` knobs."""
     from sdlab.settings import preset_names
     from sdlab.ui.server import build, server
 

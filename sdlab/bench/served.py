@@ -62,7 +62,7 @@ def deviation(steps: Sequence[int]) -> float:
 
 
 class Sample(NamedTuple):
-    """Memory of the server's process in MB; `history` is the part that runs keep of their past, which is bounded."""
+    """Memory of the server's process in MB; `history` is the part held by the runs' histories, which is bounded."""
 
     second: float
     rss: float
@@ -70,8 +70,8 @@ class Sample(NamedTuple):
 
 
 def growth(samples: Sequence[Sample], early: float) -> dict[str, float]:
-    """Return the memory after the first minute, or after the fraction `early` of a shorter time, and at the end, and
-    how fast the part without histories grew meanwhile: the slope of a fitted line."""
+    """Return the memory after the first minute (the fraction `early` of a shorter run) and at the end, and its growth
+    in between without the histories: the slope of a fitted line."""
     start = min(FIRST_MINUTE, early * samples[-1].second)
     settled = [sample for sample in samples if sample.second >= start]
     first, last = settled[0], settled[-1]

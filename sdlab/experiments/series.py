@@ -27,7 +27,7 @@ class Series(Generic[Entry]):
         self._key = key
 
     def make(self, work: Callable[[Entry], Made | None], line: Callable[[Entry, Row], str]) -> None:
-        """Make the runs that are missing by `work`, which returns None for one that was stopped, and print `line` of
+        """Make the missing runs with `work`, which returns None for a run that was stopped, and print `line` for
         each."""
         todo = self.journal.unfinished(self._entries, self._key)
 

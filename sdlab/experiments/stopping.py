@@ -1,4 +1,4 @@
-"""Measurements that Ctrl-C ends early, with the results so far."""
+"""Measurements that Ctrl-C can end early; what is finished is kept."""
 
 from __future__ import annotations
 

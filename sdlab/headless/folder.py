@@ -1,4 +1,4 @@
-"""The folder of a run: which of its files are ours, what the run read, and how both differ from what was recorded."""
+"""The folder of a run: the run's own files, the files that it read, and how they differ from what was recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells the terminal it was started from, and the signals that it receives."""
+"""The terminal of a run: its progress, its messages, and the signals that end it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Fork:
 
 
 def fork_of(run: Run, running: bool, steps_left: int | None) -> Fork:
-    """Return the state and history of `run` for a branch, which then runs as told."""
+    """Return the state and history of `run` for a branch, which continues with `running` and `steps_left`."""
     moment, undo = moment_of(run), run.undo
     if undo is not None:  # a bank of prompts belongs to one thread
         undo = dataclasses.replace(undo, bank=PromptBank(undo.prior))
@@ -42,7 +42,7 @@ def fork_of(run: Run, running: bool, steps_left: int | None) -> Fork:
 
 
 def saved_of(run: Run, settings: Settings, texts: Mapping[str, str]) -> checkpoint.Saved:
-    """Return the state of `run` as a checkpoint with `settings` and further `texts` holds it."""
+    """Return what a checkpoint of `run` holds, with `settings` and further `texts` by file name."""
     texts = {checkpoint.SETTINGS: to_toml(settings), **texts}
     return checkpoint.Saved(run.step, dict(moment_of(run).parts), texts, True)
 
@@ -75,7 +75,7 @@ def write_export(run: Run, folder: Path, size: int) -> list[Path]:
 
 
 def taken_of(run: Run, tape: Tape, turn: Turn) -> Taken:
-    """Return what a hand-in tells of `run` as it is now. Takes about 0.2 s, within `turn`."""
+    """Return what a hand-in tells of `run` as it is now; takes about 0.2 s of `turn`."""
     state, s, prior, bank = run.inputs()
     with turn:
         images = around = views_around(run)

@@ -138,7 +138,8 @@ class Current:
         rebuilt = run.trace is not before.trace
         if rebuilt:
             self._start(run)
-        elif on_tape and run.state is not None and new != before.settings:
+        self.run = run
+        if on_tape and not rebuilt and run.state is not None and new != before.settings:
             run.stretch.note(changes)
         if run.prior is not before.prior:
             self._show.watching.stop_comparing()
@@ -157,7 +158,7 @@ class Current:
         return undo.changes
 
     def confirm(self) -> None:
-        """Keep the patch before a step that was taken, and after a jump cut off what came later."""
+        """After a step, keep the patch before it, and cut off the history after the target of a jump."""
         if self.run.undo is not None:
             self.run = dataclasses.replace(self.run, undo=None)
         self.run.timeline.go_on()

@@ -25,7 +25,7 @@ class Inbox:
         self._queue.put(asked)
 
     def ask(self, question: Callable[[], T]) -> Future[T]:
-        """Have the owner answer between two steps, or answer now if the inbox is closed."""
+        """Have the owner answer between two steps; if the inbox is closed, answer now."""
         answer: Future[T] = Future()
         self.put(lambda: _resolve(answer, question))
         if self.closed:
@@ -48,7 +48,7 @@ class Inbox:
         self.closed = False
 
     def close(self) -> None:
-        """Answer what waits, and later questions at once: the owner takes nothing out any more."""
+        """Answer the questions that wait. Later ones are answered at once, by the thread that asks."""
         self.closed = True
         self._answer_rest()
 

@@ -15,8 +15,8 @@ from sdlab.prompts import PROMPT
 
 
 def moment_before(run: Run) -> Moment | None:
-    """Return the state of `run` to come back to if the first step after a patch fails; None if there is no state, or an
-    earlier patch without a step has kept one."""
+    """Return the state to restore if the first step after a patch to `run` fails; None if there is no state, or if an
+    earlier patch, still without a step, has kept one."""
     return moment_of(run) if run.undo is None and run.state is not None else None
 
 
@@ -43,8 +43,8 @@ def without_patch(run: Run, undo: Undo) -> Run:
 
 
 def rolled_back(run: Run, undo: Undo, builder: Builder) -> Run:
-    """Return `run`, of `without_patch`, as before the patch, also in timeline and tape. An error of `builder` leaves
-    those as they were."""
+    """Return `run` (from `without_patch`) as it was before the patch, timeline and tape included. If the state cannot
+    be put back, both stay as they are."""
     back = builder.put_back(run, undo.moment)
     back.timeline.forget(undo.noted)
     stretch, place = back.stretch, undo.moment.place

@@ -21,9 +21,8 @@ class Show:
     """Frames and events of one session. `latest`, `events` and what `watching` and `rendering` see may be read by any
     thread; the methods are for the owner of the run.
 
-    `still` returns whether no later frame will come by itself. `ask` is called by other threads, and has the owner call
-    a function with the run. Listeners are called by the owner: those to steps after every step, of which `Stepped`
-    tells some only."""
+    `still` returns whether no later frame will come by itself. `ask`, which other threads call, has the owner call a
+    function with the run. Step listeners are called after every step; on a GPU, `Stepped` is sent for some only."""
 
     def __init__(self, turn: Turn, still: Callable[[], bool], ask: Callable[[Look], None]) -> None:
         self.latest: Latest[Frame] = Latest()
@@ -106,7 +105,7 @@ def usual_status(run: Run, stepping: bool, at_end: bool) -> tuple[Phase, str]:
 
 
 def paused(run: Run, at_end: bool) -> str:
-    """Return what the status line of a paused `run` says, `at_end` or not of the planned steps."""
+    """Return what the status line of a paused `run` says; `at_end` if it has taken the planned steps."""
     if at_end:
         return f"finished the planned {run.settings.steps} steps; press Start to continue"
     return f"paused at step {run.step}"

@@ -123,6 +123,14 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     p.set_defaults(toybox_command=run_train)
 
 
+def _add_sampling(p: argparse.ArgumentParser) -> None:
+    """Add the options of everything that draws samples."""
+    p.add_argument("--cfg", type=real(0.0, 100.0), default=SCALE, help="guidance scale (default %(default)s)")
+    p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
+    p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="seed of the starting noise (default 0)")
+    p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")
+
+
 def add_sample(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("sample", help="sample images for prompts into a captioned grid")
     p.add_argument("prompts", nargs="+", help='for example "a red bear, front view"')
@@ -130,10 +138,7 @@ def add_sample(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="toybox folder (default: the shipped one)")
     p.add_argument("--each", type=whole(1, 64), default=1, help="samples per prompt (default %(default)s)")
     p.add_argument("--columns", type=whole(1, 64), default=8, help="images per row (default %(default)s)")
-    p.add_argument("--cfg", type=real(0.0, 100.0), default=SCALE, help="guidance scale (default %(default)s)")
-    p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
-    p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="seed of the starting noise (default 0)")
-    p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")
+    _add_sampling(p)
     p.set_defaults(toybox_command=run_sample)
 
 
@@ -154,10 +159,7 @@ def add_judge(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--each", type=whole(1, 1000), default=16, help="samples per held-out caption (default 16)")
     parts = "true,held-out,two-objects,no-view,descriptors"
     p.add_argument("--only", default=parts, metavar="PARTS", help="measure only these parts (default: %(default)s)")
-    p.add_argument("--cfg", type=real(0.0, 100.0), default=SCALE, help="guidance scale (default %(default)s)")
-    p.add_argument("--steps", type=whole(1, 1000), default=30, help="DDIM steps (default %(default)s)")
-    p.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="seed of the starting noise (default 0)")
-    p.add_argument("--device", type=device, default="cpu", help="torch device (default %(default)s)")
+    _add_sampling(p)
     p.set_defaults(toybox_command=run_judge)
 
 
