@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     for lesson in chosen:
         print(f"{lesson.number}. {lesson.name:12} {lesson.minutes:g} min  {lesson.title}: {lesson.summary}")
         for number, page in enumerate(lesson.pages, 1) if args.names else ():
-            wait = f" ({page.wait.promise()})" if page.wait is not None else ""
+            wait = f" (until {page.wait.promise()})" if page.wait is not None else ""
             print(f"   {number:2}. {page.title}{wait}")
     return 0
 
