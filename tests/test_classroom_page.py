@@ -122,6 +122,10 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
     teacher.page.locator(".seat", has_text="Seat 2").get_by_text("End").click()
     late.says(".room [data-number]", "Seat 2")
     late.page.wait_for_selector('#status [data-phase="ready"]')
+    teacher.page.select_option("#target", "")
+    teacher.page.click("#end")
+    teacher.says("#said", "All seats have ended.")
+    teacher.says("#count", "0 of 2 seats taken")
     for each in (student, late, teacher):
         each.close()
 

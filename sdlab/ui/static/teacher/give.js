@@ -1,7 +1,7 @@
 // @ts-check
 // What is done to the class, or to one seat of it: pause, reset, presets, lessons, links, messages.
 
-import { act, told } from "./net.js";
+import { act, Refused, told } from "./net.js";
 import { nameOf } from "./seats.js";
 
 /** @typedef {import("./teacher.js").Board} Board */
@@ -29,10 +29,10 @@ export function aim(seat) {
 async function give(what, done) {
   say("...");
   try {
-    const wrong = await act({ ...what, ...(target.value ? { seat: target.value } : {}) });
-    say(wrong || done);
-  } catch {
-    say("The server did not answer.");
+    const but = await act({ ...what, ...(target.value ? { seat: target.value } : {}) });
+    say(but ? `${done} But: ${but}` : done);
+  } catch (error) {
+    say(error instanceof Refused ? error.message : "The server did not answer.");
   }
 }
 
@@ -40,7 +40,11 @@ const whom = () => target.selectedOptions[0]?.textContent ?? "";
 
 freeze.addEventListener("click", () => act({ do: "freeze", on: freeze.getAttribute("aria-pressed") !== "true" }).catch(() => undefined));
 find("#reset").addEventListener("click", () => {
-  if (confirm(`Start over from step 0: ${whom()}?`)) give({ do: "reset" }, `Reset: ${whom()}.`);
+  if (confirm(`Reset ${whom()} to step 0?`)) give({ do: "reset" }, `${whom()} starts over from step 0.`);
+});
+find("#end").addEventListener("click", () => {
+  const all = !target.value, runs = all ? "All seats end, and all runs are lost." : `${whom()} ends, and its run is lost.`;
+  if (confirm(runs)) give({ do: "end" }, all ? "All seats have ended." : `${whom()} has ended.`);
 });
 find("#spoken button").addEventListener("click", () => act({ do: "message", text: "" }).catch(() => undefined));
 find("#late button").addEventListener("click", () => act({ do: "forget" }).catch(() => undefined));
@@ -51,7 +55,7 @@ for (const form of /** @type {NodeListOf<HTMLFormElement>} */ (document.querySel
     const verb = form.dataset.give ?? "", given = Object.fromEntries(new FormData(form));
     if (verb === "message") return give({ do: verb, ...given }, given.text ? "Said to everybody." : "The message is gone.");
     const page = verb === "lesson" ? { page: Number(given.page) } : {};
-    return give({ do: verb, ...given, ...page }, `Given: ${whom()}.`);
+    return give({ do: verb, ...given, ...page }, `Given to ${whom()}.`);
   });
 
 /** Show what follows the state of the class. @param {Board} board */
