@@ -95,6 +95,11 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
     student.page.wait_for_selector("#pause:disabled")
     assert student.page.evaluate("document.querySelector('#form').inert")
     assert student.page.evaluate("document.querySelector('.room').offsetHeight") == height, "nothing jumps"
+    student.page.evaluate("scrollTo(0, 2000)")
+    student.page.wait_for_selector(".room.out")
+    assert student.page.evaluate("document.querySelector('.room').getBoundingClientRect().top") == 0, "still in sight"
+    student.page.evaluate("scrollTo(0, 0)")
+    student.page.wait_for_selector(".room:not(.out)")
     teacher.says(".seat .state", "Paused")
     teacher.page.click("#freeze")
     student.page.wait_for_selector("#pause:enabled")

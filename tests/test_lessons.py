@@ -510,7 +510,9 @@ def test_the_commands_exit_code_and_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert cli.main([*common, "--page-number", "3"]) == 2
     assert cli.main(["lessons", "nothing"]) == 2
     assert cli.main(["lessons", "short"]) == 0
-    assert "1. Points walk (until the share of points on a hill of the prompt is at most -1," in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1. Points walk (until the share of points on a hill of the prompt is at most -1," in told
+    assert "   What goes wrong:\n   - Nothing moves: press Start.\n" in told
 
 
 def test_rows_of_other_lessons_stay_on_the_page(tmp_path: Path, rows: list[Row]):
