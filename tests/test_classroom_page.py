@@ -104,7 +104,7 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
     teacher.page.click("#freeze")
     student.page.wait_for_selector("#pause:enabled")
     student.says(".room .frozen", "")
-    teacher.page.click("text=Show")
+    teacher.page.locator(".seat").get_by_text("Show", exact=True).click()
     teacher.says("#show-title", "<i>Ann</i>")
     until(lambda: teacher.page.evaluate("document.querySelector('#show .seen img').naturalWidth") > 0)
     teacher.page.keyboard.press("Escape")
