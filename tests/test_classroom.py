@@ -46,6 +46,8 @@ text = "Nothing."
 title = "Two"
 text = "Something."
 ask = {question = "What?", choices = ["this", "that"], answer = 1, because = "so"}
+[notes]
+answers = ["**So** <it> is."]
 """
 
 
@@ -266,7 +268,9 @@ def test_a_page_of_a_lesson_reaches_the_class_and_its_progress_the_teacher(
     (tmp_path / "short.toml").write_text(LESSON)
     (tmp_path / "own.toml").write_text(LESSON.replace('"Nothing."', '"Nothing."\nhighlight = ["own"]'))
     monkeypatch.setattr("sdlab.lessons.library.FOLDER", tmp_path)
-    assert classroom.choices()["lessons"] == [{"name": "short", "title": "A short one", "pages": ["One", "Two"]}]
+    notes = {"minutes": 1, "wrong": [], "answers": ["<strong>So</strong> &lt;it&gt; is."]}
+    offered = {"name": "short", "title": "A short one", "pages": ["One", "Two"], "notes": notes}
+    assert classroom.choices()["lessons"] == [offered]
     classroom.act({"do": "link", "link": "?lock=preset,losses&seed=3"})  # which a lesson unlocks
     classroom.act({"do": "lesson", "name": "short", "page": 1})
     ready(ann)

@@ -95,11 +95,16 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
     student.page.wait_for_selector("#pause:disabled")
     assert student.page.evaluate("document.querySelector('#form').inert")
     assert student.page.evaluate("document.querySelector('.room').offsetHeight") == height, "nothing jumps"
+    student.page.evaluate("scrollTo(0, 2000)")
+    student.page.wait_for_selector(".room.out")
+    assert student.page.evaluate("document.querySelector('.room').getBoundingClientRect().top") == 0, "still in sight"
+    student.page.evaluate("scrollTo(0, 0)")
+    student.page.wait_for_selector(".room:not(.out)")
     teacher.says(".seat .state", "Paused")
     teacher.page.click("#freeze")
     student.page.wait_for_selector("#pause:enabled")
     student.says(".room .frozen", "")
-    teacher.page.click("text=Show")
+    teacher.page.locator(".seat").get_by_text("Show", exact=True).click()
     teacher.says("#show-title", "<i>Ann</i>")
     until(lambda: teacher.page.evaluate("document.querySelector('#show .seen img').naturalWidth") > 0)
     teacher.page.keyboard.press("Escape")
@@ -122,6 +127,10 @@ def test_a_class_from_the_first_seat_to_the_line(browser, address: str):
     teacher.page.locator(".seat", has_text="Seat 2").get_by_text("End").click()
     late.says(".room [data-number]", "Seat 2")
     late.page.wait_for_selector('#status [data-phase="ready"]')
+    teacher.page.select_option("#target", "")
+    teacher.page.click("#end")
+    teacher.says("#said", "All seats have ended.")
+    teacher.says("#count", "0 of 2 seats taken")
     for each in (student, late, teacher):
         each.close()
 

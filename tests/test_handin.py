@@ -253,7 +253,7 @@ def test_readings_that_were_edited_are_named(made: Path, tmp_path: Path):
 
     row = graded(edited(made, tmp_path / "x.zip", archive.MANIFEST, all_of_them))
     assert row.outcome == "differs"
-    for said in ("lane A: the final state at step", "page 1, step", "does not reach what it waits for"):
+    for said in ("lane A: the final state at step", "page 1, step", "is not enough; the page waits until the"):
         assert any(said in text for text in row.differences), row.differences
     assert any("not sealed by this computer" in note for note in row.notes), "its hashes were made to fit"
 
@@ -355,6 +355,17 @@ def test_what_cannot_run_here_is_not_repeated_and_says_why(made: Path, tmp_path:
     row = graded(made, seconds=-1.0)
     assert row.outcome == "not repeated"
     assert any("no time left" in note for note in row.notes)
+
+
+def test_a_plane_is_repeated_and_its_lack_of_readings_is_told(page: Page, key: None, tmp_path: Path):
+    browser = Browser(page, "plane")
+    browser.act(do="preset", preset="playground")
+    session = browser.desk.focus.seat.session
+    until(lambda: session.status.phase == "ready")
+    took(session, 3)
+    row = graded(handed_in(browser, tmp_path, "Ada"))
+    assert (row.outcome, row.differences) == ("same bits", [])
+    assert row.notes == ["lane A: points in the plane have no final readings; the points themselves are compared"]
 
 
 def test_a_change_that_was_rolled_back_is_not_repeated(

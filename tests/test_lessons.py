@@ -16,6 +16,7 @@ from sdlab.lessons.check import Row, cells, check
 from sdlab.lessons.docs import HEADING, write_page
 from sdlab.lessons.lesson import Wait
 from sdlab.lessons.parsing import read
+from sdlab.lessons.promises import SUBJECTS
 from sdlab.lessons.readings import READINGS, Reader, Reading, meaning_of, must_be_reading
 from sdlab.lessons.walk import SKIPPED, Reached
 from sdlab.live.messages import Patch, Reset
@@ -79,7 +80,7 @@ def test_a_lesson_is_read_whole():
     assert lesson.pages[1].do[1].value == (("prompt.text", "east"), ("optim.lr_points", 0.001))
     assert lesson.readings_of("before") == ("distance",)
     assert lesson.pages[1].wait is not None
-    assert lesson.pages[1].wait.promise() == "distance above “before” + 0.2"
+    assert lesson.pages[1].wait.promise().endswith("hill of the prompt is at least 0.2 above the value marked “before”")
 
 
 def test_later_pages_start_with_the_changes_of_earlier_ones():
@@ -163,6 +164,27 @@ def test_a_broken_file_is_left_out_of_the_menu(tmp_path: Path, monkeypatch: pyte
 )
 def test_the_bounds_of_a_predicate(wait: Wait, marked: float | None, bounds: tuple[float, float] | None):
     assert wait.bounds(marked) == bounds
+
+
+@pytest.mark.parametrize(
+    ("wait", "said"),
+    [
+        (Wait(steps=50), "the run has taken 50 steps on this page"),
+        (Wait(step=200, steps=1), "the run has reached step 200 and taken 1 step on this page"),
+        (Wait("fronts", at_least=2.0, at_most=4.0), "the number of views that show a front is between 2 and 4"),
+        (Wait("spread", at_most=0.05, steps=100), "the spread of the points is at most 0.05, after at least 100 steps"),
+        (Wait("t", above="m", times=1.5), "the mean timestep is at least 1.5 times the value marked “m”"),
+        (Wait("t", at_least=500.0, step=9), "the mean timestep is at least 500, at step 9 or later"),
+        (Wait("t", below="m", by=2.0), "the mean timestep is at least 2 below the value marked “m”"),
+        (Wait("t", above="m", times=2.0, by=1.0), "the mean timestep is at least 2 times the value marked “m” plus 1"),
+        (Wait("t", below="other"), "the mean timestep is at most that of the other lane"),
+        (Wait("compare.nfe.vsd", at_least=3.0), "the number of network evaluations of VSD per view is at least 3"),
+        (Wait("compare.rms.own", at_most=0.6), "the root mean square of the gradient of your own loss is at most 0.6"),
+        (Wait("rms_pos", at_most=1.0), "the root mean square of pos is at most 1"),
+    ],
+)  # fmt: skip
+def test_a_promise_is_a_clause(wait: Wait, said: str):
+    assert wait.promise() == said
 
 
 @pytest.mark.parametrize("name", ["compare.rms.sds", "compare.cosine.sds.ism", "rms_pos", "rms_noise", "psi_error"])
@@ -302,7 +324,11 @@ def test_what_is_waited_for_is_said_in_words():
     waits = [page.wait for name in lessons.names() for page in lessons.load(name).pages if page.wait is not None]
     without = {wait.reading for wait in waits if wait.reading and not meaning_of(wait.reading)}
     assert without <= {"operator_error"}, "the loss itself has words for it"
-    assert meaning_of("compare.cosine.own.sds") == "cosine of the gradients of own and sds at the compared state"
+    errors = {error for loss in losses().values() for error in loss.aux_errors}
+    assert {*READINGS, *errors} == SUBJECTS.keys()
+    assert (
+        meaning_of("compare.cosine.own.sds") == "cosine of the gradients of your own loss and SDS at the compared state"
+    )
 
 
 def test_bounds_on_both_sides_are_both_said():
@@ -311,11 +337,11 @@ def test_bounds_on_both_sides_are_both_said():
     walk.tick(9, reads(9, 0.9))
     told = walk_told(walk)
     assert told is not None
-    assert told["wait"]["said"] == "now 0.9, to be at least 0.2 and at most 0.4; 9 steps on this page"
+    assert told["wait"]["said"] == "Now 0.9, must be between 0.2 and 0.4; 9 steps on this page."
     walk.tick(12, reads(12, 0.3))
     told = walk_told(walk)
     assert told is not None
-    assert told["wait"]["said"] == "Reached at step 12: found is 0.3."
+    assert told["wait"]["said"] == "Reached at step 12: it is 0.3."
 
 
 def test_a_mark_is_what_was_read_when_it_was_set():
@@ -392,7 +418,8 @@ def test_a_lesson_that_keeps_its_promise(rows: list[Row]):
     assert all(each.reached.step <= 20 and each.value >= 0.9 for each in rows[0].outcomes)
     seeds = [each.threshold for each in rows[1].outcomes]
     assert seeds[0] != seeds[1], "each seed has its own mark"
-    assert cells(rows[0])[:3] == ("short", "1. Points walk", "found at least 0.9 after 5 steps")
+    promised = "the share of points on a hill of the prompt is at least 0.9, after at least 5 steps"
+    assert cells(rows[0])[:3] == ("short", "1. Points walk", promised)
 
 
 def test_equal_seeds_give_equal_figures(rows: list[Row]):
@@ -475,7 +502,7 @@ def test_the_commands_exit_code_and_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert "2 of 2 effects appear with every one of 1 seeds" in capsys.readouterr().out
     text = page.read_text()
     assert text.startswith("# Lessons\n\nBy hand.\n")
-    assert "| short | 1. Points walk | found at least 0.9 after 5 steps |" in text
+    assert "| short | 1. Points walk | the share of points on a hill of the prompt is at least 0.9," in text
     assert "yesterday" not in text
     (tmp_path / "short.toml").write_text(SHORT.replace("at_least = 0.9", "at_most = -1").replace("= 100", "= 20"))
     assert cli.main([*common, "--page-number", "1"]) == 1
@@ -483,7 +510,9 @@ def test_the_commands_exit_code_and_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert cli.main([*common, "--page-number", "3"]) == 2
     assert cli.main(["lessons", "nothing"]) == 2
     assert cli.main(["lessons", "short"]) == 0
-    assert "1. Points walk (found at most -1 after 5 steps)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1. Points walk (until the share of points on a hill of the prompt is at most -1," in told
+    assert "   What goes wrong:\n   - Nothing moves: press Start.\n" in told
 
 
 def test_rows_of_other_lessons_stay_on_the_page(tmp_path: Path, rows: list[Row]):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_handin import graded, handed_in, took
 from test_handlers import Browser, Views, manager, ready, settings  # noqa: F401  (fixtures)
 from waiting import until
 
@@ -133,6 +134,22 @@ def test_knobs_keep_their_values_as_far_as_the_new_version_has_them(own: OwnLoss
     assert (wider.knob("losses.own.cfg").value, wider.knob("losses.own.share").value) == (5.0, 0.5)
     own.write(SOLVED.replace("200.0", "2.0").replace("knob(3.0", "knob(1.0"))
     assert wider.with_loss(own.loss).knob("losses.own.cfg").value == 1.0, "5 is no longer allowed"
+
+
+# ---- in a hand-in --------------------------------------------------------------------------------------------------
+
+
+def test_a_hand_in_of_an_own_loss_is_graded_with_its_code_alone(browser: Browser, own: OwnLoss, tmp_path: Path):
+    session, loss = browser.desk.focus.seat.session, own.loss
+    until(lambda: session.status.phase == "ready")
+    browser.act(do="knob", knob="active", value="own")
+    took(session, 2)
+    file = handed_in(browser, tmp_path, "Ada")
+    for given in (None, own_loss.compiled(f"{own.text}# more", own.path)):
+        row = graded(file, own=given)
+        assert row.outcome == "not repeated"
+        assert sum("read own_loss.py in the file, then grade it with --own-loss" in note for note in row.notes) == 1
+    assert graded(file, own=loss).outcome == "same bits"
 
 
 # ---- in a run ------------------------------------------------------------------------------------------------------

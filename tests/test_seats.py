@@ -143,8 +143,8 @@ def test_seats_are_limited_by_time_and_by_memory(step: float, seat_bytes: int, r
 def test_what_is_said_of_a_capacity():
     said = str(Capacity(0.05, 300_000_000, 8, None))
     assert said == (
-        "20 steps a second alone, 2.5 each when all 8 run; this machine carries 20 at 1 step a second each, "
-        "with up to 300 MB each"
+        "20 steps a second alone, 2.5 each when all 8 run; this machine carries 20 seats at 1 step a second, "
+        "each with up to 300 MB of memory"
     )
     assert str(Capacity(0.05, 300_000_000, 1)).startswith("20 steps a second alone; this")
 

@@ -174,7 +174,7 @@ def test_a_page_has_all_that_the_lesson_says(site: Path, found: list[PageRecordi
         "All of them.",
         "It is the prior&#x27;s score.",
         "prompt = east; CFG = 2.",
-        "distance above “before” + 0.2 after 15 steps",
+        "is at least 0.2 above the value marked “before”, after at least 15 steps",
     ):
         assert part in text
     reached = found[1].outcome.reached

@@ -691,6 +691,7 @@ def test_the_preview_holds_its_pictures():
         ("w(t) noise", 'data-symbol="w(t)"><i>w</i>(<span class="symbol" data-symbol="t"><i>t</i></span>)</span>'),
         ("eps_psi(camera)", 'data-symbol="eps_psi(camera)"><i>&epsilon;</i><sub>&psi;</sub>(camera)</span>'),
         ("a < b", "&lt;"),
+        ("|| M(eps_c) - noise ||^2", "||²</span>"),
     ],
 )
 def test_formulas(plain: str, shown: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdlab.arguments import add_device, claim_file, real
+from sdlab.arguments import add_device, add_own_loss, claim_file, real
 
 MINUTES = 10.0
 
@@ -29,6 +29,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--sealed", action="store_true", help="count hand-ins that this computer did not make as different")
     add_device(p)
+    add_own_loss(p)
     p.set_defaults(call=_grade)
 
 
@@ -38,14 +39,23 @@ def _grade(args: argparse.Namespace) -> int:
     from sdlab.handin import facts
     from sdlab.live.manager import PriorPool
     from sdlab.options import choose_device
+    from sdlab.own_loss import OwnLoss
     from sdlab.progress import print_above, progress_bar
 
     files = grade.files_in(args.folder)
     if args.csv is not None:
         claim_file(args.csv, files, "--csv")
     device = choose_device(args.device)
+    own = OwnLoss(args.own_loss.expanduser()).loss if args.own_loss is not None else None
     terms = grade.Terms(
-        device, PriorPool().get, policy(args.trust), 60 * args.minutes, facts.facts(device), facts.key(), args.sealed
+        device,
+        PriorPool().get,
+        policy(args.trust),
+        60 * args.minutes,
+        facts.facts(device),
+        facts.key(),
+        args.sealed,
+        own,
     )
     rows, given = {}, []
     for path in files:

@@ -25,11 +25,13 @@ from sdlab.live.building import LoadPrior
 from sdlab.live.session import Session
 from sdlab.live.state import Admit
 from sdlab.live.tape import Print
+from sdlab.losses import Distillation
 from sdlab.parsing import VISITOR, parsed
-from sdlab.settings import Settings, from_toml
+from sdlab.settings import NO_OWN, Settings, adopt, disown, from_toml
 
 MOST_HAND_INS = 1000  # in a folder
 MOST_COUNTED = 100_000  # ticks of a hand-in that the time left counts with
+NO_CODE = f"its loss is the student's own: read {archive.CODE} in the file, then grade it with --own-loss and that code"
 
 Outcome = Literal["same bits", "nearly same", "differs", "copied", "not repeated", "unreadable"]
 
@@ -74,7 +76,8 @@ class Row:
 @dataclass(frozen=True)
 class Terms:
     """How hand-ins are graded: on which `device`, with which priors, which settings may run, for how many seconds each,
-    and compared with the `facts` of this computer and its `key`. With `sealed`, each must be sealed with that key."""
+    and compared with the `facts` of this computer and its `key`. With `sealed`, each must be sealed with that key.
+    `own` is the loss with which hand-ins that hold its very code are repeated."""
 
     device: torch.device
     load: LoadPrior
@@ -83,6 +86,7 @@ class Terms:
     facts: Mapping[str, object]
     key: bytes
     sealed: bool = False
+    own: type[Distillation] | None = None
 
 
 def read(path: Path) -> Given:
@@ -123,8 +127,16 @@ def graded(given: Given, terms: Terms, moved: Callable[[int], object]) -> Row:
         row.notes.append(f"made on another machine, compared within a tolerance: {', '.join(map(printable, differ))}")
     if about.dropped:
         row.notes.append(f"{about.dropped:,} earlier runs were too many to be part of it")
+    _use(terms.own, given.hand_in.code)
     _Repetition(given, row, exact=not differ).run(terms, moved)
     return row
+
+
+def _use(own: type[Distillation] | None, code: str) -> None:
+    """Let runs use a loss of somebody's own if its code is `code`, and no other."""
+    disown()
+    if own is not None and own.code == code:
+        adopt(own)
 
 
 def _check_seal(given: Given, terms: Terms, row: Row) -> None:
@@ -173,7 +185,7 @@ class _Repetition:
     def _compare_stretch(self, told: Told, result: Repeated, name: str) -> None:
         row, found = self._row, result.prints
         if result.problem:
-            why = printable(result.problem)
+            why = NO_CODE if NO_OWN in result.problem else printable(result.problem)
             row.notes.append(f"{name} was repeated to tick {result.ticks:,} of {told.ticks:,}: {why}")
         row.notes += [f"{name}, tick {tick:,}: {printable(text)}" for tick, text in told.remarks]
         row.differences += [printable(text) for text in compare.prints(told, result, self._exact, name)]
@@ -182,13 +194,15 @@ class _Repetition:
     def _compare_lane(self, lane: Lane, result: Repeated) -> None:
         row, name = self._row, f"lane {printable(lane.letter)}"
         if lane.letter not in self._finals:
-            where = row.notes if result.problem else row.differences
-            where.append(f"{name}: its final state is not on the way of its runs")
+            if not result.problem:
+                row.differences.append(f"{name}: its final state is not on the way of its runs")
             return
         now, read = self._finals[lane.letter]
         if not compare.agree(lane.print, now, self._exact):
             row.differences.append(f"{name}: the final state at step {lane.print.step:,} is another")
         row.differences += [f"{name}: {text}" for text in compare.readings(lane.readings, read, self._exact)]
+        if not read:
+            row.notes.append(f"{name}: points in the plane have no final readings; the points themselves are compared")
         self._same_bits &= lane.print.digest == now.digest
 
 

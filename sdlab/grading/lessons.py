@@ -117,7 +117,7 @@ def _beyond(claim: Claim, wait: Wait, marks: Mapping[tuple[str, str], tuple[int,
     marked = marks.get((wait.mark, wait.reading))
     bounds = wait.bounds(marked[1] if marked else None)
     if bounds is None or not bounds[0] <= claim.value <= bounds[1]:
-        return [f"{claim.what}: {claim.reading} = {claim.value:g} does not reach what it waits for ({wait.promise()})"]
+        return [f"{claim.what}: {claim.reading} = {claim.value:g} is not enough; the page waits until {wait.promise()}"]
     return []
 
 

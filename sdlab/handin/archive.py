@@ -3,10 +3,11 @@
     manifest.json     who, when, where; the lesson's record; free answers; the final states with their readings
     history.json      the stretches of all runs: how each began, every change, prints of the scene on the way
     settings/0.toml   settings that a run began with
+    own_loss.py       the code of the student's own loss, if there is one
     preview.webp      the run as a small film
     SHA256SUMS        the hashes of all these, and in its last line a seal of them by the computer that made the file
 
-The archive is not trusted: names are never used as paths, sizes are limited, and it holds JSON and TOML only.
+The archive is not trusted: names are never used as paths, sizes are limited, and nothing in it is run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sdlab.folders import Archive, Read, is_archive, reason_of
 
 FORMAT = 1
 MANIFEST, HISTORY, PREVIEW, SUMS = "manifest.json", "history.json", "preview.webp", "SHA256SUMS"
+CODE = "own_loss.py"
 SETTINGS = re.compile(r"settings/\d{1,4}\.toml")
 SEAL = "seal"  # in place of a file's name
 MOST_BYTES = 20_000_000  # of a hand-in
@@ -40,6 +42,7 @@ class HandIn(NamedTuple):
     edited: tuple[str, ...]
     sums: str  # that the seal is about
     seal: str  # "" without one
+    code: str = ""  # of the student's own loss, "" without one
 
 
 def write(path: Path, files: Mapping[str, bytes], key: bytes) -> None:
@@ -69,7 +72,7 @@ def read(raw: bytes, given: str) -> HandIn:
     edited = sorted(name for name in {*hashes, *listed} if hashes.get(name) != listed.get(name))
     texts = {name: _decoded(found, name, given) for name, found in content.items() if name != PREVIEW}
     settings = {name: text for name, text in texts.items() if SETTINGS.fullmatch(name)}
-    return HandIn(texts[MANIFEST], texts[HISTORY], settings, tuple(edited), sums, seal)
+    return HandIn(texts[MANIFEST], texts[HISTORY], settings, tuple(edited), sums, seal, texts.get(CODE, ""))
 
 
 def _sums(text: str, given: str) -> tuple[str, str]:

@@ -25,9 +25,21 @@ def run(args: argparse.Namespace) -> int:
     for lesson in chosen:
         print(f"{lesson.number}. {lesson.name:12} {lesson.minutes:g} min  {lesson.title}: {lesson.summary}")
         for number, page in enumerate(lesson.pages, 1) if args.names else ():
-            wait = f" ({page.wait.promise()})" if page.wait is not None else ""
+            wait = f" (until {page.wait.promise()})" if page.wait is not None else ""
             print(f"   {number:2}. {page.title}{wait}")
+        if args.names:
+            _print_notes(lesson)
     return 0
+
+
+def _print_notes(lesson: Lesson) -> None:
+    """Print the notes for the instructor."""
+    notes = lesson.notes
+    if notes.minutes is not None:
+        print(f"   In a class: {notes.minutes:g} min")
+    for heading, texts in (("What goes wrong:", notes.wrong), ("What students ask:", notes.answers)):
+        if texts:
+            print(f"   {heading}", *(f"   - {text}" for text in texts), sep="\n")
 
 
 def _check(args: argparse.Namespace, chosen: Sequence[Lesson]) -> int:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdlab.lessons.promises import OTHER as OTHER
+from sdlab.lessons.promises import promise
 from sdlab.settings import Settings
 
 PLACES = (  # parts of the page that a lesson can point at, besides groups and knobs
@@ -15,7 +17,6 @@ PLACES = (  # parts of the page that a lesson can point at, besides groups and k
 FLAGS = ("run", "pause", "reset", "branch")  # acts that take `true`
 ACTS = ("set", "preset", "advance", "mark", "compare", *FLAGS)
 STUDENTS = (*ACTS, "write")  # what learners do themselves; "write" is the code of a loss of their own
-OTHER = "other"  # in the place of a mark: the same reading of the other lane
 LIMIT = 1000  # steps of a wait that has none of its own
 
 
@@ -76,20 +77,8 @@ class Wait:
         return (marked * self.times + self.by, math.inf) if self.above else (-math.inf, marked * self.times - self.by)
 
     def promise(self) -> str:
-        """Return what it waits for in words."""
-        after = [f"step {self.step}"] if self.step else []
-        after += [f"{self.steps} steps"] if self.steps else []
-        if not self.reading:
-            return " and ".join(after)
-        words = [f"at least {self.at_least:g}"] if self.at_least is not None else []
-        words += [f"at most {self.at_most:g}"] if self.at_most is not None else []
-        if self.mark:
-            than = "the other lane's" if self.mark == OTHER else f"“{self.mark}”"
-            factor = f"{self.times:g} times " if self.times != 1 else ""
-            shift = f" {'+' if self.above else '-'} {self.by:g}" if self.by else ""
-            words.append(f"{'above' if self.above else 'below'} {factor}{than}{shift}")
-        late = f" after {' and '.join(after)}" if after else ""
-        return f"{self.reading} {' and '.join(words)}{late}"
+        """Return what it waits for as a clause: "the saturation is at most 0.2, after at least 150 steps"."""
+        return promise(self)
 
 
 @dataclass(frozen=True)

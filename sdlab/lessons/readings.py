@@ -35,8 +35,8 @@ VIEWS = {  # of twelve views around the object, or of the images of a flat scene
     "sharpness": "mean distance of a pixel from its surroundings, 0 to 1",
     "object": "share of views that the judge reads as the prompt's object",
     "colour": "share of views that the judge reads as the prompt's colour",
-    "fronts": "of 12 views those that show a front: 3 for an object with one front",
-    "faces": "sides that show a front: 1 without a Janus problem",
+    "fronts": "views of the 12 that show a front; an object with one front has 3",
+    "faces": "sides that show a front; 1 without a Janus problem",
     "iq": "mean entropy in nats of the objects that the judge reads in single views",
     "iv": "entropy in nats of the objects that it reads in all views together; of sides, for one object's own views",
     "iq_view": "as iq, of view words",
@@ -99,12 +99,17 @@ def meaning_of(name: str) -> str:
     """Return what a reading means, in words; "" for one of a loss's own terms."""
     match name.split("."):
         case ["compare", "cosine", one, other]:
-            return f"cosine of the gradients of {one} and {other} at the compared state"
+            return f"cosine of the gradients of {loss_called(one)} and {loss_called(other)} at the compared state"
         case ["compare", "rms", loss]:
-            return f"root mean square of the gradient of {loss} at the compared state"
+            return f"root mean square of the gradient of {loss_called(loss)} at the compared state"
         case ["compare", "nfe", loss]:
-            return f"network evaluations of {loss}, per view"
+            return f"network evaluations of {loss_called(loss)}, per view"
     return READINGS.get(name, "")
+
+
+def loss_called(kind: str) -> str:
+    """Return what a sentence calls a loss."""
+    return "your own loss" if kind == OWN else losses()[kind].title
 
 
 class Reading(NamedTuple):

@@ -48,8 +48,8 @@ class Capacity(NamedTuple):
         if self.seats > 1:
             each += f", {all_run:.2g} each when all {self.seats} run"
         return (
-            f"{each}; this machine carries {self.most} at {WATCHABLE:g} step a second each, "
-            f"with up to {self.seat_bytes / 1e6:.0f} MB each"
+            f"{each}; this machine carries {self.most} seats at {WATCHABLE:g} step a second, "
+            f"each with up to {self.seat_bytes / 1e6:.0f} MB of memory"
         )
 
 

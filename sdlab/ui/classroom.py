@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from sdlab.lessons import Walk, listed, load
+from sdlab.lessons import Lesson, Walk, listed, load
 from sdlab.live.manager import Manager
 from sdlab.live.messages import Hold
 from sdlab.live.session import Session
 from sdlab.ui import acts, lessons, thumbnails
 from sdlab.ui.desk import Desk
+from sdlab.ui.lesson_page import inline
 from sdlab.ui.places import MESSAGE, Place, Room, line_of
 from sdlab.ui.wording import PHASE_WORDS, number
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from sdlab.ui.page import Page
 
 GONE = "this seat is empty now"
-GIVEN = 80  # characters of what pages that come later get
+GIVEN = 80  # characters of what latecomers get
 
 
 class Classroom:
@@ -35,7 +36,7 @@ class Classroom:
         self._room = room
         self._manager = manager
         self._addresses = list(addresses)
-        self._late = ""  # what pages that come later get
+        self._late = ""  # what latecomers get
 
     # ---- what the teacher sees ---------------------------------------------------------------------------
 
@@ -56,7 +57,12 @@ class Classroom:
     def choices(self) -> dict[str, Any]:
         """Return what can be given to desks."""
         offered = [
-            {"name": lesson.name, "title": lesson.title, "pages": [page.title for page in lesson.pages]}
+            {
+                "name": lesson.name,
+                "title": lesson.title,
+                "pages": [page.title for page in lesson.pages],
+                "notes": _notes(lesson),
+            }
             for lesson in listed()
             if lesson.preset in self._page.visitors.presets and not lesson.needs_own_loss
         ]
@@ -156,6 +162,16 @@ class Classroom:
         return ""
 
 
+def _notes(lesson: Lesson) -> dict[str, Any]:
+    """Return the notes for the instructor, whose texts are HTML."""
+    notes = lesson.notes
+    return {
+        "minutes": lesson.minutes if notes.minutes is None else notes.minutes,
+        "wrong": [inline(text) for text in notes.wrong],
+        "answers": [inline(text) for text in notes.answers],
+    }
+
+
 def _given(said: Mapping[str, Any]) -> str:
     """Return in words what a teacher gives."""
     match said:
@@ -182,7 +198,7 @@ def query_of(link: str) -> str:
     except ValueError:  # such as half of an IPv6 address
         query = ""
     if "=" not in query:
-        raise ValueError("a link needs settings, such as ?preset=gallery-esd&seed=7; the page's Link button makes one")
+        raise ValueError("a link needs settings, such as ?preset=gallery-esd; the Link button of a page makes one")
     return query
 
 

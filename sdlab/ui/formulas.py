@@ -104,7 +104,7 @@ def _symbols(escaped: str, named: bool = False) -> str:
             return f'<span class="symbol" data-symbol="{name}">{letter(m[1], m[2])}{own}</span>{rest}'
         return letter(m[1], m[2]) + inside
 
-    shown = SYMBOL.sub(word, escaped)
+    shown = SYMBOL.sub(word, escaped).replace("^2", "\N{SUPERSCRIPT TWO}")
     return re.sub(r"(?<!\S)- ", "&minus; ", shown)
 
 

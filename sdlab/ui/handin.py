@@ -17,7 +17,7 @@ from sdlab.export.writers import Material, Tally, slug
 from sdlab.handin import archive, facts, history, manifest, preview
 from sdlab.live.tape import Changes, Stretch, Taken
 from sdlab.live.timeline import Shot
-from sdlab.settings import Settings, to_toml
+from sdlab.settings import Settings, codes_of, to_toml
 from sdlab.ui.uploads import FOLDER, UPLOADS, without_uploads
 from sdlab.ui.veil import name_of
 from sdlab.ui.visitors import PATHS, Visitors
@@ -99,6 +99,8 @@ def write(path: Path, material: Material, progress: Tally) -> None:
     }
     if material.shots:
         files[archive.PREVIEW] = preview.film(material.shots, material.settings.camera, progress)
+    for _, taken in material.lanes:
+        files |= {name: code.encode("utf-8") for name, code in codes_of(taken.settings).items()}
     archive.write(path, {**files, **writer.files}, facts.key())
 
 

@@ -282,7 +282,7 @@ def _menu(visitors: Visitors, classroom: bool) -> str:
     return (
         '<dialog class="share lessons" aria-labelledby="lessons-title"><form method="dialog">'
         '<header><h2 id="lessons-title">Lessons</h2><button aria-label="Close">&times;</button></header>'
-        f"<p>Each replaces the present run by its own.</p>{menu(offered)}</form></dialog>"
+        f"<p>Each replaces the current run with its own.</p>{menu(offered)}</form></dialog>"
     )
 
 

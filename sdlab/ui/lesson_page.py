@@ -9,11 +9,11 @@ from typing import Any
 
 from sdlab.lessons import Lesson, Walk
 from sdlab.lessons.lesson import PLACES, Ask, Page
-from sdlab.lessons.readings import meaning_of
+from sdlab.lessons.readings import COMPARED, meaning_of
 from sdlab.ui.form import TITLES
 from sdlab.ui.formulas import formula
 from sdlab.ui.links import PARTS
-from sdlab.ui.wording import label_of, number
+from sdlab.ui.wording import label_of, number, sentence
 
 PLACE_NAMES = {**{name: PARTS.get(name, name) for name in PLACES}, "view": "View", "status": "Status", "own": "My loss"}
 
@@ -140,7 +140,8 @@ def walk_told(walk: Walk | None) -> dict[str, Any] | None:
     told["because"] = "" if ask is None or walk.asks else _verdict(ask, walk.choice)
     wait = told["wait"]
     if wait is not None:
-        told["wait"] = {**wait, "meaning": meaning_of(wait["reading"]), **_said(wait)}
+        is_clear = wait["reading"].startswith(COMPARED)  # what it waits for says all there is to say
+        told["wait"] = {**wait, "meaning": "" if is_clear else meaning_of(wait["reading"]), **_said(wait)}
     return told
 
 
@@ -152,19 +153,23 @@ def _verdict(ask: Ask, choice: int | None) -> str:
 def _said(wait: dict[str, Any]) -> dict[str, str]:
     """Return what a predicate waits for, and how far it is."""
     now = f"now {number(wait['value'])}" if wait["value"] is not None else "no reading yet"
-    bounds = [
-        f"{word} {number(wait[end])}"
-        for word, end in (("at least", "low"), ("at most", "high"))
-        if wait[end] is not None
-    ]
-    goal = f", to be {' and '.join(bounds)}" if bounds else ""
+    goal = _goal(wait["low"], wait["high"])
     of = f" of {wait['steps']}" if wait["steps"] and not wait["reading"] else ""
     steps = f"{wait['taken']}{of} steps on this page"
     if wait["reached"]:
-        value = f": {wait['reading']} is {number(wait['value'])}" if wait["value"] is not None else ""
+        value = f": it is {number(wait['value'])}" if wait["value"] is not None else ""
         return {"said": f"Reached at step {wait['step']}{value}."}
     if wait["lacks"]:
         return {"said": "This compares with an earlier page: go through that one first."}
     if wait["missed"]:
         return {"said": f"Not reached after {steps} ({now}{goal}). Press Again, or go on."}
-    return {"said": f"{now}{goal}; {steps}" if wait["reading"] else steps}
+    return {"said": sentence(f"{now}{goal}; {steps}.") if wait["reading"] else f"{steps}."}
+
+
+def _goal(low: float | None, high: float | None) -> str:
+    """Return between which bounds a reading must be."""
+    if low is not None and high is not None:
+        return f", must be between {number(low)} and {number(high)}"
+    if low is not None:
+        return f", must be at least {number(low)}"
+    return f", must be at most {number(high)}" if high is not None else ""

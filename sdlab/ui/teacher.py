@@ -63,7 +63,7 @@ def routes(classroom: Classroom, door: Door) -> APIRouter:
         except TooMany as e:
             return refusal(f"too many attempts: try again in {duration(max(float(e.args[0]), 1))}", 429)
         if cookie is None:
-            return refusal("this is not the PIN; the server printed it when it started", 403)
+            return refusal("this is not the PIN", 403)
         answer = Response(status_code=204, headers=NO_STORE)
         secure = request.headers.get("origin", "").startswith("https:")
         answer.set_cookie(COOKIE, cookie, path=None, secure=secure, httponly=True, samesite="strict")

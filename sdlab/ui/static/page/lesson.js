@@ -145,7 +145,7 @@ function showWait(body, wait) {
   box.hidden = !wait;
   if (!wait) return;
   box.classList.toggle("reached", wait.reached);
-  promise.textContent = `Waits for ${wait.promise}`;
+  promise.textContent = `Waits until ${wait.promise}.`;
   meaning.textContent = wait.meaning && `${wait.reading}: ${wait.meaning}`;
   now.textContent = wait.said;
   const bound = wait.low ?? wait.high, value = wait.value;

@@ -14,6 +14,11 @@ export function mount(element) {
   const [number, frozen, message] = ["[data-number]", ".frozen", ".message"]
     .map((selector) => /** @type {HTMLElement} */ (element.querySelector(selector)));
   const name = /** @type {HTMLInputElement} */ (element.querySelector("input"));
+  const line = /** @type {HTMLElement} */ (number.closest(".room"));
+  new IntersectionObserver(([{ isIntersecting }]) => { // a page that is held says why, wherever it is scrolled to
+    element.style.minHeight = isIntersecting ? "" : `${line.offsetHeight}px`;
+    line.classList.toggle("out", !isIntersecting);
+  }).observe(element);
   name.addEventListener("change", () => act({ do: "name", name: name.value }));
   name.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.isComposing) name.blur(); });
   part("room", (/** @type {Room | null} */ room) => { // null while the page has no seat

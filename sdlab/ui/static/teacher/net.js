@@ -4,6 +4,9 @@
 /** Thrown when the PIN is needed. */
 export class Closed extends Error {}
 
+/** Thrown when the server does not do what it was asked. */
+export class Refused extends Error {}
+
 /** @param {string} address @param {RequestInit} [options] @returns {Promise<Response>} */
 async function asked(address, options) {
   const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(30000), ...options });
@@ -22,8 +25,10 @@ export async function told(address) {
 export const post = (address, body) =>
   asked(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
-/** Do something to the class; returns what the server says about it. @param {Record<string, any>} act @returns {Promise<string>} */
+/** Do something to the class; returns what the teacher should know about it. Throws Refused with the reason.
+ * @param {Record<string, any>} act @returns {Promise<string>} */
 export async function act(act) {
   const answer = await post("do", act);
-  return answer.ok ? (await answer.json()).said : answer.text();
+  if (!answer.ok) throw new Refused(await answer.text());
+  return (await answer.json()).said;
 }

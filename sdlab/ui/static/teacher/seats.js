@@ -60,15 +60,17 @@ class Card {
     this.frame.append(this.picture);
     this.title = node("h2", "");
     /** @type {Record<string, HTMLElement>} */
-    this.lines = Object.fromEntries(["state", "run", "prompt", "lesson", "last"].map((name) => [name, node("p", name)]));
-    const text = node("div", "text");
-    text.append(this.title, ...Object.values(this.lines));
+    this.lines = Object.fromEntries(["state", "run", "prompt", "lesson"].map((name) => [name, node("p", name)]));
+    [this.last, this.ago] = [node("span", "what"), node("span", "ago")];
+    const text = node("div", "text"), last = node("p", "last");
+    last.append(this.last, this.ago);
+    text.append(this.title, ...Object.values(this.lines), last);
     const buttons = node("div", "buttons");
     for (const [label, press] of /** @type {[string, () => void][]} */ ([
       ["Show", () => showSeat(this.seat)],
       ["Give", () => aim(this.seat)],
-      ["Reset", () => this.ask("reset", "starts over from step 0.")],
-      ["End", () => this.ask("end", "ends, and its run is lost.")],
+      ["Reset", () => this.ask("reset", "starts over from step 0.", "starts over from step 0.")],
+      ["End", () => this.ask("end", "ends, and its run is lost.", "has ended.")],
     ])) {
       const button = /** @type {HTMLButtonElement} */ (node("button", "", label));
       button.type = "button";
@@ -79,9 +81,11 @@ class Card {
     watching.observe(this.node);
   }
 
-  /** @param {string} verb @param {string} what */
-  async ask(verb, what) {
-    if (confirm(`${nameOf(this.seat)} ${what}`)) say(await act({ do: verb, seat: this.seat.key }).catch(String));
+  /** Do something after a question. @param {string} verb @param {string} what @param {string} done */
+  async ask(verb, what, done) {
+    const name = nameOf(this.seat);
+    if (!confirm(`${name} ${what}`)) return;
+    say(await act({ do: verb, seat: this.seat.key }).then((but) => but || `${name} ${done}`, (error) => error.message));
   }
 
   /** @param {Seat} seat */
@@ -94,11 +98,9 @@ class Card {
     write(this.lines.run, run.filter(Boolean).join(" \u00b7 "));
     write(this.lines.prompt, seat.prompt);
     write(this.lines.lesson, lessonOf(seat));
-    write(this.lines.last, `${seat.last}, ${since(seat.ago)}`);
-    this.lines.prompt.title = seat.prompt;
-    this.title.title = nameOf(seat);
-    this.lines.lesson.title = lessonOf(seat);
-    this.lines.run.title = this.lines.run.textContent ?? "";
+    write(this.last, seat.last);
+    write(this.ago, `, ${since(seat.ago)}`);
+    for (const line of [this.title, this.last, ...Object.values(this.lines)]) line.title = line.textContent ?? "";
     this.node.dataset.phase = seat.phase;
     this.node.classList.toggle("away", Boolean(away(seat)));
     for (const button of this.node.querySelectorAll("button"))
