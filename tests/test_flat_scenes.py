@@ -119,7 +119,8 @@ def test_frames_hold_pictures_and_no_splats(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FLAT)
-def test_it_leaves_its_results(kind, tmp_path, capsys):
+def test_it_leaves_its_results(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdlab.scenes.illusion.FILM_SIZE", 32)
     file = tmp_path / "settings.toml"
     file.write_text(to_toml(FLAT[kind].patch("steps", 5)), encoding="utf-8")
     assert main(["run", str(file), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
