@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,21 +18,49 @@ KEPT_DAYS = 7
 def keep_what_is_compiled() -> None:
     """Keep compiled networks and kernels between runs, for all workers, in the user's folder for caches.
 
-    Networks are converted again once the code that converts them has changed. Each worker has kernels of its own, since
-    numba numbers the files of a kernel's signatures without a lock.
+    Networks are converted again once the code that converts them has changed, kernels once their own has.
     """
     folder = platformdirs.user_cache_path("sdlab-tests", appauthor=False)
     sources = sorted((Path(__file__).parents[1] / "sdlab" / "priors").glob("*.py"))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:12]
-    networks, kernels = folder / code, folder / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    networks, kernels = folder / code, folder / "numba"
     for used in (networks, kernels):
         used.mkdir(parents=True, exist_ok=True)
         os.utime(used)
-    for old in folder.iterdir():
+    for old in (*folder.iterdir(), *kernels.rglob("*.nbc")):
         with contextlib.suppress(FileNotFoundError):  # another worker has removed it
             if time.time() - old.stat().st_mtime > KEPT_DAYS * 24 * 3600:
-                shutil.rmtree(old, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
     os.environ["SDLAB_CACHE"], os.environ["NUMBA_CACHE_DIR"] = str(networks), str(kernels)
+
+
+def share_kernels() -> None:
+    """Let a worker wait for a kernel that the other compiles, and load it.
+
+    Without a lock, both would compile it, and give the files of two signatures one number. A kernel inside another one
+    needs none: it is compiled with the outer one, whose thread holds numba's own lock by then.
+    """
+    from filelock import FileLock
+    from numba.core.caching import FunctionCache
+    from numba.core.dispatcher import Dispatcher
+
+    compiled, within = Dispatcher.compile, threading.local()
+
+    def one_at_a_time(self: Dispatcher, signature: object) -> object:
+        if getattr(within, "kernel", False):
+            return compiled(self, signature)
+        lock = contextlib.nullcontext()
+        if isinstance(self._cache, FunctionCache):
+            self._cache._impl.locator.ensure_cache_path()
+            lock = FileLock(f"{self._cache._cache_file._index_path}.lock")
+        within.kernel = True
+        try:
+            with lock:
+                return compiled(self, signature)
+        finally:
+            within.kernel = False
+
+    Dispatcher.compile = one_at_a_time
 
 
 keep_what_is_compiled()
@@ -43,9 +72,10 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 typecheck.install()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    share_kernels()
 
 import pytest  # noqa: E402  (the hook must be in place before anything imports sdlab)
-import torch  # noqa: E402
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -62,6 +92,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Tiny tensors gain nothing from threads, which wait long for each other on a busy machine."""
+    import torch  # not above: the process that hands out the tests does not need it
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -95,6 +127,22 @@ def browser(with_browser):
 
     with visitor.chromium() as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="module")
+def unhurried():
+    """Lets every step of a session take 10 ms at least, so that runs leave the processor to the browser."""
+    from sdlab.live import session
+
+    step = session.step
+
+    def slowly(*given):
+        time.sleep(0.01)
+        return step(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "step", slowly)
+        yield
 
 
 @pytest.fixture

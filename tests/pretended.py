@@ -19,7 +19,7 @@ import importlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -30,7 +30,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -60,22 +59,30 @@ class Tags:
         self._lock = threading.RLock()
 
     def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+        storage = _storage(tensor)
         with self._lock:
             self._known[storage._cdata] = StorageWeakRef(storage)
 
     def discard(self, tensor: Tensor) -> None:
         with self._lock:
-            self._known.pop(tensor.untyped_storage()._cdata, None)
+            self._known.pop(_storage(tensor)._cdata, None)
 
     def __contains__(self, tensor: Tensor) -> bool:
-        key = tensor.untyped_storage()._cdata
+        return self.has(_storage(tensor)._cdata)
+
+    def has(self, key: int) -> bool:
+        """Return whether the storage at this address is in the set."""
         with self._lock:
             known = self._known.get(key)
             if known is not None and known.expired():  # its address may serve another storage now
                 del self._known[key]
                 return False
             return known is not None
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    with torch._C.DisableTorchFunction():  # `Calls` has nothing to say about it
+        return tensor.untyped_storage()
 
 
 _cuda, _wild, _pinned = Tags(), Tags(), Tags()
@@ -86,17 +93,26 @@ def _really(tensor: Tensor) -> torch.device:
         return torch._C.TensorBase.device.__get__(tensor)
 
 
+def _place(tensor: Tensor) -> str:
+    """Return "cuda", "wild" or "cpu", or "" for a tensor of another device, such as meta."""
+    with torch._C.DisableTorchFunction():
+        if torch._C.TensorBase.device.__get__(tensor).type != "cpu":
+            return ""
+        key = tensor.untyped_storage()._cdata
+    return "cuda" if _cuda.has(key) else "wild" if _wild.has(key) else "cpu"
+
+
 def is_cuda(tensor: Any) -> bool:
     """Return whether a tensor is on the pretended device."""
-    return isinstance(tensor, Tensor) and _really(tensor).type == "cpu" and tensor in _cuda
+    return isinstance(tensor, Tensor) and _place(tensor) == "cuda"
 
 
 def is_wild(tensor: Tensor) -> bool:
-    return tensor in _wild and tensor not in _cuda
+    return _place(tensor) == "wild"
 
 
 def _on_cpu(tensor: Tensor) -> bool:
-    return _really(tensor).type == "cpu" and tensor not in _cuda and tensor not in _wild
+    return _place(tensor) == "cpu"
 
 
 def _set(tensor: Any, cuda: bool) -> Any:
@@ -186,16 +202,28 @@ STRICT = (
 )
 
 
+_name_of = functools.cache(str)
+
+
+def _found(kinds: tuple[type, ...], nodes: Iterable[Any]) -> Iterator[Any]:
+    """Go through all values of these kinds, in lists, too."""
+    for node in nodes:
+        if isinstance(node, kinds):
+            yield node
+        elif isinstance(node, (list, tuple)):
+            yield from _found(kinds, node)
+
+
 class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = str(func)
+        name = _name_of(func)
         if name == "aten.copy_.default":
             return self._copy(func, args, kwargs)
-        given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, (Tensor, torch.Generator))]
+        given = [*_found((Tensor, torch.Generator), args), *_found((Tensor, torch.Generator), kwargs.values())]
         tensors = [x for x in given if isinstance(x, Tensor)]
-        there = [x for x in tensors if is_cuda(x)]
-        here = [x for x in tensors if _on_cpu(x)]
+        places = [_place(x) for x in tensors]
+        there, here = ([x for x, at in zip(tensors, places, strict=True) if at == place] for place in ("cuda", "cpu"))
         if there and len(given) > len(tensors):
             refuse(f"{name}: a generator of the CPU for a tensor on cuda")
         if there and here:
@@ -209,7 +237,7 @@ class Operations(TorchDispatchMode):
         if _is_cuda_device(device):
             kwargs = {**kwargs, "device": CPU}
         out = func(*args, **kwargs)
-        made = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor) and _really(x).type == "cpu"]
+        made = [x for x in _found((Tensor,), (out,)) if _really(x).type == "cpu"]
         inner = not record.called or torch._C._current_graph_task_id() != -1
         for x in made:
             if cuda:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from app import parser, start_preset
+import pytest
+
+from app import main, parser, start_preset
 from sdlab.priors.diffusers import DiffusersPrior
 from sdlab.settings import preset
 from sdlab.ui.visitors import public
@@ -38,3 +40,21 @@ def test_visitors_have_no_shap_e_downloaded_unless_the_server_starts_with_it():
     assert wanted == preset("dreammapping")
     flat, _ = public(preset("toybox-2d"))
     assert flat == preset("toybox-2d")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--preset", "toybx"), "did you mean toybox"),
+        (("--device", "mars"), "--device mars: expected auto, cpu, cuda, or cuda:N such as cuda:1"),
+        (("--port", "ninety"), "--port ninety: a number from 0 to 65535 is needed"),
+        (("--max-sessions", "0"), "--max-sessions 0: at least 1 is needed"),
+    ],
+)
+def test_bad_arguments_end_with_one_line_and_code_2(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["--no-browser", "--port", "0", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1

@@ -38,7 +38,7 @@ NO_UPGRADE = {"Host": "$http_host", "Connection": "close"}
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[Callable[..., int]]:
+def started(unhurried: None) -> Iterator[Callable[..., int]]:
     """Starts a server for a site and returns its port."""
     running = []
 

@@ -19,7 +19,7 @@ SEATS = 2
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(unhurried: None) -> Iterator[str]:
     manager = Manager(max_sessions=9, grace=8.0)  # a page takes some seconds to load on a busy machine
     start, locked = public(settings().patch("steps", 100_000))
     app = build(manager, start, "mixture", locked=locked, classroom=Class(SEATS, PIN, ("http://10.0.0.5:7860/",)))

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -109,41 +108,6 @@ def test_resume_goes_on_and_equals_the_longer_run(done, tmp_path):
     lines = [json.loads(x)["step"] for x in (whole / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, 37))
     assert json.loads((whole / "result.json").read_text())["preset"] == "mixture"
-
-
-@pytest.mark.slow
-def test_kill_9_at_a_random_step_then_resume_equals_the_uninterrupted_run(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    steps = 150
-    common = ["run", "mixture", *SMALL, "--steps", str(steps)]
-    environment = {**os.environ, "SDLAB_CHECKPOINT_EVERY": "0.2", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sdlab", *common, "--out", str(killed)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    aim = random.randint(20, 110)
-    metrics, checkpoints = killed / "metrics.jsonl", killed / "checkpoint"
-
-    def reached() -> bool:
-        steps_done = sum(1 for _ in metrics.open()) if metrics.exists() else 0
-        return steps_done >= aim and checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())
-
-    until(lambda: reached() or process.poll() is not None, 120)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    saved = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
-    assert 0 < saved < steps
-    assert run("resume", killed, "--size", 48) == 0
-    assert run(*common, "--out", whole) == 0
-    a, b = (load_file(p / "checkpoint" / f"{steps:08d}" / "tensors.safetensors") for p in (whole, killed))
-    assert a.keys() == b.keys()
-    assert all(bool((a[k] == b[k]).all()) for k in a), f"differs after a kill near step {aim}"
-    lines = [json.loads(x)["step"] for x in (killed / "metrics.jsonl").read_text().splitlines()]
-    assert lines == list(range(1, steps + 1))
 
 
 def test_a_folder_that_holds_a_run_is_not_mixed_with_another(tmp_path, capsys):

@@ -164,7 +164,7 @@ def test_moving_lambda_in_a_running_scene_takes_its_extra_fronts_away():
     session = Session(s, CPU, lambda *_: prior)
     session.prepare()
     found = []
-    for lam, end in ((0.0, 150), (1.0, 350)):
+    for lam, end in ((0.0, 100), (1.0, 250)):
         now = s.patch("losses.esd.lam", lam)
         while session.state.step < end:
             step(session.state, now, prior, session.bank)

@@ -32,6 +32,14 @@ from sdlab.settings import default_settings, preset, priors, scenes, to_toml
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "scene.n_init=60", "--set", "scene.max_gaussians=80", "--size", "16"]
+SMALL_FIELD = (
+    "prior.images",
+    "prior.null_images",
+    "prior.size",
+    "scene.resolution",
+    "scene.samples",
+    "camera.resolution",
+)
 TETRAHEDRON = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
 
 
@@ -92,11 +100,15 @@ def outputs(finished, images, illusions, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     names = {p.name for p in finished.iterdir()}
     kinds = {"splats"}
-    for settings in (images, illusions, "playground", "playground-gaussian", "gallery-field"):
-        out = folder / Path(settings).stem
-        assert run("run", settings, "--steps", 2, "--size", 48, "--out", out) == 0
-        kinds.add(json.loads((out / "result.json").read_text())["preset"])
-        names |= {p.name for p in out.iterdir()}
+    small = {"gallery-field": [x for knob in SMALL_FIELD for x in ("--set", f"{knob}=16")]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdlab.scenes.illusion.FILM_SIZE", 32)
+        for settings in (images, illusions, "playground", "playground-gaussian", "gallery-field"):
+            out = folder / Path(settings).stem
+            more = small.get(str(settings), [])
+            assert run("run", settings, *more, "--steps", 2, "--size", 16, "--out", out) == 0
+            kinds.add(json.loads((out / "result.json").read_text())["preset"])
+            names |= {p.name for p in out.iterdir()}
     assert len(kinds) == len(scenes()), "a kind of scene is missing here"
     return sorted(names)
 
@@ -749,7 +761,7 @@ def _own_terminal() -> None:
 )
 def test_kill_9_and_resume_give_the_run_that_was_not_killed(times, tmp_path):
     """Killed at random, resumed, and killed again: bit for bit, with every line of the diary once."""
-    steps, rng = 300 + 150 * times, random.Random(7)
+    steps, rng = 100 + 150 * times, random.Random(7)
     common = ["run", "mixture", *SMALL, "--steps", str(steps), "--at", "60", "losses.sds.cfg=30"]
     assert run(*common, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"

@@ -51,7 +51,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
+def site(unhurried: None) -> Iterator[Site]:
     made = Site()
     yield made
     made.stop()

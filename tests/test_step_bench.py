@@ -27,7 +27,8 @@ def test_the_report_has_every_stage_and_the_ratio(tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 def test_a_gallery_is_measured_at_several_resolutions(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "WARM_UP", 2)
-    small = bench.preset("gallery").patch_all([("prior.images", 16), ("prior.null_images", 16)])
+    few = [("prior.images", 16), ("prior.null_images", 16), ("scene.n_init", 100), ("scene.max_gaussians", 100)]
+    small = bench.preset("gallery").patch_all(few)
     monkeypatch.setattr(bench, "preset", lambda name: small)
     result = bench.run(tmp_path / "b.json", quick=True, name="gallery")
     assert list(result["sizes"]) == [32, 64, 96]

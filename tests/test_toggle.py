@@ -21,7 +21,6 @@ from sdlab.losses.vsd import VSD
 from sdlab.priors.mixture import MixtureScores
 from sdlab.priors.trainable import Trainable
 from sdlab.settings import Settings, preset
-from sdlab.step import DENSIFY_PAUSE
 
 ROUND = ("sds", "vsd", "esd", "vdm", "sbp", "jsd", "sds")
 EVERY = 50  # steps between two changes
@@ -112,14 +111,16 @@ def round_trip(out: Path, which: str, every: int, last: int, *more: str) -> list
 
 
 @pytest.mark.slow
-def test_a_round_through_all_losses_is_finite_stays_within_the_cap_and_replays(tmp_path):
+def test_a_round_through_all_losses_is_finite_stays_within_the_cap_and_replays(tmp_path, monkeypatch):
+    every, pause = 15, 30
+    monkeypatch.setattr("sdlab.step.DENSIFY_PAUSE", pause)
     small = ("scene.n_init=60", "scene.max_gaussians=70", "scene.densify_every=10", "scene.densify_until=1")
-    steps = round_trip(tmp_path, "mixture", EVERY, DENSIFY_PAUSE + 60, *small)
+    steps = round_trip(tmp_path, "mixture", every, pause + 60, *small)
     counts = {x["step"]: x["n_gaussians"] for x in steps}
     assert [x["step"] for x in steps] == list(range(1, len(steps) + 1))
     assert max(counts.values()) <= 70
-    last_toggle = EVERY * (len(ROUND) - 1)
-    assert len({counts[n] for n in range(EVERY, last_toggle + DENSIFY_PAUSE)}) == 1, "density control pauses"
+    last_toggle = every * (len(ROUND) - 1)
+    assert len({counts[n] for n in range(every, last_toggle + pause)}) == 1, "density control pauses"
     assert counts[len(steps)] > counts[last_toggle], "and comes back"
 
 

@@ -61,7 +61,7 @@ def one_solid(kind: int, size: float, distance: float) -> raytrace.Batch:
         first=np.array([0, 1]),
         kinds=np.array([kind]),
         to_world=np.eye(3)[None] * size,
-        to_local=np.eye(3)[None] / size,
+        to_local=(np.eye(3) / size).repeat(2, 1)[None, :, ::2],  # strided as in `pictures`: no kernel of its own
         centres=np.zeros((1, 3)),
         colours=np.full((1, 3), 0.5),
         patterns=np.array([raytrace.PLAIN]),

@@ -27,7 +27,7 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="module")
-def manager() -> Manager:
+def manager(unhurried: None) -> Manager:
     return Manager(max_sessions=12, grace=10.0)  # a busy machine takes seconds to open a page again
 
 

@@ -22,10 +22,16 @@ def names() -> list[str]:
 
 
 def _number(name: str) -> float:
+    path = FOLDER / f"{name}.toml"
     try:
-        return float(tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8")).get("number", math.inf))
+        return _numbered(path, path.stat().st_mtime_ns)
     except (ValueError, TypeError, OSError):  # `load` says what is wrong with it
         return math.inf
+
+
+@functools.lru_cache(64)
+def _numbered(path: Path, changed: int) -> float:
+    return float(tomllib.loads(path.read_text(encoding="utf-8")).get("number", math.inf))
 
 
 def load(name: str) -> Lesson:

@@ -74,6 +74,7 @@ class SplatView:
         self._latest = latest
         self._rendered = RenderedView(renders, self._put_behind) if renders is not None else None
         self._behind = False  # whether an image hangs behind the scene
+        self._laying = threading.Lock()  # the floor is laid by several threads, and viser's objects belong to one
         self._closed = threading.Event()
         self._dark = dark
         self._peers: tuple[SplatView, ...] = ()  # views whose cameras follow this one
@@ -119,14 +120,15 @@ class SplatView:
     def _lay_floor(self) -> None:
         """Draw the floor below an object; images have none."""
         # lines, because viser draws its own grid over Gaussians that are in front of it
-        self._server.scene.add_line_segments(
-            "/floor",
-            floor_lines(),
-            FLOOR_COLOUR[self._dark],
-            thickness=1.0,
-            thickness_units="screen",
-            visible=self._picture is None and not self._behind,
-        )
+        with self._laying:
+            self._server.scene.add_line_segments(
+                "/floor",
+                floor_lines(),
+                FLOOR_COLOUR[self._dark],
+                thickness=1.0,
+                thickness_units="screen",
+                visible=self._picture is None and not self._behind,
+            )
 
     def look_from_front(self) -> None:
         """Move the camera of every browser back to its initial position."""
