@@ -97,6 +97,22 @@ def test_gradients_are_those_of_differences(degree: int):
     assert torch.autograd.gradcheck(lambda *x: colours(*x, viewmats), given)
 
 
+@pytest.mark.parametrize("degree", DEGREES)
+def test_kernels_agree_with_torch(degree: int):
+    """Colours, some of them cut off at 0, and all gradients: float32 on a CPU against float64."""
+    viewmats = turntable(2, CameraSettings(), 8).viewmats
+    rgbs, sh, means = directed(degree)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        given = [x.to(dtype, copy=True).requires_grad_() for x in (rgbs - 4, sh, means)]
+        seen = colours(*given, viewmats.to(dtype))
+        seen.square().sum().backward()
+        found.append([seen.detach(), *(x.grad for x in given)])
+    assert (found[0][0] == 0).any()
+    for expected, here in zip(*found, strict=True):
+        assert test_raster.distance_between(here, expected) < 1e-5
+
+
 def test_no_colour_is_below_0():
     rgbs, sh, means = directed(1)
     assert float(colours(rgbs - 4.9, sh, means, turntable(2, CameraSettings(), 8).viewmats.double()).min()) == 0
