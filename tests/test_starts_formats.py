@@ -296,7 +296,7 @@ def test_streams_of_another_size_are_refused_before_they_unpack() -> None:
         ],
         "content size|decompress": [tiny.ngsp(10, [frame_of(90)[:7], *content[1:]]), whole[:-40], whole[:-4]],
         "4 streams, and 5 attributes": [tiny.ngsp(10, content[1:])],
-        "smaller than requested|unpack_from": [whole[:100], whole[:30], whole[:14]],
+        "buffer|unpack_from": [whole[:100], whole[:30], whole[:14]],
     }
     for said, files in wrong.items():
         for raw in files:

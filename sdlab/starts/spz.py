@@ -129,8 +129,10 @@ def _must_stand_upright(records: bytes) -> None:
 
 def _harmonics(sh: np.ndarray, degree: int) -> np.ndarray:
     """Return coefficients [n, K, 3] up to `degree` of bytes [n, 3 K], whose channels come together."""
-    kept = sh.reshape(len(sh), -1, 3)[:, : COUNTS[degree]]
-    return (kept - np.float32(128)) / np.float32(128)
+    kept = sh.reshape(len(sh), -1, 3)[:, : COUNTS[degree]].astype(np.float32)
+    kept -= 128
+    kept /= 128
+    return kept
 
 
 def _first_three(turn: np.ndarray) -> np.ndarray:
