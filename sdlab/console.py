@@ -61,9 +61,30 @@ def quieten() -> None:
         os.environ.setdefault(variable, "critical")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.showwarning = _warned
-    root = logging.getLogger()
-    if not any(isinstance(handler, _Internal) for handler in root.handlers):
-        root.addHandler(_Internal())  # without a handler, logging would fall back to stderr
+    if not _is_quiet():
+        logging.getLogger().addHandler(_Internal())  # without a handler, logging would fall back to stderr
+    mute_torch()
+
+
+def mute_torch() -> None:
+    """Let what torch logs go where other libraries' lines go, once it has been imported, if the console is quiet: its
+    loggers print them by handlers of their own. With TORCH_LOGS, which asks for them, they stay."""
+    if not _is_quiet() or "TORCH_LOGS" in os.environ:
+        return
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger):
+            for handler in filter(_prints, list(logger.handlers)):
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
+def _is_quiet() -> bool:
+    return any(isinstance(handler, _Internal) for handler in logging.getLogger().handlers)
+
+
+def _prints(handler: logging.Handler) -> bool:
+    """Return whether a handler of torch's writes to the console; others write to files."""
+    return type(handler) is logging.StreamHandler or getattr(handler, "stream", None) is sys.stderr
 
 
 @contextlib.contextmanager

@@ -46,6 +46,8 @@ def resized(sh: np.ndarray | None, count: int, degree: int) -> np.ndarray | None
     wanted = COUNTS[degree]
     if not wanted:
         return None
+    if sh is not None and sh.shape[1] == wanted:
+        return sh.astype(np.float32, copy=False)
     out = np.zeros((count, wanted, 3), np.float32)
     if sh is not None:
         out[:, : sh.shape[1]] = sh[:, :wanted]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdlab.console import mute_torch, say
 from sdlab.machine import has_nvidia_gpu
 
 if TYPE_CHECKING:
@@ -151,11 +151,12 @@ def choose_device(name: str) -> torch.device:
     """Return the torch device named 'cpu', 'cuda', 'cuda:1' or 'auto'. Raises ValueError if this machine has none."""
     import torch
 
+    mute_torch()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         unused = unused_gpu() if name == "cpu" else ""
         if unused:
-            print(f"sdlab: {unused}", file=sys.stderr)
+            say(unused)
     if re.fullmatch(r"cpu|cuda(:\d{1,2})?", name) is None:
         raise ValueError(f"--device {name}: expected auto, cpu, cuda, or cuda:N such as cuda:1")
     device, count = torch.device(name), torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import tiny_clouds
+
 CORNERS = struct.pack("<9f3I", 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 2)  # a triangle, and its indices
 TRIANGLE_OBJ = b"v 0 0 0\nv 1 0 0\nv 0 1 0\n"
 
@@ -151,6 +153,10 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "packed Gaussians of 300 MB": (
         "scene.file",
         lambda: gzip.compress(struct.pack("<4sIIBBBB", b"NGSP", 2, 15_000_000, 0, 12, 0, 0) + bytes(300_000_000), 1),
+    ),
+    "2,000,000 Gaussians in a kilobyte": (
+        "scene.file",
+        lambda: tiny_clouds.ngsp(2_000_000, [bytes(2_000_000 * width) for width in (9, 1, 3, 3, 4)]),
     ),
     "packed Gaussians of many megapixels": (
         "scene.file",

@@ -10,23 +10,21 @@ from sdlab.live.manager import Manager
 from sdlab.live.messages import Failed, Resume
 from sdlab.priors.batching import BatchingPrior
 from sdlab.priors.mixture import MixturePrior
+from sdlab.priors.wrapping import WrappedPrior
 from sdlab.types import Prior, cat_conds
 
 WAIT = 10.0  # seconds; a safety limit, everything here takes less than one
 
 
-class Slow:
+class Slow(WrappedPrior):
     """A prior that records the batch sizes it is asked for, and does not answer before `go`."""
 
     def __init__(self) -> None:
-        self._prior = MixturePrior(height=4, width=4).load(torch.device("cpu"))
+        super().__init__(MixturePrior(height=4, width=4).load(torch.device("cpu")))
         self.go = threading.Event()
         self.asked: list[int] = []
         self.breaks_on = -1.0  # an image of this value
         self.most = 1000
-
-    def __getattr__(self, name):
-        return getattr(self._prior, name)
 
     def eps(self, z_t, t, cond):
         self.asked.append(len(z_t))
@@ -108,11 +106,10 @@ def test_too_much_memory_for_all_is_not_too_much_for_each():
     assert all(isinstance(r, torch.Tensor) for r in results)
 
 
-def test_batches_of_two_sessions_are_prepared_where_they_fit():
+def test_batches_of_two_sessions_are_prepared_where_they_fit(monkeypatch: pytest.MonkeyPatch):
     prepared = []
-    slow = Slow()
-    slow.prepare = prepared.append
-    BatchingPrior(slow, max_batch=8).prepare([2, 4, 6])
+    monkeypatch.setattr(Slow, "prepare", lambda _, sizes: prepared.append(sizes))
+    BatchingPrior(Slow(), max_batch=8).prepare([2, 4, 6])
     assert prepared == [{2, 4, 6, 8}]
 
 

@@ -80,8 +80,7 @@ def test_libraries_are_not_heard_in_a_server_and_fill_its_log(noise: str, quiet,
         NOISES[noise]()
         console.say("3 files were skipped")
     assert capsys.readouterr() == ("is at http://\n", "sdlab: 3 files were skipped\n")
-    if not noise.startswith("torch"):  # which keeps its own records to itself
-        assert (tmp_path / "log").read_text(), "nothing is lost that somebody may need"
+    assert (tmp_path / "log").read_text(), "nothing is lost that somebody may need"
     with console.own_words():
         NOISES[noise]()
     assert capsys.readouterr() == ("", "")
@@ -96,6 +95,18 @@ def test_libraries_are_not_heard_on_a_command_line(noise: str, quiet, capsys):
     assert capsys.readouterr() == ("", "")
     warnings.warn("'purple' is not known", console.Remark, stacklevel=1)
     assert capsys.readouterr().err == "sdlab: 'purple' is not known\n"
+
+
+def test_torch_is_muted_once_it_is_there_unless_its_logs_are_asked_for(quiet, capsys, monkeypatch: pytest.MonkeyPatch):
+    console.quieten()
+    logger = logging.getLogger("torch.something")
+    monkeypatch.setattr(logger, "propagate", False)
+    for asked in ("+dynamo", None):
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+        monkeypatch.setenv("TORCH_LOGS", asked) if asked else monkeypatch.delenv("TORCH_LOGS")
+        cli.choose_device("cpu")
+        logger.error("no such file")
+        assert capsys.readouterr().err == ("no such file\n" if asked else "")
 
 
 def test_an_error_of_this_program_that_a_library_logs_is_said_once_in_one_line(quiet, capsys):

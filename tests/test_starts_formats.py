@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import json
 import math
 import pickle
 import re
@@ -17,13 +18,15 @@ import numpy as np
 import pytest
 import tiny_clouds as tiny
 import trimesh
+import zstandard
 from tiny_clouds import HALVES, SQUARE
 
 from sdlab.export.writers import write_ply, write_splat
+from sdlab.harmonics import COUNTS
 from sdlab.meshes import kinds, ply
 from sdlab.meshes.surface import mesh_of
 from sdlab.raster.torch_project import rotation_matrices
-from sdlab.starts import gaussians
+from sdlab.starts import decoded
 from sdlab.starts.clouds import Start, cloud_of
 from sdlab.types import Cloud, RawSplats
 
@@ -103,6 +106,7 @@ PACKED: dict[str, tuple[Callable[..., bytes], tuple[float, float, float, float]]
     "compressed PLY": (tiny.compressed_ply, (1.1e-3, 0.01, 0.003, 0.003)),
     "SPZ 2": (lambda *p: tiny.spz(*p, version=2), (2e-4, 0.15, 0.003, 0.004)),
     "SPZ 3": (tiny.spz, (2e-4, 0.08, 0.003, 0.004)),
+    "SPZ 4": (lambda *p, **more: tiny.spz(*p, version=4, **more), (2e-4, 0.08, 0.003, 0.004)),
     "SOG": (tiny.sog, (1e-4, 0.07, 0.003, 0.003)),
 }
 
@@ -111,6 +115,62 @@ PACKED: dict[str, tuple[Callable[..., bytes], tuple[float, float, float, float]]
 def test_packed_gaussians(name: str) -> None:
     pack, tolerances = PACKED[name]
     same(splats(pack(*packed(known()))), known(), *tolerances)
+
+
+HALVES_OF_STEPS = {"compressed PLY": 1 / 64, "SPZ 3": 1 / 256, "SPZ 4": 1 / 256, "SOG": 1 / 255}
+
+
+@pytest.mark.parametrize("name", HALVES_OF_STEPS)
+@pytest.mark.parametrize(("stored", "degree"), [(3, 3), (3, 1), (1, 2), (2, 0)])
+def test_packed_harmonics(name: str, stored: int, degree: int) -> None:
+    """Of 300 kinds, more than fit into one row of a palette, or into a byte."""
+    g = np.random.default_rng(stored)
+    sh = g.uniform(-0.9, 0.9, (300, COUNTS[stored], 3))[g.integers(0, 300, 600)]
+    raw = PACKED[name][0](*packed(known()), sh=sh)
+    found = cloud_of(raw, 1000, g, "the file", "z", degree).found
+    same(found, known(), *PACKED[name][1])
+    if not degree:
+        assert found.sh is None
+        return
+    near = abs(found.means[:, None] - known().means).max(2).argmin(1)
+    kept = min(COUNTS[stored], COUNTS[degree])
+    assert found.sh.shape == (600, COUNTS[degree], 3)
+    assert abs(found.sh[:, :kept] - sh[near, :kept]).max() < 1.01 * HALVES_OF_STEPS[name]
+    assert not found.sh[:, kept:].any()
+
+
+def test_harmonics_of_degree_4_are_read_up_to_3() -> None:
+    sh = np.random.default_rng(0).uniform(-0.9, 0.9, (600, 24, 3))
+    columns = {f"f_rest_{i}": ("f4", values) for i, values in enumerate(sh.transpose(2, 1, 0).reshape(72, 600))}
+    files = (tiny.spz(*packed(known()), sh=sh), tiny.spz(*packed(known()), sh=sh, version=4))
+    for raw in (*files, tiny.ply(columns_of(known()) | columns)):
+        found = cloud_of(raw, 1000, np.random.default_rng(0), "the file", "z", 3).found
+        assert np.allclose(found.sh, sh[:, :15], atol=1 / 250)
+
+
+def with_harmonics(raw: bytes, **changes: int) -> bytes:
+    """Return a SOG file that says something else of its harmonics."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "meta.json":
+                meta = json.loads(content)
+                meta["shN"] |= changes
+                content = json.dumps(meta).encode()
+            new.writestr(name, content)
+    return file.getvalue()
+
+
+def test_harmonics_that_do_not_fit_are_damage() -> None:
+    sh = np.full((600, 3, 3), 0.5)
+    few = tiny.compressed_ply(*packed(known()), sh=sh[:599])
+    whole = tiny.sog(*packed(known()), sh=sh)
+    short, wide = (with_harmonics(whole, **change) for change in ({"count": 0}, {"bands": 2}))
+    wrong = (few, "harmonics of 599 Gaussians, and 600"), (short, "out of bounds"), (wide, "192 texels wide, not 512")
+    for raw, said in wrong:
+        with pytest.raises(ValueError, match=rf"^the file is damaged or incomplete: .*{said}"):
+            cloud_of(raw, 1000, np.random.default_rng(0), "the file", "z", 1)
 
 
 def test_own_splat_is_read(tmp_path: Path) -> None:
@@ -198,7 +258,7 @@ def test_gaussians_with_other_colours_than_f_dc(colours: str) -> None:
 
 
 def test_more_gaussians_than_any_scene_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gaussians, "MOST", 599)
+    monkeypatch.setattr(decoded, "MOST", 599)
     packs = [pack(*packed(known())) for pack, _ in PACKED.values()]
     for raw in (*packs, tiny.ply(columns_of(known())), splatting(known())):
         with pytest.raises(ValueError, match=r"^the file holds 600 Gaussians; the limit is 599$"):
@@ -217,6 +277,53 @@ def test_packed_bombs_are_refused_before_they_unpack() -> None:
         start(tiny.sog(*packed(known()), version=1))
     with pytest.raises(ValueError, match="ends before its last Gaussian"):
         start(gzip.compress(b"NGSP" + np.array([3, 99], "<u4").tobytes() + bytes([0, 12, 0, 0]) + bytes(100)))
+
+
+def frame_of(size: int) -> bytes:
+    """Return the beginning of a Zstandard frame that says how long its content is."""
+    return b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little")
+
+
+def test_streams_of_another_size_are_refused_before_they_unpack() -> None:
+    content = [bytes(10 * width) for width in (9, 1, 3, 3, 4)]
+    whole = tiny.ngsp(10, content)
+    assert len(splats(whole).means) == 10
+    zeros = zstandard.compress(bytes(300_000_000))
+    wrong = {
+        "another number of Gaussians": [
+            *(tiny.ngsp(10, [first, *content[1:]]) for first in (frame_of(1 << 41), zeros, b"short")),
+            tiny.ngsp(11, content),
+        ],
+        "content size|decompress": [tiny.ngsp(10, [frame_of(90)[:7], *content[1:]]), whole[:-40], whole[:-4]],
+        "4 streams, and 5 attributes": [tiny.ngsp(10, content[1:])],
+        "buffer|unpack_from": [whole[:100], whole[:30], whole[:14]],
+    }
+    for said, files in wrong.items():
+        for raw in files:
+            with pytest.raises(ValueError, match=rf"^the file is damaged or incomplete: .*({said})"):
+                start(raw)
+    for raw, said in (
+        (tiny.ngsp(2_000_000_000, content), "holds 2,000,000,000 Gaussians"),
+        (tiny.ngsp(10, content, version=5), "is an SPZ file of version 5: convert it to version 4 or to PLY"),
+        (tiny.ngsp(10, content, degree=5), "is an SPZ file with harmonics of degree 5: convert it to PLY"),
+    ):
+        with pytest.raises(ValueError, match=f"^the file {said}"):
+            start(raw)
+
+
+def test_extensions_of_spz_are_skipped_if_its_axes_stay() -> None:
+    def record(kind: int, *content: int) -> bytes:
+        return np.array([kind, 4 * len(content), *content], "<u4").tobytes()
+
+    camera, axes = record(0xADBE0002, 1, 2, 3), 0xADBE0003
+    for extensions in (camera, camera + record(axes, 4), record(axes, 0)):
+        same(splats(tiny.spz(*packed(known()), version=4, extensions=extensions)), known(), *PACKED["SPZ 4"][1])
+    for extensions, said in (
+        (camera + record(axes, 6), "other axes than right"),
+        (bytes(100_008), "more than 100,000"),
+    ):
+        with pytest.raises(ValueError, match=f"^the file is an SPZ file with .*{said}"):
+            start(tiny.spz(*packed(known()), version=4, extensions=extensions))
 
 
 # ---- known, but not read

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import zstandard
 from PIL import Image
 
 NAMES = {"u1": "uchar", "u2": "ushort", "u4": "uint", "i1": "char", "i2": "short", "i4": "int"}
@@ -85,9 +86,14 @@ def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compressed_ply(
-    at: np.ndarray, quats: np.ndarray, log_scales: np.ndarray, alphas: np.ndarray, rgbs: np.ndarray
+    at: np.ndarray,
+    quats: np.ndarray,
+    log_scales: np.ndarray,
+    alphas: np.ndarray,
+    rgbs: np.ndarray,
+    sh: np.ndarray | None = None,
 ) -> bytes:
-    """Return SuperSplat's compressed PLY, with ranges of colours."""
+    """Return SuperSplat's compressed PLY, with ranges of colours, and harmonics [n, K, 3] if given."""
 
     def bits(values: np.ndarray, low: np.ndarray, high: np.ndarray, widths: Sequence[int]) -> np.ndarray:
         shares = (values - low) / np.maximum(high - low, 1e-9)
@@ -125,17 +131,27 @@ def compressed_ply(
     ]
     header = ["ply", "format binary_little_endian 1.0", f"element chunk {len(chunk)}"]
     header += [f"property float {name}" for name in names] + [f"element vertex {len(at)}"]
-    header += [f"property uint packed_{name}" for name in ("position", "rotation", "scale", "color")] + [
-        "end_header",
-        "",
-    ]
-    return "\n".join(header).encode() + np.array(chunk, "<f4").tobytes() + np.concatenate(rows).astype("<u4").tobytes()
+    header += [f"property uint packed_{name}" for name in ("position", "rotation", "scale", "color")]
+    rest = b""
+    if sh is not None:
+        header += [f"element sh {len(sh)}", *(f"property uchar f_rest_{i}" for i in range(sh[0].size))]
+        codes = np.trunc(256 * (sh / 8 + 0.5)).clip(0, 255).astype(np.uint8)
+        rest = codes.transpose(0, 2, 1).tobytes()  # all coefficients of red come first
+    head = "\n".join([*header, "end_header", ""]).encode()
+    return head + np.array(chunk, "<f4").tobytes() + np.concatenate(rows).astype("<u4").tobytes() + rest
 
 
 def spz(
-    at: np.ndarray, quats: np.ndarray, log_scales: np.ndarray, alphas: np.ndarray, rgbs: np.ndarray, version: int = 3
+    at: np.ndarray,
+    quats: np.ndarray,
+    log_scales: np.ndarray,
+    alphas: np.ndarray,
+    rgbs: np.ndarray,
+    sh: np.ndarray | None = None,
+    version: int = 3,
+    extensions: bytes = b"",
 ) -> bytes:
-    """Return an SPZ file with 12 fractional bits, without spherical harmonics."""
+    """Return an SPZ file with 12 fractional bits, and harmonics [n, K, 3] if given. `extensions` are of version 4."""
     fixed = np.rint(at * 4096).astype(np.int64) & 0xFFFFFF
     parts = [np.stack([fixed >> shift & 255 for shift in (0, 8, 16)], 2)]
     parts.append(np.rint(255 * alphas))
@@ -150,14 +166,37 @@ def spz(
             packed = packed << 10 | (others[:, i] < 0).astype(np.int64) << 9
             packed |= np.rint(511 * abs(others[:, i]) / np.sqrt(0.5)).astype(np.int64)
         parts.append(np.stack([packed >> shift & 255 for shift in (0, 8, 16, 24)], 1))
-    header = b"NGSP" + np.array([version, len(at)], "<u4").tobytes() + bytes([0, 12, 0, 0])
-    return gzip.compress(header + b"".join(part.astype(np.uint8).tobytes() for part in parts))
+    degree = 0
+    if sh is not None:
+        degree = {3: 1, 8: 2, 15: 3, 24: 4}[sh.shape[1]]
+        parts.append(np.rint(128 * sh + 128).clip(0, 255))
+    content = [part.astype(np.uint8).tobytes() for part in parts]
+    if version == 4:
+        return ngsp(len(at), content, degree, extensions)
+    header = b"NGSP" + np.array([version, len(at)], "<u4").tobytes() + bytes([degree, 12, 0, 0])
+    return gzip.compress(header + b"".join(content))
+
+
+def ngsp(count: int, content: Sequence[bytes], degree: int = 0, extensions: bytes = b"", version: int = 4) -> bytes:
+    """Return an SPZ file of version 4 with these streams, which are compressed here if they are no frames yet."""
+    frames = [c if c.startswith(b"\x28\xb5\x2f\xfd") else zstandard.compress(c) for c in content if c]
+    begin = 32 + len(extensions)
+    header = b"NGSP" + np.array([version, count], "<u4").tobytes()
+    header += bytes([degree, 12, 2 * bool(extensions), len(frames)]) + begin.to_bytes(4, "little") + bytes(12)
+    sizes = [(len(frame), len(c)) for frame, c in zip(frames, filter(None, content), strict=True)]
+    return header + extensions + np.array(sizes, "<u8").tobytes() + b"".join(frames)
 
 
 def sog(
-    at: np.ndarray, quats: np.ndarray, log_scales: np.ndarray, alphas: np.ndarray, rgbs: np.ndarray, version: int = 2
+    at: np.ndarray,
+    quats: np.ndarray,
+    log_scales: np.ndarray,
+    alphas: np.ndarray,
+    rgbs: np.ndarray,
+    sh: np.ndarray | None = None,
+    version: int = 2,
 ) -> bytes:
-    """Return a bundled SOG file."""
+    """Return a bundled SOG file, with a palette of all different harmonics [n, K, 3] if they are given."""
     n = len(at)
     side = int(np.ceil(np.sqrt(n)))
 
@@ -188,7 +227,7 @@ def sog(
         "quats.webp": picture(turn),
         "sh0.webp": picture(np.concatenate([shade, np.rint(255 * alphas[:, None])], 1)),
     }
-    meta = {
+    meta: dict[str, Any] = {
         "version": version,
         "count": n,
         "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]},
@@ -196,6 +235,17 @@ def sog(
         "quats": {"files": ["quats.webp"]},
         "sh0": {"codebook": tones.tolist(), "files": ["sh0.webp"]},
     }
+    if sh is not None:
+        palette, label = np.unique(sh, axis=0, return_inverse=True)
+        rows, book = -(-len(palette) // 64), np.linspace(-1, 1, 256)
+        centroids = np.zeros((rows * 64, *sh.shape[1:]), np.uint8)
+        centroids[: len(palette)] = nearest(palette, book)
+        encoded = io.BytesIO()
+        Image.fromarray(centroids.reshape(rows, -1, 3)).save(encoded, "WEBP", lossless=True)
+        files |= {"shN_centroids.webp": encoded.getvalue()}
+        files |= {"shN_labels.webp": picture(np.stack([label.reshape(-1) & 255, label.reshape(-1) >> 8], 1))}
+        bands = {3: 1, 8: 2, 15: 3}[sh.shape[1]]
+        meta["shN"] = {"count": len(palette), "bands": bands, "codebook": book.tolist(), "files": [*files][-2:]}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in ({"meta.json": json.dumps(meta).encode()} | files).items():

@@ -27,6 +27,7 @@ from sdlab.bench.losses import entries
 from sdlab.bench.stand_in import SIZES, stand_in
 from sdlab.cameras import look_at
 from sdlab.priors import PriorConfig
+from sdlab.priors.wrapping import WrappedPrior
 from sdlab.raster import BACKENDS
 from sdlab.settings import Settings, preset
 from sdlab.types import Cond, Prior
@@ -78,15 +79,12 @@ def run(
 # ---- a step of every loss ---------------------------------------------------------------------------------------
 
 
-class Recording:
+class Recording(WrappedPrior):
     """A prior that records the calls of its network while `kept` is a list."""
 
     def __init__(self, prior: Prior) -> None:
-        self._prior = prior
+        super().__init__(prior)
         self.kept: list[tuple[Tensor, Tensor, Cond]] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._prior, name)
 
     def eps(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if self.kept is not None:

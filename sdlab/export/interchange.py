@@ -31,7 +31,7 @@ from sdlab.export.writers import (
 from sdlab.harmonics import COUNTS
 from sdlab.meshes.colours import SH_C0, to_linear
 from sdlab.meshes.gltf import SPLATTING, glb_bytes
-from sdlab.starts.gaussians import SPZ_HEADER
+from sdlab.starts import spz
 from sdlab.starts.placing import to_y_up
 from sdlab.types import RawSplats, SplatSnapshot
 
@@ -63,7 +63,7 @@ def write_spz(path: Path, s: RawSplats) -> int:
         _little(_packed_turns(s.quats[:, [1, 2, 3, 0]])[:, None], 4),
         _byte(128 * (np.zeros((count, 0)) if s.sh is None else s.sh) + 128),
     )
-    header = SPZ_HEADER.pack(NGSP, SPZ_VERSION, count, degree, SPZ_FRACTION, 0, 0)
+    header = spz.HEADER.pack(NGSP, SPZ_VERSION, count, degree, SPZ_FRACTION, 0, 0)
     path.write_bytes(gzip.compress(header + b"".join(part.tobytes() for part in parts), mtime=0))
     return count
 

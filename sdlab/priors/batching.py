@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdlab.channel import Turnstile
+from sdlab.priors.wrapping import WrappedPrior
 from sdlab.types import Cond, Prior, cat_conds
 
 MAX_BATCH = {"cpu": 8, "cuda": 32}  # images; beyond this, time only grows in proportion
@@ -47,23 +47,20 @@ class _Request:
         )
 
 
-class BatchingPrior:
+class BatchingPrior(WrappedPrior):
     """Wraps `prior` so that concurrent calls of `eps` are combined into batches of at most `max_batch` images.
 
     `forwards` counts the batches run so far, `requests` the calls they answered; `queue` holds the waiting ones.
     """
 
     def __init__(self, prior: Prior, max_batch: int | None = None) -> None:
-        self._prior = prior
+        super().__init__(prior)
         self._max_batch = max_batch or MAX_BATCH.get(prior.device.type, MAX_BATCH["cpu"])
         self.queue: deque[_Request] = deque()
         self._queue_lock = threading.Lock()
         self._network = Turnstile()
         self.forwards = 0
         self.requests = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._prior, name)
 
     def prepare(self, batch_sizes: Iterable[int]) -> None:
         """Prepare the prior for these batch sizes, and for twice each: two sessions in one batch."""

@@ -1,51 +1,29 @@
 """Gaussians in files: PLY of 3DGS and its relatives, compressed PLY, SPZ, .splat, SOG and glTF.
 
 All are decoded in the file's frame; `sdlab.starts.sound` makes them fit for a scene. Spherical harmonics are read up to
-the degree that is asked for, from PLY, SPZ and glTF; of the others only the constant.
+the degree that is asked for, if the file has them.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-import zlib
 from collections.abc import Callable, Mapping
-from io import BytesIO
-from typing import Any, NamedTuple
-from zipfile import ZipFile
+from typing import Any
 
 import numpy as np
 
 from sdlab.harmonics import COUNTS, resized, rotated
 from sdlab.meshes import gltf
 from sdlab.meshes.colours import SH_C0, of_columns, to_display
-from sdlab.meshes.kinds import SPLAT, SPZ_MAGIC, Unsupported
+from sdlab.meshes.kinds import SPLAT, Unsupported
 from sdlab.meshes.ply import PACKED, Ply
 from sdlab.meshes.read import Parsed
+from sdlab.starts.decoded import FLAT, Gaussians, logit, must_be_allowed, with_largest
 from sdlab.starts.placing import times
+from sdlab.starts.sog import gaussians_of_sog
+from sdlab.starts.spz import gaussians_of_spz
 
-MOST = 2_000_000  # Gaussians in a file: as many as scene.max_gaussians can allow
-FLAT = 100.0  # a disc (2DGS) becomes this many times as wide as it is thick
-HALF_STEP = 0.5 / 255  # an opacity stored in a byte as 0 or 255 is this far from 0 or 1, on average
 CHUNK = 256  # Gaussians that share their ranges in a compressed PLY
-SPZ_HEADER = struct.Struct("<4sIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, reserved
-SPZ_VERSIONS = (2, 3)
-SPZ_EXTENSIONS = 2  # flag
-SOG_PICTURE = 20_000_000  # bytes of a picture in a SOG file
-SOG_FILES = {"means": 2, "scales": 1, "quats": 1, "sh0": 1}  # pictures of each attribute
-
-
-class Gaussians(NamedTuple):
-    """Gaussians as a file stores them; floats, infinite or NaN where the file is."""
-
-    means: np.ndarray  # [N, 3] float64
-    quats: np.ndarray  # [N, 4] wxyz, of any length
-    log_scales: np.ndarray  # [N, 3]
-    opacity_logits: np.ndarray  # [N]
-    rgbs: np.ndarray  # [N, 3] in [0, 1]
-    remarks: tuple[str, ...] = ()
-    sh: np.ndarray | None = None  # [N, K, 3] float32
 
 
 def gaussians_of(parsed: Parsed, degree: int = 0) -> Gaussians | None:
@@ -58,17 +36,6 @@ def gaussians_of(parsed: Parsed, degree: int = 0) -> Gaussians | None:
         return None if found is None else found._replace(sh=resized(found.sh, len(found.means), degree))
 
 
-def logit(share: np.ndarray) -> np.ndarray:
-    """Return the logits of opacities in [0, 1]; those of 0 and 1 as of the values between which a byte cannot tell."""
-    share = np.clip(share, HALF_STEP, 1 - HALF_STEP)
-    return np.log(share / (1 - share))
-
-
-def _must_be_allowed(count: int) -> None:
-    if count > MOST:
-        raise Unsupported(f"holds {count:,} Gaussians; the limit is {MOST:,}")
-
-
 # ---- PLY ----------------------------------------------------------------------------------------------------------
 
 
@@ -79,7 +46,7 @@ def _of_ply(file: Ply, degree: int) -> Gaussians | None:
     columns = vertex.columns
     if missing_columns(columns):
         return None
-    _must_be_allowed(vertex.count)
+    must_be_allowed(vertex.count)
     remarks = []
     scales = _stacked(columns, "scale", 2)
     if "scale_2" in columns:
@@ -100,7 +67,7 @@ def _of_ply(file: Ply, degree: int) -> Gaussians | None:
 def _rest(columns: Mapping[str, np.ndarray], degree: int) -> np.ndarray | None:
     """Return the harmonics [n, K, 3] of a PLY up to `degree`, None if it has none of a whole degree. All coefficients
     of red come first."""
-    stored = sum(f"f_rest_{i}" in columns for i in range(3 * COUNTS[-1])) // 3
+    stored = next(i for i in range(len(columns) + 1) if f"f_rest_{i}" not in columns) // 3
     per_channel = max(count for count in COUNTS if count <= stored)
     wanted = min(per_channel, COUNTS[degree])
     if not wanted:
@@ -123,7 +90,7 @@ def _stacked(columns: Mapping[str, np.ndarray], name: str, count: int) -> np.nda
 
 def _of_packed_ply(file: Ply, degree: int) -> Gaussians:
     """Decode a compressed PLY of SuperSplat; see decompressPly in playcanvas/splat-transform."""
-    _must_be_allowed(file.tables["vertex"].count)
+    must_be_allowed(file.tables["vertex"].count)
     vertex, chunk = file.tables["vertex"].columns, file.tables["chunk"].columns
     position, rotation, scale, colour = (np.asarray(vertex[name], np.uint32).astype(np.int64) for name in PACKED)
     chunks = np.arange(len(position)) // CHUNK
@@ -142,26 +109,33 @@ def _of_packed_ply(file: Ply, degree: int) -> Gaussians:
     smallest = (np.stack([rotation >> shift & 1023 for shift in (20, 10, 0)], 1) / 1023 - 0.5) * np.sqrt(2)
     return Gaussians(
         between(_of_11_10_11(position), "", "xyz"),
-        _with_largest(smallest, rotation >> 30),
+        with_largest(smallest, rotation >> 30),
         between(_of_11_10_11(scale), "scale_", "xyz"),
         logit(rgba[:, 3]),
         rgbs.clip(0, 1),
+        sh=_packed_rest(file, degree),
     )
+
+
+def _packed_rest(file: Ply, degree: int) -> np.ndarray | None:
+    """Return the harmonics [n, K, 3] of a compressed PLY up to `degree`, None without. A byte stands for the middle of
+    one of 256 intervals of [-4, 4], and 0 and 255 for the ends."""
+    count, table = file.tables["vertex"].count, file.tables.get("sh")
+    if table is None:
+        return None
+    if table.count != count:
+        raise ValueError(f"it has harmonics of {table.count:,} Gaussians, and {count:,} Gaussians")
+    found = _rest(table.columns, degree)
+    if found is None:
+        return None
+    sh = (found + np.float32(0.5)) / 32 - 4
+    sh[found == 0], sh[found == 255] = -4, 4
+    return sh
 
 
 def _of_11_10_11(packed: np.ndarray) -> np.ndarray:
     """Return the shares [n, 3] in [0, 1] that are packed into 32 bits."""
     return np.stack([(packed >> 21) / 2047, (packed >> 11 & 1023) / 1023, (packed & 2047) / 2047], 1)
-
-
-def _with_largest(smallest: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Return unit quaternions [n, 4] from all components but the largest [n, 3], in order, and its index [n]."""
-    quats = np.empty((len(smallest), 4))
-    others = np.array([[j for j in range(4) if j != i] for i in range(4)])[largest]
-    np.put_along_axis(quats, others, smallest, 1)
-    rest = np.sqrt(np.maximum(1 - np.square(smallest).sum(1), 0))
-    np.put_along_axis(quats, largest[:, None], rest[:, None], 1)
-    return quats
 
 
 # ---- formats of their own -----------------------------------------------------------------------------------------
@@ -182,99 +156,6 @@ def _of_splat(raw: bytes, degree: int) -> Gaussians:
     )
 
 
-def _of_spz(raw: bytes, degree: int) -> Gaussians:
-    """Decode SPZ, versions 2 and 3 (github.com/nianticlabs/spz)."""
-    if raw.startswith(SPZ_MAGIC):
-        raise Unsupported("is an SPZ file of a version after 3: convert it to PLY")
-    stream = zlib.decompressobj(wbits=31)
-    header = stream.decompress(raw, SPZ_HEADER.size)
-    _, version, count, stored, fraction, flags, _ = SPZ_HEADER.unpack(header)
-    if version not in SPZ_VERSIONS or flags & SPZ_EXTENSIONS:
-        extended = " with extensions" if flags & SPZ_EXTENSIONS else ""
-        raise Unsupported(f"is an SPZ file of version {version}{extended}: convert it to PLY")
-    _must_be_allowed(count)
-    turn_bytes = 3 if version == 2 else 4
-    if stored >= len(COUNTS):
-        raise Unsupported(f"is an SPZ file with harmonics of degree {stored}: convert it to PLY")
-    wide = 3 * COUNTS[stored] if degree else 0  # they are at the end, and unpacked only if wanted
-    widths = (9, 1, 3, 3, turn_bytes, wide)
-    data = stream.decompress(stream.unconsumed_tail, max(count * sum(widths), 1))
-    if len(data) < count * sum(widths):
-        raise ValueError("it ends before its last Gaussian")
-    ends = np.cumsum([0, *widths]) * count
-    at, alpha, colour, scale, turn, sh = (
-        np.frombuffer(data, np.uint8, count * width, begin).reshape(count, width)
-        for begin, width in zip(ends.tolist(), widths, strict=False)
-    )
-    fixed = at.reshape(count, 3, 3).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
-    fixed -= (fixed >> 23) << 24  # sign
-    return Gaussians(
-        fixed / 2.0**fraction,
-        _spz_2_turns(turn) if version == 2 else _spz_3_turns(turn),
-        scale / 16 - 10,
-        logit(alpha[:, 0] / 255),
-        (0.5 + SH_C0 / 0.15 * (colour / 255 - 0.5)).clip(0, 1),
-        sh=((sh.reshape(count, -1, 3) - np.float32(128)) / np.float32(128)) if wide else None,
-    )
-
-
-def _spz_2_turns(turn: np.ndarray) -> np.ndarray:
-    """Return quaternions wxyz of which x, y, z are stored, and w is positive."""
-    xyz = turn / 127.5 - 1
-    return np.concatenate([np.sqrt(np.maximum(1 - np.square(xyz).sum(1, keepdims=True), 0)), xyz], 1)
-
-
-def _spz_3_turns(turn: np.ndarray) -> np.ndarray:
-    """Return quaternions wxyz of which three components are stored with sign and 9 bits, in the order xyzw."""
-    packed = turn.astype(np.int64) @ np.array([1, 1 << 8, 1 << 16, 1 << 24])
-    parts = np.stack([packed >> shift & 1023 for shift in (20, 10, 0)], 1)
-    smallest = np.where(parts & 512, -1, 1) * (parts & 511) / 511 * np.sqrt(0.5)
-    return _with_largest(smallest, packed >> 30)[:, [3, 0, 1, 2]]
-
-
-def _of_sog(raw: bytes, degree: int) -> Gaussians:
-    """Decode a bundled SOG of version 2; see readSog in playcanvas/splat-transform."""
-    with ZipFile(BytesIO(raw)) as archive:
-        meta = json.loads(_entry(archive, "meta.json"))
-        if meta.get("version") != 2:
-            raise Unsupported(f"is a SOG file of version {meta.get('version', 1)}: convert it to PLY")
-        count = int(meta["count"])
-        _must_be_allowed(count)
-        texels = {
-            name: [_texels(_entry(archive, file), count) for file in meta[name]["files"][:number]]
-            for name, number in SOG_FILES.items()
-        }
-    low, high = texels["means"]
-    shares = (low[:, :3] + 256.0 * high[:, :3]) / 65535
-    first, last = (np.array(meta["means"][end], np.float64) for end in ("mins", "maxs"))
-    logs = first + (last - first) * shares
-    turn, colour = texels["quats"][0].astype(np.int64), texels["sh0"][0]
-    f_dc = np.array(meta["sh0"]["codebook"], np.float64)[colour[:, :3]]
-    return Gaussians(
-        np.sign(logs) * np.expm1(abs(logs)),
-        _with_largest((turn[:, :3] / 255 * 2 - 1) * np.sqrt(0.5), (turn[:, 3] - 252).clip(0, 3)),
-        np.array(meta["scales"]["codebook"], np.float64)[texels["scales"][0][:, :3]],
-        logit(colour[:, 3] / 255),
-        (0.5 + SH_C0 * f_dc).clip(0, 1),
-    )
-
-
-def _entry(archive: ZipFile, name: str) -> bytes:
-    """Return a file of an archive, up to `SOG_PICTURE` bytes."""
-    with archive.open(name) as file:
-        return file.read(SOG_PICTURE)
-
-
-def _texels(raw: bytes, count: int) -> np.ndarray:
-    """Return the first `count` texels [count, 4] uint8 of a picture."""
-    from PIL import Image
-
-    with Image.open(BytesIO(raw), formats=("WEBP", "PNG")) as picture:
-        if not count <= picture.width * picture.height <= 2 * MOST:
-            raise ValueError(f"a picture of {picture.width} x {picture.height} texels for {count:,} Gaussians")
-        return np.asarray(picture.convert("RGBA")).reshape(-1, 4)[:count]
-
-
 # ---- glTF ---------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +167,7 @@ def _of_glb(glb: gltf.Glb, degree: int) -> Gaussians | None:
     found = [_of_primitive(primitive, degree) for primitive in gltf.gaussians_of(glb)]
     if not found:
         return None
-    _must_be_allowed(sum(len(gaussians.means) for gaussians in found))
+    must_be_allowed(sum(len(gaussians.means) for gaussians in found))
     means, quats, log_scales, opacities, rgbs = zip(*(gaussians[:5] for gaussians in found), strict=True)
     sh = [resized(gaussians.sh, len(gaussians.means), degree) for gaussians in found]
     return Gaussians(
@@ -352,7 +233,7 @@ FORMATS: dict[str, Callable[[Any, int], Gaussians | None]] = {
     "ply": _of_ply,
     "ply_packed": _of_packed_ply,
     "splat": _of_splat,
-    "spz": _of_spz,
-    "sog": _of_sog,
+    "spz": gaussians_of_spz,
+    "sog": gaussians_of_sog,
     "glb": _of_glb,
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from sdlab.meshes.colours import F_DC, SH_C0
 from sdlab.meshes.ply import Ply
-from sdlab.starts.gaussians import Gaussians
+from sdlab.starts.decoded import Gaussians
 
 COMMENT = "Score Distillation Lab scene: z is up, the front faces +x, the origin is in its middle"
 COLUMNS = (  # in the order of the 3DGS release (INRIA), degree 0

@@ -12,7 +12,7 @@ import numpy as np
 from sdlab.meshes.read import LARGEST
 from sdlab.meshes.stray import left_out, near, told
 from sdlab.shapes import Cloud, RawSplats
-from sdlab.starts.gaussians import FLAT, HALF_STEP, Gaussians
+from sdlab.starts.decoded import FLAT, HALF_STEP, Gaussians
 
 FAR_OFF = 100.0  # a middle this many times as far from the origin as its points from it costs float32 its detail
 OPAQUE = math.log((1 - HALF_STEP) / HALF_STEP)
