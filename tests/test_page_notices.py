@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from waiting import LONG, until
@@ -252,13 +251,13 @@ def stage(page) -> Callable[[str], None]:
     return lambda drawing: frame.evaluate("drawing => parent.postMessage({ drawing }, location.origin)", drawing)
 
 
-def test_software_and_no_webgl_are_said_over_the_view(page, stage: Callable[[str], None], tmp_path: Path):
-    line = ".lane .drawing"
+def test_software_and_no_webgl_are_said_once_below_the_view(page, stage: Callable[[str], None]):
+    line = "#drawing-line"
     for drawing, said in (("off", "WebGL is off in this browser"), ("software", "software WebGL"), ("gpu", "")):
         stage(drawing)
         page.wait_for_function(f"document.querySelector('{line}').textContent.includes('{said}')")
         assert page.is_visible(line) == bool(said)
-    assert page.get_attribute(".lane .notes", "role") == "status"
+    assert page.get_attribute(line, "role") == page.get_attribute(".lane .notes", "role") == "status"
     page.evaluate("postMessage({ drawing: 'off' }, location.origin)")  # not from a view
     page.wait_for_timeout(200)
     assert page.inner_text(line) == ""
@@ -276,7 +275,7 @@ def test_notices_fit_the_window(width: int, page, stage: Callable[[str], None], 
         stack.callback(restore)
         until(lambda: is_lost(page), SOON + HEAVY)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        for selector in ("#connection-line", ".lane .notes"):
+        for selector in ("#connection-line", "#drawing-line", ".lane .notes"):
             box = page.query_selector(selector).bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width

@@ -27,7 +27,7 @@ import app as program
 from sdlab.live import bursts, checkpoint, copies
 from sdlab.live.bursts import Bursts, BurstSession, burst, must_suit, needs_gpu
 from sdlab.live.manager import Manager
-from sdlab.live.messages import Advance, Noted, Patch, Pause, Rejected, Resume, Stepped
+from sdlab.live.messages import Advance, Burst, Noted, Patch, Pause, Rejected, Resume, Stepped
 from sdlab.live.session import Session
 from sdlab.live.state import Run
 from sdlab.priors.away import AWAY, AwayPrior, find_away
@@ -63,7 +63,7 @@ def session_of(settings: Settings, spaces: Spaces) -> BurstSession:
 def advanced(session: Session, steps: int) -> Session:
     """Take steps as the owner's thread does."""
     wanted = session.state.step + steps
-    session.do(Advance(steps))
+    session.do(Burst(steps) if isinstance(session, BurstSession) else Advance(steps))
     while session.stepping:
         session.advance()
     assert session.state.step == wanted, session.events.since(0)[0][-3:]
@@ -127,7 +127,7 @@ def test_a_command_ends_a_burst_and_the_run_goes_on_with_it(settings: Settings, 
     spaces = Spaces()
     session, changed = session_of(settings, spaces), Patch((("losses.sds.cfg", 3.0), ("active", "sds")))
     session.listen_to_steps(lambda step: session.send(changed if step == 2 else Pause()) if step in (2, 5) else None)
-    session.do(Resume())
+    session.do(Burst())
     session.advance()
     assert session.state.step == 2
     session._serve()
@@ -142,7 +142,7 @@ def test_a_command_ends_a_burst_and_the_run_goes_on_with_it(settings: Settings, 
 def test_a_command_after_the_last_step_asks_for_no_further_burst(settings: Settings):
     spaces = Spaces()
     session = session_of(settings, spaces)
-    session.do(Advance(2))
+    session.do(Burst(2))
     session.send(Patch((("losses.sds.cfg", 3.0),)))
     session.advance()
     assert (session.state.step, session.running, len(spaces.asked)) == (2, False, 1)
@@ -155,22 +155,42 @@ def test_another_run_takes_the_place_of_one_that_is_away(settings: Settings, mon
     session = advanced(session_of(settings, Spaces()), 1)
     saved = copies.saved_of(session._run, session.effective, {})
     session.listen_to_steps(lambda step: session.continue_from(saved) if step == 4 else None)
-    session.do(Resume())
+    session.do(Burst())
     session.advance()
     assert (session.state.step, session.running, session.status.text) == (1, False, "paused at step 1")
 
 
-def test_a_burst_ends_before_its_time_and_start_asks_for_more(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+def test_a_burst_under_way_is_neither_ended_nor_extended_by_presses_of_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bursts, "TELL_EVERY", 0.0)
+    spaces = Spaces()
+    session = session_of(settings, spaces)
+
+    def press(step: int) -> None:
+        for command in (Resume(), Advance(1), Burst()):
+            session.send(command)
+
+    session.listen_to_steps(press)
+    for command in (Resume(), Advance(3)):
+        session.do(command)
+    assert (session.running, spaces.asked) == (False, [])
+    session.do(Burst(4))
+    session.advance()
+    assert (session.state.step, session.running, spaces.asked) == (4, False, [60])
+
+
+def test_a_burst_ends_before_its_time_and_another_is_asked_for(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     spaces = Spaces()
     session = session_of(settings, spaces)
     monkeypatch.setattr(bursts, "MARGIN", bursts.SECONDS)
-    session.do(Resume())
+    session.do(Burst())
     session.advance()
-    assert "press Start for more" in session.status.text
+    assert "press Start burst for more" in session.status.text
     assert session.state.step == 0
     monkeypatch.undo()
     monkeypatch.setenv(zerogpu.DEVICE, "cpu")
-    session.do(Resume())
+    session.do(Burst())
     session.advance()
     assert session.state.step == STEPS
     assert "finished the planned" in session.status.text
@@ -192,20 +212,20 @@ QUOTA = "You have exceeded your free ZeroGPU quota (60s requested vs. 12s left).
 @pytest.mark.parametrize(
     ("title", "message", "said"),
     [
-        ("ZeroGPU quota exceeded", QUOTA, "quota of this visitor or Space is used up (You have exceeded your free"),
+        ("ZeroGPU quota exceeded", QUOTA, "this visitor or Space is used up. The Hub says: You have exceeded"),
         ("ZeroGPU quota exceeded", "Space app has reached its GPU limit. Try re-running outside of examples if it "
-         "happened after clicking one", "is used up (Space app has reached its GPU limit)"),
+         "happened after clicking one", "is used up. The Hub says: Space app has reached its GPU limit"),
         ("ZeroGPU quota exceeded", "No GPU was available after 60s. Try re-running outside of examples if it", "no GPU "
-         "is free now (No GPU was available after 60s)"),
+         "is free now. The Hub says: No GPU was available after 60s"),
         ("ZeroGPU queue timeout", 'No GPU was available after 60s. <a href="x">Subscribe</a>', "no GPU is free now"),
         ("ZeroGPU illegal duration", "The requested GPU duration (60s) is larger than the maximum", "for longer than"),
         ("ZeroGPU worker error", "GPU task aborted", "took longer than was asked for, or ran out of memory"),
         ("ZeroGPU client error", "Expired ZeroGPU proxy token", "permission to use your quota has expired"),
-        ("ZeroGPU worker error", "OutOfMemoryError", "the burst failed (OutOfMemoryError)"),
-        ("", "", "the burst failed (RuntimeError)"),
+        ("ZeroGPU worker error", "OutOfMemoryError", "the burst failed. The Hub says: OutOfMemoryError"),
+        ("", "", "the burst failed. The Hub says: RuntimeError"),
     ],
 )  # fmt: skip
-def test_refusals_of_the_platform_are_told_in_one_sentence(title: str, message: str, said: str):
+def test_refusals_of_the_platform_are_told_in_plain_words(title: str, message: str, said: str):
     told = zerogpu.explained(gradio_error(title, message))
     assert said in told
     assert "<" not in told
@@ -221,12 +241,12 @@ def test_a_run_goes_on_from_the_last_state_that_came_back(
     spaces = Spaces()
     session = advanced(session_of(settings, spaces), 2)
     spaces.error, spaces.states = gradio_error("ZeroGPU quota exceeded", QUOTA), states
-    session.do(Resume())
+    session.do(Burst())
     session.advance()
     assert (session.state.step, session.running, session.status.phase) == (kept, False, "paused")
     note = next(event for event in reversed(session.events.since(0)[0]) if isinstance(event, Noted))
     assert "quota of this visitor or Space is used up" in note.text
-    assert note.text.endswith("press Start to try again")
+    assert note.text.endswith("The run is kept; Start burst continues it")
     assert same(advanced(session, 6 - kept), live)
 
 
@@ -239,7 +259,7 @@ def test_a_step_that_fails_rolls_the_change_back(settings: Settings, monkeypatch
         raise ValueError("no such luck")
 
     monkeypatch.setattr(bursts, "step", fails)
-    session.do(Resume())
+    session.do(Burst())
     session.advance()
     refused = [event for event in session.events.since(0)[0] if isinstance(event, Rejected)]
     assert "no such luck" in refused[-1].reason
@@ -255,7 +275,7 @@ def test_a_network_that_cannot_be_loaded_there_is_told(settings: Settings, monke
         raise RuntimeError("out of memory: the network")
 
     monkeypatch.setattr(bursts, "resumed", fails)
-    session.do(Resume())
+    session.do(Burst())
     session.advance()
     assert (session.status.phase, session.state.step) == ("failed", 0)
     assert "out of memory: the network" in session.status.text
@@ -361,18 +381,55 @@ def test_the_page_adds_one_lane_in_bursts_which_can_be_branched(browser: Browser
     _, lane = browser.desk.lanes
     assert browser.desk.focus is lane
     assert lane.settings.prompt.text == "a blue bear"
-    told = {one["token"]: one["legend"] for one in browser.panels()["stage"]}
-    assert told == {live.seat.id: "", lane.seat.id: f"S{bursts.PACE[1:]}."}
+    panels = browser.panels()
+    told = {one["token"]: one["burst"] for one in panels["stage"]}
+    assert told.pop(live.seat.id) is None
+    [button] = told.values()
+    assert "each takes up to 60 s of your daily GPU quota" in panels["status"]
+    assert (button["do"], button["label"], button["can"]) == ("burst", "Start burst: 60 s of GPU", True)
     browser.act(do="focus", lane=live.seat.id)
     browser.act(do="gpu")
     assert (browser.desk.focus, len(browser.desk.lanes)) == (lane, 2)
-    browser.page.act(browser.token, {"do": "step"}, "a.b.c")
+    browser.page.act(browser.token, {"do": "burst", "lane": lane.seat.id}, "a.b.c")
     assert browser.desk.client.quota == "a.b.c"
-    until(lambda: lane.step == 1 and lane.seat.session.status.phase == "paused")
+    until(lambda: lane.step == STEPS + 1 and lane.seat.session.status.phase == "paused")
     browser.act(do="branch", lane=lane.seat.id)
     ready(browser)
     assert isinstance(browser.desk.lanes[2].seat.session, BurstSession)
     assert not isinstance(live.seat.session, BurstSession)
+
+
+def test_only_its_own_button_starts_a_burst(browser: Browser):
+    """Start, Step, examples and lessons act on all lanes, and would spend a visitor's quota unasked."""
+    ready(browser)
+    live = browser.desk.focus
+    browser.act(do="gpu")
+    ready(browser)
+    lane = browser.desk.focus
+    browser.act(do="step")
+    browser.act(do="start")
+    lane.begin()
+    until(lambda: live.step > 1)
+    browser.act(do="pause")
+    lane.seat.session.caught_up().result()
+    assert (lane.step, lane.seat.session.status.phase) == (0, "ready")
+    browser.panels()
+    until(lambda: browser.panels()["controls"]["can"] == {"start": True, "pause": False, "step": True, "reset": True})
+    browser.act(do="close", lane=live.seat.id)
+    until(lambda: len(browser.desk.lanes) == 1)
+    assert browser.panels()["controls"]["can"] == {"start": False, "pause": False, "step": False, "reset": True}
+    browser.act(do="preset", preset="mixture")
+    ready(browser)
+    assert not browser.desk.focus.in_bursts, "its steps need no GPU"
+
+
+def test_a_branch_of_a_run_in_a_burst_waits_for_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bursts, "TELL_EVERY", 0.0)
+    session, forks = session_of(settings, Spaces()), []
+    session.listen_to_steps(lambda step: forks.append(session.fork()) if step == 2 else None)
+    session.do(Burst(4))
+    session.advance()
+    assert [(fork.moment.step, fork.running, fork.steps_left) for fork in forks] == [(2, False, None)]
 
 
 def test_elsewhere_the_page_has_no_such_lane(settings: Settings):
@@ -525,14 +582,15 @@ def test_a_space_on_zerogpu(package: str, way: str):
         visitor.act({"do": "pause"})
         visitor.act({"do": "gpu"})
         until(lambda: visitor.lane(1)["phase"] == "ready", seconds=60)
-        assert "bursts on a shared GPU" in visitor.lane(1)["legend"]
+        assert "bursts on a shared GPU" in visitor.panels["status"]
+        burst = {"do": "burst", "lane": visitor.lane(1)["token"]}
         if real:
             platform.quota_left = 3
-            visitor.act({"do": "start"}, **{"x-ip-token": "a.b.c"})
+            visitor.act(burst, **{"x-ip-token": "a.b.c"})
             until(lambda: visitor.lane(1) and "quota of this visitor" in visitor.panels["status"], seconds=60)
             assert platform.heard[-1][1]["token"] == "a.b.c"
             platform.quota_left = None
-        visitor.act({"do": "start"}, **{"x-ip-token": "a.b.c"})
+        visitor.act(burst, **{"x-ip-token": "a.b.c"})
         until(lambda: visitor.lane(1)["step"] == 12, seconds=120)
         until(lambda: visitor.lane(1)["phase"] == "paused", seconds=60)
         if real:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeGuard, Unpack
 
 import torch
@@ -22,7 +22,7 @@ from sdlab.errors import reason
 from sdlab.live import checkpoint, copies
 from sdlab.live.building import Builder, LoadPrior, load_prior
 from sdlab.live.frames import stats_of
-from sdlab.live.messages import Advance, Command, Noted, Resume, Stepped
+from sdlab.live.messages import Advance, Burst, Command, Noted, Resume, Stepped
 from sdlab.live.moments import Moment
 from sdlab.live.session import Session, Ties
 from sdlab.live.state import Admit, Run, anything
@@ -34,18 +34,21 @@ from sdlab.settings import Settings
 from sdlab.step import step
 from sdlab.types import Prior
 
-SECONDS = 60.0  # of a GPU that one press of Start may use
+SECONDS = 60.0  # of a GPU that a burst may use, which its user asked for
 LEAST = 15.0  # seconds for which a burst is worth asking: it may have to load the networks first
 MARGIN = 8.0  # seconds before its end at which a burst takes no further step, to come back in time
 MOST_STEPS = 1000  # of a burst
 TELL_EVERY = 2.0  # seconds between two states that come back
 TOLD = "told.json"  # among the texts of what comes back
-PACE = f"steps come in bursts on a shared GPU; each Start asks for up to {SECONDS:.0f} s of it"
+GO = "press Start burst"
+KEPT = "The run is kept; Start burst continues it"
+PACE = "steps come in bursts on a shared GPU"
+COST = f"each takes up to {SECONDS:.0f} s of your daily GPU quota"
 REMARK = "its steps were taken in bursts on a GPU"
 SPLATS = "splats"
 
-Burst = Generator[bytes, None, None]
-Call = Callable[[bytes, int, float, str], Burst]  # a state, the most steps and seconds, whose quota: states
+States = Generator[bytes, None, None]
+Call = Callable[[bytes, int, float, str], States]  # a state, the most steps and seconds, whose quota: states
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Told:
         return json.dumps(asdict(self))
 
 
-def burst(state: bytes, steps: int, seconds: float, device: str = "cuda") -> Burst:
+def burst(state: bytes, steps: int, seconds: float, device: str = "cuda") -> States:
     """Take up to `steps` steps of the packed run `state` on `device`, for up to `seconds`; yield it every `TELL_EVERY`
     seconds and at the end, packed.
 
@@ -171,11 +174,13 @@ def saved_of(run: Run, texts: dict[str, str]) -> checkpoint.Saved:
 
 
 class BurstSession(Session):
-    """A session whose steps are taken in bursts, see the top of this file. Start asks for `SECONDS` of a GPU; then the
-    run pauses. A command ends the burst under way with the next state that comes back, and the run continues with a new
-    one. `quota` returns whose quota is charged, in the form that `bursts.call` takes."""
+    """A session whose steps are taken in bursts, see the top of this file. Nothing but the command `Burst` asks for
+    one: it has `SECONDS` of a GPU, then the run pauses. A command ends the burst under way with the next state that
+    comes back, and the run continues with a new one for the rest of the time. `quota` returns whose quota is charged,
+    in the form that `bursts.call` takes."""
 
     pace = PACE
+    go = GO
 
     def __init__(
         self,
@@ -204,12 +209,22 @@ class BurstSession(Session):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        left = f", of which {max(self._seconds_left, 0):.0f} s are left" if self.running else ""
-        return (*super().notes, f"{PACE}{left}")
+        left = f"this one has at most {max(self._seconds_left, 0):.0f} s left"
+        return (*super().notes, f"{PACE}; {left if self.running else COST}")
+
+    def follows(self, command: Command) -> bool:
+        return not isinstance(command, (Resume, Advance))
+
+    def fork(self) -> copies.Fork:
+        """Return the current state and its history, for a branch, which is paused: it would ask for another burst."""
+        return replace(super().fork(), running=False, steps_left=None)
 
     def _obey(self, command: Command) -> None:
-        if isinstance(command, (Resume, Advance)):
+        if not self.follows(command) or (isinstance(command, Burst) and self.running):
+            return
+        if isinstance(command, Burst):
             self._seconds_left = SECONDS
+            command = Resume() if command.n is None else Advance(command.n)
         super()._obey(command)
 
     def _serve(self) -> None:
@@ -231,7 +246,7 @@ class BurstSession(Session):
             error = self._follow(self._bursts.call(state, self._most_steps(), self._seconds_left, self._quota()))
         except Exception as e:
             self._pause()
-            self._say(Noted(self._run.step, f"{e or type(e).__name__}; press Start to try again"))
+            self._say(Noted(self._run.step, f"{e or type(e).__name__}. {KEPT}"))
             self._settle()
             return
         if error:
@@ -249,7 +264,7 @@ class BurstSession(Session):
         """Return whether the steps since step `before` were all that were asked for, or the last that were planned."""
         return self._run.step > before and (self.steps_left == 0 or self._run.step == self.settings.planned_end)
 
-    def _follow(self, burst: Burst) -> str:
+    def _follow(self, burst: States) -> str:
         """Adopt the states of a burst as they come back, until its end or a command; return why a step failed, or
         ""."""
         spent = 0.0
@@ -288,6 +303,8 @@ class BurstSession(Session):
             if asked is None:
                 return False
             if not callable(asked):
+                if isinstance(asked, Burst) or not self.follows(asked):
+                    continue  # it is under way
                 self._next = asked
                 return True
             asked()
@@ -300,9 +317,9 @@ class BurstSession(Session):
         if self._is_at_end:
             text = self._paused
         elif done:
-            text = f"{self._paused}, after {done} in this burst; press Start for the next one"
+            text = f"{self._paused}, after {done} in this burst; {GO} for more"
         else:
-            text = "the time on the GPU was over before the next step; press Start for more"
+            text = f"the time on the GPU was over before the next step; {GO} for more"
         self._set_status("paused", text)
 
     def _pause(self) -> None:

@@ -19,6 +19,7 @@ from sdlab.live.current import Current
 from sdlab.live.inbox import Inbox
 from sdlab.live.messages import (
     Advance,
+    Burst,
     Command,
     Compare,
     Ended,
@@ -54,6 +55,8 @@ SYNC_EVERY = 10  # steps between reading statistics back from a GPU, and thus be
 class Loop:
     """A run that follows the commands in its inbox. Its public members are described at `sdlab.live.session.Session`,
     which adds what other threads ask of it."""
+
+    go = "press Start"
 
     def __init__(
         self,
@@ -197,7 +200,7 @@ class Loop:
         except (Exception, SystemExit) as e:  # whatever it is, the run continues
             target = str(getattr(command, "step", ""))
             self._say(Rejected(self._run.step, type(command).__name__.lower(), target, reason(e)))
-            if self._run.state is None and isinstance(command, (Resume, Advance, Reset)):
+            if self._run.state is None and isinstance(command, (Resume, Advance, Burst, Reset)):
                 self._fail(e)  # after other commands, the status still says why there is no state
             else:
                 self._settle()
@@ -223,7 +226,7 @@ class Loop:
                 asked()
             elif self._origin is not None and not isinstance(asked, Stop):
                 self._held.append(asked)
-                if self._origin.done() and isinstance(asked, (Resume, Advance)):
+                if self._origin.done() and isinstance(asked, (Resume, Advance, Burst)):
                     self._begin()  # a second try after a failure
             else:
                 self.do(asked)
@@ -414,7 +417,7 @@ class Loop:
     @property
     def _paused(self) -> str:
         """What the status line of a paused run says."""
-        return paused(self._run, self._is_at_end)
+        return paused(self._run, self._is_at_end, self.go)
 
     def _halted(self, why: Halted) -> None:
         """Undo the patch before a step that was halted; without one, pause and say why."""
@@ -465,7 +468,7 @@ class Loop:
         if self._run.state is None:
             self._set_status("failed", self._failure)
         else:
-            self._set_status(*usual_status(self._run, self.stepping, self._is_at_end))
+            self._set_status(*usual_status(self._run, self.stepping, self._is_at_end, self.go))
 
     def _say(self, event: Event) -> None:
         self._show.say(event)

@@ -164,8 +164,12 @@ class Manager:
         client = client or Client()
         return self._seat(self._session(settings, client), client)
 
+    def in_bursts(self, settings: Settings) -> bool:
+        """Return whether a run that starts with `settings` takes its steps in bursts on a shared GPU."""
+        return self.bursts is not None and self.bursts.takes(settings)
+
     def _session(self, settings: Settings, client: Client, origin: Future[Fork] | None = None) -> Session:
-        in_bursts = self.bursts if self.bursts is not None and self.bursts.takes(settings) else None
+        in_bursts = self.bursts if self.in_bursts(settings) else None
 
         def admit(wanted: Settings, run: Run) -> None:
             client.locks(run.settings, wanted)

@@ -54,6 +54,14 @@ class Advance:
 
 
 @dataclass(frozen=True)
+class Burst:
+    """Take up to `n` steps, or as many as there is time for, in a burst on a shared GPU, then pause. Only a run that
+    takes its steps so follows it, and it follows no other command to take steps: a burst costs its user's quota."""
+
+    n: int | None = None
+
+
+@dataclass(frozen=True)
 class Reset:
     """Rebuild the scene from the current settings and return to step 0."""
 
@@ -84,7 +92,7 @@ class Stop:
     """End the session."""
 
 
-Command = Patch | Pause | Resume | Hold | Advance | Reset | Goto | Compare | Rewrite | Stop
+Command = Patch | Pause | Resume | Hold | Advance | Burst | Reset | Goto | Compare | Rewrite | Stop
 
 # ---- events ----------------------------------------------------------------------------------------------
 

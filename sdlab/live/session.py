@@ -22,7 +22,7 @@ from sdlab.live import copies
 from sdlab.live.checkpoint import Saved
 from sdlab.live.copies import Fork
 from sdlab.live.loop import Loop
-from sdlab.live.messages import Command, Event
+from sdlab.live.messages import Burst, Command, Event
 from sdlab.live.moments import Moment
 from sdlab.live.state import Run, moment_of
 from sdlab.live.tape import Taken
@@ -43,7 +43,8 @@ class Ties(TypedDict, total=False):
 class Session(Loop):
     """A run that follows commands, see the top of this file. `turn` is its turn at the turnstile of its device.
 
-    `pace` is what a viewer should know of how steps are taken, "" for one after the other.
+    `pace` is what a viewer should know of how steps are taken, "" for one after the other; `go` is what lets the run
+    take steps.
 
     `admit` is called with settings before they are adopted and with the run as it is; its ValueError refuses them.
 
@@ -71,6 +72,10 @@ class Session(Loop):
     def send(self, command: Command) -> None:
         """Queue a command; never blocks."""
         self._inbox.put(command)
+
+    def follows(self, command: Command) -> bool:
+        """Return whether a command means something to this kind of run."""
+        return not isinstance(command, Burst)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` with every event, in the owner's thread. Call before `run`."""

@@ -95,19 +95,20 @@ class Show:
 # ---- the status line -------------------------------------------------------------------------------------
 
 
-def usual_status(run: Run, stepping: bool, at_end: bool) -> tuple[Phase, str]:
+def usual_status(run: Run, stepping: bool, at_end: bool, go: str) -> tuple[Phase, str]:
     """Return phase and text of the status line of a built `run` that takes steps, or waits to do so, as in `paused`."""
     if stepping:
         return "running", "running"
     if progress := warm_up_progress(run):
         return "paused", f"paused at step {run.step}, {progress}"
-    return ("ready", "ready: press Start") if run.step == 0 else ("paused", paused(run, at_end))
+    return ("ready", f"ready: {go}") if run.step == 0 else ("paused", paused(run, at_end, go))
 
 
-def paused(run: Run, at_end: bool) -> str:
-    """Return what the status line of a paused `run` says; `at_end` if it has taken the planned steps."""
+def paused(run: Run, at_end: bool, go: str) -> str:
+    """Return what the status line of a paused `run` says; `at_end` if it has taken the planned steps. `go` is what lets
+    it take more."""
     if at_end:
-        return f"finished the planned {run.settings.steps} steps; press Start to continue"
+        return f"finished the planned {run.settings.steps} steps; {go} to continue"
     return f"paused at step {run.step}"
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from sdlab.export.writers import Material
-from sdlab.live.messages import Advance, Compare, Goto, Pause, Reset
+from sdlab.live.messages import Advance, Burst, Compare, Goto, Pause, Reset
 from sdlab.own_loss import Flawed
 from sdlab.settings import OWN
 from sdlab.ui import lessons
@@ -34,6 +34,7 @@ def perform(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:
     if lane is None:
         return
     _run(desk, act)
+    _burst(lane, act)
     _set(page, desk, act)
     _arrange(page, desk, lane, act)
     _show(page, desk, lane, act)
@@ -55,6 +56,15 @@ def _run(desk: Desk, act: Mapping[str, Any]) -> None:
             desk.send(Pause(), Reset(), prompt=prompt)
         case "compare":
             desk.focus.send(Compare())
+
+
+def _burst(lane: Lane, act: Mapping[str, Any]) -> None:
+    """Start or end a burst on a shared GPU, of a lane that takes its steps so."""
+    match act.get("do"):
+        case "burst":
+            lane.send(Burst())
+        case "end":
+            lane.send(Pause())
 
 
 def _set(page: Page, desk: Desk, act: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The desk of one page: one to four lanes, each with its own run, one of them in focus.
 
-The run buttons act on all lanes, knobs and the prompt on the lane in focus. The panels show the lane in focus, and the
+The run buttons act on all lanes, but start none whose steps come in bursts on a shared GPU; knobs and the prompt act on
+the lane in focus. The panels show the lane in focus, and the
 charts overlay the curves of all lanes. The browser holds only the desk's token, with which a reloaded page finds its
 runs.
 """
@@ -250,7 +251,7 @@ class Desk:
             lane.send(*commands, note=note, prompt=prompt if lane is self._focus else None)
 
     def start(self, prompt: str | None = None) -> None:
-        """Let all lanes run, as soon as they can."""
+        """Let all lanes run, as soon as they can, but none in bursts."""
         loading = self._focus.seat.session.status.phase in ("loading", "compiling")
         self.send(Resume(), note=WAITS_FOR_READY if loading else "", prompt=prompt)
 
@@ -265,7 +266,7 @@ class Desk:
         lane = self._focus  # read once: another request may move the focus or take the lane out
         read = {each: each.read() for each in dict.fromkeys((lane, *self.lanes))}
         told: dict[str, Any] = {} if self._shown else nothing()
-        phases: set[Phase] = {each.seat.session.status.phase for each in read}
+        phases: list[tuple[Phase, bool]] = [(each.seat.session.status.phase, each.in_bursts) for each in read]
         self._put(told, "status", read[lane].status)
         frozen = self.place is not None and self.place.room.frozen
         self._put(told, "controls", {"can": pressable(phases, frozen), "again": ""})
@@ -355,6 +356,7 @@ class Desk:
                 "modes": [[mode, MODE_LABELS[mode]] for mode in view_modes(lane.seat.session.effective.scene)],
                 "mode": lane.view.mode,
                 "legend": lane.legend,
+                "burst": lane.burst and lane.burst._asdict(),
             }
             for lane, tone in tones.items()
         ]
@@ -415,14 +417,16 @@ def nothing() -> dict[str, Any]:
     }
 
 
-def pressable(phases: Collection[Phase], frozen: bool = False) -> dict[str, bool]:
-    """Return which run buttons make sense while the lanes are in these phases: none while the class is `frozen`. Start
-    may be pressed while a lane is still loading."""
+def pressable(lanes: Collection[tuple[Phase, bool]], frozen: bool = False) -> dict[str, bool]:
+    """Return which run buttons make sense while the lanes are in these phases, each in bursts or not: none while the
+    class is `frozen`. Start may be pressed while a lane is still loading."""
     if frozen:
         return dict.fromkeys(("start", "pause", "step", "reset"), False)
-    runs = "running" in phases
-    idle = not frozenset(phases).isdisjoint(("ready", "paused", "failed"))
-    return {"start": set(phases) != {"running"}, "pause": runs, "step": idle, "reset": idle or runs}
+    phases = {phase for phase, _ in lanes}
+    own = {phase for phase, in_bursts in lanes if not in_bursts}  # that Start and Step act on
+    runs, idle = "running" in phases, {"ready", "paused", "failed"}
+    can_reset = runs or not idle.isdisjoint(phases)
+    return {"start": bool(own - {"running"}), "pause": runs, "step": not idle.isdisjoint(own), "reset": can_reset}
 
 
 def _item(token: str, result: Result) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _owner(settings: Settings, prefix: str) -> str:
 
 
 def _picker(presets: Sequence[str]) -> str:
-    options = ['<option value="" hidden data-about="Settings from a file or a link.">Your settings</option>']
+    options = ['<option value="" hidden data-about="Settings that are none of the presets.">Other settings</option>']
     for name in presets:
         note = about(name)
         options.append(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sdlab.lessons.readings import Reader
 from sdlab.live import critic
+from sdlab.live.bursts import SECONDS
 from sdlab.live.checkpoint import Saved
 from sdlab.live.manager import Seat
 from sdlab.live.messages import (
@@ -36,13 +37,15 @@ from sdlab.ui.flat_view import is_flat
 from sdlab.ui.form import wordings_in_use, wordings_of
 from sdlab.ui.panels import Message, Tone, status
 from sdlab.ui.uploads import UPLOADS
-from sdlab.ui.wording import label_of, sentence
+from sdlab.ui.wording import label_of
 from sdlab.viewport.splat_view import SPLATS, SplatView
 
 MAX_MARKS = 60
 JUDGED_EVERY = 2.0  # seconds
 WAITS_FOR_READY = "starts as soon as everything is ready"
-GOES_ON = "changed; press Start to continue with it"
+GOES_ON = "changed; {} to continue with it"
+STARTS = f"Take steps on a shared GPU: up to {SECONDS:.0f} s of your daily quota"
+ENDS = "Pause this run with the next state that comes back, and give the GPU back"
 OTHER_PROMPT = "the object changes to match the new prompt; Reset starts over"
 REFUSED_FOR = 30.0  # seconds for which a refusal stays on the status line
 PATH = re.compile(r"^[a-z]\w*(?= = )|[a-z]\w*(?:\.\w+)+")  # the path of a knob in a text
@@ -52,6 +55,15 @@ WITHOUT_SH = "Gaussians have here the colour that all directions share; Render s
 def view_modes(scene: SceneConfig) -> tuple[str, ...]:
     """Return in which ways a view may show a scene."""
     return (SPLATS, *scene.modes) if scene.modes else ()
+
+
+class Button(NamedTuple):
+    """A button of a lane as the page shows it."""
+
+    do: str  # the act
+    label: str
+    title: str
+    can: bool  # be pressed
 
 
 class News(NamedTuple):
@@ -108,13 +120,27 @@ class Lane:
         return f"{'flat' if is_flat(self.seat.session.effective) else 'viewport'}/{self.seat.id}/"
 
     @property
+    def in_bursts(self) -> bool:
+        """Whether the run takes its steps in bursts on a shared GPU, which Start and Step do not ask for."""
+        return bool(self.seat.session.pace)
+
+    @property
+    def burst(self) -> Button | None:
+        """The button by which a burst starts or ends, None for a run that takes its steps here."""
+        session = self.seat.session
+        if not self.in_bursts:
+            return None
+        if session.running:
+            return Button("end", "End burst", ENDS, not session.on_hold)
+        can = session.status.phase in ("ready", "paused", "failed") and not session.on_hold
+        return Button("burst", f"Start burst: {SECONDS:.0f} s of GPU", STARTS, can)
+
+    @property
     def legend(self) -> str:
         """What the view's colours mean, or what they leave out; "" if there is nothing to say."""
         scene = self.seat.session.effective.scene
-        session = self.seat.session
-        said = [f"{sentence(session.pace)}."] if session.pace else []
         directed = isinstance(scene, Splats) and scene.sh_degree > 0 and self.view.mode == SPLATS
-        return " ".join([*said, WITHOUT_SH if directed else self.view.legend]).strip()
+        return WITHOUT_SH if directed else self.view.legend
 
     def history(self) -> dict[str, Any]:
         """Return what the timeline shows."""
@@ -132,12 +158,14 @@ class Lane:
     # ---- from the page to the session --------------------------------------------------------------------
 
     def send(self, *commands: Command, note: str = "", prompt: str | None = None) -> None:
-        """Send commands, after the prompt as it is typed now; `note` replaces the message on the status line."""
+        """Send the commands that the run follows, after the prompt as it is typed now; `note` replaces the message on
+        the status line."""
+        commands = tuple(filter(self.seat.session.follows, commands))
         retyped = prompt is not None and prompt != self.settings.prompt.text
         if not commands and not retyped:
             return
         with self._lock:
-            self._message = Message("info", note) if note else None
+            self._message = Message("info", note) if note and commands else None
         if retyped:
             self.patch([("prompt.text", prompt)])
         for command in commands:
@@ -226,7 +254,7 @@ class Lane:
             phase = self.seat.session.status.phase
             said = self._message
             if said is not None and (
-                time.monotonic() >= said.until or (phase == "running" and said.text in (WAITS_FOR_READY, GOES_ON))
+                time.monotonic() >= said.until or (phase == "running" and said.text in (WAITS_FOR_READY, self._goes_on))
             ):
                 self._message = None
             frame = self.seat.session.latest.get()
@@ -332,8 +360,12 @@ class Lane:
         if waiting:
             return Message("info", f"{', '.join(waiting)}: applied at the next reset")
         if step > 0 and self.seat.session.status.phase == "paused":
-            return Message("info", GOES_ON)
+            return Message("info", self._goes_on)
         return Message("info", OTHER_PROMPT) if step > 0 and path == "prompt.text" else None
+
+    @property
+    def _goes_on(self) -> str:
+        return GOES_ON.format(self.seat.session.go)
 
     def _in_words(self, reason: str) -> str:
         """Return `reason` with the paths of knobs replaced by their labels on the page."""

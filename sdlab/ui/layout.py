@@ -163,8 +163,8 @@ def _controls(prompt: str) -> str:
 
 _STAGE = '<div class="stage"></div><div class="no-view">The scene appears here.</div>' + RECORDING
 _STATUS = (  # live regions are read out only if they exist before they have a text
-    '<p id="connection-line" role="alert"></p><p class="unseen" role="status" data-live></p>'
-    '<div data-panel="status"></div>'
+    '<p id="connection-line" role="alert"></p><p id="drawing-line" role="status"></p>'
+    '<p class="unseen" role="status" data-live></p><div data-panel="status"></div>'
 )
 _TIMELINE = (
     '<div class="timeline"><button type="button" data-replay title="Replay the run">&#9655;</button>'
@@ -287,8 +287,8 @@ def _menu(visitors: Visitors, classroom: bool) -> str:
 
 
 _GPU = (
-    '<button type="button" data-gpu title="Add a lane with Stable Diffusion, whose steps come in bursts on a shared '
-    'GPU">GPU</button>'
+    '<button type="button" data-gpu title="Add a run of Stable Diffusion, whose steps come in bursts on a shared GPU. '
+    'None starts by itself">GPU</button>'
 )
 
 

@@ -18,7 +18,7 @@ from sdlab.live.clients import Client
 from sdlab.live.kept import Store
 from sdlab.live.manager import Manager, Seat
 from sdlab.live.messages import Hold
-from sdlab.settings import Settings
+from sdlab.settings import Settings, needs_new_run
 from sdlab.ui import acts, lessons
 from sdlab.ui.answers import another_tab, in_line, no_seat, session_over
 from sdlab.ui.desk import Desk
@@ -419,13 +419,17 @@ class Page:
     def open_gpu(self, desk: Desk) -> None:
         """Show the desk's lane whose steps come in bursts on a GPU. If there is none, add it, with the prompt of the
         lane in focus. A refusal goes to the status line."""
-        there = next((lane for lane in desk.lanes if lane.seat.session.pace), None)
+        there = next((lane for lane in desk.lanes if lane.in_bursts), None)
         if there is not None:
             desk.look_at(there)
         elif desk.opened is not None and desk.opened.link.locks(PRESET):
             desk.focus.say("error", NO_PRESET)
         elif self.visitors.gpu is not None:
             self.add(desk, self.visitors.gpu.patch("prompt.text", desk.focus.settings.prompt.text), None)
+
+    def needs_new_run(self, lane: Lane, wanted: Settings) -> bool:
+        """Return whether a lane cannot turn to the `wanted` settings, but has to be replaced."""
+        return needs_new_run(wanted, lane.settings) or lane.in_bursts != self._manager.in_bursts(wanted)
 
     def replace(self, desk: Desk, lane: Lane, settings: Settings, preset: str | None) -> bool:
         """Put a new run in the place of a lane, whose seat is given back first: it may be the last free one. Return

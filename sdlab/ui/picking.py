@@ -48,7 +48,7 @@ def pick(page: Page, desk: Desk, preset: str | None, wanted: Settings, remark: s
             desk.forget("preset")  # the page shows the one that was picked
             lane.say("error", str(e))
             return False
-    if catalogue.needs_new_run(wanted, lane.settings):
+    if page.needs_new_run(lane, wanted):
         if not page.replace(desk, lane, wanted, preset):
             return False
     else:

@@ -25,12 +25,14 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sdlab.live.bursts import Burst, Bursts, burst, needs_gpu
+from sdlab.live.bursts import Bursts, States, burst, needs_gpu
 from sdlab.ui.answers import QUOTA_HEADER
 
 WAY = "SDLAB_ZEROGPU_START"  # set by the Space's owner
 DEVICE = "SDLAB_ZEROGPU_DEVICE"  # of a burst; for machines without a GPU
 INNER = re.compile(r"/gradio_api/startup-events")  # what Gradio asks its own server
+
+HUB = "The Hub says"
 
 Way = Literal["server", "launch"]
 
@@ -45,7 +47,7 @@ class ZeroGpu:
         self._task = spaces.GPU(duration=seconds_asked)(on_gpu)
         self.bursts = Bursts(self.call, needs_gpu)
 
-    def call(self, state: bytes, steps: int, seconds: float, quota: str) -> Burst:
+    def call(self, state: bytes, steps: int, seconds: float, quota: str) -> States:
         """Start a burst, see `sdlab.live.bursts.Bursts`. RuntimeError that says why there is none, or no more of it."""
         charge(quota)
         try:
@@ -75,7 +77,7 @@ _home = os.getpid()
 _port = 0  # that the server listens on
 
 
-def on_gpu(state: bytes, steps: int, seconds: float) -> Burst:
+def on_gpu(state: bytes, steps: int, seconds: float) -> States:
     """Take steps of a run on the GPU: `sdlab.live.bursts.burst`, in a process forked from the server's."""
     if os.getpid() != _home:
         let_go(_port)
@@ -111,20 +113,20 @@ def charge(quota: str) -> None:
 
 
 def explained(error: Exception) -> str:
-    """Return one sentence on why the platform gave no GPU, or took it back."""
+    """Return why the platform gave no GPU, or took it back, and what it says itself, without a full stop."""
     title, said = str(getattr(error, "title", "")), _plain(str(getattr(error, "message", "") or error))
     what = f"{title}: {said}".lower()
     if "no gpu was available" in what or "queue timeout" in what:
-        return f"no GPU is free now ({said})"
+        return f"no GPU is free now. {HUB}: {said}"
     if "quota" in what or "gpu limit" in what or "credits" in what:
-        return f"no GPU: the daily quota of this visitor or Space is used up ({said})"
+        return f"no GPU: the daily quota of this visitor or Space is used up. {HUB}: {said}"
     if "duration" in what:
-        return f"no GPU: it was asked for longer than the platform allows ({said})"
+        return f"no GPU: it was asked for longer than the platform allows. {HUB}: {said}"
     if "aborted" in what:
         return "the platform ended the burst: it took longer than was asked for, or ran out of memory"
     if "expired" in what:
         return "no GPU: the page's permission to use your quota has expired"
-    return f"the burst failed ({said or type(error).__name__})"
+    return f"the burst failed. {HUB}: {said or type(error).__name__}"
 
 
 def _plain(text: str) -> str:

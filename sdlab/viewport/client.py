@@ -13,11 +13,13 @@ STATIC = Path(__file__).parent / "static"
 
 # viser reconnects only from a focused document, which a frame is not: a dropped socket would stay dropped.
 RECONNECT = "<script>Document.prototype.hasFocus=function(){return !document.hidden}</script>"
-# Its own panel has nothing that this page needs, and covers the scene on small screens.
+# Its own panel has nothing that this page needs, and covers the scene on small screens; what it says of a machine
+# without a GPU, the page says itself.
 STYLE = """<style>
-[data-floating-window], .mantine-Paper-root[style*="position: fixed"][style*="bottom: 0"] { display: none !important; }
+[data-floating-window], .mantine-Paper-root[style*="position: fixed"][style*="bottom: 0"], .mantine-Notification-root {
+  display: none !important; }
 </style>"""
-# Its notice that a machine has no GPU stays long enough to be read, where it leaves room for the scene.
+# In a file of its own, that notice stays long enough to be read, where it leaves room for the scene.
 NOTICE = """<style>
 @media (max-width: 560px) { .mantine-Notification-root { display: none !important; } }
 .mantine-Notification-root { animation: sdlab-fade 0.4s 8s forwards; }
@@ -50,4 +52,4 @@ def client_html() -> str:
     """Return the client as a page embeds it."""
     html = (Path(inspect.getfile(viser)).parent / "client" / "build" / "index.html").read_text(encoding="utf-8")
     ours = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in ("line.js", "view.js"))
-    return html.replace("<head>", f"<head>{RECONNECT}{ours}{CHANGES}{STYLE}{NOTICE}", 1)
+    return html.replace("<head>", f"<head>{RECONNECT}{ours}{CHANGES}{STYLE}", 1)

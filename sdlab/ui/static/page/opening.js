@@ -6,7 +6,7 @@ import { keepWelcomed, wasWelcomed } from "./memory.js";
 
 const FADE = 400; // ms, see page.css
 const PATIENCE = 4000; // ms after which a view that does not say that it shows its scene is shown nevertheless
-const STARTS = "#start, #step, [data-example]"; // what starts a run, also by a key
+const STARTS = "#start, #step, [data-do='burst'], [data-example]"; // what starts a run, also by a key
 
 /** @typedef {{ address: string, step: number, phase: string, focus: boolean }} Lane */
 
@@ -47,7 +47,7 @@ const isBeside = () => figure?.classList.contains("beside");
 export function followLanes(lanes) {
   if (!figure) return;
   lane = lanes.find((one) => one.focus);
-  if (isBeside()) return;
+  if (isBeside()) return lanes.length > 1 ? leave() : undefined; // it would cover the lanes' names
   const prepared = lane && !["loading", "compiling"].includes(lane.phase);
   const yours = !lane ? "" : prepared ? " The view of yours is opening." : " Yours is being prepared.";
   within("span").textContent = `A recording of a finished run.${yours}`;

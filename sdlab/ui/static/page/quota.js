@@ -4,7 +4,7 @@
 
 const ASK = "zerogpu-headers"; // a message of Gradio's
 const PATIENCE = 2000; // ms
-const STARTS = ["start", "step"]; // acts that may start a burst
+const STARTS = ["burst"]; // acts that start a burst
 
 /** The address of the page around, "" unless it is the Hub's and answers. */
 function around() {

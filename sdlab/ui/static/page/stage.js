@@ -13,11 +13,14 @@ const REST = 5000; // ms after which a button can be pressed again if its press 
 
 /** @type {Record<string, string>} what a view says about how it draws, see viewport/static/view.js */
 const DRAWING = {
-  software: "This browser draws 3D without a GPU (software WebGL): the view may lag behind the run.",
+  software: "This browser draws 3D without a GPU (software WebGL), so the view may lag behind the run.",
   off: "WebGL is off in this browser, so the 3D view stays empty. The lens below shows the images of the run.",
 };
 
-/** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean, trouble: string, modes: [string, string][], mode: string, legend: string }} Lane */
+let drawing = ""; // what the last view has said
+
+/** @typedef {{ do: string, label: string, title: string, can: boolean }} Burst the button of a lane in bursts */
+/** @typedef {{ desk: string, token: string, address: string, tone: number, letter: string, loss: string, step: number, phase: string, focus: boolean, trouble: string, modes: [string, string][], mode: string, legend: string, burst: Burst | null }} Lane */
 
 /** @param {HTMLElement} element */
 export function mount(element) {
@@ -37,6 +40,11 @@ export function mount(element) {
   const press = (button, lane) => {
     const verb = button.dataset.do ?? "";
     if (verb === "focus" && button.closest(".lane")?.classList.contains("focus")) return;
+    if (button.classList.contains("burst")) {
+      const { shown } = button.dataset;
+      button.disabled = true;
+      setTimeout(() => { if (button.dataset.shown === shown) button.disabled = false; }, REST);
+    }
     if (verb === "branch") {
       button.disabled = true;
       resting.add(button);
@@ -70,6 +78,7 @@ export function mount(element) {
       showLane(node, lane);
     }
     stage.dataset.lanes = String(lanes.length);
+    tellDrawing();
     if (!lanes.length || lanes[0].desk === desk) return;
     if (desk) tellWhatIsShown(); // a new desk on an old page
     desk = lanes[0].desk;
@@ -84,16 +93,16 @@ function laneNode(press, draw) {
     '<figcaption><button type="button" class="name" data-do="focus"><i class="chip"></i><b></b><span></span></button>' +
     '<button type="button" data-do="keep" title="Keep this lane and close the others">keep</button>' +
     '<button type="button" data-do="close" title="Close this lane" aria-label="Close this lane">&times;</button></figcaption>' +
-    '<div class="notes" role="status"><p class="trouble"></p><p class="drawing"></p><p class="legend"></p></div>' +
-    '<div class="tools"><select data-mode title="What the view shows, and who draws it" aria-label="What the view shows" hidden></select><button type="button" data-do="branch" title="Add a lane that continues from this step">' +
+    '<div class="foot"><div class="notes" role="status"><p class="trouble"></p><p class="legend"></p></div>' +
+    '<div class="tools"><button type="button" class="primary burst" hidden></button><select data-mode title="What the view shows, and who draws it" aria-label="What the view shows" hidden></select><button type="button" data-do="branch" title="Add a lane that continues from this step">' +
     'Branch here</button><button type="button" data-do="front">Front view</button>' +
-    '<button type="button" data-do="camera" title="Copy this view\'s camera as JSON, in the form of exported cameras">Copy camera</button></div>';
+    '<button type="button" data-do="camera" title="Copy this view\'s camera as JSON, in the form of exported cameras">Copy camera</button></div></div>';
   const frame = document.createElement("iframe");
   frame.addEventListener("load", () => {
     tell(frame);
     try { if (frame.contentWindow) for (const follow of [listen, acceptDrops]) follow(frame.contentWindow); } catch { /* a frame that is not ours */ }
   });
-  node.insertBefore(frame, node.querySelector(".notes"));
+  node.insertBefore(frame, node.querySelector(".foot"));
   node.addEventListener("click", (event) => {
     const button = /** @type {HTMLButtonElement | null} */ (/** @type {Element} */ (event.target).closest("[data-do]"));
     if (button) press(button);
@@ -106,10 +115,7 @@ function laneNode(press, draw) {
 /** @param {HTMLElement} node @param {Lane} lane */
 function showLane(node, lane) {
   const frame = /** @type {HTMLIFrameElement} */ (node.querySelector("iframe"));
-  if (frame.getAttribute("src") !== lane.address) {
-    frame.setAttribute("src", lane.address);
-    note(node, ".drawing", "");
-  }
+  if (frame.getAttribute("src") !== lane.address) frame.setAttribute("src", lane.address);
   frame.title = `view of the scene, lane ${lane.letter}, ${lane.loss}`;
   node.style.order = String(lane.tone);
   node.classList.toggle("focus", lane.focus);
@@ -121,7 +127,21 @@ function showLane(node, lane) {
   state.textContent = `step ${lane.step}${lane.phase === "running" ? "" : `, ${lane.phase}`}`;
   note(node, ".trouble", lane.trouble);
   note(node, ".legend", lane.legend);
+  showBurst(/** @type {HTMLButtonElement} */ (node.querySelector(".burst")), lane.burst);
   showModes(/** @type {HTMLSelectElement} */ (node.querySelector("[data-mode]")), lane);
+}
+
+/** Show the button by which a burst starts or ends, of a lane that has one. @param {HTMLButtonElement} button @param {Burst | null} burst */
+function showBurst(button, burst) {
+  const shown = JSON.stringify(burst);
+  if (button.dataset.shown === shown) return; // a press under way stays
+  button.dataset.shown = shown;
+  button.hidden = !burst;
+  if (!burst) return;
+  button.dataset.do = burst.do;
+  button.textContent = burst.label;
+  button.title = burst.title;
+  button.disabled = !burst.can;
 }
 
 /** Copy a camera, and say so in its button. @param {HTMLButtonElement} button @param {string} text */
@@ -160,11 +180,17 @@ addEventListener("message", ({ origin, source, data }) => {
   if (origin !== location.origin) return;
   if (data?.live === true) giveWay();
   if (typeof data?.drawing !== "string") return;
-  for (const frame of document.querySelectorAll(".lane iframe")) {
-    const lane = /** @type {HTMLElement | null} */ (frame.closest(".lane"));
-    if (lane && /** @type {HTMLIFrameElement} */ (frame).contentWindow === source) note(lane, ".drawing", DRAWING[data.drawing] ?? "");
-  }
+  for (const frame of document.querySelectorAll(".lane iframe"))
+    if (/** @type {HTMLIFrameElement} */ (frame).contentWindow === source) drawing = data.drawing;
+  tellDrawing();
 });
+
+/** Say below the stage, where nothing covers it, how this browser draws 3D, if it is slow or not at all. */
+function tellDrawing() {
+  const line = document.getElementById("drawing-line");
+  const said = document.querySelector('.lane[data-flat="false"]') ? DRAWING[drawing] ?? "" : "";
+  if (line && line.textContent !== said) line.textContent = said;
+}
 
 /** Tell a new desk which tab is open, and take the lens back to each step's own timestep. */
 function tellWhatIsShown() {
