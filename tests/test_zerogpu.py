@@ -430,11 +430,12 @@ def test_only_its_own_button_starts_a_burst(browser: Browser):
 
 def test_a_branch_of_a_run_in_a_burst_waits_for_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bursts, "TELL_EVERY", 0.0)
-    session, forks = session_of(settings, Spaces()), []
-    session.listen_to_steps(lambda step: forks.append(session.fork()) if step == 2 else None)
+    session, asked = session_of(settings, Spaces()), []
+    session.listen_to_steps(lambda step: asked.append(session.branch()) if step == 2 else None)
     session.do(Burst(4))
     session.advance()
-    assert [(fork.moment.step, fork.running, fork.steps_left) for fork in forks] == [(2, False, None)]
+    [fork] = (answer.result(0) for answer in asked)
+    assert (fork.moment.step, fork.running, fork.steps_left) == (2, False, None)
 
 
 def test_elsewhere_the_page_has_no_such_lane(settings: Settings):

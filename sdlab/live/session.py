@@ -188,4 +188,5 @@ class Session(Loop):
         """Return the current state for a branch; RuntimeError when there is none."""
         if self._inbox.closed:
             raise RuntimeError("there is nothing to branch from: the run has ended")
-        return copies.fork_of(self._run_to("branch from"), self.running, self.steps_left)
+        self._run_to("branch from")
+        return self.fork()
