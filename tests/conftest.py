@@ -132,16 +132,16 @@ def browser(with_browser):
 @pytest.fixture(scope="module")
 def unhurried():
     """Lets every step of a session take 10 ms at least, so that runs leave the processor to the browser."""
-    from sdlab.live import session
+    from sdlab.live import loop
 
-    step = session.step
+    step = loop.step
 
     def slowly(*given):
         time.sleep(0.01)
         return step(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "step", slowly)
+        patch.setattr(loop, "step", slowly)
         yield
 
 
