@@ -19,7 +19,7 @@ def run_folder(session: Session, folder: Path) -> Path:
     record = json.dumps({"settings": text})
     (folder / SETTINGS).write_text(text)
     (folder / RECORD).write_text(record)
-    session._ask(lambda: session.save(folder / CHECKPOINT, {RECORD: record})).result(30)
+    session._inbox.ask(lambda: session.save(folder / CHECKPOINT, {RECORD: record})).result(30)
     return folder
 
 

@@ -60,6 +60,12 @@ def film(tmp_path_factory):
     return path
 
 
+def test_equal_films_have_equal_bytes(film, tmp_path):
+    for _ in range(8):
+        write_film(tmp_path / "again.mp4", noise(24))
+        assert (tmp_path / "again.mp4").read_bytes() == film.read_bytes()
+
+
 def test_a_film_has_all_its_frames_and_their_rate(film):
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(film))
     assert (frames, seconds) == (24, 1.0)

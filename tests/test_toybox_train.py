@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from sdlab.priors.diffusers import DiffusersPrior
-from sdlab.toybox import judge, model, pictures, sample, words
+from sdlab.toybox import model, pictures, sample, words
 from sdlab.training import cli, reading, train
+from sdlab.training import judge as judge_training
 
 TINY = model.Shape(channels=(16, 32), patch=2, text_width=32, text_layers=1)
 CPU = torch.device("cpu")
@@ -375,7 +376,7 @@ def test_results_that_cannot_be_written_are_refused_at_once(
     def no_work(*_: object, **__: object) -> None:
         raise AssertionError("it has begun")
 
-    for module, name in ((train, "train"), (judge, "train"), (cli, "load_prior"), (pictures, "make_pool")):
+    for module, name in ((train, "train"), (judge_training, "train"), (cli, "load_prior"), (pictures, "make_pool")):
         monkeypatch.setattr(module, name, no_work)
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "grid.png"

@@ -214,7 +214,9 @@ def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int = FILM_RATE
     frames = 0
     # a file rather than its name, which may look like a protocol or a pattern
     with whole(path) as scratch, scratch.open("wb") as file, av.open(file, "w", format="mp4") as film:
-        video = film.add_stream("libx264", rate, width=width, height=height, pix_fmt="yuv420p", options={"crf": "25"})
+        # without x264's macroblock tree, which reads what it has not written: equal images would give different files
+        options = {"crf": "25", "x264-params": "mbtree=0"}
+        video = film.add_stream("libx264", rate, width=width, height=height, pix_fmt="yuv420p", options=options)
         video.codec_context.thread_count = 1  # encoding is not the bottleneck, and a run may need the others
         for picture in itertools.chain([first], stream):
             film.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
