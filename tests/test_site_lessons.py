@@ -173,7 +173,7 @@ def test_a_page_has_all_that_the_lesson_says(site: Path, found: list[PageRecordi
     for part in (
         "All of them.",
         "It is the prior&#x27;s score.",
-        "prompt = east; CFG = 2.",
+        "prompt = east; CFG of SDS = 2.",
         "is at least 0.2 above the value marked “before”, after at least 15 steps",
     ):
         assert part in text

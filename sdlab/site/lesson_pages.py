@@ -85,10 +85,7 @@ def _acts(acts: Sequence[Do]) -> list[str]:
     for act in acts:
         match act.what:
             case "set":
-                said += [
-                    f"{label_of(path) if path != 'prompt.text' else 'prompt'} = {_value(path, value)}"
-                    for path, value in act.value
-                ]
+                said += [_change(path, value) for path, value in act.value]
             case "preset":
                 said.append(f"the preset {about(act.value)['title']}")
             case "reset":
@@ -104,10 +101,16 @@ def _acts(acts: Sequence[Do]) -> list[str]:
     return said
 
 
-def _value(path: str, value: Any) -> str:
+def _change(path: str, value: Any) -> str:
+    """Return in words how a knob is set; which loss it belongs to, since two may be set alike."""
+    group, _, rest = path.partition(".")
+    loss = losses().get(rest.partition(".")[0]) if group == "losses" else None
+    name = f"{label_of(path) if path != 'prompt.text' else 'prompt'}{f' of {loss.title}' if loss is not None else ''}"
+    if isinstance(value, bool):
+        return f"{name} {'on' if value else 'off'}"
     if path == "active" and value in losses():
-        return losses()[value].title
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"{name} = {losses()[value].title}"
+    return f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
 
 
 def _code(acts: Sequence[Do]) -> dict[str, str] | None:
