@@ -156,6 +156,7 @@ class Loop:
                     raise
                 self._fail(e)
             self._run_on()
+            self.running = False  # so that all who look see the end, too
             if self._run.state is not None:
                 self._publish()
                 self._show.tell_last_step(self._run)
