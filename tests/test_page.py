@@ -1183,8 +1183,9 @@ def test_a_locked_prior_is_not_got_round_with_a_preset():
 
 @pytest.mark.browser
 def test_a_link_is_copied_in_one_browser_and_opens_the_same_run_in_another(
-    browser, open_tab: Callable[..., Tab], manager: Manager, address: str
+    browser, open_tab: Callable[..., Tab], manager: Manager, address: str, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(manager, "grace", 60.0)  # the others' second is too short for a page to load
     teacher = open_tab(permissions=["clipboard-read", "clipboard-write"])
     page = teacher.page
     teacher.type("#prompt textarea", "<i>a south & east</i>")
