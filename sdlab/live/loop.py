@@ -156,9 +156,8 @@ class Loop:
                     raise
                 self._fail(e)
             self._run_on()
-            self.running = False  # so that all who look see the end, too
             if self._run.state is not None:
-                self._publish()
+                self._show.publish(self._run, last=True)
                 self._show.tell_last_step(self._run)
             self._say(Ended(self._run.step))
             self._set_status("ended", "ended")

@@ -47,12 +47,12 @@ class Show:
         """Return the frame of `run`."""
         return frame_of(run, self.in_detail)
 
-    def publish(self, run: Run, frame: Frame | None = None) -> None:
-        """Publish `frame`, or one of `run` as it is now, to all who look."""
+    def publish(self, run: Run, frame: Frame | None = None, last: bool = False) -> None:
+        """Publish `frame`, or one of `run` as it is now, to all who look; the `last` is looked at in any case."""
         frame = frame or self.frame_of(run)
         self._published_at = time.monotonic()
         self.latest.set(frame)
-        now = self._still()
+        now = last or self._still()
         for looking in (self.watching, self.rendering):
             looking.look(run, now=now)
         if self.in_detail:
