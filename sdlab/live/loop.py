@@ -157,7 +157,7 @@ class Loop:
                 self._fail(e)
             self._run_on()
             if self._run.state is not None:
-                self._show.publish(self._run, last=True)
+                self._show.publish(self._run, last=until is not None)  # a page that closes looks no more
                 self._show.tell_last_step(self._run)
             self._say(Ended(self._run.step))
             self._set_status("ended", "ended")
